@@ -1,0 +1,38 @@
+// The three kinds of failure a user of loam can meet.
+
+/** A mistake of the person at the keyboard: printed as one line, exit code 1, no stack trace. */
+export class UserError extends Error {
+  override name = "UserError";
+}
+
+/** A function of the compiled library failed. The message names the function, its sizes and the cause. */
+export class KernelError extends Error {
+  override name = "KernelError";
+}
+
+/**
+ * Runs a command-line main function. A UserError prints as one line and exits with 1; a missing permission prints the
+ * flag that grants it; anything else is a bug in loam (or in a model under development) and keeps its stack.
+ */
+export async function runMain(main: () => void | Promise<void>): Promise<void> {
+  try {
+    await main();
+  } catch (error) {
+    console.error(explain(error));
+    Deno.exit(1);
+  }
+}
+
+/** The text to print for an error: one line for user errors, with the stack for everything else. */
+export function explain(error: unknown): string {
+  if (error instanceof UserError) return `error: ${error.message}`;
+  if (error instanceof Deno.errors.NotCapable) {
+    const flag = /--allow-[a-z]+/.exec(error.message)?.[0] ?? "--allow-...";
+    const what = /access to "([^"]+)"/.exec(error.message)?.[1];
+    const grant = what ? `${flag}="${what}"` : flag;
+    const script = Deno.mainModule.split("/").pop()!.replace(/\.ts$/, "");
+    return `error: ${error.message.split(",")[0]}: this task may read anything but write only below data/, runs/ and the ` +
+      `temporary directory; grant it with: deno run -q -P=${script} ${grant} ${script}.ts ...`;
+  }
+  return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
+}

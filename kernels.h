@@ -1,0 +1,203 @@
+// kernels.h: the contract between TypeScript and the compiled libraries.
+//
+// libloam_cpu (kernels.cpp), libloam_cuda (kernels.cu) and libloam_emu (kernels.cu run on a CPU) export exactly these
+// functions. ffi/symbols.ts is the same list in TypeScript; a test parses this file and compares the two.
+//
+// Rules
+// - Every function returns 0, or a code other than 0 and leaves the text of the first failure for last_error().
+//   It checks its sizes and addresses, and never throws, exits or prints.
+// - Work is queued on the library's own stream in call order. Only synchronize(), copy_to_host(), find_nonfinite() and
+//   last_error() wait. On the CPU library every call has finished when it returns.
+// - `act` is the type of weights, activations and their gradients: float on the CPU, bfloat16 on CUDA. Reductions,
+//   gradients of weights, master weights and optimizer state are float.
+// - Arguments: outputs, inputs, what the forward pass saved, then sizes. dx is the gradient of x.
+// - Pointers are addresses in device memory, passed from TypeScript as bigint. HOST marks a pointer to memory of the
+//   calling program (a typed array), used only outside the training step.
+// - accumulate: 0 overwrites the output, 1 adds to it. Results are deterministic: same inputs, same bits, for a given
+//   library, thread count and GPU.
+// - Dimensions: B batch, T time, N = B*T rows, C channels (n_embd), H query heads, K key/value heads, D head size,
+//   F feed-forward width, V vocabulary. All arrays are row-major and dense unless a stride is named.
+#ifndef LOAM_KERNELS_H
+#define LOAM_KERNELS_H
+#include <stdint.h>
+
+#ifdef LOAM_CUDA
+#include <cuda_bf16.h>
+typedef __nv_bfloat16 act;
+#else
+typedef float act;
+#endif
+#define HOST
+
+#define LOAM_ABI_VERSION 1
+#define LOAM_F32 0   // element types of convert() and find_nonfinite()
+#define LOAM_BF16 1
+#define LOAM_I32 2
+
+// Places in the step control block, 16 floats in device memory. The host writes only the learning rate.
+#define CONTROL_LEARNING_RATE 0
+#define CONTROL_LOSS 1         // mean loss of the step, summed over its micro-steps
+#define CONTROL_GRAD_NORM 2    // L2 norm of the whole gradient before clipping
+#define CONTROL_GRAD_SCALE 3   // min(1, grad_clip / norm); 0 when the update is skipped
+#define CONTROL_UPDATES 4      // updates applied so far: the t of Adam's bias correction
+#define CONTROL_SKIPPED 5      // updates skipped so far because loss or norm was not finite
+#define CONTROL_SKIPPED_ROW 6  // of these, how many in a row up to now
+#define CONTROL_BIAS1 7        // 1 - beta1^t
+#define CONTROL_BIAS2 8        // 1 - beta2^t
+#define CONTROL_SIZE 16
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// ---- device ----------------------------------------------------------------------------------------------------------
+
+// LOAM_ABI_VERSION of the library; compared with the TypeScript side before anything else is called.
+int abi_version(void);
+
+// Copies the text of the first failure since the last call into text (at most capacity bytes, ends with 0), clears it.
+int last_error(HOST char* text, int32_t capacity);
+
+// Opens device `index` (a GPU; 0 on a CPU) before any other function but the two above. threads: CPU threads, 0 = all.
+// bf16_gemm 1: the CPU library rounds GEMM inputs to bfloat16 (sums stay float); ignored on CUDA.
+// blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
+// "accelerate". Calling it again reopens with the new settings; memory stays valid.
+int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const char* blas);
+
+// A JSON object about the open device: name, library ("cpu", "cuda" or "emu"), act ("f32" or "bf16"), isa, threads, blas
+// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, driver, runtime. Ends with 0.
+int device_info(HOST char* json, int32_t capacity);
+
+// bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device.
+int device_memory(HOST int64_t* bytes);
+
+// Waits until all queued work is done and reports its failures.
+int synchronize(void);
+
+// ---- memory ----------------------------------------------------------------------------------------------------------
+
+// Device memory, filled with zeros, aligned to 256 bytes. *address receives the address.
+int mem_alloc(HOST uint64_t* address, int64_t bytes);
+int mem_free(void* address);
+
+// Host memory that the device can copy from without staging (pinned); on the CPU library ordinary memory.
+int host_alloc(HOST uint64_t* address, int64_t bytes);
+int host_free(void* address);
+
+// Between a typed array and the device; the host side may be reused when the call returns.
+int copy_to_device(void* dst, HOST const void* src, int64_t bytes);
+int copy_to_host(HOST void* dst, const void* src, int64_t bytes);
+
+// Queued copy between device (or pinned host) addresses.
+int copy_async(void* dst, const void* src, int64_t bytes);
+int fill_zero(void* dst, int64_t bytes);
+
+// dst[i] = src[i] with conversion between LOAM_F32 and LOAM_BF16 (round to nearest even).
+int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n);
+
+// *index = place of the first element of x that is NaN or infinite, or -1. Waits. type is LOAM_F32 or LOAM_BF16.
+int find_nonfinite(HOST int64_t* index, const void* x, int32_t type, int64_t n);
+
+// ---- random numbers --------------------------------------------------------------------------------------------------
+
+// dst[i] = std * z, z standard normal from Philox 4x32-10 with key = seed and counter = (offset + i) / 4, Box-Muller on
+// the four words. The same (seed, offset + i) gives the same bits in every library up to the last bits of log and cos.
+int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset);
+int init_constant(float* dst, int64_t n, float value);
+
+// ---- token data ------------------------------------------------------------------------------------------------------
+
+// Maps a file of tokens read-only. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
+int data_open(HOST int64_t* info, HOST const char* path, int32_t header_bytes, int32_t token_bytes);
+int data_close(int32_t handle);
+
+// x[t] = token[start + t], y[t] = token[start + t + 1] for t < T, widened to int32. x and y are in host_alloc() memory.
+// Fails if the window leaves the file or a token is >= V (the message names place and value).
+int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V);
+
+// ---- embedding: rows of a table ----------------------------------------------------------------------------------------
+
+// out (N, C) = weight (V, C) at ids (N).
+int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N, int32_t V, int32_t C);
+int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
+                       int32_t accumulate);
+
+// ---- rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis ------------------------------
+
+// out, x (N, C); weight (C); rstd (N) is kept for backward.
+int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps);
+
+// out, where not 0, receives the forward result again (so that it need not be kept for the next wgrad).
+int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
+                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight);
+
+// ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------------
+
+// qkv (B, T, H + 2K, D): H query heads, K key heads (both rotated), K value heads (left alone).
+// table (rows, D): row p holds cos(p * theta^(-2j/D)) for j < D/2, then the sines. Row of token t is pos + t; rows >= pos+T.
+// inverse 1 rotates back: the backward pass of the same op, applied to dqkv.
+int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
+         int32_t inverse);
+
+// ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax -----------------------------------------------------
+
+// out (B, T, H, D); lse (B, H, T) natural log of the softmax denominator, kept for backward; qkv as in rope().
+int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
+
+// Overwrites all of dqkv. delta (B, H, T) is scratch for rowsum(dout * out).
+int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
+
+// Generation: appends the keys and values of T new tokens at position pos to the caches (B, K, T_max, D) and attends from
+// the new queries to everything cached so far. out (B, T, H, D).
+int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos,
+                     int32_t T_max, int32_t H, int32_t K, int32_t D);
+
+// ---- linear: out = x weight^T (+ residual) ------------------------------------------------------------------------------
+
+// x (N, IN), weight (OUT, IN), out and residual (N, OUT). residual may be 0; it may not be out.
+int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT);
+int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
+int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
+
+// ---- swiglu: h = silu(gate) * up ------------------------------------------------------------------------------------------
+
+// h (N, F); gate_up (N, 2F): row = F gates, then F ups.
+int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F);
+
+// dgate_up (N, 2F) may be gate_up itself. h, where not 0, receives the forward result again.
+int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int32_t N, int32_t F);
+
+// ---- add ------------------------------------------------------------------------------------------------------------------
+
+// out = a + b; out may be a or b.
+int add(act* out, const act* a, const act* b, int64_t n);
+
+// ---- cross entropy: softmax and loss, the gradient in place of the logits -----------------------------------------------
+
+// logits (N, V_stride), columns >= V are padding: they take no part and get gradient 0. targets (N), < 0 = no loss.
+// losses (N) = log(sum exp) - logit[target]. backward 1: logits become (softmax - onehot) * grad_scale; 0: left as they are.
+int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
+                  float grad_scale, int32_t backward);
+
+// *out = (accumulate ? *out : 0) + scale * sum(x), in a fixed order.
+int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate);
+
+// ---- optimizer: everything reads its scalars from the control block ----------------------------------------------------------
+
+// *sumsq = (accumulate ? *sumsq : 0) + sum(grad^2), in a fixed order.
+int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate);
+
+// Fills grad_norm, grad_scale, bias1, bias2 and the counters of the control block from *sumsq and control's loss.
+// grad_clip 0 = no clipping. A loss or norm that is not finite makes this update a skipped one.
+int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2);
+
+// AdamW with decoupled weight decay over a flat range: master -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * master),
+// weight = master rounded. Where weight == master (CPU) there is one array. A skipped update changes nothing.
+int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
+          float beta1, float beta2, float eps, float weight_decay);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
