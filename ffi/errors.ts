@@ -31,7 +31,9 @@ export function explain(error: unknown): string {
     const what = /access to "([^"]+)"/.exec(error.message)?.[1];
     const grant = what ? `${flag}="${what}"` : flag;
     const script = Deno.mainModule.split("/").pop()!.replace(/\.ts$/, "");
-    return `error: ${error.message.split(",")[0]}: this task may read anything but write only below data/, runs/ and the ` +
+    return `error: ${
+      error.message.split(",")[0]
+    }: this task may read anything but write only below data/, runs/ and the ` +
       `temporary directory; grant it with: deno run -q -P=${script} ${grant} ${script}.ts ...`;
   }
   return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
