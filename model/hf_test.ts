@@ -1,9 +1,10 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertLess, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { readSafetensors } from "../runtime/safetensors.ts";
+import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
 import type { LlamaConfig } from "./llama.ts";
 
+const PYTHON = Deno.env.get("LOAM_PYTHON");
 const OPTIONS = { bos_token_id: 50256, eos_token_id: 50256, dtype: "bfloat16" } as const;
 const GPT_270M: LlamaConfig = {
   vocab_size: 50257,
@@ -20,8 +21,7 @@ const GPT_270M: LlamaConfig = {
 };
 
 function golden(name: string): ReturnType<typeof readSafetensors> & { config: unknown } {
-  const url = new URL(`../tests/golden/${name}.safetensors`, import.meta.url);
-  const file = readSafetensors(url.pathname);
+  const file = readSafetensors(`${import.meta.dirname}/../tests/golden/${name}.safetensors`);
   return { ...file, config: JSON.parse(file.metadata.about!).config };
 }
 
@@ -126,4 +126,35 @@ Deno.test("configFromHF() refuses what loam does not compute", () => {
   }
   assertThrows(() => configFromHF([]), UserError, "model_type is missing");
   assertThrows(() => configFromHF(null), UserError, "its content is null, and should be a JSON object");
+});
+
+Deno.test({
+  name: "hfTensors() and configToHF() make a directory that transformers load, with the same logits",
+  ignore: !PYTHON,
+  fn() {
+    const script = `${import.meta.dirname}/../tests/oracle/check_checkpoint.py`;
+    for (const name of ["llama_tiny", "llama_untied"]) {
+      const { config, path, read } = golden(name);
+      const ours = configFromHF(config);
+      const directory = Deno.makeTempDirSync();
+      const options = { bos_token_id: null, eos_token_id: 0, dtype: "float32" } as const;
+      Deno.writeTextFileSync(`${directory}/config.json`, JSON.stringify(configToHF(ours, options)));
+      Deno.writeTextFileSync(
+        `${directory}/generation_config.json`,
+        JSON.stringify(generationConfig(options)),
+      );
+      const entries = hfTensors(ours).map((t) => (
+        { name: t.hf, dtype: "F32" as const, shape: hfShape(t), bytes: () => read(t.hf) }
+      ));
+      writeSafetensors(`${directory}/model.safetensors`, entries);
+
+      const command = new Deno.Command(PYTHON!, { args: [script, directory, "--compare", path] });
+      const { code, stdout, stderr } = command.outputSync();
+      assertEquals(code, 0, new TextDecoder().decode(stderr));
+      const report = JSON.parse(new TextDecoder().decode(stdout));
+      assertEquals(report.tied, ours.tie_word_embeddings);
+      assertLess(report.relative_error, 1e-6);
+      Deno.removeSync(directory, { recursive: true });
+    }
+  },
 });

@@ -3,7 +3,7 @@ import { UserError } from "../ffi/errors.ts";
 import { type Entry, readSafetensors, toFloat32, writeSafetensors } from "./safetensors.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
-const FROM_PYTHON = new URL("../tests/golden/from_python.safetensors", import.meta.url).pathname;
+const FROM_PYTHON = `${import.meta.dirname}/../tests/golden/from_python.safetensors`;
 const VALUES = [0, -0, 1.5, -2.25, 65504, 2 ** -14];
 
 const F32: Entry = {

@@ -5,28 +5,60 @@ idx, targets (B, T), and return {"logits", "loss", "grad.<name>": ...}. The loss
 tokens, with the targets given: nothing is shifted here.
 """
 
+import json
+import platform
+
+import safetensors
 import torch
 import torch.nn.functional as F
+import transformers
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def make_config(*, V, C, L, H, K, D, I, T, theta=10000.0, eps=1e-6, tied=True):
-    """A config.json as a dict. I is the feed-forward width, the other letters are those of the kernels."""
+def reference(config, weights, idx, targets):
+    """The results of both models, those of the float64 one as logits64, loss64 and grad64.<name>. They must agree."""
+    hf, plain = hf_run(config, weights, idx, targets), plain_run(config, weights, idx, targets)
+    agree(hf, plain)
+    return hf | {name.replace("grad", "grad64") if "grad" in name else f"{name}64": t for name, t in plain.items()}
+
+
+def agree(a, b, tolerance=1e-5):
+    for name in a:
+        size = b[name].double().norm().clamp(min=1e-3)  # with T = 1 the gradients of q and k are 0
+        error = (a[name].double() - b[name].double()).norm() / size
+        assert error < tolerance, f"{name}: relative error {error:.2e} between float32 and float64"
+
+
+def save(path, tensors, **facts):
+    """Writes tensors, float64 narrowed to float32. The metadata has one key, "about": the facts and versions as JSON."""
+    versions = dict(
+        python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
+        safetensors=safetensors.__version__,
+    )
+    narrowed = {k: (t.float() if t.dtype == torch.float64 else t).contiguous() for k, t in tensors.items()}
+    # One key, since safetensors writes several in random order, and the same numbers should be the same file.
+    save_file(narrowed, path, {"about": json.dumps(facts | dict(versions=versions))})
+    print(f"{path}: {len(narrowed)} tensors")
+
+
+def make_config(*, V, C, L, H, K, D, F, T, theta=10000.0, eps=1e-6, tied=True):
+    """A config.json as a dict. The letters are those of kernels.h; L layers."""
     return dict(
         model_type="llama", architectures=["LlamaForCausalLM"], vocab_size=V, hidden_size=C, num_hidden_layers=L,
-        num_attention_heads=H, num_key_value_heads=K, head_dim=D, intermediate_size=I, max_position_embeddings=T,
+        num_attention_heads=H, num_key_value_heads=K, head_dim=D, intermediate_size=F, max_position_embeddings=T,
         rope_theta=theta, rms_norm_eps=eps, hidden_act="silu", attention_bias=False, mlp_bias=False,
         tie_word_embeddings=tied,
     )
 
 
-def random_weights(config, seed, std=0.2):
-    """Matrices normal(0, std), norms 1 + normal(0, std): large enough that no gradient is lost in rounding."""
+def random_weights(config, seed):
+    """Matrices normal(0, 1/sqrt(C)), so that no activation or gradient fades out; norms 1 + normal(0, 0.2)."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, parameter in hf_model(config).named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator) * std
-        weights[name] = noise if parameter.dim() > 1 else 1 + noise
+        noise = torch.randn(parameter.shape, generator=generator)
+        weights[name] = noise * config["hidden_size"] ** -0.5 if parameter.dim() > 1 else 1 + 0.2 * noise
     return weights
 
 
@@ -68,7 +100,7 @@ def plain_logits(config, w, idx):
         layer = lambda name: w[f"model.layers.{i}.{name}.weight"]
         x = x + _attention(config, layer, _rmsnorm(x, layer("input_layernorm"), eps))
         h = _rmsnorm(x, layer("post_attention_layernorm"), eps)
-        gate, up = h @ layer("mlp.gate_proj").T, h @ layer("mlp.up_proj").T  # (B, T, I) each
+        gate, up = h @ layer("mlp.gate_proj").T, h @ layer("mlp.up_proj").T  # (B, T, intermediate_size) each
         x = x + (gate * torch.sigmoid(gate) * up) @ layer("mlp.down_proj").T
     head = w["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"]
     return _rmsnorm(x, w["model.norm.weight"], eps) @ head.T

@@ -4,22 +4,13 @@ The same script gives the same files on the same versions. The metadata of each 
 the versions and, where they apply, the config (in the words of config.json) and the optimizer settings.
 """
 
-import json
-import platform
 from pathlib import Path
 
-import safetensors
 import torch
-import transformers
-from safetensors.torch import save_file
 
 import llama
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-VERSIONS = dict(
-    python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
-    safetensors=safetensors.__version__,
-)
 ADAMW = dict(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, grad_clip=1.0)
 
 
@@ -28,10 +19,10 @@ def main():
     torch.set_num_threads(1)  # the last bits of a sum depend on the thread count
     GOLDEN.mkdir(exist_ok=True)
     for name, tied in (("llama_tiny", True), ("llama_untied", False)):
-        config = llama.make_config(V=61, C=32, L=3, H=4, K=2, D=8, I=48, T=32, tied=tied)
-        write(name, *llama_golden(config))
-    write("adamw", *adamw_golden())
-    write("from_python", *format_golden())
+        config = llama.make_config(V=61, C=32, L=3, H=4, K=2, D=8, F=48, T=32, tied=tied)
+        llama.save(GOLDEN / f"{name}.safetensors", llama_golden(config), config=config, optimizer=ADAMW)
+    llama.save(GOLDEN / "adamw.safetensors", adamw_golden(), optimizer=ADAMW)
+    llama.save(GOLDEN / "from_python.safetensors", one_of_each_type(), note="ü")
 
 
 def llama_golden(config):
@@ -40,9 +31,7 @@ def llama_golden(config):
     weights = llama.random_weights(config, seed=1)
     V, B, T = config["vocab_size"], 3, 17  # T is odd on purpose
     idx, targets = (torch.randint(0, V, (B, T)) for _ in range(2))
-    hf = llama.hf_run(config, weights, idx, targets)
-    plain = llama.plain_run(config, weights, idx, targets)
-    agree(hf, plain)
+    results = llama.reference(config, weights, idx, targets)
 
     rates = [2e-3, 6e-3, 1e-2, 1e-2, 1e-2, 8e-3, 6e-3, 4e-3, 2e-3, 1e-3]
     model = llama.hf_model(config, weights)
@@ -53,15 +42,12 @@ def llama_golden(config):
     losses64, norms64 = llama.train(
         list(parameters.values()), lambda: llama.plain_logits(config, parameters, idx), targets, rates, ADAMW
     )
-    agree(dict(losses=torch.tensor(losses)), dict(losses=torch.tensor(losses64)))
-    tensors = weights | dict(
+    llama.agree(dict(losses=torch.tensor(losses)), dict(losses=torch.tensor(losses64)))
+    return weights | results | dict(
         idx=idx.int(), targets=targets.int(), learning_rates=torch.tensor(rates),
         losses=torch.tensor(losses), losses64=torch.tensor(losses64),
         grad_norms=torch.tensor(norms), grad_norms64=torch.tensor(norms64),
     )
-    tensors |= hf | {name.replace("grad.", "grad64."): t for name, t in plain.items() if name.startswith("grad.")}
-    tensors |= dict(logits64=plain["logits"], loss64=plain["loss"])
-    return tensors, dict(config=config, optimizer=ADAMW)
 
 
 def adamw_golden():
@@ -84,32 +70,16 @@ def adamw_golden():
             for name, w in weights.items():
                 after[name].append(w.detach().clone())
         tensors |= {f"weight{suffix}.{name}": torch.stack(ts) for name, ts in after.items()}
-    return tensors | dict(learning_rates=rates), dict(optimizer=ADAMW)
+    return tensors | dict(learning_rates=rates)
 
 
-def format_golden():
+def one_of_each_type():
     """One small tensor of each element type, a scalar, and a name outside ASCII, as Python writes them."""
     values = torch.tensor([[0.0, -0.0, 1.5], [-2.25, 65504.0, 6.103515625e-05]])
-    tensors = {
+    return {
         "f32": values, "bf16": values.bfloat16(), "f16": values.half(),
         "i32": torch.tensor([-1, 2**31 - 1], dtype=torch.int32), "scalar": torch.tensor(0.5), "größe": torch.zeros(0, 4),
     }
-    return tensors, dict(note="ü")
-
-
-def agree(a, b, tolerance=1e-5):
-    """The two models must agree before their numbers may serve as a reference."""
-    for name in a:
-        error = (a[name].double() - b[name].double()).norm() / b[name].double().norm()
-        assert error < tolerance, f"{name}: relative error {error:.2e} between float32 and float64"
-
-
-def write(name, tensors, facts):
-    path = GOLDEN / f"{name}.safetensors"
-    narrowed = {k: (t.float() if t.dtype == torch.float64 else t).contiguous() for k, t in tensors.items()}
-    about = json.dumps(facts | dict(versions=VERSIONS))  # one key: safetensors writes several in random order
-    save_file(narrowed, path, {"about": about})
-    print(f"{path.name}: {len(narrowed)} tensors, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
