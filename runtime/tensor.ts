@@ -123,6 +123,15 @@ export function fixed(shape: readonly number[], dtype: DType, kind: MemoryKind):
   return new Tensor(shape, dtype, new Buffer(permanent(size * bytesPerElement(dtype), kind)));
 }
 
+/** Rows from, from + 1, ... of t as (n, C): a look at its memory that takes no part in gradients. */
+export function rows(t: Tensor, from: number, n: number): Tensor {
+  const C = t.shape.at(-1)!, row = C * bytesPerElement(t.dtype);
+  if (from < 0 || (from + n) * C > t.size) {
+    throw new RangeError(`Cannot take rows ${from}..${from + n - 1} of (${t.shape})`);
+  }
+  return new Tensor([n, C], t.dtype, new Buffer({ address: t.address + BigInt(from * row), bytes: n * row }));
+}
+
 const UNPLACED: Block = { address: 0n, bytes: 0 };
 
 /** Declares a trainable tensor. It has no memory until Parameters (optim.ts) places the whole model in one flat buffer. */
