@@ -116,7 +116,7 @@ demo() {
     deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters || die "Cannot train"
   fi
   say "writing text with it"
-  deno task -q sample --model=$run/latest || die "Cannot sample from $run/latest"
+  deno task -q sample --checkpoint=$run || die "Cannot sample from $run"
   say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)   next: deno task"
 }
 
