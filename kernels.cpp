@@ -217,26 +217,27 @@ static inline bf16 to_bf16(float x) {
 
 // ---- helpers: the inner loop of every matrix product -----------------------------------------------------------------------
 
+#define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
+
 // c (R, columns) = a b, or += where accumulate, with R * NV sums in registers. Element (i, p) of a lies at a[i * a_row +
 // p * a_step], so a may be read transposed; b is (depth, columns) and c is (R, columns) with the strides b_row and c_row.
 template <class V, int R, int NV>
 static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
                         int64_t depth, bool accumulate) {
   const int width = sizeof(V) / sizeof(float);
-  V sum[R][NV] = {};
+  V sum[R][NV];
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < NV; j++) sum[i][j] = accumulate ? load<V>(c + i * c_row + j * width) : V{};
+  }
   for (int64_t p = 0; p < depth; p++) {
     V row[NV];
-    for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
-    for (int i = 0; i < R; i++) {
-      V x = V{} + a[i * a_row + p * a_step];
-      for (int j = 0; j < NV; j++) sum[i][j] += x * row[j];
+    UNROLL for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
+    UNROLL for (int i = 0; i < R; i++) {
+      UNROLL for (int j = 0; j < NV; j++) sum[i][j] += a[i * a_row + p * a_step] * row[j];
     }
   }
-  for (int i = 0; i < R; i++) {
-    for (int j = 0; j < NV; j++) {
-      float* to = c + i * c_row + j * width;
-      store(to, accumulate ? load<V>(to) + sum[i][j] : sum[i][j]);
-    }
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < NV; j++) store(c + i * c_row + j * width, sum[i][j]);
   }
 }
 
