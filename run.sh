@@ -107,7 +107,7 @@ demo() {
   if [ ! -f $data/meta.json ]; then
     say "preparing the demo corpus"
     deno task -q demo-corpus || die "Cannot write data/demo.txt"
-    deno task -q prepare --input=data/demo.txt --out_dir=$data || die "Cannot prepare data/demo.txt"
+    deno task -q prepare || die "Cannot prepare data/demo.txt"
   fi
   if [ -e $run/latest ]; then
     say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
