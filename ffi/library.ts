@@ -23,6 +23,7 @@ export type OpenOptions = {
   threads?: number; // CPU threads, 0 = all
   bf16_gemm?: boolean; // CPU: round GEMM inputs to bfloat16
   blas?: string; // CPU: "" = the first found; see kernels.h
+  act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
 };
 
 export const ABI_VERSION = 1; // LOAM_ABI_VERSION in kernels.h
@@ -69,7 +70,7 @@ export function libraryExists(variant: string): boolean {
  * KernelError when the device does not answer.
  */
 export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
-  if (name === "plan") return openPlan();
+  if (name === "plan") return openPlan(options.act ?? "f32");
   s = load(name);
   if (name === "cpu") {
     const isa = environment("LOAM_ISA") || readInfo().isa_best;
@@ -222,7 +223,7 @@ export const tokenSource = {
 
 // ---- plan: the same calls, counting bytes only
 
-function openPlan(): DeviceInfo {
+function openPlan(act: DeviceInfo["act"]): DeviceInfo {
   let next = 4096n, now = 0n;
   const nothing = () => 0;
   const plan = Object.fromEntries(Object.keys(symbols).map((name) => [name, nothing])) as Record<
@@ -245,7 +246,7 @@ function openPlan(): DeviceInfo {
   };
   plan.synchronize_async = () => Promise.resolve(0);
   s = plan as unknown as Symbols;
-  device = { library: "plan", name: "plan", act: "f32" };
+  device = { library: "plan", name: "plan", act };
   return device;
 }
 

@@ -2,6 +2,7 @@
 // optimizer.safetensors (float32 master weights where they differ, m, v) and trainer_state.json. It is written under a
 // temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the previous one whole.
 import { createHash } from "node:crypto";
+import loam from "../deno.json" with { type: "json" };
 import { UserError } from "../ffi/errors.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
@@ -20,7 +21,7 @@ export type TrainerState = {
   val_loss: number | null; // measured at this step
   best_val_loss: number | null; // of all checkpoints up to this one
   best_step: number | null;
-  tokenizer: string;
+  tokenizer: string | null; // of the data; null where it is not known
   config: Record<string, unknown>; // of the run
   versions: Record<string, string>;
   sha256: Record<string, string>; // of each .safetensors file here
@@ -83,6 +84,11 @@ export function listCheckpoints(runDir: string): string[] {
   }
 }
 
+/** Whether a directory already holds a training run. */
+export function holdsRun(dir: string): boolean {
+  return isFile(`${dir}/metrics.jsonl`) || isFile(`${dir}/config.json`) || listCheckpoints(dir).length > 0;
+}
+
 /** The directory that holds the weights: path itself, or the newest checkpoint of the run at path. */
 export function resolveCheckpoint(path: string): string {
   if (isFile(`${path}/model.safetensors`)) return path;
@@ -98,6 +104,11 @@ export function resolveCheckpoint(path: string): string {
 export function runOfCheckpoint(path: string): string {
   const clean = path.replace(/\/+$/, "");
   return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
+}
+
+/** Versions of what made a checkpoint. */
+export function versions(): Record<string, string> {
+  return { loam: loam.version, deno: Deno.version.deno, v8: Deno.version.v8 };
 }
 
 /** Reads trainer_state.json of a checkpoint. */

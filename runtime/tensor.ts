@@ -41,6 +41,13 @@ export function permanent(bytes: number, kind: MemoryKind): Block {
 const created: Block[] = []; // all blocks, in the order of their creation
 const available = new Map<number, Block[]>(); // free blocks by size
 
+/** Forgets all memory without freeing it: for a plan, and for tests that open another device. */
+export function forgetMemory(): void {
+  created.length = 0;
+  available.clear();
+  bytesByKind.clear();
+}
+
 /** A block of step memory with undefined contents. It returns to the pool by release() or at endStep(). */
 export function take(bytes: number): Block {
   const size = (bytes + 255) & ~255;
