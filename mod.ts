@@ -5,6 +5,7 @@
  *
  * @module
  */
+export type { Address } from "./ffi/symbols.ts";
 export { KernelError, UserError } from "./ffi/errors.ts";
 export { type DeviceInfo, type DeviceName, open, type OpenOptions, synchronize } from "./ffi/library.ts";
 export {
@@ -56,7 +57,16 @@ export {
   type StepResult,
 } from "./runtime/optim.ts";
 export { Inputs } from "./runtime/inputs.ts";
-export { forward, init, type KVCache, type Llama, type LlamaConfig, logits, loss } from "./model/llama.ts";
+export {
+  forward,
+  init,
+  type KVCache,
+  type Layer,
+  type Llama,
+  type LlamaConfig,
+  logits,
+  loss,
+} from "./model/llama.ts";
 export { generate, type GenerateOptions } from "./model/generate.ts";
 export { loadModel } from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard } from "./data/bins.ts";

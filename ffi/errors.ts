@@ -2,11 +2,13 @@
 
 /** A mistake of the person at the keyboard: printed as one line, exit code 1, no stack trace. */
 export class UserError extends Error {
+  /** "UserError" */
   override name = "UserError";
 }
 
 /** A function of the compiled library failed. The message names the function, its sizes and the cause. */
 export class KernelError extends Error {
+  /** "KernelError" */
   override name = "KernelError";
 }
 

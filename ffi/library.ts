@@ -18,6 +18,7 @@ export type DeviceInfo = {
   arch?: string;
 };
 
+/** How to open a device. */
 export type OpenOptions = {
   index?: number; // which GPU
   threads?: number; // CPU threads, 0 = all

@@ -4,6 +4,7 @@ import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty, fixed, rows } from "../runtime/tensor.ts";
 import { forward, type KVCache, type Llama, type LlamaConfig, logits } from "./llama.ts";
 
+/** How to choose tokens. */
 export type GenerateOptions = {
   max_new_tokens: number;
   temperature: number; // 0 = always the likeliest token

@@ -16,6 +16,7 @@ import {
 } from "../runtime/ops.ts";
 import { fixed, param, type Tensor } from "../runtime/tensor.ts";
 
+/** The shape of a model. */
 export type LlamaConfig = {
   vocab_size: number; // tokens; the embedding has this rounded up to 64 rows, the rest are zero and masked
   n_layer: number;
@@ -65,8 +66,21 @@ export function validate(c: LlamaConfig): void {
   }
 }
 
+/** One block: attention and feed-forward, each behind its norm. */
+export type Layer = {
+  input_layernorm: Tensor; // (C)
+  qkv_proj: Tensor; // ((H + 2K) * D, C), rows: queries, keys, values
+  o_proj: Tensor; // (C, H * D)
+  post_attention_layernorm: Tensor; // (C)
+  gate_up_proj: Tensor; // (2F, C), rows: gates, ups
+  down_proj: Tensor; // (C, F)
+};
+
+/** All weights of a model. lm_head is there only if it is not tied to embed_tokens. */
+export type Llama = { embed_tokens: Tensor; layers: Layer[]; norm: Tensor; lm_head?: Tensor };
+
 /** All weights as plain data, declared here and placed in memory by Parameters. Shapes are (out, in). */
-export function init(c: LlamaConfig) {
+export function init(c: LlamaConfig): Llama {
   validate(c);
   const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F, vocab_size: V } = c;
   const std = 0.02; // GPT-2's
@@ -75,19 +89,16 @@ export function init(c: LlamaConfig) {
     embed_tokens: param([paddedVocab(c), C], { std, rows: V }),
     layers: Array.from({ length: c.n_layer }, () => ({
       input_layernorm: param([C], { value: 1 }),
-      qkv_proj: param([(H + 2 * K) * D, C], { std }), // rows: queries, keys, values
+      qkv_proj: param([(H + 2 * K) * D, C], { std }),
       o_proj: param([C, H * D], { std: residual_std }),
       post_attention_layernorm: param([C], { value: 1 }),
-      gate_up_proj: param([2 * F, C], { std }), // rows: gates, ups
+      gate_up_proj: param([2 * F, C], { std }),
       down_proj: param([C, F], { std: residual_std }),
     })),
     norm: param([C], { value: 1 }),
     ...(c.tie_word_embeddings ? {} : { lm_head: param([paddedVocab(c), C], { std, rows: V }) }),
   };
 }
-
-export type Llama = ReturnType<typeof init>;
-type Layer = Llama["layers"][number];
 
 /** Keys and values of earlier tokens: pos tokens are cached, in one LayerCache a layer. */
 export type KVCache = { pos: number; layers: LayerCache[] };

@@ -4,11 +4,15 @@ import * as k from "../ffi/kernels.ts";
 import { allocateHost, device } from "../ffi/library.ts";
 import { type Address, fixed, type Tensor } from "./tensor.ts";
 
+/** Two int32 tensors (B, T) that every micro-step reads its batch from. */
 export class Inputs {
-  readonly idx: Tensor; // (B, T) int32
-  readonly targets: Tensor; // (B, T) int32
+  /** Token ids (B, T). */
+  readonly idx: Tensor;
+  /** The id that follows each token (B, T). */
+  readonly targets: Tensor;
   readonly #host: { x: Address; y: Address }[];
 
+  /** slots: micro-steps in a step. */
   constructor(B: number, T: number, slots: number) {
     this.idx = fixed([B, T], "i32", "inputs");
     this.targets = fixed([B, T], "i32", "inputs");

@@ -171,6 +171,7 @@ export function add(a: Tensor, b: Tensor): Tensor {
   });
 }
 
+/** Options of linearCrossEntropy(). */
 export type HeadOptions = {
   vocab_size: number; // columns of the logits that count; w may have more rows (padding)
   head_chunk: number; // rows whose logits exist at a time

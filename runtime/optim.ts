@@ -14,12 +14,18 @@ const ALIGN = 64; // elements; 128 bytes of bfloat16, 256 of float
  * range [a, b) is all that the optimizer and a checkpoint need to know.
  */
 export class Parameters {
+  /** All parameters in flat order. */
   readonly slots: Slot[] = [];
-  readonly total: number; // elements, padding included
-  readonly decayed: number; // the first so many elements decay
+  /** Elements, padding between parameters included. */
+  readonly total: number;
+  /** The first so many elements decay. */
+  readonly decayed: number;
+  /** What the model reads, in the device's act type. */
   readonly weights: Block;
-  readonly master: Block; // float32; the same block as weights where weights are float32
-  readonly grads: Block | undefined; // float32
+  /** float32; the same block as weights where those are float32. */
+  readonly master: Block;
+  /** float32; only when training. */
+  readonly grads: Block | undefined;
 
   /** Gives the parameters of model memory and initial values. train: with gradients and master weights. */
   constructor(model: unknown, options: { seed: number; train: boolean }) {
@@ -84,6 +90,7 @@ function part(block: Block, offset: number, size: number, element: number): Bloc
   return { address: block.address + BigInt(offset * element), bytes: size * element };
 }
 
+/** Settings of AdamW. */
 export type AdamWOptions = {
   beta1: number;
   beta2: number;
@@ -103,11 +110,14 @@ export type StepResult = {
 
 /** AdamW. Learning rate, loss, norm, clipping and the decision to skip a non-finite update all live on the device. */
 export class AdamW {
+  /** First moments, float32, as flat as the parameters. */
   readonly m: Block;
+  /** Second moments. */
   readonly v: Block;
   readonly #control: Block = permanent(4 * CONTROL.size, "optimizer");
   readonly #sumsq: Block = permanent(8, "optimizer");
 
+  /** Allocates the moments. */
   constructor(readonly parameters: Parameters, readonly options: AdamWOptions) {
     this.m = permanent(4 * parameters.total, "optimizer");
     this.v = permanent(4 * parameters.total, "optimizer");
@@ -180,6 +190,7 @@ export class AdamW {
   }
 }
 
+/** Settings of cosineSchedule(). */
 export type Schedule = { learning_rate: number; min_lr: number; warmup_iters: number; max_iters: number };
 
 /** Learning rate of a step (from 0): linear warm-up over warmup_iters, then half a cosine down to min_lr at max_iters. */

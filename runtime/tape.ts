@@ -44,6 +44,7 @@ export function noGrad<T>(f: () => T): T {
   }
 }
 
+/** flops: of the forward pass, for profiles. inPlace: out is one of the inputs. */
 export type RecordOptions = { flops?: number; inPlace?: boolean };
 
 /** Puts an op that just ran on the tape, if any of its inputs needs a gradient. Returns out. */

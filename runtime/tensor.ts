@@ -77,26 +77,37 @@ export type Init = { std: number; rows?: number } | { value: number };
 
 /** Device memory and the gradient that belongs to it. Several tensors (views) may look into one buffer. */
 export class Buffer {
+  /** Whether backward() is to make a gradient for it. */
   needsGrad = false;
+  /** The gradient: act elements, float32 for parameters. */
   grad: Block | undefined;
-  gradIsEmpty = false; // parameters: the block is there, but the next write overwrites it
-  uses = 0; // ops that read it on the tape
-  name = ""; // parameters: "layers.3.qkv_proj"
-  init: Init | undefined; // parameters only
+  /** Parameters: the gradient's block is there, but the next write overwrites it. */
+  gradIsEmpty = false;
+  /** Ops on the tape that read it. */
+  uses = 0;
+  /** Parameters: their path, "layers.3.qkv_proj". */
+  name = "";
+  /** Parameters: how they start. */
+  init: Init | undefined;
+  /** A buffer over a block of memory. */
   constructor(public block: Block) {}
 }
 
 /** A shape over a whole buffer, row-major. */
 export class Tensor {
-  readonly size: number; // elements
+  /** Elements. */
+  readonly size: number;
+  /** Prefer empty(), fixed(), param() or tensor(). */
   constructor(readonly shape: readonly number[], readonly dtype: DType, readonly buf: Buffer) {
     this.size = shape.reduce((a, b) => a * b, 1);
   }
 
+  /** Where the memory begins. */
   get address(): Address {
     return this.buf.block.address;
   }
 
+  /** Bytes of memory. */
   get bytes(): number {
     return this.size * bytesPerElement(this.dtype);
   }
