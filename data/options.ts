@@ -110,7 +110,7 @@ export function parseOptions(args: string[]): PrepareOptions {
     tokenizer: value("tokenizer") ?? defaults.tokenizer,
     val_fraction: fraction(value("val_fraction")) ?? defaults.val_fraction,
     seed: wholeNumber("seed", value("seed"), 0, 2 ** 31 - 1) ?? defaults.seed,
-    limit: wholeNumber("limit", value("limit"), 1, Number.MAX_SAFE_INTEGER) ?? defaults.limit,
+    limit: wholeNumber("limit", value("limit"), 1, Infinity) ?? defaults.limit,
     shard_tokens: wholeNumber("shard_tokens", value("shard_tokens"), 1, 1e9) ?? defaults.shard_tokens,
     overwrite: flags.overwrite,
   };
@@ -145,7 +145,8 @@ function wholeNumber(
   if (text === undefined) return undefined;
   const number = /^\d+$/.test(text) ? Number(text) : NaN;
   if (number >= least && number <= most) return number;
-  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number from ${least} to ${most}`);
+  const range = most === Infinity ? `of at least ${least}` : `from ${least} to ${most}`;
+  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number ${range}`);
 }
 
 function fraction(text: string | undefined): number | undefined {
