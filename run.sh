@@ -12,7 +12,7 @@ set -eu
 cd "$(dirname "$0")"
 
 deno_version=2.9.6 # the one installed under .deno/; on PATH any 2.9 or later 2.x will do
-demo_iters=300     # training steps of the demo, about a minute on two CPU cores
+demo_iters=500     # training steps of the demo: half a minute on two CPU cores of one's own
 data=data/demo
 run=runs/demo
 mode=${1:-demo}
@@ -29,6 +29,8 @@ die() {
 
 set_up() {
   export DENO_NO_UPDATE_CHECK=1 DENO_NO_PROMPT=1
+  # On a machine shared with others, threads that sleep while they wait are several times as fast as threads that spin.
+  export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
   # Deno and npm keep their caches in the home directory; where there is none to write to, they get another.
   if [ ! -d "${HOME:-}" ] || [ ! -w "$HOME" ]; then
     HOME=${TMPDIR:-/tmp}/loam-home-$(id -u)
@@ -113,10 +115,11 @@ demo() {
     say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
   else
     say "training a tiny model for $demo_iters steps"
-    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters || die "Cannot train"
+    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters --log_interval=25 ||
+      die "Cannot train: see above"
   fi
   say "writing text with it"
-  deno task -q sample --checkpoint=$run || die "Cannot sample from $run"
+  deno task -q sample --checkpoint=$run --prompt="interface " --max_new_tokens=300 || die "Cannot sample from $run"
   say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)   next: deno task"
 }
 
