@@ -1,4 +1,5 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
+import loam from "./deno.json" with { type: "json" };
 import { type Dataset, openDataset } from "./data/bins.ts";
 import { Loader, type Position } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
@@ -9,14 +10,7 @@ import { configure, llamaConfig } from "./model/configure.ts";
 import { generate } from "./model/generate.ts";
 import { flopsPerToken, init, type Llama, type LlamaConfig, loss } from "./model/llama.ts";
 import { memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
-import {
-  holdsRun,
-  json,
-  readTrainerState,
-  saveCheckpoint,
-  versions,
-  writeAtomic,
-} from "./runtime/checkpoint.ts";
+import { holdsRun, json, readTrainerState, saveCheckpoint, writeAtomic } from "./runtime/checkpoint.ts";
 import {
   debug,
   type DebugMode,
@@ -191,7 +185,7 @@ export async function train(args: string[]): Promise<void> {
           best_step,
           tokenizer: dataset.tokenizer,
           config,
-          versions: versions(),
+          versions,
         },
       }, config.keep_checkpoints);
       log.line(`saved ${path}`);
@@ -213,6 +207,7 @@ export async function train(args: string[]): Promise<void> {
 
 const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null as number | null };
 const PROFILE_STEPS = 4;
+const versions = { loam: loam.version, deno: Deno.version.deno };
 
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
 function due(step: number, interval: number, always: boolean): boolean {

@@ -2,7 +2,6 @@
 // optimizer.safetensors (float32 master weights where they differ, m, v) and trainer_state.json. It is written under a
 // temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the previous one whole.
 import { createHash } from "node:crypto";
-import loam from "../deno.json" with { type: "json" };
 import { UserError } from "../ffi/errors.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
@@ -104,11 +103,6 @@ export function resolveCheckpoint(path: string): string {
 export function runOfCheckpoint(path: string): string {
   const clean = path.replace(/\/+$/, "");
   return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
-}
-
-/** Versions of what made a checkpoint. */
-export function versions(): Record<string, string> {
-  return { loam: loam.version, deno: Deno.version.deno, v8: Deno.version.v8 };
 }
 
 /** Reads trainer_state.json of a checkpoint. */
