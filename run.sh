@@ -114,6 +114,7 @@ demo() {
   if [ -e $run/latest ]; then
     say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
   else
+    rm -rf $run # interrupted before its first checkpoint
     say "training a tiny model for $demo_iters steps"
     deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters --log_interval=25 ||
       die "Cannot train: see above"
