@@ -109,7 +109,7 @@ demo() {
   if [ ! -f $data/meta.json ]; then
     say "preparing the demo corpus"
     deno task -q demo-corpus || die "Cannot write data/demo.txt"
-    deno task -q prepare || die "Cannot prepare data/demo.txt"
+    deno task -q prepare --overwrite || die "Cannot prepare data/demo.txt" # over what an interrupted one left
   fi
   if [ -e $run/latest ]; then
     say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
