@@ -27,8 +27,12 @@ export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
   const rstd = take(4 * N); // 1 / rms of each row
   k.rmsnorm_forward(out.address, rstd.address, x.address, w.address, N, C, eps);
   return record("rmsnorm", out, [x, w], () => {
-    const addX = claim(x), addW = claim(w);
-    k.rmsnorm_backward(grad(x), grad(w), 0n, grad(out), x.address, w.address, rstd.address, N, C, addX, addW);
+    const addX = x.buf.needsGrad ? claim(x) : 0, addW = w.buf.needsGrad ? claim(w) : 0;
+    const unwanted = take(Math.max(x.bytes, 4 * C)); // the gradient of what needs none
+    const dx = x.buf.needsGrad ? grad(x) : unwanted.address;
+    const dw = w.buf.needsGrad ? grad(w) : unwanted.address;
+    k.rmsnorm_backward(dx, dw, 0n, grad(out), x.address, w.address, rstd.address, N, C, addX, addW);
+    release(unwanted);
   });
 }
 
@@ -79,6 +83,11 @@ export function rope(
       }, but it is (${table.shape})`,
     );
   }
+  if (isRecording() && qkv.buf.uses > 0) {
+    throw new Error(
+      `rope: qkv (${qkv.shape}) is turned in place, but another op has read it and needs its values for backward: call rope first`,
+    );
+  }
   k.rope(qkv.address, table.address, B, T, pos, H, K, D, 0);
   return record("rope", qkv, [qkv], () => {
     k.rope(grad(qkv), table.address, B, T, pos, H, K, D, 1);
@@ -94,6 +103,7 @@ export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }:
   const out = empty([B, T, H * D]);
   const lse = take(4 * B * H * T); // log of each row's softmax denominator
   k.attention_forward(out.address, lse.address, qkv.address, B, T, H, K, D);
+  out.buf.uses++; // by the backward pass below
   return record("attention", out, [qkv], () => {
     const dqkv = take(qkv.bytes), delta = take(lse.bytes);
     k.attention_backward(
