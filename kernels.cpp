@@ -1334,7 +1334,12 @@ int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, i
 
 int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
   RETURN_IF_ERROR(check("linear_wgrad", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"dweight", dweight}, {"dout", dout}, {"x", x}}));
-  return gemm("linear_wgrad", true, false, OUT, IN, N, dout, x, accumulate, dweight);
+  const int64_t piece = 512;  // of the rows: columns of dout and x that are read row by row then stay in the cache
+  for (int64_t start = 0; start < N; start += piece) {
+    RETURN_IF_ERROR(gemm("linear_wgrad", true, false, OUT, IN, min(piece, N - start), dout + start * OUT, x + start * IN,
+                         accumulate || start > 0, dweight));
+  }
+  return 0;
 }
 
 // ---- swiglu: h = silu(gate) * up ---------------------------------------------------------------------------------------------
@@ -1391,21 +1396,24 @@ static float cross_entropy_row(float* logits, int target, int V, float grad_scal
   float top = -INFINITY;
 #pragma omp simd reduction(max : top)
   for (int v = 0; v < V; v++) top = logits[v] > top ? logits[v] : top;
+  float target_logit = logits[target];
   double total = 0.0;
   for (int start = 0; start < V; start += 1024) {  // short float sums, added up in double
     int end = (int)min(V, start + 1024);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int v = start; v < end; v++) sum += fast_exp(logits[v] - top);
+    for (int v = start; v < end; v++) {
+      float e = fast_exp(logits[v] - top);
+      if (backward) logits[v] = e;
+      sum += e;
+    }
     total += sum;
   }
-  float loss = (float)(log(total) - (logits[target] - top));
-  if (!backward) return loss;
-  float factor = (float)(grad_scale / total);
-#pragma omp simd
-  for (int v = 0; v < V; v++) logits[v] = fast_exp(logits[v] - top) * factor;
-  logits[target] -= grad_scale;
-  return loss;
+  if (backward) {
+    scale_row(logits, logits, V, (float)(grad_scale / total));
+    logits[target] -= grad_scale;
+  }
+  return (float)(log(total) - (target_logit - top));
 }
 
 int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride, float grad_scale,
