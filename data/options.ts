@@ -1,6 +1,6 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
 import { parseArgs } from "@std/cli/parse-args";
-import { UserError } from "../ffi/errors.ts";
+import { nearest, UserError } from "../ffi/errors.ts";
 
 /** Text of --help. */
 export const HELP = `Turn text into a dataset of token bins
@@ -119,21 +119,9 @@ export function parseOptions(args: string[]): PrepareOptions {
 /** Called with each argument that is no known flag: plain words are inputs, the rest are mistakes. */
 function refuseFlag(arg: string, name?: string): boolean {
   if (name === undefined) return true;
-  const nearest = FLAGS.toSorted((a, b) => editDistance(name, a) - editDistance(name, b))[0];
-  throw new UserError(`Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest}?`);
-}
-
-/** Insertions, deletions and replacements of one character that turn a into b. */
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1));
-    }
-    row = next;
-  }
-  return row[b.length]!;
+  throw new UserError(
+    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`,
+  );
 }
 
 function wholeNumber(
