@@ -29,8 +29,6 @@ die() {
 
 set_up() {
   export DENO_NO_UPDATE_CHECK=1 DENO_NO_PROMPT=1
-  # On a machine shared with others, threads that sleep while they wait are several times as fast as threads that spin.
-  export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
   # Deno and npm keep their caches in the home directory; where there is none to write to, they get another.
   if [ ! -d "${HOME:-}" ] || [ ! -w "$HOME" ]; then
     HOME=${TMPDIR:-/tmp}/loam-home-$(id -u)
