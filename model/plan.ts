@@ -17,14 +17,14 @@ export type StepSettings = AdamWOptions & {
   seed: number;
 };
 
-/** "322.1M parameters, 270.6M without embeddings" */
+/** "322.1M parameters, 270.6M without embeddings"; in thousands, k, below 0.1M */
 export function modelSize(c: LlamaConfig): string {
   const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F } = c;
   const layer = 2 * C + C * (H + 2 * K) * D + H * D * C + 3 * C * F; // two norms, qkv, o, gate, up, down
   const rest = c.n_layer * layer + C;
   const embeddings = paddedVocab(c) * C * (c.tie_word_embeddings ? 1 : 2);
-  const millions = (n: number) => `${(n / 1e6).toFixed(1)}M`;
-  return `${millions(rest + embeddings)} parameters, ${millions(rest)} without embeddings`;
+  const short = (n: number) => n < 1e5 ? `${(n / 1e3).toFixed(1)}k` : `${(n / 1e6).toFixed(1)}M`;
+  return `${short(rest + embeddings)} parameters, ${short(rest)} without embeddings`;
 }
 
 /** Bytes that one step takes by kind, without a device. act is the type of weights and activations of the device meant. */
