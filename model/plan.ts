@@ -7,13 +7,14 @@ import { formatBytes } from "../runtime/metrics.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { forgetMemory, memoryByKind } from "../runtime/tensor.ts";
-import { init, type LlamaConfig, loss, paddedVocab } from "./llama.ts";
+import { init, type LlamaConfig, loss, paddedVocab, type Recompute } from "./llama.ts";
 
 /** The variables of train.ts that decide memory and speed. */
 export type StepSettings = AdamWOptions & {
   batch_size: number;
   gradient_accumulation_steps: number;
   head_chunk: number;
+  recompute: string;
   seed: number;
 };
 
@@ -58,7 +59,10 @@ function microSteps(c: LlamaConfig, s: StepSettings, n: number): number[] {
   const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true }), s);
   const times = Array.from({ length: n }, () => {
     const t0 = performance.now();
-    const l = loss(model, inputs.idx, inputs.targets, c, { head_chunk: s.head_chunk });
+    const l = loss(model, inputs.idx, inputs.targets, c, {
+      head_chunk: s.head_chunk,
+      recompute: s.recompute as Recompute,
+    });
     optimizer.addLoss(l, 1, true);
     backward(l);
     endStep();
