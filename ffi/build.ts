@@ -2,7 +2,7 @@
 // Each is compiled to a temporary name and renamed, because overwriting a library that a process has loaded crashes it.
 import { parseArgs } from "@std/cli/parse-args";
 import { runMain, UserError } from "./errors.ts";
-import { libraryUrl } from "./library.ts";
+import { libraryUrl, pathOf } from "./library.ts";
 
 const ROOT = new URL("../", import.meta.url);
 
@@ -59,15 +59,15 @@ function isFresh(output: URL, sources: URL[]): boolean {
 }
 
 async function compile(command: string, args: string[], source: URL, output: URL): Promise<void> {
-  const temporary = `${output.pathname}.${Deno.pid}.tmp`;
+  const temporary = `${pathOf(output)}.${Deno.pid}.tmp`;
   const { success, stderr } = await new Deno.Command(command, {
-    args: [...args, source.pathname, "-o", temporary, "-ldl"],
+    args: [...args, pathOf(source), "-o", temporary, "-ldl"],
     stderr: "piped",
   }).output();
   const text = new TextDecoder().decode(stderr).trim();
   if (!success) {
     await Deno.remove(temporary).catch(() => {});
-    throw new UserError(`Cannot compile ${source.pathname} with ${command}:\n${text}`);
+    throw new UserError(`Cannot compile ${pathOf(source)} with ${command}:\n${text}`);
   }
   if (text) console.error(text);
   await Deno.rename(temporary, output);

@@ -57,6 +57,11 @@ export function libraryUrl(variant: string): URL {
   return new URL(`../build/libloam_${variant}.${LIBRARY_SUFFIX}`, import.meta.url);
 }
 
+/** The path of a file as the system spells it: in a URL a space is %20. */
+export function pathOf(file: URL): string {
+  return decodeURIComponent(file.pathname);
+}
+
 export function libraryExists(variant: string): boolean {
   try {
     return Deno.statSync(libraryUrl(variant)).isFile;
@@ -74,21 +79,26 @@ export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
   if (name === "plan") return openPlan(options.act ?? "f32");
   limitSpinning();
   s = load(name);
-  if (name === "cpu") {
-    const isa = environment("LOAM_ISA") || readInfo().isa_best;
-    if (isa && isa !== readInfo().isa) {
-      if (libraryExists(`cpu_${isa}`)) s = load(`cpu_${isa}`);
-      else if (environment("LOAM_ISA") && isa !== "portable") {
-        throw new UserError(
-          `Cannot open the CPU library for LOAM_ISA=${isa}: it must be portable, avx2 or avx512`,
-        );
-      }
-    }
-  }
+  if (name === "cpu") loadVariant(environment("LOAM_ISA"));
   const blas = options.blas || environment("LOAM_BLAS");
   check(s.device_open(options.index ?? 0, options.threads ?? 0, options.bf16_gemm ? 1 : 0, cString(blas)));
   device = readInfo();
   return device;
+}
+
+/** Goes on from the portable CPU library, which runs anywhere, to the one for the asked or the best instruction set. */
+function loadVariant(asked: string): void {
+  const { isa, isa_best = "portable" } = readInfo(), known = ["portable", "avx2", "avx512"]; // each has those before it
+  if (asked && !known.includes(asked)) {
+    throw new UserError(
+      `Cannot open the CPU library for LOAM_ISA=${asked}: it must be portable, avx2 or avx512`,
+    );
+  }
+  if (known.indexOf(asked) > known.indexOf(isa_best)) {
+    throw new UserError(`Cannot open the CPU library for LOAM_ISA=${asked}: this processor has ${isa_best}`);
+  }
+  const wanted = asked || isa_best;
+  if (wanted !== isa && (asked || libraryExists(`cpu_${wanted}`))) s = load(`cpu_${wanted}`);
 }
 
 /**
@@ -96,7 +106,9 @@ export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
  * to any other busy process is 10 times slower. It reads this variable when the first library is loaded.
  */
 function limitSpinning(): void {
-  if (!environment("GOMP_SPINCOUNT") && !environment("OMP_WAIT_POLICY")) Deno.env.set("GOMP_SPINCOUNT", "2000");
+  if (!environment("GOMP_SPINCOUNT") && !environment("OMP_WAIT_POLICY")) {
+    Deno.env.set("GOMP_SPINCOUNT", "2000");
+  }
 }
 
 /**
@@ -119,7 +131,7 @@ function load(variant: string): Symbols {
     const command = variant === "cuda"
       ? "deno task build (it needs nvcc; see deno task doctor)"
       : "deno task build";
-    throw new UserError(`Cannot open ${url.pathname}: it is not built; run: ${command}`);
+    throw new UserError(`Cannot open ${pathOf(url)}: it is not built; run: ${command}`);
   }
   let library: Symbols;
   try {
@@ -127,12 +139,14 @@ function load(variant: string): Symbols {
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     const cause = (error as Error).message.split(": ").at(-1);
-    throw new UserError(`Cannot load ${url.pathname}: ${cause}; build it again: deno task build`);
+    throw new UserError(`Cannot load ${pathOf(url)}: ${cause}; build it again: deno task build`);
   }
   const version = library.abi_version();
   if (version !== ABI_VERSION) {
     throw new UserError(
-      `Cannot use ${url.pathname}: its interface is version ${version}, this program wants ${ABI_VERSION}; run: deno task build`,
+      `Cannot use ${
+        pathOf(url)
+      }: its interface is version ${version}, this program wants ${ABI_VERSION}; run: deno task build`,
     );
   }
   return library;
