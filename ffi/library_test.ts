@@ -1,0 +1,272 @@
+// Opening libraries: what is missing, broken or not for this processor; then the device's memory. Failures are shown by a copy
+// of ffi/ beside a build/ folder of its own, with libraries compiled from a few lines of C.
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { findCompiler } from "./build.ts";
+import { KernelError } from "./errors.ts";
+import * as k from "./kernels.ts";
+import * as library from "./library.ts";
+import { symbols } from "./symbols.ts";
+
+const { allocate, copyToDevice, copyToHost, free, memoryUse, open } = library;
+open("cpu", { threads: 2 });
+
+/** Sets environment variables until the end of the block. */
+function environment(values: Record<string, string>): Disposable {
+  const before = Object.keys(values).map((name) => [name, Deno.env.get(name)] as const);
+  for (const [name, value] of Object.entries(values)) Deno.env.set(name, value);
+  return {
+    [Symbol.dispose]: () =>
+      before.forEach(([name, value]) =>
+        value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value)
+      ),
+  };
+}
+
+type Copy = { library: typeof library; build: string } & Disposable;
+
+/** A fresh copy of this module in a folder whose name has a space, with an empty build/ folder beside it. */
+async function freshCopy(): Promise<Copy> {
+  const root = Deno.makeTempDirSync({ prefix: "loam copy " });
+  for (const folder of ["ffi", "build"]) Deno.mkdirSync(`${root}/${folder}`);
+  for (const name of ["library.ts", "symbols.ts", "errors.ts"]) {
+    Deno.copyFileSync(`${import.meta.dirname}/${name}`, `${root}/ffi/${name}`);
+  }
+  return {
+    library: await import(`file://${root}/ffi/library.ts`),
+    build: `${root}/build`,
+    [Symbol.dispose]: () => Deno.removeSync(root, { recursive: true }),
+  };
+}
+
+type Fake = { version?: number; info?: string; openError?: string; without?: string };
+
+/** Compiles a library with every function of kernels.h; each returns 0, and does nothing but what fake says. */
+async function compileFake(
+  path: string,
+  { version = 1, info = "{}", openError = "", without }: Fake,
+): Promise<void> {
+  const special: Record<string, string> = {
+    abi_version: `int abi_version(void) { return ${version}; }`,
+    device_info:
+      `int device_info(char* json, int n) { return n < (int)strlen(info) || !strcpy(json, info); }`,
+    device_open: `int device_open(int i, int t, int b, const char* s) { return ${openError ? 1 : 0}; }`,
+    last_error: `int last_error(char* text, int n) { return n < 100 || !strcpy(text, error); }`,
+  };
+  const functions = Object.keys(symbols).filter((name) => name !== "synchronize_async" && name !== without)
+    .map((name) => special[name] ?? `int ${name}(void) { return 0; }`);
+  const code = [
+    "#include <string.h>",
+    `static const char *info = ${JSON.stringify(info)}, *error = ${JSON.stringify(openError)};`,
+  ];
+  Deno.writeTextFileSync(`${path}.c`, [...code, ...functions].join("\n"));
+  const { command } = await findCompiler(), args = ["-x", "c", "-shared", "-fPIC", `${path}.c`, "-o", path];
+  const { success, stderr } = await new Deno.Command(command, { args, stderr: "piped" }).output();
+  assert(success, new TextDecoder().decode(stderr));
+}
+
+/** The message of the UserError that f throws; a copy has a class of its own by that name. */
+function userError(f: () => unknown): string {
+  const error = assertThrows(f) as Error;
+  assertEquals(error.name, "UserError", error.message);
+  return error.message;
+}
+
+// ---- what cannot be opened
+
+Deno.test("open() names the command that builds what is missing", async () => {
+  using copy = await freshCopy();
+  const { open, libraryExists, chooseDevice } = copy.library;
+  assertEquals([libraryExists("cpu"), libraryExists("cuda")], [false, false]);
+  assertEquals(
+    userError(() => open("cpu")),
+    `Cannot open ${copy.build}/libloam_cpu.so: it is not built; run: deno task build`,
+  );
+  assertEquals(
+    userError(() => open("cuda")),
+    `Cannot open ${copy.build}/libloam_cuda.so: it is not built; run: deno task build (it needs nvcc; see deno task doctor)`,
+  );
+  assertEquals(chooseDevice(), { name: "cpu", reason: "the CUDA library is not built" });
+});
+
+Deno.test("functions called before open() say so", async () => {
+  using copy = await freshCopy();
+  assertThrows(() => copy.library.allocate(8), Error, "internal: mem_alloc was called before open()");
+});
+
+Deno.test("open() says what is wrong with a library that does not load", async () => {
+  using copy = await freshCopy();
+  const path = `${copy.build}/libloam_cpu.so`;
+  Deno.writeTextFileSync(path, "not a library");
+  const message = userError(() => copy.library.open("cpu"));
+  assert(
+    message.startsWith(`Cannot load ${path}: `) && message.endsWith("; build it again: deno task build"),
+    message,
+  );
+  await compileFake(path, { without: "swiglu_forward" });
+  assertMatch(userError(() => copy.library.open("cpu")), /Cannot load .*: .*swiglu_forward; build it again/);
+});
+
+const loads = { sanitizeResources: false }; // libraries stay loaded for the life of the process
+
+Deno.test("open() refuses a library with another version of the interface", loads, async () => {
+  using copy = await freshCopy();
+  const path = `${copy.build}/libloam_cpu.so`;
+  await compileFake(path, { version: 99 });
+  assertEquals(
+    userError(() => copy.library.open("cpu")),
+    `Cannot use ${path}: its interface is version 99, this program wants 1; run: deno task build`,
+  );
+});
+
+Deno.test("open() refuses LOAM_ISA that is unknown, not built or not in this processor", loads, async () => {
+  using copy = await freshCopy();
+  await compileFake(`${copy.build}/libloam_cpu.so`, { info: '{"isa":"portable","isa_best":"avx2"}' });
+  const message = (LOAM_ISA: string) => {
+    using _ = environment({ LOAM_ISA });
+    return userError(() => copy.library.open("cpu"));
+  };
+  const cannot = (isa: string) => `Cannot open the CPU library for LOAM_ISA=${isa}: `;
+  assertEquals(message("sse9"), cannot("sse9") + "it must be portable, avx2 or avx512");
+  assertEquals(message("avx512"), cannot("avx512") + "this processor has avx2");
+  assertEquals(
+    message("avx2"),
+    `Cannot open ${copy.build}/libloam_cpu_avx2.so: it is not built; run: deno task build`,
+  );
+  assertEquals(copy.library.open("cpu").isa, "portable"); // the best is not built: go on with what there is
+});
+
+Deno.test("chooseDevice() takes the GPU, or the CPU with the reason why no GPU answers", loads, async () => {
+  using none = await freshCopy();
+  await compileFake(`${none.build}/libloam_cuda.so`, { openError: "device_open: no GPU answers" });
+  assertEquals(none.library.chooseDevice(), { name: "cpu", reason: "device_open: no GPU answers" });
+  using one = await freshCopy();
+  await compileFake(`${one.build}/libloam_cuda.so`, { info: '{"name":"H100","library":"cuda"}' });
+  assertEquals(one.library.chooseDevice(), { name: "cuda", reason: "H100" });
+});
+
+// ---- what can
+
+Deno.test("open() opens the instruction set that LOAM_ISA asks for, else the best", loads, () => {
+  const best = library.device.isa_best;
+  {
+    using _ = environment({ LOAM_ISA: "portable" });
+    assertEquals(open("cpu", { threads: 1 }).isa, "portable");
+  }
+  if (library.libraryExists(`cpu_${best}`)) assertEquals(open("cpu", { threads: 2 }).isa, best);
+});
+
+Deno.test("open() reopens with other settings and memory stays valid", loads, () => {
+  const address = allocate(8), values = new Float32Array(2);
+  copyToDevice(address, Float32Array.of(1, 2));
+  const info = open("cpu", { threads: 3, blas: "builtin" });
+  assertEquals([info.library, info.act, info.threads, info.blas], ["cpu", "f32", 3, "builtin"]);
+  copyToHost(values, address);
+  assertEquals([...values], [1, 2]);
+  free(address);
+  assert(open("cpu").threads! >= 1); // 0 = all
+  open("cpu", { threads: 2 });
+});
+
+Deno.test("open() throws KernelError with the library's own words", loads, () => {
+  assertThrows(
+    () => open("cpu", { blas: "lapack" }),
+    KernelError,
+    'blas="lapack" is not known; choose builtin, onednn',
+  );
+  assertThrows(() => open("cpu", { blas: "accelerate" }), KernelError, "not found on this machine; found:");
+  assertThrows(() => open("cpu", { index: 1 }), KernelError, "index=1");
+  assertThrows(() => open("cpu", { threads: -1 }), KernelError, "threads=-1");
+  assertThrows(
+    () => open("cpu", { blas: "builtin", bf16_gemm: true }),
+    KernelError,
+    "bf16_gemm=1 needs a BLAS",
+  );
+});
+
+Deno.test("open() with bf16_gemm rounds the inputs of matrix products to bfloat16", loads, () => {
+  try {
+    open("cpu", { threads: 2, bf16_gemm: true });
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    return assertMatch(error.message, /needs a BLAS with a bfloat16 GEMM for this processor/);
+  }
+  const [out, x, weight] = [allocate(4), allocate(8), allocate(8)] as const, result = new Float32Array(1);
+  copyToDevice(x, Float32Array.of(1 + 2 ** -9, 3)); // the first is a tie: it rounds to the even 1
+  copyToDevice(weight, Float32Array.of(256, 1 + 2 ** -6));
+  k.linear_forward(out, x, weight, 0n, 1, 2, 1);
+  copyToHost(result, out);
+  assertEquals(result[0], 256 + 3 * (1 + 2 ** -6)); // the sum is float
+  for (const address of [out, x, weight]) free(address);
+  open("cpu", { threads: 2 });
+});
+
+// ---- memory
+
+Deno.test("allocate() gives zeros aligned to 256 bytes and memoryUse() counts them", () => {
+  const before = memoryUse(), sizes = [1, 300, 5_000_000];
+  const addresses = sizes.map(allocate);
+  for (const [i, address] of addresses.entries()) {
+    assertEquals(address % 256n, 0n);
+    const bytes = new Uint8Array(sizes[i]!).fill(1);
+    copyToHost(bytes, address);
+    assert(bytes.every((byte) => byte === 0));
+  }
+  const during = memoryUse();
+  assertEquals(during.now - before.now, 5_000_301);
+  assert(during.peak >= during.now && during.free > 0 && during.total > during.free);
+  addresses.forEach(free);
+  assertEquals(memoryUse().now, before.now);
+  assert(memoryUse().peak >= during.now);
+  assertThrows(() => free(addresses[0]!), KernelError, "mem_free");
+});
+
+Deno.test("allocate() of more than there is throws with both sizes", () => {
+  assertThrows(() => allocate(2 ** 50), KernelError, `mem_alloc: ${2 ** 50} bytes do not fit: `);
+  assertThrows(() => allocate(0), KernelError, "mem_alloc: bytes must be at least 1");
+});
+
+Deno.test("findNonFinite() finds the first NaN or infinity wherever it is", () => {
+  const n = 10_000, address = allocate(4 * n), values = new Float32Array(n).fill(3.4e38);
+  for (const [at, value] of [[-1, 0], [0, NaN], [4095, Infinity], [4096, -Infinity], [9999, NaN]] as const) {
+    const planted = at < 0 ? values : values.with(at, value).fill(NaN, at + 1);
+    copyToDevice(address, planted);
+    assertEquals(library.findNonFinite(address, library.F32, n), at);
+  }
+  copyToDevice(address, Float32Array.of(1, -2, NaN, 4));
+  const half = allocate(8);
+  k.convert(half, address, library.BF16, library.F32, 4n);
+  assertEquals(library.findNonFinite(half, library.BF16, 4), 2);
+  [address, half].forEach(free);
+});
+
+Deno.test("synchronize() resolves when the device is done, and rejects with its failure", async () => {
+  await library.synchronize();
+  library.synchronizeNow();
+  using copy = await freshCopy();
+  await assertRejects(
+    () => copy.library.synchronize(),
+    Error,
+    "internal: synchronize_async was called before open()",
+  );
+});
+
+Deno.test("the first failure is reported, and only once", () => {
+  assertThrows(() => k.fill_zero(0n, 8n), KernelError, "fill_zero: the address of dst is 0 (bytes=8)");
+  library.check(0);
+  assertThrows(() => library.check(1), KernelError, "internal: code 1 without a text");
+});
+
+// ---- plan
+
+Deno.test("the plan device counts bytes, hands out distinct addresses and computes nothing", async () => {
+  using copy = await freshCopy();
+  const { open, allocate, memoryUse, findNonFinite, synchronize, copyToDevice } = copy.library;
+  assertEquals(open("plan", { act: "bf16" }), { library: "plan", name: "plan", act: "bf16" });
+  const huge = 2 ** 42, addresses = [1, huge, 300].map(allocate);
+  assertEquals(addresses, [addresses[0]!, addresses[0]! + 256n, addresses[0]! + 256n + BigInt(huge)]);
+  assertEquals([memoryUse().now, memoryUse().peak], [huge + 301, huge + 301]);
+  copyToDevice(addresses[1]!, Float32Array.of(1));
+  assertEquals(findNonFinite(addresses[0]!, 0, 10), -1);
+  await synchronize();
+  assertEquals(open("plan").act, "f32");
+});
