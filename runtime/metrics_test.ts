@@ -1,0 +1,113 @@
+import { assert, assertEquals } from "@std/assert";
+import {
+  formatBytes,
+  memoryBytes,
+  peakFlops,
+  RunLog,
+  stepLine,
+  type StepMetrics,
+  truncateMetrics,
+} from "./metrics.ts";
+import { openTestDevice } from "./testing.ts";
+
+openTestDevice();
+
+const METRICS: StepMetrics = {
+  step: 120,
+  loss: 4.321,
+  lr: 2.9e-4,
+  grad_norm: 0.8142,
+  tokens: 1_966_080,
+  tokens_per_sec: 18432.4,
+  step_ms: 888.9,
+  mfu: 0.3811,
+  memory_bytes: 1.23e9,
+  skipped: 0,
+};
+
+/** A run directory that is removed at the end of the block. */
+function runDirectory(): { dir: string } & Disposable {
+  const dir = Deno.makeTempDirSync();
+  return { dir, [Symbol.dispose]: () => Deno.removeSync(dir, { recursive: true }) };
+}
+
+Deno.test("stepLine() is one line of what matters", () => {
+  assertEquals(
+    stepLine({ ...METRICS, val_loss: 4.4 }),
+    "step 120 | loss 4.3210 | val 4.4000 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 38% MFU | 1.2 GB",
+  );
+  assertEquals(
+    stepLine({
+      ...METRICS,
+      lr: 1,
+      mfu: null,
+      memory_bytes: 340e6,
+      skipped: 2,
+      loss: NaN,
+      grad_norm: Infinity,
+    }),
+    "step 120 | loss NaN | lr 1.0 | norm Infinity | 18,432 tok/s | MFU n/a | 340 MB | 2 skipped",
+  );
+});
+
+Deno.test("formatBytes() uses decimal units", () => {
+  assertEquals([0, 12_300, 1e6, 340.4e6, 1e9, 80.24e9].map(formatBytes), [
+    "0 kB",
+    "12 kB",
+    "1 MB",
+    "340 MB",
+    "1.0 GB",
+    "80.2 GB",
+  ]);
+});
+
+Deno.test({
+  name: "RunLog appends one object a step, and lines of text, across restarts",
+  sanitizeResources: false, // the log stays open as long as the process
+  fn: () => {
+    using run = runDirectory();
+    const dir = `${run.dir}/runs/a`;
+    new RunLog(dir).step(METRICS);
+    const again = new RunLog(dir);
+    again.step({ ...METRICS, step: 121, val_loss: 4.4 });
+    const lines = Deno.readTextFileSync(`${dir}/metrics.jsonl`).trimEnd().split("\n").map((line) =>
+      JSON.parse(line)
+    );
+    assertEquals(lines, [METRICS, { ...METRICS, step: 121, val_loss: 4.4 }]);
+    assertEquals(Deno.readTextFileSync(`${dir}/log.txt`), "");
+  },
+});
+
+Deno.test("truncateMetrics() drops later steps and a half-written last line", () => {
+  using run = runDirectory();
+  const path = `${run.dir}/metrics.jsonl`,
+    line = (step: number) => JSON.stringify({ ...METRICS, step }) + "\n";
+  const [one, two, three] = [1, 2, 3].map(line) as [string, string, string];
+  const cases: [before: string, step: number, after: string][] = [
+    [one + two + three, 2, one + two],
+    [one + two + three.slice(0, 40), 3, one + two],
+    [one + two + '{"step":3}'.slice(0, -1), 3, one + two],
+    [one + two + "12", 3, one + two], // JSON, but no step
+    [one + two + "null\n", 3, one + two],
+    [one + two, 0, ""],
+    ["", 5, ""],
+  ];
+  for (const [before, step, after] of cases) {
+    Deno.writeTextFileSync(path, before);
+    truncateMetrics(run.dir, step);
+    assertEquals(Deno.readTextFileSync(path), after);
+  }
+  assertEquals([...Deno.readDirSync(run.dir)].map(({ name }) => name), ["metrics.jsonl"]);
+});
+
+Deno.test("truncateMetrics() of a run without metrics does nothing", () => {
+  using run = runDirectory();
+  truncateMetrics(run.dir, 3);
+  assertEquals([...Deno.readDirSync(run.dir)].length, 0);
+});
+
+Deno.test("memoryBytes() and peakFlops() are of the right order", () => {
+  assert(memoryBytes() > 1e6);
+  const peak = peakFlops();
+  if (peak) assert(peak.flops > 1e8 && peak.flops < 1e17 && peak.how.length > 0, JSON.stringify(peak));
+});
