@@ -21,14 +21,13 @@ export {
   record,
   type RecordOptions,
 } from "./runtime/tape.ts";
+export { type Block, type MemoryKind } from "./runtime/memory.ts";
 export {
-  type Block,
   Buffer,
   type DType,
   empty,
   fixed,
   type Init,
-  type MemoryKind,
   named,
   param,
   Tensor,

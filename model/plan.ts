@@ -6,7 +6,7 @@ import { Inputs } from "../runtime/inputs.ts";
 import { formatBytes } from "../runtime/metrics.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
-import { forgetMemory, memoryByKind } from "../runtime/tensor.ts";
+import { forgetMemory, memoryByKind } from "../runtime/memory.ts";
 import { init, type LlamaConfig, loss, paddedVocab, type Recompute } from "./llama.ts";
 
 /** The variables of train.ts that decide memory and speed. */

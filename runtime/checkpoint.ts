@@ -6,7 +6,8 @@ import { UserError } from "../ffi/errors.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
 import { readSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
-import { type Address, bytesPerElement, release, take } from "./tensor.ts";
+import { release, take } from "./memory.ts";
+import { type Address, bytesPerElement } from "./tensor.ts";
 
 /** A contiguous range of device memory under the name and shape it has on disk. */
 export type SavedTensor = { name: string; shape: number[]; address: Address; dtype: "act" | "f32" };

@@ -3,7 +3,8 @@
 import * as k from "../ffi/kernels.ts";
 import { debug } from "./debug.ts";
 import { claim, give, grad, isRecording, passOn, record } from "./tape.ts";
-import { type Address, type Block, bytesPerElement, empty, release, take, type Tensor } from "./tensor.ts";
+import { type Block, release, take } from "./memory.ts";
+import { type Address, bytesPerElement, empty, type Tensor } from "./tensor.ts";
 
 /** Rows of a table. ids (..., T) int32, w (V, C) -> (..., T, C) */
 export function embedding(ids: Tensor, w: Tensor): Tensor {

@@ -2,7 +2,8 @@
 import * as k from "../ffi/kernels.ts";
 import { CONTROL, copyToDevice, copyToHost, device } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
-import { type Address, type Block, bytesPerElement, named, permanent, type Tensor } from "./tensor.ts";
+import { type Block, permanent } from "./memory.ts";
+import { type Address, bytesPerElement, named, type Tensor } from "./tensor.ts";
 
 /** Where one parameter lies in the flat buffers. */
 export type Slot = { name: string; tensor: Tensor; offset: number; size: number }; // in elements

@@ -4,7 +4,8 @@ import { device } from "../ffi/library.ts";
 import { AdamW, type AdamWOptions, cosineSchedule, Parameters } from "./optim.ts";
 import * as ref from "./reference.ts";
 import { readSafetensors, toFloat32 } from "./safetensors.ts";
-import { param, readFloats, take, type Tensor, tensor, writeFloats } from "./tensor.ts";
+import { take } from "./memory.ts";
+import { param, readFloats, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import { endStep, grad } from "./tape.ts";
 import { assertClose, close, normal, openTestDevice, type Values } from "./testing.ts";
 

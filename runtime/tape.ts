@@ -5,17 +5,8 @@
 // accumulation need no special case and nothing is ever zeroed. A view shares its buffer's gradient and records nothing.
 import * as k from "../ffi/kernels.ts";
 import { afterBackward, afterForward, callSite, debug } from "./debug.ts";
-import {
-  type Address,
-  type Block,
-  Buffer,
-  bytesPerElement,
-  release,
-  releaseAll,
-  take,
-  takenBy,
-  Tensor,
-} from "./tensor.ts";
+import { type Block, release, releaseAll, take, takenBy } from "./memory.ts";
+import { type Address, Buffer, bytesPerElement, Tensor } from "./tensor.ts";
 
 export type Entry = {
   name: string;

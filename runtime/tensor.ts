@@ -1,88 +1,19 @@
-// Tensors, the buffers they look into, and the memory of one training step.
+// Tensors and the buffers they look into.
 //
 // Five rules keep a step ready for replay as a CUDA graph: after the first step nothing allocates and addresses repeat;
 // inputs live in fixed buffers; scalars that change are read from device memory; no host read inside a step; one stream.
 import * as k from "../ffi/kernels.ts";
-import { allocate, BF16, copyToDevice, copyToHost, device, F32 } from "../ffi/library.ts";
+import { BF16, copyToDevice, copyToHost, device, F32 } from "../ffi/library.ts";
 import type { Address } from "../ffi/symbols.ts";
+import { type Block, type MemoryKind, permanent, release, take } from "./memory.ts";
 
-export type { Address };
+export type { Address, Block };
 
 /** act: the device's type for weights and activations (float on the CPU, bfloat16 on CUDA). */
 export type DType = "act" | "f32" | "i32";
 
 export function bytesPerElement(dtype: DType): number {
   return dtype === "act" && device.act === "bf16" ? 2 : 4;
-}
-
-// ---- memory
-
-/** A range of device memory. */
-export type Block = { readonly address: Address; readonly bytes: number };
-
-/** What memory is used for, as shown by --dry_run. "step" holds activations, their gradients and logits. */
-export type MemoryKind = "weights" | "gradients" | "optimizer" | "inputs" | "constants" | "cache" | "step";
-
-const bytesByKind = new Map<MemoryKind, number>();
-
-/** Bytes allocated so far for each kind of memory. */
-export function memoryByKind(): Record<string, number> {
-  return Object.fromEntries(bytesByKind);
-}
-
-/** Memory for the life of the process, filled with zeros. Throws KernelError when the device has too little. */
-export function permanent(bytes: number, kind: MemoryKind): Block {
-  const address = allocate(bytes);
-  bytesByKind.set(kind, (bytesByKind.get(kind) ?? 0) + bytes);
-  return { address, bytes };
-}
-
-// Step memory: blocks are taken and released in the same order every step, so that every step sees the same addresses.
-const created: Block[] = []; // all blocks, in the order of their creation
-const available = new Map<number, Block[]>(); // free blocks by size
-
-/** Forgets all memory without freeing it: for a plan, and for tests that open another device. */
-export function forgetMemory(): void {
-  created.length = 0;
-  available.clear();
-  bytesByKind.clear();
-}
-
-/** A block of step memory with undefined contents. It returns to the pool by release() or at endStep(). */
-export function take(bytes: number): Block {
-  const size = Math.ceil(bytes / 256) * 256;
-  let block = available.get(size)?.pop();
-  if (!block) created.push(block = permanent(size, "step"));
-  watched?.add(block);
-  return block;
-}
-
-/** Returns a block of step memory to the pool. */
-export function release(block: Block): void {
-  watched?.delete(block);
-  const list = available.get(block.bytes);
-  if (list) list.push(block);
-  else available.set(block.bytes, [block]);
-}
-
-let watched: Set<Block> | undefined;
-
-/** Runs f and returns its result with the blocks that it took and did not release. */
-export function takenBy<T>(f: () => T): { result: T; blocks: Set<Block> } {
-  const outer = watched, blocks = new Set<Block>();
-  watched = blocks;
-  try {
-    return { result: f(), blocks };
-  } finally {
-    watched = outer;
-    blocks.forEach((block) => outer?.add(block));
-  }
-}
-
-/** Takes back all step memory: free lists are rebuilt in the order of creation, so the next step gets the same addresses. */
-export function releaseAll(): void {
-  available.clear();
-  for (let i = created.length - 1; i >= 0; i--) release(created[i]!);
 }
 
 // ---- tensors
@@ -151,7 +82,7 @@ export function empty(shape: readonly number[], dtype: DType = "act"): Tensor {
 }
 
 /** A tensor that stays, for inputs and constants. It takes no part in gradients. */
-export function fixed(shape: readonly number[], dtype: DType, kind: MemoryKind): Tensor {
+export function fixed(shape: readonly number[], dtype: DType, kind: Exclude<MemoryKind, "step">): Tensor {
   const size = shape.reduce((a, b) => a * b, 1);
   return new Tensor(shape, dtype, new Buffer(permanent(size * bytesPerElement(dtype), kind)));
 }
