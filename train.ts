@@ -4,6 +4,7 @@ import { type Dataset, openDataset } from "./data/bins.ts";
 import { Loader, type Position } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { runMain, UserError } from "./ffi/errors.ts";
+import { writeAtomic } from "./ffi/files.ts";
 import { chooseDevice, open, synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
 import { configure, llamaConfig } from "./model/configure.ts";
@@ -11,14 +12,7 @@ import { openDevice } from "./model/device.ts";
 import { generate } from "./model/generate.ts";
 import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
-import {
-  holdsRun,
-  json,
-  listCheckpoints,
-  readTrainerState,
-  saveCheckpoint,
-  writeAtomic,
-} from "./runtime/checkpoint.ts";
+import { holdsRun, json, listCheckpoints, readTrainerState, saveCheckpoint } from "./runtime/checkpoint.ts";
 import {
   debug,
   type DebugMode,

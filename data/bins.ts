@@ -1,9 +1,9 @@
 // Token bins: a dataset is a directory of shards in llm.c's format and a meta.json. A shard is a header of 256 int32
 // (magic, version, number of tokens, zeros) and then the tokens, all little-endian. Also read: llm.c's own directories,
 // which have no meta.json, and nanoGPT's train.bin and val.bin, which have no header either (uint16 all the way).
-import { createHash } from "node:crypto";
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
+import { sha256OfFile } from "../ffi/files.ts";
 
 export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
@@ -105,7 +105,7 @@ export function verifyDataset(dir: string): Dataset {
   const dataset = openDataset(dir);
   if (dataset.format !== "loam") return dataset;
   for (const { file, sha256 } of readMeta(dir).shards) {
-    const actual = sha256Of(join(dir, file));
+    const actual = sha256OfFile(join(dir, file));
     if (actual !== sha256) {
       throw damaged(join(dir, file), `its SHA-256 is ${actual}, should be ${sha256}`);
     }
@@ -126,15 +126,6 @@ export function readTokens(shard: Shard, start: number, n: number): Uint32Array 
   return Uint32Array.from(
     shard.token_bytes === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer),
   );
-}
-
-/** SHA-256 of a file in hexadecimal. */
-export function sha256Of(path: string): string {
-  using file = Deno.openSync(path);
-  const hash = createHash("sha256");
-  const chunk = new Uint8Array(1 << 20);
-  for (let n = file.readSync(chunk); n !== null; n = file.readSync(chunk)) hash.update(chunk.subarray(0, n));
-  return hash.digest("hex");
 }
 
 /** The header of a shard. */

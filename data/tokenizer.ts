@@ -1,6 +1,7 @@
 // Tokenizers: "bytes" (one id per byte), "gpt2" (OpenAI's r50k_base) and any Hugging Face tokenizer directory.
 // Text never turns into a special token: "<|endoftext|>" inside a document is thirteen characters like any others.
 import { UserError } from "../ffi/errors.ts";
+import { isFile } from "../ffi/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 
 /** Turns text into ids and back. */
@@ -62,15 +63,6 @@ function bytesTokenizer(): Tokenizer {
     merges: () => [],
     splitsWords: false,
   });
-}
-
-function isFile(path: string): boolean {
-  try {
-    return Deno.statSync(path).isFile;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return false;
-    throw error;
-  }
 }
 
 function readJson(path: string): Record<string, unknown> {

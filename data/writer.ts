@@ -2,7 +2,8 @@
 // until finish() every file has a name that ends in .tmp, and meta.json gets its name last.
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { HEADER_BYTES, type Meta, sha256Of, shardHeader, tokenBytes } from "./bins.ts";
+import { HEADER_BYTES, type Meta, shardHeader, tokenBytes } from "./bins.ts";
+import { sha256OfFile } from "../ffi/files.ts";
 
 const BUFFERED_TOKENS = 1 << 18;
 const OUR_FILES = /^(train|val)_\d{6}\.bin$|^tokenizer(_config)?\.json$/; // and meta.json
@@ -138,7 +139,7 @@ class ShardWriter {
     this.#file.seekSync(0, Deno.SeekMode.Start);
     this.#write(shardHeader(tokenBytes(this.#vocab_size), this.tokens));
     this.#file.close();
-    return { file: this.#name, tokens: this.tokens, sha256: sha256Of(this.#path) };
+    return { file: this.#name, tokens: this.tokens, sha256: sha256OfFile(this.#path) };
   }
 
   /** Closes the file as it is. */

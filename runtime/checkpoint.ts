@@ -1,8 +1,8 @@
 // Checkpoints. Each is a Hugging Face model directory (config.json, model.safetensors, tokenizer) with two files beside it:
 // optimizer.safetensors (float32 master weights where they differ, m, v) and trainer_state.json. It is written under a
 // temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the previous one whole.
-import { createHash } from "node:crypto";
 import { UserError } from "../ffi/errors.ts";
+import { isFile, sha256OfFile, writeAtomic, writeSynced } from "../ffi/files.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
 import { readSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
@@ -211,39 +211,6 @@ function* fromDevice(t: SavedTensor, staging: Uint8Array<ArrayBuffer>): Generato
   }
 }
 
-/** Hexadecimal sha256 of a file, read in pieces. */
-export function sha256OfFile(path: string): string {
-  const hash = createHash("sha256"), buffer = new Uint8Array(1 << 20);
-  using file = Deno.openSync(path);
-  for (let n = file.readSync(buffer); n !== null; n = file.readSync(buffer)) {
-    hash.update(buffer.subarray(0, n));
-  }
-  return hash.digest("hex");
-}
-
-/** Writes a text file and waits until it is on the disk. */
-export function writeSynced(path: string, text: string): void {
-  using file = Deno.openSync(path, { write: true, create: true, truncate: true });
-  writeText(file, path, text);
-  file.syncSync();
-}
-
-/** Writes all of a text. Throws UserError naming the file when it cannot, for example because the disk is full. */
-export function writeText(file: Deno.FsFile, path: string, text: string): void {
-  const bytes = new TextEncoder().encode(text);
-  try {
-    for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
-  } catch (error) {
-    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
-  }
-}
-
-/** Replaces a small text file in one step. */
-export function writeAtomic(path: string, text: string): void {
-  writeSynced(`${path}.tmp`, text);
-  Deno.renameSync(`${path}.tmp`, path);
-}
-
 function point(runDir: string, pointer: "latest" | "best", name: string): void {
   writeAtomic(`${runDir}/${pointer}`, `checkpoints/${name}\n`);
 }
@@ -269,14 +236,6 @@ function removeIfThere(path: string): void {
     Deno.removeSync(path, { recursive: true });
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
-}
-
-export function isFile(path: string): boolean {
-  try {
-    return Deno.statSync(path).isFile;
-  } catch {
-    return false;
   }
 }
 
