@@ -1,0 +1,337 @@
+// What the library refuses, and what kernels.h promises beyond what the ops in runtime/ use. Values are tested there.
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { KernelError } from "./errors.ts";
+import * as k from "./kernels.ts";
+import { allocate, BF16, copyToDevice, copyToHost, F32, open } from "./library.ts";
+
+open("cpu", { threads: 2 });
+
+const header = Deno.readTextFileSync(new URL("../kernels.h", import.meta.url));
+
+/** Names and kinds of the parameters of a function of kernels.h. */
+function parametersOf(name: string): { name: string; isPointer: boolean; isLong: boolean }[] {
+  const list = new RegExp(`^int ${name}\\(([^)]*)\\);`, "ms").exec(header)![1]!;
+  return list.split(",").map((parameter) => ({
+    name: /\w+$/.exec(parameter.trim())![0],
+    isPointer: parameter.includes("*"),
+    isLong: parameter.includes("64_t"),
+  }));
+}
+
+// Valid sizes, which may not be below 1. Everything else that is not an address may be 0: accumulate, pos, types, betas.
+const SIZES: Record<string, number> = {
+  B: 1,
+  T: 2,
+  N: 2,
+  C: 8,
+  V: 4,
+  V_stride: 4,
+  H: 2,
+  K: 1,
+  D: 8,
+  T_max: 4,
+  IN: 3,
+  OUT: 5,
+  F: 4,
+  n: 8,
+  bytes: 32,
+};
+const OPTIONAL = ["rmsnorm_backward out", "linear_forward residual", "swiglu_backward h"]; // addresses that may be 0
+
+/** Arguments that a function accepts, each address in zeroed memory of its own. */
+function validArguments(name: string): (number | bigint)[] {
+  return parametersOf(name).map(({ name, isPointer, isLong }) => {
+    const size = SIZES[name] ?? 0;
+    return isPointer ? allocate(4096) : isLong ? BigInt(size) : size;
+  });
+}
+
+const functions = k as unknown as Record<string, (...args: (number | bigint)[]) => void>;
+
+Deno.test("every function refuses sizes below 1 and names them", () => {
+  for (const name of Object.keys(functions)) {
+    const valid = validArguments(name);
+    functions[name]!(...valid);
+    parametersOf(name).forEach((parameter, i) => {
+      if (!(parameter.name in SIZES)) return;
+      for (const size of [0, -1]) {
+        const value = parameter.isLong ? BigInt(size) : size;
+        const call = () => functions[name]!(...valid.with(i, value));
+        const { message } = assertThrows(
+          call,
+          KernelError,
+          `${name}: ${parameter.name} must be at least 1 (`,
+        );
+        assert(message.includes(`${parameter.name}=${size}`), message);
+      }
+    });
+  }
+});
+
+Deno.test("every function refuses the address 0 where it is not optional, and names it", () => {
+  for (const name of Object.keys(functions)) {
+    const valid = validArguments(name);
+    parametersOf(name).forEach((parameter, i) => {
+      if (!parameter.isPointer) return;
+      const call = () => functions[name]!(...valid.with(i, 0n));
+      if (OPTIONAL.includes(`${name} ${parameter.name}`)) call();
+      else assertThrows(call, KernelError, `${name}: the address of ${parameter.name} is 0`);
+    });
+  }
+});
+
+/** A new block with these values. */
+function floats(...values: number[]): bigint {
+  const address = allocate(4 * values.length);
+  copyToDevice(address, Float32Array.from(values));
+  return address;
+}
+
+function ints(...values: number[]): bigint {
+  const address = allocate(4 * values.length);
+  copyToDevice(address, Int32Array.from(values));
+  return address;
+}
+
+function read(address: bigint, n: number): number[] {
+  const values = new Float32Array(n);
+  copyToHost(values, address);
+  return [...values];
+}
+
+/** Values between -1 and 1 without a pattern. */
+function some(n: number, seed = 1): number[] {
+  return Array.from({ length: n }, (_, i) => Math.fround(Math.sin(12.9898 * (i + seed * 1000))));
+}
+
+// ---- sizes that do not fit together
+
+Deno.test("attention refuses heads that do not fit together", () => {
+  const at = allocate(1 << 16),
+    wrong = (f: () => void, message: string) => assertThrows(f, KernelError, message);
+  for (const [H, K] of [[3, 2], [1, 2]] as const) {
+    const message = `H=${H} is not a multiple of K=${K} (B=1 T=2 D=8)`;
+    wrong(() => k.attention_forward(at, at, at, 1, 2, H, K, 8), `attention_forward: ${message}`);
+    wrong(
+      () => k.attention_backward(at, at, at, at, at, at, 1, 2, H, K, 8),
+      `attention_backward: ${message}`,
+    );
+    wrong(() => k.attention_cached(at, at, at, at, 1, 2, 0, 4, H, K, 8), `attention_cached: ${message}`);
+  }
+  for (const D of [4, 7, 12, 264]) {
+    const message = `attention_forward: D=${D} must be a multiple of 8 up to 256`;
+    wrong(() => k.attention_forward(at, at, at, 1, 2, 2, 1, D), message);
+  }
+  for (const pos of [-1, 3, 100]) {
+    const message = `attention_cached: pos=${pos} and T=2 do not fit into a cache of T_max=4`;
+    wrong(() => k.attention_cached(at, at, at, at, 1, 2, pos, 4, 2, 1, 8), message);
+  }
+});
+
+Deno.test("rope refuses odd heads and places before the first", () => {
+  const at = allocate(4096);
+  for (const [pos, D] of [[0, 7], [-1, 8]] as const) {
+    assertThrows(() => k.rope(at, at, 1, 2, pos, 2, 1, D, 0), KernelError, `pos=${pos} H=2 K=1 D=${D}`);
+  }
+});
+
+Deno.test("token ids and targets outside the vocabulary are named with their place", () => {
+  const at = allocate(4096), outside = "must be at least 0 and less than V=4";
+  for (const id of [4, -1, 2 ** 31 - 1]) {
+    const ids = ints(0, 3, id), message = `ids[2]=${id} ${outside}`;
+    assertThrows(
+      () => k.embedding_forward(at, ids, at, 3, 4, 8),
+      KernelError,
+      `embedding_forward: ${message}`,
+    );
+    assertThrows(
+      () => k.embedding_backward(at, at, ids, 3, 4, 8, 0),
+      KernelError,
+      `embedding_backward: ${message}`,
+    );
+  }
+  const call = () => k.cross_entropy(at, at, ints(-1, 4), 2, 4, 4, 1, 1);
+  assertThrows(call, KernelError, "cross_entropy: targets[1]=4 must be less than V=4");
+  assertThrows(
+    () => k.cross_entropy(at, at, ints(0, 0), 2, 4, 3, 1, 1),
+    KernelError,
+    "V_stride=3 must be at least V=4",
+  );
+});
+
+Deno.test("linear refuses a residual that is the output, convert types that it does not know", () => {
+  const at = allocate(4096), x = allocate(4096);
+  assertThrows(
+    () => k.linear_forward(at, x, x, at, 2, 3, 5),
+    KernelError,
+    "linear_forward: residual may not be out",
+  );
+  assertThrows(
+    () => k.convert(at, x, 2, F32, 8n),
+    KernelError,
+    "convert: types must be 0 (f32) or 1 (bf16), but dst is 2",
+  );
+});
+
+// ---- promises of kernels.h
+
+Deno.test("convert() rounds to the nearest bfloat16, ties to even, and keeps what is not finite", () => {
+  const tie = 2 ** -8; // half of the last bit of a bfloat16 near 1
+  const values = [
+    1,
+    1 + tie,
+    1 + 3 * tie,
+    1 + 1.01 * tie,
+    -1 - tie,
+    3.4e38,
+    Infinity,
+    -Infinity,
+    NaN,
+    -0,
+    1.1 * 2 ** -133,
+  ];
+  const expected = [
+    1,
+    1,
+    1 + 4 * tie,
+    1 + 2 * tie,
+    -1,
+    Infinity,
+    Infinity,
+    -Infinity,
+    NaN,
+    -0,
+    2 ** -133,
+  ];
+  const half = allocate(64), back = allocate(64);
+  k.convert(half, floats(...values), BF16, F32, 11n);
+  k.convert(back, half, F32, BF16, 11n);
+  assertEquals(read(back, 11), expected.map(Math.fround));
+  k.convert(back, half, BF16, BF16, 11n);
+  k.convert(half, back, F32, BF16, 1n);
+  assertEquals(read(half, 1), [1]);
+});
+
+Deno.test("copy_async(), fill_zero() and init_constant() touch what they are told to", () => {
+  const a = floats(1, 2, 3, 4, 5), b = floats(0, 0, 0, 0, 0);
+  k.copy_async(b + 4n, a, 12n);
+  k.fill_zero(a + 4n, 8n);
+  assertEquals([read(a, 5), read(b, 5)], [[1, 0, 0, 4, 5], [0, 1, 2, 3, 0]]);
+  k.init_constant(b, 3n, -2);
+  assertEquals(read(b, 5), [-2, -2, -2, 3, 0]);
+});
+
+Deno.test("sum_scaled() and grad_sumsq() overwrite or add", () => {
+  const x = floats(1, 2, 3), out = floats(10), sumsq = allocate(8), total = new Float64Array(1);
+  k.sum_scaled(out, x, 3, 0.5, 1);
+  assertEquals(read(out, 1), [13]);
+  k.sum_scaled(out, x, 3, 0.5, 0);
+  assertEquals(read(out, 1), [3]);
+  k.grad_sumsq(sumsq, x, 3n, 0);
+  k.grad_sumsq(sumsq, x, 2n, 1);
+  copyToHost(total, sumsq);
+  assertEquals(total[0], 14 + 5);
+});
+
+Deno.test("grad_sumsq() adds up in double, however long the gradient is", () => {
+  const n = 1_000_003, x = allocate(4 * n), sumsq = allocate(8), total = new Float64Array(1);
+  k.init_constant(x, BigInt(n), Math.fround(1e-3));
+  k.grad_sumsq(sumsq, x, BigInt(n), 0);
+  copyToHost(total, sumsq);
+  assertAlmostEquals(total[0]!, n * Math.fround(1e-3) ** 2, 1e-12);
+});
+
+Deno.test("add() may write over either input", () => {
+  const [a, b] = [floats(1, 2), floats(10, 20)];
+  k.add(a, a, b, 2n);
+  k.add(b, a, b, 2n);
+  k.add(b, b, b, 2n);
+  assertEquals([read(a, 2), read(b, 2)], [[11, 22], [42, 84]]);
+});
+
+Deno.test("linear_dgrad() and linear_wgrad() overwrite or add", () => {
+  const dout = floats(1, 2), w = floats(3, 4), x = floats(5, 6); // N=2 OUT=1 IN=1 and the like
+  const dx = floats(NaN, NaN), dw = floats(NaN);
+  k.linear_dgrad(dx, dout, w, 2, 1, 1, 0);
+  k.linear_dgrad(dx, dout, w, 2, 1, 1, 1);
+  k.linear_wgrad(dw, dout, x, 2, 1, 1, 0);
+  k.linear_wgrad(dw, dout, x, 2, 1, 1, 1);
+  assertEquals([read(dx, 2), read(dw, 1)], [[6, 12], [2 * (5 + 12)]]);
+});
+
+Deno.test("rmsnorm_backward() writes the forward result again, and overwrites or adds", () => {
+  const N = 5,
+    C = 37,
+    x = floats(...some(N * C)),
+    w = floats(...some(C, 2)),
+    dout = floats(...some(N * C, 3));
+  const block = () => allocate(4 * N * C),
+    [out, rstd, again, dx, dw] = [block(), block(), block(), block(), block()];
+  k.rmsnorm_forward(out, rstd, x, w, N, C, 1e-6);
+  k.rmsnorm_backward(dx, dw, again, dout, x, w, rstd, N, C, 0, 0);
+  assertEquals(read(again, N * C), read(out, N * C));
+  const first = [read(dx, N * C), read(dw, C)];
+  k.rmsnorm_backward(dx, dw, 0n, dout, x, w, rstd, N, C, 1, 1);
+  [read(dx, N * C), read(dw, C)].forEach((sum, which) =>
+    sum.forEach((value, i) => assertAlmostEquals(value, 2 * first[which]![i]!, 1e-5))
+  );
+  const junk = floats(...Array(N * C).fill(NaN));
+  k.rmsnorm_backward(junk, dw, 0n, dout, x, w, rstd, N, C, 0, 0);
+  assertEquals([read(junk, N * C), read(dw, C)], first);
+});
+
+Deno.test("swiglu_backward() writes the forward result again, and may write over its input", () => {
+  const N = 3, F = 21, gate_up = floats(...some(2 * N * F)), dh = floats(...some(N * F, 2));
+  const [h, again, d] = [allocate(4 * N * F), allocate(4 * N * F), allocate(8 * N * F)] as const;
+  k.swiglu_forward(h, gate_up, N, F);
+  k.swiglu_backward(d, 0n, dh, gate_up, N, F);
+  k.swiglu_backward(gate_up, again, dh, gate_up, N, F);
+  assertEquals(read(again, N * F), read(h, N * F));
+  assertEquals(read(gate_up, 2 * N * F), read(d, 2 * N * F));
+});
+
+Deno.test("cross_entropy() leaves the logits when no gradient is asked for", () => {
+  const logits = [1, 2, 3, 99, 4, 5, 6, 99], at = floats(...logits), losses = allocate(8); // V=3, padded to 4
+  k.cross_entropy(at, losses, ints(2, -1), 2, 3, 4, 1, 0);
+  assertEquals(read(at, 8), logits);
+  const [loss, none] = read(losses, 2);
+  assertAlmostEquals(loss!, Math.log(Math.exp(-2) + Math.exp(-1) + 1), 1e-6);
+  assertEquals(none, 0);
+});
+
+Deno.test("cross_entropy() takes logits of any size", () => {
+  const at = floats(3e38, -3e38, 0, -Infinity, 0, 0, -500, 500, 0), losses = allocate(12);
+  k.cross_entropy(at, losses, ints(0, 1, 0), 3, 3, 3, 1, 1);
+  const [certain, half, hopeless] = read(losses, 3);
+  assertAlmostEquals(half!, Math.log(2), 1e-6);
+  assertEquals([certain, hopeless], [0, 1000]);
+  assertEquals(read(at, 9), [0, 0, 0, 0, -0.5, 0.5, -1, 1, 0]);
+});
+
+Deno.test("attention_forward() writes the logarithm of the softmax denominator", () => {
+  const T = 70, D = 8, qkv = some(T * 3 * D), out = allocate(4 * T * D), lse = allocate(4 * T);
+  k.attention_forward(out, lse, floats(...qkv), 1, T, 1, 1, D);
+  read(lse, T).forEach((actual, t) => {
+    let sum = 0;
+    for (let s = 0; s <= t; s++) {
+      let score = 0;
+      for (let d = 0; d < D; d++) score += qkv[t * 3 * D + d]! * qkv[s * 3 * D + D + d]! / Math.sqrt(D);
+      sum += Math.exp(score);
+    }
+    assertAlmostEquals(actual, Math.log(sum), 1e-5);
+  });
+});
+
+Deno.test("attention_cached() writes keys and values of the new tokens and nothing else", () => {
+  const [B, T, pos, T_max, H, K, D] = [2, 2, 1, 4, 2, 1, 8] as const, row = (H + 2 * K) * D;
+  const qkv = some(B * T * row), marks = Array(B * K * T_max * D).fill(7);
+  const [out, keys, values] = [allocate(4 * B * T * H * D), floats(...marks), floats(...marks)];
+  k.attention_cached(out!, keys!, values!, floats(...qkv), B, T, pos, T_max, H, K, D);
+  [keys, values].forEach((cache, which) => {
+    const expected = marks.map((mark, i) => {
+      const d = i % D, t = Math.floor(i / D) % T_max - pos, b = Math.floor(i / D / T_max);
+      return t < 0 || t >= T ? mark : qkv[(b * T + t) * row + (H + which * K) * D + d]!;
+    });
+    assertEquals(read(cache!, marks.length), expected);
+  });
+});
