@@ -1,11 +1,11 @@
 // kernels.cpp: every function of kernels.h for the CPU.
 //
-// One source, compiled once for each instruction set (portable, avx2, avx512 or arm64): the vector width W below follows
-// from the compiler's flags, and so no function chooses at run time. Matrix products go to the first BLAS found on the
+// One source, compiled once for each instruction set (portable, avx2, avx512, arm64): the vector width W below follows
+// from the compiler's flags, and no function chooses at run time. Matrix products go to the first BLAS found on the
 // machine, or to the built-in one, which shares its inner loop with attention.
 //
 // Rows are spread over threads with OpenMP. Each result is written by one thread and summed in a fixed order, which
-// makes every function deterministic. Nothing throws: memory is asked for in allocate() and workspace() only.
+// makes every function deterministic. Nothing throws: all memory comes from allocate(), which says when there is none.
 
 #pragma GCC visibility push(default)
 #include "kernels.h"
@@ -35,7 +35,7 @@ static inline int omp_get_thread_num() { return 0; }
 static inline void omp_set_num_threads(int) {}
 #endif
 
-// ---- helpers: errors -----------------------------------------------------------------------------------------------------
+// ---- helpers: errors ------------------------------------------------------------------------------------------------
 
 static std::mutex error_mutex;
 static char first_error[1024];
@@ -51,27 +51,30 @@ __attribute__((format(printf, 1, 2))) static int fail(const char* format, ...) {
   return 1;
 }
 
-struct Size {
-  const char* name;
-  int64_t value;
+// Passes values together with their names, for messages: LIST(N, C) is "N, C", {N, C}.
+#define LIST(...) #__VA_ARGS__, {__VA_ARGS__}
+
+typedef std::initializer_list<int64_t> Sizes;
+typedef std::initializer_list<const void*> Addresses;
+
+// The name at `index` of "N, V, C".
+struct Name {
+  char text[32];
+  Name(const char* names, int index) {
+    for (; index > 0; index--) names = strchr(names, ',') + 2;
+    snprintf(text, sizeof text, "%.*s", (int)strcspn(names, ","), names);
+  }
 };
 
-struct Address {
-  const char* name;
-  const void* value;
-};
-
-typedef std::initializer_list<Size> Sizes;
-typedef std::initializer_list<Address> Addresses;
-
-// "B=2 T=8 D=32", for the end of an error message.
+// "N=4 V=11 C=8", for the end of a message.
 struct SizeText {
   char text[256] = "";
-  SizeText(Sizes sizes) {
-    size_t used = 0;
-    for (const Size& size : sizes) {
-      if (used >= sizeof text) break;
-      used += snprintf(text + used, sizeof text - used, "%s%s=%lld", used ? " " : "", size.name, (long long)size.value);
+  SizeText(const char* names, Sizes sizes) {
+    int index = 0, used = 0;
+    for (long long size : sizes) {
+      const char* space = index ? " " : "";
+      used += snprintf(text + used, sizeof text - used, "%s%s=%lld", space, Name(names, index).text, size);
+      index++;
     }
   }
 };
@@ -79,13 +82,20 @@ struct SizeText {
 static bool is_open();
 
 // What every function asks first: a device is open, no size is below 1, no address is 0.
-static int check(const char* function, Sizes sizes, Addresses addresses) {
+static int check(const char* function, const char* size_names, Sizes sizes, const char* address_names,
+                 Addresses addresses) {
   if (!is_open()) return fail("%s: no device is open; call device_open first", function);
-  for (const Size& size : sizes) {
-    if (size.value < 1) return fail("%s: %s must be at least 1 (%s)", function, size.name, SizeText(sizes).text);
+  int index = 0;
+  for (int64_t size : sizes) {
+    const char* format = "%s: %s must be at least 1 (%s)";
+    if (size < 1) return fail(format, function, Name(size_names, index).text, SizeText(size_names, sizes).text);
+    index++;
   }
-  for (const Address& address : addresses) {
-    if (!address.value) return fail("%s: the address of %s is 0 (%s)", function, address.name, SizeText(sizes).text);
+  index = 0;
+  for (const void* address : addresses) {
+    const char* format = "%s: the address of %s is 0 (%s)";
+    if (!address) return fail(format, function, Name(address_names, index).text, SizeText(size_names, sizes).text);
+    index++;
   }
   return 0;
 }
@@ -95,7 +105,7 @@ static int check(const char* function, Sizes sizes, Addresses addresses) {
     if (int failed = (call)) return failed; \
   } while (0)
 
-// ---- helpers: threads and scratch memory ---------------------------------------------------------------------------------
+// ---- helpers: threads and scratch memory ----------------------------------------------------------------------------
 
 static int thread_count = 0;  // 0 until device_open()
 
@@ -110,12 +120,12 @@ static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 static void zero(void* to, int64_t bytes) {
-  const int64_t piece = 1 << 20;
+  const int64_t step = 1 << 20;
 #pragma omp parallel for num_threads(team(bytes / 16))
-  for (int64_t i = 0; i < bytes; i += piece) memset((char*)to + i, 0, min(piece, bytes - i));
+  for (int64_t i = 0; i < bytes; i += step) memset((char*)to + i, 0, min(step, bytes - i));
 }
 
-// Memory filled with zeros for free(), or 0. Blocks of a huge page or more ask for huge pages: three times faster to get.
+// Zeroed memory, given back with free(), or 0. Huge pages are three times faster to get.
 static void* allocate(int64_t bytes) {
   const int64_t huge_page = 2 << 20;
   int64_t alignment = bytes < huge_page ? 256 : huge_page, size = round_up(bytes, alignment);
@@ -128,8 +138,7 @@ static void* allocate(int64_t bytes) {
   return memory;
 }
 
-// Scratch memory for the call in progress; it only grows and is reused by the next call. Returns 0 after fail() if there
-// is not enough.
+// Scratch memory for the call in progress; it only grows and is reused by the next call. 0 after fail(): not enough.
 static void* workspace(const char* function, int64_t bytes) {
   static void* memory = nullptr;
   static int64_t capacity = 0;
@@ -141,7 +150,7 @@ static void* workspace(const char* function, int64_t bytes) {
   return memory;
 }
 
-// ---- helpers: vectors ------------------------------------------------------------------------------------------------------
+// ---- helpers: vectors -----------------------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
 enum { W = 16 };  // floats in a vector register
@@ -167,6 +176,8 @@ struct Lanes {
 typedef Lanes<W>::floats vec;
 typedef Lanes<W>::ints ivec;
 typedef Lanes<4>::floats vec4;
+typedef Lanes<W == 4 ? 4 : 8>::floats piece;  // part of a head: head sizes are multiples of 8
+enum { PIECE = sizeof(piece) / sizeof(float) };
 
 template <class To, class From>
 static inline To bit_cast(From from) {
@@ -235,15 +246,15 @@ static inline bf16 to_bf16(float x) {
   return (bf16)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
-// ---- helpers: the inner loop of every matrix product -----------------------------------------------------------------------
+// ---- helpers: the inner loop of every matrix product ----------------------------------------------------------------
 
 #define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
 
-// c (R, columns) = a b, or += where accumulate, with R * NV sums in registers. Element (i, p) of a lies at a[i * a_row +
-// p * a_step], so a may be read transposed; b is (depth, columns) and c is (R, columns) with the strides b_row and c_row.
+// c (R, columns) = a b, or += where accumulate, with R * NV vectors of sums in registers. Element (i, p) of a lies at
+// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns) and c lie b_row and c_row apart.
 template <class V, int R, int NV>
-static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
-                        int64_t depth, bool accumulate) {
+static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b,
+                        size_t b_row, int64_t depth, bool accumulate) {
   const int width = sizeof(V) / sizeof(float);
   V sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
@@ -261,12 +272,10 @@ static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, si
   }
 }
 
-// The same for any number of columns that is a multiple of 8 (or of W where W is 4).
+// The same for any number of columns that is a multiple of PIECE.
 template <int R>
 static void strip_of(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
                      int64_t columns, int64_t depth, bool accumulate) {
-  typedef Lanes<W == 16 ? 8 : 4>::floats narrow;
-  const int narrow_width = sizeof(narrow) / sizeof(float);
   int64_t j = 0;
   for (; j + TILE_VECTORS * W <= columns; j += TILE_VECTORS * W) {
     tile<vec, R, TILE_VECTORS>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
@@ -277,8 +286,8 @@ static void strip_of(float* c, size_t c_row, const float* a, size_t a_row, size_
   for (; j + W <= columns; j += W) {
     tile<vec, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
   }
-  for (; j < columns; j += narrow_width) {
-    tile<narrow, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  for (; j < columns; j += PIECE) {
+    tile<piece, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
   }
 }
 
@@ -295,7 +304,7 @@ static void strip(float* c, size_t c_row, const float* a, size_t a_row, size_t a
   }
 }
 
-// ---- device: instruction sets, BLAS ------------------------------------------------------------------------------------------
+// ---- device: instruction sets, BLAS ---------------------------------------------------------------------------------
 
 // dnnl_sgemm is row-major like cblas with CblasRowMajor, its sizes are 64 bits wide and it returns a status.
 typedef int (*OneDnnGemm)(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const void* a, int64_t lda,
@@ -314,11 +323,16 @@ struct BlasKind {
 
 // In order of preference.
 static const BlasKind BLAS_KINDS[] = {
-    {"onednn", {"libdnnl.so.3", "libdnnl.so.2", "libdnnl.so", "libdnnl.dylib"}, "dnnl_sgemm", "dnnl_gemm_bf16bf16f32", ""},
-    {"mkl", {"libmkl_rt.so.2", "libmkl_rt.so.1", "libmkl_rt.so"}, "cblas_sgemm", "cblas_gemm_bf16bf16f32", "MKL_Set_Num_Threads"},
-    {"openblas", {"libopenblas.so.0", "libopenblas.so", "libopenblas.dylib"}, "cblas_sgemm", "cblas_sbgemm", "openblas_set_num_threads"},
-    {"blis", {"libblis.so.4", "libblis.so.3", "libblis.so"}, "cblas_sgemm", "", "bli_thread_set_num_threads"},
-    {"accelerate", {"/System/Library/Frameworks/Accelerate.framework/Accelerate"}, "cblas_sgemm", "", ""},
+    {"onednn", {"libdnnl.so.3", "libdnnl.so.2", "libdnnl.so", "libdnnl.dylib"},
+     "dnnl_sgemm", "dnnl_gemm_bf16bf16f32", ""},
+    {"mkl", {"libmkl_rt.so.2", "libmkl_rt.so.1", "libmkl_rt.so"},
+     "cblas_sgemm", "cblas_gemm_bf16bf16f32", "MKL_Set_Num_Threads"},
+    {"openblas", {"libopenblas.so.0", "libopenblas.so", "libopenblas.dylib"},
+     "cblas_sgemm", "cblas_sbgemm", "openblas_set_num_threads"},
+    {"blis", {"libblis.so.4", "libblis.so.3", "libblis.so"},
+     "cblas_sgemm", "", "bli_thread_set_num_threads"},
+    {"accelerate", {"/System/Library/Frameworks/Accelerate.framework/Accelerate"},
+     "cblas_sgemm", "", ""},
 };
 
 struct Blas {
@@ -332,16 +346,16 @@ struct Blas {
 static Blas blas;
 static bool use_bf16_gemm = false;
 
-static int one_dnn(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b, float beta,
-                   float* c) {
+static int one_dnn(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b,
+                   float beta, float* c) {
   return ((OneDnnGemm)gemm)(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, 1.0f, a, ta ? m : k, b, tb ? k : n, beta, c, n);
 }
 
-static void cblas(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b, float beta,
-                  float* c) {
+static void cblas(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b,
+                  float beta, float* c) {
   const int row_major = 101, no_transpose = 111, transpose = 112;
-  ((CblasGemm)gemm)(row_major, ta ? transpose : no_transpose, tb ? transpose : no_transpose, (int)m, (int)n, (int)k, 1.0f,
-                    a, (int)(ta ? m : k), b, (int)(tb ? k : n), beta, c, (int)n);
+  ((CblasGemm)gemm)(row_major, ta ? transpose : no_transpose, tb ? transpose : no_transpose, (int)m, (int)n, (int)k,
+                    1.0f, a, (int)(ta ? m : k), b, (int)(tb ? k : n), beta, c, (int)n);
 }
 
 static bool is_one_dnn(const Blas& b) { return b.kind && !strcmp(b.kind->name, "onednn"); }
@@ -360,6 +374,8 @@ static bool find_blas(const BlasKind& kind, Blas* found) {
     void* library = file ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : nullptr;
     void* gemm = library ? dlsym(library, kind.gemm) : nullptr;
     if (!gemm) continue;
+    const int64_t gnu_openmp = 3;  // MKL: use the threads that this library uses; must come before its first product
+    if (void* set_layer = dlsym(library, "MKL_Set_Threading_Layer")) ((SetThreads)set_layer)(gnu_openmp);
     found->kind = &kind;
     found->gemm = gemm;
     found->bf16_gemm = kind.bf16_gemm[0] ? dlsym(library, kind.bf16_gemm) : nullptr;
@@ -402,14 +418,15 @@ static int choose_blas(const char* name, bool bf16_wanted, Blas* chosen) {
     break;
   }
   if (!known) {
-    return fail("device_open: blas=\"%s\" is not known; choose builtin, onednn, mkl, openblas, blis or accelerate", name);
+    return fail("device_open: blas=\"%s\" is not known; choose builtin, onednn, mkl, openblas, blis, accelerate", name);
   }
   if (!any && !builtin && !chosen->kind) {
     return fail("device_open: blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
   }
   if (bf16_wanted && !chosen->bf16_gemm) {
-    return fail("device_open: bf16_gemm=1 needs a BLAS with a bfloat16 GEMM for this processor, but blas is \"%s\"; found with one: %s",
-                chosen->kind ? chosen->kind->name : "builtin", FoundText(true).text);
+    const char* used = chosen->kind ? chosen->kind->name : "builtin";
+    return fail("device_open: bf16_gemm=1 needs a BLAS with a bfloat16 GEMM for this processor, which %s is not; "
+                "found with one: %s", used, FoundText(true).text);
   }
   return 0;
 }
@@ -423,7 +440,8 @@ static const char* best_isa() {
   __builtin_cpu_init();
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vl");
   return avx512 ? "avx512" : avx2 ? "avx2" : "portable";
 #else
   return "portable";
@@ -484,8 +502,8 @@ int device_info(char* json, int32_t capacity) {
   char name[128];
   proc_value("/proc/cpuinfo", "model name", name, sizeof name);
   int length = snprintf(json, capacity,
-                        "{\"name\":\"%s\",\"library\":\"cpu\",\"act\":\"f32\",\"isa\":\"%s\",\"isa_best\":\"%s\",\"threads\":%d,"
-                        "\"blas\":\"%s%s%s\",\"bf16_gemm\":%s}",
+                        "{\"name\":\"%s\",\"library\":\"cpu\",\"act\":\"f32\",\"isa\":\"%s\",\"isa_best\":\"%s\","
+                        "\"threads\":%d,\"blas\":\"%s%s%s\",\"bf16_gemm\":%s}",
                         name[0] ? name : "CPU", compiled_isa(), best_isa(), thread_count,
                         blas.kind ? blas.kind->name : "builtin", blas.path[0] ? " " : "", blas.path,
                         use_bf16_gemm ? "true" : "false");
@@ -495,10 +513,10 @@ int device_info(char* json, int32_t capacity) {
 
 int synchronize(void) { return is_open() ? 0 : fail("synchronize: no device is open; call device_open first"); }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------------
+// ---- memory ---------------------------------------------------------------------------------------------------------
 
 static std::mutex memory_mutex;
-static std::map<const void*, int64_t> blocks;  // address -> bytes of everything mem_alloc() gave and mem_free() did not take
+static std::map<const void*, int64_t> blocks;  // given by mem_alloc(), not yet taken by mem_free(): address -> bytes
 static int64_t allocated_bytes = 0, peak_bytes = 0;
 
 static int remember_block(void* memory, int64_t bytes) {
@@ -506,6 +524,7 @@ static int remember_block(void* memory, int64_t bytes) {
   try {
     blocks[memory] = bytes;
   } catch (...) {
+    free(memory);
     return fail("mem_alloc: no memory for the list of blocks");
   }
   allocated_bytes += bytes;
@@ -514,7 +533,7 @@ static int remember_block(void* memory, int64_t bytes) {
 }
 
 int device_memory(int64_t* bytes) {
-  RETURN_IF_ERROR(check("device_memory", {}, {{"bytes", bytes}}));
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(bytes)));
   std::lock_guard<std::mutex> lock(memory_mutex);
   bytes[0] = allocated_bytes;
   bytes[1] = peak_bytes;
@@ -524,7 +543,7 @@ int device_memory(int64_t* bytes) {
 }
 
 int mem_alloc(uint64_t* address, int64_t bytes) {
-  RETURN_IF_ERROR(check("mem_alloc", {{"bytes", bytes}}, {{"address", address}}));
+  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(address)));
   int64_t available = free_memory();
   void* memory = bytes <= available ? allocate(bytes) : nullptr;
   if (!memory) {
@@ -537,7 +556,7 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
 }
 
 int mem_free(void* address) {
-  RETURN_IF_ERROR(check("mem_free", {}, {{"address", address}}));
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(address)));
   std::lock_guard<std::mutex> lock(memory_mutex);
   auto block = blocks.find(address);
   if (block == blocks.end()) return fail("mem_free: %p was not given by mem_alloc, or is already free", address);
@@ -548,21 +567,23 @@ int mem_free(void* address) {
 }
 
 int host_alloc(uint64_t* address, int64_t bytes) {
-  RETURN_IF_ERROR(check("host_alloc", {{"bytes", bytes}}, {{"address", address}}));
+  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(address)));
   void* memory = allocate(bytes);
-  if (!memory) return fail("host_alloc: could not get %lld bytes; %lld are free", (long long)bytes, (long long)free_memory());
+  if (!memory) {
+    return fail("host_alloc: %lld bytes do not fit: %lld are free", (long long)bytes, (long long)free_memory());
+  }
   *address = (uint64_t)(uintptr_t)memory;
   return 0;
 }
 
 int host_free(void* address) {
-  RETURN_IF_ERROR(check("host_free", {}, {{"address", address}}));
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(address)));
   free(address);
   return 0;
 }
 
 static int copy(const char* function, void* dst, const void* src, int64_t bytes) {
-  RETURN_IF_ERROR(check(function, {{"bytes", bytes}}, {{"dst", dst}, {"src", src}}));
+  RETURN_IF_ERROR(check(function, LIST(bytes), LIST(dst, src)));
   memmove(dst, src, bytes);
   return 0;
 }
@@ -572,13 +593,13 @@ int copy_to_host(void* dst, const void* src, int64_t bytes) { return copy("copy_
 int copy_async(void* dst, const void* src, int64_t bytes) { return copy("copy_async", dst, src, bytes); }
 
 int fill_zero(void* dst, int64_t bytes) {
-  RETURN_IF_ERROR(check("fill_zero", {{"bytes", bytes}}, {{"dst", dst}}));
+  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(dst)));
   zero(dst, bytes);
   return 0;
 }
 
 int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
-  RETURN_IF_ERROR(check("convert", {{"n", n}}, {{"dst", dst}, {"src", src}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(dst, src)));
   if (dst_type == LOAM_BF16 && src_type == LOAM_F32) {
     bf16* to = (bf16*)dst;
     const float* from = (const float*)src;
@@ -594,7 +615,7 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
     return 0;
   }
   bool known = dst_type == src_type && (dst_type == LOAM_F32 || dst_type == LOAM_BF16);
-  if (!known) return fail("convert: types must be 0 (f32) or 1 (bf16), but dst is %d and src is %d", dst_type, src_type);
+  if (!known) return fail("convert: types must be 0 (f32) or 1 (bf16): dst is %d and src is %d", dst_type, src_type);
   memmove(dst, src, n * (dst_type == LOAM_F32 ? 4 : 2));
   return 0;
 }
@@ -602,9 +623,9 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
 // Place of the first element whose exponent bits are all ones, or -1.
 template <class BITS>
 static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
-  const int64_t piece = 4096;
-  for (int64_t start = 0; start < n; start += piece) {
-    int64_t end = min(n, start + piece);
+  const int64_t step = 4096;
+  for (int64_t start = 0; start < n; start += step) {
+    int64_t end = min(n, start + step);
     int found = 0;
 #pragma omp simd reduction(| : found)
     for (int64_t i = start; i < end; i++) found |= (x[i] & exponent) == exponent;
@@ -617,7 +638,7 @@ static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
 }
 
 int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
-  RETURN_IF_ERROR(check("find_nonfinite", {{"n", n}}, {{"index", index}, {"x", x}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(index, x)));
   if (type == LOAM_F32) {
     *index = first_nonfinite((const uint32_t*)x, n, 0x7f800000u);
   } else if (type == LOAM_BF16) {
@@ -628,10 +649,10 @@ int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
   return 0;
 }
 
-// ---- random numbers: Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) -----------------------
+// ---- random numbers: Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) --------------
 //
-// Element e = offset + i of a stream belongs to block e / 4. The block's counter words are (low, high, 0, 0) of e / 4, the
-// key words (low, high) of seed. The four result words w0..w3 become u = w * 2^-32 + 2^-33 in (0, 1], and then
+// Element e = offset + i of a stream belongs to block e / 4. The block's counter words are (low, high, 0, 0) of e / 4,
+// the key words (low, high) of seed. The four result words w become u = w * 2^-32 + 2^-33 in (0, 1], and then
 // (z0, z1) = sqrt(-2 ln u0) * (cos, sin)(2 pi u1), likewise (z2, z3) from u2 and u3; element e takes z[e % 4].
 
 static void philox(uint32_t words[4], uint64_t block, uint64_t seed) {
@@ -661,7 +682,7 @@ static void normals(float z[4], uint64_t block, uint64_t seed) {
 }
 
 int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset) {
-  RETURN_IF_ERROR(check("init_normal", {{"n", n}}, {{"dst", dst}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(dst)));
   int64_t first = (int64_t)(offset / 4), last = (int64_t)((offset + n - 1) / 4);
 #pragma omp parallel for num_threads(team(16 * n))
   for (int64_t block = first; block <= last; block++) {
@@ -676,13 +697,13 @@ int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset
 }
 
 int init_constant(float* dst, int64_t n, float value) {
-  RETURN_IF_ERROR(check("init_constant", {{"n", n}}, {{"dst", dst}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(dst)));
 #pragma omp parallel for simd num_threads(team(n))
   for (int64_t i = 0; i < n; i++) dst[i] = value;
   return 0;
 }
 
-// ---- token data: files of tokens mapped into memory ------------------------------------------------------------------------
+// ---- token data: files of tokens mapped into memory -----------------------------------------------------------------
 
 struct TokenFile {
   void* map = nullptr;  // 0: this handle is free
@@ -700,8 +721,8 @@ static int map_tokens(TokenFile* file, int descriptor, const char* path, int hea
   if (fstat(descriptor, &status)) return fail("data_open: could not read the size of %s: %s", path, strerror(errno));
   int64_t bytes = status.st_size - header_bytes;
   if (bytes < token_bytes || bytes % token_bytes) {
-    return fail("data_open: %s has %lld bytes after its header of %d, which is not a number of tokens of %d bytes each", path,
-                (long long)bytes, header_bytes, token_bytes);
+    return fail("data_open: %s has %lld bytes after its header of %d, which are no whole number of %d-byte tokens",
+                path, (long long)bytes, header_bytes, token_bytes);
   }
   void* map = mmap(nullptr, status.st_size, PROT_READ, MAP_SHARED, descriptor, 0);
   if (map == MAP_FAILED) return fail("data_open: could not map %s: %s", path, strerror(errno));
@@ -711,10 +732,13 @@ static int map_tokens(TokenFile* file, int descriptor, const char* path, int hea
 }
 
 int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
-  RETURN_IF_ERROR(check("data_open", {}, {{"info", info}, {"path", path}}));
-  if (token_bytes != 2 && token_bytes != 4) return fail("data_open: token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(info, path)));
+  if (token_bytes != 2 && token_bytes != 4) {
+    return fail("data_open: token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
+  }
   if (header_bytes < 0 || header_bytes % token_bytes) {
-    return fail("data_open: header_bytes=%d must be a multiple of token_bytes=%d (%s)", header_bytes, token_bytes, path);
+    return fail("data_open: header_bytes=%d must be a multiple of %d-byte tokens (%s)", header_bytes, token_bytes,
+                path);
   }
   int handle = 0;
   while (handle < MAX_FILES && token_files[handle].map) handle++;
@@ -760,43 +784,45 @@ static int gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V) {
 }
 
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
-  RETURN_IF_ERROR(check("data_gather", {{"T", T}, {"V", V}}, {{"x", x}, {"y", y}}));
+  RETURN_IF_ERROR(check(__func__, LIST(T, V), LIST(x, y)));
   TokenFile* file = open_file(handle);
   if (!file) return fail("data_gather: handle %d is not open", handle);
   if (start < 0 || start > file->count - T - 1) {
-    return fail("data_gather: tokens %lld to %lld are outside the file of %lld tokens (handle=%d T=%d)", (long long)start,
-                (long long)(start + T), (long long)file->count, handle, T);
+    return fail("data_gather: tokens %lld to %lld are outside the file of %lld tokens (handle=%d T=%d)",
+                (long long)start, (long long)(start + T), (long long)file->count, handle, T);
   }
   const uint16_t* tokens2 = (const uint16_t*)file->tokens + start;
   const uint32_t* tokens4 = (const uint32_t*)file->tokens + start;
   int wrong = file->token_bytes == 2 ? gather(x, y, tokens2, T, V) : gather(x, y, tokens4, T, V);
   if (wrong < 0) return 0;
   uint32_t token = file->token_bytes == 2 ? tokens2[wrong] : tokens4[wrong];
-  return fail("data_gather: token %lld of the file is %u, but V=%d (handle=%d)", (long long)(start + wrong), token, V, handle);
+  return fail("data_gather: token %lld of the file is %u, but V=%d (handle=%d)", (long long)(start + wrong), token, V,
+              handle);
 }
 
-// ---- embedding: rows of a table ----------------------------------------------------------------------------------------------
+// ---- embedding: rows of a table -------------------------------------------------------------------------------------
 
 static int check_ids(const char* function, const int32_t* ids, int N, int V) {
   for (int i = 0; i < N; i++) {
-    if (ids[i] < 0 || ids[i] >= V) return fail("%s: ids[%d]=%d must be at least 0 and less than V=%d", function, i, ids[i], V);
+    bool valid = ids[i] >= 0 && ids[i] < V;
+    if (!valid) return fail("%s: ids[%d]=%d must be at least 0 and less than V=%d", function, i, ids[i], V);
   }
   return 0;
 }
 
 int embedding_forward(float* out, const int32_t* ids, const float* weight, int32_t N, int32_t V, int32_t C) {
-  RETURN_IF_ERROR(check("embedding_forward", {{"N", N}, {"V", V}, {"C", C}}, {{"out", out}, {"ids", ids}, {"weight", weight}}));
-  RETURN_IF_ERROR(check_ids("embedding_forward", ids, N, V));
+  RETURN_IF_ERROR(check(__func__, LIST(N, V, C), LIST(out, ids, weight)));
+  RETURN_IF_ERROR(check_ids(__func__, ids, N, V));
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int i = 0; i < N; i++) memcpy(out + (size_t)i * C, weight + (size_t)ids[i] * C, C * sizeof(float));
   return 0;
 }
 
-// Every thread adds all rows, for columns of its own: no two threads meet, and the order of the sums is that of the rows.
+// Every thread adds all rows, for columns of its own: no two threads meet, and sums follow the order of the rows.
 int embedding_backward(float* dweight, const float* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
                        int32_t accumulate) {
-  RETURN_IF_ERROR(check("embedding_backward", {{"N", N}, {"V", V}, {"C", C}}, {{"dweight", dweight}, {"dout", dout}, {"ids", ids}}));
-  RETURN_IF_ERROR(check_ids("embedding_backward", ids, N, V));
+  RETURN_IF_ERROR(check(__func__, LIST(N, V, C), LIST(dweight, dout, ids)));
+  RETURN_IF_ERROR(check_ids(__func__, ids, N, V));
   if (!accumulate) zero(dweight, (int64_t)V * C * sizeof(float));
   int threads = team((int64_t)N * C);
   int64_t columns = round_up(divide_up(C, threads), 16);  // whole cache lines
@@ -813,10 +839,10 @@ int embedding_backward(float* dweight, const float* dout, const int32_t* ids, in
   return 0;
 }
 
-// ---- rmsnorm: out = x * rstd * weight ----------------------------------------------------------------------------------------
+// ---- rmsnorm: out = x * rstd * weight -------------------------------------------------------------------------------
 
 int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight, int32_t N, int32_t C, float eps) {
-  RETURN_IF_ERROR(check("rmsnorm_forward", {{"N", N}, {"C", C}}, {{"out", out}, {"rstd", rstd}, {"x", x}, {"weight", weight}}));
+  RETURN_IF_ERROR(check(__func__, LIST(N, C), LIST(out, rstd, x, weight)));
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int i = 0; i < N; i++) {
     const float* row = x + (size_t)i * C;
@@ -833,8 +859,8 @@ int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight
 }
 
 // One row. With n = x * rstd: dx = rstd * (g - n * mean(g * n)) where g = dout * weight, and dweight += dout * n.
-static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
-                                 float rstd, int C, bool accumulate_dx) {
+static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const float* dout, const float* x,
+                                 const float* weight, float rstd, int C, bool accumulate_dx) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int c = 0; c < C; c++) sum += dout[c] * weight[c] * x[c];
@@ -851,11 +877,10 @@ static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const fl
 
 int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
                      const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
-  RETURN_IF_ERROR(check("rmsnorm_backward", {{"N", N}, {"C", C}},
-                        {{"dx", dx}, {"dweight", dweight}, {"dout", dout}, {"x", x}, {"weight", weight}, {"rstd", rstd}}));
+  RETURN_IF_ERROR(check(__func__, LIST(N, C), LIST(dx, dweight, dout, x, weight, rstd)));
   const int block_rows = 64;  // each block of rows sums its own dweight, whatever the number of threads
   int64_t n_blocks = divide_up(N, block_rows);
-  float* partial = (float*)workspace("rmsnorm_backward", n_blocks * C * sizeof(float));
+  float* partial = (float*)workspace(__func__, n_blocks * C * sizeof(float));
   if (!partial) return 1;
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int64_t block = 0; block < n_blocks; block++) {
@@ -874,11 +899,14 @@ int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, c
   return 0;
 }
 
-// ---- rope: rotates pairs (j, j + D/2) ----------------------------------------------------------------------------------------
+// ---- rope: rotates pairs (j, j + D/2) -------------------------------------------------------------------------------
 
-int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D, int32_t inverse) {
-  RETURN_IF_ERROR(check("rope", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}}, {{"qkv", qkv}, {"table", table}}));
-  if (D % 2 || pos < 0) return fail("rope: D must be even and pos at least 0 (B=%d T=%d pos=%d H=%d K=%d D=%d)", B, T, pos, H, K, D);
+int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
+         int32_t inverse) {
+  RETURN_IF_ERROR(check(__func__, LIST(B, T, H, K, D), LIST(qkv, table)));
+  if (D % 2 || pos < 0) {
+    return fail("rope: D must be even and pos at least 0 (%s)", SizeText(LIST(B, T, pos, H, K, D)).text);
+  }
   int half = D / 2;
   float sign = inverse ? -1.0f : 1.0f;
   int64_t rows = (int64_t)B * T;
@@ -899,7 +927,7 @@ int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int3
   return 0;
 }
 
-// ---- attention: causal, grouped-query, online softmax ------------------------------------------------------------------------
+// ---- attention: causal, grouped-query, online softmax ---------------------------------------------------------------
 //
 // Queries and keys are taken in blocks of BLOCK rows. The scores of a pair of blocks are kept transposed, S^T (keys,
 // queries): then maxima and sums over the keys run down the columns, which needs no sums across a vector, and only the
@@ -907,7 +935,7 @@ int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int3
 // buffer into dense arrays, since rows a multiple of 4 KiB apart would push each other out of the cache.
 //
 // Every product goes through strip(), TILE_ROWS rows at a time; each strip leaves out what the causal mask hides.
-// Query row m of a block sees key row n of a block where n <= m + shift, shift = position of query 0 - position of key 0.
+// Query row m of a block sees key row n of a block where n <= m + shift: shift is position of query 0 - of key 0.
 
 enum { BLOCK = 64 };
 
@@ -922,9 +950,10 @@ struct AttentionSize {
 };
 
 static int check_attention(const char* function, int B, int T, int H, int K, int D) {
-  if (H % K) return fail("%s: H=%d is not a multiple of K=%d (B=%d T=%d D=%d)", function, H, K, B, T, D);
-  if (D % 8 || D > 256) return fail("%s: D=%d must be a multiple of 8 up to 256 (B=%d T=%d H=%d K=%d)", function, D, B, T, H, K);
-  return 0;
+  if (H % K) return fail("%s: H=%d is not a multiple of K=%d (%s)", function, H, K, SizeText(LIST(B, T, D)).text);
+  bool head_size = D % 8 == 0 && D <= 256;
+  const char* format = "%s: D=%d must be a multiple of 8 up to 256 (%s)";
+  return head_size ? 0 : fail(format, function, D, SizeText(LIST(B, T, H, K)).text);
 }
 
 // Scratch memory of one thread for one block of queries.
@@ -941,7 +970,9 @@ struct AttentionScratch {
 };
 
 static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, int64_t rows, int64_t D) {
-  for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t d = 0; d < D; d += PIECE) store(to + i * to_row + d, load<piece>(from + i * from_row + d));
+  }
 }
 
 // Copies the key and value heads of qkv to rows pos.. of k and v (B, K, T_max, D).
@@ -985,12 +1016,12 @@ static void multiply_scores(float* scores, const float* x, const float* yt, int6
                             int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
     int64_t first = min(queries, max(0, n - shift) / W * W);
-    strip(scores + n * BLOCK + first, BLOCK, x + n * D, D, 1, yt + first, BLOCK, min(TILE_ROWS, keys - n), queries - first,
-          D, false);
+    strip(scores + n * BLOCK + first, BLOCK, x + n * D, D, 1, yt + first, BLOCK, min(TILE_ROWS, keys - n),
+          queries - first, D, false);
   }
 }
 
-// out (queries, D) (+)= scores^T (queries, keys) x (keys, D): the outputs from values, the gradients of queries from keys.
+// out (queries, D) (+)= scores^T (queries, keys) x (keys, D): outputs from values, gradients of queries from keys.
 static void multiply_queries(float* out, const float* scores, const float* x, int64_t keys, int64_t queries, int64_t D,
                              int64_t shift, bool accumulate) {
   for (int64_t m = 0; m < queries; m += TILE_ROWS) {
@@ -1009,8 +1040,8 @@ static void multiply_keys(float* out, const float* scores, const float* x, int64
   }
 }
 
-// In the column of W queries from m on: the keys that a query does not see get `hidden`, keys that none of them sees, from
-// the returned one on, get 0.
+// In the W queries from m on: the keys that a query does not see get `hidden`; those that none of them sees, from the
+// returned one on, get 0.
 static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_t shift) {
   ivec last_seen = lane_numbers() + (int32_t)(m + shift);
   int64_t all_see = max(0, min(keys, m + shift + 1)), end = max(0, min(keys, m + shift + W));
@@ -1022,8 +1053,8 @@ static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_
   return end;
 }
 
-// Per query: the largest score so far, the sum of exponentials relative to it, and the factor that the last block of keys
-// brought for what was summed before.
+// Per query: the largest score so far, the sum of exponentials relative to it, and the factor that the last block of
+// keys brought for what was summed before.
 struct Softmax {
   alignas(64) float top[BLOCK];
   alignas(64) float sum[BLOCK];
@@ -1036,7 +1067,11 @@ static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t 
     int64_t end = mask(scores, -INFINITY, keys, m, shift);
     float* column = scores + m;
     vec before = load(state->top + m), even = before, odd = before;  // two maxima, as each waits for the one before it
-    for (int64_t n = 0; n < end; n++) (n % 2 ? odd : even) = larger(load(column + n * BLOCK), n % 2 ? odd : even);
+    for (int64_t n = 0; n + 1 < end; n += 2) {
+      even = larger(load(column + n * BLOCK), even);
+      odd = larger(load(column + (n + 1) * BLOCK), odd);
+    }
+    if (end % 2) even = larger(load(column + (end - 1) * BLOCK), even);
     vec top = larger(even, odd), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < end; n++) {
       vec p = fast_exp(load(column + n * BLOCK) - top);
@@ -1050,8 +1085,7 @@ static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t 
 }
 
 static void scale_row(float* to, const float* x, int64_t D, float factor) {
-#pragma omp simd
-  for (int64_t d = 0; d < D; d++) to[d] = x[d] * factor;
+  for (int64_t d = 0; d < D; d += PIECE) store(to + d, load<piece>(x + d) * factor);
 }
 
 // Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
@@ -1078,14 +1112,15 @@ static void attend(float* out, size_t out_row, float* lse, const float* q, size_
   }
 }
 
-// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: AttentionScratch for every thread.
-static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v, const AttentionSize& size,
-                       int64_t pos, int64_t T_max, float* memory) {
+// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
+static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v,
+                       const AttentionSize& size, int64_t pos, int64_t T_max, float* memory) {
   int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks();
 #pragma omp parallel for num_threads(team(B * H * T * (pos + T) * D / 16)) schedule(dynamic)
   for (int64_t task = 0; task < n_blocks * B * H; task++) {
-    int64_t block = n_blocks - 1 - task % n_blocks, head = task / n_blocks % H, b = task / n_blocks / H;  // longest first
-    int64_t t = block * BLOCK, row = b * T + t, kv = (b * K + size.kv_head(head)) * T_max * D;
+    int64_t b = task / n_blocks / H, head = task / n_blocks % H;
+    int64_t t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
+    int64_t row = b * T + t, kv = (b * K + size.kv_head(head)) * T_max * D;
     attend(out + row * size.out_row() + head * D, size.out_row(), lse ? lse + (b * H + head) * T + t : nullptr,
            qkv + row * size.qkv_row() + head * D, size.qkv_row(), k + kv, v + kv, min(BLOCK, T - t), pos + t, D,
            memory + omp_get_thread_num() * AttentionScratch::floats(D));
@@ -1093,13 +1128,13 @@ static void attend_all(float* out, float* lse, const float* qkv, const float* k,
 }
 
 int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  RETURN_IF_ERROR(check("attention_forward", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}}, {{"out", out}, {"lse", lse}, {"qkv", qkv}}));
-  RETURN_IF_ERROR(check_attention("attention_forward", B, T, H, K, D));
+  RETURN_IF_ERROR(check(__func__, LIST(B, T, H, K, D), LIST(out, lse, qkv)));
+  RETURN_IF_ERROR(check_attention(__func__, B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
-  size_t per_thread = thread_count * AttentionScratch::floats(D);
-  float* memory = (float*)workspace("attention_forward", (per_thread + 2 * size.kv_floats()) * sizeof(float));
+  size_t thread_floats = thread_count * AttentionScratch::floats(D);
+  float* memory = (float*)workspace(__func__, (thread_floats + 2 * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
-  float *k = memory + per_thread, *v = k + size.kv_floats();
+  float *k = memory + thread_floats, *v = k + size.kv_floats();
   copy_kv_heads(k, v, qkv, size, 0, T);
   attend_all(out, lse, qkv, k, v, size, 0, T, memory);
   return 0;
@@ -1128,7 +1163,8 @@ struct AttentionHead {
 };
 
 // The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see.
-static void attend_backward(const AttentionHead& head, const AttentionSize& size, int64_t t, int64_t queries, float* memory) {
+static void attend_backward(const AttentionHead& head, const AttentionSize& size, int64_t t, int64_t queries,
+                            float* memory) {
   int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
   AttentionScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
@@ -1139,10 +1175,10 @@ static void attend_backward(const AttentionHead& head, const AttentionSize& size
   transpose(scratch.dout_t, scratch.dout, D, queries, D, 1.0f);
   for (int64_t m = 0; m < queries; m++) {
     const float *dout = scratch.dout + m * D, *out = head.out + (t + m) * out_row;
-    float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < D; d++) sum += dout[d] * out[d];
-    head.delta[t + m] = delta[m] = sum;
+    piece sums = {};
+    for (int64_t d = 0; d < D; d += PIECE) sums += load<piece>(dout + d) * load<piece>(out + d);
+    for (int i = 0; i < PIECE; i++) delta[m] += sums[i];
+    head.delta[t + m] = delta[m];
     lse[m] = head.lse[t + m];
   }
   for (int64_t key = 0; key < t + queries; key += BLOCK) {
@@ -1166,10 +1202,10 @@ static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize
     for (int64_t is_v = 0; is_v < 2; is_v++) {
       const float* from = partials + ((pair * parts * 2 + is_v) * T + t) * D;
       float* to = dqkv + (pair / K * T + t) * size.qkv_row() + (size.H + is_v * K + pair % K) * D;
-      memcpy(to, from, D * sizeof(float));
-      for (int64_t part = 1; part < parts; part++) {
-#pragma omp simd
-        for (int64_t d = 0; d < D; d++) to[d] += from[part * 2 * T * D + d];
+      for (int64_t d = 0; d < D; d += PIECE) {
+        piece sum = load<piece>(from + d);
+        for (int64_t part = 1; part < parts; part++) sum += load<piece>(from + part * 2 * T * D + d);
+        store(to + d, sum);
       }
     }
   }
@@ -1177,18 +1213,17 @@ static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize
 
 // A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
 // that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart, to be added in order.
-int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse, const float* qkv,
-                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  RETURN_IF_ERROR(check("attention_backward", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}},
-                        {{"dqkv", dqkv}, {"delta", delta}, {"dout", dout}, {"out", out}, {"lse", lse}, {"qkv", qkv}}));
-  RETURN_IF_ERROR(check_attention("attention_backward", B, T, H, K, D));
+int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
+                       const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+  RETURN_IF_ERROR(check(__func__, LIST(B, T, H, K, D), LIST(dqkv, delta, dout, out, lse, qkv)));
+  RETURN_IF_ERROR(check_attention(__func__, B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
   int64_t n_blocks = size.n_blocks(), group = H / K, pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
   int64_t parts = pairs >= 4 * thread_count ? 1 : min(group * n_blocks, divide_up(4 * thread_count, pairs));
-  size_t per_thread = thread_count * AttentionScratch::floats(D);
-  float* memory = (float*)workspace("attention_backward", (per_thread + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
+  size_t thread_floats = thread_count * AttentionScratch::floats(D);
+  float* memory = (float*)workspace(__func__, (thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
-  float *k = memory + per_thread, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
+  float *k = memory + thread_floats, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
   copy_kv_heads(k, v, qkv, size, 0, T);
 #pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
   for (int64_t task = 0; task < pairs * parts; task++) {
@@ -1197,10 +1232,12 @@ int attention_backward(float* dqkv, float* delta, const float* dout, const float
     memset(dk, 0, 2 * head_floats * sizeof(float));
     for (int64_t item = task % parts; item < group * n_blocks; item += parts) {
       int64_t head = pair % K * group + item / n_blocks, t = item % n_blocks * BLOCK;
-      int64_t q_at = b * T * size.qkv_row() + head * D, out_at = b * T * size.out_row() + head * D, row_at = (b * H + head) * T;
+      int64_t q_at = b * T * size.qkv_row() + head * D, out_at = b * T * size.out_row() + head * D;
+      int64_t row_at = (b * H + head) * T;
       AttentionHead addresses = {qkv + q_at, dout + out_at, out + out_at, lse + row_at, k + pair * head_floats,
                                  v + pair * head_floats, dqkv + q_at, dk, dk + head_floats, delta + row_at};
-      attend_backward(addresses, size, t, min(BLOCK, T - t), memory + omp_get_thread_num() * AttentionScratch::floats(D));
+      attend_backward(addresses, size, t, min(BLOCK, T - t),
+                      memory + omp_get_thread_num() * AttentionScratch::floats(D));
     }
   }
   sum_kv_parts(dqkv, partials, size, parts);
@@ -1209,21 +1246,21 @@ int attention_backward(float* dqkv, float* delta, const float* dout, const float
 
 int attention_cached(float* out, float* k_cache, float* v_cache, const float* qkv, int32_t B, int32_t T, int32_t pos,
                      int32_t T_max, int32_t H, int32_t K, int32_t D) {
-  RETURN_IF_ERROR(check("attention_cached", {{"B", B}, {"T", T}, {"T_max", T_max}, {"H", H}, {"K", K}, {"D", D}},
-                        {{"out", out}, {"k_cache", k_cache}, {"v_cache", v_cache}, {"qkv", qkv}}));
-  RETURN_IF_ERROR(check_attention("attention_cached", B, T, H, K, D));
+  RETURN_IF_ERROR(check(__func__, LIST(B, T, T_max, H, K, D), LIST(out, k_cache, v_cache, qkv)));
+  RETURN_IF_ERROR(check_attention(__func__, B, T, H, K, D));
   if (pos < 0 || pos > T_max - T) {
-    return fail("attention_cached: pos=%d and T=%d do not fit into a cache of T_max=%d (B=%d H=%d K=%d D=%d)", pos, T, T_max, B, H, K, D);
+    return fail("attention_cached: pos=%d and T=%d do not fit into a cache of T_max=%d (%s)", pos, T, T_max,
+                SizeText(LIST(B, H, K, D)).text);
   }
   AttentionSize size = {B, T, H, K, D};
-  float* memory = (float*)workspace("attention_cached", thread_count * AttentionScratch::floats(D) * sizeof(float));
+  float* memory = (float*)workspace(__func__, thread_count * AttentionScratch::floats(D) * sizeof(float));
   if (!memory) return 1;
   copy_kv_heads(k_cache, v_cache, qkv, size, pos, T_max);
   attend_all(out, nullptr, qkv, k_cache, v_cache, size, pos, T_max, memory);
   return 0;
 }
 
-// ---- linear: out = x weight^T ------------------------------------------------------------------------------------------------
+// ---- linear: out = x weight^T ---------------------------------------------------------------------------------------
 
 // Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
 enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 256, TILE_COLUMNS = TILE_VECTORS * W };
@@ -1242,7 +1279,8 @@ static void pack_a_panel(float* to, const float* a, size_t row, size_t step, int
 }
 
 // One tile of c with m <= TILE_ROWS rows and n <= TILE_COLUMNS columns from packed panels.
-static void packed_tile(float* c, size_t c_row, const float* a, const float* b, int64_t m, int64_t n, int64_t depth, bool accumulate) {
+static void packed_tile(float* c, size_t c_row, const float* a, const float* b, int64_t m, int64_t n, int64_t depth,
+                        bool accumulate) {
   if (m == TILE_ROWS && n == TILE_COLUMNS) {
     tile<vec, TILE_ROWS, TILE_VECTORS>(c, c_row, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, accumulate);
     return;
@@ -1250,13 +1288,16 @@ static void packed_tile(float* c, size_t c_row, const float* a, const float* b, 
   float edge[TILE_ROWS * TILE_COLUMNS];
   tile<vec, TILE_ROWS, TILE_VECTORS>(edge, TILE_COLUMNS, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, false);
   for (int64_t i = 0; i < m; i++) {
-    for (int64_t j = 0; j < n; j++) c[i * c_row + j] = edge[i * TILE_COLUMNS + j] + (accumulate ? c[i * c_row + j] : 0.0f);
+    for (int64_t j = 0; j < n; j++) {
+      float before = accumulate ? c[i * c_row + j] : 0.0f;
+      c[i * c_row + j] = before + edge[i * TILE_COLUMNS + j];
+    }
   }
 }
 
 // c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS.
-static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
-                        bool accumulate, float* c) {
+static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a,
+                        const float* b, bool accumulate, float* c) {
   const size_t a_floats = PANEL_M * PANEL_K, b_floats = PANEL_N * PANEL_K;
   float* packed_b = (float*)workspace(function, (b_floats + thread_count * a_floats) * sizeof(float));
   if (!packed_b) return 1;
@@ -1282,8 +1323,8 @@ static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64
           }
           for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
             for (int64_t i = 0; i < rows; i += TILE_ROWS) {
-              packed_tile(c + (i0 + i) * n + j0 + j, n, packed_a + i * PANEL_K, packed_b + j * PANEL_K, min(TILE_ROWS, rows - i),
-                          min(TILE_COLUMNS, columns - j), depth, accumulate || p0 > 0);
+              packed_tile(c + (i0 + i) * n + j0 + j, n, packed_a + i * PANEL_K, packed_b + j * PANEL_K,
+                          min(TILE_ROWS, rows - i), min(TILE_COLUMNS, columns - j), depth, accumulate || p0 > 0);
             }
           }
         }
@@ -1301,11 +1342,11 @@ static int blas_gemm(const char* function, void* gemm, bool ta, bool tb, int64_t
     return 0;
   }
   int status = one_dnn(gemm, ta, tb, m, n, k, a, b, accumulate ? 1.0f : 0.0f, c);
-  return status ? fail("%s: oneDNN returned status %d (m=%lld n=%lld k=%lld)", function, status, (long long)m, (long long)n, (long long)k) : 0;
+  return status ? fail("%s: oneDNN returned status %d (%s)", function, status, SizeText(LIST(m, n, k)).text) : 0;
 }
 
-// c (m, n) = op(a) op(b), or += where accumulate. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored (n, k)
-// where tb.
+// c (m, n) = op(a) op(b), or += where accumulate. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored
+// (n, k) where tb.
 static int gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
                 bool accumulate, float* c) {
   if (!blas.kind) return builtin_gemm(function, ta, tb, m, n, k, a, b, accumulate, c);
@@ -1318,35 +1359,38 @@ static int gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, in
   return blas_gemm(function, blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
 }
 
-int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN, int32_t OUT) {
-  RETURN_IF_ERROR(check("linear_forward", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"out", out}, {"x", x}, {"weight", weight}}));
+int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN,
+                   int32_t OUT) {
+  RETURN_IF_ERROR(check(__func__, LIST(N, IN, OUT), LIST(out, x, weight)));
   if (residual == out) return fail("linear_forward: residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
   if (residual) {
 #pragma omp parallel for num_threads(team((int64_t)N * OUT))
     for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));
   }
-  return gemm("linear_forward", false, true, N, OUT, IN, x, weight, residual != nullptr, out);
+  return gemm(__func__, false, true, N, OUT, IN, x, weight, residual != nullptr, out);
 }
 
-int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
-  RETURN_IF_ERROR(check("linear_dgrad", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"dx", dx}, {"dout", dout}, {"weight", weight}}));
-  return gemm("linear_dgrad", false, false, N, IN, OUT, dout, weight, accumulate, dx);
+int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT,
+                 int32_t accumulate) {
+  RETURN_IF_ERROR(check(__func__, LIST(N, IN, OUT), LIST(dx, dout, weight)));
+  return gemm(__func__, false, false, N, IN, OUT, dout, weight, accumulate, dx);
 }
 
-int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
-  RETURN_IF_ERROR(check("linear_wgrad", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"dweight", dweight}, {"dout", dout}, {"x", x}}));
-  const int64_t piece = 512;  // of the rows: columns of dout and x that are read row by row then stay in the cache
-  for (int64_t start = 0; start < N; start += piece) {
-    RETURN_IF_ERROR(gemm("linear_wgrad", true, false, OUT, IN, min(piece, N - start), dout + start * OUT, x + start * IN,
+int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT,
+                 int32_t accumulate) {
+  RETURN_IF_ERROR(check(__func__, LIST(N, IN, OUT), LIST(dweight, dout, x)));
+  const int64_t step = 512;  // of the rows: columns of dout and x that are read row by row then stay in the cache
+  for (int64_t start = 0; start < N; start += step) {
+    RETURN_IF_ERROR(gemm(__func__, true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
                          accumulate || start > 0, dweight));
   }
   return 0;
 }
 
-// ---- swiglu: h = silu(gate) * up ---------------------------------------------------------------------------------------------
+// ---- swiglu: h = silu(gate) * up ------------------------------------------------------------------------------------
 
 int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
-  RETURN_IF_ERROR(check("swiglu_forward", {{"N", N}, {"F", F}}, {{"h", h}, {"gate_up", gate_up}}));
+  RETURN_IF_ERROR(check(__func__, LIST(N, F), LIST(h, gate_up)));
 #pragma omp parallel for num_threads(team((int64_t)N * F))
   for (int i = 0; i < N; i++) {
     const float* gate = gate_up + (size_t)i * 2 * F;
@@ -1360,7 +1404,7 @@ int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
 
 // d silu(g) / dg = s * (1 + g * (1 - s)) with s = sigmoid(g).
 int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gate_up, int32_t N, int32_t F) {
-  RETURN_IF_ERROR(check("swiglu_backward", {{"N", N}, {"F", F}}, {{"dgate_up", dgate_up}, {"dh", dh}, {"gate_up", gate_up}}));
+  RETURN_IF_ERROR(check(__func__, LIST(N, F), LIST(dgate_up, dh, gate_up)));
 #pragma omp parallel for num_threads(team((int64_t)N * F))
   for (int i = 0; i < N; i++) {
     const float* gate = gate_up + (size_t)i * 2 * F;
@@ -1381,16 +1425,16 @@ int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gat
   return 0;
 }
 
-// ---- add ---------------------------------------------------------------------------------------------------------------------
+// ---- add ------------------------------------------------------------------------------------------------------------
 
 int add(float* out, const float* a, const float* b, int64_t n) {
-  RETURN_IF_ERROR(check("add", {{"n", n}}, {{"out", out}, {"a", a}, {"b", b}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(out, a, b)));
 #pragma omp parallel for simd num_threads(team(n))
   for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
   return 0;
 }
 
-// ---- cross entropy -----------------------------------------------------------------------------------------------------------
+// ---- cross entropy --------------------------------------------------------------------------------------------------
 
 static float row_max(const float* x, int n) {
   vec tops = vec{} - INFINITY;
@@ -1419,18 +1463,20 @@ static float cross_entropy_row(float* logits, int target, int V, float grad_scal
     total += sum;
   }
   if (backward) {
-    scale_row(logits, logits, V, (float)(grad_scale / total));
+    float factor = (float)(grad_scale / total);
+#pragma omp simd
+    for (int v = 0; v < V; v++) logits[v] *= factor;
     logits[target] -= grad_scale;
   }
   return (float)(log(total) - (target_logit - top));
 }
 
-int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride, float grad_scale,
-                  int32_t backward) {
-  RETURN_IF_ERROR(check("cross_entropy", {{"N", N}, {"V", V}, {"V_stride", V_stride}}, {{"logits", logits}, {"losses", losses}, {"targets", targets}}));
+int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
+                  float grad_scale, int32_t backward) {
+  RETURN_IF_ERROR(check(__func__, LIST(N, V, V_stride), LIST(logits, losses, targets)));
   if (V_stride < V) return fail("cross_entropy: V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
   for (int i = 0; i < N; i++) {
-    if (targets[i] >= V) return fail("cross_entropy: targets[%d]=%d must be less than V=%d (N=%d)", i, targets[i], V, N);
+    if (targets[i] >= V) return fail("cross_entropy: targets[%d]=%d must be less than V=%d", i, targets[i], V);
   }
 #pragma omp parallel for num_threads(team((int64_t)N * V))
   for (int i = 0; i < N; i++) {
@@ -1455,19 +1501,19 @@ static double block_sum(const float* x, int64_t n, TERM term) {
 }
 
 int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate) {
-  RETURN_IF_ERROR(check("sum_scaled", {{"n", n}}, {{"out", out}, {"x", x}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(out, x)));
   double sum = 0.0;
   for (int64_t i = 0; i < n; i += SUM_BLOCK) sum += block_sum(x + i, min(SUM_BLOCK, n - i), [](double e) { return e; });
   *out = (accumulate ? *out : 0.0f) + (float)(scale * sum);
   return 0;
 }
 
-// ---- optimizer ---------------------------------------------------------------------------------------------------------------
+// ---- optimizer ------------------------------------------------------------------------------------------------------
 
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {
-  RETURN_IF_ERROR(check("grad_sumsq", {{"n", n}}, {{"sumsq", sumsq}, {"grad", grad}}));
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(sumsq, grad)));
   int64_t n_blocks = divide_up(n, SUM_BLOCK);
-  double* sums = (double*)workspace("grad_sumsq", n_blocks * sizeof(double));
+  double* sums = (double*)workspace(__func__, n_blocks * sizeof(double));
   if (!sums) return 1;
 #pragma omp parallel for num_threads(team(n))
   for (int64_t i = 0; i < n_blocks; i++) {
@@ -1480,7 +1526,7 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) 
 }
 
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
-  RETURN_IF_ERROR(check("step_control", {}, {{"control", control}, {"sumsq", sumsq}}));
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(control, sumsq)));
   float norm = (float)sqrt(*sumsq);
   control[CONTROL_GRAD_NORM] = norm;
   if (!std::isfinite(norm) || !std::isfinite(control[CONTROL_LOSS])) {
@@ -1497,9 +1543,9 @@ int step_control(float* control, const double* sumsq, float grad_clip, float bet
   return 0;
 }
 
-int adamw(float* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n, float beta1,
-          float beta2, float eps, float weight_decay) {
-  RETURN_IF_ERROR(check("adamw", {{"n", n}}, {{"weight", weight}, {"master", master}, {"m", m}, {"v", v}, {"grad", grad}, {"control", control}}));
+int adamw(float* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
+          float beta1, float beta2, float eps, float weight_decay) {
+  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(weight, master, m, v, grad, control)));
   float scale = control[CONTROL_GRAD_SCALE], rate = control[CONTROL_LEARNING_RATE];
   if (scale == 0.0f) return 0;  // a skipped update
   float keep = 1.0f - rate * weight_decay, step = rate / control[CONTROL_BIAS1];
