@@ -1,5 +1,6 @@
 // Files, where Deno's own functions do not promise enough: checksums in bounded memory, writes that survive a crash.
 import { createHash } from "node:crypto";
+import { UserError } from "./errors.ts";
 
 /** Hexadecimal sha256 of a file, read in pieces. */
 export function sha256OfFile(path: string): string {

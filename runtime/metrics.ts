@@ -1,9 +1,8 @@
 // What a run leaves behind beside its checkpoints: config.json, metrics.jsonl (one object a step) and log.txt.
 import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
-import { writeAtomic } from "../ffi/files.ts";
+import { writeAtomic, writeText } from "../ffi/files.ts";
 import { device, memoryUse, synchronizeNow } from "../ffi/library.ts";
-import { writeAtomic, writeText } from "./checkpoint.ts";
 import { tensor } from "./tensor.ts";
 
 /** One line of metrics.jsonl. */
