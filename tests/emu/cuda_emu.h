@@ -14,6 +14,9 @@
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <cmath>
 #include <cstdarg>
@@ -116,6 +119,15 @@ inline void note_failure(const char* format, ...) {
 /** Ends the launch from inside a kernel. */
 #define EMU_FAIL(...) (emu::note_failure("emulator: " __VA_ARGS__), _longjmp(emu::outside, 1))
 
+/** Frames left by a jump stay marked in AddressSanitizer's shadow: clears the marks from `low` up to the caller's frame. */
+__attribute__((always_inline)) inline void forget_dead_frames(char* low) {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(low, (char*)__builtin_frame_address(0) - low);
+#else
+  (void)low;
+#endif
+}
+
 inline Thread* pick() {
   size_t fresh = block.total - block.begun, n = fresh + block.ready.size();
   if (n == 0) return nullptr;
@@ -152,6 +164,9 @@ inline void fiber_main();
   idle_fibers.pop_back();
   if (f->started) _longjmp(f->state, 1);
   f->started = true;
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(f->stack, STACK_BYTES);
+#endif
   getcontext(&f->start);
   f->start.uc_stack.ss_sp = f->stack;
   f->start.uc_stack.ss_size = STACK_BYTES;
@@ -177,12 +192,14 @@ inline void fiber_main() {
     }
     idle_fibers.push_back(me);
     if (!_setjmp(me->state)) jump(next);
+    forget_dead_frames(current->fiber->stack);
   }
 }
 
 /** The current thread waits until somebody puts it into `ready`. */
 inline void wait_here() {
   if (!_setjmp(current->fiber->state)) jump(pick());
+  forget_dead_frames(current->fiber->stack);
 }
 
 inline void barrier() {
@@ -232,6 +249,7 @@ inline void begin_block(unsigned at) {
 
 inline void run_block() {
   if (!_setjmp(outside)) jump(pick());
+  forget_dead_frames((char*)__builtin_frame_address(0) - STACK_BYTES / 4);
   if (failure[0]) return;
   for (int i = 1; i < block.total; i++)
     if (block.threads[i].barriers != block.threads[0].barriers)
