@@ -2,11 +2,13 @@
 
 /** A mistake of the person at the keyboard: printed as one line, exit code 1, no stack trace. */
 export class UserError extends Error {
+  /** "UserError" */
   override name = "UserError";
 }
 
 /** A function of the compiled library failed. The message names the function, its sizes and the cause. */
 export class KernelError extends Error {
+  /** "KernelError" */
   override name = "KernelError";
 }
 
@@ -31,8 +33,28 @@ export function explain(error: unknown): string {
     const what = /access to "([^"]+)"/.exec(error.message)?.[1];
     const grant = what ? `${flag}="${what}"` : flag;
     const script = Deno.mainModule.split("/").pop()!.replace(/\.ts$/, "");
-    return `error: ${error.message.split(",")[0]}: this task may read anything but write only below data/, runs/ and the ` +
+    return `error: ${
+      error.message.split(",")[0]
+    }: this task may read anything but write only below data/, runs/ and the ` +
       `temporary directory; grant it with: deno run -q -P=${script} ${grant} ${script}.ts ...`;
   }
   return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
+}
+
+/** The name among known that needs the fewest single-letter edits to become name: for "did you mean". */
+export function nearest(name: string, known: readonly string[]): string {
+  return known.reduce((best, next) => edits(name, next) < edits(name, best) ? next : best);
+}
+
+/** Levenshtein distance. */
+function edits(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[b.length]!;
 }

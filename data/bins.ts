@@ -1,0 +1,224 @@
+// Token bins: a dataset is a directory of shards in llm.c's format and a meta.json. A shard is a header of 256 int32
+// (magic, version, number of tokens, zeros) and then the tokens, all little-endian. Also read: llm.c's own directories,
+// which have no meta.json, and nanoGPT's train.bin and val.bin, which have no header either (uint16 all the way).
+import { createHash } from "node:crypto";
+import { basename, join } from "node:path";
+import { UserError } from "../ffi/errors.ts";
+
+export const HEADER_BYTES = 1024; // int32[256]
+/** Magic number and version at the head of a shard, by the bytes of one token. */
+export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
+
+/** A file of tokens. */
+export interface Shard {
+  path: string;
+  tokens: number;
+  /** Bytes before the first token. */
+  header_bytes: number;
+  token_bytes: 2 | 4;
+}
+
+/** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
+export interface SplitSize {
+  documents: number;
+  tokens: number;
+  bytes: number;
+}
+
+/** The contents of meta.json. */
+export interface Meta {
+  format: "loam-bins";
+  version: 1;
+  /** "gpt2", "bytes", or "." when tokenizer.json stands beside meta.json. */
+  tokenizer: string;
+  vocab_size: number;
+  /** Id of the end-of-text token, which stands before each document. */
+  eot: number;
+  token_bytes: 2 | 4;
+  train: SplitSize;
+  val: SplitSize;
+  shards: { file: string; tokens: number; sha256: string }[];
+  inputs: { name: string; bytes: number }[];
+  options: Record<string, string | number | null>;
+}
+
+/** A dataset that can be trained on. */
+export interface Dataset {
+  dir: string;
+  /** Where it comes from. Of llm.c's and nanoGPT's, which do not say it, tokenizer and vocabulary are assumed. */
+  format: "loam" | "llm.c" | "nanoGPT";
+  /** What openTokenizer() takes; null if it is not known. */
+  tokenizer: string | null;
+  vocab_size: number;
+  eot: number;
+  train: Shard[];
+  val: Shard[];
+}
+
+/** Bytes of one token on disk for a vocabulary. */
+export function tokenBytes(vocab_size: number): 2 | 4 {
+  return vocab_size > 65_535 ? 4 : 2;
+}
+
+/**
+ * Opens a dataset and checks that each shard has the size that its header and meta.json say. Reads no tokens.
+ *
+ * @throws {UserError} if the directory holds no dataset, an unfinished one, or a damaged shard.
+ */
+export function openDataset(dir: string): Dataset {
+  const files = listFiles(dir);
+  if (files.includes("meta.json")) return openWithMeta(dir, readMeta(dir));
+  if (files.some((file) => file.endsWith(".tmp"))) {
+    throw new UserError(
+      `Cannot use "${dir}": preparing it was interrupted; run again: deno task prepare --out ${dir} ...`,
+    );
+  }
+  const bins = files.filter((file) => file.endsWith(".bin")).sort().map((file) => join(dir, file));
+  const train = bins.filter((path) => basename(path).includes("train")).map((path) => openShard(path));
+  const val = bins.filter((path) => basename(path).includes("val")).map((path) => openShard(path));
+  if (train.length === 0 || val.length === 0) {
+    throw new UserError(
+      `Cannot use "${dir}": it has neither meta.json nor a train and a val .bin file; make a dataset: ` +
+        `deno task prepare --input FILES --out ${dir}`,
+    );
+  }
+  const format = train[0]!.header_bytes === 0 ? "nanoGPT" : "llm.c";
+  return train[0]!.token_bytes === 2
+    ? { dir, format, tokenizer: "gpt2", vocab_size: 50257, eot: 50256, train, val }
+    : { dir, format, tokenizer: null, vocab_size: 128_256, eot: 128_001, train, val }; // llm.c's Llama 3 data
+}
+
+/**
+ * Opens a dataset and compares the SHA-256 of each shard with meta.json.
+ *
+ * @throws {UserError} as openDataset(), and if a shard is not what prepare wrote.
+ */
+export function verifyDataset(dir: string): Dataset {
+  const dataset = openDataset(dir);
+  if (dataset.format !== "loam") return dataset;
+  for (const { file, sha256 } of readMeta(dir).shards) {
+    const actual = sha256Of(join(dir, file));
+    if (actual !== sha256) {
+      throw damaged(join(dir, file), `its SHA-256 is ${actual}, should be ${sha256}`);
+    }
+  }
+  return dataset;
+}
+
+/** Reads tokens [start, start + n) of a shard. */
+export function readTokens(shard: Shard, start: number, n: number): Uint32Array {
+  using file = Deno.openSync(shard.path);
+  const bytes = new Uint8Array(n * shard.token_bytes);
+  file.seekSync(shard.header_bytes + start * shard.token_bytes, Deno.SeekMode.Start);
+  for (let done = 0; done < bytes.length;) {
+    const read = file.readSync(bytes.subarray(done));
+    if (read === null) throw new RangeError(`Cannot read tokens ${start} to ${start + n} of ${shard.tokens}`);
+    done += read;
+  }
+  return Uint32Array.from(
+    shard.token_bytes === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer),
+  );
+}
+
+/** SHA-256 of a file in hexadecimal. */
+export function sha256Of(path: string): string {
+  using file = Deno.openSync(path);
+  const hash = createHash("sha256");
+  const chunk = new Uint8Array(1 << 20);
+  for (let n = file.readSync(chunk); n !== null; n = file.readSync(chunk)) hash.update(chunk.subarray(0, n));
+  return hash.digest("hex");
+}
+
+/** The header of a shard. */
+export function shardHeader(token_bytes: 2 | 4, tokens: number): Uint8Array<ArrayBuffer> {
+  const header = new Int32Array(HEADER_BYTES / 4);
+  header.set([...SHARD_KINDS[token_bytes], tokens]);
+  return new Uint8Array(header.buffer);
+}
+
+// ---- opening
+
+function listFiles(dir: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(dir), (entry) => entry.name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(
+      `Cannot open dataset "${dir}": there is no such directory; make it: deno task prepare --input FILES --out ${dir}`,
+    );
+  }
+}
+
+function readMeta(dir: string): Meta {
+  const path = join(dir, "meta.json");
+  let meta: Meta;
+  try {
+    meta = JSON.parse(Deno.readTextFileSync(path));
+  } catch (error) {
+    throw damaged(path, (error as Error).message);
+  }
+  if (meta.format !== "loam-bins" || meta.version !== 1) {
+    throw damaged(path, `its format is ${meta.format} ${meta.version}, should be loam-bins 1`);
+  }
+  return meta;
+}
+
+function openWithMeta(dir: string, meta: Meta): Dataset {
+  const shards = meta.shards.map(({ file, tokens }) => openShard(join(dir, file), tokens));
+  const ofSplit = (split: string) => shards.filter((shard) => basename(shard.path).startsWith(split));
+  return {
+    dir,
+    format: "loam",
+    tokenizer: meta.tokenizer === "." ? dir : meta.tokenizer,
+    vocab_size: meta.vocab_size,
+    eot: meta.eot,
+    train: ofSplit("train_"),
+    val: ofSplit("val_"),
+  };
+}
+
+/** Reads the header of a shard and checks the size of the file. tokens: what meta.json says, where there is one. */
+function openShard(path: string, tokens?: number): Shard {
+  const bytes = sizeOf(path);
+  const [magic, version, count] = readHeader(path);
+  for (const token_bytes of [2, 4] as const) {
+    const [wantedMagic, wantedVersion] = SHARD_KINDS[token_bytes];
+    if (magic !== wantedMagic || version !== wantedVersion) continue;
+    const wanted = HEADER_BYTES + count * token_bytes;
+    if (bytes !== wanted) {
+      throw damaged(path, `it has ${bytes} bytes, its header with ${count} tokens says ${wanted}`);
+    }
+    if (tokens !== undefined && tokens !== count) {
+      throw damaged(path, `it has ${count} tokens, meta.json says ${tokens}`);
+    }
+    return { path, tokens: count, header_bytes: HEADER_BYTES, token_bytes };
+  }
+  const nanoGPT = ["train.bin", "val.bin"].includes(basename(path));
+  if (tokens === undefined && nanoGPT && bytes % 2 === 0) {
+    return { path, tokens: bytes / 2, header_bytes: 0, token_bytes: 2 };
+  }
+  throw damaged(path, `it begins with ${magic} ${version}, should be 20240520 1 or 20240801 7`);
+}
+
+function sizeOf(path: string): number {
+  try {
+    return Deno.statSync(path).size;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw damaged(path, "the file is missing");
+  }
+}
+
+/** Magic, version and token count; zeros where the file is shorter. */
+function readHeader(path: string): [number, number, number] {
+  using file = Deno.openSync(path);
+  const header = new Int32Array(3);
+  file.readSync(new Uint8Array(header.buffer));
+  return [header[0]!, header[1]!, header[2]!];
+}
+
+function damaged(path: string, what: string): UserError {
+  return new UserError(
+    `Cannot use "${path}": ${what}; write the dataset again: deno task prepare --overwrite ...`,
+  );
+}

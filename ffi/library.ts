@@ -1,0 +1,266 @@
+// Opens libloam_*.so and turns its status codes into errors. There is one open library per process; it is never closed,
+// because closing one while a call is under way crashes the process.
+import { KernelError, UserError } from "./errors.ts";
+import { type Address, symbols } from "./symbols.ts";
+
+/** Where kernels run. "plan" computes nothing: it hands out addresses and counts bytes, for `--dry_run`. */
+export type DeviceName = "cuda" | "cpu" | "emu" | "plan";
+
+/** What device_info() reports about the open device. */
+export type DeviceInfo = {
+  library: DeviceName;
+  name: string;
+  act: "f32" | "bf16"; // type of weights and activations
+  isa?: string;
+  isa_best?: string;
+  threads?: number;
+  blas?: string;
+  arch?: string;
+};
+
+/** How to open a device. */
+export type OpenOptions = {
+  index?: number; // which GPU
+  threads?: number; // CPU threads, 0 = all
+  bf16_gemm?: boolean; // CPU: round GEMM inputs to bfloat16
+  blas?: string; // CPU: "" = the first found; see kernels.h
+  act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
+};
+
+export const ABI_VERSION = 1; // LOAM_ABI_VERSION in kernels.h
+export const F32 = 0, BF16 = 1, I32 = 2; // element types in kernels.h
+export const CONTROL = {
+  learning_rate: 0,
+  loss: 1,
+  grad_norm: 2,
+  grad_scale: 3,
+  updates: 4,
+  skipped: 5,
+  skipped_row: 6,
+  size: 16,
+} as const; // CONTROL_* in kernels.h
+
+type Symbols = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+/** The functions of the open library. Throws by name until open() was called. */
+export let s: Symbols = new Proxy({} as Symbols, {
+  get: (_, name) => {
+    throw new Error(`internal: ${String(name)} was called before open()`);
+  },
+});
+export let device: DeviceInfo = { library: "plan", name: "none", act: "f32" };
+
+const LIBRARY_SUFFIX = Deno.build.os === "darwin" ? "dylib" : Deno.build.os === "windows" ? "dll" : "so";
+
+/** Where `deno task build` puts a library: "cpu", "cpu_avx2", "cpu_avx512", "cuda", "emu". */
+export function libraryUrl(variant: string): URL {
+  return new URL(`../build/libloam_${variant}.${LIBRARY_SUFFIX}`, import.meta.url);
+}
+
+export function libraryExists(variant: string): boolean {
+  try {
+    return Deno.statSync(libraryUrl(variant)).isFile;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Opens a device and makes its functions current. On the CPU it takes the variant for the best instruction set that the
+ * processor has (LOAM_ISA=portable|avx2|avx512 overrides). Throws UserError when the library is not built or does not load,
+ * KernelError when the device does not answer.
+ */
+export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
+  if (name === "plan") return openPlan(options.act ?? "f32");
+  s = load(name);
+  if (name === "cpu") {
+    const isa = environment("LOAM_ISA") || readInfo().isa_best;
+    if (isa && isa !== readInfo().isa) {
+      if (libraryExists(`cpu_${isa}`)) s = load(`cpu_${isa}`);
+      else if (environment("LOAM_ISA") && isa !== "portable") {
+        throw new UserError(
+          `Cannot open the CPU library for LOAM_ISA=${isa}: it must be portable, avx2 or avx512`,
+        );
+      }
+    }
+  }
+  const blas = options.blas || environment("LOAM_BLAS");
+  check(s.device_open(options.index ?? 0, options.threads ?? 0, options.bf16_gemm ? 1 : 0, cString(blas)));
+  device = readInfo();
+  return device;
+}
+
+/**
+ * The device to use when the user named none: cuda if its library is built and a GPU answers, else cpu. The reason is
+ * there to be printed.
+ */
+export function chooseDevice(): { name: DeviceName; reason: string } {
+  if (!libraryExists("cuda")) return { name: "cpu", reason: "the CUDA library is not built" };
+  try {
+    open("cuda");
+    return { name: "cuda", reason: device.name };
+  } catch (error) {
+    return { name: "cpu", reason: (error as Error).message };
+  }
+}
+
+function load(variant: string): Symbols {
+  const url = libraryUrl(variant);
+  if (!libraryExists(variant)) {
+    const command = variant === "cuda"
+      ? "deno task build (it needs nvcc; see deno task doctor)"
+      : "deno task build";
+    throw new UserError(`Cannot open ${url.pathname}: it is not built; run: ${command}`);
+  }
+  let library: Symbols;
+  try {
+    library = Deno.dlopen(url, symbols).symbols;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    const cause = (error as Error).message.split(": ").at(-1);
+    throw new UserError(`Cannot load ${url.pathname}: ${cause}; build it again: deno task build`);
+  }
+  const version = library.abi_version();
+  if (version !== ABI_VERSION) {
+    throw new UserError(
+      `Cannot use ${url.pathname}: its interface is version ${version}, this program wants ${ABI_VERSION}; run: deno task build`,
+    );
+  }
+  return library;
+}
+
+/** Throws the library's text for the first failure if code is not 0. */
+export function check(code: number): void {
+  if (code !== 0) throw new KernelError(lastError() || `internal: code ${code} without a text`);
+}
+
+function lastError(): string {
+  const text = new Uint8Array(1024);
+  s.last_error(text, text.length);
+  return fromCString(text);
+}
+
+function readInfo(): DeviceInfo {
+  const text = new Uint8Array(4096);
+  check(s.device_info(text, text.length));
+  return JSON.parse(fromCString(text)) as DeviceInfo;
+}
+
+/** Waits for all queued work on another thread: timers, signals and servers of this process are served meanwhile. */
+export async function synchronize(): Promise<void> {
+  check(await s.synchronize_async());
+}
+
+/** Waits for all queued work on this thread. */
+export function synchronizeNow(): void {
+  check(s.synchronize());
+}
+
+// ---- memory
+
+/** Device memory filled with zeros, aligned to 256 bytes. Throws KernelError when there is not enough. */
+export function allocate(bytes: number): Address {
+  const address = new BigUint64Array(1);
+  check(s.mem_alloc(address, BigInt(bytes)));
+  return address[0]!;
+}
+
+export function free(address: Address): void {
+  check(s.mem_free(address));
+}
+
+/** Host memory that the device copies from without staging. */
+export function allocateHost(bytes: number): Address {
+  const address = new BigUint64Array(1);
+  check(s.host_alloc(address, BigInt(bytes)));
+  return address[0]!;
+}
+
+/** Bytes of device memory: allocated now, the peak of that, free and total on the device. */
+export function memoryUse(): { now: number; peak: number; free: number; total: number } {
+  const bytes = new BigInt64Array(4);
+  check(s.device_memory(bytes));
+  const [now, peak, free, total] = Array.from(bytes, Number) as [number, number, number, number];
+  return { now, peak, free, total };
+}
+
+type Bytes =
+  | Uint8Array<ArrayBuffer>
+  | Float32Array<ArrayBuffer>
+  | Int32Array<ArrayBuffer>
+  | Float64Array<ArrayBuffer>;
+
+export function copyToDevice(dst: Address, src: Bytes): void {
+  check(s.copy_to_device(dst, src, BigInt(src.byteLength)));
+}
+
+export function copyToHost(dst: Bytes, src: Address): void {
+  check(s.copy_to_host(dst, src, BigInt(dst.byteLength)));
+}
+
+/** Index of the first element that is NaN or infinite, or -1. type is F32 or BF16. */
+export function findNonFinite(x: Address, type: number, n: number): number {
+  const index = new BigInt64Array(1);
+  check(s.find_nonfinite(index, x, type, BigInt(n)));
+  return Number(index[0]);
+}
+
+// ---- token data
+
+/** The mapped files and the gather that data/loader.ts reads windows with. */
+export const tokenSource = {
+  open(path: string, headerBytes: number, tokenBytes: number): { handle: number; tokens: number } {
+    const info = new BigInt64Array(2);
+    check(s.data_open(info, cString(path), headerBytes, tokenBytes));
+    return { handle: Number(info[0]), tokens: Number(info[1]) };
+  },
+  close(handle: number): void {
+    check(s.data_close(handle));
+  },
+  gather(x: Address, y: Address, handle: number, start: bigint, T: number, V: number): void {
+    check(s.data_gather(x, y, handle, start, T, V));
+  },
+};
+
+// ---- plan: the same calls, counting bytes only
+
+function openPlan(act: DeviceInfo["act"]): DeviceInfo {
+  let next = 4096n, now = 0n;
+  const nothing = () => 0;
+  const plan = Object.fromEntries(Object.keys(symbols).map((name) => [name, nothing])) as Record<
+    string,
+    unknown
+  >;
+  plan.mem_alloc = plan.host_alloc = (address: BigUint64Array, bytes: bigint) => {
+    address[0] = next;
+    next += (bytes + 255n) & ~255n;
+    now += bytes;
+    return 0;
+  };
+  plan.device_memory = (bytes: BigInt64Array) => {
+    bytes[0] = bytes[1] = now;
+    return 0;
+  };
+  plan.find_nonfinite = (index: BigInt64Array) => {
+    index[0] = -1n;
+    return 0;
+  };
+  plan.synchronize_async = () => Promise.resolve(0);
+  s = plan as unknown as Symbols;
+  device = { library: "plan", name: "plan", act };
+  return device;
+}
+
+// ---- text
+
+function cString(text: string): Uint8Array<ArrayBuffer> {
+  return new TextEncoder().encode(text + "\0");
+}
+
+function fromCString(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes.subarray(0, Math.max(0, bytes.indexOf(0))));
+}
+
+function environment(name: string): string {
+  return Deno.env.get(name) ?? "";
+}

@@ -1,0 +1,72 @@
+// The functions of kernels.h as Deno.dlopen wants them. symbols_test.ts parses kernels.h and compares every name and type,
+// because a mismatch would not fail: it would corrupt memory.
+
+/** A device address. Always a bigint: a plain number in its place costs 20 times as much per call. */
+export type Address = bigint;
+
+const PTR = "usize"; // an address in device memory
+const HOST = "buffer"; // a typed array of ours, only outside the training step
+const I32 = "i32", I64 = "i64", U64 = "u64", F32 = "f32";
+
+function fn<const P extends readonly Deno.NativeType[]>(...parameters: P) {
+  return { parameters, result: "i32" } as const;
+}
+
+/** Symbol table of libloam_*.so, in the order of kernels.h. Every function returns 0 or an error code. */
+export const symbols = {
+  // device
+  abi_version: fn(),
+  last_error: fn(HOST, I32),
+  device_open: fn(I32, I32, I32, HOST),
+  device_info: fn(HOST, I32),
+  device_memory: fn(HOST),
+  synchronize: fn(),
+  // memory
+  mem_alloc: fn(HOST, I64),
+  mem_free: fn(PTR),
+  host_alloc: fn(HOST, I64),
+  host_free: fn(PTR),
+  copy_to_device: fn(PTR, HOST, I64),
+  copy_to_host: fn(HOST, PTR, I64),
+  copy_async: fn(PTR, PTR, I64),
+  fill_zero: fn(PTR, I64),
+  convert: fn(PTR, PTR, I32, I32, I64),
+  find_nonfinite: fn(HOST, PTR, I32, I64),
+  // random numbers
+  init_normal: fn(PTR, I64, F32, U64, U64),
+  init_constant: fn(PTR, I64, F32),
+  // token data
+  data_open: fn(HOST, HOST, I32, I32),
+  data_close: fn(I32),
+  data_gather: fn(PTR, PTR, I32, I64, I32, I32),
+  // embedding: rows of a table
+  embedding_forward: fn(PTR, PTR, PTR, I32, I32, I32),
+  embedding_backward: fn(PTR, PTR, PTR, I32, I32, I32, I32),
+  // rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis
+  rmsnorm_forward: fn(PTR, PTR, PTR, PTR, I32, I32, F32),
+  rmsnorm_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32),
+  // rope: rotates pairs (j, j + D/2) of each query and key head, in place
+  rope: fn(PTR, PTR, I32, I32, I32, I32, I32, I32, I32),
+  // attention: causal, grouped-query, scale 1/sqrt(D), online softmax
+  attention_forward: fn(PTR, PTR, PTR, I32, I32, I32, I32, I32),
+  attention_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32),
+  attention_cached: fn(PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32, I32, I32),
+  // linear: out = x weight^T (+ residual)
+  linear_forward: fn(PTR, PTR, PTR, PTR, I32, I32, I32),
+  linear_dgrad: fn(PTR, PTR, PTR, I32, I32, I32, I32),
+  linear_wgrad: fn(PTR, PTR, PTR, I32, I32, I32, I32),
+  // swiglu: h = silu(gate) * up
+  swiglu_forward: fn(PTR, PTR, I32, I32),
+  swiglu_backward: fn(PTR, PTR, PTR, PTR, I32, I32),
+  // add
+  add: fn(PTR, PTR, PTR, I64),
+  // cross entropy: softmax and loss, the gradient in place of the logits
+  cross_entropy: fn(PTR, PTR, PTR, I32, I32, I32, F32, I32),
+  sum_scaled: fn(PTR, PTR, I32, F32, I32),
+  // optimizer: everything reads its scalars from the control block
+  grad_sumsq: fn(PTR, PTR, I64, I32),
+  step_control: fn(PTR, PTR, F32, F32, F32),
+  adamw: fn(PTR, PTR, PTR, PTR, PTR, PTR, I64, F32, F32, F32, F32),
+  // the same function on another thread, so that signals and timers are served while the device works
+  synchronize_async: { name: "synchronize", parameters: [], result: "i32", nonblocking: true },
+} as const satisfies Deno.ForeignLibraryInterface;

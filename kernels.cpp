@@ -1,0 +1,1498 @@
+// kernels.cpp: every function of kernels.h for the CPU.
+//
+// One source, compiled once for each instruction set (portable, avx2, avx512 or arm64): the vector width W below follows
+// from the compiler's flags, and so no function chooses at run time. Matrix products go to the first BLAS found on the
+// machine, or to the built-in one, which shares its inner loop with attention.
+//
+// Rows are spread over threads with OpenMP. Each result is written by one thread and summed in a fixed order, which
+// makes every function deterministic. Nothing throws: memory is asked for in allocate() and workspace() only.
+
+#pragma GCC visibility push(default)
+#include "kernels.h"
+#pragma GCC visibility pop
+
+#include <cerrno>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <map>
+#include <mutex>
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static inline int omp_get_num_procs() { return 1; }
+static inline int omp_get_thread_num() { return 0; }
+static inline void omp_set_num_threads(int) {}
+#endif
+
+// ---- helpers: errors -----------------------------------------------------------------------------------------------------
+
+static std::mutex error_mutex;
+static char first_error[1024];
+
+// Keeps the text of the first failure for last_error() and returns the code of a failure.
+__attribute__((format(printf, 1, 2))) static int fail(const char* format, ...) {
+  std::lock_guard<std::mutex> lock(error_mutex);
+  if (first_error[0]) return 1;
+  va_list values;
+  va_start(values, format);
+  vsnprintf(first_error, sizeof first_error, format, values);
+  va_end(values);
+  return 1;
+}
+
+struct Size {
+  const char* name;
+  int64_t value;
+};
+
+struct Address {
+  const char* name;
+  const void* value;
+};
+
+typedef std::initializer_list<Size> Sizes;
+typedef std::initializer_list<Address> Addresses;
+
+// "B=2 T=8 D=32", for the end of an error message.
+struct SizeText {
+  char text[256] = "";
+  SizeText(Sizes sizes) {
+    size_t used = 0;
+    for (const Size& size : sizes) {
+      if (used >= sizeof text) break;
+      used += snprintf(text + used, sizeof text - used, "%s%s=%lld", used ? " " : "", size.name, (long long)size.value);
+    }
+  }
+};
+
+static bool is_open();
+
+// What every function asks first: a device is open, no size is below 1, no address is 0.
+static int check(const char* function, Sizes sizes, Addresses addresses) {
+  if (!is_open()) return fail("%s: no device is open; call device_open first", function);
+  for (const Size& size : sizes) {
+    if (size.value < 1) return fail("%s: %s must be at least 1 (%s)", function, size.name, SizeText(sizes).text);
+  }
+  for (const Address& address : addresses) {
+    if (!address.value) return fail("%s: the address of %s is 0 (%s)", function, address.name, SizeText(sizes).text);
+  }
+  return 0;
+}
+
+#define RETURN_IF_ERROR(call)               \
+  do {                                      \
+    if (int failed = (call)) return failed; \
+  } while (0)
+
+// ---- helpers: threads and scratch memory ---------------------------------------------------------------------------------
+
+static int thread_count = 0;  // 0 until device_open()
+
+static bool is_open() { return thread_count > 0; }
+
+// Threads for a loop over `work` elements. It is all or one, as OpenMP keeps a team of one size ready at no cost.
+static int team(int64_t work) { return work < 16384 ? 1 : thread_count; }
+
+// Scratch memory for the call in progress, aligned to 64 bytes; it only grows and is reused by the next call.
+// Returns 0 after fail() if there is not enough.
+static void* workspace(const char* function, size_t bytes) {
+  static void* memory = nullptr;
+  static size_t capacity = 0;
+  if (bytes <= capacity) return memory;
+  free(memory);
+  capacity = 0;
+  if (posix_memalign(&memory, 64, bytes)) {
+    memory = nullptr;
+    fail("%s: could not get %zu bytes of scratch memory", function, bytes);
+    return nullptr;
+  }
+  capacity = bytes;
+  return memory;
+}
+
+static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// ---- helpers: vectors ------------------------------------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+enum { W = 16 };  // floats in a vector register
+enum { TILE_ROWS = 6, TILE_VECTORS = 4 };  // sums kept in registers by the inner loop of a matrix product
+#elif defined(__AVX2__)
+enum { W = 8 };
+enum { TILE_ROWS = 6, TILE_VECTORS = 2 };
+#else
+enum { W = 4 };
+enum { TILE_ROWS = 6, TILE_VECTORS = 2 };
+#endif
+
+template <int WIDTH>
+struct Lanes {
+  typedef float floats __attribute__((vector_size(WIDTH * 4)));
+  typedef int32_t ints __attribute__((vector_size(WIDTH * 4)));
+  typedef uint32_t bits __attribute__((vector_size(WIDTH * 4)));
+};
+typedef Lanes<W>::floats vec;
+typedef Lanes<W>::ints ivec;
+typedef Lanes<4>::floats vec4;
+
+template <class To, class From>
+static inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// Loads and stores at any address.
+template <class V>
+static inline V load(const float* address) {
+  V v;
+  memcpy(&v, address, sizeof v);
+  return v;
+}
+
+template <class V>
+static inline void store(float* address, V v) {
+  memcpy(address, &v, sizeof v);
+}
+
+static inline vec load(const float* address) { return load<vec>(address); }
+
+// 0, 1, 2, ... W-1
+static inline ivec lane_numbers() {
+  ivec lanes;
+  for (int i = 0; i < W; i++) lanes[i] = i;
+  return lanes;
+}
+
+// e^x within 2 ulp for F = float or vec: 2^n * e^r with n a whole number and |r| <= ln(2)/2, e^r by a polynomial.
+// Below -87.33 it is 0, above 88.37 infinite; NaN stays NaN.
+template <class F, class BITS>
+static inline F exponential(F x) {
+  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, kept in the low bits
+  F shifted = x * 1.44269504f + shift;
+  F n = shifted - shift;
+  F r = x - n * 0.693359375f + n * 2.12194440e-4f;  // ln(2) in two parts
+  F y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + (r + 1.0f);
+  y = y * bit_cast<F>((bit_cast<BITS>(shifted) << 23) + 0x3f800000u);
+  y = x < -87.33f ? F{} : y;
+  return x > 88.37f ? F{} + INFINITY : y;
+}
+
+static inline float fast_exp(float x) { return exponential<float, uint32_t>(x); }
+static inline vec fast_exp(vec x) { return exponential<vec, Lanes<W>::bits>(x); }
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + fast_exp(-x)); }
+
+typedef uint16_t bf16;
+
+static inline float from_bf16(bf16 x) { return bit_cast<float>((uint32_t)x << 16); }
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+static inline bf16 to_bf16(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  uint32_t quiet = (bits >> 16) | 0x40u;
+  return (bf16)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+}
+
+// ---- helpers: the inner loop of every matrix product -----------------------------------------------------------------------
+
+#define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
+
+// c (R, columns) = a b, or += where accumulate, with R * NV sums in registers. Element (i, p) of a lies at a[i * a_row +
+// p * a_step], so a may be read transposed; b is (depth, columns) and c is (R, columns) with the strides b_row and c_row.
+template <class V, int R, int NV>
+static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
+                        int64_t depth, bool accumulate) {
+  const int width = sizeof(V) / sizeof(float);
+  V sum[R][NV];
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < NV; j++) sum[i][j] = accumulate ? load<V>(c + i * c_row + j * width) : V{};
+  }
+  for (int64_t p = 0; p < depth; p++) {
+    V row[NV];
+    UNROLL for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
+    UNROLL for (int i = 0; i < R; i++) {
+      UNROLL for (int j = 0; j < NV; j++) sum[i][j] += a[i * a_row + p * a_step] * row[j];
+    }
+  }
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < NV; j++) store(c + i * c_row + j * width, sum[i][j]);
+  }
+}
+
+// The same for any number of columns that is a multiple of 8 (or of W where W is 4).
+template <int R>
+static void strip_of(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
+                     int64_t columns, int64_t depth, bool accumulate) {
+  typedef Lanes<W == 16 ? 8 : 4>::floats narrow;
+  const int narrow_width = sizeof(narrow) / sizeof(float);
+  int64_t j = 0;
+  for (; j + TILE_VECTORS * W <= columns; j += TILE_VECTORS * W) {
+    tile<vec, R, TILE_VECTORS>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  }
+  for (; j + 2 * W <= columns; j += 2 * W) {
+    tile<vec, R, 2>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  }
+  for (; j + W <= columns; j += W) {
+    tile<vec, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  }
+  for (; j < columns; j += narrow_width) {
+    tile<narrow, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  }
+}
+
+// The same for 1 to TILE_ROWS rows.
+static void strip(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
+                  int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+  switch (rows) {
+    case 1: return strip_of<1>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+    case 2: return strip_of<2>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+    case 3: return strip_of<3>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+    case 4: return strip_of<4>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+    case 5: return strip_of<5>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+    default: return strip_of<6>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+  }
+}
+
+// ---- device: instruction sets, BLAS ------------------------------------------------------------------------------------------
+
+// dnnl_sgemm is row-major like cblas with CblasRowMajor, its sizes are 64 bits wide and it returns a status.
+typedef int (*OneDnnGemm)(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const void* a, int64_t lda,
+                          const void* b, int64_t ldb, float beta, float* c, int64_t ldc);
+typedef void (*CblasGemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const void* a, int lda,
+                          const void* b, int ldb, float beta, float* c, int ldc);
+typedef void (*SetThreads)(int64_t threads);  // some take an int; the calling conventions pass both alike
+
+struct BlasKind {
+  const char* name;
+  const char* files[4];
+  const char* gemm;
+  const char* bf16_gemm;
+  const char* set_threads;
+};
+
+// In order of preference.
+static const BlasKind BLAS_KINDS[] = {
+    {"onednn", {"libdnnl.so.3", "libdnnl.so.2", "libdnnl.so", "libdnnl.dylib"}, "dnnl_sgemm", "dnnl_gemm_bf16bf16f32", ""},
+    {"mkl", {"libmkl_rt.so.2", "libmkl_rt.so.1", "libmkl_rt.so"}, "cblas_sgemm", "cblas_gemm_bf16bf16f32", "MKL_Set_Num_Threads"},
+    {"openblas", {"libopenblas.so.0", "libopenblas.so", "libopenblas.dylib"}, "cblas_sgemm", "cblas_sbgemm", "openblas_set_num_threads"},
+    {"blis", {"libblis.so.4", "libblis.so.3", "libblis.so"}, "cblas_sgemm", "", "bli_thread_set_num_threads"},
+    {"accelerate", {"/System/Library/Frameworks/Accelerate.framework/Accelerate"}, "cblas_sgemm", "", ""},
+};
+
+struct Blas {
+  const BlasKind* kind = nullptr;  // 0: the built-in product
+  void* gemm = nullptr;
+  void* bf16_gemm = nullptr;  // 0: it has none that runs on this processor
+  SetThreads set_threads = nullptr;
+  char path[4096] = "";
+};
+
+static Blas blas;
+static bool use_bf16_gemm = false;
+
+static int one_dnn(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b, float beta,
+                   float* c) {
+  return ((OneDnnGemm)gemm)(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, 1.0f, a, ta ? m : k, b, tb ? k : n, beta, c, n);
+}
+
+static void cblas(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b, float beta,
+                  float* c) {
+  const int row_major = 101, no_transpose = 111, transpose = 112;
+  ((CblasGemm)gemm)(row_major, ta ? transpose : no_transpose, tb ? transpose : no_transpose, (int)m, (int)n, (int)k, 1.0f,
+                    a, (int)(ta ? m : k), b, (int)(tb ? k : n), beta, c, (int)n);
+}
+
+static bool is_one_dnn(const Blas& b) { return b.kind && !strcmp(b.kind->name, "onednn"); }
+
+// oneDNN has the symbol everywhere and refuses at run time on processors without AVX-512.
+static bool bf16_gemm_works(const Blas& b) {
+  if (!b.bf16_gemm) return false;
+  bf16 one = to_bf16(1.0f);
+  float result = 0.0f;
+  return !is_one_dnn(b) || one_dnn(b.bf16_gemm, false, false, 1, 1, 1, &one, &one, 0.0f, &result) == 0;
+}
+
+// Opens the first file of a kind that has its GEMM. Returns false if there is none.
+static bool find_blas(const BlasKind& kind, Blas* found) {
+  for (const char* file : kind.files) {
+    void* library = file ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : nullptr;
+    void* gemm = library ? dlsym(library, kind.gemm) : nullptr;
+    if (!gemm) continue;
+    found->kind = &kind;
+    found->gemm = gemm;
+    found->bf16_gemm = kind.bf16_gemm[0] ? dlsym(library, kind.bf16_gemm) : nullptr;
+    found->set_threads = kind.set_threads[0] ? (SetThreads)dlsym(library, kind.set_threads) : nullptr;
+    if (!bf16_gemm_works(*found)) found->bf16_gemm = nullptr;
+    Dl_info info;
+    const char* path = dladdr(gemm, &info) ? info.dli_fname : file;
+    if (!realpath(path, found->path)) snprintf(found->path, sizeof found->path, "%s", path);
+    return true;
+  }
+  return false;
+}
+
+// "onednn, openblas, builtin": what device_open() could use here.
+struct FoundText {
+  char text[128] = "";
+  explicit FoundText(bool with_bf16) {
+    for (const BlasKind& kind : BLAS_KINDS) {
+      Blas found;
+      if (find_blas(kind, &found) && (!with_bf16 || found.bf16_gemm)) append(kind.name);
+    }
+    if (!with_bf16) append("builtin");
+    if (!text[0]) append("none");
+  }
+  void append(const char* name) {
+    size_t used = strlen(text);
+    snprintf(text + used, sizeof text - used, "%s%s", used ? ", " : "", name);
+  }
+};
+
+// The BLAS called `name`, or where name is "" the first one that will do.
+static int choose_blas(const char* name, bool bf16_wanted, Blas* chosen) {
+  bool any = !name[0], builtin = !strcmp(name, "builtin"), known = any || builtin;
+  for (const BlasKind& kind : BLAS_KINDS) {
+    if (!any && strcmp(name, kind.name)) continue;
+    known = true;
+    Blas found;
+    if (!find_blas(kind, &found) || (any && bf16_wanted && !found.bf16_gemm)) continue;
+    *chosen = found;
+    break;
+  }
+  if (!known) {
+    return fail("device_open: blas=\"%s\" is not known; choose builtin, onednn, mkl, openblas, blis or accelerate", name);
+  }
+  if (!any && !builtin && !chosen->kind) {
+    return fail("device_open: blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
+  }
+  if (bf16_wanted && !chosen->bf16_gemm) {
+    return fail("device_open: bf16_gemm=1 needs a BLAS with a bfloat16 GEMM for this processor, but blas is \"%s\"; found with one: %s",
+                chosen->kind ? chosen->kind->name : "builtin", FoundText(true).text);
+  }
+  return 0;
+}
+
+// The instruction set this file was compiled for.
+static const char* compiled_isa() { return W == 16 ? "avx512" : W == 8 ? "avx2" : "portable"; }
+
+// The best instruction set of the processor that a library is built for.
+static const char* best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? "avx512" : avx2 ? "avx2" : "portable";
+#else
+  return "portable";
+#endif
+}
+
+// The value of the first line of a /proc file that begins with `key`, without what stands before the value; "" if none.
+static void proc_value(const char* file, const char* key, char* value, size_t capacity) {
+  value[0] = 0;
+  FILE* stream = fopen(file, "r");
+  if (!stream) return;
+  char line[512];
+  while (fgets(line, sizeof line, stream)) {
+    if (strncmp(line, key, strlen(key))) continue;
+    const char* start = strchr(line, ':');
+    if (!start) continue;
+    start += 1 + strspn(start + 1, " \t");
+    snprintf(value, capacity, "%.*s", (int)strcspn(start, "\n"), start);
+    break;
+  }
+  fclose(stream);
+}
+
+static int64_t total_memory() { return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
+
+// Memory that can be had without swapping; the whole memory where the system does not say.
+static int64_t free_memory() {
+  char value[64];
+  proc_value("/proc/meminfo", "MemAvailable:", value, sizeof value);
+  return value[0] ? strtoll(value, nullptr, 10) * 1024 : total_memory();
+}
+
+int abi_version(void) { return LOAM_ABI_VERSION; }
+
+int last_error(char* text, int32_t capacity) {
+  if (!text || capacity < 1) return 1;
+  std::lock_guard<std::mutex> lock(error_mutex);
+  snprintf(text, capacity, "%s", first_error);
+  first_error[0] = 0;
+  return 0;
+}
+
+int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name) {
+  if (index != 0) return fail("device_open: index=%d, but the CPU library has one device, 0", index);
+  if (threads < 0) return fail("device_open: threads=%d must be 0 (all) or more", threads);
+  if (!name) return fail("device_open: the address of blas is 0; pass \"\" for the first one found");
+  Blas chosen;
+  RETURN_IF_ERROR(choose_blas(name, bf16_gemm != 0, &chosen));
+  blas = chosen;
+  use_bf16_gemm = bf16_gemm != 0;
+  thread_count = threads ? threads : omp_get_num_procs();
+  if (blas.set_threads) blas.set_threads(thread_count);
+  return 0;
+}
+
+int device_info(char* json, int32_t capacity) {
+  if (!json || capacity < 1) return fail("device_info: no room for the text (capacity=%d)", capacity);
+  char name[128];
+  proc_value("/proc/cpuinfo", "model name", name, sizeof name);
+  int length = snprintf(json, capacity,
+                        "{\"name\":\"%s\",\"library\":\"cpu\",\"act\":\"f32\",\"isa\":\"%s\",\"isa_best\":\"%s\",\"threads\":%d,"
+                        "\"blas\":\"%s%s%s\",\"bf16_gemm\":%s}",
+                        name[0] ? name : "CPU", compiled_isa(), best_isa(), thread_count,
+                        blas.kind ? blas.kind->name : "builtin", blas.path[0] ? " " : "", blas.path,
+                        use_bf16_gemm ? "true" : "false");
+  if (length >= capacity) return fail("device_info: the text needs %d bytes, but capacity is %d", length + 1, capacity);
+  return 0;
+}
+
+int synchronize(void) { return is_open() ? 0 : fail("synchronize: no device is open; call device_open first"); }
+
+// ---- memory ----------------------------------------------------------------------------------------------------------------
+
+static const size_t ALIGNMENT = 256;
+static const size_t HUGE_PAGE = 2 << 20;
+
+static std::mutex memory_mutex;
+static std::map<const void*, int64_t> blocks;  // address -> bytes of everything mem_alloc() gave and mem_free() did not take
+static int64_t allocated_bytes = 0, peak_bytes = 0;
+
+// Zeroed memory, or 0. Blocks of a huge page or more are aligned to one and ask for more, which spares page faults.
+static void* allocate(int64_t bytes) {
+  bool huge = (size_t)bytes >= HUGE_PAGE;
+  size_t alignment = huge ? HUGE_PAGE : ALIGNMENT;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, round_up(bytes, alignment))) return nullptr;
+#ifdef MADV_HUGEPAGE
+  if (huge) madvise(memory, round_up(bytes, alignment), MADV_HUGEPAGE);
+#endif
+  memset(memory, 0, bytes);
+  return memory;
+}
+
+static int remember_block(void* memory, int64_t bytes) {
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  try {
+    blocks[memory] = bytes;
+  } catch (...) {
+    return fail("mem_alloc: no memory for the list of blocks");
+  }
+  allocated_bytes += bytes;
+  peak_bytes = max(peak_bytes, allocated_bytes);
+  return 0;
+}
+
+int device_memory(int64_t* bytes) {
+  RETURN_IF_ERROR(check("device_memory", {}, {{"bytes", bytes}}));
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  bytes[0] = allocated_bytes;
+  bytes[1] = peak_bytes;
+  bytes[2] = free_memory();
+  bytes[3] = total_memory();
+  return 0;
+}
+
+int mem_alloc(uint64_t* address, int64_t bytes) {
+  RETURN_IF_ERROR(check("mem_alloc", {{"bytes", bytes}}, {{"address", address}}));
+  int64_t available = free_memory();
+  void* memory = bytes <= available ? allocate(bytes) : nullptr;
+  if (!memory) {
+    return fail("mem_alloc: %lld bytes do not fit: %lld bytes are free, %lld already given", (long long)bytes,
+                (long long)available, (long long)allocated_bytes);
+  }
+  RETURN_IF_ERROR(remember_block(memory, bytes));
+  *address = (uint64_t)(uintptr_t)memory;
+  return 0;
+}
+
+int mem_free(void* address) {
+  RETURN_IF_ERROR(check("mem_free", {}, {{"address", address}}));
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  auto block = blocks.find(address);
+  if (block == blocks.end()) return fail("mem_free: %p was not given by mem_alloc, or is already free", address);
+  allocated_bytes -= block->second;
+  blocks.erase(block);
+  free(address);
+  return 0;
+}
+
+int host_alloc(uint64_t* address, int64_t bytes) {
+  RETURN_IF_ERROR(check("host_alloc", {{"bytes", bytes}}, {{"address", address}}));
+  void* memory = allocate(bytes);
+  if (!memory) return fail("host_alloc: could not get %lld bytes; %lld are free", (long long)bytes, (long long)free_memory());
+  *address = (uint64_t)(uintptr_t)memory;
+  return 0;
+}
+
+int host_free(void* address) {
+  RETURN_IF_ERROR(check("host_free", {}, {{"address", address}}));
+  free(address);
+  return 0;
+}
+
+static int copy(const char* function, void* dst, const void* src, int64_t bytes) {
+  RETURN_IF_ERROR(check(function, {{"bytes", bytes}}, {{"dst", dst}, {"src", src}}));
+  memmove(dst, src, bytes);
+  return 0;
+}
+
+int copy_to_device(void* dst, const void* src, int64_t bytes) { return copy("copy_to_device", dst, src, bytes); }
+int copy_to_host(void* dst, const void* src, int64_t bytes) { return copy("copy_to_host", dst, src, bytes); }
+int copy_async(void* dst, const void* src, int64_t bytes) { return copy("copy_async", dst, src, bytes); }
+
+int fill_zero(void* dst, int64_t bytes) {
+  RETURN_IF_ERROR(check("fill_zero", {{"bytes", bytes}}, {{"dst", dst}}));
+  const int64_t piece = 1 << 20;
+#pragma omp parallel for num_threads(team(bytes / 16))
+  for (int64_t i = 0; i < bytes; i += piece) memset((char*)dst + i, 0, min(piece, bytes - i));
+  return 0;
+}
+
+int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
+  RETURN_IF_ERROR(check("convert", {{"n", n}}, {{"dst", dst}, {"src", src}}));
+  if (dst_type == LOAM_BF16 && src_type == LOAM_F32) {
+    bf16* to = (bf16*)dst;
+    const float* from = (const float*)src;
+#pragma omp parallel for simd num_threads(team(n))
+    for (int64_t i = 0; i < n; i++) to[i] = to_bf16(from[i]);
+    return 0;
+  }
+  if (dst_type == LOAM_F32 && src_type == LOAM_BF16) {
+    float* to = (float*)dst;
+    const bf16* from = (const bf16*)src;
+#pragma omp parallel for simd num_threads(team(n))
+    for (int64_t i = 0; i < n; i++) to[i] = from_bf16(from[i]);
+    return 0;
+  }
+  bool known = dst_type == src_type && (dst_type == LOAM_F32 || dst_type == LOAM_BF16);
+  if (!known) return fail("convert: types must be 0 (f32) or 1 (bf16), but dst is %d and src is %d", dst_type, src_type);
+  memmove(dst, src, n * (dst_type == LOAM_F32 ? 4 : 2));
+  return 0;
+}
+
+// Place of the first element whose exponent bits are all ones, or -1.
+template <class BITS>
+static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
+  const int64_t piece = 4096;
+  for (int64_t start = 0; start < n; start += piece) {
+    int64_t end = min(n, start + piece);
+    int found = 0;
+#pragma omp simd reduction(| : found)
+    for (int64_t i = start; i < end; i++) found |= (x[i] & exponent) == exponent;
+    if (!found) continue;
+    for (int64_t i = start; i < end; i++) {
+      if ((x[i] & exponent) == exponent) return i;
+    }
+  }
+  return -1;
+}
+
+int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
+  RETURN_IF_ERROR(check("find_nonfinite", {{"n", n}}, {{"index", index}, {"x", x}}));
+  if (type == LOAM_F32) {
+    *index = first_nonfinite((const uint32_t*)x, n, 0x7f800000u);
+  } else if (type == LOAM_BF16) {
+    *index = first_nonfinite((const uint16_t*)x, n, (uint16_t)0x7f80u);
+  } else {
+    return fail("find_nonfinite: type must be 0 (f32) or 1 (bf16), but is %d", type);
+  }
+  return 0;
+}
+
+// ---- random numbers: Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) -----------------------
+//
+// Element e = offset + i of a stream belongs to block e / 4. The block's counter words are (low, high, 0, 0) of e / 4, the
+// key words (low, high) of seed. The four result words w0..w3 become u = w * 2^-32 + 2^-33 in (0, 1], and then
+// (z0, z1) = sqrt(-2 ln u0) * (cos, sin)(2 pi u1), likewise (z2, z3) from u2 and u3; element e takes z[e % 4].
+
+static void philox(uint32_t words[4], uint64_t block, uint64_t seed) {
+  uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = 0, c3 = 0;
+  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+  for (int round = 0; round < 10; round++) {
+    uint64_t a = (uint64_t)c0 * 0xD2511F53u, b = (uint64_t)c2 * 0xCD9E8D57u;
+    c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
+    c1 = (uint32_t)b;
+    c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
+    c3 = (uint32_t)a;
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+}
+
+static void normals(float z[4], uint64_t block, uint64_t seed) {
+  uint32_t words[4];
+  philox(words, block, seed);
+  for (int pair = 0; pair < 4; pair += 2) {
+    float u = (float)words[pair] * 0x1p-32f + 0x1p-33f, v = (float)words[pair + 1] * 0x1p-32f + 0x1p-33f;
+    float radius = sqrtf(-2.0f * logf(u)), angle = 6.2831853f * v;
+    z[pair] = radius * cosf(angle);
+    z[pair + 1] = radius * sinf(angle);
+  }
+}
+
+int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset) {
+  RETURN_IF_ERROR(check("init_normal", {{"n", n}}, {{"dst", dst}}));
+  int64_t first = (int64_t)(offset / 4), last = (int64_t)((offset + n - 1) / 4);
+#pragma omp parallel for num_threads(team(16 * n))
+  for (int64_t block = first; block <= last; block++) {
+    float z[4];
+    normals(z, block, seed);
+    for (int j = 0; j < 4; j++) {
+      int64_t i = block * 4 + j - (int64_t)offset;
+      if (i >= 0 && i < n) dst[i] = std * z[j];
+    }
+  }
+  return 0;
+}
+
+int init_constant(float* dst, int64_t n, float value) {
+  RETURN_IF_ERROR(check("init_constant", {{"n", n}}, {{"dst", dst}}));
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) dst[i] = value;
+  return 0;
+}
+
+// ---- token data: files of tokens mapped into memory ------------------------------------------------------------------------
+
+struct TokenFile {
+  void* map = nullptr;  // 0: this handle is free
+  size_t bytes = 0;
+  const void* tokens = nullptr;
+  int64_t count = 0;
+  int token_bytes = 0;
+};
+
+static const int MAX_FILES = 4096;
+static TokenFile token_files[MAX_FILES];
+
+static int map_tokens(TokenFile* file, int descriptor, const char* path, int header_bytes, int token_bytes) {
+  struct stat status;
+  if (fstat(descriptor, &status)) return fail("data_open: could not read the size of %s: %s", path, strerror(errno));
+  int64_t bytes = status.st_size - header_bytes;
+  if (bytes < token_bytes || bytes % token_bytes) {
+    return fail("data_open: %s has %lld bytes after its header of %d, which is not a number of tokens of %d bytes each", path,
+                (long long)bytes, header_bytes, token_bytes);
+  }
+  void* map = mmap(nullptr, status.st_size, PROT_READ, MAP_SHARED, descriptor, 0);
+  if (map == MAP_FAILED) return fail("data_open: could not map %s: %s", path, strerror(errno));
+  madvise(map, status.st_size, MADV_RANDOM);  // windows are read in shuffled order: reading ahead would be wasted
+  *file = {map, (size_t)status.st_size, (const char*)map + header_bytes, bytes / token_bytes, token_bytes};
+  return 0;
+}
+
+int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
+  RETURN_IF_ERROR(check("data_open", {}, {{"info", info}, {"path", path}}));
+  if (token_bytes != 2 && token_bytes != 4) return fail("data_open: token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
+  if (header_bytes < 0 || header_bytes % token_bytes) {
+    return fail("data_open: header_bytes=%d must be a multiple of token_bytes=%d (%s)", header_bytes, token_bytes, path);
+  }
+  int handle = 0;
+  while (handle < MAX_FILES && token_files[handle].map) handle++;
+  if (handle == MAX_FILES) return fail("data_open: %d files are open, no more are possible (%s)", MAX_FILES, path);
+  int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return fail("data_open: could not open %s: %s", path, strerror(errno));
+  int code = map_tokens(&token_files[handle], descriptor, path, header_bytes, token_bytes);
+  close(descriptor);
+  RETURN_IF_ERROR(code);
+  info[0] = handle;
+  info[1] = token_files[handle].count;
+  return 0;
+}
+
+static TokenFile* open_file(int handle) {
+  bool valid = handle >= 0 && handle < MAX_FILES && token_files[handle].map;
+  return valid ? &token_files[handle] : nullptr;
+}
+
+int data_close(int32_t handle) {
+  TokenFile* file = open_file(handle);
+  if (!file) return fail("data_close: handle %d is not open", handle);
+  munmap(file->map, file->bytes);
+  *file = TokenFile();
+  return 0;
+}
+
+// Copies T + 1 tokens into x and y, which overlap by all but one. Returns the place of the first token >= V, or -1.
+template <class TOKEN>
+static int gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V) {
+  bool valid = tokens[0] < (uint32_t)V;
+  x[0] = (int32_t)tokens[0];
+  for (int t = 1; t < T; t++) {
+    x[t] = y[t - 1] = (int32_t)tokens[t];
+    valid &= tokens[t] < (uint32_t)V;
+  }
+  y[T - 1] = (int32_t)tokens[T];
+  valid &= tokens[T] < (uint32_t)V;
+  if (valid) return -1;
+  int t = 0;
+  while (tokens[t] < (uint32_t)V) t++;
+  return t;
+}
+
+int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
+  RETURN_IF_ERROR(check("data_gather", {{"T", T}, {"V", V}}, {{"x", x}, {"y", y}}));
+  TokenFile* file = open_file(handle);
+  if (!file) return fail("data_gather: handle %d is not open", handle);
+  if (start < 0 || start > file->count - T - 1) {
+    return fail("data_gather: tokens %lld to %lld are outside the file of %lld tokens (handle=%d T=%d)", (long long)start,
+                (long long)(start + T), (long long)file->count, handle, T);
+  }
+  const uint16_t* tokens2 = (const uint16_t*)file->tokens + start;
+  const uint32_t* tokens4 = (const uint32_t*)file->tokens + start;
+  int wrong = file->token_bytes == 2 ? gather(x, y, tokens2, T, V) : gather(x, y, tokens4, T, V);
+  if (wrong < 0) return 0;
+  uint32_t token = file->token_bytes == 2 ? tokens2[wrong] : tokens4[wrong];
+  return fail("data_gather: token %lld of the file is %u, but V=%d (handle=%d)", (long long)(start + wrong), token, V, handle);
+}
+
+// ---- embedding: rows of a table ----------------------------------------------------------------------------------------------
+
+static int check_ids(const char* function, const int32_t* ids, int N, int V) {
+  for (int i = 0; i < N; i++) {
+    if (ids[i] < 0 || ids[i] >= V) return fail("%s: ids[%d]=%d must be at least 0 and less than V=%d", function, i, ids[i], V);
+  }
+  return 0;
+}
+
+int embedding_forward(float* out, const int32_t* ids, const float* weight, int32_t N, int32_t V, int32_t C) {
+  RETURN_IF_ERROR(check("embedding_forward", {{"N", N}, {"V", V}, {"C", C}}, {{"out", out}, {"ids", ids}, {"weight", weight}}));
+  RETURN_IF_ERROR(check_ids("embedding_forward", ids, N, V));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int i = 0; i < N; i++) memcpy(out + (size_t)i * C, weight + (size_t)ids[i] * C, C * sizeof(float));
+  return 0;
+}
+
+// Every thread adds all rows, for columns of its own: no two threads meet, and the order of the sums is that of the rows.
+int embedding_backward(float* dweight, const float* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
+                       int32_t accumulate) {
+  RETURN_IF_ERROR(check("embedding_backward", {{"N", N}, {"V", V}, {"C", C}}, {{"dweight", dweight}, {"dout", dout}, {"ids", ids}}));
+  RETURN_IF_ERROR(check_ids("embedding_backward", ids, N, V));
+  if (!accumulate) RETURN_IF_ERROR(fill_zero(dweight, (int64_t)V * C * sizeof(float)));
+  int threads = team((int64_t)N * C);
+  int64_t columns = round_up(divide_up(C, threads), 16);  // whole cache lines
+#pragma omp parallel for num_threads(threads)
+  for (int64_t start = 0; start < C; start += columns) {
+    int64_t end = min(C, start + columns);
+    for (int i = 0; i < N; i++) {
+      float* to = dweight + (size_t)ids[i] * C;
+      const float* from = dout + (size_t)i * C;
+#pragma omp simd
+      for (int64_t c = start; c < end; c++) to[c] += from[c];
+    }
+  }
+  return 0;
+}
+
+// ---- rmsnorm: out = x * rstd * weight ----------------------------------------------------------------------------------------
+
+int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight, int32_t N, int32_t C, float eps) {
+  RETURN_IF_ERROR(check("rmsnorm_forward", {{"N", N}, {"C", C}}, {{"out", out}, {"rstd", rstd}, {"x", x}, {"weight", weight}}));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int i = 0; i < N; i++) {
+    const float* row = x + (size_t)i * C;
+    float* to = out + (size_t)i * C;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += row[c] * row[c];
+    float r = 1.0f / sqrtf(sum / C + eps);
+#pragma omp simd
+    for (int c = 0; c < C; c++) to[c] = row[c] * r * weight[c];
+    rstd[i] = r;
+  }
+  return 0;
+}
+
+// One row. With n = x * rstd: dx = rstd * (g - n * mean(g * n)) where g = dout * weight, and dweight += dout * n.
+static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
+                                 float rstd, int C, bool accumulate_dx) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int c = 0; c < C; c++) sum += dout[c] * weight[c] * x[c];
+  float factor = sum * rstd * rstd / C;
+#pragma omp simd
+  for (int c = 0; c < C; c++) {
+    dx[c] = (accumulate_dx ? dx[c] : 0.0f) + rstd * (dout[c] * weight[c] - x[c] * factor);
+    dweight[c] += dout[c] * (x[c] * rstd);
+  }
+  if (!out) return;
+#pragma omp simd
+  for (int c = 0; c < C; c++) out[c] = x[c] * rstd * weight[c];
+}
+
+int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
+                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
+  RETURN_IF_ERROR(check("rmsnorm_backward", {{"N", N}, {"C", C}},
+                        {{"dx", dx}, {"dweight", dweight}, {"dout", dout}, {"x", x}, {"weight", weight}, {"rstd", rstd}}));
+  const int block_rows = 64;  // each block of rows sums its own dweight, whatever the number of threads
+  int64_t n_blocks = divide_up(N, block_rows);
+  float* partial = (float*)workspace("rmsnorm_backward", n_blocks * C * sizeof(float));
+  if (!partial) return 1;
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t block = 0; block < n_blocks; block++) {
+    float* sums = partial + block * C;
+    memset(sums, 0, C * sizeof(float));
+    for (int64_t i = block * block_rows; i < min(N, (block + 1) * block_rows); i++) {
+      rmsnorm_backward_row(dx + i * C, sums, out ? out + i * C : nullptr, dout + i * C, x + i * C, weight, rstd[i], C,
+                           accumulate_dx);
+    }
+  }
+  if (!accumulate_dweight) memset(dweight, 0, C * sizeof(float));
+  for (int64_t block = 0; block < n_blocks; block++) {
+#pragma omp simd
+    for (int c = 0; c < C; c++) dweight[c] += partial[block * C + c];
+  }
+  return 0;
+}
+
+// ---- rope: rotates pairs (j, j + D/2) ----------------------------------------------------------------------------------------
+
+int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D, int32_t inverse) {
+  RETURN_IF_ERROR(check("rope", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}}, {{"qkv", qkv}, {"table", table}}));
+  if (D % 2 || pos < 0) return fail("rope: D must be even and pos at least 0 (B=%d T=%d pos=%d H=%d K=%d D=%d)", B, T, pos, H, K, D);
+  int half = D / 2;
+  float sign = inverse ? -1.0f : 1.0f;
+  int64_t rows = (int64_t)B * T;
+#pragma omp parallel for num_threads(team(rows * (H + K) * D))
+  for (int64_t i = 0; i < rows; i++) {
+    const float* cosines = table + (pos + i % T) * D;
+    const float* sines = cosines + half;
+    for (int head = 0; head < H + K; head++) {
+      float* x = qkv + (i * (H + 2 * K) + head) * D;
+#pragma omp simd
+      for (int j = 0; j < half; j++) {
+        float a = x[j], b = x[j + half], c = cosines[j], s = sign * sines[j];
+        x[j] = a * c - b * s;
+        x[j + half] = b * c + a * s;
+      }
+    }
+  }
+  return 0;
+}
+
+// ---- attention: causal, grouped-query, online softmax ------------------------------------------------------------------------
+//
+// Queries and keys are taken in blocks of BLOCK rows. The scores of a pair of blocks are kept transposed, S^T (keys,
+// queries): then maxima and sums over the keys run down the columns, which needs no sums across a vector, and only the
+// queries (and dout) have to be transposed, once for each block of queries. Keys, values and all results are read and
+// written in place in the fused buffers.
+//
+// Every product goes through strip(), TILE_ROWS rows at a time; each strip leaves out what the causal mask hides.
+// Query row m of a block sees key row n of a block where n <= m + shift, shift = position of query 0 - position of key 0.
+
+enum { BLOCK = 64 };
+
+struct AttentionSize {
+  int64_t B, T, H, K, D;
+  int64_t qkv_row() const { return (H + 2 * K) * D; }
+  int64_t out_row() const { return H * D; }
+  int64_t n_blocks() const { return divide_up(T, BLOCK); }
+  int64_t kv_head(int64_t head) const { return head / (H / K); }
+  int64_t work() const { return B * H * T * T; }
+};
+
+// Floats of scratch memory for one thread: two blocks transposed, two blocks of scores.
+static size_t attention_scratch(int64_t D) { return 2 * D * BLOCK + 2 * BLOCK * BLOCK; }
+
+static int check_attention(const char* function, int B, int T, int H, int K, int D) {
+  if (H % K) return fail("%s: H=%d is not a multiple of K=%d (B=%d T=%d D=%d)", function, H, K, B, T, D);
+  if (D % 8 || D > 256) return fail("%s: D=%d must be a multiple of 8 up to 256 (B=%d T=%d H=%d K=%d)", function, D, B, T, H, K);
+  return 0;
+}
+
+#if defined(__clang__)
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, Lanes<4>::ints{i, j, k, l})
+#endif
+
+// to (D, BLOCK) = factor * x (rows, D) transposed; the columns after `rows`, up to a whole vector, become 0.
+static void transpose(float* to, const float* x, size_t x_row, int64_t rows, int64_t D, float factor) {
+  for (int64_t m = 0; m < round_up(rows, W); m += 4) {
+    for (int64_t d = 0; d < D; d += 4) {
+      vec4 in[4] = {};
+      for (int i = 0; i < 4; i++) {
+        if (m + i < rows) in[i] = factor * load<vec4>(x + (m + i) * x_row + d);
+      }
+      vec4 low01 = PICK(in[0], in[1], 0, 4, 1, 5), high01 = PICK(in[0], in[1], 2, 6, 3, 7);
+      vec4 low23 = PICK(in[2], in[3], 0, 4, 1, 5), high23 = PICK(in[2], in[3], 2, 6, 3, 7);
+      store(to + (d + 0) * BLOCK + m, PICK(low01, low23, 0, 1, 4, 5));
+      store(to + (d + 1) * BLOCK + m, PICK(low01, low23, 2, 3, 6, 7));
+      store(to + (d + 2) * BLOCK + m, PICK(high01, high23, 0, 1, 4, 5));
+      store(to + (d + 3) * BLOCK + m, PICK(high01, high23, 2, 3, 6, 7));
+    }
+  }
+}
+
+// scores (keys, BLOCK) = k (keys, D) qt (D, queries), leaving out vectors of queries that see none of a strip's keys.
+static void multiply_scores(float* scores, const float* k, size_t k_row, const float* qt, int64_t keys, int64_t queries,
+                            int64_t D, int64_t shift) {
+  for (int64_t n = 0; n < keys; n += TILE_ROWS) {
+    int64_t first = min(queries, max(0, n - shift) / W * W);
+    strip(scores + n * BLOCK + first, BLOCK, k + n * k_row, k_row, 1, qt + first, BLOCK, min(TILE_ROWS, keys - n),
+          queries - first, D, false);
+  }
+}
+
+// out (queries, D) (+)= scores^T (queries, keys) x (keys, D): the outputs from values, the gradients of queries from keys.
+static void multiply_queries(float* out, size_t out_row, const float* scores, const float* x, size_t x_row, int64_t keys,
+                             int64_t queries, int64_t D, int64_t shift, bool accumulate) {
+  for (int64_t m = 0; m < queries; m += TILE_ROWS) {
+    int64_t seen = max(0, min(keys, m + TILE_ROWS + shift));
+    strip(out + m * out_row, out_row, scores + m, 1, BLOCK, x, x_row, min(TILE_ROWS, queries - m), D, seen, accumulate);
+  }
+}
+
+// out (keys, D) += scores (keys, queries) x (queries, D): the gradients of values and keys.
+static void multiply_keys(float* out, size_t out_row, const float* scores, const float* x, size_t x_row, int64_t keys,
+                          int64_t queries, int64_t D, int64_t shift) {
+  for (int64_t n = 0; n < keys; n += TILE_ROWS) {
+    int64_t first = min(queries, max(0, n - shift));
+    strip(out + n * out_row, out_row, scores + n * BLOCK + first, BLOCK, 1, x + first * x_row, x_row,
+          min(TILE_ROWS, keys - n), D, queries - first, true);
+  }
+}
+
+// Per query: the largest score so far, the sum of exponentials relative to it, and the factor that the last block of keys
+// brought for what was summed before.
+struct Softmax {
+  alignas(64) float top[BLOCK];
+  alignas(64) float sum[BLOCK];
+  alignas(64) float factor[BLOCK];
+};
+
+// scores become exp(score - top), 0 where masked.
+static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift) {
+  const vec lowest = vec{} - INFINITY;
+  for (int64_t m = 0; m < queries; m += W) {
+    ivec last_seen = lane_numbers() + (int32_t)(m + shift);
+    int64_t end = max(0, min(keys, m + W + shift));  // no query of this vector sees a key from here on
+    vec before = load(state->top + m), top = before;
+    for (int64_t n = 0; n < end; n++) {
+      vec score = last_seen >= (int32_t)n ? load(scores + n * BLOCK + m) : lowest;
+      top = score > top ? score : top;
+    }
+    vec factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
+    for (int64_t n = 0; n < end; n++) {
+      vec p = last_seen >= (int32_t)n ? fast_exp(load(scores + n * BLOCK + m) - top) : vec{};
+      sum += p;
+      store(scores + n * BLOCK + m, p);
+    }
+    for (int64_t n = end; n < keys; n++) store(scores + n * BLOCK + m, vec{});
+    store(state->top + m, top);
+    store(state->sum + m, sum);
+    store(state->factor + m, factor);
+  }
+}
+
+static void scale_row(float* x, int64_t D, float factor) {
+#pragma omp simd
+  for (int64_t d = 0; d < D; d++) x[d] *= factor;
+}
+
+// Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
+static void attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const float* k, const float* v,
+                   size_t kv_row, int64_t queries, int64_t position, int64_t D, float* scratch) {
+  float* qt = scratch;
+  float* scores = scratch + D * BLOCK;
+  Softmax state;
+  for (int m = 0; m < BLOCK; m++) state.top[m] = -INFINITY, state.sum[m] = 0.0f;
+  transpose(qt, q, q_row, queries, D, 1.0f / sqrtf((float)D));
+  int64_t columns = round_up(queries, W), all_keys = position + queries;
+  for (int64_t key = 0; key < all_keys; key += BLOCK) {
+    int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
+    multiply_scores(scores, k + key * kv_row, kv_row, qt, keys, columns, D, shift);
+    online_softmax(&state, scores, keys, columns, shift);
+    if (key > 0) {
+      for (int64_t m = 0; m < queries; m++) scale_row(out + m * out_row, D, state.factor[m]);
+    }
+    multiply_queries(out, out_row, scores, v + key * kv_row, kv_row, keys, queries, D, shift, key > 0);
+  }
+  for (int64_t m = 0; m < queries; m++) {
+    scale_row(out + m * out_row, D, 1.0f / state.sum[m]);
+    if (lse) lse[m] = state.top[m] + logf(state.sum[m]);
+  }
+}
+
+int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+  RETURN_IF_ERROR(check("attention_forward", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}}, {{"out", out}, {"lse", lse}, {"qkv", qkv}}));
+  RETURN_IF_ERROR(check_attention("attention_forward", B, T, H, K, D));
+  AttentionSize size = {B, T, H, K, D};
+  float* scratch = (float*)workspace("attention_forward", thread_count * attention_scratch(D) * sizeof(float));
+  if (!scratch) return 1;
+  int64_t n_blocks = size.n_blocks(), tasks = n_blocks * B * H;
+#pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
+  for (int64_t task = 0; task < tasks; task++) {
+    int64_t block = n_blocks - 1 - task % n_blocks, head = task / n_blocks % H, b = task / n_blocks / H;  // longest first
+    int64_t t = block * BLOCK;
+    const float* batch = qkv + b * T * size.qkv_row();
+    const float* k = batch + (H + size.kv_head(head)) * D;
+    attend(out + (b * T + t) * size.out_row() + head * D, size.out_row(), lse + (b * H + head) * T + t,
+           batch + t * size.qkv_row() + head * D, size.qkv_row(), k, k + K * D, size.qkv_row(), min(BLOCK, T - t), t, D,
+           scratch + omp_get_thread_num() * attention_scratch(D));
+  }
+  return 0;
+}
+
+// scores become P = exp(score - lse), 0 where masked, and dscores dS = P * (dP - delta) * scale.
+static void softmax_backward(float* scores, float* dscores, const float* lse, const float* delta, int64_t keys,
+                             int64_t queries, int64_t shift, float scale) {
+  for (int64_t m = 0; m < queries; m += W) {
+    ivec last_seen = lane_numbers() + (int32_t)(m + shift);
+    vec l = load(lse + m), d = load(delta + m);
+    int64_t end = max(0, min(keys, m + W + shift));
+    for (int64_t n = 0; n < end; n++) {
+      float* s = scores + n * BLOCK + m;
+      float* ds = dscores + n * BLOCK + m;
+      ivec seen = last_seen >= (int32_t)n;
+      vec p = seen ? fast_exp(load(s) - l) : vec{};
+      store(s, p);
+      store(ds, seen ? p * (load(ds) - d) * scale : vec{});
+    }
+    for (int64_t n = end; n < keys; n++) {
+      store(scores + n * BLOCK + m, vec{});
+      store(dscores + n * BLOCK + m, vec{});
+    }
+  }
+}
+
+// What attend_backward() works on: one batch row, one query head with its key/value head.
+struct AttentionGradient {
+  float* dq;
+  size_t dq_row;
+  float* dk;
+  float* dv;
+  size_t dkv_row;
+  float* delta;
+  const float *dout, *out;
+  size_t out_row;
+  const float* lse;
+  const float *q, *k, *v;
+  size_t qkv_row;
+};
+
+// The queries [t, t + BLOCK): writes their dq and delta, adds to dk and dv of all keys they see.
+static void attend_backward(const AttentionGradient& g, int64_t t, int64_t queries, int64_t D, float* scratch) {
+  float* qt = scratch;
+  float* dot = qt + D * BLOCK;
+  float* scores = dot + D * BLOCK;
+  float* dscores = scores + BLOCK * BLOCK;
+  alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
+  float scale = 1.0f / sqrtf((float)D);
+  const float* q = g.q + t * g.qkv_row;
+  const float* dout = g.dout + t * g.out_row;
+  float* dq = g.dq + t * g.dq_row;
+  for (int64_t m = 0; m < queries; m++) {
+    const float* out = g.out + (t + m) * g.out_row;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t d = 0; d < D; d++) sum += dout[m * g.out_row + d] * out[d];
+    g.delta[t + m] = delta[m] = sum;
+    lse[m] = g.lse[t + m];
+  }
+  transpose(qt, q, g.qkv_row, queries, D, scale);
+  transpose(dot, dout, g.out_row, queries, D, 1.0f);
+  int64_t columns = round_up(queries, W);
+  for (int64_t key = 0; key < t + queries; key += BLOCK) {
+    int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
+    const float* k = g.k + key * g.qkv_row;
+    multiply_scores(scores, k, g.qkv_row, qt, keys, columns, D, shift);
+    multiply_scores(dscores, g.v + key * g.qkv_row, g.qkv_row, dot, keys, columns, D, shift);
+    softmax_backward(scores, dscores, lse, delta, keys, columns, shift, scale);
+    multiply_keys(g.dv + key * g.dkv_row, g.dkv_row, scores, dout, g.out_row, keys, queries, D, shift);
+    multiply_keys(g.dk + key * g.dkv_row, g.dkv_row, dscores, q, g.qkv_row, keys, queries, D, shift);
+    multiply_queries(dq, g.dq_row, dscores, k, g.qkv_row, keys, queries, D, shift, key > 0);
+  }
+}
+
+static void zero_rows(float* x, size_t x_row, int64_t rows, int64_t D) {
+  for (int64_t i = 0; i < rows; i++) memset(x + i * x_row, 0, D * sizeof(float));
+}
+
+// A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
+// that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart, to be added in order.
+int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse, const float* qkv,
+                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+  RETURN_IF_ERROR(check("attention_backward", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}},
+                        {{"dqkv", dqkv}, {"delta", delta}, {"dout", dout}, {"out", out}, {"lse", lse}, {"qkv", qkv}}));
+  RETURN_IF_ERROR(check_attention("attention_backward", B, T, H, K, D));
+  AttentionSize size = {B, T, H, K, D};
+  int64_t n_blocks = size.n_blocks(), group = H / K, pairs = (int64_t)B * K;
+  int64_t parts = pairs >= 4 * thread_count ? 1 : min(group * n_blocks, divide_up(4 * thread_count, pairs));
+  size_t partial = parts > 1 ? 2 * (size_t)T * D : 0;  // floats of dk and dv of one part
+  float* scratch = (float*)workspace("attention_backward",
+                                     (thread_count * attention_scratch(D) + pairs * parts * partial) * sizeof(float));
+  if (!scratch) return 1;
+  float* partials = scratch + thread_count * attention_scratch(D);
+#pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
+  for (int64_t task = 0; task < pairs * parts; task++) {
+    int64_t part = task % parts, kv_head = task / parts % K, b = task / parts / K;
+    size_t batch = b * T * size.qkv_row(), k_at = batch + (H + kv_head) * D, v_at = k_at + K * D;
+    float* dk = parts > 1 ? partials + task * partial : dqkv + k_at;
+    float* dv = parts > 1 ? dk + (size_t)T * D : dqkv + v_at;
+    size_t dkv_row = parts > 1 ? D : size.qkv_row();
+    zero_rows(dk, dkv_row, T, D);
+    zero_rows(dv, dkv_row, T, D);
+    for (int64_t item = part; item < group * n_blocks; item += parts) {
+      int64_t head = kv_head * group + item / n_blocks, t = item % n_blocks * BLOCK;
+      size_t q_at = batch + head * D, out_at = b * T * size.out_row() + head * D, row_at = (b * H + head) * T;
+      AttentionGradient gradient = {dqkv + q_at, (size_t)size.qkv_row(), dk, dv, dkv_row, delta + row_at, dout + out_at, out + out_at,
+                                    (size_t)size.out_row(), lse + row_at, qkv + q_at, qkv + k_at, qkv + v_at, (size_t)size.qkv_row()};
+      attend_backward(gradient, t, min(BLOCK, T - t), D, scratch + omp_get_thread_num() * attention_scratch(D));
+    }
+  }
+  if (parts == 1) return 0;
+#pragma omp parallel for num_threads(team(pairs * T * D))
+  for (int64_t row = 0; row < pairs * T; row++) {
+    int64_t pair = row / T, t = row % T, kv_head = pair % K, b = pair / K;
+    float* dk = dqkv + (b * T + t) * size.qkv_row() + (H + kv_head) * D;
+    float* dv = dk + K * D;
+    const float* from = partials + pair * parts * partial + t * D;
+    zero_rows(dk, 0, 1, D);
+    zero_rows(dv, 0, 1, D);
+    for (int64_t part = 0; part < parts; part++, from += partial) {
+#pragma omp simd
+      for (int d = 0; d < D; d++) {
+        dk[d] += from[d];
+        dv[d] += from[(size_t)T * D + d];
+      }
+    }
+  }
+  return 0;
+}
+
+int attention_cached(float* out, float* k_cache, float* v_cache, const float* qkv, int32_t B, int32_t T, int32_t pos,
+                     int32_t T_max, int32_t H, int32_t K, int32_t D) {
+  RETURN_IF_ERROR(check("attention_cached", {{"B", B}, {"T", T}, {"T_max", T_max}, {"H", H}, {"K", K}, {"D", D}},
+                        {{"out", out}, {"k_cache", k_cache}, {"v_cache", v_cache}, {"qkv", qkv}}));
+  RETURN_IF_ERROR(check_attention("attention_cached", B, T, H, K, D));
+  if (pos < 0 || pos > T_max - T) {
+    return fail("attention_cached: pos=%d and T=%d do not fit into a cache of T_max=%d (B=%d H=%d K=%d D=%d)", pos, T, T_max, B, H, K, D);
+  }
+  AttentionSize size = {B, T, H, K, D};
+  float* scratch = (float*)workspace("attention_cached", thread_count * attention_scratch(D) * sizeof(float));
+  if (!scratch) return 1;
+  for (int64_t row = 0; row < (int64_t)B * T; row++) {
+    int64_t b = row / T, t = row % T;
+    for (int64_t kv_head = 0; kv_head < K; kv_head++) {
+      const float* k = qkv + row * size.qkv_row() + (H + kv_head) * D;
+      int64_t to = ((b * K + kv_head) * T_max + pos + t) * D;
+      memcpy(k_cache + to, k, D * sizeof(float));
+      memcpy(v_cache + to, k + K * D, D * sizeof(float));
+    }
+  }
+  int64_t n_blocks = size.n_blocks();
+#pragma omp parallel for num_threads(team((int64_t)B * H * T * (pos + T) * D)) schedule(dynamic)
+  for (int64_t task = 0; task < n_blocks * B * H; task++) {
+    int64_t block = n_blocks - 1 - task % n_blocks, head = task / n_blocks % H, b = task / n_blocks / H;
+    int64_t t = block * BLOCK, cache = (b * K + size.kv_head(head)) * T_max * D;
+    attend(out + (b * T + t) * size.out_row() + head * D, size.out_row(), nullptr,
+           qkv + (b * T + t) * size.qkv_row() + head * D, size.qkv_row(), k_cache + cache, v_cache + cache, D,
+           min(BLOCK, T - t), pos + t, D, scratch + omp_get_thread_num() * attention_scratch(D));
+  }
+  return 0;
+}
+
+// ---- linear: out = x weight^T ------------------------------------------------------------------------------------------------
+
+// Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
+enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 256, TILE_COLUMNS = TILE_VECTORS * W };
+
+// Copies rows [0, depth) of op(b) into panels of TILE_COLUMNS columns; columns from n on become 0.
+static void pack_b_panel(float* to, const float* b, size_t row, size_t step, int64_t depth, int64_t n) {
+  for (int64_t p = 0; p < depth; p++) {
+    for (int64_t j = 0; j < TILE_COLUMNS; j++) to[p * TILE_COLUMNS + j] = j < n ? b[p * row + j * step] : 0.0f;
+  }
+}
+
+static void pack_a_panel(float* to, const float* a, size_t row, size_t step, int64_t depth, int64_t m) {
+  for (int64_t p = 0; p < depth; p++) {
+    for (int64_t i = 0; i < TILE_ROWS; i++) to[p * TILE_ROWS + i] = i < m ? a[i * row + p * step] : 0.0f;
+  }
+}
+
+// One tile of c with m <= TILE_ROWS rows and n <= TILE_COLUMNS columns from packed panels.
+static void packed_tile(float* c, size_t c_row, const float* a, const float* b, int64_t m, int64_t n, int64_t depth, bool accumulate) {
+  if (m == TILE_ROWS && n == TILE_COLUMNS) {
+    tile<vec, TILE_ROWS, TILE_VECTORS>(c, c_row, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, accumulate);
+    return;
+  }
+  float edge[TILE_ROWS * TILE_COLUMNS];
+  tile<vec, TILE_ROWS, TILE_VECTORS>(edge, TILE_COLUMNS, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, false);
+  for (int64_t i = 0; i < m; i++) {
+    for (int64_t j = 0; j < n; j++) c[i * c_row + j] = edge[i * TILE_COLUMNS + j] + (accumulate ? c[i * c_row + j] : 0.0f);
+  }
+}
+
+// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS.
+static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+                        bool accumulate, float* c) {
+  const size_t a_floats = PANEL_M * PANEL_K, b_floats = PANEL_N * PANEL_K;
+  float* packed_b = (float*)workspace(function, (b_floats + thread_count * a_floats) * sizeof(float));
+  if (!packed_b) return 1;
+  size_t a_row = ta ? 1 : k, a_step = ta ? m : 1, b_row = tb ? 1 : n, b_step = tb ? k : 1;
+  int threads = team(m * n * k / 64);
+  for (int64_t j0 = 0; j0 < n; j0 += PANEL_N) {
+    int64_t columns = min(PANEL_N, n - j0);
+    for (int64_t p0 = 0; p0 < k; p0 += PANEL_K) {
+      int64_t depth = min(PANEL_K, k - p0);
+#pragma omp parallel num_threads(threads)
+      {
+        float* packed_a = packed_b + b_floats + omp_get_thread_num() * a_floats;
+#pragma omp for
+        for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
+          pack_b_panel(packed_b + j * PANEL_K, b + p0 * b_row + (j0 + j) * b_step, b_row, b_step, depth, columns - j);
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t i0 = 0; i0 < m; i0 += PANEL_M) {
+          int64_t rows = min(PANEL_M, m - i0);
+          for (int64_t i = 0; i < rows; i += TILE_ROWS) {
+            pack_a_panel(packed_a + i * PANEL_K, a + (i0 + i) * a_row + p0 * a_step, a_row, a_step, depth, rows - i);
+          }
+          for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
+            for (int64_t i = 0; i < rows; i += TILE_ROWS) {
+              packed_tile(c + (i0 + i) * n + j0 + j, n, packed_a + i * PANEL_K, packed_b + j * PANEL_K, min(TILE_ROWS, rows - i),
+                          min(TILE_COLUMNS, columns - j), depth, accumulate || p0 > 0);
+            }
+          }
+        }
+      }
+    }
+  }
+  return 0;
+}
+
+static int blas_gemm(const char* function, void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a,
+                     const void* b, bool accumulate, float* c) {
+  omp_set_num_threads(thread_count);  // belongs to the calling thread, which may be a new one
+  if (!is_one_dnn(blas)) {
+    cblas(gemm, ta, tb, m, n, k, a, b, accumulate ? 1.0f : 0.0f, c);
+    return 0;
+  }
+  int status = one_dnn(gemm, ta, tb, m, n, k, a, b, accumulate ? 1.0f : 0.0f, c);
+  return status ? fail("%s: oneDNN returned status %d (m=%lld n=%lld k=%lld)", function, status, (long long)m, (long long)n, (long long)k) : 0;
+}
+
+// c (m, n) = op(a) op(b), or += where accumulate. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored (n, k)
+// where tb.
+static int gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+                bool accumulate, float* c) {
+  if (!blas.kind) return builtin_gemm(function, ta, tb, m, n, k, a, b, accumulate, c);
+  if (!use_bf16_gemm) return blas_gemm(function, blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
+  bf16* a16 = (bf16*)workspace(function, (m * k + k * n) * sizeof(bf16));
+  if (!a16) return 1;
+  bf16* b16 = a16 + m * k;
+  RETURN_IF_ERROR(convert(a16, a, LOAM_BF16, LOAM_F32, m * k));
+  RETURN_IF_ERROR(convert(b16, b, LOAM_BF16, LOAM_F32, k * n));
+  return blas_gemm(function, blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
+}
+
+int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN, int32_t OUT) {
+  RETURN_IF_ERROR(check("linear_forward", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"out", out}, {"x", x}, {"weight", weight}}));
+  if (residual == out) return fail("linear_forward: residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
+  if (residual) {
+#pragma omp parallel for num_threads(team((int64_t)N * OUT))
+    for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));
+  }
+  return gemm("linear_forward", false, true, N, OUT, IN, x, weight, residual != nullptr, out);
+}
+
+int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
+  RETURN_IF_ERROR(check("linear_dgrad", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"dx", dx}, {"dout", dout}, {"weight", weight}}));
+  return gemm("linear_dgrad", false, false, N, IN, OUT, dout, weight, accumulate, dx);
+}
+
+int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
+  RETURN_IF_ERROR(check("linear_wgrad", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"dweight", dweight}, {"dout", dout}, {"x", x}}));
+  return gemm("linear_wgrad", true, false, OUT, IN, N, dout, x, accumulate, dweight);
+}
+
+// ---- swiglu: h = silu(gate) * up ---------------------------------------------------------------------------------------------
+
+int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
+  RETURN_IF_ERROR(check("swiglu_forward", {{"N", N}, {"F", F}}, {{"h", h}, {"gate_up", gate_up}}));
+#pragma omp parallel for num_threads(team((int64_t)N * F))
+  for (int i = 0; i < N; i++) {
+    const float* gate = gate_up + (size_t)i * 2 * F;
+    const float* up = gate + F;
+    float* to = h + (size_t)i * F;
+#pragma omp simd
+    for (int f = 0; f < F; f++) to[f] = gate[f] * sigmoid(gate[f]) * up[f];
+  }
+  return 0;
+}
+
+// d silu(g) / dg = s * (1 + g * (1 - s)) with s = sigmoid(g).
+int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gate_up, int32_t N, int32_t F) {
+  RETURN_IF_ERROR(check("swiglu_backward", {{"N", N}, {"F", F}}, {{"dgate_up", dgate_up}, {"dh", dh}, {"gate_up", gate_up}}));
+#pragma omp parallel for num_threads(team((int64_t)N * F))
+  for (int i = 0; i < N; i++) {
+    const float* gate = gate_up + (size_t)i * 2 * F;
+    float* dgate = dgate_up + (size_t)i * 2 * F;
+    const float* grad = dh + (size_t)i * F;
+    if (h) {
+      float* to = h + (size_t)i * F;
+#pragma omp simd
+      for (int f = 0; f < F; f++) to[f] = gate[f] * sigmoid(gate[f]) * gate[F + f];
+    }
+#pragma omp simd
+    for (int f = 0; f < F; f++) {
+      float g = gate[f], u = gate[F + f], d = grad[f], s = sigmoid(g);
+      dgate[f] = d * u * s * (1.0f + g * (1.0f - s));
+      dgate[F + f] = d * g * s;
+    }
+  }
+  return 0;
+}
+
+// ---- add ---------------------------------------------------------------------------------------------------------------------
+
+int add(float* out, const float* a, const float* b, int64_t n) {
+  RETURN_IF_ERROR(check("add", {{"n", n}}, {{"out", out}, {"a", a}, {"b", b}}));
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
+  return 0;
+}
+
+// ---- cross entropy -----------------------------------------------------------------------------------------------------------
+
+// One row with a target: returns its loss; where backward, the logits become their gradients.
+static float cross_entropy_row(float* logits, int target, int V, float grad_scale, bool backward) {
+  float top = -INFINITY;
+#pragma omp simd reduction(max : top)
+  for (int v = 0; v < V; v++) top = logits[v] > top ? logits[v] : top;
+  double total = 0.0;
+  for (int start = 0; start < V; start += 1024) {  // short float sums, added up in double
+    int end = (int)min(V, start + 1024);
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int v = start; v < end; v++) sum += fast_exp(logits[v] - top);
+    total += sum;
+  }
+  float loss = (float)(log(total) - (logits[target] - top));
+  if (!backward) return loss;
+  float factor = (float)(grad_scale / total);
+#pragma omp simd
+  for (int v = 0; v < V; v++) logits[v] = fast_exp(logits[v] - top) * factor;
+  logits[target] -= grad_scale;
+  return loss;
+}
+
+int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride, float grad_scale,
+                  int32_t backward) {
+  RETURN_IF_ERROR(check("cross_entropy", {{"N", N}, {"V", V}, {"V_stride", V_stride}}, {{"logits", logits}, {"losses", losses}, {"targets", targets}}));
+  if (V_stride < V) return fail("cross_entropy: V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
+  for (int i = 0; i < N; i++) {
+    if (targets[i] >= V) return fail("cross_entropy: targets[%d]=%d must be less than V=%d (N=%d)", i, targets[i], V, N);
+  }
+#pragma omp parallel for num_threads(team((int64_t)N * V))
+  for (int i = 0; i < N; i++) {
+    float* row = logits + (size_t)i * V_stride;
+    bool counts = targets[i] >= 0;
+    losses[i] = counts ? cross_entropy_row(row, targets[i], V, grad_scale, backward) : 0.0f;
+    int first = counts ? V : 0;  // from here on the gradient is 0
+    if (backward) memset(row + first, 0, (V_stride - first) * sizeof(float));
+  }
+  return 0;
+}
+
+// Sums in double over blocks of this many elements, added in order: the same bits for any number of threads.
+static const int64_t SUM_BLOCK = 65536;
+
+template <class TERM>
+static double block_sum(const float* x, int64_t n, TERM term) {
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += term((double)x[i]);
+  return sum;
+}
+
+int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate) {
+  RETURN_IF_ERROR(check("sum_scaled", {{"n", n}}, {{"out", out}, {"x", x}}));
+  double sum = 0.0;
+  for (int64_t i = 0; i < n; i += SUM_BLOCK) sum += block_sum(x + i, min(SUM_BLOCK, n - i), [](double e) { return e; });
+  *out = (accumulate ? *out : 0.0f) + (float)(scale * sum);
+  return 0;
+}
+
+// ---- optimizer ---------------------------------------------------------------------------------------------------------------
+
+int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {
+  RETURN_IF_ERROR(check("grad_sumsq", {{"n", n}}, {{"sumsq", sumsq}, {"grad", grad}}));
+  int64_t n_blocks = divide_up(n, SUM_BLOCK);
+  double* sums = (double*)workspace("grad_sumsq", n_blocks * sizeof(double));
+  if (!sums) return 1;
+#pragma omp parallel for num_threads(team(n))
+  for (int64_t i = 0; i < n_blocks; i++) {
+    sums[i] = block_sum(grad + i * SUM_BLOCK, min(SUM_BLOCK, n - i * SUM_BLOCK), [](double e) { return e * e; });
+  }
+  double sum = 0.0;
+  for (int64_t i = 0; i < n_blocks; i++) sum += sums[i];
+  *sumsq = (accumulate ? *sumsq : 0.0) + sum;
+  return 0;
+}
+
+int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
+  RETURN_IF_ERROR(check("step_control", {}, {{"control", control}, {"sumsq", sumsq}}));
+  float norm = (float)sqrt(*sumsq);
+  control[CONTROL_GRAD_NORM] = norm;
+  if (!std::isfinite(norm) || !std::isfinite(control[CONTROL_LOSS])) {
+    control[CONTROL_GRAD_SCALE] = 0.0f;
+    control[CONTROL_SKIPPED] += 1.0f;
+    control[CONTROL_SKIPPED_ROW] += 1.0f;
+    return 0;
+  }
+  double t = control[CONTROL_UPDATES] += 1.0f;
+  control[CONTROL_GRAD_SCALE] = grad_clip > 0.0f && norm > grad_clip ? grad_clip / norm : 1.0f;
+  control[CONTROL_SKIPPED_ROW] = 0.0f;
+  control[CONTROL_BIAS1] = (float)(1.0 - pow(beta1, t));
+  control[CONTROL_BIAS2] = (float)(1.0 - pow(beta2, t));
+  return 0;
+}
+
+int adamw(float* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n, float beta1,
+          float beta2, float eps, float weight_decay) {
+  RETURN_IF_ERROR(check("adamw", {{"n", n}}, {{"weight", weight}, {"master", master}, {"m", m}, {"v", v}, {"grad", grad}, {"control", control}}));
+  float scale = control[CONTROL_GRAD_SCALE], rate = control[CONTROL_LEARNING_RATE];
+  if (scale == 0.0f) return 0;  // a skipped update
+  float keep = 1.0f - rate * weight_decay, step = rate / control[CONTROL_BIAS1];
+  float root_bias2 = 1.0f / sqrtf(control[CONTROL_BIAS2]);
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) {
+    float g = grad[i] * scale;
+    float m1 = beta1 * m[i] + (1.0f - beta1) * g;
+    float v1 = beta2 * v[i] + (1.0f - beta2) * g * g;
+    m[i] = m1;
+    v[i] = v1;
+    master[i] = master[i] * keep - step * m1 / (sqrtf(v1) * root_bias2 + eps);
+  }
+  if (weight != master) memcpy(weight, master, n * sizeof(float));
+  return 0;
+}

@@ -1,0 +1,114 @@
+// A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
+import { UserError } from "../ffi/errors.ts";
+import {
+  json,
+  loadTensors,
+  readJson,
+  readTrainerState,
+  resolveCheckpoint,
+  type SavedTensor,
+} from "../runtime/checkpoint.ts";
+import { type AdamW, Parameters, type Slot } from "../runtime/optim.ts";
+import { type Address, bytesPerElement } from "../runtime/tensor.ts";
+import { device } from "../ffi/library.ts";
+import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
+import { init, type Llama, type LlamaConfig } from "./llama.ts";
+
+/** The weights as Hugging Face tensors: row ranges of our stacked matrices. */
+export function modelTensors(parameters: Parameters, c: LlamaConfig): SavedTensor[] {
+  return hfTensorsAt(parameters, c, parameters.weights.address, "act");
+}
+
+function hfTensorsAt(
+  parameters: Parameters,
+  c: LlamaConfig,
+  base: Address,
+  dtype: "act" | "f32",
+): SavedTensor[] {
+  const slots = new Map(parameters.slots.map((slot) => [slot.name, slot]));
+  return hfTensors(c).map((t) => {
+    const offset = slots.get(t.ours)!.offset + t.row * Math.max(1, t.cols);
+    return { name: t.hf, shape: hfShape(t), address: base + BigInt(offset * bytesPerElement(dtype)), dtype };
+  });
+}
+
+/** Adam's moments, and the float32 master weights where the weights are bfloat16, under our own names, without padding. */
+export function optimizerTensors(optimizer: AdamW): SavedTensor[] {
+  const p = optimizer.parameters;
+  const parts: [string, Address][] = [["m", optimizer.m.address], ["v", optimizer.v.address]];
+  if (p.master !== p.weights) parts.unshift(["master", p.master.address]);
+  return parts.flatMap(([kind, base]) =>
+    p.slots.map((slot) => ({
+      name: `${kind}.${slot.name}`,
+      shape: unpaddedShape(slot),
+      address: base + BigInt(4 * slot.offset),
+      dtype: "f32" as const,
+    }))
+  );
+}
+
+function unpaddedShape({ tensor }: Slot): number[] {
+  const init = tensor.buf.init!;
+  const rows = "rows" in init && init.rows ? init.rows : tensor.shape[0]!;
+  return [rows, ...tensor.shape.slice(1)];
+}
+
+/** The small files of a model directory. eot is the id of the end-of-text token. */
+export function modelFiles(
+  c: LlamaConfig,
+  eot: number,
+  tokenizerFiles: Record<string, string>,
+): Record<string, string> {
+  const options = {
+    bos_token_id: eot,
+    eos_token_id: eot,
+    dtype: device.act === "bf16" ? "bfloat16" as const : "float32" as const,
+  };
+  return {
+    "config.json": json(configToHF(c, options)),
+    "generation_config.json": json(generationConfig(options)),
+    ...tokenizerFiles,
+  };
+}
+
+/** A model ready to run, from a run directory, one of its checkpoints, or any Hugging Face Llama directory. */
+export function loadModel(path: string): { model: Llama; config: LlamaConfig; directory: string } {
+  const directory = resolveCheckpoint(path);
+  const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  const model = init(config);
+  const parameters = new Parameters(model, { seed: 0, train: false });
+  loadTensors(
+    `${directory}/model.safetensors`,
+    modelTensors(parameters, config),
+    expectedSha256(directory, "model.safetensors"),
+  );
+  return { model, config, directory };
+}
+
+/** Puts weights and optimizer state of a checkpoint back into a run that goes on. The architecture must be the same. */
+export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW): void {
+  const saved = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  const different = (Object.keys(c) as (keyof LlamaConfig)[]).filter((key) => saved[key] !== c[key]);
+  if (different.length > 0) {
+    const list = different.map((key) => `${key} is ${saved[key]} there and ${c[key]} here`).join(", ");
+    throw new UserError(
+      `Cannot resume ${directory}: ${list}; leave these variables out, or start a new run with another out_dir`,
+    );
+  }
+  const state = readTrainerState(directory), p = optimizer.parameters;
+  loadTensors(`${directory}/model.safetensors`, modelTensors(p, c), state.sha256["model.safetensors"]);
+  loadTensors(
+    `${directory}/optimizer.safetensors`,
+    optimizerTensors(optimizer),
+    state.sha256["optimizer.safetensors"],
+  );
+  optimizer.restore(state);
+}
+
+function expectedSha256(directory: string, file: string): string | undefined {
+  try {
+    return readTrainerState(directory).sha256[file];
+  } catch {
+    return undefined; // a model directory from elsewhere
+  }
+}

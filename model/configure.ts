@@ -1,0 +1,159 @@
+// From the variables of train.ts and the command line to a configuration that holds together.
+import { nearest, UserError } from "../ffi/errors.ts";
+import {
+  holdsRun,
+  listCheckpoints,
+  readTrainerState,
+  resolveCheckpoint,
+  runOfCheckpoint,
+} from "../runtime/checkpoint.ts";
+import { chooseDevice } from "../ffi/library.ts";
+import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
+import type { LlamaConfig } from "./llama.ts";
+import { type PresetName, presets } from "./presets.ts";
+
+/** The variables that configure() itself reads; train.ts has more. */
+export type RunVariables = Values & {
+  preset: string;
+  resume: string;
+  eval_only: boolean;
+  device: string;
+  debug: string;
+  out_dir: string;
+  data_dir: string;
+  n_layer: number;
+  n_embd: number;
+  n_head: number;
+  n_kv_head: number;
+  head_dim: number;
+  n_inner: number;
+  block_size: number;
+  rope_theta: number;
+  norm_eps: number;
+  learning_rate: number;
+};
+
+/** A configuration and where it comes from: checkpoint is set when a run goes on. */
+export type Configured<T> = { config: T; checkpoint: string | undefined };
+
+/**
+ * defaults, then what the run to resume was trained with or else the preset, then the command line. The preset where none is
+ * named is gpt-270m on a GPU and tiny on a CPU. Throws UserError for unknown names and values that make no sense.
+ */
+export function configure<T extends RunVariables>(defaults: T, args: string[]): Configured<T> {
+  const overrides = parseOverrides(args, defaults, { debug: "check" } as Partial<Record<keyof T, string>>);
+  if (overrides.resume) {
+    const checkpoint = findCheckpoint(overrides.resume);
+    const saved = readTrainerState(checkpoint).config as T;
+    for (const name of ["preset", "out_dir"] as const) {
+      if (
+        overrides[name] !== undefined && overrides[name] !== saved[name] &&
+        overrides[name] !== runOfCheckpoint(overrides.resume)
+      ) {
+        throw new UserError(
+          `Cannot set ${name} with --resume: the run in ${overrides.resume} keeps its own; leave --${name} out`,
+        );
+      }
+    }
+    const config = { ...defaults, ...saved, eval_only: false, dry_run: false, debug: "", ...overrides };
+    return { config: check({ ...config, out_dir: runOfCheckpoint(overrides.resume) }), checkpoint };
+  }
+  if (overrides.eval_only) {
+    throw new UserError("Cannot evaluate without a model: name one with --resume=runs/...");
+  }
+  const device = (overrides.device ?? defaults.device) || chooseDevice().name;
+  const preset = overrides.preset || (device === "cpu" ? "tiny" : "gpt-270m");
+  if (!Object.hasOwn(presets, preset)) {
+    throw new UserError(
+      `Cannot use preset ${preset}: there is none of that name; did you mean ${
+        nearest(preset, Object.keys(presets))
+      }?`,
+    );
+  }
+  const config = { ...defaults, ...presets[preset as PresetName], ...overrides, preset };
+  const out_dir = config.out_dir || freshRunDirectory(preset);
+  return { config: check({ ...config, out_dir }), checkpoint: undefined };
+}
+
+/** runs/2026-11-22-tiny, or -2, -3, ... where that is taken. */
+function freshRunDirectory(preset: string): string {
+  const base = `runs/${new Date().toISOString().slice(0, 10)}-${preset}`;
+  for (let n = 1;; n++) {
+    const path = n === 1 ? base : `${base}-${n}`;
+    if (!holdsRun(path)) return path;
+  }
+}
+
+function findCheckpoint(path: string): string {
+  const checkpoint = resolveCheckpoint(path);
+  const run = runOfCheckpoint(path);
+  if (!listCheckpoints(run).length) {
+    throw new UserError(
+      `Cannot resume ${path}: it is a model, not a run; it has no checkpoints/ with optimizer state`,
+    );
+  }
+  return checkpoint;
+}
+
+function check<T extends RunVariables>(config: T): T {
+  requireWhole(config, [
+    "n_layer",
+    "n_embd",
+    "n_head",
+    "n_kv_head",
+    "block_size",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_iters",
+  ], 1);
+  requireWhole(config, [
+    "head_dim",
+    "n_inner",
+    "warmup_iters",
+    "threads",
+    "head_chunk",
+    "eval_interval",
+    "sample_interval",
+    "save_interval",
+    "max_skipped",
+  ], 0);
+  requireWhole(config, ["log_interval", "keep_checkpoints", "eval_batches"], 1);
+  requireRange(
+    config,
+    ["learning_rate", "min_lr", "weight_decay", "grad_clip", "eps", "sample_temperature"],
+    0,
+    Infinity,
+  );
+  requireRange(config, ["beta1", "beta2"], 0, 0.999999);
+  if (config.head_dim === 0 && config.n_embd % config.n_head !== 0) {
+    throw new UserError(
+      `Cannot build the model: n_embd ${config.n_embd} is not divisible by n_head ${config.n_head}; set head_dim or change one of them`,
+    );
+  }
+  const modes = ["", "check", "tape", "profile"];
+  if (!modes.includes(config.debug)) {
+    throw new UserError(`Cannot set debug to "${config.debug}": it must be check, tape or profile`);
+  }
+  const devices = ["", "cpu", "cuda", "emu"];
+  if (!devices.includes(config.device)) {
+    throw new UserError(`Cannot use device "${config.device}": it must be cpu or cuda`);
+  }
+  return config;
+}
+
+/** The model that a configuration describes, for data with this vocabulary. */
+export function llamaConfig(c: RunVariables, vocab_size: number): LlamaConfig {
+  return {
+    vocab_size,
+    n_layer: c.n_layer,
+    n_embd: c.n_embd,
+    n_head: c.n_head,
+    n_kv_head: c.n_kv_head,
+    head_dim: c.head_dim || c.n_embd / c.n_head,
+    n_inner: c.n_inner || Math.ceil(8 * c.n_embd / 3 / 256) * 256, // 8/3 C keeps three matrices as large as GPT's two
+    block_size: c.block_size,
+    rope_theta: c.rope_theta,
+    norm_eps: c.norm_eps,
+    tie_word_embeddings: true,
+  };
+}

@@ -1,0 +1,190 @@
+// The model: Llama. Pre-norm RMSNorm, rotary positions (half-split pairs as in Hugging Face), grouped-query attention,
+// SwiGLU, no biases, tied embeddings. This is the file to edit: gradients follow from the ops, no derivative is written here.
+// B batch, T time, C n_embd, H query heads, K key/value heads, D head_dim, F n_inner, V vocab_size.
+import { UserError } from "../ffi/errors.ts";
+import { copyToDevice } from "../ffi/library.ts";
+import {
+  attention,
+  cachedAttention,
+  embedding,
+  type LayerCache,
+  linear,
+  linearCrossEntropy,
+  rmsnorm,
+  rope,
+  swiglu,
+} from "../runtime/ops.ts";
+import { fixed, param, type Tensor } from "../runtime/tensor.ts";
+
+/** The shape of a model. */
+export type LlamaConfig = {
+  vocab_size: number; // tokens; the embedding has this rounded up to 64 rows, the rest are zero and masked
+  n_layer: number;
+  n_embd: number;
+  n_head: number;
+  n_kv_head: number;
+  head_dim: number;
+  n_inner: number; // feed-forward width
+  block_size: number; // longest sequence
+  rope_theta: number;
+  norm_eps: number;
+  tie_word_embeddings: boolean;
+};
+
+/** vocab_size rounded up to a multiple of 64: GEMMs are faster on even shapes. */
+export function paddedVocab(c: LlamaConfig): number {
+  return Math.ceil(c.vocab_size / 64) * 64;
+}
+
+/** Stops with one line when the numbers of a configuration do not fit together. */
+export function validate(c: LlamaConfig): void {
+  for (
+    const key of [
+      "vocab_size",
+      "n_layer",
+      "n_embd",
+      "n_head",
+      "n_kv_head",
+      "head_dim",
+      "n_inner",
+      "block_size",
+    ] as const
+  ) {
+    if (!Number.isInteger(c[key]) || c[key] < 1) {
+      throw new UserError(`Cannot build the model: ${key} is ${c[key]}, it must be a whole number above 0`);
+    }
+  }
+  if (c.n_head % c.n_kv_head !== 0) {
+    throw new UserError(
+      `Cannot build the model: n_head ${c.n_head} is not divisible by n_kv_head ${c.n_kv_head}; each key/value head serves the same number of query heads`,
+    );
+  }
+  if (c.head_dim % 8 !== 0) {
+    throw new UserError(
+      `Cannot build the model: head_dim ${c.head_dim} must be a multiple of 8 (rotary positions pair its halves); it is n_embd ${c.n_embd} / n_head ${c.n_head} unless set`,
+    );
+  }
+}
+
+/** One block: attention and feed-forward, each behind its norm. */
+export type Layer = {
+  input_layernorm: Tensor; // (C)
+  qkv_proj: Tensor; // ((H + 2K) * D, C), rows: queries, keys, values
+  o_proj: Tensor; // (C, H * D)
+  post_attention_layernorm: Tensor; // (C)
+  gate_up_proj: Tensor; // (2F, C), rows: gates, ups
+  down_proj: Tensor; // (C, F)
+};
+
+/** All weights of a model. lm_head is there only if it is not tied to embed_tokens. */
+export type Llama = { embed_tokens: Tensor; layers: Layer[]; norm: Tensor; lm_head?: Tensor };
+
+/** All weights as plain data, declared here and placed in memory by Parameters. Shapes are (out, in). */
+export function init(c: LlamaConfig): Llama {
+  validate(c);
+  const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F, vocab_size: V } = c;
+  const std = 0.02; // GPT-2's
+  const residual_std = 0.02 / Math.sqrt(2 * c.n_layer); // keeps the residual stream's variance independent of depth
+  return {
+    embed_tokens: param([paddedVocab(c), C], { std, rows: V }),
+    layers: Array.from({ length: c.n_layer }, () => ({
+      input_layernorm: param([C], { value: 1 }),
+      qkv_proj: param([(H + 2 * K) * D, C], { std }),
+      o_proj: param([C, H * D], { std: residual_std }),
+      post_attention_layernorm: param([C], { value: 1 }),
+      gate_up_proj: param([2 * F, C], { std }),
+      down_proj: param([C, F], { std: residual_std }),
+    })),
+    norm: param([C], { value: 1 }),
+    ...(c.tie_word_embeddings ? {} : { lm_head: param([paddedVocab(c), C], { std, rows: V }) }),
+  };
+}
+
+/** Keys and values of earlier tokens: pos tokens are cached, in one LayerCache a layer. */
+export type KVCache = { pos: number; layers: LayerCache[] };
+
+function selfAttention(
+  x: Tensor,
+  w: Layer,
+  c: LlamaConfig,
+  past?: { layer: LayerCache; pos: number },
+): Tensor {
+  const h = rmsnorm(x, w.input_layernorm, c.norm_eps); // (B, T, C)
+  const qkv = rope(linear(h, w.qkv_proj), ropeTable(c), c, past?.pos ?? 0); // (B, T, (H + 2K) * D)
+  const y = past ? cachedAttention(qkv, c, past.layer, past.pos) : attention(qkv, c); // (B, T, H * D)
+  return linear(y, w.o_proj, x); // x + y w^T
+}
+
+function mlp(x: Tensor, w: Layer, c: LlamaConfig): Tensor {
+  const h = rmsnorm(x, w.post_attention_layernorm, c.norm_eps); // (B, T, C)
+  const y = swiglu(linear(h, w.gate_up_proj)); // (B, T, 2F) -> (B, T, F)
+  return linear(y, w.down_proj, x); // x + y w^T
+}
+
+/** Token ids (B, T) -> final hidden states (B, T, C). With a cache, idx continues what the cache holds. */
+export function forward(m: Llama, idx: Tensor, c: LlamaConfig, cache?: KVCache): Tensor {
+  const T = idx.shape[1]!, pos = cache?.pos ?? 0;
+  if (pos + T > c.block_size) {
+    throw new RangeError(`Cannot run ${pos + T} tokens: block_size is ${c.block_size}`);
+  }
+  let x = embedding(idx, m.embed_tokens); // (B, T, C)
+  m.layers.forEach((w, i) => {
+    x = selfAttention(x, w, c, cache && { layer: cache.layers[i]!, pos });
+    x = mlp(x, w, c);
+  });
+  if (cache) cache.pos += T;
+  return rmsnorm(x, m.norm, c.norm_eps);
+}
+
+/** Hidden states (..., C) -> logits (..., V padded to 64). Columns from vocab_size on mean nothing. */
+export function logits(m: Llama, hidden: Tensor): Tensor {
+  return linear(hidden, head(m));
+}
+
+/** Mean cross entropy in nats of predicting targets (B, T) from idx (B, T). grad_scale is 1 / gradient_accumulation_steps. */
+export function loss(
+  m: Llama,
+  idx: Tensor,
+  targets: Tensor,
+  c: LlamaConfig,
+  { grad_scale = 1, head_chunk = 1024 }: { grad_scale?: number; head_chunk?: number } = {},
+): Tensor {
+  return linearCrossEntropy(forward(m, idx, c), head(m), targets, {
+    vocab_size: c.vocab_size,
+    grad_scale,
+    head_chunk,
+  });
+}
+
+function head(m: Llama): Tensor {
+  return m.lm_head ?? m.embed_tokens;
+}
+
+/** Cosines then sines of p * theta^(-2j/D) for each position p: (block_size, D), made once a configuration. */
+function ropeTable(c: LlamaConfig): Tensor {
+  const known = ropeTables.get(c);
+  if (known) return known;
+  const D = c.head_dim, values = new Float32Array(c.block_size * D);
+  for (let p = 0; p < c.block_size; p++) {
+    for (let j = 0; j < D / 2; j++) {
+      const angle = Math.fround(p * Math.fround(c.rope_theta ** (-2 * j / D))); // float32 angles, as in Hugging Face
+      values[p * D + j] = Math.cos(angle);
+      values[p * D + D / 2 + j] = Math.sin(angle);
+    }
+  }
+  const table = fixed([c.block_size, D], "f32", "constants");
+  copyToDevice(table.address, values);
+  ropeTables.set(c, table);
+  return table;
+}
+const ropeTables = new WeakMap<LlamaConfig, Tensor>();
+
+/**
+ * Model FLOPs of training on one token, the numerator of MFU: 6 for each weight of a matrix (the head's included, with its
+ * padding) and 6 L H D (T + 1) for causal attention. gpt-270m at T = 2048: 2.2344 GFLOP.
+ */
+export function flopsPerToken(c: LlamaConfig, T: number): number {
+  const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F } = c;
+  const layer = C * (H + 2 * K) * D + H * D * C + 3 * C * F; // qkv, o, gate, up, down
+  return 6 * (c.n_layer * layer + paddedVocab(c) * C) + 6 * c.n_layer * H * D * (T + 1);
+}

@@ -1,0 +1,215 @@
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { copyToDevice, device } from "../ffi/library.ts";
+import { loadTensors } from "../runtime/checkpoint.ts";
+import { AdamW, Parameters } from "../runtime/optim.ts";
+import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
+import { backward, endStep, noGrad } from "../runtime/tape.ts";
+import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
+import { openTestDevice } from "../runtime/testing.ts";
+import { modelTensors } from "./checkpoint.ts";
+import { configFromHF, hfTensors } from "./hf.ts";
+import { flopsPerToken, forward, init, type LlamaConfig, logits, loss } from "./llama.ts";
+import { presets } from "./presets.ts";
+
+openTestDevice();
+const isFloat = device.act === "f32";
+
+const tiny: LlamaConfig = {
+  vocab_size: 65,
+  n_layer: 2,
+  n_embd: 32,
+  n_head: 4,
+  n_kv_head: 2,
+  head_dim: 32,
+  n_inner: 64,
+  block_size: 48,
+  rope_theta: 10000,
+  norm_eps: 1e-6,
+  tie_word_embeddings: true,
+};
+
+function ids(shape: number[], values: ArrayLike<number>): Tensor {
+  const t = fixed(shape, "i32", "inputs");
+  copyToDevice(t.address, Int32Array.from(values));
+  return t;
+}
+
+function randomIds(n: number, V: number, seed: number): number[] {
+  let state = seed;
+  return Array.from({ length: n }, () => (state = (Math.imul(state, 1103515245) + 12345) >>> 0) % V);
+}
+
+/** Largest difference, relative to the largest magnitude of the expected tensor. */
+function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
+  assertEquals(actual.length, expected.length);
+  let difference = 0, magnitude = 0;
+  for (let i = 0; i < actual.length; i++) {
+    difference = Math.max(difference, Math.abs(actual[i]! - expected[i]!));
+    magnitude = Math.max(magnitude, Math.abs(expected[i]!));
+    if (Number.isNaN(actual[i])) return Infinity;
+  }
+  return difference / magnitude;
+}
+
+for (const name of ["llama_tiny", "llama_untied"]) {
+  const path = new URL(`../tests/golden/${name}.safetensors`, import.meta.url).pathname;
+  const golden = readSafetensors(path);
+  const floats = (tensor: string) => toFloat32(golden.read(tensor), "F32");
+  const about = JSON.parse(golden.metadata.about!);
+  const c = configFromHF(about.config);
+  const [B, T] = golden.tensors.get("idx")!.shape as [number, number];
+  const int32 = (tensor: string) => new Int32Array(golden.read(tensor).buffer);
+
+  const load = () => {
+    const model = init(c), parameters = new Parameters(model, { seed: 1, train: true });
+    loadTensors(path, modelTensors(parameters, c).map((t) => ({ ...t, dtype: "act" as const })));
+    if (parameters.master !== parameters.weights) {
+      throw new Error("the golden is loaded into float32 weights only");
+    }
+    return { model, parameters, idx: ids([B, T], int32("idx")), targets: ids([B, T], int32("targets")) };
+  };
+
+  Deno.test({
+    name: `${name}: logits, loss and every gradient equal Hugging Face's`,
+    ignore: !isFloat,
+    fn() {
+      const { model, parameters, idx, targets } = load();
+      const V = c.vocab_size, padded = Math.ceil(V / 64) * 64;
+      const all = noGrad(() => logits(model, forward(model, idx, c)).toArray());
+      endStep();
+      const unpadded = Float32Array.from(
+        { length: B * T * V },
+        (_, i) => all[Math.floor(i / V) * padded + i % V]!,
+      );
+      assert(relativeError(unpadded, floats("logits64")) < 1e-5);
+
+      for (const head_chunk of [1024, 7]) { // whole, and in pieces that do not divide B * T
+        parameters.zeroGrad();
+        const l = loss(model, idx, targets, c, { head_chunk });
+        backward(l);
+        assertAlmostEquals(l.toArray()[0]!, floats("loss64")[0]!, 1e-5);
+        for (const t of hfTensors(c)) {
+          const slot = parameters.slots.find((s) => s.name === t.ours)!;
+          const offset = slot.offset + t.row * Math.max(1, t.cols), n = t.rows * Math.max(1, t.cols);
+          const actual = readFloats(parameters.grads!.address + BigInt(4 * offset), n, "f32");
+          const error = relativeError(actual, floats(`grad.${t.hf}`));
+          assert(error < 1e-4, `${t.hf}: relative error ${error}`);
+        }
+        endStep();
+      }
+    },
+  });
+
+  Deno.test({
+    name: `${name}: 10 AdamW steps follow Hugging Face's losses and gradient norms`,
+    ignore: !isFloat,
+    fn() {
+      const { model, parameters, idx, targets } = load();
+      const { betas, eps, weight_decay, grad_clip } = about.optimizer;
+      const optimizer = new AdamW(parameters, {
+        beta1: betas[0],
+        beta2: betas[1],
+        eps,
+        weight_decay,
+        grad_clip,
+      });
+      floats("learning_rates").forEach((lr, step) => {
+        const l = loss(model, idx, targets, c);
+        optimizer.addLoss(l, 1, true);
+        backward(l);
+        optimizer.step(lr);
+        const result = optimizer.result();
+        assertAlmostEquals(result.loss, floats("losses64")[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
+        const norm = floats("grad_norms64")[step]!;
+        assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
+        endStep();
+      });
+    },
+  });
+}
+
+Deno.test("forward() is causal: a later token changes no earlier logit", () => {
+  const model = init(tiny), T = 40;
+  new Parameters(model, { seed: 3, train: false });
+  const run = (last: number) => {
+    const tokens = randomIds(T, 65, 7);
+    tokens[25] = last;
+    const values = noGrad(() => logits(model, forward(model, ids([1, T], tokens), tiny)).toArray());
+    endStep();
+    return values;
+  };
+  const a = run(1), b = run(2), row = a.length / T;
+  assertEquals(a.subarray(0, 25 * row), b.subarray(0, 25 * row));
+  assert(relativeError(a.subarray(25 * row), b.subarray(25 * row)) > 1e-3);
+});
+
+Deno.test("loss() at initialisation is ln(vocab_size) within 1%", () => {
+  const c = { ...tiny, vocab_size: 1000 }, model = init(c);
+  new Parameters(model, { seed: 5, train: false });
+  const idx = ids([4, 48], randomIds(192, 1000, 1)), targets = ids([4, 48], randomIds(192, 1000, 2));
+  const value = noGrad(() => loss(model, idx, targets, c).toArray()[0]!);
+  endStep();
+  assertAlmostEquals(value, Math.log(1000), 0.01 * Math.log(1000));
+});
+
+function overfit(steps: number): { losses: number[]; weights: Float32Array } {
+  const model = init(tiny), parameters = new Parameters(model, { seed: 11, train: true });
+  const optimizer = new AdamW(parameters, {
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    grad_clip: 1,
+  });
+  const tokens = randomIds(2 * 33, 65, 9);
+  const idx = ids([2, 32], [...tokens.slice(0, 32), ...tokens.slice(33, 65)]);
+  const targets = ids([2, 32], [...tokens.slice(1, 33), ...tokens.slice(34, 66)]);
+  const losses = Array.from({ length: steps }, () => {
+    const l = loss(model, idx, targets, tiny);
+    optimizer.addLoss(l, 1, true);
+    backward(l);
+    optimizer.step(3e-3);
+    endStep();
+    return optimizer.result().loss;
+  });
+  return { losses, weights: readFloats(parameters.master.address, parameters.total, "f32") };
+}
+
+Deno.test("a model overfits one batch", () => {
+  const steps = device.library === "emu" ? 30 : 150;
+  const { losses } = overfit(steps);
+  assert(
+    losses.at(-1)! < (steps === 150 ? 0.1 : 0.8 * losses[0]!),
+    `loss went from ${losses[0]} to ${losses.at(-1)}`,
+  );
+});
+
+Deno.test("training twice with the same seed gives the same bits", () => {
+  const a = overfit(8), b = overfit(8);
+  assertEquals(a.losses, b.losses);
+  assertEquals(a.weights, b.weights);
+});
+
+Deno.test("init() refuses shapes that do not fit", () => {
+  assertThrows(() => init({ ...tiny, n_kv_head: 3 }), Error, "n_head 4 is not divisible by n_kv_head 3");
+  assertThrows(() => init({ ...tiny, head_dim: 7 }), Error, "head_dim 7 must be a multiple of 8");
+  assertThrows(() => init({ ...tiny, n_layer: 0 }), Error, "n_layer is 0");
+});
+
+Deno.test("flopsPerToken() and the parameter count of gpt-270m are the published figures", () => {
+  assertEquals(Object.keys(presets["gpt-270m"]).length, 0);
+  const c: LlamaConfig = {
+    vocab_size: 50257,
+    n_layer: 24,
+    n_embd: 1024,
+    n_head: 16,
+    n_kv_head: 4,
+    head_dim: 64,
+    n_inner: 2816,
+    block_size: 2048,
+    rope_theta: 10000,
+    norm_eps: 1e-6,
+    tie_word_embeddings: true,
+  };
+  assertAlmostEquals(flopsPerToken(c, 2048) / 1e9, 2.2344, 5e-5);
+});

@@ -1,0 +1,153 @@
+#!/bin/sh
+# Sets loam up on a fresh machine and shows it at work.
+#
+#   ./run.sh         set up, build, prepare a small corpus, train a tiny model on it, write text with the model
+#   ./run.sh test    set up, build, run every test; the last line reads "N passed, N failed"
+#   ./run.sh help    print this
+#
+# Needs a C++ compiler and Deno. As root on Debian or Ubuntu it installs the compiler and a fast matrix library (oneDNN);
+# Deno comes through npm into .deno/ where it is missing. What is there already is used as it is.
+
+set -eu
+cd "$(dirname "$0")"
+
+deno_version=2.9.6 # the one installed under .deno/; on PATH any 2.9 or later 2.x will do
+demo_iters=300     # training steps of the demo, about a minute on two CPU cores
+data=data/demo
+run=runs/demo
+mode=${1:-demo}
+
+say() { printf '== %s\n' "$*"; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  if [ "$mode" = test ]; then echo "0 passed, 1 failed"; fi
+  exit 1
+}
+
+# ---- set-up ------------------------------------------------------------------------------------------------------------
+
+set_up() {
+  export DENO_NO_UPDATE_CHECK=1 DENO_NO_PROMPT=1
+  # Deno and npm keep their caches in the home directory; where there is none to write to, they get another.
+  if [ ! -d "${HOME:-}" ] || [ ! -w "$HOME" ]; then
+    HOME=${TMPDIR:-/tmp}/loam-home-$(id -u)
+    export HOME
+    mkdir -p "$HOME" || die "Cannot make a directory for caches: set HOME to a directory that can be written"
+  fi
+  find_deno
+  find_compiler
+  find_blas
+  deno install -q --frozen || die "Cannot install the npm packages of deno.lock: check the network, then run ./run.sh again"
+}
+
+# Puts a deno on PATH: the one that is there, else the one in .deno/, else one from npm.
+find_deno() {
+  if is_recent_deno; then return; fi
+  case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) package=@deno/linux-x64-glibc ;;
+    Linux-aarch64) package=@deno/linux-arm64-glibc ;;
+    Darwin-x86_64) package=@deno/darwin-x64 ;;
+    Darwin-arm64) package=@deno/darwin-arm64 ;;
+    *) die "Cannot find Deno 2.9 or later, nor a build of it for $(uname -s) $(uname -m): see https://deno.com" ;;
+  esac
+  # The package with the program itself: the one named deno starts it through Node.js, which may not pass signals on.
+  PATH=$PWD/.deno/node_modules/$package:$PATH
+  if is_recent_deno; then return; fi
+  if ! command -v npm >/dev/null; then
+    die "Cannot find Deno 2.9 or later, nor npm to install it: install Deno (https://deno.com), then run ./run.sh again"
+  fi
+  say "installing Deno $deno_version into .deno/"
+  mkdir -p .deno
+  echo '*' >.deno/.gitignore
+  npm install --prefix .deno --no-save --no-audit --no-fund --loglevel=error "$package@$deno_version" </dev/null ||
+    die "Cannot install Deno with npm: check the network or install Deno (https://deno.com), then run ./run.sh again"
+  is_recent_deno || die "Deno from npm does not run here: try .deno/node_modules/$package/deno --version"
+}
+
+is_recent_deno() {
+  deno --version 2>/dev/null | awk '$1 == "deno" { split($2, v, "."); ok = v[1] == 2 && v[2] >= 9 } END { exit !ok }'
+}
+
+find_compiler() {
+  for compiler in ${CXX:+"$CXX"} g++ c++ clang++; do
+    if command -v "$compiler" >/dev/null; then return; fi
+  done
+  apt_install g++ || die "Cannot find a C++ compiler: install g++ (Debian: apt-get install g++; macOS: xcode-select --install)"
+}
+
+# Matrix products go through the first BLAS found at run time; without one they take the built-in way, several times slower.
+find_blas() {
+  if [ "$(uname -s)" = Darwin ]; then return; fi # Accelerate is always there
+  if PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -Eq 'lib(dnnl|mkl_rt|openblas|blis)'; then return; fi
+  apt_install libdnnl-dev ||
+    say "no BLAS found, training on the CPU will be slow: install oneDNN or OpenBLAS (Debian: apt-get install libdnnl-dev)"
+}
+
+# Installs a Debian package. Fails, saying nothing, where that is not ours to do; says why where it does not work.
+apt_install() {
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 1; fi
+  say "installing $1 with apt-get"
+  log=$(mktemp)
+  apt-get update >"$log" 2>&1 </dev/null || true # the lists at hand may be enough
+  if DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$1" >>"$log" 2>&1 </dev/null; then
+    rm -f "$log"
+    return
+  fi
+  tail -n 5 "$log" >&2
+  rm -f "$log"
+  return 1
+}
+
+# ---- what to do --------------------------------------------------------------------------------------------------------
+
+demo() {
+  set_up
+  deno task -q build || die "Cannot build: see above"
+  if [ ! -f $data/meta.json ]; then
+    say "preparing the demo corpus"
+    deno task -q demo-corpus || die "Cannot write data/demo.txt"
+    deno task -q prepare || die "Cannot prepare data/demo.txt"
+  fi
+  if [ -e $run/latest ]; then
+    say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
+  else
+    say "training a tiny model for $demo_iters steps"
+    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters || die "Cannot train"
+  fi
+  say "writing text with it"
+  deno task -q sample --checkpoint=$run || die "Cannot sample from $run"
+  say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)   next: deno task"
+}
+
+run_tests() {
+  set_up
+  deno task -q build || die "Cannot build: see above"
+  log=$(mktemp)
+  trap 'rm -f "$log" "$log.code"' EXIT
+  { deno task -q test 2>&1 || echo $? >"$log.code"; } | tee "$log"
+  code=$(cat "$log.code" 2>/dev/null || echo 0)
+  # deno test ends with: ok | 15 passed (3 steps) | 0 failed | 1 ignored (40ms), in colour on a terminal
+  summary=$(sed "s/$(printf '\033')\[[0-9;]*m//g" "$log" | grep -E '^(ok|FAILED) \| [0-9]+ passed' | tail -n 1)
+  echo # a test that ends the process leaves its line unfinished
+  if [ -z "$summary" ]; then die "Cannot count the tests: deno test ended with code $code and without a summary"; fi
+  passed=$(count passed) failed=$(count failed) skipped=$(count ignored)
+  if [ "$code" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi # an error outside of any test
+  if [ "$skipped" = 0 ]; then skipped=; else skipped=", $skipped skipped"; fi
+  echo "$passed passed, $failed failed$skipped"
+  [ "$passed" != 0 ] && [ "$failed" = 0 ]
+}
+
+# The number before a word of $summary, 0 where the word is missing.
+count() {
+  number=$(printf '%s\n' "$summary" | sed -n "s/.*| \([0-9]*\) $1.*/\1/p")
+  echo "${number:-0}"
+}
+
+if [ $# -gt 1 ]; then die "Too many arguments: use ./run.sh, ./run.sh test or ./run.sh help"; fi
+case $mode in
+  demo) demo ;;
+  test) run_tests ;;
+  help | -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$(basename "$0")" ;;
+  *) die "Unknown argument $mode: use ./run.sh, ./run.sh test or ./run.sh help" ;;
+esac

@@ -1,0 +1,83 @@
+// Configuration is variables: a literal object at the top of train.ts. --name=value overrides any of them and takes the type
+// of the default; everything else is an error that names the nearest variable.
+import { nearest, UserError } from "../ffi/errors.ts";
+
+export type Values = Record<string, number | string | boolean>;
+
+/** What the command line sets: only variables of defaults, with their types. `--flag` alone is true, or its value in `bare`. */
+export function parseOverrides<T extends Values>(
+  args: string[],
+  defaults: T,
+  bare: Partial<Record<keyof T, string>> = {},
+): Partial<T> {
+  const overrides: Values = {};
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i]!;
+    const match = /^--([^=]+)(?:=(.*))?$/s.exec(arg);
+    if (!match) throw new UserError(`Cannot read the argument ${arg}: variables are set as --name=value`);
+    const name = match[1]!;
+    if (!Object.hasOwn(defaults, name)) {
+      throw new UserError(
+        `Cannot set ${name}: there is no such variable; did you mean --${
+          nearest(name, Object.keys(defaults))
+        }?`,
+      );
+    }
+    let text = match[2];
+    if (text === undefined && typeof defaults[name] === "boolean") text = "true";
+    text ??= bare[name];
+    if (text === undefined && i + 1 < args.length && !args[i + 1]!.startsWith("--")) text = args[++i]!;
+    if (text === undefined) {
+      throw new UserError(`Cannot set ${name}: it needs a value, --${name}=${example(defaults[name]!)}`);
+    }
+    overrides[name] = parseValue(name, text, defaults[name]!);
+  }
+  return overrides as Partial<T>;
+}
+
+function parseValue(
+  name: string,
+  text: string,
+  fallback: number | string | boolean,
+): number | string | boolean {
+  if (typeof fallback === "string") return text;
+  if (typeof fallback === "boolean") {
+    if (text === "true" || text === "false") return text === "true";
+    throw new UserError(`Cannot set ${name} to "${text}": it must be true or false`);
+  }
+  const value = /^[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)
+    ? Number(text.replaceAll("_", ""))
+    : NaN;
+  if (Number.isFinite(value)) return value;
+  throw new UserError(`Cannot set ${name} to "${text}": it must be a number, such as ${example(fallback)}`);
+}
+
+function example(value: number | string | boolean): string {
+  return value === "" ? "..." : `${value}`;
+}
+
+/** Stops unless each named variable is a whole number of at least min. */
+export function requireWhole<T extends Values>(config: T, names: (keyof T & string)[], min: number): void {
+  for (const name of names) {
+    const value = config[name] as number;
+    if (!Number.isInteger(value) || value < min) {
+      throw new UserError(`Cannot train with ${name} ${value}: it must be a whole number of at least ${min}`);
+    }
+  }
+}
+
+/** Stops unless each named variable lies in [min, max]. */
+export function requireRange<T extends Values>(
+  config: T,
+  names: (keyof T & string)[],
+  min: number,
+  max: number,
+): void {
+  for (const name of names) {
+    const value = config[name] as number;
+    if (!(value >= min && value <= max)) {
+      const range = max === Infinity ? `at least ${min}` : `between ${min} and ${max}`;
+      throw new UserError(`Cannot train with ${name} ${value}: it must be ${range}`);
+    }
+  }
+}

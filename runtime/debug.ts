@@ -1,0 +1,191 @@
+// --debug: what the tape does after each op when asked to.
+//   --debug           synchronise after each op and stop at the first value that is not finite
+//   --debug=tape      list the ops of one micro-step with shapes, bytes and time
+//   --debug=profile   add up time by op and by layer, with GFLOP/s and GB/s
+// Activations stay readable after backward() in every debug mode (nothing is reused within a step), at the price of memory.
+import { UserError } from "../ffi/errors.ts";
+import { BF16, device, F32, findNonFinite, synchronizeNow } from "../ffi/library.ts";
+import type { Entry } from "./tape.ts";
+import { readFloats, type Tensor } from "./tensor.ts";
+
+export type DebugMode = "" | "check" | "tape" | "profile";
+
+type Timed = {
+  name: string;
+  layer: string;
+  pass: "forward" | "backward";
+  shape: string;
+  bytes: number;
+  flops: number;
+  ms: number;
+};
+
+/** The current mode; set by setDebug(). */
+export const debug = { on: false, mode: "" as DebugMode, step: 0 };
+
+let timed: Timed[] = [];
+let lastMark = 0;
+
+export function setDebug(mode: DebugMode): void {
+  debug.on = mode !== "";
+  debug.mode = mode;
+  startTiming();
+}
+
+/** Starts a new listing or profile: time is counted from here to the end of the first op, and so on. */
+export function startTiming(): void {
+  timed = [];
+  lastMark = performance.now();
+}
+
+/** First line outside runtime/ and ffi/ on the current stack: "model/llama.ts:52". */
+export function callSite(): string {
+  const frame = new Error().stack!.split("\n").slice(1).find((line) =>
+    !/\/(runtime|ffi)\/[a-z_]+\.ts:/.test(line)
+  );
+  return /([^/\s(]+\/[^/\s]+\.ts:\d+):\d+\)?$/.exec(frame ?? "")?.[1] ?? "unknown place";
+}
+
+export function afterForward(entry: Entry): void {
+  if (debug.mode === "check") {
+    checkFinite(entry, entry.out, entry.out.address, "output", entry.out.dtype === "f32");
+  } else time(entry, "forward");
+}
+
+export function afterBackward(entry: Entry): void {
+  if (debug.mode !== "check") return time(entry, "backward");
+  for (const input of entry.inputs) {
+    if (!input.buf.grad || input.buf.gradIsEmpty) continue;
+    const what = `gradient of ${input.buf.name || "input"}`;
+    checkFinite(entry, input, input.buf.grad.address, what, input.buf.init !== undefined);
+  }
+}
+
+/** The layer an op belongs to, from the name of the last parameter seen: "layers.3", "embed_tokens". */
+function layerOf(entry: Entry): string {
+  const parameter = entry.inputs.find((t) => t.buf.name)?.buf.name;
+  if (parameter) currentLayer = /^layers\.\d+/.exec(parameter)?.[0] ?? parameter;
+  return currentLayer;
+}
+let currentLayer = "";
+
+function checkFinite(entry: Entry, t: Tensor, address: bigint, what: string, isFloat: boolean): void {
+  synchronizeNow();
+  const type = isFloat || device.act === "f32" ? F32 : BF16;
+  const layer = layerOf(entry), index = findNonFinite(address, type, t.size);
+  if (index < 0) return;
+  const value =
+    readFloats(address + BigInt(index * (type === F32 ? 4 : 2)), 1, type === F32 ? "f32" : "act")[0];
+  throw new UserError(
+    `Non-finite value in step ${debug.step}: ${entry.name}, ${layer}, ${what} (${
+      t.shape.join(", ")
+    }) is ${value} at ` +
+      `[${unravel(index, t.shape).join(", ")}]; the op was called at ${entry.where}`,
+  );
+}
+
+function unravel(index: number, shape: readonly number[]): number[] {
+  const places: number[] = [];
+  for (const size of shape.toReversed()) {
+    places.unshift(index % size);
+    index = Math.floor(index / size);
+  }
+  return places;
+}
+
+function time(entry: Entry, pass: Timed["pass"]): void {
+  synchronizeNow();
+  const now = performance.now();
+  const tensors = [...entry.inputs, ...(entry.inPlace ? [] : [entry.out])];
+  const bytes = tensors.reduce((sum, t) => sum + t.bytes, 0) * (pass === "forward" ? 1 : 2); // backward also moves gradients
+  const backwardShare = entry.name === "attention" ? 2.5 : entry.name === "linearCrossEntropy" ? 0 : 2; // the head's runs forward
+  const flops = entry.flops * (pass === "forward" ? 1 : backwardShare);
+  timed.push({
+    name: entry.name,
+    layer: layerOf(entry),
+    pass,
+    shape: `(${entry.out.shape.join(", ")})`,
+    bytes,
+    flops,
+    ms: now - lastMark,
+  });
+  lastMark = performance.now();
+}
+
+/** Forgets the time since the last op, so that work between micro-steps is not counted to the next op. */
+export function skipTime(): void {
+  lastMark = performance.now();
+}
+
+/** Counts the time since the last mark to something that is not on the tape, such as the optimizer. */
+export function timeOther(name: string, bytes: number): void {
+  if (debug.mode !== "profile" && debug.mode !== "tape") return;
+  synchronizeNow();
+  timed.push({
+    name,
+    layer: "",
+    pass: "forward",
+    shape: "",
+    bytes,
+    flops: 0,
+    ms: performance.now() - lastMark,
+  });
+  lastMark = performance.now();
+}
+
+/** The ops timed since startTiming(), one a line. */
+export function tapeListing(): string {
+  const rows = timed.map((
+    t,
+    i,
+  ) => [`${i}`, t.pass, t.name, t.layer, t.shape, megabytes(t.bytes), t.ms.toFixed(3)]);
+  return table([["", "pass", "op", "layer", "output", "MB moved", "ms"], ...rows]);
+}
+
+/** Time by op and by layer since startTiming(), longest first, divided by the number of steps. */
+export function profileReport(steps: number): string {
+  const total = timed.reduce((sum, t) => sum + t.ms, 0);
+  const section = (title: string, key: (t: Timed) => string) => {
+    const groups = Map.groupBy(timed.filter((t) => key(t)), key);
+    const rows = [...groups].map(([name, list]) => {
+      const ms = list.reduce((sum, t) => sum + t.ms, 0);
+      const flops = list.reduce((sum, t) => sum + t.flops, 0),
+        bytes = list.reduce((sum, t) => sum + t.bytes, 0);
+      return {
+        name,
+        ms,
+        cells: [
+          name,
+          (list.length / steps).toFixed(0),
+          (ms / steps).toFixed(2),
+          `${(100 * ms / total).toFixed(1)}%`,
+          flops ? (flops / ms / 1e6).toFixed(0) : "",
+          (bytes / ms / 1e6).toFixed(1),
+        ],
+      };
+    }).sort((a, b) => b.ms - a.ms);
+    return table([
+      [title, "calls", "ms a step", "share", "GFLOP/s", "GB/s"],
+      ...rows.map((row) => row.cells),
+    ]);
+  };
+  return [
+    section("op", (t) => t.flops || t.layer ? `${t.name} ${t.pass}` : t.name),
+    section("layer", (t) => t.layer),
+    `all ops: ${(total / steps).toFixed(2)} ms a step, synchronised after each`,
+  ].join("\n\n");
+}
+
+function megabytes(bytes: number): string {
+  return (bytes / 1e6).toFixed(2);
+}
+
+/** Columns padded to equal width: the first left-aligned, numbers right-aligned. */
+export function table(rows: string[][]): string {
+  const widths = rows[0]!.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
+  const isNumber = (text: string) => /^-?[\d.,]*%?$/.test(text);
+  return rows.map((row) =>
+    row.map((cell, i) => isNumber(cell) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join("  ")
+      .trimEnd()
+  ).join("\n");
+}

@@ -1,0 +1,32 @@
+// The fixed buffers that batches are read into. Host memory has one slot for each micro-step of a step, because a queued copy
+// to a GPU may still be reading a slot while the host fills the next; the device side is always the same two tensors.
+import * as k from "../ffi/kernels.ts";
+import { allocateHost, device } from "../ffi/library.ts";
+import { type Address, fixed, type Tensor } from "./tensor.ts";
+
+/** Two int32 tensors (B, T) that every micro-step reads its batch from. */
+export class Inputs {
+  /** Token ids (B, T). */
+  readonly idx: Tensor;
+  /** The id that follows each token (B, T). */
+  readonly targets: Tensor;
+  readonly #host: { x: Address; y: Address }[];
+
+  /** slots: micro-steps in a step. */
+  constructor(B: number, T: number, slots: number) {
+    this.idx = fixed([B, T], "i32", "inputs");
+    this.targets = fixed([B, T], "i32", "inputs");
+    const direct = { x: this.idx.address, y: this.targets.address }; // on the CPU, host memory is device memory
+    const pinned = () => ({ x: allocateHost(this.idx.bytes), y: allocateHost(this.idx.bytes) });
+    this.#host = Array.from({ length: slots }, () => device.library === "cpu" ? direct : pinned());
+  }
+
+  /** Has write() put token ids at x and targets at y (int32 (B, T) each), and queues their copy to the device. */
+  fill(slot: number, write: (x: Address, y: Address) => void): void {
+    const { x, y } = this.#host[slot]!;
+    write(x, y);
+    if (x === this.idx.address) return;
+    k.copy_async(this.idx.address, x, BigInt(this.idx.bytes));
+    k.copy_async(this.targets.address, y, BigInt(this.targets.bytes));
+  }
+}

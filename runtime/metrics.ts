@@ -1,0 +1,134 @@
+// What a run leaves behind beside its checkpoints: config.json, metrics.jsonl (one object a step) and log.txt.
+import { linear } from "./ops.ts";
+import { endStep, noGrad } from "./tape.ts";
+import { device, memoryUse, synchronizeNow } from "../ffi/library.ts";
+import { writeAtomic } from "./checkpoint.ts";
+import { tensor } from "./tensor.ts";
+
+/** One line of metrics.jsonl. */
+export type StepMetrics = {
+  step: number; // from 1: optimizer steps done
+  loss: number; // mean training cross entropy of the step, nats a token
+  lr: number;
+  grad_norm: number; // before clipping
+  tokens: number; // trained on so far
+  tokens_per_sec: number;
+  step_ms: number;
+  mfu: number | null; // model FLOPs / peak FLOPs, 0 to 1; null where the peak is unknown
+  memory_bytes: number; // CPU: resident set of the process; GPU: peak allocated
+  skipped: number; // updates skipped so far because loss or norm was not finite
+  val_loss?: number; // mean over the evaluation windows, where evaluated
+};
+
+/** The files of a run directory that grow while it trains. Lines go to the terminal too. */
+export class RunLog {
+  readonly #metrics: Deno.FsFile;
+  readonly #log: Deno.FsFile;
+
+  constructor(readonly dir: string) {
+    Deno.mkdirSync(dir, { recursive: true });
+    this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
+    this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
+  }
+
+  line(text: string): void {
+    console.log(text);
+    append(this.#log, text);
+  }
+
+  step(metrics: StepMetrics): void {
+    append(this.#metrics, JSON.stringify(metrics));
+  }
+}
+
+function append(file: Deno.FsFile, line: string): void {
+  const bytes = new TextEncoder().encode(line + "\n");
+  for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+}
+
+/** Drops the lines after a step, and a half-written last line: a resumed run writes those steps again. */
+export function truncateMetrics(dir: string, step: number): void {
+  const path = `${dir}/metrics.jsonl`;
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return;
+    throw error;
+  }
+  const kept = text.split("\n").filter((line) => {
+    try {
+      return JSON.parse(line).step <= step;
+    } catch {
+      return false;
+    }
+  });
+  writeAtomic(path, kept.map((line) => line + "\n").join(""));
+}
+
+/** "step 120 | loss 4.3210 | val 4.40 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 38% MFU | 1.2 GB" */
+export function stepLine(m: StepMetrics): string {
+  return [
+    `step ${m.step}`,
+    `loss ${m.loss.toFixed(4)}`,
+    ...(m.val_loss === undefined ? [] : [`val ${m.val_loss.toFixed(4)}`]),
+    `lr ${m.lr.toExponential(1).replace("e+0", "")}`,
+    `norm ${m.grad_norm.toFixed(2)}`,
+    `${Math.round(m.tokens_per_sec).toLocaleString("en-US")} tok/s`,
+    m.mfu === null ? "MFU n/a" : `${(100 * m.mfu).toFixed(0)}% MFU`,
+    formatBytes(m.memory_bytes),
+    ...(m.skipped > 0 ? [`${m.skipped} skipped`] : []),
+  ].join(" | ");
+}
+
+/** "1.2 GB", "340 MB", "12 kB": decimal units. */
+export function formatBytes(bytes: number): string {
+  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;
+  if (bytes >= 1e6) return `${(bytes / 1e6).toFixed(0)} MB`;
+  return `${(bytes / 1e3).toFixed(0)} kB`;
+}
+
+/** Memory in use, as memory_bytes in metrics.jsonl. */
+export function memoryBytes(): number {
+  return device.library === "cuda" ? memoryUse().peak : Deno.memoryUsage().rss;
+}
+
+export type Peak = { flops: number; how: string };
+
+// Dense bfloat16 tensor-core peaks with float32 accumulation, FLOP/s, by a part of the name that the driver reports.
+const GPU_PEAKS: [string, number][] = [
+  ["H100 PCIe", 756e12],
+  ["H100 NVL", 835e12],
+  ["H100", 989.4e12],
+  ["H200", 989.4e12],
+  ["B200", 2250e12],
+  ["A100", 312e12],
+  ["RTX 5090", 209.5e12],
+  ["RTX 4090", 165.2e12],
+  ["RTX 3090", 71e12],
+];
+
+/**
+ * FLOP/s that MFU is measured against, or undefined where it is not known. On a GPU the card's dense bfloat16 peak; on the
+ * CPU the best of a few 1024 x 1024 x 1024 GEMMs timed now (about 50 ms), since no table knows every processor's clock.
+ */
+export function peakFlops(): Peak | undefined {
+  if (device.library === "cuda") {
+    const known = GPU_PEAKS.find(([name]) => device.name.includes(name));
+    return known && { flops: known[1], how: `dense bf16 peak of ${known[0]}` };
+  }
+  if (device.library !== "cpu") return undefined;
+  const n = 1024, ones = new Float32Array(n * n).fill(1);
+  const a = tensor([n, n], ones), b = tensor([n, n], ones);
+  let best = Infinity;
+  noGrad(() => {
+    for (let run = 0; run < 6; run++) {
+      const t0 = performance.now();
+      linear(a, b);
+      synchronizeNow();
+      best = Math.min(best, performance.now() - t0);
+    }
+  });
+  endStep();
+  return { flops: 2 * n ** 3 / (best / 1000), how: `measured ${n}^3 GEMM` };
+}

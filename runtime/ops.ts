@@ -1,0 +1,241 @@
+// Every differentiable op: check shapes, launch the forward kernel, hand record() the backward kernel.
+// N is the product of all but the last dimension. Saved for backward: only what the closures below name.
+import * as k from "../ffi/kernels.ts";
+import { debug } from "./debug.ts";
+import { claim, give, grad, isRecording, passOn, record } from "./tape.ts";
+import { bytesPerElement, empty, release, take, type Tensor } from "./tensor.ts";
+
+/** Rows of a table. ids (..., T) int32, w (V, C) -> (..., T, C) */
+export function embedding(ids: Tensor, w: Tensor): Tensor {
+  const [V, C] = matrix("embedding", w);
+  if (ids.dtype !== "i32") throw new TypeError(`embedding: ids must be i32, but they are ${ids.dtype}`);
+  const out = empty([...ids.shape, C]);
+  k.embedding_forward(out.address, ids.address, w.address, ids.size, V, C);
+  return record("embedding", out, [w], () => {
+    const add = claim(w);
+    k.embedding_backward(grad(w), grad(out), ids.address, ids.size, V, C, add);
+  });
+}
+
+/** y = x / sqrt(mean(x^2) + eps) * w over the last axis. x (..., C), w (C) -> (..., C) */
+export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
+  const C = x.shape.at(-1)!, N = x.size / C;
+  if (w.size !== C) {
+    throw new RangeError(`rmsnorm: w must be (${C}) to scale x (${x.shape}), but w is (${w.shape})`);
+  }
+  const out = empty(x.shape);
+  const rstd = take(4 * N); // 1 / rms of each row
+  k.rmsnorm_forward(out.address, rstd.address, x.address, w.address, N, C, eps);
+  return record("rmsnorm", out, [x, w], () => {
+    const addX = claim(x), addW = claim(w);
+    k.rmsnorm_backward(grad(x), grad(w), 0n, grad(out), x.address, w.address, rstd.address, N, C, addX, addW);
+  });
+}
+
+/** y = x w^T (+ residual). x (..., IN), w (OUT, IN), residual (..., OUT) -> (..., OUT) */
+export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
+  const [OUT, IN] = matrix("linear", w), N = x.size / IN;
+  const shape = [...x.shape.slice(0, -1), OUT];
+  if (x.shape.at(-1) !== IN) {
+    throw new RangeError(
+      `linear: w must be (O, ${x.shape.at(-1)}) to multiply x (${x.shape}), but w is (${w.shape})`,
+    );
+  }
+  if (residual && residual.size !== N * OUT) {
+    throw new RangeError(
+      `linear: residual must be (${shape}) to be added to x w^T, but it is (${residual.shape})`,
+    );
+  }
+  const out = empty(shape);
+  k.linear_forward(out.address, x.address, w.address, residual?.address ?? 0n, N, IN, OUT);
+  return record("linear", out, residual ? [x, w, residual] : [x, w], () => {
+    if (x.buf.needsGrad) {
+      const add = claim(x);
+      k.linear_dgrad(grad(x), grad(out), w.address, N, IN, OUT, add);
+    }
+    if (w.buf.needsGrad) {
+      const add = claim(w);
+      k.linear_wgrad(grad(w), grad(out), x.address, N, IN, OUT, add);
+    }
+    if (residual) passOn(residual, out);
+  }, { flops: 2 * N * IN * OUT });
+}
+
+/** H query heads and K key/value heads of size D, side by side in the last two axes of qkv: (B, T, H + 2K, D). */
+export type Heads = { n_head: number; n_kv_head: number; head_dim: number };
+
+/** Rotates queries and keys in place. qkv (B, T, (H + 2K) * D), table (rows, D) of cosines and sines -> the same qkv */
+export function rope(
+  qkv: Tensor,
+  table: Tensor,
+  { n_head: H, n_kv_head: K, head_dim: D }: Heads,
+  pos = 0,
+): Tensor {
+  const [B, T] = headShape("rope", qkv, H, K, D);
+  if (table.shape[1] !== D || pos + T > table.shape[0]!) {
+    throw new RangeError(
+      `rope: table must be (>= ${pos + T}, ${D}) for positions ${pos}..${
+        pos + T - 1
+      }, but it is (${table.shape})`,
+    );
+  }
+  k.rope(qkv.address, table.address, B, T, pos, H, K, D, 0);
+  return record("rope", qkv, [qkv], () => {
+    k.rope(grad(qkv), table.address, B, T, pos, H, K, D, 1);
+  }, { inPlace: true });
+}
+
+/** Keys and values of the tokens generated so far, of one layer: two tensors (B, K, T_max, D). */
+export type LayerCache = { k: Tensor; v: Tensor };
+
+/** Causal softmax(q k^T / sqrt(D)) v, query head h reading key/value head floor(h K / H). qkv (B, T, (H + 2K) * D) -> (B, T, H * D) */
+export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }: Heads): Tensor {
+  const [B, T] = headShape("attention", qkv, H, K, D);
+  const out = empty([B, T, H * D]);
+  const lse = take(4 * B * H * T); // log of each row's softmax denominator
+  k.attention_forward(out.address, lse.address, qkv.address, B, T, H, K, D);
+  return record("attention", out, [qkv], () => {
+    const dqkv = take(qkv.bytes), delta = take(lse.bytes);
+    k.attention_backward(
+      dqkv.address,
+      delta.address,
+      grad(out),
+      out.address,
+      lse.address,
+      qkv.address,
+      B,
+      T,
+      H,
+      K,
+      D,
+    );
+    release(delta);
+    give(qkv, dqkv);
+  }, { flops: 2 * B * H * D * T * (T + 1) });
+}
+
+/** attention() for generation: the T tokens of qkv stand at positions pos.. and see everything in the cache; no gradient. */
+export function cachedAttention(
+  qkv: Tensor,
+  { n_head: H, n_kv_head: K, head_dim: D }: Heads,
+  cache: LayerCache,
+  pos: number,
+): Tensor {
+  const [B, T] = headShape("cachedAttention", qkv, H, K, D);
+  const T_max = cache.k.shape[2]!;
+  if (cache.k.shape[0] !== B || pos + T > T_max) {
+    throw new RangeError(
+      `cachedAttention: cache must be (${B}, ${K}, >= ${pos + T}, ${D}), but it is (${cache.k.shape})`,
+    );
+  }
+  const out = empty([B, T, H * D]);
+  k.attention_cached(out.address, cache.k.address, cache.v.address, qkv.address, B, T, pos, T_max, H, K, D);
+  return record("attention_cached", out, [qkv], () => {
+    throw new Error("cachedAttention: there is no backward pass; use attention()");
+  });
+}
+
+/** silu(gate) * up. gate_up (..., 2F), gates first -> (..., F) */
+export function swiglu(gate_up: Tensor): Tensor {
+  const F = gate_up.shape.at(-1)! / 2, N = gate_up.size / (2 * F);
+  if (!Number.isInteger(F)) {
+    throw new RangeError(
+      `swiglu: the last axis must be even to hold gates and ups, but x is (${gate_up.shape})`,
+    );
+  }
+  const out = empty([...gate_up.shape.slice(0, -1), F]);
+  k.swiglu_forward(out.address, gate_up.address, N, F);
+  return record("swiglu", out, [gate_up], () => {
+    // The gradient may take the place of its input if no other op reads that.
+    const inPlace = gate_up.buf.uses === 1 && !debug.on;
+    const block = inPlace ? gate_up.buf.block : take(gate_up.bytes);
+    k.swiglu_backward(block.address, 0n, grad(out), gate_up.address, N, F);
+    give(gate_up, block);
+  });
+}
+
+/** a + b, of equal shapes. */
+export function add(a: Tensor, b: Tensor): Tensor {
+  if (a.size !== b.size) {
+    throw new RangeError(`add: a (${a.shape}) and b (${b.shape}) must have the same shape`);
+  }
+  const out = empty(a.shape);
+  k.add(out.address, a.address, b.address, BigInt(a.size));
+  return record("add", out, [a, b], () => {
+    if (b.buf.needsGrad) {
+      const copy = take(b.bytes);
+      k.copy_async(copy.address, grad(out), BigInt(b.bytes));
+      give(b, copy);
+    }
+    passOn(a, out);
+  });
+}
+
+/** Options of linearCrossEntropy(). */
+export type HeadOptions = {
+  vocab_size: number; // columns of the logits that count; w may have more rows (padding)
+  head_chunk: number; // rows whose logits exist at a time
+  grad_scale: number; // multiplies the gradient: 1 / gradient_accumulation_steps
+};
+
+/**
+ * Mean cross entropy of softmax(x w^T) at the targets, in nats. x (..., C), w (V_padded, C), targets (...) int32, < 0 = no
+ * loss -> (1) float. The logits are made, used and overwritten by their own gradient chunk by chunk, so the gradients of x
+ * and w are computed here; backward only hands them over.
+ */
+export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, options: HeadOptions): Tensor {
+  const [V_padded, C] = matrix("linearCrossEntropy", w), N = x.size / C;
+  if (targets.size !== N || x.shape.at(-1) !== C || options.vocab_size > V_padded) {
+    throw new RangeError(
+      `linearCrossEntropy: x must be (N, ${C}) with N targets and w at least (${options.vocab_size}, ${C}), ` +
+        `but x is (${x.shape}), targets (${targets.shape}), w (${w.shape})`,
+    );
+  }
+  const train = isRecording(), chunk = Math.min(N, options.head_chunk), act = bytesPerElement("act");
+  const losses = take(4 * N), logits = take(chunk * V_padded * act);
+  const dx = train ? take(x.bytes) : undefined;
+  for (let row = 0; row < N; row += chunk) {
+    const n = Math.min(chunk, N - row), offset = BigInt(row * C * act), offset4 = BigInt(4 * row);
+    k.linear_forward(logits.address, x.address + offset, w.address, 0n, n, C, V_padded);
+    k.cross_entropy(
+      logits.address,
+      losses.address + offset4,
+      targets.address + offset4,
+      n,
+      options.vocab_size,
+      V_padded,
+      options.grad_scale / N,
+      train ? 1 : 0,
+    );
+    if (!dx) continue;
+    k.linear_dgrad(dx.address + offset, logits.address, w.address, n, C, V_padded, 0);
+    if (w.buf.needsGrad) {
+      const add = claim(w);
+      k.linear_wgrad(grad(w), logits.address, x.address + offset, n, C, V_padded, add);
+    }
+  }
+  const loss = empty([1], "f32");
+  k.sum_scaled(loss.address, losses.address, N, 1 / N, 0);
+  release(logits);
+  release(losses);
+  return record("linearCrossEntropy", loss, [x, w], () => give(x, dx!), {
+    flops: (train ? 6 : 2) * N * C * V_padded,
+  });
+}
+
+function matrix(op: string, w: Tensor): [rows: number, columns: number] {
+  if (w.shape.length !== 2) throw new RangeError(`${op}: w must be a matrix, but it is (${w.shape})`);
+  return [w.shape[0]!, w.shape[1]!];
+}
+
+function headShape(op: string, qkv: Tensor, H: number, K: number, D: number): [B: number, T: number] {
+  const [B, T, width] = qkv.shape;
+  if (qkv.shape.length !== 3 || width !== (H + 2 * K) * D) {
+    throw new RangeError(
+      `${op}: qkv must be (B, T, ${
+        (H + 2 * K) * D
+      }) for ${H} + 2 * ${K} heads of ${D}, but it is (${qkv.shape})`,
+    );
+  }
+  return [B!, T!];
+}

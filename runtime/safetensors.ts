@@ -1,0 +1,216 @@
+// safetensors.ts: reads and writes model.safetensors, the format Hugging Face keeps weights in.
+//
+// A file is: 8 bytes, the length of the header, little-endian; the header, JSON padded with spaces to a multiple of 8;
+// then the bytes of all tensors, one after the other, little-endian, row-major. The header maps every name to
+// { dtype, shape, data_offsets: [begin, end] }, counted from the end of the header, and "__metadata__" to strings.
+
+import { UserError } from "../ffi/errors.ts";
+
+const BYTES_PER_ELEMENT = { F32: 4, BF16: 2, F16: 2, I32: 4 };
+const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation
+
+/** The element types that loam reads and writes. */
+export type Dtype = keyof typeof BYTES_PER_ELEMENT;
+
+/** A tensor to write. bytes() is called once, in its turn, so that one staging buffer can serve all tensors. */
+export type Entry = {
+  name: string;
+  dtype: Dtype;
+  shape: readonly number[];
+  bytes: () => Uint8Array | Iterable<Uint8Array>;
+};
+
+/** Where a tensor lies: offset (from the start of the file) and length in bytes. */
+export type TensorInfo = { dtype: Dtype; shape: number[]; offset: number; length: number };
+
+/** An inspected file. read() returns the bytes of a tensor, or its bytes from `begin` up to `end`. */
+export type SafetensorsFile = {
+  path: string;
+  metadata: Record<string, string>;
+  tensors: Map<string, TensorInfo>;
+  read: (name: string, begin?: number, end?: number) => Uint8Array<ArrayBuffer>;
+};
+
+/**
+ * Writes tensors in the given order, and returns when they are on the disk. Memory: one tensor, or one chunk of it.
+ * Throws UserError where the file cannot be written, for example because the disk is full.
+ */
+export function writeSafetensors(
+  path: string,
+  entries: Entry[],
+  metadata: Record<string, string> = {},
+): void {
+  const header = encodeHeader(entries, metadata);
+  using file = openFor(path, "write");
+  writeAll(file, path, header);
+  for (const entry of entries) {
+    const bytes = entry.bytes();
+    const chunks = bytes instanceof Uint8Array ? [bytes] : bytes;
+    let missing = byteLength(entry);
+    for (const chunk of chunks) {
+      writeAll(file, path, chunk);
+      missing -= chunk.length;
+    }
+    if (missing !== 0) throw new Error(`internal: ${entry.name} is ${missing} bytes short of its shape`);
+  }
+  file.syncSync();
+}
+
+/**
+ * Opens a file and checks all of its header against its size; reads no tensor yet.
+ * Throws UserError where the file is missing, cut short, damaged, or holds an element type loam does not read.
+ */
+export function readSafetensors(path: string): SafetensorsFile {
+  const { header, start, size } = readHeader(path);
+  const { __metadata__: metadata = {}, ...described } = header;
+  if (!isRecord(metadata)) throw unreadable(path, "its __metadata__ is not an object");
+
+  const tensors = new Map(
+    Object.entries(described).map(([name, value]) => [name, tensorInfo(path, name, value, start)]),
+  );
+  let end = start;
+  for (const [name, t] of [...tensors].sort(([, a], [, b]) => a.offset - b.offset || a.length - b.length)) {
+    if (t.offset !== end) {
+      throw unreadable(path, `${name} begins at byte ${t.offset}, but the one before ends at ${end}`);
+    }
+    end += t.length;
+  }
+  if (end !== size) throw unreadable(path, `it has ${size} bytes, but its header promises ${end}`);
+
+  function read(name: string, begin = 0, end?: number): Uint8Array<ArrayBuffer> {
+    const t = tensors.get(name);
+    if (!t) throw new UserError(`Cannot read ${name} of ${path}: the file has no tensor of that name`);
+    using file = openFor(path, "read");
+    return readAt(file, path, t.offset + begin, (end ?? t.length) - begin);
+  }
+  return { path, metadata: metadata as Record<string, string>, tensors, read };
+}
+
+/** The elements of a floating-point tensor as float32. F32 is returned as a view of the same bytes. */
+export function toFloat32(bytes: Uint8Array<ArrayBuffer>, dtype: Dtype): Float32Array<ArrayBuffer> {
+  const { buffer, byteOffset } = bytes;
+  const n = bytes.length / BYTES_PER_ELEMENT[dtype];
+  if (dtype === "F32") return new Float32Array(buffer, byteOffset, n);
+  if (dtype === "F16") return new Float32Array(new Float16Array(buffer, byteOffset, n));
+  if (dtype !== "BF16") {
+    throw new TypeError(`Cannot convert ${dtype} to float32: it should be F32, BF16 or F16`);
+  }
+  const high = new Uint16Array(buffer, byteOffset, n);
+  const bits = new Uint32Array(n);
+  for (let i = 0; i < n; i++) bits[i] = high[i]! << 16; // bfloat16 is the upper half of a float32
+  return new Float32Array(bits.buffer);
+}
+
+function encodeHeader(entries: Entry[], metadata: Record<string, string>): Uint8Array {
+  const header: Record<string, unknown> = { __metadata__: { format: "pt", ...metadata } };
+  let end = 0;
+  for (const entry of entries) {
+    const begin = end;
+    end += byteLength(entry);
+    if (entry.name in header) throw new Error(`internal: two tensors are called ${entry.name}`);
+    header[entry.name] = { dtype: entry.dtype, shape: entry.shape, data_offsets: [begin, end] };
+  }
+  const json = new TextEncoder().encode(JSON.stringify(header));
+  const padded = Math.ceil(json.length / 8) * 8;
+  const bytes = new Uint8Array(8 + padded).fill(0x20);
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(padded), true);
+  bytes.set(json, 8);
+  return bytes;
+}
+
+function readHeader(path: string): { header: Record<string, unknown>; start: number; size: number } {
+  using file = openFor(path, "read");
+  const { size } = file.statSync();
+  if (size < 8) throw unreadable(path, `it has ${size} bytes, but a safetensors file has at least 8`);
+  const length = Number(new DataView(readAt(file, path, 0, 8).buffer).getBigUint64(0, true));
+  if (8 + length > size) {
+    throw unreadable(path, `it has ${size} bytes, but its header alone would end at ${8 + length}`);
+  }
+  if (length > MAX_HEADER_BYTES) {
+    throw unreadable(path, `its header has ${length} bytes, more than ${MAX_HEADER_BYTES}`);
+  }
+  const header = parseJson(readAt(file, path, 8, length));
+  if (!isRecord(header)) throw unreadable(path, "its header is not a JSON object");
+  return { header, start: 8 + length, size };
+}
+
+/** The value that the bytes spell, or undefined where they are not JSON. */
+function parseJson(bytes: Uint8Array): unknown {
+  try {
+    return JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+  } catch {
+    return undefined;
+  }
+}
+
+function tensorInfo(path: string, name: string, value: unknown, start: number): TensorInfo {
+  const { dtype, shape, data_offsets: span } = isRecord(value) ? value : {};
+  if (!isSizes(shape) || !isSizes(span) || span.length !== 2) {
+    throw unreadable(path, `the shape or the data_offsets of ${name} are not lists of sizes`);
+  }
+  if (typeof dtype !== "string" || !Object.hasOwn(BYTES_PER_ELEMENT, dtype)) {
+    const known = Object.keys(BYTES_PER_ELEMENT).join(", ");
+    throw new UserError(`Cannot read ${path}: ${name} has dtype ${dtype}, and should have one of ${known}`);
+  }
+  const info = { dtype: dtype as Dtype, shape, offset: start + span[0]!, length: span[1]! - span[0]! };
+  if (info.length !== byteLength(info)) {
+    throw unreadable(
+      path,
+      `${name} spans ${info.length} bytes, but ${dtype} (${shape}) needs ${byteLength(info)}`,
+    );
+  }
+  return info;
+}
+
+function byteLength(t: { dtype: Dtype; shape: readonly number[] }): number {
+  return t.shape.reduce((n, size) => n * size, BYTES_PER_ELEMENT[t.dtype]);
+}
+
+function openFor(path: string, mode: "read" | "write"): Deno.FsFile {
+  try {
+    return Deno.openSync(
+      path,
+      mode === "read" ? { read: true } : { write: true, create: true, truncate: true },
+    );
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error; // its own message says which permission is missing
+    throw new UserError(`Cannot ${mode} ${path}: ${(error as Error).message}`);
+  }
+}
+
+/** Writes all bytes: one write call may take only a part of them (on Linux never more than 2 GiB). */
+function writeAll(file: Deno.FsFile, path: string, bytes: Uint8Array): void {
+  try {
+    for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+  } catch (error) {
+    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
+  }
+}
+
+/** Reads exactly `length` bytes: like a write, one read call may return fewer. */
+function readAt(file: Deno.FsFile, path: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(length);
+  file.seekSync(offset, Deno.SeekMode.Start);
+  for (let done = 0; done < length;) {
+    const n = file.readSync(bytes.subarray(done));
+    if (n === null) {
+      throw unreadable(path, `it has ${offset + done} bytes, but ${offset + length} are needed`);
+    }
+    done += n;
+  }
+  return bytes;
+}
+
+function unreadable(path: string, what: string): UserError {
+  return new UserError(
+    `Cannot read ${path}: ${what}; it was cut short or damaged: copy it again, or use another checkpoint`,
+  );
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isSizes(value: unknown): value is number[] {
+  return Array.isArray(value) && value.every((n) => Number.isSafeInteger(n) && n >= 0);
+}

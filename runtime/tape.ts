@@ -1,0 +1,137 @@
+// Autograd: a list of what ran, walked from its end.
+//
+// An op launches its forward kernel and hands record() a closure that launches its backward kernel. A gradient belongs to a
+// Buffer; the first op to write it overwrites, later ones add (claim() says which), so weight tying, residuals and gradient
+// accumulation need no special case and nothing is ever zeroed. A view shares its buffer's gradient and records nothing.
+import * as k from "../ffi/kernels.ts";
+import { afterBackward, afterForward, callSite, debug } from "./debug.ts";
+import {
+  type Address,
+  type Block,
+  bytesPerElement,
+  release,
+  releaseAll,
+  take,
+  type Tensor,
+} from "./tensor.ts";
+
+export type Entry = {
+  name: string;
+  out: Tensor;
+  inputs: readonly Tensor[];
+  backward: () => void;
+  flops: number; // of the forward pass
+  inPlace: boolean; // out is one of the inputs' buffers
+  where: string; // "model/llama.ts:52", in debug mode only
+};
+
+const tape: Entry[] = [];
+let recording = true;
+
+/** Whether ops are to keep what their backward pass needs. */
+export function isRecording(): boolean {
+  return recording;
+}
+
+/** Runs f without recording: for evaluation and generation. */
+export function noGrad<T>(f: () => T): T {
+  const before = recording;
+  recording = false;
+  try {
+    return f();
+  } finally {
+    recording = before;
+  }
+}
+
+/** flops: of the forward pass, for profiles. inPlace: out is one of the inputs. */
+export type RecordOptions = { flops?: number; inPlace?: boolean };
+
+/** Puts an op that just ran on the tape, if any of its inputs needs a gradient. Returns out. */
+export function record(
+  name: string,
+  out: Tensor,
+  inputs: readonly Tensor[],
+  backward: () => void,
+  options: RecordOptions = {},
+): Tensor {
+  const where = debug.on ? callSite() : "";
+  const entry = {
+    name,
+    out,
+    inputs,
+    backward,
+    flops: options.flops ?? 0,
+    inPlace: options.inPlace ?? false,
+    where,
+  };
+  if (debug.on) afterForward(entry);
+  if (!recording || !inputs.some((t) => t.buf.needsGrad)) return out;
+  for (const t of inputs) t.buf.uses++;
+  out.buf.needsGrad = true;
+  tape.push(entry);
+  return out;
+}
+
+// ---- gradients
+
+/** Address of the gradient of t. Throws if there is none. */
+export function grad(t: Tensor): Address {
+  if (!t.buf.grad) throw new Error(`internal: (${t.shape}) ${t.buf.name} has no gradient`);
+  return t.buf.grad.address;
+}
+
+/** Before writing the gradient of t: makes its memory and returns 0 to overwrite (first writer) or 1 to add. */
+export function claim(t: Tensor): 0 | 1 {
+  const buf = t.buf;
+  if (!buf.grad) {
+    buf.grad = take(t.size * bytesPerElement("act"));
+    return 0;
+  }
+  if (!buf.gradIsEmpty) return 1;
+  buf.gradIsEmpty = false;
+  return 0;
+}
+
+/** Gives x a finished gradient block. The block becomes x's own if it is the first, else it is added and released. */
+export function give(x: Tensor, block: Block): void {
+  if (!x.buf.needsGrad) return release(block);
+  if (x.buf.grad === undefined) {
+    x.buf.grad = block;
+    return;
+  }
+  k.add(grad(x), grad(x), block.address, BigInt(x.size));
+  release(block);
+}
+
+/** Hands the gradient of out, which is not read again, on to x: how a residual connection goes backward at no cost. */
+export function passOn(x: Tensor, out: Tensor): void {
+  const block = out.buf.grad!;
+  out.buf.grad = undefined;
+  give(x, block);
+}
+
+/**
+ * Walks the tape from its end. The gradients of parameters and leaves remain; every other buffer goes back to step memory as
+ * soon as its producer's backward pass has run, so do not read activations after this (debug mode keeps them readable).
+ */
+export function backward(loss: Tensor): void {
+  for (let i = tape.length - 1; i >= 0; i--) {
+    const entry = tape[i]!, { out } = entry;
+    if (out.buf.grad || out === loss) {
+      entry.backward();
+      if (debug.on) afterBackward(entry);
+    }
+    if (entry.inPlace || debug.on) continue; // its first producer releases it; debug keeps everything
+    if (out.buf.grad && out.buf.grad !== out.buf.block) release(out.buf.grad);
+    out.buf.grad = undefined;
+    if (out !== loss) release(out.buf.block);
+  }
+  tape.length = 0;
+}
+
+/** Forgets the tape and takes back all step memory. Call it after every micro-step, evaluation batch and generated token. */
+export function endStep(): void {
+  tape.length = 0;
+  releaseAll();
+}

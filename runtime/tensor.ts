@@ -1,0 +1,209 @@
+// Tensors, the buffers they look into, and the memory of one training step.
+//
+// Five rules keep a step ready for replay as a CUDA graph: after the first step nothing allocates and addresses repeat;
+// inputs live in fixed buffers; scalars that change are read from device memory; no host read inside a step; one stream.
+import * as k from "../ffi/kernels.ts";
+import { allocate, BF16, copyToDevice, copyToHost, device, F32 } from "../ffi/library.ts";
+import type { Address } from "../ffi/symbols.ts";
+
+export type { Address };
+
+/** act: the device's type for weights and activations (float on the CPU, bfloat16 on CUDA). */
+export type DType = "act" | "f32" | "i32";
+
+export function bytesPerElement(dtype: DType): number {
+  return dtype === "act" && device.act === "bf16" ? 2 : 4;
+}
+
+// ---- memory
+
+/** A range of device memory. */
+export type Block = { readonly address: Address; readonly bytes: number };
+
+/** What memory is used for, as shown by --dry_run. "step" holds activations, their gradients and logits. */
+export type MemoryKind = "weights" | "gradients" | "optimizer" | "inputs" | "constants" | "cache" | "step";
+
+const bytesByKind = new Map<MemoryKind, number>();
+
+/** Bytes allocated so far for each kind of memory. */
+export function memoryByKind(): Record<string, number> {
+  return Object.fromEntries(bytesByKind);
+}
+
+/** Memory for the life of the process, filled with zeros. Throws KernelError when the device has too little. */
+export function permanent(bytes: number, kind: MemoryKind): Block {
+  const address = allocate(bytes);
+  bytesByKind.set(kind, (bytesByKind.get(kind) ?? 0) + bytes);
+  return { address, bytes };
+}
+
+// Step memory: blocks are taken and released in the same order every step, so that every step sees the same addresses.
+const created: Block[] = []; // all blocks, in the order of their creation
+const available = new Map<number, Block[]>(); // free blocks by size
+
+/** Forgets all memory without freeing it: for a plan, and for tests that open another device. */
+export function forgetMemory(): void {
+  created.length = 0;
+  available.clear();
+  bytesByKind.clear();
+}
+
+/** A block of step memory with undefined contents. It returns to the pool by release() or at endStep(). */
+export function take(bytes: number): Block {
+  const size = (bytes + 255) & ~255;
+  const block = available.get(size)?.pop();
+  if (block) return block;
+  const fresh = permanent(size, "step");
+  created.push(fresh);
+  return fresh;
+}
+
+export function release(block: Block): void {
+  const list = available.get(block.bytes);
+  if (list) list.push(block);
+  else available.set(block.bytes, [block]);
+}
+
+/** Takes back all step memory: free lists are rebuilt in the order of creation, so the next step gets the same addresses. */
+export function releaseAll(): void {
+  available.clear();
+  for (let i = created.length - 1; i >= 0; i--) release(created[i]!);
+}
+
+// ---- tensors
+
+/** How a parameter starts: normal with this standard deviation (in its first `rows` rows, zero below), or all `value`. */
+export type Init = { std: number; rows?: number } | { value: number };
+
+/** Device memory and the gradient that belongs to it. Several tensors (views) may look into one buffer. */
+export class Buffer {
+  /** Whether backward() is to make a gradient for it. */
+  needsGrad = false;
+  /** The gradient: act elements, float32 for parameters. */
+  grad: Block | undefined;
+  /** Parameters: the gradient's block is there, but the next write overwrites it. */
+  gradIsEmpty = false;
+  /** Ops on the tape that read it. */
+  uses = 0;
+  /** Parameters: their path, "layers.3.qkv_proj". */
+  name = "";
+  /** Parameters: how they start. */
+  init: Init | undefined;
+  /** A buffer over a block of memory. */
+  constructor(public block: Block) {}
+}
+
+/** A shape over a whole buffer, row-major. */
+export class Tensor {
+  /** Elements. */
+  readonly size: number;
+  /** Prefer empty(), fixed(), param() or tensor(). */
+  constructor(readonly shape: readonly number[], readonly dtype: DType, readonly buf: Buffer) {
+    this.size = shape.reduce((a, b) => a * b, 1);
+  }
+
+  /** Where the memory begins. */
+  get address(): Address {
+    return this.buf.block.address;
+  }
+
+  /** Bytes of memory. */
+  get bytes(): number {
+    return this.size * bytesPerElement(this.dtype);
+  }
+
+  /** The same memory and gradient under another shape. Throws RangeError if the number of elements differs. */
+  view(...shape: number[]): Tensor {
+    const view = new Tensor(shape, this.dtype, this.buf);
+    if (view.size !== this.size) {
+      throw new RangeError(
+        `Cannot view (${this.shape}) as (${shape}): ${this.size} elements are not ${view.size}`,
+      );
+    }
+    return view;
+  }
+
+  /** Values as float32 (int32 ids too), after all queued work. For tests, sampling and debugging, not for the step. */
+  toArray(): Float32Array<ArrayBuffer> {
+    return readFloats(this.address, this.size, this.dtype);
+  }
+}
+
+/** An uninitialised tensor in step memory. */
+export function empty(shape: readonly number[], dtype: DType = "act"): Tensor {
+  const size = shape.reduce((a, b) => a * b, 1);
+  return new Tensor(shape, dtype, new Buffer(take(size * bytesPerElement(dtype))));
+}
+
+/** A tensor that stays, for inputs and constants. It takes no part in gradients. */
+export function fixed(shape: readonly number[], dtype: DType, kind: MemoryKind): Tensor {
+  const size = shape.reduce((a, b) => a * b, 1);
+  return new Tensor(shape, dtype, new Buffer(permanent(size * bytesPerElement(dtype), kind)));
+}
+
+/** Rows from, from + 1, ... of t as (n, C): a look at its memory that takes no part in gradients. */
+export function rows(t: Tensor, from: number, n: number): Tensor {
+  const C = t.shape.at(-1)!, row = C * bytesPerElement(t.dtype);
+  if (from < 0 || (from + n) * C > t.size) {
+    throw new RangeError(`Cannot take rows ${from}..${from + n - 1} of (${t.shape})`);
+  }
+  return new Tensor([n, C], t.dtype, new Buffer({ address: t.address + BigInt(from * row), bytes: n * row }));
+}
+
+const UNPLACED: Block = { address: 0n, bytes: 0 };
+
+/** Declares a trainable tensor. It has no memory until Parameters (optim.ts) places the whole model in one flat buffer. */
+export function param(shape: readonly number[], init: Init): Tensor {
+  const tensor = new Tensor(shape, "act", new Buffer(UNPLACED));
+  tensor.buf.init = init;
+  tensor.buf.needsGrad = true;
+  return tensor;
+}
+
+/** All parameters of a model in the order they are written, with their path as name: "layers.3.qkv_proj". */
+export function named(model: unknown, path = ""): [string, Tensor][] {
+  if (model instanceof Tensor) return model.buf.init ? [[path, model]] : [];
+  if (typeof model !== "object" || model === null) return [];
+  return Object.entries(model).flatMap(([key, value]) => named(value, path ? `${path}.${key}` : key));
+}
+
+// ---- to and from the host
+
+/** n elements at an address as float32; waits for queued work. */
+export function readFloats(address: Address, n: number, dtype: DType): Float32Array<ArrayBuffer> {
+  const host = new Float32Array(n);
+  if (dtype === "i32") {
+    const ints = new Int32Array(host.buffer);
+    copyToHost(ints, address);
+    return Float32Array.from(ints);
+  }
+  if (bytesPerElement(dtype) === 4) {
+    copyToHost(host, address);
+    return host;
+  }
+  const wide = take(4 * n);
+  k.convert(wide.address, address, F32, BF16, BigInt(n));
+  copyToHost(host, wide.address);
+  release(wide);
+  return host;
+}
+
+/** Writes float32 values to an address, converted to the dtype. */
+export function writeFloats(address: Address, values: Float32Array<ArrayBuffer>, dtype: "act" | "f32"): void {
+  if (bytesPerElement(dtype) === 4) return copyToDevice(address, values);
+  const wide = take(values.byteLength);
+  copyToDevice(wide.address, values);
+  k.convert(address, wide.address, BF16, F32, BigInt(values.length));
+  release(wide);
+}
+
+/** A tensor in step memory with the given values; needsGrad makes it a leaf whose gradient can be asked for. */
+export function tensor(shape: readonly number[], values: ArrayLike<number>, needsGrad = false): Tensor {
+  const t = empty(shape);
+  if (values.length !== t.size) {
+    throw new RangeError(`Cannot fill (${shape}) with ${values.length} values: it holds ${t.size}`);
+  }
+  writeFloats(t.address, Float32Array.from(values), "act");
+  t.buf.needsGrad = needsGrad;
+  return t;
+}

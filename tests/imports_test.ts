@@ -1,0 +1,95 @@
+// Keeps the layers apart: reads the import lines of every source file.
+import { assert, assertEquals, assertMatch } from "@std/assert";
+
+const ROOT = new URL("../", import.meta.url);
+
+/** What each folder may import besides itself. "" is the root: train.ts, serve.ts, mod.ts. */
+const ALLOWED: Record<string, string[]> = {
+  ffi: [],
+  runtime: ["ffi"],
+  data: ["ffi"],
+  model: ["ffi", "runtime", "data"],
+  "": ["ffi", "runtime", "data", "model"],
+  bench: ["ffi", "runtime", "data", "model", ""],
+  tests: ["ffi", "runtime", "data", "model", "", "bench"],
+  offline: [],
+};
+
+type Import = { file: string; specifier: string };
+
+const { imports: importMap }: { imports: Record<string, string> } = JSON.parse(
+  Deno.readTextFileSync(new URL("deno.json", ROOT)),
+);
+
+Deno.test("imports point one way: ffi <- runtime <- model <- train, serve, mod; data knows only ffi", () => {
+  const wrong = importsOf(sourceFiles()).filter(({ file, specifier }) => {
+    if (!specifier.startsWith(".")) return false;
+    const from = layerOf(file), to = layerOf(targetOf(file, specifier));
+    const allowed = file.endsWith("_test.ts") ? [...ALLOWED[from]!, "tests"] : ALLOWED[from]!;
+    return from !== to && !allowed.includes(to);
+  });
+  assertEquals(wrong, []);
+});
+
+Deno.test("every package import goes through deno.json", () => {
+  const known = (specifier: string) =>
+    specifier.startsWith("node:") ||
+    Object.keys(importMap).some((key) =>
+      specifier === key || specifier.startsWith(`${key.replace(/\/$/, "")}/`)
+    );
+  const wrong = importsOf(sourceFiles()).filter(({ specifier }) =>
+    !specifier.startsWith(".") && !known(specifier)
+  );
+  assertEquals(wrong, []);
+});
+
+Deno.test("every npm package in deno.json has an exact version", () => {
+  for (const target of Object.values(importMap)) {
+    assertMatch(target, /^(npm:\/?(@[\w-]+\/)?[\w.-]+@\d+\.\d+\.\d+(\/.*)?|jsr:@std\/.+)$/);
+  }
+});
+
+Deno.test("the layer rules see an import of every kind", () => {
+  const source = `import { a } from "./a.ts";\nimport {\n  b,\n} from "../b.ts";\nexport * from "./c.ts";
+import "./d.ts";\nconst e = await import("./e.ts");\nnew Worker(new URL("./f.ts", import.meta.url));
+export function f(g = "./not.ts") {}\nexport const h: "./not.ts";`;
+  assertEquals(specifiersOf(source), ["./a.ts", "../b.ts", "./c.ts", "./d.ts", "./e.ts", "./f.ts"]);
+  assertEquals(layerOf(targetOf("runtime/ops.ts", "../model/llama.ts")), "model");
+  assertEquals(layerOf(targetOf("model/llama.ts", "../train.ts")), "");
+});
+
+/** Paths of all TypeScript files in the layers, relative to the root. */
+function sourceFiles(): string[] {
+  const files: string[] = [];
+  const visit = (folder: string) => {
+    for (const entry of Deno.readDirSync(new URL(folder || ".", ROOT))) {
+      const path = `${folder}${entry.name}`;
+      if (entry.isFile && entry.name.endsWith(".ts")) files.push(path);
+      if (entry.isDirectory && (folder !== "" || entry.name in ALLOWED)) visit(`${path}/`);
+    }
+  };
+  visit("");
+  assert(files.length > 0);
+  return files.sort();
+}
+
+function importsOf(files: string[]): Import[] {
+  return files.flatMap((file) =>
+    specifiersOf(Deno.readTextFileSync(new URL(file, ROOT))).map((specifier) => ({ file, specifier }))
+  );
+}
+
+/** What a source imports or starts as a worker. */
+function specifiersOf(source: string): string[] {
+  const pattern =
+    /(?:^import\s*|^(?:import|export)\b[^"'`;(=]*\bfrom\s*|\bimport\(\s*|new URL\((?=[^)]*\.ts"))"([^"]+)"/gm;
+  return [...source.matchAll(pattern)].map((match) => match[1]!);
+}
+
+function targetOf(file: string, specifier: string): string {
+  return new URL(specifier, new URL(file, ROOT)).pathname.slice(ROOT.pathname.length);
+}
+
+function layerOf(path: string): string {
+  return path.includes("/") ? path.slice(0, path.indexOf("/")) : "";
+}

@@ -1,0 +1,406 @@
+// Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
+import { type Dataset, openDataset } from "./data/bins.ts";
+import { Loader, type Position } from "./data/loader.ts";
+import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
+import { runMain, UserError } from "./ffi/errors.ts";
+import { chooseDevice, type DeviceName, open, synchronize, tokenSource } from "./ffi/library.ts";
+import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
+import { configure, llamaConfig } from "./model/configure.ts";
+import { generate } from "./model/generate.ts";
+import { flopsPerToken, init, type Llama, type LlamaConfig, loss } from "./model/llama.ts";
+import { memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
+import {
+  holdsRun,
+  json,
+  readTrainerState,
+  saveCheckpoint,
+  versions,
+  writeAtomic,
+} from "./runtime/checkpoint.ts";
+import {
+  debug,
+  type DebugMode,
+  profileReport,
+  setDebug,
+  skipTime,
+  startTiming,
+  tapeListing,
+} from "./runtime/debug.ts";
+import { Inputs } from "./runtime/inputs.ts";
+import {
+  memoryBytes,
+  type Peak,
+  peakFlops,
+  RunLog,
+  stepLine,
+  type StepMetrics,
+  truncateMetrics,
+} from "./runtime/metrics.ts";
+import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
+import { backward, endStep, noGrad } from "./runtime/tape.ts";
+import { rows } from "./runtime/tensor.ts";
+
+/** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
+const variables = {
+  preset: "", // "" = gpt-270m on a GPU, tiny on a CPU; see model/presets.ts
+  device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
+  data_dir: "data/demo", // made by deno task prepare
+  out_dir: "", // "" = runs/<date>-<preset>
+  resume: "", // a run directory to go on with
+  seed: 1337,
+
+  // model
+  n_layer: 24,
+  n_embd: 1024,
+  n_head: 16,
+  n_kv_head: 4,
+  head_dim: 0, // 0 = n_embd / n_head
+  n_inner: 0, // 0 = 8/3 n_embd rounded up to 256
+  block_size: 2048,
+  rope_theta: 10000,
+  norm_eps: 1e-6,
+
+  // batch: batch_size * gradient_accumulation_steps * block_size = 262,144 tokens a step
+  batch_size: 4, // windows of block_size tokens in one micro-step
+  gradient_accumulation_steps: 32,
+
+  // optimizer
+  learning_rate: 3e-4,
+  min_lr: 3e-5, // where the cosine ends
+  warmup_iters: 2000,
+  max_iters: 100_000,
+  beta1: 0.9,
+  beta2: 0.95,
+  eps: 1e-8,
+  weight_decay: 0.1, // on matrices, never on norms
+  grad_clip: 1.0, // 0 = off
+  max_skipped: 10, // stop after so many non-finite steps in a row
+
+  // what happens how often, in steps; 0 = never
+  log_interval: 1,
+  eval_interval: 250,
+  eval_batches: 20, // the same windows of the val split every time
+  sample_interval: 1000,
+  sample_tokens: 200,
+  sample_temperature: 0.8,
+  save_interval: 1000,
+  keep_checkpoints: 3, // the newest so many, and the best
+
+  // machine
+  threads: 0, // CPU threads, 0 = all
+  bf16_gemm: false, // CPU: round GEMM inputs to bfloat16 where the BLAS can
+  blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
+  head_chunk: 1024, // rows whose logits are in memory at a time
+
+  // instead of training
+  eval_only: false, // mean loss over the whole val split of the model to --resume
+  dry_run: false, // model size, memory, FLOPs, speed and the first batch, then stop
+  debug: "", // --debug: stop at the first non-finite value; --debug=tape|profile: list or time the ops
+};
+
+export type TrainConfig = typeof variables;
+
+/** One training run, from command-line arguments to the last checkpoint. */
+export async function train(args: string[]): Promise<void> {
+  const { config, checkpoint } = configure(variables, args);
+  const dataset = openDataset(config.data_dir);
+  const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
+  const c = llamaConfig(config, dataset.vocab_size);
+  if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
+
+  const { batch_size: B, block_size: T, gradient_accumulation_steps, head_chunk } = config;
+  const why = openDevice(config);
+  const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
+  const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
+  const val = config.eval_interval > 0
+    ? new Loader(tokenSource, dataset, { ...shape, split: "val" })
+    : undefined;
+  const inputs = new Inputs(B, T, gradient_accumulation_steps);
+  const model = init(c);
+  const parameters = new Parameters(model, { seed: config.seed, train: true });
+  const optimizer = new AdamW(parameters, config);
+  if (checkpoint) resumeFrom(checkpoint, c, optimizer);
+  if (config.eval_only) return evaluateAll(model, c, config, dataset, inputs);
+
+  const log = openRun(config, checkpoint);
+  const peak = peakFlops();
+  let { step, best_val_loss, best_step } = checkpoint ? readTrainerState(checkpoint) : NEW_RUN;
+  banner(log, config, c, why, peak, step);
+  const stop = stopOnSignal();
+  if (step >= config.max_iters) {
+    log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
+  }
+
+  while (step < config.max_iters && !stop.asked) {
+    debug.step = step + 1;
+    const t0 = performance.now();
+    for (let micro = 0; micro < gradient_accumulation_steps; micro++) {
+      inputs.fill(micro, (x, y) => data.trainBatch(x, y, position(config, step, micro)));
+      skipTime();
+      const l = loss(model, inputs.idx, inputs.targets, c, {
+        grad_scale: 1 / gradient_accumulation_steps,
+        head_chunk,
+      });
+      optimizer.addLoss(l, 1 / gradient_accumulation_steps, micro === 0);
+      backward(l);
+      endStep();
+      if (config.debug === "tape") return log.line(tapeListing());
+    }
+    const lr = cosineSchedule(step, config);
+    optimizer.step(lr);
+    await synchronize(); // the only wait of a step; signals and timers are served here
+    const result = optimizer.result();
+    const step_ms = performance.now() - t0;
+    step++;
+
+    const isLast = step === config.max_iters || stop.asked !== "";
+    const saves = due(step, config.save_interval, isLast);
+    const evaluates = due(step, config.eval_interval, isLast || saves);
+    const metrics: StepMetrics = {
+      step,
+      loss: result.loss,
+      lr,
+      grad_norm: result.grad_norm,
+      tokens: step * tokensPerStep(config),
+      tokens_per_sec: tokensPerStep(config) / (step_ms / 1000),
+      step_ms,
+      mfu: peak ? flopsPerToken(c, T) * tokensPerStep(config) / (step_ms / 1000) / peak.flops : null,
+      memory_bytes: memoryBytes(),
+      skipped: result.skipped,
+      ...(val && evaluates
+        ? { val_loss: evaluate(model, c, head_chunk, val, inputs, config.eval_batches) }
+        : {}),
+    };
+    log.step(metrics);
+    if (step % config.log_interval === 0 || evaluates || isLast) log.line(stepLine(metrics));
+    guard(config, data, step, result);
+    if (saves) {
+      const val_loss = metrics.val_loss ?? null;
+      if (val_loss !== null && val_loss < (best_val_loss ?? Infinity)) {
+        [best_val_loss, best_step] = [val_loss, step];
+      }
+      const path = saveCheckpoint(config.out_dir, {
+        model: modelTensors(parameters, c),
+        optimizer: optimizerTensors(optimizer),
+        files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
+        state: {
+          ...result,
+          step,
+          val_loss,
+          best_val_loss,
+          best_step,
+          tokenizer: dataset.tokenizer,
+          config,
+          versions: versions(),
+        },
+      }, config.keep_checkpoints);
+      log.line(`saved ${path}`);
+    }
+    if (tokenizer && due(step, config.sample_interval, isLast)) {
+      log.line(`--- sample after step ${step}\n${sampleText(model, c, config, tokenizer)}\n---`);
+    }
+    if (config.debug === "profile" && step === 1) startTiming(); // the first step warms up
+    if (config.debug === "profile" && step === 1 + PROFILE_STEPS) {
+      return log.line(profileReport(PROFILE_STEPS));
+    }
+  }
+  if (stop.asked) {
+    log.line(
+      `stopped by ${stop.asked} after step ${step}; go on with: deno task train --resume=${config.out_dir}`,
+    );
+  }
+}
+
+const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null as number | null };
+const PROFILE_STEPS = 4;
+
+/** Whether something that happens every `interval` steps (0 = never) happens after this one. */
+function due(step: number, interval: number, always: boolean): boolean {
+  return interval > 0 && (always || step % interval === 0);
+}
+
+function tokensPerStep(config: TrainConfig): number {
+  return config.batch_size * config.gradient_accumulation_steps * config.block_size;
+}
+
+function position({ seed, gradient_accumulation_steps }: TrainConfig, step: number, micro: number): Position {
+  return { seed, step, micro, gradient_accumulation_steps, rank: 0, world_size: 1 };
+}
+
+/** Opens the device of the configuration and says why it is that one. */
+function openDevice(config: TrainConfig): string {
+  const { name, reason } = config.device
+    ? { name: config.device as DeviceName, reason: "as asked" }
+    : chooseDevice();
+  const info = open(name, { threads: config.threads, bf16_gemm: config.bf16_gemm, blas: config.blas });
+  setDebug(config.debug as DebugMode);
+  const cpu = info.library === "cpu" ? `, ${info.threads} threads, ${info.isa}, GEMM: ${info.blas}` : "";
+  return `${info.library} (${reason}): ${info.name}${cpu}`;
+}
+
+/** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. */
+function evaluate(
+  model: Llama,
+  c: LlamaConfig,
+  head_chunk: number,
+  val: Loader,
+  inputs: Inputs,
+  batches: number,
+): number {
+  let sum = 0, windows = 0;
+  for (let i = 0; i < Math.min(batches, val.n_evalBatches); i++) {
+    let n = 0;
+    inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
+    const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
+    sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
+    windows += n;
+    endStep();
+  }
+  return sum / windows;
+}
+
+/** --eval_only: the mean loss over all windows of the val split. */
+function evaluateAll(
+  model: Llama,
+  c: LlamaConfig,
+  config: TrainConfig,
+  dataset: Dataset,
+  inputs: Inputs,
+): void {
+  const val = new Loader(tokenSource, dataset, { ...config, vocab_size: c.vocab_size, split: "val" });
+  const mean = evaluate(model, c, config.head_chunk, val, inputs, Infinity);
+  console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
+}
+
+function sampleText(model: Llama, c: LlamaConfig, config: TrainConfig, tokenizer: Tokenizer): string {
+  const options = {
+    temperature: config.sample_temperature,
+    top_k: 0,
+    top_p: 1,
+    seed: config.seed,
+    stop: tokenizer.eot,
+  };
+  return tokenizer.decode(
+    generate(model, c, [tokenizer.eot], { ...options, max_new_tokens: config.sample_tokens }),
+  );
+}
+
+/** Makes the run directory, or goes on in it. Stops if a new run would mix with an old one. */
+function openRun(config: TrainConfig, checkpoint: string | undefined): RunLog {
+  if (!checkpoint && holdsRun(config.out_dir)) {
+    throw new UserError(
+      `Cannot start a run in ${config.out_dir}: it already holds one; go on with --resume=${config.out_dir}, or choose another --out_dir`,
+    );
+  }
+  const log = new RunLog(config.out_dir);
+  if (checkpoint) truncateMetrics(config.out_dir, readTrainerState(checkpoint).step);
+  writeAtomic(`${config.out_dir}/config.json`, json(config));
+  return log;
+}
+
+/** What will be trained, on what, before the first step. */
+function banner(
+  log: RunLog,
+  config: TrainConfig,
+  c: LlamaConfig,
+  device: string,
+  peak: Peak | undefined,
+  step: number,
+): void {
+  log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
+  log.line(`device ${device}`);
+  log.line(
+    `model ${modelSize(c)}; ${(flopsPerToken(c, c.block_size) / 1e9).toFixed(4)} GFLOP a token, ${
+      tokensPerStep(config)
+    } tokens a step`,
+  );
+  log.line(
+    peak
+      ? `MFU against ${(peak.flops / 1e9).toFixed(0)} GFLOP/s, ${peak.how}`
+      : "MFU n/a: no peak is known for this device",
+  );
+  log.line(step > 0 ? `going on in ${config.out_dir} after step ${step}` : `writing to ${config.out_dir}`);
+}
+
+/** Stops the run when too many updates in a row were not finite, saying what is needed to see it again. */
+function guard(config: TrainConfig, data: Loader, step: number, result: StepResult): void {
+  if (result.skipped_row === 0) return;
+  console.error(
+    `warning: the update of step ${step} was skipped: loss ${result.loss}, gradient norm ${result.grad_norm}`,
+  );
+  if (config.max_skipped === 0 || result.skipped_row < config.max_skipped) return;
+  const windows = data.trainWindows(position(config, step - 1, 0)).map((window) => data.placeOf(window));
+  throw new UserError(
+    `Cannot go on after step ${step}: ${result.skipped_row} updates in a row were not finite (--max_skipped); the step read ` +
+      `${
+        windows.join(", ")
+      }; find the first bad value with --debug, or lower learning_rate ${config.learning_rate}`,
+  );
+}
+
+/** SIGINT and SIGTERM end the run after the current step, with a checkpoint; the second one ends it at once. */
+function stopOnSignal(): { asked: string } {
+  const stop = { asked: "" };
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => {
+      if (stop.asked) Deno.exit(130);
+      stop.asked = signal;
+      console.error(`${signal}: stopping after this step; once more stops at once`);
+    });
+  }
+  return stop;
+}
+
+/** --dry_run: check data, check model, check memory, check speed. Trains nothing and writes nothing. */
+function dryRun(
+  config: TrainConfig,
+  c: LlamaConfig,
+  dataset: Dataset,
+  tokenizer: Tokenizer | undefined,
+): void {
+  const wanted = config.device || chooseDevice().name;
+  const plan = planMemory(c, config, wanted === "cpu" ? "f32" : "bf16");
+  const micro = config.batch_size * config.block_size;
+  console.log(
+    `data   ${dataset.dir}: ${tokensOf(dataset, "train")} train and ${
+      tokensOf(dataset, "val")
+    } val tokens, vocab_size ${dataset.vocab_size}, tokenizer ${dataset.tokenizer}`,
+  );
+  console.log(`model  ${modelSize(c)}`);
+  console.log(
+    `FLOPs  ${(flopsPerToken(c, c.block_size) / 1e9).toFixed(4)} GFLOP a token, ${
+      (flopsPerToken(c, c.block_size) * tokensPerStep(config) / 1e12).toFixed(2)
+    } TFLOP a step of ${tokensPerStep(config)} tokens`,
+  );
+  console.log(`memory on ${wanted}, by kind`);
+  console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
+  try {
+    console.log(`device ${openDevice({ ...config, debug: "" })}`);
+    const peak = peakFlops();
+    const expected = flopsPerToken(c, c.block_size) * micro / (0.5 * (peak?.flops ?? 1e12));
+    if (expected > 30) {
+      console.log(`speed  not measured: a micro-step would take about ${expected.toFixed(0)} s here`);
+    } else {console.log(
+        `speed  ${
+          Math.round(micro / timeMicroStep(c, config) * 1000).toLocaleString("en-US")
+        } tokens/s, forward and backward`,
+      );}
+  } catch (error) {
+    console.log(`speed  not measured: ${(error as Error).message}`);
+    open("plan");
+  }
+  const data = new Loader(tokenSource, dataset, { ...config, vocab_size: c.vocab_size, split: "train" });
+  for (const window of data.trainWindows(position(config, 0, 0))) {
+    console.log(
+      `batch  ${data.placeOf(window)}${
+        tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : ""
+      }`,
+    );
+  }
+}
+
+function tokensOf(dataset: Dataset, split: "train" | "val"): string {
+  return dataset[split].reduce((sum, shard) => sum + shard.tokens, 0).toLocaleString("en-US");
+}
+
+if (import.meta.main) await runMain(() => train(Deno.args));
