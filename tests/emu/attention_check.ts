@@ -117,7 +117,8 @@ check(library.device_open(0, 0, 0, new Uint8Array(1)));
 const qkv = random(B * T * heads * D), dout = random(B * T * H * D);
 const want = reference(Float64Array.from(qkv, fromBf16), Float64Array.from(dout, fromBf16));
 const qkv_at = upload(qkv), dout_at = upload(dout);
-const out_at = unwritten(new Uint16Array(B * T * H * D)), dqkv_at = unwritten(new Uint16Array(B * T * heads * D));
+const out_at = unwritten(new Uint16Array(B * T * H * D)),
+  dqkv_at = unwritten(new Uint16Array(B * T * heads * D));
 const lse_at = unwritten(new Float32Array(B * H * T)), delta_at = unwritten(new Float32Array(B * H * T));
 check(library.attention_forward(out_at, lse_at, qkv_at, B, T, H, K, D));
 compare("attention_forward", out_at, want.out);

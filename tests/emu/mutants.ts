@@ -11,7 +11,11 @@ function plant(source: string, mutant: Mutant): string {
   let at = -1;
   for (let i = 0; i < mutant.occurrence; i++) {
     at = source.indexOf(mutant.search, at + 1);
-    if (at < 0) throw new Error(`Cannot plant "${mutant.name}": kernels.cu no longer has its text, update mutants.json`);
+    if (at < 0) {
+      throw new Error(
+        `Cannot plant "${mutant.name}": kernels.cu no longer has its text, update mutants.json`,
+      );
+    }
   }
   return source.slice(0, at) + mutant.replace + source.slice(at + mutant.search.length);
 }
@@ -26,7 +30,16 @@ async function compile(source: string, directory: string, name: string): Promise
   const library = `${directory}/${name}.so`;
   await Deno.writeTextFile(`${directory}/${name}.cu`, source);
   const flags = ["-std=c++17", "-O2", "-march=native", "-DLOAM_EMU", "-shared", "-fPIC", "-w"];
-  const result = await run("g++", [...flags, "-Itests/emu", "-I.", "-x", "c++", `${directory}/${name}.cu`, "-o", library]);
+  const result = await run("g++", [
+    ...flags,
+    "-Itests/emu",
+    "-I.",
+    "-x",
+    "c++",
+    `${directory}/${name}.cu`,
+    "-o",
+    library,
+  ]);
   if (result.code !== 0) throw new Error(`Cannot compile ${name}.cu: ${result.text}`);
   return library;
 }
