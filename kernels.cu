@@ -145,9 +145,10 @@ DEVICE size_t global_thread() { return (size_t)blockIdx.x * blockDim.x + threadI
 // ---- failures: the first one is kept as text -----------------------------------------------------------------------
 
 static char failure[1024];
+static const char* op = "";  // the function of kernels.h that was called; named in the text of a failure
 
 /** Keeps the text of the first failure: "op: what is wrong (kernels.cu:line)". Returns 1. */
-__attribute__((format(printf, 3, 4))) static int fail(const char* op, int line, const char* format, ...) {
+__attribute__((format(printf, 2, 3))) static int fail(int line, const char* format, ...) {
   if (failure[0]) return 1;
   int used = snprintf(failure, sizeof failure, "%s: ", op);
   va_list args;
@@ -158,26 +159,32 @@ __attribute__((format(printf, 3, 4))) static int fail(const char* op, int line, 
   return 1;
 }
 
-#define FAIL(...) return fail(__func__, __LINE__, __VA_ARGS__)
-#define CHECK(condition, ...) do { if (!(condition)) FAIL(__VA_ARGS__); } while (0)
-#define CUDA(call)                                                                                \
-  do {                                                                                            \
-    cudaError_t error_ = (call);                                                                  \
+#define FAIL(...) return fail(__LINE__, __VA_ARGS__)
+#define CHECK(condition, ...) \
+  do {                        \
+    if (!(condition)) FAIL(__VA_ARGS__); \
+  } while (0)
+#define CUDA(call)                                                                                   \
+  do {                                                                                               \
+    cudaError_t error_ = (call);                                                                     \
     if (error_ != cudaSuccess) FAIL("%s: %s", cudaGetErrorName(error_), cudaGetErrorString(error_)); \
   } while (0)
 
 /** Queues a kernel on the library's stream; the caller returns with an error if it cannot start. */
-#define LAUNCH(kernel, grid, block, shared, ...)                                                  \
-  do {                                                                                            \
-    LAUNCH_KERNEL(kernel, dim3(grid), dim3(block), shared, gpu.stream, __VA_ARGS__);              \
-    CUDA(cudaGetLastError());                                                                     \
+#define LAUNCH(kernel, grid, block, shared, ...)                                         \
+  do {                                                                                   \
+    LAUNCH_KERNEL(kernel, dim3(grid), dim3(block), shared, gpu.stream, __VA_ARGS__);     \
+    CUDA(cudaGetLastError());                                                            \
   } while (0)
 
 /** All pointers an op was given; null is the mistake of a freed or never allocated tensor. */
 template <class... P> static bool present(const P*... p) { return (... && (p != nullptr)); }
 template <class... P> static bool aligned16(const P*... p) { return (... && ((uintptr_t)p % 16 == 0)); }
 
-#define CHECK_OPEN() CHECK(gpu.open, "no device is open: call device_open first")
+/** The first line of every function that needs the device. */
+#define BEGIN()    \
+  op = __func__;   \
+  CHECK(gpu.open, "no device is open: call device_open first")
 #define CHECK_PRESENT(...) CHECK(present(__VA_ARGS__), "an address is 0: was the tensor freed?")
 
 static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d); }
@@ -336,6 +343,7 @@ int last_error(char* text, int32_t capacity) {
 }
 
 int device_open(int32_t index, int32_t, int32_t, const char*) {
+  op = __func__;
   if (gpu.open && index != gpu.index) FAIL("GPU %d is open already: start one process for each GPU", gpu.index);
   if (check_driver() || choose_device(index)) return 1;
   if (!gpu.stream && create_resources()) return 1;
@@ -346,7 +354,7 @@ int device_open(int32_t index, int32_t, int32_t, const char*) {
 }
 
 int device_info(char* json, int32_t capacity) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK(json && capacity > 0, "no room for the text: capacity is %d", capacity);
   int driver = 0, runtime = 0;
   CUDA(cudaDriverGetVersion(&driver));
@@ -370,7 +378,7 @@ int device_info(char* json, int32_t capacity) {
 }
 
 int device_memory(int64_t* bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(bytes);
   size_t free_bytes, total;
   CUDA(cudaMemGetInfo(&free_bytes, &total));
@@ -378,27 +386,26 @@ int device_memory(int64_t* bytes) {
   return 0;
 }
 
-/** Waits for the stream and reports what failed in it, for the function named op. */
-static int wait(const char* op) {
-  cudaError_t e = cudaStreamSynchronize(gpu.stream);
-  if (e != cudaSuccess) return fail(op, __LINE__, "%s: %s", cudaGetErrorName(e), cudaGetErrorString(e));
+/** Waits for the stream and reports what failed in it. */
+static int wait() {
+  CUDA(cudaStreamSynchronize(gpu.stream));
   Fault fault = *gpu.fault;
   *gpu.fault = {};
   if (fault.kind == FAULT_NONE) return 0;
-  return fail(op, __LINE__, "%s: %s %d at row %d is outside the vocabulary of %d: prepare the data with this tokenizer",
-              fault.kind == FAULT_TOKEN ? "embedding" : "cross_entropy", fault.kind == FAULT_TOKEN ? "token" : "target",
-              fault.value, fault.row, fault.limit);
+  FAIL("%s: %s %d at row %d is outside the vocabulary of %d: prepare the data with this tokenizer",
+       fault.kind == FAULT_TOKEN ? "embedding" : "cross_entropy", fault.kind == FAULT_TOKEN ? "token" : "target",
+       fault.value, fault.row, fault.limit);
 }
 
 int synchronize(void) {
-  CHECK_OPEN();
-  return wait(__func__);
+  BEGIN();
+  return wait();
 }
 
 // ---- memory ----------------------------------------------------------------------------------------------------------
 
 int mem_alloc(uint64_t* address, int64_t bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(address);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   void* p = nullptr;
@@ -421,10 +428,10 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
 }
 
 int mem_free(void* address) {
-  CHECK_OPEN();
+  BEGIN();
   auto at = gpu.sizes.find(address);
   CHECK(at != gpu.sizes.end(), "%p is not the address of an allocation: was it freed twice?", address);
-  if (wait(__func__)) return 1;  // queued work may still use it
+  if (wait()) return 1;  // queued work may still use it
   CUDA(cudaFree(address));
   gpu.allocated -= at->second;
   gpu.sizes.erase(at);
@@ -432,7 +439,7 @@ int mem_free(void* address) {
 }
 
 int host_alloc(uint64_t* address, int64_t bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(address);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   void* p = nullptr;
@@ -445,31 +452,32 @@ int host_alloc(uint64_t* address, int64_t bytes) {
 }
 
 int host_free(void* address) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(address);
-  if (wait(__func__)) return 1;
+  if (wait()) return 1;
   CUDA(cudaFreeHost(address));
   return 0;
 }
 
 int copy_to_device(void* dst, const void* src, int64_t bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst, src);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  // A typed array is pageable memory: CUDA has copied it to a staging buffer when the call returns.
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, gpu.stream));
-  return wait(__func__);  // src is the caller's again
+  return 0;
 }
 
 int copy_to_host(void* dst, const void* src, int64_t bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst, src);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, gpu.stream));
-  return wait(__func__);
+  return wait();
 }
 
 int copy_async(void* dst, const void* src, int64_t bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst, src);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, gpu.stream));
@@ -477,7 +485,7 @@ int copy_async(void* dst, const void* src, int64_t bytes) {
 }
 
 int fill_zero(void* dst, int64_t bytes) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   CUDA(cudaMemsetAsync(dst, 0, bytes, gpu.stream));
@@ -497,7 +505,7 @@ template <class Dst, class Src> static __global__ void convert_kernel(Dst* dst, 
 static bool is_float_type(int type) { return type == LOAM_F32 || type == LOAM_BF16; }
 
 int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst, src);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   CHECK(is_float_type(dst_type) && is_float_type(src_type), "types %d <- %d: both must be 0 (f32) or 1 (bf16)", dst_type, src_type);
@@ -514,7 +522,7 @@ template <class T> static __global__ void find_nonfinite_kernel(unsigned long lo
 }
 
 int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(index, x);
   CHECK(n > 0, "n=%lld: must be positive", (long long)n);
   CHECK(is_float_type(type), "type %d: must be 0 (f32) or 1 (bf16)", type);
@@ -562,7 +570,7 @@ static __global__ void init_constant_kernel(float* dst, size_t n, float value) {
 }
 
 int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   LAUNCH(init_normal_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, std, seed, offset);
@@ -570,7 +578,7 @@ int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset
 }
 
 int init_constant(float* dst, int64_t n, float value) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dst);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   LAUNCH(init_constant_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, value);
@@ -593,6 +601,7 @@ static int64_t token_at(const TokenFile& f, int64_t i) {
 }
 
 int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
+  op = __func__;
   CHECK_PRESENT(info, path);
   CHECK(token_bytes == 2 || token_bytes == 4, "%s: token_bytes=%d must be 2 or 4", path, token_bytes);
   CHECK(header_bytes >= 0 && header_bytes % token_bytes == 0, "%s: header_bytes=%d must be a multiple of token_bytes=%d",
@@ -623,6 +632,7 @@ static bool is_token_file(int32_t handle) {
 }
 
 int data_close(int32_t handle) {
+  op = __func__;
   CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
   munmap(token_files[handle].map, token_files[handle].map_bytes);
   token_files[handle] = {};
@@ -630,6 +640,7 @@ int data_close(int32_t handle) {
 }
 
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
+  op = __func__;
   CHECK_PRESENT(x, y);
   CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
   const TokenFile& f = token_files[handle];
@@ -660,7 +671,7 @@ static __global__ void embedding_forward_kernel(act* out, const int* ids, const 
 }
 
 int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N, int32_t V, int32_t C) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, ids, weight);
   CHECK(N > 0 && V > 0 && C > 0 && fits_launch((size_t)N * C), "N=%d V=%d C=%d: must be positive, and N*C below 2^31", N, V, C);
   if (C % 8 == 0 && aligned16(out, weight))
@@ -719,7 +730,7 @@ static __global__ void embedding_backward_kernel(float* dweight, const act* dout
 }
 
 int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C, int32_t accumulate) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dweight, dout, ids);
   CHECK(N > 0 && V > 0 && C > 0, "N=%d V=%d C=%d: must be positive", N, V, C);
   if (!accumulate && fill_zero(dweight, (int64_t)V * C * sizeof(float))) return 1;
@@ -760,7 +771,7 @@ static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* 
 }
 
 int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, rstd, x, weight);
   CHECK(N > 0 && C > 0, "N=%d C=%d: must be positive", N, C);
   unsigned blocks = ceil_div(N, ROWS_PER_BLOCK);
@@ -777,8 +788,8 @@ template <int VEC>
 static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out, const act* dout, const act* x, const act* weight,
                                                const float* rstd, int N, int C, int accumulate_dx) {
   DYNAMIC_SHARED(raw);
-  int warps = blockDim.x / WARP;
-  float* dweight = (float*)raw + (size_t)warp_id() * C;  // of this warp
+  int warps = blockDim.x / WARP, chunks = C / VEC;
+  float* dweight = (float*)raw + (size_t)warp_id() * C;  // of this warp: (VEC, chunks), so that lanes hit different banks
   for (int c = lane_id(); c < C; c += WARP) dweight[c] = 0;
   __syncwarp();
   for (int row = blockIdx.x * warps + warp_id(); row < N; row += gridDim.x * warps) {
@@ -805,7 +816,7 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
 #pragma unroll
       for (int e = 0; e < VEC; e++) {
         float xhat = v[e] * r;
-        dweight[c + e] += dy[e] * xhat;
+        dweight[e * chunks + c / VEC] += dy[e] * xhat;
         d[e] += r * (w[e] * dy[e] - xhat * mean);
         y[e] = xhat * w[e];
       }
@@ -816,7 +827,7 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
   __syncthreads();
   for (int c = threadIdx.x; c < C; c += blockDim.x) {
     float sum = 0;
-    for (int w = 0; w < warps; w++) sum += ((float*)raw)[(size_t)w * C + c];
+    for (int w = 0; w < warps; w++) sum += ((float*)raw)[(size_t)w * C + c % VEC * chunks + c / VEC];
     partial[(size_t)blockIdx.x * C + c] = sum;
   }
 }
@@ -836,7 +847,7 @@ static __global__ void sum_rows_kernel(float* out, const float* partial, int row
 
 int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight, const float* rstd,
                      int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dx, dweight, dout, x, weight, rstd);
   constexpr int MAX_C = 48 * 1024 / sizeof(float);  // one warp's sums must fit into shared memory
   CHECK(N > 0 && C > 0 && C <= MAX_C, "N=%d C=%d: must be positive, and C at most %d", N, C, MAX_C);
@@ -878,7 +889,7 @@ static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, i
 }
 
 int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D, int32_t inverse) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(qkv, table);
   CHECK(B > 0 && T > 0 && pos >= 0 && H > 0 && K >= 0 && D > 0 && D % 2 == 0,
         "B=%d T=%d pos=%d H=%d K=%d D=%d: sizes must be positive and D even", B, T, pos, H, K, D);
@@ -1305,7 +1316,7 @@ attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float
 #define RESERVE_SHARED(kernel, bytes) \
   CUDA(cudaFuncSetAttribute((const void*)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
 
-template <int D> static int forward_of(const char*, act* out, float* lse, const act* qkv, int B, int T, int H, int K) {
+template <int D> static int forward_of(act* out, float* lse, const act* qkv, int B, int T, int H, int K) {
   using Shape = ForwardShape<D>;
   RESERVE_SHARED(attention_forward_kernel<D>, Shape::SHARED);
   LAUNCH(attention_forward_kernel<D>, dim3(H, B, ceil_div(T, Shape::QUERIES)), ATTENTION_THREADS, Shape::SHARED, out, lse, qkv, T, H, K,
@@ -1336,18 +1347,18 @@ static int backward_of(act* dqkv, float* delta, const act* dout, const act* out,
   CHECK(T <= 65535 * 64, "T=%d: must be at most %d", T, 65535 * 64)
 
 int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, lse, qkv);
   CHECK_ATTENTION(B, T, H, K, D);
   CHECK(aligned16(out, qkv), "out and qkv must be aligned to 16 bytes");
-  if (D == 32) return forward_of<32>(__func__, out, lse, qkv, B, T, H, K);
-  if (D == 64) return forward_of<64>(__func__, out, lse, qkv, B, T, H, K);
-  return forward_of<128>(__func__, out, lse, qkv, B, T, H, K);
+  if (D == 32) return forward_of<32>(out, lse, qkv, B, T, H, K);
+  if (D == 64) return forward_of<64>(out, lse, qkv, B, T, H, K);
+  return forward_of<128>(out, lse, qkv, B, T, H, K);
 }
 
 int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int32_t B, int32_t T,
                        int32_t H, int32_t K, int32_t D) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dqkv, delta, dout, out, lse, qkv);
   CHECK_ATTENTION(B, T, H, K, D);
   CHECK(aligned16(dqkv, dout, out, qkv), "dqkv, dout, out and qkv must be aligned to 16 bytes");
@@ -1415,7 +1426,7 @@ static __global__ void attention_cached_kernel(act* out, const act* k_cache, con
 
 int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos, int32_t T_max, int32_t H,
                      int32_t K, int32_t D) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, k_cache, v_cache, qkv);
   CHECK_ATTENTION(B, T, H, K, D);
   CHECK(T < 65536 && pos >= 0 && pos <= T_max - T, "T=%d pos=%d T_max=%d: pos + T must be at most T_max, and T below 65536", T, pos, T_max);
@@ -1619,7 +1630,7 @@ static int multiply_matrices(const Product& p, const void* a, const void* b, con
 #define CHECK_LINEAR(N, IN, OUT) CHECK(N > 0 && IN > 0 && OUT > 0, "N=%d IN=%d OUT=%d: must be positive", N, IN, OUT)
 
 int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, x, weight);
   CHECK_LINEAR(N, IN, OUT);
   CHECK(residual != out, "N=%d IN=%d OUT=%d: residual may not be out", N, IN, OUT);
@@ -1627,14 +1638,14 @@ int linear_forward(act* out, const act* x, const act* weight, const act* residua
 }
 
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dx, dout, weight);
   CHECK_LINEAR(N, IN, OUT);
   return multiply_matrices({false, false, IN, N, OUT, false}, weight, dout, dx, dx, accumulate ? 1.0f : 0.0f);
 }
 
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dweight, dout, x);
   CHECK_LINEAR(N, IN, OUT);
   return multiply_matrices({false, true, IN, OUT, N, true}, x, dout, dweight, dweight, accumulate ? 1.0f : 0.0f);
@@ -1657,7 +1668,7 @@ template <int VEC> static __global__ void swiglu_forward_kernel(act* h, const ac
 }
 
 int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(h, gate_up);
   CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
   if (F % 8 == 0 && aligned16(h, gate_up)) LAUNCH(swiglu_forward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, h, gate_up, N, F);
@@ -1687,7 +1698,7 @@ template <int VEC> static __global__ void swiglu_backward_kernel(act* dgate_up, 
 }
 
 int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int32_t N, int32_t F) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(dgate_up, dh, gate_up);
   CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
   if (F % 8 == 0 && aligned16(dgate_up, h, dh, gate_up))
@@ -1711,7 +1722,7 @@ template <int VEC> static __global__ void add_kernel(act* out, const act* a, con
 }
 
 int add(act* out, const act* a, const act* b, int64_t n) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, a, b);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   if (n % 8 == 0 && aligned16(out, a, b)) LAUNCH(add_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
@@ -1768,7 +1779,7 @@ cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int 
 
 int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride, float grad_scale,
                   int32_t backward) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(logits, losses, targets);
   CHECK(N > 0 && V > 0 && V_stride >= V && V_stride < (1 << 30), "N=%d V=%d V_stride=%d: must be positive, and V_stride at least V", N, V,
         V_stride);
@@ -1787,7 +1798,7 @@ static __global__ void sum_scaled_kernel(float* out, const float* x, int n, floa
 }
 
 int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(out, x);
   CHECK(n > 0, "n=%d: must be positive", n);
   LAUNCH(sum_scaled_kernel, 1, 1024, 0, out, x, n, scale, accumulate);
@@ -1825,7 +1836,7 @@ static __global__ void sum_partials_kernel(double* sumsq, const double* partial,
 }
 
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(sumsq, grad);
   CHECK(n > 0, "n=%lld: must be positive", (long long)n);
   double* partial = (double*)gpu.workspace;
@@ -1853,7 +1864,7 @@ static __global__ void step_control_kernel(float* control, const double* sumsq, 
 }
 
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(control, sumsq);
   CHECK(grad_clip >= 0 && beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
         "grad_clip=%g beta1=%g beta2=%g: grad_clip must not be negative, the betas must lie in [0, 1)", grad_clip, beta1, beta2);
@@ -1887,7 +1898,7 @@ static __global__ void adamw_kernel(act* weight, float* master, float* m, float*
 
 int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n, float beta1, float beta2,
           float eps, float weight_decay) {
-  CHECK_OPEN();
+  BEGIN();
   CHECK_PRESENT(weight, master, m, v, grad, control);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   if (n % 4 == 0 && aligned16(weight, master, m, v, grad))
