@@ -926,21 +926,18 @@ template <int D> DEVICE int swizzle(int row, int chunk) {
 }
 
 /** Starts the copy of a tile (ROWS, D) with rows `stride` apart; rows from `valid` on become zeros. */
-template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, size_t stride, int valid) {
+template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, int stride, int valid) {
+  constexpr int CHUNKS = D / 8, PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle repeats
+  int row0 = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+  act* to = tile + swizzle<D>(row0, chunk);
+  from += row0 * stride + chunk * 8;
 #pragma unroll
-  for (int i = threadIdx.x; i < ROWS * D / 8; i += ATTENTION_THREADS) {
-    int row = i / (D / 8), chunk = i % (D / 8);
-    bool inside = row < valid;
-    cp_async16(tile + swizzle<D>(row, chunk), from + (inside ? row * stride + chunk * 8 : 0), inside);
-  }
+  for (int i = 0; i < ROWS / PASS; i++) cp_async16(to + i * PASS * D, from + i * PASS * stride, row0 + i * PASS < valid);
 }
 
 /** Starts the copy of one float for each of ROWS rows (lse, delta). */
 template <int ROWS> DEVICE void load_column(float* to, const float* from, int valid) {
-  if (threadIdx.x < ROWS) {
-    bool inside = (int)threadIdx.x < valid;
-    cp_async4(to + threadIdx.x, from + (inside ? threadIdx.x : 0), inside);
-  }
+  if (threadIdx.x < ROWS) cp_async4(to + threadIdx.x, from + threadIdx.x, (int)threadIdx.x < valid);
 }
 
 /** An A operand: rows row0 to row0 + 15 and columns 16 k to 16 k + 15 of a tile. */
@@ -1006,13 +1003,13 @@ DEVICE float quad_max(float v) {
 
 /** Where things lie in qkv (B, T, H + 2K, D) for one batch and one key head. */
 struct Heads {
-  const act *q, *k, *v;  // at t = 0
-  size_t stride;         // from t to t + 1
+  const act *q, *k;    // at t = 0
+  int k_to_v, stride;  // from a key to its value, from t to t + 1
 };
 DEVICE Heads heads_of(const act* qkv, int b, int h, int k, int T, int H, int K, int D) {
-  size_t stride = (size_t)(H + 2 * K) * D;
-  const act* base = qkv + b * T * stride;
-  return {base + h * D, base + (H + k) * D, base + (H + K + k) * D, stride};
+  int stride = (H + 2 * K) * D;
+  const act* base = qkv + (size_t)b * T * stride;
+  return {base + h * D, base + (H + k) * D, K * D, stride};
 }
 
 template <int D> struct ForwardShape {
@@ -1036,12 +1033,13 @@ attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int
   Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
   auto fetch = [&](int tile) {
     act* stage = stages + tile % 2 * 2 * KEYS * D;
-    load_tile<D, KEYS>(stage, at.k + tile * KEYS * at.stride, at.stride, T - tile * KEYS);
-    load_tile<D, KEYS>(stage + KEYS * D, at.v + tile * KEYS * at.stride, at.stride, T - tile * KEYS);
+    const act* k = at.k + (size_t)tile * KEYS * at.stride;
+    load_tile<D, KEYS>(stage, k, at.stride, T - tile * KEYS);
+    load_tile<D, KEYS>(stage + KEYS * D, k + at.k_to_v, at.stride, T - tile * KEYS);
   };
 
   act* queries = stages + 2 * KEYS * D;  // they pass through the second stage on their way to the registers
-  load_tile<D, QUERIES>(queries, at.q + block0 * at.stride, at.stride, T - block0);
+  load_tile<D, QUERIES>(queries, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
   cp_async_commit();
   fetch(0);
   cp_async_commit();
@@ -1119,97 +1117,111 @@ attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int
   }
 }
 
-template <int D> struct BackwardShape {
-  static constexpr int OWN = 16 * ATTENTION_WARPS;           // rows of a block: queries for dQ, keys for dK and dV
-  static constexpr int STREAM = D <= 64 ? 64 : 32;           // rows of a streamed tile
-  static constexpr bool IN_REGISTERS = D <= 64;              // the block's own operands; else they stay in shared memory
-  static constexpr size_t OWN_BYTES = IN_REGISTERS ? 0 : 2 * OWN * D * sizeof(act);
-  static constexpr size_t STAGE_BYTES = 2 * STREAM * D * sizeof(act);
-  static constexpr size_t COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse and delta of a stage, for dK and dV
-  static constexpr size_t SHARED_DQ = OWN_BYTES + 2 * STAGE_BYTES, SHARED_DKV = SHARED_DQ + 2 * COLUMN_BYTES;
+/**
+ * Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own operands
+ * stay in registers where there is room (IN_REGISTERS), else in shared memory.
+ */
+template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
+  static constexpr int M = FRAGMENTS, OWN = 16 * M * ATTENTION_WARPS, STREAM = ROWS;
+  static constexpr bool IN_REGISTERS = D <= 64;
+  static constexpr size_t OWN_BYTES = 2 * OWN * D * sizeof(act), STAGE_BYTES = 2 * STREAM * D * sizeof(act);
+  static constexpr bool SHARE = IN_REGISTERS && OWN_BYTES <= STAGE_BYTES;  // own rows pass through the second stage
+  static constexpr size_t STAGES_AT = SHARE ? 0 : OWN_BYTES, OWN_AT = SHARE ? STAGE_BYTES : 0;
+  static constexpr size_t COLUMNS_AT = STAGES_AT + 2 * STAGE_BYTES, COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse, delta
+  static constexpr size_t SHARED = COLUMNS_AT + 2 * COLUMN_BYTES;
 };
+template <int D> using QueryShape = BackwardShape<D, D <= 64 ? 2 : 1, 32>;         // dQ
+template <int D> using KeyShape = BackwardShape<D, 1, D <= 64 ? 64 : 32>;          // dK and dV
 
-/** The two operands a block owns: in registers where there is room, else read from shared memory in each step. */
-template <int D> struct OwnRows {
-  static constexpr int STEPS = BackwardShape<D>::IN_REGISTERS ? D / 16 : 1;
-  uint32_t fragments[STEPS][1][4];
+/** One of the two operands (OWN, D) that a block owns. */
+template <int D, class Shape> struct OwnRows {
+  static constexpr int M = Shape::M, STEPS = Shape::IN_REGISTERS ? D / 16 : 1;
+  uint32_t fragments[STEPS][M][4];
   const act* tile;
+
+  DEVICE void load_step(OwnRows& rows, int step, int k) {
+#pragma unroll
+    for (int f = 0; f < M; f++) load_a<D>(rows.fragments[step][f], rows.tile, (warp_id() * M + f) * 16, k);
+  }
 
   DEVICE void keep(OwnRows& rows, const act* tile) {
     rows.tile = tile;
-    if (BackwardShape<D>::IN_REGISTERS)
+    if (Shape::IN_REGISTERS)
 #pragma unroll
-      for (int k = 0; k < STEPS; k++) load_a<D>(rows.fragments[k][0], tile, warp_id() * 16, k);
+      for (int k = 0; k < STEPS; k++) load_step(rows, k, k);
   }
 
-  /** c (16, N) += own rows (16, D) other^T; other (N, D) */
-  template <int N> DEVICE void multiply_by(float (*c)[N / 8][4], OwnRows& rows, const act* other) {
+  /** c[f] (16, STREAM) += own rows (16, D) of fragment f times other^T; other (STREAM, D) */
+  DEVICE void multiply_by(float (*c)[Shape::STREAM / 8][4], OwnRows& rows, const act* other) {
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
-      int step = BackwardShape<D>::IN_REGISTERS ? k : 0;
-      if (!BackwardShape<D>::IN_REGISTERS) load_a<D>(rows.fragments[0][0], rows.tile, warp_id() * 16, k);
-      multiply_transposed<D, N, 1>(c, rows.fragments[step], other, k);
+      int step = Shape::IN_REGISTERS ? k : 0;
+      if (!Shape::IN_REGISTERS) load_step(rows, 0, k);
+      multiply_transposed<D, Shape::STREAM, M>(c, rows.fragments[step], other, k);
     }
   }
 };
 
 /**
- * dQ. Block: 64 queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
+ * dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
  * dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its rows.
  */
 template <int D>
-static __global__ void __launch_bounds__(ATTENTION_THREADS, D <= 64 ? 3 : 2)
-attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int T, int H, int K,
-                    float scale) {
-  using Shape = BackwardShape<D>;
-  constexpr int OWN = Shape::OWN, KEYS = Shape::STREAM;
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int T, int H,
+                    int K, float scale) {
+  using Shape = QueryShape<D>;
+  using Own = OwnRows<D, Shape>;
+  constexpr int M = Shape::M, OWN = Shape::OWN, KEYS = Shape::STREAM;
   DYNAMIC_SHARED(raw);
-  act* stages = (act*)(raw + Shape::OWN_BYTES);
-  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * OWN, warp0 = block0 + warp_id() * 16;
+  act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
+  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * OWN, warp0 = block0 + warp_id() * 16 * M;
   Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
-  size_t out_stride = (size_t)H * D, out_at = ((size_t)b * T * H + h) * D;  // of t = 0 in out and dout
+  int out_stride = H * D;
+  size_t out_at = ((size_t)b * T * H + h) * D;  // t = 0 in out and dout
   auto fetch = [&](int tile) {
     act* stage = stages + tile % 2 * 2 * KEYS * D;
-    load_tile<D, KEYS>(stage, at.k + tile * KEYS * at.stride, at.stride, T - tile * KEYS);
-    load_tile<D, KEYS>(stage + KEYS * D, at.v + tile * KEYS * at.stride, at.stride, T - tile * KEYS);
+    const act* k = at.k + (size_t)tile * KEYS * at.stride;
+    load_tile<D, KEYS>(stage, k, at.stride, T - tile * KEYS);
+    load_tile<D, KEYS>(stage + KEYS * D, k + at.k_to_v, at.stride, T - tile * KEYS);
   };
 
-  // Q and dO: through the second stage into registers, or into their own place in shared memory.
-  act* own = Shape::IN_REGISTERS ? stages + 2 * KEYS * D : (act*)raw;
-  load_tile<D, OWN>(own, at.q + block0 * at.stride, at.stride, T - block0);
-  load_tile<D, OWN>(own + OWN * D, dout + out_at + block0 * out_stride, out_stride, T - block0);
+  load_tile<D, OWN>(own, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(own + OWN * D, dout + out_at + (size_t)block0 * out_stride, out_stride, T - block0);
   cp_async_commit();
   fetch(0);
   cp_async_commit();
 
-  float row_delta[2], row_lse[2];  // of rows l/4 and l/4 + 8
+  float row_delta[M][2], row_lse[M][2];  // of rows l/4 and l/4 + 8 of each fragment
 #pragma unroll
-  for (int r = 0; r < 2; r++) {
-    int row = warp0 + lane_id() / 4 + r * 8;
-    float sum = 0;
-    if (row < T) {
-      size_t first = out_at + row * out_stride + lane_id() % 4 * (D / 4);
+  for (int f = 0; f < M; f++)
 #pragma unroll
-      for (int c = 0; c < D / 4; c += 8) {
-        float x[8], y[8];
-        load<8>(x, dout + first + c);
-        load<8>(y, out + first + c);
+    for (int r = 0; r < 2; r++) {
+      int row = warp0 + f * 16 + lane_id() / 4 + r * 8;
+      float sum = 0;
+      if (row < T) {
+        size_t first = out_at + (size_t)row * out_stride + lane_id() % 4 * (D / 4);
 #pragma unroll
-        for (int e = 0; e < 8; e++) sum += x[e] * y[e];
+        for (int c = 0; c < D / 4; c += 8) {
+          float x[8], y[8];
+          load<8>(x, dout + first + c);
+          load<8>(y, out + first + c);
+#pragma unroll
+          for (int e = 0; e < 8; e++) sum += x[e] * y[e];
+        }
       }
+      row_delta[f][r] = quad_sum(sum);
+      size_t stat = ((size_t)b * H + h) * T + row;
+      row_lse[f][r] = row < T ? lse[stat] * LOG2E : 0.0f;
+      if (row < T && lane_id() % 4 == 0) delta[stat] = row_delta[f][r];
     }
-    row_delta[r] = quad_sum(sum);
-    size_t stat = ((size_t)b * H + h) * T + row;
-    row_lse[r] = row < T ? lse[stat] * LOG2E : 0.0f;
-    if (row < T && lane_id() % 4 == 0) delta[stat] = row_delta[r];
-  }
 
   cp_async_wait<1>();
   __syncthreads();
-  OwnRows<D> q, d_o;
-  OwnRows<D>::keep(q, own);
-  OwnRows<D>::keep(d_o, own + OWN * D);
-  float dq[1][D / 8][4] = {}, log2_scale = scale * LOG2E;
+  Own q, d_o;
+  Own::keep(q, own);
+  Own::keep(d_o, own + OWN * D);
+  float dq[M][D / 8][4] = {}, log2_scale = scale * LOG2E;
   int last_query = min(block0 + OWN, T) - 1, tiles = last_query / KEYS + 1;
   for (int tile = 0; tile < tiles; tile++) {
     cp_async_wait<0>();
@@ -1217,26 +1229,31 @@ attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, co
     if (tile + 1 < tiles) fetch(tile + 1);
     cp_async_commit();
     int key0 = tile * KEYS;
-    if (key0 > warp0 + 15) continue;
+    if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
     const act *keys = stages + tile % 2 * 2 * KEYS * D, *values = keys + KEYS * D;
-    float s[1][KEYS / 8][4] = {}, dp[1][KEYS / 8][4] = {};
-    OwnRows<D>::template multiply_by<KEYS>(s, q, keys);
-    OwnRows<D>::template multiply_by<KEYS>(dp, d_o, values);
+    float s[M][KEYS / 8][4] = {}, dp[M][KEYS / 8][4] = {};
+    Own::multiply_by(s, q, keys);
+    Own::multiply_by(dp, d_o, values);
     bool diagonal = key0 + KEYS - 1 > warp0;
 #pragma unroll
-    for (int n = 0; n < KEYS / 8; n++)
+    for (int f = 0; f < M; f++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        float p = exp2_approx(s[0][n][e] * log2_scale - row_lse[e / 2]);
-        int key = key0 + n * 8 + 2 * (lane_id() % 4) + e % 2, query = warp0 + lane_id() / 4 + e / 2 * 8;
-        if (diagonal && key > query) p = 0;
-        s[0][n][e] = p * (dp[0][n][e] - row_delta[e / 2]);
-      }
-    multiply<D, KEYS, 1>(dq, s, keys);
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          float p = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);
+          int key = key0 + n * 8 + 2 * (lane_id() % 4) + e % 2, query = warp0 + f * 16 + lane_id() / 4 + e / 2 * 8;
+          if (diagonal && key > query) p = 0;
+          s[f][n][e] = p * (dp[f][n][e] - row_delta[f][e / 2]);
+        }
+    multiply<D, KEYS, M>(dq, s, keys);
   }
   cp_async_wait<0>();
-  act* to = dqkv + ((size_t)b * T + warp0) * at.stride + h * D;
-  store_rows<D>(to, at.stride, dq[0], scale, scale, T - warp0);
+#pragma unroll
+  for (int f = 0; f < M; f++) {
+    int row0 = warp0 + f * 16;
+    store_rows<D>(dqkv + ((size_t)b * T + row0) * at.stride + h * D, at.stride, dq[f], scale, scale, T - row0);
+  }
 }
 
 /**
@@ -1246,11 +1263,12 @@ attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, co
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H, int K, float scale) {
-  using Shape = BackwardShape<D>;
+  using Shape = KeyShape<D>;
+  using Own = OwnRows<D, Shape>;
   constexpr int OWN = Shape::OWN, QUERIES = Shape::STREAM;
   DYNAMIC_SHARED(raw);
-  act* stages = (act*)(raw + Shape::OWN_BYTES);
-  float* columns = (float*)(raw + Shape::SHARED_DQ);
+  act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
+  float* columns = (float*)(raw + Shape::COLUMNS_AT);
   int k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * OWN, warp0 = block0 + warp_id() * 16;
   int group = H / K, first_tile = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first_tile, steps = group * tiles;
   Heads at = heads_of(qkv, b, k * group, k, T, H, K, D);
@@ -1259,24 +1277,22 @@ attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float
     act* stage = stages + step % 2 * 2 * QUERIES * D;
     float* column = columns + step % 2 * 2 * QUERIES;
     size_t stat = ((size_t)b * H + k * group + h) * T + query0;
-    load_tile<D, QUERIES>(stage, at.q + h * D + query0 * at.stride, at.stride, valid);
-    load_tile<D, QUERIES>(stage + QUERIES * D, dout + (((size_t)b * T + query0) * H + k * group + h) * D, (size_t)H * D, valid);
+    load_tile<D, QUERIES>(stage, at.q + h * D + (size_t)query0 * at.stride, at.stride, valid);
+    load_tile<D, QUERIES>(stage + QUERIES * D, dout + (((size_t)b * T + query0) * H + k * group + h) * D, H * D, valid);
     load_column<QUERIES>(column, lse + stat, valid);
     load_column<QUERIES>(column + QUERIES, delta + stat, valid);
   };
 
-  // K and V: through the second stage into registers, or into their own place in shared memory.
-  act* own = Shape::IN_REGISTERS ? stages + 2 * QUERIES * D : (act*)raw;
-  load_tile<D, OWN>(own, at.k + block0 * at.stride, at.stride, T - block0);
-  load_tile<D, OWN>(own + OWN * D, at.v + block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(own, at.k + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(own + OWN * D, at.k + at.k_to_v + (size_t)block0 * at.stride, at.stride, T - block0);
   cp_async_commit();
   fetch(0);
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
-  OwnRows<D> keys, values;
-  OwnRows<D>::keep(keys, own);
-  OwnRows<D>::keep(values, own + OWN * D);
+  Own keys, values;
+  Own::keep(keys, own);
+  Own::keep(values, own + OWN * D);
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {}, log2_scale = scale * LOG2E;
   for (int step = 0; step < steps; step++) {
     cp_async_wait<0>();
@@ -1288,8 +1304,8 @@ attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float
     const act *queries = stages + step % 2 * 2 * QUERIES * D, *d_o = queries + QUERIES * D;
     const float* column = columns + step % 2 * 2 * QUERIES;
     float s[1][QUERIES / 8][4] = {}, dp[1][QUERIES / 8][4] = {};
-    OwnRows<D>::template multiply_by<QUERIES>(s, keys, queries);
-    OwnRows<D>::template multiply_by<QUERIES>(dp, values, d_o);
+    Own::multiply_by(s, keys, queries);
+    Own::multiply_by(dp, values, d_o);
     bool diagonal = query0 < warp0 + 15;
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n++) {
@@ -1325,16 +1341,16 @@ template <int D> static int forward_of(act* out, float* lse, const act* qkv, int
 }
 
 template <int D>
-static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int B, int T, int H,
-                       int K) {
-  using Shape = BackwardShape<D>;
-  unsigned tiles = ceil_div(T, Shape::OWN);
-  RESERVE_SHARED(attention_dq_kernel<D>, Shape::SHARED_DQ);
-  RESERVE_SHARED(attention_dkv_kernel<D>, Shape::SHARED_DKV);
-  LAUNCH(attention_dq_kernel<D>, dim3(H, B, tiles), ATTENTION_THREADS, Shape::SHARED_DQ, dqkv, delta, dout, out, lse, qkv, T, H, K,
-         1 / sqrtf(D));
-  LAUNCH(attention_dkv_kernel<D>, dim3(K, B, tiles), ATTENTION_THREADS, Shape::SHARED_DKV, dqkv, delta, dout, lse, qkv, T, H, K,
-         1 / sqrtf(D));
+static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int B, int T,
+                       int H, int K) {
+  using Queries = QueryShape<D>;
+  using Keys = KeyShape<D>;
+  dim3 query_blocks(H, B, ceil_div(T, Queries::OWN)), key_blocks(K, B, ceil_div(T, Keys::OWN));
+  float scale = 1 / sqrtf(D);
+  RESERVE_SHARED(attention_dq_kernel<D>, Queries::SHARED);
+  RESERVE_SHARED(attention_dkv_kernel<D>, Keys::SHARED);
+  LAUNCH(attention_dq_kernel<D>, query_blocks, ATTENTION_THREADS, Queries::SHARED, dqkv, delta, dout, out, lse, qkv, T, H, K, scale);
+  LAUNCH(attention_dkv_kernel<D>, key_blocks, ATTENTION_THREADS, Keys::SHARED, dqkv, delta, dout, lse, qkv, T, H, K, scale);
   return 0;
 }
 
