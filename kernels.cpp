@@ -901,8 +901,8 @@ int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int3
 //
 // Queries and keys are taken in blocks of BLOCK rows. The scores of a pair of blocks are kept transposed, S^T (keys,
 // queries): then maxima and sums over the keys run down the columns, which needs no sums across a vector, and only the
-// queries (and dout) have to be transposed, once for each block of queries. Keys, values and all results are read and
-// written in place in the fused buffers.
+// queries (and dout) have to be transposed, once for each block of queries. Heads are first copied out of the fused
+// buffer into dense arrays, since rows a multiple of 4 KiB apart would push each other out of the cache.
 //
 // Every product goes through strip(), TILE_ROWS rows at a time; each strip leaves out what the causal mask hides.
 // Query row m of a block sees key row n of a block where n <= m + shift, shift = position of query 0 - position of key 0.
@@ -915,16 +915,43 @@ struct AttentionSize {
   int64_t out_row() const { return H * D; }
   int64_t n_blocks() const { return divide_up(T, BLOCK); }
   int64_t kv_head(int64_t head) const { return head / (H / K); }
+  int64_t kv_floats() const { return B * K * T * D; }
   int64_t work() const { return B * H * T * T; }
 };
-
-// Floats of scratch memory for one thread: two blocks transposed, two blocks of scores.
-static size_t attention_scratch(int64_t D) { return 2 * D * BLOCK + 2 * BLOCK * BLOCK; }
 
 static int check_attention(const char* function, int B, int T, int H, int K, int D) {
   if (H % K) return fail("%s: H=%d is not a multiple of K=%d (B=%d T=%d D=%d)", function, H, K, B, T, D);
   if (D % 8 || D > 256) return fail("%s: D=%d must be a multiple of 8 up to 256 (B=%d T=%d H=%d K=%d)", function, D, B, T, H, K);
   return 0;
+}
+
+// Scratch memory of one thread for one block of queries.
+struct AttentionScratch {
+  float *scores, *dscores;  // (BLOCK keys, BLOCK queries)
+  float *qt, *dout_t;       // (D, BLOCK): queries times the scale, and dout, transposed
+  float *q, *dout, *result; // (BLOCK, D); result: out in the forward pass, dq in the backward pass
+  static size_t floats(int64_t D) { return 2 * BLOCK * BLOCK + 5 * BLOCK * D; }
+  AttentionScratch(float* memory, int64_t D) {
+    size_t rows = BLOCK * D;
+    scores = memory, dscores = scores + BLOCK * BLOCK, qt = dscores + BLOCK * BLOCK, dout_t = qt + rows;
+    q = dout_t + rows, dout = q + rows, result = dout + rows;
+  }
+};
+
+static void copy_rows(float* to, size_t to_row, const float* from, size_t from_row, int64_t rows, int64_t D) {
+  for (int64_t i = 0; i < rows; i++) memcpy(to + i * to_row, from + i * from_row, D * sizeof(float));
+}
+
+// Copies the key and value heads of qkv to rows pos.. of k and v (B, K, T_max, D).
+static void copy_kv_heads(float* k, float* v, const float* qkv, const AttentionSize& size, int64_t pos, int64_t T_max) {
+  int64_t pairs = size.B * size.K, D = size.D;
+#pragma omp parallel for num_threads(team(pairs * size.T * D))
+  for (int64_t pair = 0; pair < pairs; pair++) {
+    int64_t b = pair / size.K, kv_head = pair % size.K, to = (pair * T_max + pos) * D;
+    const float* from = qkv + b * size.T * size.qkv_row() + (size.H + kv_head) * D;
+    copy_rows(k + to, D, from, size.qkv_row(), size.T, D);
+    copy_rows(v + to, D, from + size.K * D, size.qkv_row(), size.T, D);
+  }
 }
 
 #if defined(__clang__)
@@ -951,33 +978,46 @@ static void transpose(float* to, const float* x, size_t x_row, int64_t rows, int
   }
 }
 
-// scores (keys, BLOCK) = k (keys, D) qt (D, queries), leaving out vectors of queries that see none of a strip's keys.
-static void multiply_scores(float* scores, const float* k, size_t k_row, const float* qt, int64_t keys, int64_t queries,
-                            int64_t D, int64_t shift) {
+// scores (keys, BLOCK) = x (keys, D) yt (D, queries), leaving out vectors of queries that see none of a strip's keys.
+static void multiply_scores(float* scores, const float* x, const float* yt, int64_t keys, int64_t queries, int64_t D,
+                            int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
     int64_t first = min(queries, max(0, n - shift) / W * W);
-    strip(scores + n * BLOCK + first, BLOCK, k + n * k_row, k_row, 1, qt + first, BLOCK, min(TILE_ROWS, keys - n),
-          queries - first, D, false);
+    strip(scores + n * BLOCK + first, BLOCK, x + n * D, D, 1, yt + first, BLOCK, min(TILE_ROWS, keys - n), queries - first,
+          D, false);
   }
 }
 
 // out (queries, D) (+)= scores^T (queries, keys) x (keys, D): the outputs from values, the gradients of queries from keys.
-static void multiply_queries(float* out, size_t out_row, const float* scores, const float* x, size_t x_row, int64_t keys,
-                             int64_t queries, int64_t D, int64_t shift, bool accumulate) {
+static void multiply_queries(float* out, const float* scores, const float* x, int64_t keys, int64_t queries, int64_t D,
+                             int64_t shift, bool accumulate) {
   for (int64_t m = 0; m < queries; m += TILE_ROWS) {
     int64_t seen = max(0, min(keys, m + TILE_ROWS + shift));
-    strip(out + m * out_row, out_row, scores + m, 1, BLOCK, x, x_row, min(TILE_ROWS, queries - m), D, seen, accumulate);
+    strip(out + m * D, D, scores + m, 1, BLOCK, x, D, min(TILE_ROWS, queries - m), D, seen, accumulate);
   }
 }
 
 // out (keys, D) += scores (keys, queries) x (queries, D): the gradients of values and keys.
-static void multiply_keys(float* out, size_t out_row, const float* scores, const float* x, size_t x_row, int64_t keys,
-                          int64_t queries, int64_t D, int64_t shift) {
+static void multiply_keys(float* out, const float* scores, const float* x, int64_t keys, int64_t queries, int64_t D,
+                          int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
     int64_t first = min(queries, max(0, n - shift));
-    strip(out + n * out_row, out_row, scores + n * BLOCK + first, BLOCK, 1, x + first * x_row, x_row,
-          min(TILE_ROWS, keys - n), D, queries - first, true);
+    strip(out + n * D, D, scores + n * BLOCK + first, BLOCK, 1, x + first * D, D, min(TILE_ROWS, keys - n), D,
+          queries - first, true);
   }
+}
+
+// In the column of W queries from m on: the keys that a query does not see get `hidden`, keys that none of them sees, from
+// the returned one on, get 0.
+static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_t shift) {
+  ivec last_seen = lane_numbers() + (int32_t)(m + shift);
+  int64_t all_see = max(0, min(keys, m + shift + 1)), end = max(0, min(keys, m + shift + W));
+  for (int64_t n = all_see; n < end; n++) {
+    float* s = scores + n * BLOCK + m;
+    store(s, last_seen >= (int32_t)n ? load(s) : vec{} + hidden);
+  }
+  for (int64_t n = end; n < keys; n++) store(scores + n * BLOCK + m, vec{});
+  return end;
 }
 
 // Per query: the largest score so far, the sum of exponentials relative to it, and the factor that the last block of keys
@@ -988,56 +1028,67 @@ struct Softmax {
   alignas(64) float factor[BLOCK];
 };
 
+static inline vec larger(vec a, vec b) { return a > b ? a : b; }
+
 // scores become exp(score - top), 0 where masked.
 static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift) {
-  const vec lowest = vec{} - INFINITY;
   for (int64_t m = 0; m < queries; m += W) {
-    ivec last_seen = lane_numbers() + (int32_t)(m + shift);
-    int64_t end = max(0, min(keys, m + W + shift));  // no query of this vector sees a key from here on
-    vec before = load(state->top + m), top = before;
+    int64_t end = mask(scores, -INFINITY, keys, m, shift);
+    float* column = scores + m;
+    vec before = load(state->top + m), even = before, odd = before;  // two maxima, as each waits for the one before it
+    for (int64_t n = 0; n < end; n++) (n % 2 ? odd : even) = larger(load(column + n * BLOCK), n % 2 ? odd : even);
+    vec top = larger(even, odd), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < end; n++) {
-      vec score = last_seen >= (int32_t)n ? load(scores + n * BLOCK + m) : lowest;
-      top = score > top ? score : top;
-    }
-    vec factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
-    for (int64_t n = 0; n < end; n++) {
-      vec p = last_seen >= (int32_t)n ? fast_exp(load(scores + n * BLOCK + m) - top) : vec{};
+      vec p = fast_exp(load(column + n * BLOCK) - top);
       sum += p;
-      store(scores + n * BLOCK + m, p);
+      store(column + n * BLOCK, p);
     }
-    for (int64_t n = end; n < keys; n++) store(scores + n * BLOCK + m, vec{});
     store(state->top + m, top);
     store(state->sum + m, sum);
     store(state->factor + m, factor);
   }
 }
 
-static void scale_row(float* x, int64_t D, float factor) {
+static void scale_row(float* to, const float* x, int64_t D, float factor) {
 #pragma omp simd
-  for (int64_t d = 0; d < D; d++) x[d] *= factor;
+  for (int64_t d = 0; d < D; d++) to[d] = x[d] * factor;
 }
 
 // Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
 static void attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const float* k, const float* v,
-                   size_t kv_row, int64_t queries, int64_t position, int64_t D, float* scratch) {
-  float* qt = scratch;
-  float* scores = scratch + D * BLOCK;
+                   int64_t queries, int64_t position, int64_t D, float* memory) {
+  AttentionScratch scratch(memory, D);
   Softmax state;
   for (int m = 0; m < BLOCK; m++) state.top[m] = -INFINITY, state.sum[m] = 0.0f;
-  transpose(qt, q, q_row, queries, D, 1.0f / sqrtf((float)D));
+  transpose(scratch.qt, q, q_row, queries, D, 1.0f / sqrtf((float)D));
   int64_t columns = round_up(queries, W), all_keys = position + queries;
   for (int64_t key = 0; key < all_keys; key += BLOCK) {
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
-    multiply_scores(scores, k + key * kv_row, kv_row, qt, keys, columns, D, shift);
-    online_softmax(&state, scores, keys, columns, shift);
-    if (key > 0) {
-      for (int64_t m = 0; m < queries; m++) scale_row(out + m * out_row, D, state.factor[m]);
+    multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);
+    online_softmax(&state, scratch.scores, keys, columns, shift);
+    for (int64_t m = 0; key > 0 && m < queries; m++) {
+      float* sums = scratch.result + m * D;
+      if (state.factor[m] != 1.0f) scale_row(sums, sums, D, state.factor[m]);
     }
-    multiply_queries(out, out_row, scores, v + key * kv_row, kv_row, keys, queries, D, shift, key > 0);
+    multiply_queries(scratch.result, scratch.scores, v + key * D, keys, queries, D, shift, key > 0);
   }
   for (int64_t m = 0; m < queries; m++) {
-    scale_row(out + m * out_row, D, 1.0f / state.sum[m]);
+    scale_row(out + m * out_row, scratch.result + m * D, D, 1.0f / state.sum[m]);
     if (lse) lse[m] = state.top[m] + logf(state.sum[m]);
+  }
+}
+
+// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: AttentionScratch for every thread.
+static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v, const AttentionSize& size,
+                       int64_t pos, int64_t T_max, float* memory) {
+  int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks();
+#pragma omp parallel for num_threads(team(B * H * T * (pos + T) * D / 16)) schedule(dynamic)
+  for (int64_t task = 0; task < n_blocks * B * H; task++) {
+    int64_t block = n_blocks - 1 - task % n_blocks, head = task / n_blocks % H, b = task / n_blocks / H;  // longest first
+    int64_t t = block * BLOCK, row = b * T + t, kv = (b * K + size.kv_head(head)) * T_max * D;
+    attend(out + row * size.out_row() + head * D, size.out_row(), lse ? lse + (b * H + head) * T + t : nullptr,
+           qkv + row * size.qkv_row() + head * D, size.qkv_row(), k + kv, v + kv, min(BLOCK, T - t), pos + t, D,
+           memory + omp_get_thread_num() * AttentionScratch::floats(D));
   }
 }
 
@@ -1045,19 +1096,12 @@ int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32
   RETURN_IF_ERROR(check("attention_forward", {{"B", B}, {"T", T}, {"H", H}, {"K", K}, {"D", D}}, {{"out", out}, {"lse", lse}, {"qkv", qkv}}));
   RETURN_IF_ERROR(check_attention("attention_forward", B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
-  float* scratch = (float*)workspace("attention_forward", thread_count * attention_scratch(D) * sizeof(float));
-  if (!scratch) return 1;
-  int64_t n_blocks = size.n_blocks(), tasks = n_blocks * B * H;
-#pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
-  for (int64_t task = 0; task < tasks; task++) {
-    int64_t block = n_blocks - 1 - task % n_blocks, head = task / n_blocks % H, b = task / n_blocks / H;  // longest first
-    int64_t t = block * BLOCK;
-    const float* batch = qkv + b * T * size.qkv_row();
-    const float* k = batch + (H + size.kv_head(head)) * D;
-    attend(out + (b * T + t) * size.out_row() + head * D, size.out_row(), lse + (b * H + head) * T + t,
-           batch + t * size.qkv_row() + head * D, size.qkv_row(), k, k + K * D, size.qkv_row(), min(BLOCK, T - t), t, D,
-           scratch + omp_get_thread_num() * attention_scratch(D));
-  }
+  size_t per_thread = thread_count * AttentionScratch::floats(D);
+  float* memory = (float*)workspace("attention_forward", (per_thread + 2 * size.kv_floats()) * sizeof(float));
+  if (!memory) return 1;
+  float *k = memory + per_thread, *v = k + size.kv_floats();
+  copy_kv_heads(k, v, qkv, size, 0, T);
+  attend_all(out, lse, qkv, k, v, size, 0, T, memory);
   return 0;
 }
 
@@ -1065,75 +1109,70 @@ int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32
 static void softmax_backward(float* scores, float* dscores, const float* lse, const float* delta, int64_t keys,
                              int64_t queries, int64_t shift, float scale) {
   for (int64_t m = 0; m < queries; m += W) {
-    ivec last_seen = lane_numbers() + (int32_t)(m + shift);
     vec l = load(lse + m), d = load(delta + m);
-    int64_t end = max(0, min(keys, m + W + shift));
+    int64_t end = mask(scores, -INFINITY, keys, m, shift);
+    mask(dscores, 0.0f, keys, m, shift);
     for (int64_t n = 0; n < end; n++) {
-      float* s = scores + n * BLOCK + m;
-      float* ds = dscores + n * BLOCK + m;
-      ivec seen = last_seen >= (int32_t)n;
-      vec p = seen ? fast_exp(load(s) - l) : vec{};
+      float *s = scores + n * BLOCK + m, *ds = dscores + n * BLOCK + m;
+      vec p = fast_exp(load(s) - l);
       store(s, p);
-      store(ds, seen ? p * (load(ds) - d) * scale : vec{});
-    }
-    for (int64_t n = end; n < keys; n++) {
-      store(scores + n * BLOCK + m, vec{});
-      store(dscores + n * BLOCK + m, vec{});
+      store(ds, p * (load(ds) - d) * scale);
     }
   }
 }
 
-// What attend_backward() works on: one batch row, one query head with its key/value head.
-struct AttentionGradient {
-  float* dq;
-  size_t dq_row;
-  float* dk;
-  float* dv;
-  size_t dkv_row;
-  float* delta;
-  const float *dout, *out;
-  size_t out_row;
-  const float* lse;
-  const float *q, *k, *v;
-  size_t qkv_row;
+// Addresses of one query head of one batch row and of its dense key/value head.
+struct AttentionHead {
+  const float *q, *dout, *out, *lse, *k, *v;
+  float *dq, *dk, *dv, *delta;
 };
 
-// The queries [t, t + BLOCK): writes their dq and delta, adds to dk and dv of all keys they see.
-static void attend_backward(const AttentionGradient& g, int64_t t, int64_t queries, int64_t D, float* scratch) {
-  float* qt = scratch;
-  float* dot = qt + D * BLOCK;
-  float* scores = dot + D * BLOCK;
-  float* dscores = scores + BLOCK * BLOCK;
+// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see.
+static void attend_backward(const AttentionHead& head, const AttentionSize& size, int64_t t, int64_t queries, float* memory) {
+  int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
+  AttentionScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
   float scale = 1.0f / sqrtf((float)D);
-  const float* q = g.q + t * g.qkv_row;
-  const float* dout = g.dout + t * g.out_row;
-  float* dq = g.dq + t * g.dq_row;
+  copy_rows(scratch.q, D, head.q + t * qkv_row, qkv_row, queries, D);
+  copy_rows(scratch.dout, D, head.dout + t * out_row, out_row, queries, D);
+  transpose(scratch.qt, scratch.q, D, queries, D, scale);
+  transpose(scratch.dout_t, scratch.dout, D, queries, D, 1.0f);
   for (int64_t m = 0; m < queries; m++) {
-    const float* out = g.out + (t + m) * g.out_row;
+    const float *dout = scratch.dout + m * D, *out = head.out + (t + m) * out_row;
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t d = 0; d < D; d++) sum += dout[m * g.out_row + d] * out[d];
-    g.delta[t + m] = delta[m] = sum;
-    lse[m] = g.lse[t + m];
+    for (int64_t d = 0; d < D; d++) sum += dout[d] * out[d];
+    head.delta[t + m] = delta[m] = sum;
+    lse[m] = head.lse[t + m];
   }
-  transpose(qt, q, g.qkv_row, queries, D, scale);
-  transpose(dot, dout, g.out_row, queries, D, 1.0f);
-  int64_t columns = round_up(queries, W);
   for (int64_t key = 0; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
-    const float* k = g.k + key * g.qkv_row;
-    multiply_scores(scores, k, g.qkv_row, qt, keys, columns, D, shift);
-    multiply_scores(dscores, g.v + key * g.qkv_row, g.qkv_row, dot, keys, columns, D, shift);
-    softmax_backward(scores, dscores, lse, delta, keys, columns, shift, scale);
-    multiply_keys(g.dv + key * g.dkv_row, g.dkv_row, scores, dout, g.out_row, keys, queries, D, shift);
-    multiply_keys(g.dk + key * g.dkv_row, g.dkv_row, dscores, q, g.qkv_row, keys, queries, D, shift);
-    multiply_queries(dq, g.dq_row, dscores, k, g.qkv_row, keys, queries, D, shift, key > 0);
+    multiply_scores(scratch.scores, head.k + key * D, scratch.qt, keys, columns, D, shift);
+    multiply_scores(scratch.dscores, head.v + key * D, scratch.dout_t, keys, columns, D, shift);
+    softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, scale);
+    multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, queries, D, shift);
+    multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, queries, D, shift);
+    multiply_queries(scratch.result, scratch.dscores, head.k + key * D, keys, queries, D, shift, key > 0);
   }
+  copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
 
-static void zero_rows(float* x, size_t x_row, int64_t rows, int64_t D) {
-  for (int64_t i = 0; i < rows; i++) memset(x + i * x_row, 0, D * sizeof(float));
+// Adds up the parts of dk and dv, (B, K, parts, 2, T, D), in order into the key and value heads of dqkv.
+static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize& size, int64_t parts) {
+  int64_t T = size.T, K = size.K, D = size.D, rows = size.B * K * T;
+#pragma omp parallel for num_threads(team(rows * D))
+  for (int64_t row = 0; row < rows; row++) {
+    int64_t pair = row / T, t = row % T;
+    for (int64_t is_v = 0; is_v < 2; is_v++) {
+      const float* from = partials + ((pair * parts * 2 + is_v) * T + t) * D;
+      float* to = dqkv + (pair / K * T + t) * size.qkv_row() + (size.H + is_v * K + pair % K) * D;
+      memcpy(to, from, D * sizeof(float));
+      for (int64_t part = 1; part < parts; part++) {
+#pragma omp simd
+        for (int64_t d = 0; d < D; d++) to[d] += from[part * 2 * T * D + d];
+      }
+    }
+  }
 }
 
 // A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
@@ -1144,47 +1183,27 @@ int attention_backward(float* dqkv, float* delta, const float* dout, const float
                         {{"dqkv", dqkv}, {"delta", delta}, {"dout", dout}, {"out", out}, {"lse", lse}, {"qkv", qkv}}));
   RETURN_IF_ERROR(check_attention("attention_backward", B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
-  int64_t n_blocks = size.n_blocks(), group = H / K, pairs = (int64_t)B * K;
+  int64_t n_blocks = size.n_blocks(), group = H / K, pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
   int64_t parts = pairs >= 4 * thread_count ? 1 : min(group * n_blocks, divide_up(4 * thread_count, pairs));
-  size_t partial = parts > 1 ? 2 * (size_t)T * D : 0;  // floats of dk and dv of one part
-  float* scratch = (float*)workspace("attention_backward",
-                                     (thread_count * attention_scratch(D) + pairs * parts * partial) * sizeof(float));
-  if (!scratch) return 1;
-  float* partials = scratch + thread_count * attention_scratch(D);
+  size_t per_thread = thread_count * AttentionScratch::floats(D);
+  float* memory = (float*)workspace("attention_backward", (per_thread + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
+  if (!memory) return 1;
+  float *k = memory + per_thread, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
+  copy_kv_heads(k, v, qkv, size, 0, T);
 #pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
   for (int64_t task = 0; task < pairs * parts; task++) {
-    int64_t part = task % parts, kv_head = task / parts % K, b = task / parts / K;
-    size_t batch = b * T * size.qkv_row(), k_at = batch + (H + kv_head) * D, v_at = k_at + K * D;
-    float* dk = parts > 1 ? partials + task * partial : dqkv + k_at;
-    float* dv = parts > 1 ? dk + (size_t)T * D : dqkv + v_at;
-    size_t dkv_row = parts > 1 ? D : size.qkv_row();
-    zero_rows(dk, dkv_row, T, D);
-    zero_rows(dv, dkv_row, T, D);
-    for (int64_t item = part; item < group * n_blocks; item += parts) {
-      int64_t head = kv_head * group + item / n_blocks, t = item % n_blocks * BLOCK;
-      size_t q_at = batch + head * D, out_at = b * T * size.out_row() + head * D, row_at = (b * H + head) * T;
-      AttentionGradient gradient = {dqkv + q_at, (size_t)size.qkv_row(), dk, dv, dkv_row, delta + row_at, dout + out_at, out + out_at,
-                                    (size_t)size.out_row(), lse + row_at, qkv + q_at, qkv + k_at, qkv + v_at, (size_t)size.qkv_row()};
-      attend_backward(gradient, t, min(BLOCK, T - t), D, scratch + omp_get_thread_num() * attention_scratch(D));
+    int64_t pair = task / parts, b = pair / K;
+    float* dk = partials + task * 2 * head_floats;
+    memset(dk, 0, 2 * head_floats * sizeof(float));
+    for (int64_t item = task % parts; item < group * n_blocks; item += parts) {
+      int64_t head = pair % K * group + item / n_blocks, t = item % n_blocks * BLOCK;
+      int64_t q_at = b * T * size.qkv_row() + head * D, out_at = b * T * size.out_row() + head * D, row_at = (b * H + head) * T;
+      AttentionHead addresses = {qkv + q_at, dout + out_at, out + out_at, lse + row_at, k + pair * head_floats,
+                                 v + pair * head_floats, dqkv + q_at, dk, dk + head_floats, delta + row_at};
+      attend_backward(addresses, size, t, min(BLOCK, T - t), memory + omp_get_thread_num() * AttentionScratch::floats(D));
     }
   }
-  if (parts == 1) return 0;
-#pragma omp parallel for num_threads(team(pairs * T * D))
-  for (int64_t row = 0; row < pairs * T; row++) {
-    int64_t pair = row / T, t = row % T, kv_head = pair % K, b = pair / K;
-    float* dk = dqkv + (b * T + t) * size.qkv_row() + (H + kv_head) * D;
-    float* dv = dk + K * D;
-    const float* from = partials + pair * parts * partial + t * D;
-    zero_rows(dk, 0, 1, D);
-    zero_rows(dv, 0, 1, D);
-    for (int64_t part = 0; part < parts; part++, from += partial) {
-#pragma omp simd
-      for (int d = 0; d < D; d++) {
-        dk[d] += from[d];
-        dv[d] += from[(size_t)T * D + d];
-      }
-    }
-  }
+  sum_kv_parts(dqkv, partials, size, parts);
   return 0;
 }
 
@@ -1197,26 +1216,10 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
     return fail("attention_cached: pos=%d and T=%d do not fit into a cache of T_max=%d (B=%d H=%d K=%d D=%d)", pos, T, T_max, B, H, K, D);
   }
   AttentionSize size = {B, T, H, K, D};
-  float* scratch = (float*)workspace("attention_cached", thread_count * attention_scratch(D) * sizeof(float));
-  if (!scratch) return 1;
-  for (int64_t row = 0; row < (int64_t)B * T; row++) {
-    int64_t b = row / T, t = row % T;
-    for (int64_t kv_head = 0; kv_head < K; kv_head++) {
-      const float* k = qkv + row * size.qkv_row() + (H + kv_head) * D;
-      int64_t to = ((b * K + kv_head) * T_max + pos + t) * D;
-      memcpy(k_cache + to, k, D * sizeof(float));
-      memcpy(v_cache + to, k + K * D, D * sizeof(float));
-    }
-  }
-  int64_t n_blocks = size.n_blocks();
-#pragma omp parallel for num_threads(team((int64_t)B * H * T * (pos + T) * D)) schedule(dynamic)
-  for (int64_t task = 0; task < n_blocks * B * H; task++) {
-    int64_t block = n_blocks - 1 - task % n_blocks, head = task / n_blocks % H, b = task / n_blocks / H;
-    int64_t t = block * BLOCK, cache = (b * K + size.kv_head(head)) * T_max * D;
-    attend(out + (b * T + t) * size.out_row() + head * D, size.out_row(), nullptr,
-           qkv + (b * T + t) * size.qkv_row() + head * D, size.qkv_row(), k_cache + cache, v_cache + cache, D,
-           min(BLOCK, T - t), pos + t, D, scratch + omp_get_thread_num() * attention_scratch(D));
-  }
+  float* memory = (float*)workspace("attention_cached", thread_count * AttentionScratch::floats(D) * sizeof(float));
+  if (!memory) return 1;
+  copy_kv_heads(k_cache, v_cache, qkv, size, pos, T_max);
+  attend_all(out, nullptr, qkv, k_cache, v_cache, size, pos, T_max, memory);
   return 0;
 }
 
@@ -1331,7 +1334,12 @@ int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, i
 
 int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
   RETURN_IF_ERROR(check("linear_wgrad", {{"N", N}, {"IN", IN}, {"OUT", OUT}}, {{"dweight", dweight}, {"dout", dout}, {"x", x}}));
-  return gemm("linear_wgrad", true, false, OUT, IN, N, dout, x, accumulate, dweight);
+  const int64_t piece = 512;  // of the rows: columns of dout and x that are read row by row then stay in the cache
+  for (int64_t start = 0; start < N; start += piece) {
+    RETURN_IF_ERROR(gemm("linear_wgrad", true, false, OUT, IN, min(piece, N - start), dout + start * OUT, x + start * IN,
+                         accumulate || start > 0, dweight));
+  }
+  return 0;
 }
 
 // ---- swiglu: h = silu(gate) * up ---------------------------------------------------------------------------------------------
@@ -1388,21 +1396,24 @@ static float cross_entropy_row(float* logits, int target, int V, float grad_scal
   float top = -INFINITY;
 #pragma omp simd reduction(max : top)
   for (int v = 0; v < V; v++) top = logits[v] > top ? logits[v] : top;
+  float target_logit = logits[target];
   double total = 0.0;
   for (int start = 0; start < V; start += 1024) {  // short float sums, added up in double
     int end = (int)min(V, start + 1024);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-    for (int v = start; v < end; v++) sum += fast_exp(logits[v] - top);
+    for (int v = start; v < end; v++) {
+      float e = fast_exp(logits[v] - top);
+      if (backward) logits[v] = e;
+      sum += e;
+    }
     total += sum;
   }
-  float loss = (float)(log(total) - (logits[target] - top));
-  if (!backward) return loss;
-  float factor = (float)(grad_scale / total);
-#pragma omp simd
-  for (int v = 0; v < V; v++) logits[v] = fast_exp(logits[v] - top) * factor;
-  logits[target] -= grad_scale;
-  return loss;
+  if (backward) {
+    scale_row(logits, logits, V, (float)(grad_scale / total));
+    logits[target] -= grad_scale;
+  }
+  return (float)(log(total) - (target_logit - top));
 }
 
 int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride, float grad_scale,

@@ -12,7 +12,7 @@ set -eu
 cd "$(dirname "$0")"
 
 deno_version=2.9.6 # the one installed under .deno/; on PATH any 2.9 or later 2.x will do
-demo_iters=300     # training steps of the demo, about a minute on two CPU cores
+demo_iters=500     # training steps of the demo: half a minute on two CPU cores of one's own
 data=data/demo
 run=runs/demo
 mode=${1:-demo}
@@ -107,16 +107,18 @@ demo() {
   if [ ! -f $data/meta.json ]; then
     say "preparing the demo corpus"
     deno task -q demo-corpus || die "Cannot write data/demo.txt"
-    deno task -q prepare || die "Cannot prepare data/demo.txt"
+    deno task -q prepare --overwrite || die "Cannot prepare data/demo.txt" # over what an interrupted one left
   fi
   if [ -e $run/latest ]; then
     say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
   else
+    rm -rf $run # interrupted before its first checkpoint
     say "training a tiny model for $demo_iters steps"
-    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters || die "Cannot train"
+    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters --log_interval=25 ||
+      die "Cannot train: see above"
   fi
   say "writing text with it"
-  deno task -q sample --checkpoint=$run || die "Cannot sample from $run"
+  deno task -q sample --checkpoint=$run --prompt="interface " --max_new_tokens=300 || die "Cannot sample from $run"
   say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)   next: deno task"
 }
 

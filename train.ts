@@ -1,20 +1,22 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
+import loam from "./deno.json" with { type: "json" };
 import { type Dataset, openDataset } from "./data/bins.ts";
 import { Loader, type Position } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { runMain, UserError } from "./ffi/errors.ts";
-import { chooseDevice, type DeviceName, open, synchronize, tokenSource } from "./ffi/library.ts";
+import { chooseDevice, open, synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
 import { configure, llamaConfig } from "./model/configure.ts";
+import { openDevice } from "./model/device.ts";
 import { generate } from "./model/generate.ts";
 import { flopsPerToken, init, type Llama, type LlamaConfig, loss } from "./model/llama.ts";
 import { memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
 import {
   holdsRun,
   json,
+  listCheckpoints,
   readTrainerState,
   saveCheckpoint,
-  versions,
   writeAtomic,
 } from "./runtime/checkpoint.ts";
 import {
@@ -109,7 +111,7 @@ export async function train(args: string[]): Promise<void> {
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
 
   const { batch_size: B, block_size: T, gradient_accumulation_steps, head_chunk } = config;
-  const why = openDevice(config);
+  const why = useDevice(config);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = config.eval_interval > 0
@@ -130,6 +132,8 @@ export async function train(args: string[]): Promise<void> {
   if (step >= config.max_iters) {
     log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
   }
+  const before = step; // what earlier processes did
+  startTiming();
 
   while (step < config.max_iters && !stop.asked) {
     debug.step = step + 1;
@@ -191,7 +195,7 @@ export async function train(args: string[]): Promise<void> {
           best_step,
           tokenizer: dataset.tokenizer,
           config,
-          versions: versions(),
+          versions,
         },
       }, config.keep_checkpoints);
       log.line(`saved ${path}`);
@@ -199,20 +203,22 @@ export async function train(args: string[]): Promise<void> {
     if (tokenizer && due(step, config.sample_interval, isLast)) {
       log.line(`--- sample after step ${step}\n${sampleText(model, c, config, tokenizer)}\n---`);
     }
-    if (config.debug === "profile" && step === 1) startTiming(); // the first step warms up
-    if (config.debug === "profile" && step === 1 + PROFILE_STEPS) {
+    if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
+    if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
       return log.line(profileReport(PROFILE_STEPS));
     }
   }
   if (stop.asked) {
-    log.line(
-      `stopped by ${stop.asked} after step ${step}; go on with: deno task train --resume=${config.out_dir}`,
-    );
+    const next = config.save_interval > 0
+      ? `go on with: deno task train --resume=${config.out_dir}`
+      : "nothing was saved, as save_interval is 0";
+    log.line(`stopped by ${stop.asked} after step ${step}; ${next}`);
   }
 }
 
 const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null as number | null };
 const PROFILE_STEPS = 4;
+const versions = { loam: loam.version, deno: Deno.version.deno };
 
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
 function due(step: number, interval: number, always: boolean): boolean {
@@ -228,14 +234,12 @@ function position({ seed, gradient_accumulation_steps }: TrainConfig, step: numb
 }
 
 /** Opens the device of the configuration and says why it is that one. */
-function openDevice(config: TrainConfig): string {
-  const { name, reason } = config.device
-    ? { name: config.device as DeviceName, reason: "as asked" }
-    : chooseDevice();
-  const info = open(name, { threads: config.threads, bf16_gemm: config.bf16_gemm, blas: config.blas });
+function useDevice(config: TrainConfig): string {
+  const { threads, bf16_gemm, blas } = config;
+  const info = openDevice(config.device, { threads, bf16_gemm, blas });
   setDebug(config.debug as DebugMode);
   const cpu = info.library === "cpu" ? `, ${info.threads} threads, ${info.isa}, GEMM: ${info.blas}` : "";
-  return `${info.library} (${reason}): ${info.name}${cpu}`;
+  return `${info.library} (${info.reason}): ${info.name}${cpu}`;
 }
 
 /** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. */
@@ -288,12 +292,15 @@ function sampleText(model: Llama, c: LlamaConfig, config: TrainConfig, tokenizer
 /** Makes the run directory, or goes on in it. Stops if a new run would mix with an old one. */
 function openRun(config: TrainConfig, checkpoint: string | undefined): RunLog {
   if (!checkpoint && holdsRun(config.out_dir)) {
+    const [what, next] = listCheckpoints(config.out_dir).length > 0
+      ? ["one", `go on with --resume=${config.out_dir}`]
+      : ["one that saved no checkpoint", "remove it"];
     throw new UserError(
-      `Cannot start a run in ${config.out_dir}: it already holds one; go on with --resume=${config.out_dir}, or choose another --out_dir`,
+      `Cannot start a run in ${config.out_dir}: it already holds ${what}; ${next}, or choose another --out_dir`,
     );
   }
-  const log = new RunLog(config.out_dir);
   if (checkpoint) truncateMetrics(config.out_dir, readTrainerState(checkpoint).step);
+  const log = new RunLog(config.out_dir);
   writeAtomic(`${config.out_dir}/config.json`, json(config));
   return log;
 }
@@ -329,25 +336,30 @@ function guard(config: TrainConfig, data: Loader, step: number, result: StepResu
     `warning: the update of step ${step} was skipped: loss ${result.loss}, gradient norm ${result.grad_norm}`,
   );
   if (config.max_skipped === 0 || result.skipped_row < config.max_skipped) return;
-  const windows = data.trainWindows(position(config, step - 1, 0)).map((window) => data.placeOf(window));
+  const micros = Array.from({ length: config.gradient_accumulation_steps }, (_, micro) => micro);
+  const places = micros.flatMap((micro) =>
+    data.trainWindows(position(config, step - 1, micro)).map((window) => data.placeOf(window))
+  );
+  const more = places.length > 8 ? ` and ${places.length - 8} more` : "";
   throw new UserError(
-    `Cannot go on after step ${step}: ${result.skipped_row} updates in a row were not finite (--max_skipped); the step read ` +
-      `${
-        windows.join(", ")
-      }; find the first bad value with --debug, or lower learning_rate ${config.learning_rate}`,
+    `Cannot go on after step ${step}: ${result.skipped_row} updates in a row were not finite (--max_skipped); the step ` +
+      `read ${places.slice(0, 8).join(", ")}${more}; find the first bad value with --debug, or lower ` +
+      `learning_rate ${config.learning_rate}`,
   );
 }
 
 /** SIGINT and SIGTERM end the run after the current step, with a checkpoint; the second one ends it at once. */
 function stopOnSignal(): { asked: string } {
   const stop = { asked: "" };
-  for (const signal of ["SIGINT", "SIGTERM"] as const) {
-    Deno.addSignalListener(signal, () => {
-      if (stop.asked) Deno.exit(130);
-      stop.asked = signal;
-      console.error(`${signal}: stopping after this step; once more stops at once`);
-    });
+  const onInterrupt = () => ask("SIGINT"), onTerminate = () => ask("SIGTERM");
+  function ask(signal: string): void {
+    stop.asked = signal;
+    Deno.removeSignalListener("SIGINT", onInterrupt); // the next one takes its usual effect, whatever runs then
+    Deno.removeSignalListener("SIGTERM", onTerminate);
+    console.error(`${signal}: stopping after this step; once more stops at once`);
   }
+  Deno.addSignalListener("SIGINT", onInterrupt);
+  Deno.addSignalListener("SIGTERM", onTerminate);
   return stop;
 }
 
@@ -375,7 +387,7 @@ function dryRun(
   console.log(`memory on ${wanted}, by kind`);
   console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
   try {
-    console.log(`device ${openDevice({ ...config, debug: "" })}`);
+    console.log(`device ${useDevice({ ...config, debug: "" })}`);
     const peak = peakFlops();
     const expected = flopsPerToken(c, c.block_size) * micro / (0.5 * (peak?.flops ?? 1e12));
     if (expected > 30) {

@@ -11,10 +11,13 @@ export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
 
 /** A file of tokens. */
 export interface Shard {
+  /** Where the file is. */
   path: string;
+  /** Tokens in it. */
   tokens: number;
   /** Bytes before the first token. */
   header_bytes: number;
+  /** Bytes of one token, little-endian. */
   token_bytes: 2 | 4;
 }
 
@@ -44,14 +47,19 @@ export interface Meta {
 
 /** A dataset that can be trained on. */
 export interface Dataset {
+  /** The directory it was opened from. */
   dir: string;
   /** Where it comes from. Of llm.c's and nanoGPT's, which do not say it, tokenizer and vocabulary are assumed. */
   format: "loam" | "llm.c" | "nanoGPT";
   /** What openTokenizer() takes; null if it is not known. */
   tokenizer: string | null;
+  /** One more than the largest id that may occur. */
   vocab_size: number;
+  /** Id of the end-of-text token. */
   eot: number;
+  /** Shards to train on. */
   train: Shard[];
+  /** Shards to evaluate on. */
   val: Shard[];
 }
 

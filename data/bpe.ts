@@ -5,6 +5,7 @@
 const SLOTS = 1 << 20; // of the hash table, at most a quarter full
 const MAX_ENTRIES = SLOTS / 4;
 const CACHED_BYTES = 32; // longer pieces seldom come again
+const CACHED_IDS = 8 * MAX_ENTRIES; // of all cached pieces together
 
 /** Encodes pieces with a fixed vocabulary. The rank of a token is its id: lower ids merge first. */
 export class Bpe {
@@ -12,12 +13,14 @@ export class Bpe {
   readonly n_tokens: number;
 
   // Entry e is the byte string pool[starts[e] .. starts[e + 1]). Entries below n_tokens are the tokens themselves, the
-  // others are cached pieces, whose ids are cached[e - n_tokens]. A slot of the open-addressing table holds e + 1, or 0.
+  // others are cached pieces with the ids cached[idStarts[e] .. idStarts[e + 1]). A slot of the open-addressing table
+  // holds e + 1, or 0.
   readonly #slots = new Int32Array(SLOTS);
   readonly #hashes = new Int32Array(MAX_ENTRIES);
   readonly #starts = new Int32Array(MAX_ENTRIES + 1);
   readonly #pool = new Uint8Array(MAX_ENTRIES * CACHED_BYTES);
-  readonly #cached: Uint32Array[] = [];
+  readonly #cached = new Uint32Array(CACHED_IDS);
+  readonly #idStarts = new Int32Array(MAX_ENTRIES + 1);
   #entries = 0;
   #longest = 0; // bytes of the longest token
   #missedSlot = 0; // where the last unsuccessful #find() would have stood, and its hash
@@ -47,18 +50,15 @@ export class Bpe {
         ids[n] = entry;
         return n + 1;
       }
-      const cached = this.#cached[entry - this.n_tokens]!;
-      for (let i = 0; i < cached.length; i++) ids[n + i] = cached[i]!;
-      return n + cached.length;
+      const start = this.#idStarts[entry]!, count = this.#idStarts[entry + 1]! - start;
+      for (let i = 0; i < count; i++) ids[n + i] = this.#cached[start + i]!;
+      return n + count;
     }
     const slot = this.#missedSlot, hash = this.#missedHash;
     const end = this.#merge(bytes, from, to, ids, n, this.n_tokens);
-    if (to - from <= CACHED_BYTES && this.#entries < MAX_ENTRIES) {
-      this.#missedSlot = slot;
-      this.#missedHash = hash;
-      this.#insert(bytes, from, to);
-      this.#cached.push(ids.slice(n, end));
-    }
+    this.#missedSlot = slot;
+    this.#missedHash = hash;
+    this.#remember(bytes, from, to, ids.subarray(n, end));
     return end;
   }
 
@@ -113,6 +113,15 @@ export class Bpe {
     this.#starts[entry + 1] = start + to - from;
     this.#hashes[entry] = this.#missedHash;
     this.#slots[this.#missedSlot] = entry + 1;
+  }
+
+  /** Caches a piece that the last #find() missed, while there is room. */
+  #remember(bytes: Uint8Array, from: number, to: number, ids: Uint32Array): void {
+    const start = this.#idStarts[this.#entries]!, end = start + ids.length;
+    if (to - from > CACHED_BYTES || this.#entries === MAX_ENTRIES || end > CACHED_IDS) return;
+    this.#cached.set(ids, start);
+    this.#insert(bytes, from, to);
+    this.#idStarts[this.#entries] = end;
   }
 
   /** Like encode(), without the cache and with the tokens below `limit` only. */

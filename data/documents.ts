@@ -62,7 +62,8 @@ function checkInput(path: string, column: string): Input {
 
 function stat(path: string): Deno.FileInfo {
   try {
-    return Deno.statSync(path);
+    using file = Deno.openSync(path); // a file that may not be read should fail here
+    return file.statSync();
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     const missing = error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory;
@@ -76,8 +77,8 @@ function isDirectory(path: string): boolean {
   try {
     return Deno.statSync(path).isDirectory;
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return false;
   }
 }
 
@@ -134,9 +135,8 @@ function parseLine(line: string, field: string, place: string): string | null {
   try {
     row = JSON.parse(line);
   } catch (error) {
-    throw new UserError(
-      `Cannot read ${place}: ${(error as Error).message}; each line should be one JSON object`,
-    );
+    const reason = (error as Error).message.replace(/ \(line .*/, ""); // it counts lines within this one
+    throw new UserError(`Cannot read ${place}: ${reason}; each line should be one JSON object`);
   }
   if (typeof row !== "object" || row === null || !(field in row)) {
     const fields = typeof row === "object" && row !== null ? Object.keys(row).join(", ") : "";

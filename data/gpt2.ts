@@ -1,5 +1,5 @@
 // The GPT-2 tokenizer (OpenAI's r50k_base): text is cut into pieces by GPT-2's pattern, each piece is byte-pair encoded.
-// Works on UTF-8 bytes without making a string per piece: about three times as fast as tiktoken's encode_ordinary.
+// Works on UTF-8 bytes without making a string per piece: 2.5 times as fast as tiktoken's encode_ordinary once it is warm.
 import ranks from "gpt-tokenizer/data/r50k_base.tiktoken" with { type: "text" };
 import { Bpe } from "./bpe.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";

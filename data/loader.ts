@@ -18,33 +18,43 @@ export interface TokenSource {
 
 /** What a loader reads. */
 export interface LoaderOptions {
+  /** Part of the dataset. */
   split: "train" | "val";
-  batch_size: number; // B
-  block_size: number; // T
+  /** Windows in a batch: B. */
+  batch_size: number;
+  /** Tokens of input in a window: T. */
+  block_size: number;
   /** Vocabulary of the model; larger ids in the data are an error. */
   vocab_size: number;
 }
 
 /** Where in training a batch stands. */
 export interface Position {
+  /** Chooses the order of the windows. */
   seed: number;
   /** Optimizer step, from 0. */
   step: number;
-  /** Micro-step of this rank within the step, and how many there are. */
+  /** Micro-step of this rank within the step, from 0. */
   micro: number;
+  /** Micro-steps of each rank in a step. */
   gradient_accumulation_steps: number;
+  /** This process, from 0. */
   rank: number;
+  /** Number of processes that train together. */
   world_size: number;
 }
 
 /** A window: block_size + 1 tokens from `start` in a shard. */
 export interface Window {
+  /** Place of the shard in the split. */
   shard: number;
+  /** Token of the shard that the window begins with. */
   start: number;
 }
 
 /** Batches from one split of a dataset. */
 export class Loader {
+  /** What it was made with. */
   readonly options: LoaderOptions;
   /** Windows in all shards; an epoch is this many. */
   readonly n_windows: number;

@@ -1,6 +1,6 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
 import { parseArgs } from "@std/cli/parse-args";
-import { UserError } from "../ffi/errors.ts";
+import { nearest, UserError } from "../ffi/errors.ts";
 
 /** Text of --help. */
 export const HELP = `Turn text into a dataset of token bins
@@ -110,7 +110,7 @@ export function parseOptions(args: string[]): PrepareOptions {
     tokenizer: value("tokenizer") ?? defaults.tokenizer,
     val_fraction: fraction(value("val_fraction")) ?? defaults.val_fraction,
     seed: wholeNumber("seed", value("seed"), 0, 2 ** 31 - 1) ?? defaults.seed,
-    limit: wholeNumber("limit", value("limit"), 1, Number.MAX_SAFE_INTEGER) ?? defaults.limit,
+    limit: wholeNumber("limit", value("limit"), 1, Infinity) ?? defaults.limit,
     shard_tokens: wholeNumber("shard_tokens", value("shard_tokens"), 1, 1e9) ?? defaults.shard_tokens,
     overwrite: flags.overwrite,
   };
@@ -119,21 +119,9 @@ export function parseOptions(args: string[]): PrepareOptions {
 /** Called with each argument that is no known flag: plain words are inputs, the rest are mistakes. */
 function refuseFlag(arg: string, name?: string): boolean {
   if (name === undefined) return true;
-  const nearest = FLAGS.toSorted((a, b) => editDistance(name, a) - editDistance(name, b))[0];
-  throw new UserError(`Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest}?`);
-}
-
-/** Insertions, deletions and replacements of one character that turn a into b. */
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1));
-    }
-    row = next;
-  }
-  return row[b.length]!;
+  throw new UserError(
+    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`,
+  );
 }
 
 function wholeNumber(
@@ -145,7 +133,8 @@ function wholeNumber(
   if (text === undefined) return undefined;
   const number = /^\d+$/.test(text) ? Number(text) : NaN;
   if (number >= least && number <= most) return number;
-  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number from ${least} to ${most}`);
+  const range = most === Infinity ? `of at least ${least}` : `from ${least} to ${most}`;
+  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number ${range}`);
 }
 
 function fraction(text: string | undefined): number | undefined {

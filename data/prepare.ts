@@ -2,7 +2,7 @@
 // shards and meta.json. One pass, one thread, memory bounded whatever the size of the input.
 import { runMain, UserError } from "../ffi/errors.ts";
 import { type Meta, type SplitSize, tokenBytes } from "./bins.ts";
-import { findInputs, type Input, readDocuments } from "./documents.ts";
+import { type Batch, findInputs, type Input, readDocuments } from "./documents.ts";
 import { textFraction } from "./hash.ts";
 import { DEMO, HELP, parseOptions, type PrepareOptions } from "./options.ts";
 import { type Progress, showProgress } from "./progress.ts";
@@ -55,28 +55,39 @@ export async function prepare(
   const inputs = findInputs(options.inputs, options.column);
   const tokenizer = await openTokenizer(options.tokenizer);
   using writer = new DatasetWriter(options.out, { ...options, vocab_size: tokenizer.vocab_size });
-  const progress = show(inputs.reduce((sum, { bytes }) => sum + bytes, 0));
   const counts: Counts = { train: emptySplit(), val: emptySplit(), empty: 0, smallest: 1, largest: 0 };
+
+  /** Writes one document to the split that its text decides; returns the number of tokens. */
+  function add(text: string | null): number {
+    if (text === null || text === "") {
+      counts.empty++;
+      return 0;
+    }
+    const place = textFraction(text, options.seed);
+    counts.smallest = Math.min(counts.smallest, place);
+    counts.largest = Math.max(counts.largest, place);
+    const split = place < options.val_fraction ? "val" : "train";
+    const ids = tokenizer.encode(text);
+    writer.append(split, tokenizer.eot, ids);
+    counts[split].documents += 1;
+    counts[split].tokens += 1 + ids.length; // the end-of-text token and the document
+    counts[split].bytes += utf8Bytes(text);
+    return 1 + ids.length;
+  }
+
+  const progress = show(inputs.reduce((sum, { bytes }) => sum + bytes, 0));
   try {
-    await encodeAll(inputs, options, tokenizer, writer, progress, counts);
+    for (const { texts, bytes } of batches(inputs, options)) {
+      let tokens = 0;
+      for (const text of texts) tokens += add(text);
+      await progress.advance(bytes, tokens);
+    }
   } finally {
     await progress.stop();
   }
   checkSplit(counts, options);
-  const own = tokenizer.name === "gpt2" || tokenizer.name === "bytes";
-  const { column, separator, val_fraction, seed, limit, shard_tokens } = options;
-  const meta = writer.finish({
-    format: "loam-bins",
-    version: 1,
-    tokenizer: own ? tokenizer.name : ".",
-    vocab_size: tokenizer.vocab_size,
-    eot: tokenizer.eot,
-    token_bytes: tokenBytes(tokenizer.vocab_size),
-    train: counts.train,
-    val: counts.val,
-    inputs: inputs.map(({ path, bytes }) => ({ name: path, bytes })),
-    options: { column, separator, val_fraction, seed, limit, shard_tokens },
-  }, own ? {} : tokenizer.files());
+  const description = describe(inputs, options, tokenizer, counts);
+  const meta = writer.finish(description, description.tokenizer === "." ? tokenizer.files() : {});
   return { meta, empty: counts.empty };
 }
 
@@ -93,49 +104,16 @@ function emptySplit(): SplitSize {
   return { documents: 0, tokens: 0, bytes: 0 };
 }
 
-async function encodeAll(
-  inputs: Input[],
-  options: PrepareOptions,
-  tokenizer: Tokenizer,
-  writer: DatasetWriter,
-  progress: Progress,
-  counts: Counts,
-): Promise<void> {
+/** The documents of all files, up to the limit. */
+function* batches(inputs: Input[], options: PrepareOptions): Generator<Batch> {
   let left = options.limit ?? Infinity;
   for (const input of inputs) {
     for (const { texts, bytes } of readDocuments(input, options)) {
-      let tokens = 0;
-      for (const text of texts.slice(0, left)) tokens += encodeOne(text, options, tokenizer, writer, counts);
+      yield { texts: texts.slice(0, left), bytes };
       left -= texts.length;
-      await progress.advance(bytes, tokens);
       if (left <= 0) return;
     }
   }
-}
-
-/** Writes one document to the split that its text decides; returns the number of tokens. */
-function encodeOne(
-  text: string | null,
-  { seed, val_fraction }: PrepareOptions,
-  tokenizer: Tokenizer,
-  writer: DatasetWriter,
-  counts: Counts,
-): number {
-  if (text === null || text === "") {
-    counts.empty++;
-    return 0;
-  }
-  const place = textFraction(text, seed);
-  counts.smallest = Math.min(counts.smallest, place);
-  counts.largest = Math.max(counts.largest, place);
-  const split = place < val_fraction ? "val" : "train";
-  const ids = tokenizer.encode(text);
-  writer.append(split, tokenizer.eot, ids);
-  const size = counts[split];
-  size.documents += 1;
-  size.tokens += ids.length + 1; // and the end-of-text token
-  size.bytes += utf8Bytes(text);
-  return ids.length + 1;
 }
 
 /** Bytes of a text in UTF-8. */
@@ -146,6 +124,27 @@ function utf8Bytes(text: string): number {
     if (unit >= 0x80) bytes += unit < 0x800 || (unit & 0xf800) === 0xd800 ? 1 : 2; // each half of a pair counts 2
   }
   return bytes;
+}
+
+/** The contents of meta.json, but for the shards. */
+function describe(
+  inputs: Input[],
+  { column, separator, val_fraction, seed, limit, shard_tokens }: PrepareOptions,
+  { name, vocab_size, eot }: Tokenizer,
+  { train, val }: Counts,
+): Omit<Meta, "shards"> {
+  return {
+    format: "loam-bins",
+    version: 1,
+    tokenizer: name === "gpt2" || name === "bytes" ? name : ".",
+    vocab_size,
+    eot,
+    token_bytes: tokenBytes(vocab_size),
+    train,
+    val,
+    inputs: inputs.map(({ path, bytes }) => ({ name: path, bytes })),
+    options: { column, separator, val_fraction, seed, limit, shard_tokens },
+  };
 }
 
 /** Throws if a split got no documents, naming a val_fraction that gives both some. */

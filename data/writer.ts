@@ -172,7 +172,8 @@ function makeDirectory(dir: string): boolean {
     return !known;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new UserError(`Cannot write to "${dir}": ${(error as Error).message}; choose another --out`);
+    const reason = (error as Error).message.replace(/ \(os error .*/, "");
+    throw new UserError(`Cannot write to "${dir}": ${reason}; choose another --out`);
   }
 }
 

@@ -83,13 +83,15 @@ export async function build(force: boolean): Promise<void> {
 
   const { command, version } = await findCompiler();
   console.log(`compiling ${stale.map(([name]) => name).join(", ")} with ${version}`);
-  const openmp = Deno.build.os === "darwin" ? [] : ["-fopenmp"]; // Apple's clang ships no OpenMP
+  const platform = Deno.build.os === "darwin"
+    ? [] // Apple's clang ships no OpenMP
+    : ["-fopenmp", "-Wl,-z,nodelete"]; // never unloaded: idle OpenMP threads would run in unmapped code at exit
   const t0 = performance.now();
   const queue = [...stale];
   const worker = async () => {
     for (let next = queue.shift(); next; next = queue.shift()) {
       const [name, flags] = next;
-      await compile(command, [...CPU_FLAGS, ...openmp, ...flags], source, libraryUrl(name));
+      await compile(command, [...CPU_FLAGS, ...platform, ...flags], source, libraryUrl(name));
     }
   };
   await Promise.all([worker(), worker()]);

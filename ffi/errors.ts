@@ -32,11 +32,12 @@ export function explain(error: unknown): string {
     const flag = /--allow-[a-z]+/.exec(error.message)?.[0] ?? "--allow-...";
     const what = /access to "([^"]+)"/.exec(error.message)?.[1];
     const grant = what ? `${flag}="${what}"` : flag;
-    const script = Deno.mainModule.split("/").pop()!.replace(/\.ts$/, "");
+    const script = /((data|model|ffi|bench)\/)?[^/]+$/.exec(Deno.mainModule)![0];
+    const task = script.replace(/^.*\//, "").replace(/\.ts$/, "");
     return `error: ${
       error.message.split(",")[0]
     }: this task may read anything but write only below data/, runs/ and the ` +
-      `temporary directory; grant it with: deno run -q -P=${script} ${grant} ${script}.ts ...`;
+      `temporary directory; grant it with: deno run -q -P=${task} ${grant} ${script} ...`;
   }
   return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
 }

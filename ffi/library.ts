@@ -72,6 +72,7 @@ export function libraryExists(variant: string): boolean {
  */
 export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
   if (name === "plan") return openPlan(options.act ?? "f32");
+  limitSpinning();
   s = load(name);
   if (name === "cpu") {
     const isa = environment("LOAM_ISA") || readInfo().isa_best;
@@ -88,6 +89,14 @@ export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
   check(s.device_open(options.index ?? 0, options.threads ?? 0, options.bf16_gemm ? 1 : 0, cString(blas)));
   device = readInfo();
   return device;
+}
+
+/**
+ * Has waiting OpenMP threads sleep after about 0.1 ms. By default GCC's runtime spins for some 10 ms, and then training next
+ * to any other busy process is 10 times slower. It reads this variable when the first library is loaded.
+ */
+function limitSpinning(): void {
+  if (!environment("GOMP_SPINCOUNT") && !environment("OMP_WAIT_POLICY")) Deno.env.set("GOMP_SPINCOUNT", "2000");
 }
 
 /**

@@ -88,6 +88,13 @@ export function loadModel(path: string): { model: Llama; config: LlamaConfig; di
 /** Puts weights and optimizer state of a checkpoint back into a run that goes on. The architecture must be the same. */
 export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW): void {
   const saved = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  const state = readTrainerState(directory), p = optimizer.parameters;
+  if (saved.vocab_size !== c.vocab_size) {
+    throw new UserError(
+      `Cannot resume ${directory}: its vocab_size is ${saved.vocab_size}, that of the data is ${c.vocab_size}; ` +
+        `use data of the same tokenizer, such as --data_dir=${state.config.data_dir}`,
+    );
+  }
   const different = (Object.keys(c) as (keyof LlamaConfig)[]).filter((key) => saved[key] !== c[key]);
   if (different.length > 0) {
     const list = different.map((key) => `${key} is ${saved[key]} there and ${c[key]} here`).join(", ");
@@ -95,7 +102,6 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
       `Cannot resume ${directory}: ${list}; leave these variables out, or start a new run with another out_dir`,
     );
   }
-  const state = readTrainerState(directory), p = optimizer.parameters;
   loadTensors(`${directory}/model.safetensors`, modelTensors(p, c), state.sha256["model.safetensors"]);
   loadTensors(
     `${directory}/optimizer.safetensors`,

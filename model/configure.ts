@@ -1,4 +1,5 @@
 // From the variables of train.ts and the command line to a configuration that holds together.
+import { basename } from "node:path";
 import { nearest, UserError } from "../ffi/errors.ts";
 import {
   holdsRun,
@@ -9,6 +10,7 @@ import {
 } from "../runtime/checkpoint.ts";
 import { chooseDevice } from "../ffi/library.ts";
 import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
+import { requireDevice } from "./device.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";
 
@@ -31,6 +33,10 @@ export type RunVariables = Values & {
   rope_theta: number;
   norm_eps: number;
   learning_rate: number;
+  min_lr: number;
+  eval_interval: number;
+  sample_interval: number;
+  save_interval: number;
 };
 
 /** A configuration and where it comes from: checkpoint is set when a run goes on. */
@@ -56,6 +62,7 @@ export function configure<T extends RunVariables>(defaults: T, args: string[]): 
       }
     }
     const config = { ...defaults, ...saved, eval_only: false, dry_run: false, debug: "", ...overrides };
+    if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, overrides.resume);
     return { config: check({ ...config, out_dir: runOfCheckpoint(overrides.resume) }), checkpoint };
   }
   if (overrides.eval_only) {
@@ -95,6 +102,15 @@ function findCheckpoint(path: string): string {
   return checkpoint;
 }
 
+/** Steps after an older checkpoint would be mixed with those that led to newer ones. */
+function requireNewest(checkpoint: string, resume: string): void {
+  const run = runOfCheckpoint(resume), newest = `${run}/checkpoints/${listCheckpoints(run).at(-1)}`;
+  if (basename(checkpoint) === basename(newest)) return;
+  throw new UserError(
+    `Cannot go on from ${checkpoint}: the run holds newer checkpoints, up to ${newest}; remove them first`,
+  );
+}
+
 function check<T extends RunVariables>(config: T): T {
   requireWhole(config, [
     "n_layer",
@@ -105,19 +121,23 @@ function check<T extends RunVariables>(config: T): T {
     "batch_size",
     "gradient_accumulation_steps",
     "max_iters",
+    "head_chunk",
+    "eval_batches",
+    "keep_checkpoints",
   ], 1);
   requireWhole(config, [
+    "seed",
     "head_dim",
     "n_inner",
     "warmup_iters",
     "threads",
-    "head_chunk",
+    "log_interval",
     "eval_interval",
     "sample_interval",
+    "sample_tokens",
     "save_interval",
     "max_skipped",
   ], 0);
-  requireWhole(config, ["log_interval", "keep_checkpoints", "eval_batches"], 1);
   requireRange(
     config,
     ["learning_rate", "min_lr", "weight_decay", "grad_clip", "eps", "sample_temperature"],
@@ -125,20 +145,26 @@ function check<T extends RunVariables>(config: T): T {
     Infinity,
   );
   requireRange(config, ["beta1", "beta2"], 0, 0.999999);
+  requireRange(config, ["rope_theta"], 1, Infinity);
+  requireRange(config, ["norm_eps"], 1e-12, Infinity);
+  requireRange(config, ["threads"], 0, 1024);
   if (config.head_dim === 0 && config.n_embd % config.n_head !== 0) {
     throw new UserError(
       `Cannot build the model: n_embd ${config.n_embd} is not divisible by n_head ${config.n_head}; set head_dim or change one of them`,
+    );
+  }
+  if (config.min_lr > config.learning_rate) {
+    throw new UserError(
+      `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
     );
   }
   const modes = ["", "check", "tape", "profile"];
   if (!modes.includes(config.debug)) {
     throw new UserError(`Cannot set debug to "${config.debug}": it must be check, tape or profile`);
   }
-  const devices = ["", "cpu", "cuda", "emu"];
-  if (!devices.includes(config.device)) {
-    throw new UserError(`Cannot use device "${config.device}": it must be cpu or cuda`);
-  }
-  return config;
+  requireDevice(config.device);
+  if (config.debug !== "tape" && config.debug !== "profile") return config;
+  return { ...config, eval_interval: 0, sample_interval: 0, save_interval: 0 }; // these two look at training steps alone
 }
 
 /** The model that a configuration describes, for data with this vocabulary. */

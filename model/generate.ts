@@ -1,4 +1,5 @@
 // Writes tokens with a model, one after the other, keeping keys and values of earlier tokens in a cache.
+import { UserError } from "../ffi/errors.ts";
 import { copyToDevice } from "../ffi/library.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty, fixed, rows } from "../runtime/tensor.ts";
@@ -73,12 +74,20 @@ function cacheFor(c: LlamaConfig): KVCache {
 }
 const caches = new WeakMap<LlamaConfig, KVCache>();
 
-/** Picks a token: u in [0, 1) chooses among those that temperature, top_k and top_p leave, likeliest first. */
+/**
+ * Picks a token: u in [0, 1) chooses among those that temperature, top_k and top_p leave, likeliest first. Throws UserError
+ * when a logit is not finite.
+ */
 export function choose(
   logits: Float32Array,
   { temperature, top_k, top_p }: Pick<GenerateOptions, "temperature" | "top_k" | "top_p">,
   u: number,
 ): number {
+  if (!logits.every(Number.isFinite)) {
+    throw new UserError(
+      "Cannot choose a token: the model's logits are not finite, its weights are damaged; use an earlier checkpoint",
+    );
+  }
   if (temperature === 0) return logits.indexOf(logits.reduce((a, b) => Math.max(a, b)));
   const kept = largest(logits, top_k > 0 ? Math.min(top_k, logits.length) : logits.length);
   const weights = kept.map((id) => Math.exp((logits[id]! - logits[kept[0]!]!) / temperature));

@@ -1,9 +1,9 @@
 // deno task sample: writes text with a trained model to stdout, token by token. Everything else goes to stderr.
 import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { chooseDevice, type DeviceName, open } from "../ffi/library.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
 import { loadModel } from "./checkpoint.ts";
+import { openDevice, requireDevice } from "./device.ts";
 import { generate } from "./generate.ts";
 
 const defaults = {
@@ -20,13 +20,13 @@ const defaults = {
 async function main(): Promise<void> {
   const o = { ...defaults, ...parseOverrides(Deno.args, defaults) };
   if (!o.checkpoint) throw new UserError("Cannot sample: name a model with --checkpoint=runs/...");
-  if (!(o.temperature >= 0)) {
-    throw new UserError(`Cannot sample with temperature ${o.temperature}: it must be at least 0`);
-  }
+  requireWhole(o, ["max_new_tokens", "top_k", "seed"], 0);
+  requireRange(o, ["temperature"], 0, Infinity);
   if (!(o.top_p > 0 && o.top_p <= 1)) {
-    throw new UserError(`Cannot sample with top_p ${o.top_p}: it must be above 0 and at most 1`);
+    throw new UserError(`Cannot use top_p ${o.top_p}: it must be above 0 and at most 1`);
   }
-  open((o.device || chooseDevice().name) as DeviceName);
+  requireDevice(o.device);
+  openDevice(o.device);
   const { model, config, directory } = loadModel(o.checkpoint);
   const tokenizer = await openTokenizer(directory);
   if (tokenizer.vocab_size > config.vocab_size) {
@@ -36,12 +36,21 @@ async function main(): Promise<void> {
   }
   const prompt = [tokenizer.eot, ...tokenizer.encode(o.prompt)]; // documents begin with end-of-text
   const text = tokenizer.stream();
-  const write = (part: string) => Deno.stdout.writeSync(new TextEncoder().encode(part));
-  write(o.prompt);
+  print(o.prompt);
   for (const token of generate(model, config, prompt, { ...o, stop: tokenizer.eot })) {
-    write(text.write(token));
+    print(text.write(token));
   }
-  write(text.end() + "\n");
+  print(text.end() + "\n");
+}
+
+/** Writes to stdout at once. Ends the program when nobody reads on, as in `... | head`. */
+function print(text: string): void {
+  try {
+    Deno.stdout.writeSync(new TextEncoder().encode(text));
+  } catch (error) {
+    if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0);
+    throw error;
+  }
 }
 
 if (import.meta.main) await runMain(main);

@@ -2,7 +2,6 @@
 // optimizer.safetensors (float32 master weights where they differ, m, v) and trainer_state.json. It is written under a
 // temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the previous one whole.
 import { createHash } from "node:crypto";
-import loam from "../deno.json" with { type: "json" };
 import { UserError } from "../ffi/errors.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
@@ -62,9 +61,12 @@ export function saveCheckpoint(runDir: string, content: CheckpointContent, keep:
   } catch (error) {
     removeIfThere(temporary);
     if (error instanceof Deno.errors.NotCapable) throw error;
+    const earlier = listCheckpoints(runDir).at(-1);
     throw new UserError(
-      `Cannot save checkpoint ${final}: ${(error as Error).message}; earlier checkpoints are unchanged, ` +
-        `free some space and go on with --resume=${runDir}`,
+      `Cannot save checkpoint ${final}: ${(error as Error).message}; free some space and ` +
+        (earlier
+          ? `go on from ${earlier}, which is whole: --resume=${runDir}`
+          : "start again, none was saved before"),
     );
   }
 }
@@ -95,8 +97,10 @@ export function resolveCheckpoint(path: string): string {
   const newest = listCheckpoints(path).at(-1);
   if (newest) return `${path}/checkpoints/${newest}`;
   throw new UserError(
-    `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory with checkpoints/; ` +
-      `train one with: deno task train --out_dir=${path}`,
+    holdsRun(path)
+      ? `Cannot find a checkpoint in ${path}: its run ended before it saved one; remove it and train again`
+      : `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory with checkpoints/; ` +
+        `train one with: deno task train --out_dir=${path}`,
   );
 }
 
@@ -106,14 +110,12 @@ export function runOfCheckpoint(path: string): string {
   return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
 }
 
-/** Versions of what made a checkpoint. */
-export function versions(): Record<string, string> {
-  return { loam: loam.version, deno: Deno.version.deno, v8: Deno.version.v8 };
-}
-
-/** Reads trainer_state.json of a checkpoint. */
+/** Reads trainer_state.json of a checkpoint. Throws UserError when it is missing or not one. */
 export function readTrainerState(checkpoint: string): TrainerState {
-  return readJson(`${checkpoint}/trainer_state.json`) as TrainerState;
+  const path = `${checkpoint}/trainer_state.json`, state = readJson(path);
+  const missing = ["step", "config", "sha256"].filter((key) => !(key in state));
+  if (missing.length === 0) return state as TrainerState;
+  throw new UserError(`Cannot read ${path}: it has no ${missing.join(" and no ")}; use another checkpoint`);
 }
 
 /** Reads a JSON file of a run or checkpoint. Throws UserError naming the file when it is missing or not JSON. */
@@ -123,7 +125,7 @@ export function readJson(path: string): Record<string, unknown> {
     text = Deno.readTextFileSync(path);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-    throw new UserError(`Cannot read ${path}: there is no such file`);
+    throw new UserError(`Cannot read ${path}: there is no such file; use another checkpoint`);
   }
   try {
     return JSON.parse(text);
@@ -221,9 +223,18 @@ export function sha256OfFile(path: string): string {
 /** Writes a text file and waits until it is on the disk. */
 export function writeSynced(path: string, text: string): void {
   using file = Deno.openSync(path, { write: true, create: true, truncate: true });
-  const bytes = new TextEncoder().encode(text);
-  for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+  writeText(file, path, text);
   file.syncSync();
+}
+
+/** Writes all of a text. Throws UserError naming the file when it cannot, for example because the disk is full. */
+export function writeText(file: Deno.FsFile, path: string, text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  try {
+    for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+  } catch (error) {
+    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
+  }
 }
 
 /** Replaces a small text file in one step. */

@@ -60,8 +60,8 @@ function example(value: number | string | boolean): string {
 export function requireWhole<T extends Values>(config: T, names: (keyof T & string)[], min: number): void {
   for (const name of names) {
     const value = config[name] as number;
-    if (!Number.isInteger(value) || value < min) {
-      throw new UserError(`Cannot train with ${name} ${value}: it must be a whole number of at least ${min}`);
+    if (!Number.isSafeInteger(value) || value < min) {
+      throw new UserError(`Cannot use ${name} ${value}: it must be a whole number of at least ${min}`);
     }
   }
 }
@@ -77,7 +77,7 @@ export function requireRange<T extends Values>(
     const value = config[name] as number;
     if (!(value >= min && value <= max)) {
       const range = max === Infinity ? `at least ${min}` : `between ${min} and ${max}`;
-      throw new UserError(`Cannot train with ${name} ${value}: it must be ${range}`);
+      throw new UserError(`Cannot use ${name} ${value}: it must be ${range}`);
     }
   }
 }

@@ -2,7 +2,7 @@
 import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
 import { device, memoryUse, synchronizeNow } from "../ffi/library.ts";
-import { writeAtomic } from "./checkpoint.ts";
+import { writeAtomic, writeText } from "./checkpoint.ts";
 import { tensor } from "./tensor.ts";
 
 /** One line of metrics.jsonl. */
@@ -33,17 +33,12 @@ export class RunLog {
 
   line(text: string): void {
     console.log(text);
-    append(this.#log, text);
+    writeText(this.#log, `${this.dir}/log.txt`, text + "\n");
   }
 
   step(metrics: StepMetrics): void {
-    append(this.#metrics, JSON.stringify(metrics));
+    writeText(this.#metrics, `${this.dir}/metrics.jsonl`, JSON.stringify(metrics) + "\n");
   }
-}
-
-function append(file: Deno.FsFile, line: string): void {
-  const bytes = new TextEncoder().encode(line + "\n");
-  for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
 }
 
 /** Drops the lines after a step, and a half-written last line: a resumed run writes those steps again. */

@@ -8,7 +8,7 @@ import { bytesPerElement, empty, release, take, type Tensor } from "./tensor.ts"
 /** Rows of a table. ids (..., T) int32, w (V, C) -> (..., T, C) */
 export function embedding(ids: Tensor, w: Tensor): Tensor {
   const [V, C] = matrix("embedding", w);
-  if (ids.dtype !== "i32") throw new TypeError(`embedding: ids must be i32, but they are ${ids.dtype}`);
+  checkIds("embedding", "ids", ids);
   const out = empty([...ids.shape, C]);
   k.embedding_forward(out.address, ids.address, w.address, ids.size, V, C);
   return record("embedding", out, [w], () => {
@@ -20,6 +20,8 @@ export function embedding(ids: Tensor, w: Tensor): Tensor {
 /** y = x / sqrt(mean(x^2) + eps) * w over the last axis. x (..., C), w (C) -> (..., C) */
 export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
   const C = x.shape.at(-1)!, N = x.size / C;
+  checkActivation("rmsnorm", "x", x);
+  checkWeight("rmsnorm", w);
   if (w.size !== C) {
     throw new RangeError(`rmsnorm: w must be (${C}) to scale x (${x.shape}), but w is (${w.shape})`);
   }
@@ -27,8 +29,12 @@ export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
   const rstd = take(4 * N); // 1 / rms of each row
   k.rmsnorm_forward(out.address, rstd.address, x.address, w.address, N, C, eps);
   return record("rmsnorm", out, [x, w], () => {
-    const addX = claim(x), addW = claim(w);
-    k.rmsnorm_backward(grad(x), grad(w), 0n, grad(out), x.address, w.address, rstd.address, N, C, addX, addW);
+    const addX = x.buf.needsGrad ? claim(x) : 0, addW = w.buf.needsGrad ? claim(w) : 0;
+    const unwanted = take(Math.max(x.bytes, 4 * C)); // the gradient of what needs none
+    const dx = x.buf.needsGrad ? grad(x) : unwanted.address;
+    const dw = w.buf.needsGrad ? grad(w) : unwanted.address;
+    k.rmsnorm_backward(dx, dw, 0n, grad(out), x.address, w.address, rstd.address, N, C, addX, addW);
+    release(unwanted);
   });
 }
 
@@ -36,11 +42,13 @@ export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
 export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
   const [OUT, IN] = matrix("linear", w), N = x.size / IN;
   const shape = [...x.shape.slice(0, -1), OUT];
+  checkActivation("linear", "x", x);
   if (x.shape.at(-1) !== IN) {
     throw new RangeError(
       `linear: w must be (O, ${x.shape.at(-1)}) to multiply x (${x.shape}), but w is (${w.shape})`,
     );
   }
+  if (residual) checkActivation("linear", "residual", residual);
   if (residual && residual.size !== N * OUT) {
     throw new RangeError(
       `linear: residual must be (${shape}) to be added to x w^T, but it is (${residual.shape})`,
@@ -79,6 +87,11 @@ export function rope(
       }, but it is (${table.shape})`,
     );
   }
+  if (isRecording() && qkv.buf.uses > 0) {
+    throw new Error(
+      `rope: qkv (${qkv.shape}) is turned in place, but another op has read it and needs its values for backward: call rope first`,
+    );
+  }
   k.rope(qkv.address, table.address, B, T, pos, H, K, D, 0);
   return record("rope", qkv, [qkv], () => {
     k.rope(grad(qkv), table.address, B, T, pos, H, K, D, 1);
@@ -94,6 +107,7 @@ export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }:
   const out = empty([B, T, H * D]);
   const lse = take(4 * B * H * T); // log of each row's softmax denominator
   k.attention_forward(out.address, lse.address, qkv.address, B, T, H, K, D);
+  out.buf.uses++; // by the backward pass below
   return record("attention", out, [qkv], () => {
     const dqkv = take(qkv.bytes), delta = take(lse.bytes);
     k.attention_backward(
@@ -122,10 +136,13 @@ export function cachedAttention(
   pos: number,
 ): Tensor {
   const [B, T] = headShape("cachedAttention", qkv, H, K, D);
-  const T_max = cache.k.shape[2]!;
-  if (cache.k.shape[0] !== B || pos + T > T_max) {
+  const T_max = cache.k.shape[2]!, wanted = [B, K, T_max, D].join();
+  if (cache.k.shape.join() !== wanted || cache.v.shape.join() !== wanted || pos + T > T_max) {
     throw new RangeError(
-      `cachedAttention: cache must be (${B}, ${K}, >= ${pos + T}, ${D}), but it is (${cache.k.shape})`,
+      `cachedAttention: cache must be (${B}, ${K}, >= ${
+        pos + T
+      }, ${D}) to go on from ${pos} with qkv (${qkv.shape}), ` +
+        `but keys are (${cache.k.shape}) and values (${cache.v.shape})`,
     );
   }
   const out = empty([B, T, H * D]);
@@ -138,6 +155,7 @@ export function cachedAttention(
 /** silu(gate) * up. gate_up (..., 2F), gates first -> (..., F) */
 export function swiglu(gate_up: Tensor): Tensor {
   const F = gate_up.shape.at(-1)! / 2, N = gate_up.size / (2 * F);
+  checkActivation("swiglu", "x", gate_up);
   if (!Number.isInteger(F)) {
     throw new RangeError(
       `swiglu: the last axis must be even to hold gates and ups, but x is (${gate_up.shape})`,
@@ -156,6 +174,8 @@ export function swiglu(gate_up: Tensor): Tensor {
 
 /** a + b, of equal shapes. */
 export function add(a: Tensor, b: Tensor): Tensor {
+  checkActivation("add", "a", a);
+  checkActivation("add", "b", b);
   if (a.size !== b.size) {
     throw new RangeError(`add: a (${a.shape}) and b (${b.shape}) must have the same shape`);
   }
@@ -185,6 +205,8 @@ export type HeadOptions = {
  */
 export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, options: HeadOptions): Tensor {
   const [V_padded, C] = matrix("linearCrossEntropy", w), N = x.size / C;
+  checkActivation("linearCrossEntropy", "x", x);
+  checkIds("linearCrossEntropy", "targets", targets);
   if (targets.size !== N || x.shape.at(-1) !== C || options.vocab_size > V_padded) {
     throw new RangeError(
       `linearCrossEntropy: x must be (N, ${C}) with N targets and w at least (${options.vocab_size}, ${C}), ` +
@@ -224,12 +246,35 @@ export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, option
 }
 
 function matrix(op: string, w: Tensor): [rows: number, columns: number] {
+  checkWeight(op, w);
   if (w.shape.length !== 2) throw new RangeError(`${op}: w must be a matrix, but it is (${w.shape})`);
   return [w.shape[0]!, w.shape[1]!];
 }
 
+// A parameter has a float32 gradient, which ops write where it is a weight. Everything else has an act gradient, in memory
+// that ops pass on and reuse: where activations go, a parameter would be damaged.
+
+function checkWeight(op: string, w: Tensor): void {
+  if (w.dtype === "act" && (w.buf.init || !w.buf.needsGrad)) return;
+  throw new TypeError(`${op}: w must be a parameter, but it is a computed ${w.dtype} tensor (${w.shape})`);
+}
+
+function checkActivation(op: string, what: string, x: Tensor): void {
+  if (x.dtype !== "act") throw new TypeError(`${op}: ${what} must be act, but it is ${x.dtype} (${x.shape})`);
+  if (!x.buf.init) return;
+  throw new TypeError(
+    `${op}: ${what} must be computed by an op, but it is the parameter ${x.buf.name} (${x.shape}), which can only be a weight w`,
+  );
+}
+
+function checkIds(op: string, what: string, ids: Tensor): void {
+  if (ids.dtype === "i32") return;
+  throw new TypeError(`${op}: ${what} must be i32, but they are ${ids.dtype} (${ids.shape})`);
+}
+
 function headShape(op: string, qkv: Tensor, H: number, K: number, D: number): [B: number, T: number] {
   const [B, T, width] = qkv.shape;
+  checkActivation(op, "qkv", qkv);
   if (qkv.shape.length !== 3 || width !== (H + 2 * K) * D) {
     throw new RangeError(
       `${op}: qkv must be (B, T, ${

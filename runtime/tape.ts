@@ -21,7 +21,7 @@ export type Entry = {
   inputs: readonly Tensor[];
   backward: () => void;
   flops: number; // of the forward pass
-  inPlace: boolean; // out is one of the inputs' buffers
+  inPlace: boolean; // out is its input's buffer; backward needs no values
   where: string; // "model/llama.ts:52", in debug mode only
 };
 
@@ -67,7 +67,7 @@ export function record(
   };
   if (debug.on) afterForward(entry);
   if (!recording || !inputs.some((t) => t.buf.needsGrad)) return out;
-  for (const t of inputs) t.buf.uses++;
+  if (!entry.inPlace) { for (const t of inputs) t.buf.uses++; }
   out.buf.needsGrad = true;
   tape.push(entry);
   return out;
@@ -118,14 +118,15 @@ export function passOn(x: Tensor, out: Tensor): void {
 export function backward(loss: Tensor): void {
   for (let i = tape.length - 1; i >= 0; i--) {
     const entry = tape[i]!, { out } = entry;
+    const overwritten = out.buf.grad === out.buf.block; // the gradient took the place of the values
     if (out.buf.grad || out === loss) {
       entry.backward();
       if (debug.on) afterBackward(entry);
     }
     if (entry.inPlace || debug.on) continue; // its first producer releases it; debug keeps everything
-    if (out.buf.grad && out.buf.grad !== out.buf.block) release(out.buf.grad);
+    if (out.buf.grad) release(out.buf.grad); // else it was handed on
     out.buf.grad = undefined;
-    if (out !== loss) release(out.buf.block);
+    if (out !== loss && !overwritten) release(out.buf.block);
   }
   tape.length = 0;
 }

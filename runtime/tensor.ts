@@ -50,7 +50,7 @@ export function forgetMemory(): void {
 
 /** A block of step memory with undefined contents. It returns to the pool by release() or at endStep(). */
 export function take(bytes: number): Block {
-  const size = (bytes + 255) & ~255;
+  const size = Math.ceil(bytes / 256) * 256;
   const block = available.get(size)?.pop();
   if (block) return block;
   const fresh = permanent(size, "step");

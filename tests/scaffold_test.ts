@@ -8,6 +8,7 @@ type Settings = {
   tasks: Record<string, { command: string }>;
   imports: Record<string, string>;
   links: string[];
+  exclude: string[];
   permissions: Record<string, Permissions>;
 };
 const settings: Settings = JSON.parse(read("deno.json"));
@@ -39,6 +40,11 @@ Deno.test("every task that a page or script names exists", () => {
       assert(task! in settings.tasks, `${page} names deno task ${task}, which deno.json lacks`);
     }
   }
+});
+
+Deno.test("no exclude pattern hides a folder of source files", () => {
+  // deno takes "data/*/" for all of data/, and then neither checks nor tests what is in it
+  for (const pattern of settings.exclude) assertMatch(pattern, /^\w+(\/\*\/\*\*?)?$/);
 });
 
 Deno.test("each link is a package that satisfies its import", () => {

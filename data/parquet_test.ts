@@ -1,0 +1,93 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
+import { readParquet } from "./parquet.ts";
+
+const fixtures = new URL("../tests/fixtures/", import.meta.url).pathname;
+
+/** The text of row i, as tests/fixtures/make_fixtures.py has it. */
+function expected(i: number): string | null {
+  if (i % 11 === 5) return null;
+  if (i % 13 === 7) return "";
+  if (i === 3) return "\ufeffbegins with a byte-order mark";
+  if (i === 17) return "one \ufffd byte that is not UTF-8";
+  return `Größe ${i % 40} 👍. `.repeat(i % 7 + 1);
+}
+
+function texts(path: string, column = "text"): (string | null)[] {
+  return Array.from(readParquet(path, column)).flatMap((batch) => batch.texts);
+}
+
+/** Runs with a changed copy of a fixture. */
+function withCopy(change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array, run: (path: string) => void): void {
+  const path = Deno.makeTempFileSync({ suffix: ".parquet" });
+  try {
+    Deno.writeFileSync(path, change(Deno.readFileSync(`${fixtures}texts.parquet`)));
+    run(path);
+  } finally {
+    Deno.removeSync(path);
+  }
+}
+
+for (const file of ["texts.parquet", "texts_zstd.parquet"]) {
+  Deno.test(`readParquet() reads every row of ${file} in order`, () => {
+    assertEquals(texts(fixtures + file), Array.from({ length: 300 }, (_, i) => expected(i)));
+  });
+}
+
+Deno.test("readParquet() yields page by page and counts the bytes of the file", () => {
+  const batches = Array.from(readParquet(`${fixtures}texts.parquet`, "text"));
+  assertEquals(batches.length > 10, true);
+  const bytes = batches.reduce((sum, batch) => sum + batch.bytes, 0);
+  assertEquals(Math.round(bytes), Deno.statSync(`${fixtures}texts.parquet`).size);
+});
+
+Deno.test("readParquet() lists the columns when the one asked for is not there", () => {
+  assertThrows(
+    () => texts(`${fixtures}texts.parquet`, "txt"),
+    UserError,
+    'texts.parquet": it has no column "txt"; choose one with --column, ' +
+      "it has: id (int64), text (text), tags (list), raw (byte_array)",
+  );
+});
+
+Deno.test("readParquet() refuses columns that are not text", () => {
+  for (const [column, type] of [["id", "int64"], ["tags", "list"], ["raw", "byte_array"]] as const) {
+    assertThrows(
+      () => texts(`${fixtures}texts.parquet`, column),
+      UserError,
+      `column "${column}" is ${type}, should be text`,
+    );
+  }
+});
+
+Deno.test("readParquet() says that a file is truncated", () => {
+  withCopy((bytes) => bytes.slice(0, 5000), (path) =>
+    assertThrows(
+      () => texts(path),
+      UserError,
+      `Cannot read "${path}": it begins like parquet but does not end with a footer and PAR1; ` +
+        "the file is truncated or corrupt, fetch it again",
+    ));
+});
+
+Deno.test("readParquet() says that a file is not parquet", () => {
+  withCopy(() => new TextEncoder().encode("<html>404</html>"), (path) =>
+    assertThrows(
+      () => texts(path),
+      UserError,
+      `Cannot read "${path}": it is not a parquet file, which begins with PAR1`,
+    ));
+});
+
+Deno.test("readParquet() turns damage anywhere in the file into a UserError or other text, never into a crash", () => {
+  const size = Deno.statSync(`${fixtures}texts.parquet`).size;
+  for (let at = 4; at < size; at += 97) {
+    withCopy((bytes) => bytes.fill(0xff, at, at + 8), (path) => {
+      try {
+        texts(path);
+      } catch (error) {
+        if (!(error instanceof UserError)) throw new Error(`damage at byte ${at}`, { cause: error });
+      }
+    });
+  }
+});

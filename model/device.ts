@@ -1,0 +1,20 @@
+// Opens the device that a command line names.
+import { KernelError, UserError } from "../ffi/errors.ts";
+import { chooseDevice, type DeviceInfo, type DeviceName, open, type OpenOptions } from "../ffi/library.ts";
+
+/** Throws UserError unless name is a device, or empty for the one that answers. */
+export function requireDevice(name: string): void {
+  if (["", "cpu", "cuda", "emu"].includes(name)) return; // emu: the CUDA kernels on a CPU, for tests
+  throw new UserError(`Cannot use device "${name}": it must be cpu or cuda`);
+}
+
+/** Opens the named device, or else the one that answers, and says why it is that one. Throws UserError if it does not open. */
+export function openDevice(named: string, options: OpenOptions = {}): DeviceInfo & { reason: string } {
+  const { name, reason } = named ? { name: named as DeviceName, reason: "as asked" } : chooseDevice();
+  try {
+    return { ...open(name, options), reason };
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    throw new UserError(`Cannot open device ${name}: ${error.message}`);
+  }
+}

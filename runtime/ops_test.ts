@@ -1,0 +1,434 @@
+// Every op against the float64 reference and against finite differences, on odd shapes; then causality, wrong shapes, values
+// that are not finite, equal bits, and the same tests on every instruction set. What ops do together is in tape_test.ts.
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { libraryExists } from "../ffi/library.ts";
+import {
+  add,
+  attention,
+  cachedAttention,
+  embedding,
+  linear,
+  linearCrossEntropy,
+  rmsnorm,
+  rope,
+  swiglu,
+} from "./ops.ts";
+import * as ref from "./reference.ts";
+import { backward, endStep, noGrad } from "./tape.ts";
+import { fixed, type Tensor, tensor } from "./tensor.ts";
+import {
+  checkGrad,
+  close,
+  forwardBackward,
+  gradient,
+  integers,
+  leaf,
+  normal,
+  normalWeight,
+  openTestDevice,
+  plus,
+  rotations,
+  tokens,
+  weight,
+} from "./testing.ts";
+
+const device = openTestDevice();
+const EPS = 1e-6; // of rmsnorm
+
+function heads({ H, K, D }: { H: number; K: number; D: number }) {
+  return { n_head: H, n_kv_head: K, head_dim: D };
+}
+
+// ---- each op against float64
+
+Deno.test("embedding() agrees with float64", () => {
+  for (const [B, T, V, C] of [[1, 1, 1, 1], [2, 17, 11, 7], [3, 65, 50, 33], [1, 130, 7, 96]] as const) {
+    const w = normalWeight([V, C], 1), ids = integers(B * T, V, 2), dout = normal(B * T * C, 3);
+    const { out, grads } = forwardBackward(() => embedding(tokens([B, T], ids), w.t), [w.t], dout);
+    close(out, ref.embedding(ids, w.values, C), 0, "out");
+    close(grads[0]!, ref.embeddingBackward(dout, ids, V, C), B * T / V, "dw");
+  }
+});
+
+Deno.test("rmsnorm() agrees with float64", () => {
+  // One value has its own size as rms: dx is what eps leaves of a difference, so eps must not be tiny there.
+  for (
+    const [N, C, eps] of [[1, 1, 1], [17, 7, EPS], [65, 33, EPS], [130, 96, EPS], [3, 1025, EPS]] as const
+  ) {
+    const x = leaf([N, C], 1), w = normalWeight([C], 2), dout = normal(N * C, 3);
+    const { out, grads } = forwardBackward(() => rmsnorm(x.t, w.t, eps), [x.t, w.t], dout);
+    const { dx, dw } = ref.rmsnormBackward(dout, x.values, w.values, eps);
+    close(out, ref.rmsnorm(x.values, w.values, eps), C, "out");
+    close(grads[0]!, dx, C, "dx", 2); // rstd, then mean(g * n)
+    close(grads[1]!, dw, N, "dw", 2);
+  }
+});
+
+Deno.test("rmsnorm() agrees with float64 on very small and very large rows", () => {
+  const C = 40, w = normalWeight([C], 1), dout = normal(3 * C, 2), scales = [1e-9, 1e-3, 1e15];
+  const values = normal(3 * C, 3).map((x, i) => x * scales[Math.floor(i / C)]!);
+  const x = tensor([3, C], values, true), read = x.toArray();
+  const { out, grads } = forwardBackward(() => rmsnorm(x, w.t, EPS), [x], dout);
+  const expected = ref.rmsnorm(read, w.values, EPS), { dx } = ref.rmsnormBackward(dout, read, w.values, EPS);
+  for (let row = 0; row < 3; row++) {
+    const part = (all: ref.Numbers) => Array.from(all).slice(row * C, row * C + C);
+    close(part(out), part(expected), C, `out of row ${row}`);
+    close(part(grads[0]!), part(dx), C, `dx of row ${row}`, 2);
+  }
+});
+
+Deno.test("linear() agrees with float64, with and without a residual", () => {
+  for (const [N, IN, OUT] of [[1, 1, 1], [17, 13, 7], [65, 40, 33], [3, 300, 130], [130, 96, 65]] as const) {
+    for (const hasResidual of [false, true]) {
+      const x = leaf([1, N, IN], 1), w = normalWeight([OUT, IN], 2), r = leaf([1, N, OUT], 3);
+      const dout = normal(N * OUT, 4), inputs = hasResidual ? [x.t, w.t, r.t] : [x.t, w.t];
+      const { out, grads } = forwardBackward(
+        () => linear(x.t, w.t, hasResidual ? r.t : undefined),
+        inputs,
+        dout,
+      );
+      const { dx, dw } = ref.linearBackward(dout, x.values, w.values, IN);
+      close(out, ref.linear(x.values, w.values, IN, hasResidual ? r.values : undefined), IN, "out");
+      close(grads[0]!, dx, OUT, "dx");
+      close(grads[1]!, dw, N, "dw");
+      if (hasResidual) assertEquals(grads[2], dout, "dresidual");
+    }
+  }
+});
+
+Deno.test("rope() agrees with float64 and turns back what it turned", () => {
+  for (const [B, T, H, K, D] of [[1, 1, 1, 1, 2], [2, 17, 3, 1, 8], [2, 65, 4, 2, 40], [1, 130, 2, 2, 64]]) {
+    const size = { B: B!, T: T!, H: H!, K: K!, D: D! }, width = (H! + 2 * K!) * D!;
+    const table = rotations(T! + 5, D!), qkv = leaf([B!, T!, width], 1), dout = normal(B! * T! * width, 2);
+    for (const pos of [0, 5]) {
+      const x = tensor(qkv.t.shape, qkv.values, true);
+      const { out, grads } = forwardBackward(() => rope(x, table.t, heads(size), pos), [x], dout);
+      close(out, ref.rope(qkv.values, table.values, size, pos), 2, "out");
+      close(grads[0]!, ref.rope(dout, table.values, size, pos, true), 2, "dqkv");
+    }
+  }
+});
+
+const HEADS = [8, 32, 40, 64, 128].flatMap((D) =>
+  [[2, 2], [2, 1], [6, 2]].map(([H, K]) => ({ H: H!, K: K!, D }))
+);
+
+Deno.test("attention() agrees with float64 for head groups of 1, 2, 3 and every length of block", () => {
+  for (const T of [1, 17, 65, 130]) {
+    for (const { H, K, D } of T === 130 ? HEADS.slice(2, 11) : HEADS) {
+      const size = { B: 2, T, H, K, D }, qkv = leaf([2, T, (H + 2 * K) * D], 1);
+      const dout = normal(2 * T * H * D, 2), what = `of T=${T} H=${H} K=${K} D=${D}`;
+      const { out, grads } = forwardBackward(() => attention(qkv.t, heads(size)), [qkv.t], dout);
+      close(out, ref.attention(qkv.values, size), T + D, `out ${what}`, 2); // scores, then values
+      close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv ${what}`, 3);
+    }
+  }
+});
+
+Deno.test("attention() agrees with float64 where one key takes all the weight", () => {
+  const size = { B: 1, T: 70, H: 1, K: 1, D: 8 };
+  const values = normal(70 * 24, 1).map((x) => Math.fround(16 * x)); // scores of hundreds
+  const out = noGrad(() => attention(tensor([1, 70, 24], values), heads(size)).toArray());
+  close(out, ref.attention(values, size), 256 ** 2, "out", 2); // exp() turns the rounding of a score, 256 u, into a factor
+  endStep();
+});
+
+Deno.test("cachedAttention() agrees with attention over the whole sequence, in one piece and token by token", () => {
+  const T_max = 80, B = 2;
+  for (const { H, K, D } of [{ H: 2, K: 2, D: 8 }, { H: 6, K: 2, D: 40 }, { H: 2, K: 1, D: 128 }]) {
+    for (const pieces of [[70], [65, 1, 1, 3], [1, 1, 17]]) {
+      const T = pieces.reduce((a, b) => a + b), width = (H + 2 * K) * D, values = normal(B * T * width, 1);
+      const expected = ref.attention(values, { B, T, H, K, D });
+      const cache = {
+        k: fixed([B, K, T_max, D], "act", "cache"),
+        v: fixed([B, K, T_max, D], "act", "cache"),
+      };
+      let pos = 0;
+      for (const n of pieces) {
+        const part = (all: ref.Numbers, row: number) =>
+          Array.from(all).filter((_, i) =>
+            Math.floor(i / row) % T >= pos && Math.floor(i / row) % T < pos + n
+          );
+        const out = noGrad(() => {
+          const qkv = tensor([B, n, width], part(values, width));
+          return cachedAttention(qkv, heads({ H, K, D }), cache, pos).toArray();
+        });
+        close(out, part(expected, H * D), T + D, `out at ${pos}`, 2);
+        endStep();
+        pos += n;
+      }
+    }
+  }
+});
+
+Deno.test("swiglu() agrees with float64", () => {
+  for (const [N, F] of [[1, 1], [17, 7], [65, 33], [130, 96]] as const) {
+    const x = leaf([N, 2 * F], 1), dout = normal(N * F, 2);
+    const { out, grads } = forwardBackward(() => swiglu(x.t), [x.t], dout);
+    close(out, ref.swiglu(x.values, F), 4, "out"); // a few roundings each
+    close(grads[0]!, ref.swigluBackward(dout, x.values, F), 4, "dgate_up");
+  }
+});
+
+Deno.test("swiglu() is 0 for gates far below 0 and up * gate far above", () => {
+  const x = tensor([3, 2], [-200, 2, 200, 2, 0, 2]);
+  assertEquals([...noGrad(() => swiglu(x).toArray())].map(Math.abs), [0, 400, 0]);
+  endStep();
+});
+
+Deno.test("add() agrees with float64", () => {
+  for (const n of [1, 17, 12345]) {
+    const a = leaf([n], 1), b = leaf([n], 2), dout = normal(n, 3);
+    const { out, grads } = forwardBackward(() => add(a.t, b.t), [a.t, b.t], dout);
+    close(out, plus(a.values, b.values), 1, "out");
+    assertEquals(grads, [dout, dout]);
+  }
+});
+
+/** Loss and gradients of a head of V columns, padded to a multiple of 64. */
+function headCase(N: number, C: number, V: number, targets: number[], head_chunk: number, grad_scale = 1) {
+  const padded = Math.ceil(V / 64) * 64, x = leaf([1, N, C], 1), w = normalWeight([padded, C], 2);
+  const y = linearCrossEntropy(x.t, w.t, tokens([1, N], targets), { vocab_size: V, head_chunk, grad_scale });
+  const loss = y.toArray();
+  backward(y);
+  const result = { loss, dx: gradient(x.t), dw: gradient(w.t) };
+  endStep();
+  return { ...result, expected: ref.linearCrossEntropy(x.values, w.values, targets, { V, grad_scale }) };
+}
+
+Deno.test("linearCrossEntropy() agrees with float64 whatever the chunk", () => {
+  for (const [N, C, V] of [[1, 1, 1], [17, 7, 11], [37, 40, 61], [130, 33, 515]] as const) {
+    for (const chunk of [1, 5, 16, N, 1000]) {
+      const targets = integers(N, V, 3), { loss, dx, dw, expected } = headCase(N, C, V, targets, chunk, 0.25);
+      const what = `of N=${N} C=${C} V=${V} chunk=${chunk}`;
+      // Logits have size sqrt(C): their rounding is that much of the probabilities, which are of size 1.
+      close(loss, [expected.loss], C + N + V, `loss ${what}`, 2);
+      close(dx, expected.dx, C * C + V, `dx ${what}`, 2);
+      close(dw, expected.dw, C * C + N, `dw ${what}`, 2);
+    }
+  }
+});
+
+Deno.test("linearCrossEntropy() gives padding columns no gradient", () => {
+  const C = 7, { dw } = headCase(17, C, 61, integers(17, 61, 3), 5);
+  assert(dw.subarray(0, 61 * C).every((g) => g !== 0));
+  assertEquals(dw.subarray(61 * C), new Float32Array(3 * C));
+});
+
+Deno.test("linearCrossEntropy() leaves out targets below 0 and still divides by all rows", () => {
+  const targets = [3, -1, 5, -100, 7], C = 7;
+  const { loss, dx, dw, expected } = headCase(5, C, 11, targets, 2);
+  close(loss, [expected.loss], C, "loss", 2);
+  close(dx, expected.dx, C * C, "dx", 2);
+  close(dw, expected.dw, C * C, "dw", 2);
+  for (const row of [1, 3]) assertEquals(dx.subarray(row * C, row * C + C), new Float32Array(C));
+  const none = headCase(5, C, 11, [-1, -1, -1, -1, -1], 2);
+  assertEquals([none.loss[0], ...none.dx, ...none.dw].every((value) => value === 0), true);
+});
+
+// ---- each op against finite differences
+
+Deno.test("the gradient of each op is that of finite differences", () => {
+  const ids = tokens([2, 5], integers(10, 6, 1)), table = rotations(17, 8), H = { H: 6, K: 2, D: 8 };
+  checkGrad((w) => embedding(ids, w), { weight: [6, 7] });
+  checkGrad((x, w) => rmsnorm(x, w, EPS), [5, 33], { weight: [33] });
+  checkGrad((x, w) => linear(x, w), [17, 13], { weight: [7, 13] });
+  checkGrad((x, w, residual) => linear(x, w, residual), [17, 13], { weight: [7, 13] }, [17, 7]);
+  checkGrad((qkv) => rope(qkv, table.t, heads(H)), [2, 17, 80]);
+  checkGrad((qkv) => attention(qkv, heads(H)), [2, 17, 80]);
+  checkGrad((x) => swiglu(x), [17, 14]);
+  checkGrad((a, b) => add(a, b), [17, 3], [17, 3]);
+});
+
+// ---- causality
+
+Deno.test("attention() sees nothing of later tokens, and sends no gradient to them", () => {
+  const size = { B: 2, T: 130, H: 2, K: 1, D: 8 }, width = 4 * 8, seen = 70; // tokens 0..69 of each row
+  const early = (i: number, row: number) => Math.floor(i / row) % size.T < seen;
+  const values = normal(2 * 130 * width, 1), other = normal(2 * 130 * width, 2);
+  const run = (values: ref.Numbers) =>
+    noGrad(() => attention(tensor([2, 130, width], values), heads(size)).toArray());
+  const out = run(values), changed = run(values.map((x, i) => early(i, width) ? x : other[i]!));
+  endStep();
+  out.forEach((y, i) => assertEquals(y === changed[i], early(i, 2 * 8), `out[${i}]`));
+
+  const qkv = tensor([2, 130, width], values, true),
+    dout = normal(out.length, 3).map((d, i) => early(i, 16) ? d : 0);
+  const { grads } = forwardBackward(() => attention(qkv, heads(size)), [qkv], dout);
+  grads[0]!.forEach((g, i) => early(i, width) || assertEquals(Math.abs(g), 0, `dqkv[${i}]`));
+});
+
+// ---- mistakes
+
+Deno.test("every op names both shapes when they do not fit", () => {
+  const H = { n_head: 4, n_kv_head: 2, head_dim: 8 }, head = { vocab_size: 70, head_chunk: 4, grad_scale: 1 };
+  const x = tensor([2, 3, 6], normal(36, 1)), w = normalWeight([5, 7], 1).t, vector = normalWeight([7], 1).t;
+  const qkv = tensor([2, 3, 64], normal(384, 1)), ids = tokens([2, 3], [0, 1, 2, 3, 4, 0]);
+  const table = rotations(4, 8).t, cache = (...shape: number[]) => fixed(shape, "act", "cache");
+  const cases: [() => Tensor, string][] = [
+    [() => embedding(ids, vector), "embedding: w must be a matrix, but it is (7)"],
+    [() => rmsnorm(x, vector, EPS), "rmsnorm: w must be (6) to scale x (2,3,6), but w is (7)"],
+    [() => linear(x, vector), "linear: w must be a matrix, but it is (7)"],
+    [() => linear(x, w), "linear: w must be (O, 6) to multiply x (2,3,6), but w is (5,7)"],
+    [
+      () => linear(tensor([2, 7], normal(14, 1)), w, x),
+      "residual must be (2,5) to be added to x w^T, but it is (2,3,6)",
+    ],
+    [() => rope(x, table, H), "rope: qkv must be (B, T, 64) for 4 + 2 * 2 heads of 8, but it is (2,3,6)"],
+    [() => rope(qkv, table, H, 2), "rope: table must be (>= 5, 8) for positions 2..4, but it is (4,8)"],
+    [() => attention(x, H), "attention: qkv must be (B, T, 64) for 4 + 2 * 2 heads of 8, but it is (2,3,6)"],
+    [
+      () => swiglu(tensor([2, 3], normal(6, 1))),
+      "swiglu: the last axis must be even to hold gates and ups, but x is (2,3)",
+    ],
+    [() => add(x, ids.view(6)), "add: b must be act, but it is i32 (6)"],
+    [() => add(x, qkv), "add: a (2,3,6) and b (2,3,64) must have the same shape"],
+    [
+      () => linearCrossEntropy(x, normalWeight([64, 6], 1).t, ids, head),
+      "x must be (N, 6) with N targets and w at least (70, 6), but x is (2,3,6), targets (2,3), w (64,6)",
+    ],
+    ...[cache(2, 2, 4, 8), cache(1, 2, 9, 8), cache(2, 1, 9, 8), cache(2, 2, 9, 4)].map((
+      k,
+    ): [() => Tensor, string] => [
+      () => cachedAttention(qkv, H, { k, v: k }, 2),
+      `cache must be (2, 2, >= 5, 8) to go on from 2 with qkv (2,3,64), but keys are (${k.shape}) and values (${k.shape})`,
+    ]),
+  ];
+  for (const [op, message] of cases) {
+    assertThrows(op, message.includes("i32") ? TypeError : RangeError, message);
+  }
+  endStep();
+});
+
+Deno.test("every op refuses tensors of the wrong kind", () => {
+  const H = { n_head: 1, n_kv_head: 1, head_dim: 8 }, head = { vocab_size: 4, head_chunk: 4, grad_scale: 1 };
+  const ids = tokens([2, 3], [0, 1, 2, 3, 4, 0]),
+    x = tensor([2, 3], normal(6, 1), true),
+    w = normalWeight([5, 3], 1).t;
+  const norm = normalWeight([3], 1).t, computed = linear(x, w); // (2, 5)
+  const kind = "must be computed by an op, but it is the parameter w";
+  const cases: [() => Tensor, string][] = [
+    [() => embedding(x, w), "embedding: ids must be i32, but they are act (2,3)"],
+    [() => linear(ids, w), "linear: x must be act, but it is i32 (2,3)"],
+    [
+      () => linearCrossEntropy(x, w, x, head),
+      "linearCrossEntropy: targets must be i32, but they are act (2,3)",
+    ],
+    [() => rmsnorm(norm, norm, EPS), `rmsnorm: x ${kind} (3)`],
+    [() => linear(w, w), `linear: x ${kind} (5,3)`],
+    [() => linear(x, w, normalWeight([2, 5], 1).t), `linear: residual ${kind} (2,5)`],
+    [() => rope(normalWeight([1, 1, 24], 1).t, rotations(1, 8).t, H), `rope: qkv ${kind} (1,1,24)`],
+    [() => attention(normalWeight([1, 1, 24], 1).t, H), `attention: qkv ${kind} (1,1,24)`],
+    [() => swiglu(normalWeight([2, 4], 1).t), `swiglu: x ${kind} (2,4)`],
+    [() => add(x, normalWeight([2, 3], 1).t), `add: b ${kind} (2,3)`],
+    [() => linearCrossEntropy(norm, w, ids, head), `linearCrossEntropy: x ${kind} (3)`],
+    [
+      () => linear(tensor([2, 5], normal(10, 1)), computed),
+      "linear: w must be a parameter, but it is a computed act tensor (2,5)",
+    ],
+  ];
+  for (const [op, message] of cases) assertThrows(op, TypeError, message);
+  endStep();
+});
+
+Deno.test("cachedAttention() has no backward pass and says so", () => {
+  const H = { n_head: 1, n_kv_head: 1, head_dim: 8 }, qkv = tensor([1, 1, 24], normal(24, 1), true);
+  const cache = fixed([1, 1, 2, 8], "act", "cache");
+  const y = cachedAttention(qkv, H, { k: cache, v: cache }, 0);
+  assertThrows(() => backward(y), Error, "cachedAttention: there is no backward pass; use attention()");
+  endStep();
+});
+
+// ---- values that are not finite
+
+/** Places of a whose value is not finite. */
+function nonFinite(a: Float32Array): number[] {
+  return [...a.keys()].filter((i) => !Number.isFinite(a[i]!));
+}
+
+Deno.test("NaN and infinities reach every output that depends on them, and no other", () => {
+  const range = (from: number, to: number) => Array.from({ length: to - from }, (_, i) => from + i);
+  for (const bad of [NaN, Infinity, -Infinity]) {
+    const planted = (shape: number[], at: number) => {
+      const values = normal(shape.reduce((a, b) => a * b, 1), 1);
+      values[at] = bad;
+      return { t: tensor(shape, values), w: weight(shape, values) };
+    };
+    const w = normalWeight([7, 6], 2).t, norm = normalWeight([6], 3).t, x = planted([3, 6], 6 + 2).t; // row 1
+    const run = (f: () => Tensor) => nonFinite(noGrad(() => f().toArray()));
+    assertEquals(run(() => linear(x, w)), range(7, 14));
+    assertEquals(run(() => linear(tensor([3, 6], normal(18, 4)), planted([7, 6], 6).w)), [1, 8, 15]);
+    assertEquals(run(() => add(x, tensor([3, 6], normal(18, 4)))), [8]);
+    assertEquals(run(() => swiglu(planted([3, 6], 6 + 4).t)), [3 + 1]); // an up
+    assertEquals(run(() => embedding(tokens([3], [2, 0, 2]), planted([3, 6], 12).w)), [0, 12]);
+    assertEquals(
+      run(() => rope(planted([1, 1, 24], 1).t, rotations(1, 8).t, { n_head: 1, n_kv_head: 1, head_dim: 8 }))
+        .length > 0,
+      true,
+    );
+    const rows = run(() => rmsnorm(x, norm, EPS));
+    assertEquals(rows, Number.isNaN(bad) ? range(6, 12) : [8]); // an infinite rms makes the others 0
+    const targets = tokens([3], [1, 2, 3]), head = { vocab_size: 7, head_chunk: 2, grad_scale: 1 };
+    assertEquals(run(() => linearCrossEntropy(x, w, targets, head)), [0]);
+    endStep();
+  }
+});
+
+Deno.test("attention() hands NaN in a query, key or value on to all that read it", () => {
+  const size = { n_head: 2, n_kv_head: 1, head_dim: 8 }, T = 130;
+  for (const [head, readers] of [[0, [0]], [2, [0, 1]], [3, [0, 1]]] as const) {
+    const values = normal(T * 32, 1);
+    values[66 * 32 + head * 8] = NaN;
+    const bad = new Set(nonFinite(noGrad(() => attention(tensor([1, T, 32], values), size).toArray())));
+    const last = head === 0 ? 66 : T - 1; // a query concerns its own row, keys and values those from there on
+    for (let t = 66; t <= last; t++) {
+      for (const h of readers) assert(bad.has((t * 2 + h) * 8), `t ${t}, head ${h}, NaN in ${head}`);
+    }
+    assert(![...bad].some((i) => Math.floor(i / 16) < 60), "rows long before are as they were");
+    endStep();
+  }
+});
+
+// ---- equal bits
+
+Deno.test("every op gives the same bits twice", () => {
+  const H = { n_head: 6, n_kv_head: 2, head_dim: 40 },
+    N = 260,
+    C = 96,
+    ids = tokens([2, 130], integers(N, 50, 1));
+  const step = () => {
+    const w = normalWeight([400, C], 1).t, table = normalWeight([64, C], 2).t, norm = normalWeight([C], 3).t;
+    const down = normalWeight([C, 120], 4).t, out = normalWeight([C, 240], 5).t;
+    const x = embedding(ids, table); // (2, 130, C)
+    const y = attention(rope(linear(rmsnorm(x, norm, EPS), w), rotations(130, 40).t, H), H); // (2, 130, 240)
+    const z = add(linear(y, out, x), linear(swiglu(y), down));
+    const loss = linearCrossEntropy(z, table, ids, { vocab_size: 50, head_chunk: 100, grad_scale: 1 });
+    const value = loss.toArray();
+    backward(loss);
+    const results = [value, ...[w, table, norm, down, out].map(gradient)];
+    endStep();
+    return results;
+  };
+  assertEquals(step(), step());
+});
+
+// ---- the same on every instruction set
+
+Deno.test({
+  name: "all of this holds on each instruction set with the built-in matrix product",
+  ignore: device.library !== "cpu" || Deno.env.has("LOAM_ISA"), // set: this is one of the runs below
+  fn: async () => {
+    const known = ["portable", "avx2", "avx512"]; // each processor has those before its best
+    const here = known.slice(0, 1 + known.indexOf(device.isa_best!));
+    for (const LOAM_ISA of here.filter((isa) => isa === "portable" || libraryExists(`cpu_${isa}`))) {
+      const args = ["test", "-q", "-P=test", "--no-check", "ops_test.ts", "tape_test.ts"];
+      const env = { LOAM_ISA, LOAM_BLAS: "builtin", NO_COLOR: "1" };
+      const { success, stdout } = await new Deno.Command(Deno.execPath(), {
+        args,
+        env,
+        cwd: import.meta.dirname!,
+      }).output();
+      assert(success, `LOAM_ISA=${LOAM_ISA} LOAM_BLAS=builtin:\n${new TextDecoder().decode(stdout)}`);
+    }
+  },
+});

@@ -1,0 +1,215 @@
+// What every op computes, forward and backward, in float64 and plain loops: the definition that kernels are tested against.
+// Arrays are row-major as in kernels.h; dx is the gradient of x. reference_test.ts checks each backward by finite differences.
+
+/** Values of any precision. */
+export type Numbers = ArrayLike<number>;
+
+/** Heads of attention: qkv is (B, T, H + 2K, D). */
+export type HeadSizes = { B: number; T: number; H: number; K: number; D: number };
+
+/** out (N, C) = w (V, C) at ids (N). */
+export function embedding(ids: Numbers, w: Numbers, C: number): Float64Array {
+  return Float64Array.from({ length: ids.length * C }, (_, i) => w[ids[Math.floor(i / C)]! * C + i % C]!);
+}
+
+export function embeddingBackward(dout: Numbers, ids: Numbers, V: number, C: number): Float64Array {
+  const dw = new Float64Array(V * C);
+  for (let i = 0; i < dout.length; i++) dw[ids[Math.floor(i / C)]! * C + i % C]! += dout[i]!;
+  return dw;
+}
+
+/** out = x * w / sqrt(mean(x^2) + eps) over the last axis. x (N, C), w (C) */
+export function rmsnorm(x: Numbers, w: Numbers, eps: number): Float64Array {
+  const C = w.length, r = rstd(x, C, eps);
+  return Float64Array.from({ length: x.length }, (_, i) => x[i]! * r[Math.floor(i / C)]! * w[i % C]!);
+}
+
+/** With n = x * rstd and g = dout * w: dx = rstd * (g - n * mean(g * n)), dw = sum over rows of dout * n. */
+export function rmsnormBackward(dout: Numbers, x: Numbers, w: Numbers, eps: number) {
+  const C = w.length, r = rstd(x, C, eps);
+  const dx = new Float64Array(x.length), dw = new Float64Array(C);
+  r.forEach((rstd, row) => {
+    const at = row * C;
+    let mean = 0; // of g * n
+    for (let c = 0; c < C; c++) mean += dout[at + c]! * w[c]! * x[at + c]! * rstd / C;
+    for (let c = 0; c < C; c++) {
+      const n = x[at + c]! * rstd;
+      dx[at + c] = rstd * (dout[at + c]! * w[c]! - n * mean);
+      dw[c]! += dout[at + c]! * n;
+    }
+  });
+  return { dx, dw };
+}
+
+/** 1 / sqrt(mean(x^2) + eps) of each row. */
+function rstd(x: Numbers, C: number, eps: number): Float64Array {
+  const r = new Float64Array(x.length / C);
+  for (let i = 0; i < x.length; i++) r[Math.floor(i / C)]! += x[i]! ** 2 / C;
+  return r.map((mean) => 1 / Math.sqrt(mean + eps));
+}
+
+/** out (N, OUT) = x (N, IN) w^T (+ residual), w (OUT, IN). */
+export function linear(x: Numbers, w: Numbers, IN: number, residual?: Numbers): Float64Array {
+  const N = x.length / IN, OUT = w.length / IN, out = new Float64Array(N * OUT);
+  for (let n = 0; n < N; n++) {
+    for (let o = 0; o < OUT; o++) {
+      let sum = residual?.[n * OUT + o] ?? 0;
+      for (let i = 0; i < IN; i++) sum += x[n * IN + i]! * w[o * IN + i]!;
+      out[n * OUT + o] = sum;
+    }
+  }
+  return out;
+}
+
+/** dx = dout w, dw = dout^T x; the gradient of the residual is dout itself. */
+export function linearBackward(dout: Numbers, x: Numbers, w: Numbers, IN: number) {
+  const N = x.length / IN, OUT = w.length / IN;
+  const dx = new Float64Array(N * IN), dw = new Float64Array(OUT * IN);
+  for (let n = 0; n < N; n++) {
+    for (let o = 0; o < OUT; o++) {
+      const d = dout[n * OUT + o]!;
+      for (let i = 0; i < IN; i++) {
+        dx[n * IN + i]! += d * w[o * IN + i]!;
+        dw[o * IN + i]! += d * x[n * IN + i]!;
+      }
+    }
+  }
+  return { dx, dw };
+}
+
+/** Turns the pairs (j, j + D/2) of the first H + K heads by the angle in row pos + t of table (rows, D): cosines, sines. */
+export function rope(qkv: Numbers, table: Numbers, { T, H, K, D }: HeadSizes, pos = 0, inverse = false) {
+  const out = Float64Array.from(qkv), heads = H + 2 * K, half = D / 2;
+  for (let i = 0; i < qkv.length; i++) {
+    const j = i % D, head = Math.floor(i / D) % heads, t = Math.floor(i / (D * heads)) % T;
+    if (head >= H + K || j >= half) continue; // values stay; the second half is written with the first
+    const a = qkv[i]!, b = qkv[i + half]!, cos = table[(pos + t) * D + j]!;
+    const sin = (inverse ? -1 : 1) * table[(pos + t) * D + half + j]!;
+    out[i] = a * cos - b * sin;
+    out[i + half] = b * cos + a * sin;
+  }
+  return out;
+}
+
+/** out (B, T, H, D): each query attends to the keys at its own position and before, softmax(q k^T / sqrt(D)) v. */
+export function attention(qkv: Numbers, size: HeadSizes): Float64Array {
+  const out = new Float64Array(size.B * size.T * size.H * size.D);
+  forEachQuery(size, (at) => {
+    attentionWeights(qkv, size, at).forEach((p, s) => {
+      for (let d = 0; d < size.D; d++) out[at.out + d]! += p * qkv[at.v(s) + d]!;
+    });
+  });
+  return out;
+}
+
+/** With dp = dout v^T: dscore = p * (dp - sum(p * dp)), which goes to q and k; dv = p^T dout. */
+export function attentionBackward(dout: Numbers, qkv: Numbers, size: HeadSizes): Float64Array {
+  const { D } = size, dqkv = new Float64Array(qkv.length);
+  forEachQuery(size, (at) => {
+    const p = attentionWeights(qkv, size, at), dp = p.map((_, s) => dot(dout, at.out, qkv, at.v(s), D));
+    const delta = dot(p, 0, dp, 0, p.length);
+    p.forEach((p, s) => {
+      const dscore = p * (dp[s]! - delta) / Math.sqrt(D);
+      for (let d = 0; d < D; d++) {
+        dqkv[at.q + d]! += dscore * qkv[at.k(s) + d]!;
+        dqkv[at.k(s) + d]! += dscore * qkv[at.q + d]!;
+        dqkv[at.v(s) + d]! += p * dout[at.out + d]!;
+      }
+    });
+  });
+  return dqkv;
+}
+
+/** Places in qkv and out of one query, and of the keys and values that its head reads at position s. */
+type QueryPlace = { t: number; q: number; out: number; k: (s: number) => number; v: (s: number) => number };
+
+function forEachQuery({ B, T, H, K, D }: HeadSizes, visit: (at: QueryPlace) => void): void {
+  for (let b = 0; b < B; b++) {
+    for (let h = 0; h < H; h++) {
+      const place = (t: number, head: number) => ((b * T + t) * (H + 2 * K) + head) * D;
+      const kv = Math.floor(h * K / H), k = (s: number) => place(s, H + kv);
+      const v = (s: number) => place(s, H + K + kv);
+      for (let t = 0; t < T; t++) visit({ t, q: place(t, h), out: ((b * T + t) * H + h) * D, k, v });
+    }
+  }
+}
+
+/** softmax over the positions 0..t. */
+function attentionWeights(qkv: Numbers, { D }: HeadSizes, at: QueryPlace): Float64Array {
+  return softmax(
+    Float64Array.from({ length: at.t + 1 }, (_, s) => dot(qkv, at.q, qkv, at.k(s), D) / Math.sqrt(D)),
+  );
+}
+
+/** h (N, F) = silu(gate) * up; a row of gate_up (N, 2F) is F gates, then F ups. */
+export function swiglu(gate_up: Numbers, F: number): Float64Array {
+  return Float64Array.from({ length: gate_up.length / 2 }, (_, i) => {
+    const at = Math.floor(i / F) * 2 * F + i % F, gate = gate_up[at]!;
+    return gate * sigmoid(gate) * gate_up[at + F]!;
+  });
+}
+
+export function swigluBackward(dh: Numbers, gate_up: Numbers, F: number): Float64Array {
+  const dgate_up = new Float64Array(gate_up.length);
+  for (let i = 0; i < dh.length; i++) {
+    const at = Math.floor(i / F) * 2 * F + i % F, gate = gate_up[at]!, s = sigmoid(gate);
+    dgate_up[at] = dh[i]! * gate_up[at + F]! * s * (1 + gate * (1 - s));
+    dgate_up[at + F] = dh[i]! * gate * s;
+  }
+  return dgate_up;
+}
+
+export type HeadLoss = { V: number; grad_scale: number };
+
+/**
+ * Cross entropy of softmax(x w^T over its first V columns) at the targets, < 0 = no loss: the sum over rows / all N rows.
+ * x (N, C), w (at least V, C), targets (N). The gradients are those of grad_scale * loss.
+ */
+export function linearCrossEntropy(x: Numbers, w: Numbers, targets: Numbers, { V, grad_scale }: HeadLoss) {
+  const N = targets.length, C = x.length / N, columns = w.length / C;
+  const logits = linear(x, w, C), dlogits = new Float64Array(logits.length);
+  let loss = 0;
+  for (let n = 0; n < N; n++) {
+    if (targets[n]! < 0) continue;
+    const p = softmax(logits.subarray(n * columns, n * columns + V));
+    loss -= Math.log(p[targets[n]!]!) / N;
+    dlogits.set(p.map((p, v) => (p - (v === targets[n] ? 1 : 0)) * grad_scale / N), n * columns);
+  }
+  return { loss, ...linearBackward(dlogits, x, w, C) };
+}
+
+export type AdamWState = { weight: Float64Array; m: Float64Array; v: Float64Array };
+export type AdamWStep = {
+  t: number; // updates so far, this one included
+  learning_rate: number;
+  beta1: number;
+  beta2: number;
+  eps: number;
+  weight_decay: number;
+};
+
+/** One AdamW update in place, with the gradient already clipped. */
+export function adamw({ weight, m, v }: AdamWState, grad: Numbers, o: AdamWStep): void {
+  for (let i = 0; i < weight.length; i++) {
+    m[i] = o.beta1 * m[i]! + (1 - o.beta1) * grad[i]!;
+    v[i] = o.beta2 * v[i]! + (1 - o.beta2) * grad[i]! ** 2;
+    const mean = m[i]! / (1 - o.beta1 ** o.t), variance = v[i]! / (1 - o.beta2 ** o.t);
+    weight[i]! -= o.learning_rate * (mean / (Math.sqrt(variance) + o.eps) + o.weight_decay * weight[i]!);
+  }
+}
+
+function softmax(scores: Float64Array): Float64Array {
+  const top = scores.reduce((a, b) => Math.max(a, b)), p = scores.map((score) => Math.exp(score - top));
+  const sum = p.reduce((a, b) => a + b);
+  return p.map((e) => e / sum);
+}
+
+function sigmoid(x: number): number {
+  return 1 / (1 + Math.exp(-x));
+}
+
+function dot(a: Numbers, a_at: number, b: Numbers, b_at: number, n: number): number {
+  let sum = 0;
+  for (let i = 0; i < n; i++) sum += a[a_at + i]! * b[b_at + i]!;
+  return sum;
+}

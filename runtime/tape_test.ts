@@ -1,0 +1,206 @@
+// What ops do together: gradients that meet in one buffer, memory that is used twice; then steps, whose memory repeats.
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, swiglu } from "./ops.ts";
+import * as ref from "./reference.ts";
+import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
+import { fixed, type Tensor, tensor, writeFloats } from "./tensor.ts";
+import {
+  close,
+  type Data,
+  forwardBackward,
+  gradient,
+  integers,
+  leaf,
+  normal,
+  normalWeight,
+  openTestDevice,
+  plus,
+  rotations,
+  tokens,
+  weight,
+} from "./testing.ts";
+
+openTestDevice();
+const EPS = 1e-6; // of rmsnorm
+
+// ---- gradients that meet in one buffer
+
+/** Backpropagates through linearCrossEntropy() where that is what f ends with, else from a fixed gradient of the output. */
+function parameterGradient(f: (w: Tensor) => Tensor, w: Tensor): Float32Array {
+  const y = f(w);
+  if (y.dtype === "act") {
+    claim(y);
+    writeFloats(grad(y), normal(y.size, 5), "act");
+  }
+  backward(y);
+  endStep();
+  return gradient(w);
+}
+
+Deno.test("the gradient of a parameter overwrites at first what its memory held, and adds up from then on", () => {
+  const N = 5, C = 6, ids = tokens([N], integers(N, 4, 1)), targets = tokens([N], integers(N, 4, 2));
+  const head = { vocab_size: 4, head_chunk: 2, grad_scale: 1 }, x = () => tensor([N, C], normal(N * C, 3));
+  const ops: [number[], (w: Tensor) => Tensor][] = [
+    [[4, C], (w) => embedding(ids, w)],
+    [[C], (w) => rmsnorm(x(), w, EPS)],
+    [[4, C], (w) => linear(x(), w)],
+    [[64, C], (w) => linearCrossEntropy(x(), w, targets, head)], // three chunks: even the first micro-step adds
+  ];
+  for (const [shape, op] of ops) {
+    const w = normalWeight(shape, 4).t;
+    writeFloats(grad(w), new Float32Array(w.size).fill(NaN), "f32");
+    const first = parameterGradient(op, w);
+    assert(first.some((g) => g !== 0) && first.every(Number.isFinite));
+    close(parameterGradient(op, w), first.map((g) => 2 * g), 1, "two micro-steps");
+    w.buf.gradIsEmpty = true; // as optimizer.step() leaves it
+    assertEquals(parameterGradient(op, w), first);
+  }
+});
+
+Deno.test("a gradient through a view and one around it meet", () => {
+  const x = tensor([2, 3], [1, 2, 3, 4, 5, 6], true), w = weight([2, 2], Float32Array.of(1, 2, 3, 4));
+  // y = x.view(3, 2) w^T, out = y + x: dx = dout + dout w
+  const f = () => add(linear(x.view(3, 2), w).view(2, 3), x);
+  const { out, grads } = forwardBackward(f, [x, w], Float32Array.of(1, 1, 1, 1, 1, 1));
+  assertEquals([...out], [1 + 5, 2 + 11, 3 + 11, 4 + 25, 5 + 17, 6 + 39]);
+  assertEquals([...grads[0]!], [5, 7, 5, 7, 5, 7]);
+  assertEquals([...grads[1]!], [9, 12, 9, 12]);
+});
+
+Deno.test("a weight used twice gets both gradients", () => {
+  const C = 7, N = 5, x = leaf([N, C], 1), w = normalWeight([C, C], 2), dout = normal(N * C, 3);
+  const { out, grads } = forwardBackward(() => linear(linear(x.t, w.t), w.t), [x.t, w.t], dout);
+  const hidden = ref.linear(x.values, w.values, C), second = ref.linearBackward(dout, hidden, w.values, C);
+  const first = ref.linearBackward(second.dx, x.values, w.values, C);
+  close(out, ref.linear(hidden, w.values, C), C, "out", 2);
+  close(grads[0]!, first.dx, C, "dx", 2);
+  close(grads[1]!, plus(first.dw, second.dw), C, "dw", 2);
+});
+
+Deno.test("an embedding tied to the head gets both gradients", () => {
+  const V = 11,
+    C = 7,
+    N = 6,
+    w = normalWeight([64, C], 1),
+    ids = integers(N, V, 2),
+    targets = integers(N, V, 3);
+  const head = { vocab_size: V, head_chunk: 4, grad_scale: 1 };
+  const dw = parameterGradient(
+    (w) => linearCrossEntropy(embedding(tokens([N], ids), w), w, tokens([N], targets), head),
+    w.t,
+  );
+  const x = ref.embedding(ids, w.values, C);
+  const expected = ref.linearCrossEntropy(x, w.values, targets, { V, grad_scale: 1 });
+  const rows = ref.embeddingBackward(expected.dx, ids, 64, C);
+  close(dw, plus(expected.dw, rows), C * C, "dw", 2);
+});
+
+Deno.test("a buffer read by three ops, as residual too, gets all gradients", () => {
+  const C = 7, N = 5, x = leaf([N, C], 1), dout = normal(N * C, 2), norm = normalWeight([C], 3);
+  const [w0, w1, w2] = [4, 5, 6].map((seed) => normalWeight([C, C], seed)) as [Data, Data, Data];
+  const { out, grads } = forwardBackward(
+    () => {
+      const h = linear(x.t, w0.t);
+      const a = linear(rmsnorm(h, norm.t, EPS), w1.t, h); // h + ...: read by rmsnorm and as residual
+      return linear(h, w2.t, a); // a + ...: read once more
+    },
+    [x.t, w0.t],
+    dout,
+  );
+
+  const h = ref.linear(x.values, w0.values, C), n = ref.rmsnorm(h, norm.values, EPS);
+  const a = ref.linear(n, w1.values, C, h), dn = ref.linearBackward(dout, n, w1.values, C).dx;
+  const through = ref.rmsnormBackward(dn, h, norm.values, EPS).dx;
+  const beside = ref.linearBackward(dout, h, w2.values, C).dx;
+  const dh = plus(through, beside, dout);
+  const expected = ref.linearBackward(dh, x.values, w0.values, C);
+  close(out, ref.linear(h, w2.values, C, a), C, "out", 3);
+  close(grads[0]!, expected.dx, C, "dx", 4);
+  close(grads[1]!, expected.dw, C, "dw", 4);
+});
+
+Deno.test("add() of a tensor to itself doubles the gradient", () => {
+  const x = leaf([5], 1), dout = normal(5, 2);
+  const { grads } = forwardBackward(() => add(x.t, x.t), [x.t], dout);
+  assertEquals(grads[0], dout.map((d) => 2 * d));
+});
+
+// ---- memory that is used twice: swiglu's gradient takes the place of its input, rope turns its input in place
+
+Deno.test("swiglu() keeps its input for another reader", () => {
+  const N = 5, F = 6, x = leaf([N, 4], 1), w = normalWeight([2 * F, 4], 2), w2 = normalWeight([F, 2 * F], 3);
+  const dout = normal(N * F, 4);
+  const { grads } = forwardBackward(
+    () => {
+      const gate_up = linear(x.t, w.t);
+      const read = linear(gate_up, w2.t); // its backward pass, which needs gate_up, comes after swiglu's
+      return add(read, swiglu(gate_up));
+    },
+    [x.t, w2.t],
+    dout,
+  );
+  const gate_up = ref.linear(x.values, w.values, 4),
+    read = ref.linearBackward(dout, gate_up, w2.values, 2 * F);
+  const dgate_up = plus(ref.swigluBackward(dout, gate_up, F), read.dx);
+  close(grads[0]!, ref.linearBackward(dgate_up, x.values, w.values, 4).dx, F, "dx", 3);
+  close(grads[1]!, read.dw, N, "dw2", 2);
+});
+
+Deno.test("swiglu() of a sum hands its gradient on to all terms", () => {
+  // As in a low-rank update of gate and up: the gradient that took the place of the sum moves on to one of its terms.
+  const N = 6, F = 4, C = 8, dout = normal(N * F, 2);
+  for (const how of ["add", "residual"]) {
+    const x = leaf([N, C], 1);
+    const [w0, w1, w2] = [3, 4, 5].map((seed) => normalWeight([2 * F, C], seed)) as [Data, Data, Data];
+    const sum = (a: Tensor) =>
+      how === "add"
+        ? add(add(a, linear(x.t, w1.t)), linear(x.t, w2.t))
+        : linear(x.t, w2.t, linear(x.t, w1.t, a));
+    const inputs = [x.t, w0.t, w1.t, w2.t];
+    const { grads } = forwardBackward(() => swiglu(sum(linear(x.t, w0.t))), inputs, dout);
+    const gate_up = plus(...[w0, w1, w2].map((w) => ref.linear(x.values, w.values, C)));
+    const dgate_up = ref.swigluBackward(dout, gate_up, F);
+    const terms = [w0, w1, w2].map((w) => ref.linearBackward(dgate_up, x.values, w.values, C));
+    close(grads[0]!, plus(...terms.map(({ dx }) => dx)), 3 * C, `dx, ${how}`, 2);
+    terms.forEach(({ dw }, i) => close(grads[1 + i]!, dw, N, `dw${i}, ${how}`, 3));
+  }
+});
+
+Deno.test("swiglu() of attention leaves the output that attention's backward pass reads", () => {
+  const size = { B: 1, T: 5, H: 2, K: 1, D: 8 }, HEADS = { n_head: 2, n_kv_head: 1, head_dim: 8 };
+  const x = leaf([1, 5, 4], 1), w = normalWeight([32, 4], 2);
+  const dout = normal(5 * 8, 3);
+  const { grads } = forwardBackward(
+    () => swiglu(attention(linear(x.t, w.t), HEADS)),
+    [x.t],
+    dout,
+  );
+  const qkv = ref.linear(x.values, w.values, 4), y = ref.attention(qkv, size);
+  const dqkv = ref.attentionBackward(ref.swigluBackward(dout, y, 8), qkv, size);
+  close(grads[0]!, ref.linearBackward(dqkv, x.values, w.values, 4).dx, 32, "dx", 4);
+});
+
+Deno.test("rope() refuses a tensor that another op has read", () => {
+  const H = { n_head: 1, n_kv_head: 1, head_dim: 8 }, table = rotations(5, 8).t;
+  const qkv = tensor([1, 5, 24], normal(5 * 24, 1), true);
+  swiglu(qkv);
+  assertThrows(
+    () => rope(qkv, table, H),
+    Error,
+    "rope: qkv (1,5,24) is turned in place, but another op has read it",
+  );
+  noGrad(() => rope(qkv, table, H)); // nobody will ask for the values again
+  endStep();
+});
+
+Deno.test("rmsnorm() of an input without gradient leaves no gradient behind", () => {
+  const x = fixed([2, 3], "act", "inputs"), w = normalWeight([3], 1);
+  writeFloats(x.address, normal(6, 2), "act");
+  const { dw } = ref.rmsnormBackward(new Float64Array(6).fill(1), x.toArray(), w.values, EPS);
+  for (let step = 0; step < 2; step++) {
+    w.t.buf.gradIsEmpty = true;
+    const { grads } = forwardBackward(() => rmsnorm(x, w.t, EPS), [w.t], new Float32Array(6).fill(1));
+    close(grads[0]!, dw, 3, "dw", 2);
+    assertEquals(x.buf.grad, undefined);
+  }
+});
