@@ -1,10 +1,10 @@
-// kernels.cu: every function of kernels.h for NVIDIA GPUs. act is bfloat16; all sums, gradients of weights, master weights
-// and optimizer state are float.
+// kernels.cu: every function of kernels.h for NVIDIA GPUs. act is bfloat16; all sums, gradients of weights, master
+// weights and optimizer state are float.
 //
 // One section per op, in the order of kernels.h: the kernel, then the function that checks its sizes and launches it.
 // Matrix products go to cuBLASLt, everything else is here. The same source also compiles with g++ and the headers of
-// tests/emu in place of CUDA's (LOAM_EMU), which runs each kernel on the CPU; so PTX stays in the block of wrappers below,
-// kernels start through LAUNCH, block sizes are multiples of 32 and no thread leaves before a barrier.
+// tests/emu in place of CUDA's (LOAM_EMU), which runs each kernel on the CPU; so PTX stays in the block of wrappers
+// below, kernels start through LAUNCH, block sizes are multiples of 32 and no thread leaves before a barrier.
 //
 // VEC is how many neighbouring elements a thread handles at a time: 8 (one 16-byte load) where sizes and addresses
 // allow it, else 1.
@@ -32,7 +32,7 @@
 #include <string>
 #include <vector>
 
-// ---- PTX and what else differs between nvcc and the emulator ---------------------------------------------------------
+// ---- PTX and what else differs between nvcc and the emulator -------------------------------------------------------
 
 #ifndef LOAM_EMU
 #define LOAM_LIBRARY "cuda"
@@ -66,27 +66,34 @@ DEVICE void cp_async4(void* dst, const void* src, bool valid) {
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /** Waits until at most PENDING of this thread's committed groups are still on their way. */
-template <int PENDING> DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+template <int PENDING> DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 
 /** Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
 DEVICE void ldmatrix(uint32_t* r, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 DEVICE void ldmatrix_transposed(uint32_t* r, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
 }
 
 /** c (16, 8) += a (16, 16) b (16, 8) */
 DEVICE void mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #endif
 
-// ---- small device functions used by several ops ----------------------------------------------------------------------
+// ---- small device functions used by several ops --------------------------------------------------------------------
 
 constexpr int WARP = 32;
 constexpr int BLOCK = 256;  // threads of the element-wise kernels
@@ -160,8 +167,8 @@ __attribute__((format(printf, 2, 3))) static int fail(int line, const char* form
 }
 
 #define FAIL(...) return fail(__LINE__, __VA_ARGS__)
-#define CHECK(condition, ...) \
-  do {                        \
+#define CHECK(condition, ...)            \
+  do {                                   \
     if (!(condition)) FAIL(__VA_ARGS__); \
   } while (0)
 #define CUDA(call)                                                                                   \
@@ -171,10 +178,10 @@ __attribute__((format(printf, 2, 3))) static int fail(int line, const char* form
   } while (0)
 
 /** Queues a kernel on the library's stream; the caller returns with an error if it cannot start. */
-#define LAUNCH(kernel, grid, block, shared, ...)                                         \
-  do {                                                                                   \
-    LAUNCH_KERNEL(kernel, dim3(grid), dim3(block), shared, gpu.stream, __VA_ARGS__);     \
-    CUDA(cudaGetLastError());                                                            \
+#define LAUNCH(kernel, grid, block, shared, ...)                                     \
+  do {                                                                               \
+    LAUNCH_KERNEL(kernel, dim3(grid), dim3(block), shared, gpu.stream, __VA_ARGS__); \
+    CUDA(cudaGetLastError());                                                        \
   } while (0)
 
 /** All pointers an op was given; null is the mistake of a freed or never allocated tensor. */
@@ -182,8 +189,8 @@ template <class... P> static bool present(const P*... p) { return (... && (p != 
 template <class... P> static bool aligned16(const P*... p) { return (... && ((uintptr_t)p % 16 == 0)); }
 
 /** The first line of every function that needs the device. */
-#define BEGIN()    \
-  op = __func__;   \
+#define BEGIN()  \
+  op = __func__; \
   CHECK(gpu.open, "no device is open: call device_open first")
 #define CHECK_PRESENT(...) CHECK(present(__VA_ARGS__), "an address is 0: was the tensor freed?")
 
@@ -192,9 +199,10 @@ static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d
 /** Element-wise kernels count their threads in 32 bits. */
 static bool fits_launch(size_t threads) { return threads < ((size_t)1 << 31); }
 
-// ---- device ----------------------------------------------------------------------------------------------------------
+// ---- device --------------------------------------------------------------------------------------------------------
 
-constexpr size_t WORKSPACE_BYTES = 32 << 20;  // for cuBLASLt (Hopper wants 32 MiB) and for partial sums, never both at once
+// For cuBLASLt (Hopper wants 32 MiB) and for partial sums, never both at once.
+constexpr size_t WORKSPACE_BYTES = 32 << 20;
 
 /** A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait. */
 struct Fault {
@@ -218,17 +226,17 @@ static struct {
   cublasLtHandle_t handle;
   size_t version;
   char path[512];
-#define BLAS_FUNCTIONS(X)               \
-  X(cublasLtGetVersion)                 \
-  X(cublasLtCreate)                     \
-  X(cublasLtMatmulDescCreate)           \
-  X(cublasLtMatmulDescSetAttribute)     \
-  X(cublasLtMatrixLayoutCreate)         \
-  X(cublasLtMatmulPreferenceCreate)     \
+#define BLAS_FUNCTIONS(X)                 \
+  X(cublasLtGetVersion)                   \
+  X(cublasLtCreate)                       \
+  X(cublasLtMatmulDescCreate)             \
+  X(cublasLtMatmulDescSetAttribute)       \
+  X(cublasLtMatrixLayoutCreate)           \
+  X(cublasLtMatmulPreferenceCreate)       \
   X(cublasLtMatmulPreferenceSetAttribute) \
-  X(cublasLtMatmulPreferenceDestroy)    \
-  X(cublasLtMatmulAlgoGetHeuristic)     \
-  X(cublasLtMatmulAlgoCheck)            \
+  X(cublasLtMatmulPreferenceDestroy)      \
+  X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulAlgoCheck)              \
   X(cublasLtMatmul)
 #define DECLARE(name) decltype(&::name) name;
   BLAS_FUNCTIONS(DECLARE)
@@ -256,22 +264,35 @@ static void* open_blas_library() {
   return nullptr;
 }
 
+/** What to say where the right cuBLASLt is not found; another major version may be. */
+static std::string missing_blas() {
+  std::string wanted = "libcublasLt.so." STRING(CUBLAS_VER_MAJOR);
+  std::string found = "cannot find " + wanted;
+  for (const char* other : {"libcublasLt.so.12", "libcublasLt.so.11"})
+    if (dlopen(other, RTLD_NOW | RTLD_LOCAL))
+      found = std::string(other) + " is installed, but loam was built for " + wanted;
+  return found +
+         ": install CUDA " STRING(CUBLAS_VER_MAJOR) " or `pip install nvidia-cublas`, or set LOAM_CUBLASLT to the file";
+}
+
 static int open_blas() {
   if (blas.handle) return 0;
   void* library = open_blas_library();
-  CHECK(library, "cannot find libcublasLt.so.%d: install the CUDA %d toolkit or `pip install nvidia-cublas`, or set "
-        "LOAM_CUBLASLT to the file", CUBLAS_VER_MAJOR, CUBLAS_VER_MAJOR);
-#define FIND(name)                                     \
-  blas.name = (decltype(blas.name))dlsym(library, #name); \
-  CHECK(blas.name, "the library opened as cuBLASLt lacks " #name ": set LOAM_CUBLASLT to libcublasLt.so.%d", CUBLAS_VER_MAJOR);
+  CHECK(library, "%s", missing_blas().c_str());
+#define FIND(name)                                                                                           \
+  blas.name = (decltype(blas.name))dlsym(library, #name);                                                    \
+  CHECK(blas.name, "the library opened as cuBLASLt lacks " #name ": set LOAM_CUBLASLT to libcublasLt.so.%d", \
+        CUBLAS_VER_MAJOR);
   BLAS_FUNCTIONS(FIND)
 #undef FIND
   blas.version = blas.cublasLtGetVersion();
   int major = (int)(blas.version / 10000);
   Dl_info found;
   if (dladdr((void*)blas.cublasLtMatmul, &found)) snprintf(blas.path, sizeof blas.path, "%s", found.dli_fname);
-  CHECK(major == CUBLAS_VER_MAJOR, "cuBLASLt %d found at %s, but loam was built for cuBLASLt %d: set LOAM_CUBLASLT to "
-        "libcublasLt.so.%d or run `deno task build` again", major, blas.path, CUBLAS_VER_MAJOR, CUBLAS_VER_MAJOR);
+  CHECK(major == CUBLAS_VER_MAJOR,
+        "cuBLASLt %d found at %s, but loam was built for cuBLASLt %d: set LOAM_CUBLASLT to "
+        "libcublasLt.so.%d or run `deno task build` again",
+        major, blas.path, CUBLAS_VER_MAJOR, CUBLAS_VER_MAJOR);
   cublasStatus_t status = blas.cublasLtCreate(&blas.handle);
   CHECK(status == CUBLAS_STATUS_SUCCESS, "cublasLtCreate failed with status %d (library %s)", (int)status, blas.path);
   return 0;
@@ -287,7 +308,9 @@ static std::string compiled_archs(const char* quote) {
   return list;
 }
 
-static __global__ void probe_kernel(Fault* fault) { if (threadIdx.x == 0) fault->value = 42; }
+static __global__ void probe_kernel(Fault* fault) {
+  if (threadIdx.x == 0) fault->value = 42;
+}
 
 /** Launches a kernel that does next to nothing: does this library hold code for this GPU? */
 static int probe_architecture() {
@@ -298,8 +321,8 @@ static int probe_architecture() {
   if (e == cudaSuccess) e = cudaStreamSynchronize(gpu.stream);
   CHECK(e != cudaErrorNoKernelImageForDevice, "built for %s; this GPU (%s) is sm_%d%d: run deno task build --arch=%d%d",
         compiled_archs("").c_str(), p.name, p.major, p.minor, p.major, p.minor);
-  CHECK(e == cudaSuccess && gpu.fault->value == 42, "a first kernel does not run on %s: %s: %s", p.name, cudaGetErrorName(e),
-        cudaGetErrorString(e));
+  CHECK(e == cudaSuccess && gpu.fault->value == 42, "a first kernel does not run on %s: %s: %s", p.name,
+        cudaGetErrorName(e), cudaGetErrorString(e));
   *gpu.fault = {};
   return 0;
 }
@@ -308,8 +331,10 @@ static int check_driver() {
   int driver = 0, runtime = CUDART_VERSION;
   cudaDriverGetVersion(&driver);
   CHECK(driver != 0, "no NVIDIA driver found: install the driver (nvidia-smi must work) or use --device=cpu");
-  CHECK(driver / 1000 >= runtime / 1000, "the NVIDIA driver supports CUDA %d.%d, this library needs CUDA %d.%d: update the "
-        "driver or build with an older CUDA toolkit", driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100);
+  CHECK(driver / 1000 >= runtime / 1000,
+        "the NVIDIA driver supports CUDA %d.%d, this library needs CUDA %d.%d: update the "
+        "driver or build with an older CUDA toolkit",
+        driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100);
   return 0;
 }
 
@@ -319,7 +344,8 @@ static int choose_device(int index) {
   CHECK(e != cudaErrorNoDevice && (e != cudaSuccess || count > 0),
         "no NVIDIA GPU found: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device=cpu");
   CUDA(e);
-  CHECK(index >= 0 && index < count, "GPU %d does not exist: this machine shows %d, choose 0 to %d", index, count, count - 1);
+  CHECK(index >= 0 && index < count, "GPU %d does not exist: this machine shows %d, choose 0 to %d", index, count,
+        count - 1);
   CUDA(cudaSetDevice(index));
   CUDA(cudaGetDeviceProperties(&gpu.properties, index));
   return 0;
@@ -346,7 +372,7 @@ int device_open(int32_t index, int32_t, int32_t, const char*) {
   op = __func__;
   if (gpu.open && index != gpu.index) FAIL("GPU %d is open already: start one process for each GPU", gpu.index);
   if (check_driver() || choose_device(index)) return 1;
-  if (!gpu.stream && create_resources()) return 1;
+  if (!gpu.workspace && create_resources()) return 1;
   if (probe_architecture() || open_blas()) return 1;
   gpu.open = true;
   gpu.index = index;
@@ -366,8 +392,10 @@ int device_info(char* json, int32_t capacity) {
   snprintf(emulator, sizeof emulator, ", \"seed\": %llu, \"launches\": %ld, \"bank_conflicts\": %ld",
            (unsigned long long)emu::seed, emu::launches, emu::bank_conflicts);
 #endif
-  int length = snprintf(json, capacity,
-      "{\"name\": \"%s\", \"library\": \"" LOAM_LIBRARY "\", \"act\": \"bf16\", \"isa\": \"sm_%d\", \"threads\": 0, "
+  int length = snprintf(
+      json, capacity,
+      "{\"name\": \"%s\", \"library\": \"" LOAM_LIBRARY
+      "\", \"act\": \"bf16\", \"isa\": \"sm_%d\", \"threads\": 0, "
       "\"blas\": \"cuBLASLt %zu.%zu.%zu %s\", \"arch\": \"sm_%d\", \"compiled_archs\": [%s], \"multiprocessors\": %d, "
       "\"driver\": \"%d.%d\", \"runtime\": \"%d.%d\"%s}",
       p.name, arch, blas.version / 10000, blas.version / 100 % 100, blas.version % 100, blas.path, arch,
@@ -402,7 +430,7 @@ int synchronize(void) {
   return wait();
 }
 
-// ---- memory ----------------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------------------
 
 int mem_alloc(uint64_t* address, int64_t bytes) {
   BEGIN();
@@ -414,9 +442,10 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
     cudaGetLastError();  // clears it: the device is fine
     size_t free_bytes = 0, total = 0;
     cudaMemGetInfo(&free_bytes, &total);
-    FAIL("cannot allocate %.1f MiB on %s: %.1f MiB free of %.1f MiB, %.1f MiB allocated by this process: lower batch_size or "
-         "head_chunk, or recompute more", bytes / 1048576.0, gpu.properties.name, free_bytes / 1048576.0, total / 1048576.0,
-         gpu.allocated / 1048576.0);
+    FAIL(
+        "cannot allocate %.1f MiB on %s: %.1f MiB free of %.1f MiB, %.1f MiB allocated by this process: lower "
+        "batch_size or head_chunk, or recompute more",
+        bytes / 1048576.0, gpu.properties.name, free_bytes / 1048576.0, total / 1048576.0, gpu.allocated / 1048576.0);
   }
   CUDA(e);
   CUDA(cudaMemsetAsync(p, 0, bytes, gpu.stream));
@@ -444,7 +473,8 @@ int host_alloc(uint64_t* address, int64_t bytes) {
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   void* p = nullptr;
   cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
-  if (e == cudaErrorMemoryAllocation) FAIL("cannot pin %.1f MiB of host memory: raise `ulimit -l` or free memory", bytes / 1048576.0);
+  if (e == cudaErrorMemoryAllocation)
+    FAIL("cannot pin %.1f MiB of host memory: raise `ulimit -l` or free memory", bytes / 1048576.0);
   CUDA(e);
   memset(p, 0, bytes);
   *address = (uint64_t)p;
@@ -508,17 +538,21 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
   BEGIN();
   CHECK_PRESENT(dst, src);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
-  CHECK(is_float_type(dst_type) && is_float_type(src_type), "types %d <- %d: both must be 0 (f32) or 1 (bf16)", dst_type, src_type);
+  CHECK(is_float_type(dst_type) && is_float_type(src_type), "types %d <- %d: both must be 0 (f32) or 1 (bf16)",
+        dst_type, src_type);
   if (dst_type == src_type) return copy_async(dst, src, n * (src_type == LOAM_F32 ? sizeof(float) : sizeof(act)));
   unsigned blocks = ceil_div(n, BLOCK);
-  if (dst_type == LOAM_F32) LAUNCH((convert_kernel<float, act>), blocks, BLOCK, 0, (float*)dst, (const act*)src, (size_t)n);
-  else LAUNCH((convert_kernel<act, float>), blocks, BLOCK, 0, (act*)dst, (const float*)src, (size_t)n);
+  if (dst_type == LOAM_F32)
+    LAUNCH((convert_kernel<float, act>), blocks, BLOCK, 0, (float*)dst, (const act*)src, (size_t)n);
+  else
+    LAUNCH((convert_kernel<act, float>), blocks, BLOCK, 0, (act*)dst, (const float*)src, (size_t)n);
   return 0;
 }
 
 template <class T> static __global__ void find_nonfinite_kernel(unsigned long long* index, const T* x, size_t n) {
   for (size_t i = global_thread(); i < n; i += (size_t)gridDim.x * blockDim.x)
-    if (!isfinite(to_float(x[i]))) atomicMin(index, (unsigned long long)i);  // the smallest wins: the order does not matter
+    if (!isfinite(to_float(x[i])))
+      atomicMin(index, (unsigned long long)i);  // the smallest wins: the order does not matter
 }
 
 int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
@@ -529,14 +563,18 @@ int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
   unsigned long long* found = (unsigned long long*)gpu.workspace;
   CUDA(cudaMemsetAsync(found, 0xff, sizeof *found, gpu.stream));  // -1, and larger than every place
   unsigned blocks = n < 1024 * BLOCK ? ceil_div(n, BLOCK) : 1024;
-  if (type == LOAM_F32) LAUNCH(find_nonfinite_kernel<float>, blocks, BLOCK, 0, found, (const float*)x, (size_t)n);
-  else LAUNCH(find_nonfinite_kernel<act>, blocks, BLOCK, 0, found, (const act*)x, (size_t)n);
+  if (type == LOAM_F32)
+    LAUNCH(find_nonfinite_kernel<float>, blocks, BLOCK, 0, found, (const float*)x, (size_t)n);
+  else
+    LAUNCH(find_nonfinite_kernel<act>, blocks, BLOCK, 0, found, (const act*)x, (size_t)n);
   return copy_to_host(index, found, sizeof *index);
 }
 
-// ---- random numbers --------------------------------------------------------------------------------------------------
+// ---- random numbers ------------------------------------------------------------------------------------------------
 
-struct Philox { unsigned word[4]; };
+struct Philox {
+  unsigned word[4];
+};
 
 /** Philox 4x32-10 (Salmon et al. 2011): four random words for a counter and a key. */
 DEVICE Philox philox(uint64_t counter, uint64_t key) {
@@ -551,7 +589,7 @@ DEVICE Philox philox(uint64_t counter, uint64_t key) {
   return {{c0, c1, c2, c3}};
 }
 
-/** Number `which` of the four normal numbers in one Philox output: words 0 and 1 make the first two, 2 and 3 the others. */
+/** Normal number `which` of four: words 0 and 1 make the first two, words 2 and 3 the others. */
 DEVICE float box_muller(const Philox& random, int which) {
   float u = ((float)random.word[which & 2] + 0.5f) * 0x1p-32f;  // (0, 1]
   float v = ((float)random.word[(which & 2) + 1] + 0.5f) * 0x1p-32f;
@@ -585,7 +623,7 @@ int init_constant(float* dst, int64_t n, float value) {
   return 0;
 }
 
-// ---- token data (host code) --------------------------------------------------------------------------------------------
+// ---- token data (host code) ----------------------------------------------------------------------------------------
 
 struct TokenFile {
   void* map;  // null: the handle is free
@@ -604,8 +642,8 @@ int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t tok
   op = __func__;
   CHECK_PRESENT(info, path);
   CHECK(token_bytes == 2 || token_bytes == 4, "%s: token_bytes=%d must be 2 or 4", path, token_bytes);
-  CHECK(header_bytes >= 0 && header_bytes % token_bytes == 0, "%s: header_bytes=%d must be a multiple of token_bytes=%d",
-        path, header_bytes, token_bytes);
+  CHECK(header_bytes >= 0 && header_bytes % token_bytes == 0,
+        "%s: header_bytes=%d must be a multiple of token_bytes=%d", path, header_bytes, token_bytes);
   int file = open(path, O_RDONLY | O_CLOEXEC);
   CHECK(file >= 0, "cannot open %s: %s", path, strerror(errno));
   struct stat status;
@@ -616,13 +654,16 @@ int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t tok
   CHECK(map != MAP_FAILED, "cannot map %s: %s", path, size ? strerror(errno) : "the file is empty");
   if ((int64_t)size <= header_bytes || (size - header_bytes) % token_bytes) {
     munmap(map, size);
-    FAIL("%s has %zu bytes: %d of header and then whole tokens of %d bytes expected", path, size, header_bytes, token_bytes);
+    FAIL("%s has %zu bytes: %d of header and then whole tokens of %d bytes expected", path, size, header_bytes,
+         token_bytes);
   }
   TokenFile f = {map, size, (const char*)map + header_bytes, (int64_t)(size - header_bytes) / token_bytes, token_bytes};
   size_t handle = 0;
   while (handle < token_files.size() && token_files[handle].map) handle++;
-  if (handle == token_files.size()) token_files.push_back(f);
-  else token_files[handle] = f;
+  if (handle == token_files.size())
+    token_files.push_back(f);
+  else
+    token_files[handle] = f;
   info[0] = (int64_t)handle, info[1] = f.count;
   return 0;
 }
@@ -644,8 +685,9 @@ int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T
   CHECK_PRESENT(x, y);
   CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
   const TokenFile& f = token_files[handle];
-  CHECK(T > 0 && start >= 0 && start <= f.count - T - 1, "tokens %lld to %lld asked for (T=%d and one more), but the file has %lld",
-        (long long)start, (long long)start + T, T, (long long)f.count);
+  CHECK(T > 0 && start >= 0 && start <= f.count - T - 1,
+        "tokens %lld to %lld asked for (T=%d and one more), but the file has %lld", (long long)start,
+        (long long)start + T, T, (long long)f.count);
   for (int64_t t = 0; t <= T; t++) {
     int64_t token = token_at(f, start + t);
     CHECK(token < V, "token %lld at place %lld is outside the vocabulary of %d: prepare the data with this tokenizer",
@@ -656,11 +698,12 @@ int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T
   return 0;
 }
 
-// ---- embedding: rows of a table ----------------------------------------------------------------------------------------
+// ---- embedding: rows of a table ------------------------------------------------------------------------------------
 
 /** One thread copies VEC elements of a row. An id outside the table gives zeros and a fault. */
 template <int VEC>
-static __global__ void embedding_forward_kernel(act* out, const int* ids, const act* weight, int N, int V, int C, Fault* fault) {
+static __global__ void embedding_forward_kernel(act* out, const int* ids, const act* weight, int N, int V, int C,
+                                                Fault* fault) {
   unsigned i = (unsigned)global_thread(), per_row = C / VEC, row = i / per_row, c = i % per_row * VEC;
   if (row >= (unsigned)N) return;
   int id = ids[row];
@@ -673,20 +716,23 @@ static __global__ void embedding_forward_kernel(act* out, const int* ids, const 
 int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N, int32_t V, int32_t C) {
   BEGIN();
   CHECK_PRESENT(out, ids, weight);
-  CHECK(N > 0 && V > 0 && C > 0 && fits_launch((size_t)N * C), "N=%d V=%d C=%d: must be positive, and N*C below 2^31", N, V, C);
+  CHECK(N > 0 && V > 0 && C > 0 && fits_launch((size_t)N * C), "N=%d V=%d C=%d: must be positive, and N*C below 2^31",
+        N, V, C);
   if (C % 8 == 0 && aligned16(out, weight))
-    LAUNCH(embedding_forward_kernel<8>, ceil_div((size_t)N * C / 8, BLOCK), BLOCK, 0, out, ids, weight, N, V, C, gpu.fault);
+    LAUNCH(embedding_forward_kernel<8>, ceil_div((size_t)N * C / 8, BLOCK), BLOCK, 0, out, ids, weight, N, V, C,
+           gpu.fault);
   else
     LAUNCH(embedding_forward_kernel<1>, ceil_div((size_t)N * C, BLOCK), BLOCK, 0, out, ids, weight, N, V, C, gpu.fault);
   return 0;
 }
 
 /**
- * Without atomics: the block of the first place where a token stands sums over all its places, in order; the others leave.
- * Each chunk of blockDim.x places is searched in parallel into a list, then each thread sums its own columns over the list.
- * (N = 8192 ids are 32 KB and stay in the caches.)
+ * Without atomics: the block of the first place where a token stands sums over all its places, in order; the others
+ * leave. Each chunk of blockDim.x places is searched in parallel into a list, then each thread sums its own columns
+ * over the list. (N = 8192 ids are 32 KB and stay in the caches.)
  */
-static __global__ void embedding_backward_kernel(float* dweight, const act* dout, const int* ids, int N, int V, int C, Fault* fault) {
+static __global__ void embedding_backward_kernel(float* dweight, const act* dout, const int* ids, int N, int V, int C,
+                                                 Fault* fault) {
   __shared__ int list[BLOCK];
   __shared__ int found_in_warp[BLOCK / WARP];
   int first = blockIdx.x, id = ids[first];
@@ -729,7 +775,8 @@ static __global__ void embedding_backward_kernel(float* dweight, const act* dout
   }
 }
 
-int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C, int32_t accumulate) {
+int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
+                       int32_t accumulate) {
   BEGIN();
   CHECK_PRESENT(dweight, dout, ids);
   CHECK(N > 0 && V > 0 && C > 0, "N=%d V=%d C=%d: must be positive", N, V, C);
@@ -738,13 +785,14 @@ int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int3
   return 0;
 }
 
-// ---- rmsnorm: out = x * rstd * weight, one warp per row ------------------------------------------------------------------
+// ---- rmsnorm: out = x * rstd * weight, one warp per row ------------------------------------------------------------
 
 constexpr int ROWS_PER_BLOCK = BLOCK / WARP;
 
 /** The second reading of a row comes from the L1 cache. */
 template <int VEC>
-static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* x, const act* weight, int N, int C, float eps) {
+static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* x, const act* weight, int N, int C,
+                                              float eps) {
   int row = blockIdx.x * ROWS_PER_BLOCK + warp_id();
   if (row >= N) return;
   x += (size_t)row * C;
@@ -775,21 +823,25 @@ int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int3
   CHECK_PRESENT(out, rstd, x, weight);
   CHECK(N > 0 && C > 0, "N=%d C=%d: must be positive", N, C);
   unsigned blocks = ceil_div(N, ROWS_PER_BLOCK);
-  if (C % 8 == 0 && aligned16(out, x, weight)) LAUNCH(rmsnorm_forward_kernel<8>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
-  else LAUNCH(rmsnorm_forward_kernel<1>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
+  if (C % 8 == 0 && aligned16(out, x, weight))
+    LAUNCH(rmsnorm_forward_kernel<8>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
+  else
+    LAUNCH(rmsnorm_forward_kernel<1>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
   return 0;
 }
 
 /**
- * dx = rstd * (w dy - xhat mean(w dy xhat)) with xhat = x rstd. A few blocks walk over all rows; each warp sums its rows'
- * dy xhat in shared memory, each block writes one row of partial sums (gridDim.x, C), which the next kernel adds up.
+ * dx = rstd * (w dy - xhat mean(w dy xhat)) with xhat = x rstd. A few blocks walk over all rows; each warp sums its
+ * rows' dy xhat in shared memory, each block writes one row of partial sums (gridDim.x, C), which the next kernel adds
+ * up.
  */
 template <int VEC>
-static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out, const act* dout, const act* x, const act* weight,
-                                               const float* rstd, int N, int C, int accumulate_dx) {
+static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out, const act* dout, const act* x,
+                                               const act* weight, const float* rstd, int N, int C, int accumulate_dx) {
   DYNAMIC_SHARED(raw);
   int warps = blockDim.x / WARP, chunks = C / VEC;
-  float* dweight = (float*)raw + (size_t)warp_id() * C;  // of this warp: (VEC, chunks), so that lanes hit different banks
+  // The sums of this warp lie as (VEC, chunks), so that neighbouring lanes hit different banks.
+  float* dweight = (float*)raw + (size_t)warp_id() * C;
   for (int c = lane_id(); c < C; c += WARP) dweight[c] = 0;
   __syncwarp();
   for (int row = blockIdx.x * warps + warp_id(); row < N; row += gridDim.x * warps) {
@@ -832,7 +884,7 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
   }
 }
 
-/** out[c] = sum over rows of partial (rows, C), in a fixed order. Block (32, 32): 32 columns, 32 threads to a column. */
+/** out[c] = sum over rows of partial (rows, C), in a fixed order. A block has 32 columns, 32 threads to each. */
 static __global__ void sum_rows_kernel(float* out, const float* partial, int rows, int C, int accumulate) {
   __shared__ float sums[32][33];
   int column = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + column;
@@ -845,31 +897,35 @@ static __global__ void sum_rows_kernel(float* out, const float* partial, int row
   if (column == 0 && c < C) out[c] = sum + (accumulate ? out[c] : 0.0f);
 }
 
-int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight, const float* rstd,
-                     int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
+int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
+                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
   BEGIN();
   CHECK_PRESENT(dx, dweight, dout, x, weight, rstd);
   constexpr int MAX_C = 48 * 1024 / sizeof(float);  // one warp's sums must fit into shared memory
   CHECK(N > 0 && C > 0 && C <= MAX_C, "N=%d C=%d: must be positive, and C at most %d", N, C, MAX_C);
   int warps = MAX_C / C < ROWS_PER_BLOCK ? MAX_C / C : ROWS_PER_BLOCK;
   size_t shared = (size_t)warps * C * sizeof(float);
-  size_t blocks = 2 * gpu.properties.multiProcessorCount, most = WORKSPACE_BYTES / sizeof(float) / C, needed = ceil_div(N, warps);
+  size_t blocks = 2 * gpu.properties.multiProcessorCount, most = WORKSPACE_BYTES / sizeof(float) / C,
+         needed = ceil_div(N, warps);
   if (blocks > most) blocks = most;
   if (blocks > needed) blocks = needed;
   float* partial = (float*)gpu.workspace;
   if (C % 8 == 0 && aligned16(dx, out, dout, x, weight))
-    LAUNCH(rmsnorm_backward_kernel<8>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C, accumulate_dx);
+    LAUNCH(rmsnorm_backward_kernel<8>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C,
+           accumulate_dx);
   else
-    LAUNCH(rmsnorm_backward_kernel<1>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C, accumulate_dx);
+    LAUNCH(rmsnorm_backward_kernel<1>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C,
+           accumulate_dx);
   LAUNCH(sum_rows_kernel, ceil_div(C, 32), 1024, 0, dweight, partial, (int)blocks, C, accumulate_dweight);
   return 0;
 }
 
-// ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------------
+// ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------
 
 /** One thread rotates VEC neighbouring pairs. */
 template <int VEC>
-static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, int pos, int heads, int stride, int D, float sign) {
+static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, int pos, int heads, int stride, int D,
+                                   float sign) {
   unsigned half = D / 2, i = (unsigned)global_thread();
   unsigned j = i % (half / VEC) * VEC, rest = i / (half / VEC), head = rest % heads, row = rest / heads;
   if (row >= (unsigned)(B * T)) return;
@@ -888,13 +944,15 @@ static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, i
   store<VEC>(x + half, b);
 }
 
-int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D, int32_t inverse) {
+int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
+         int32_t inverse) {
   BEGIN();
   CHECK_PRESENT(qkv, table);
   CHECK(B > 0 && T > 0 && pos >= 0 && H > 0 && K >= 0 && D > 0 && D % 2 == 0,
         "B=%d T=%d pos=%d H=%d K=%d D=%d: sizes must be positive and D even", B, T, pos, H, K, D);
   size_t pairs = (size_t)B * T * (H + K) * (D / 2);
-  CHECK(fits_launch(pairs), "B=%d T=%d H=%d K=%d D=%d: too many elements for one launch: lower batch_size", B, T, H, K, D);
+  CHECK(fits_launch(pairs), "B=%d T=%d H=%d K=%d D=%d: too many elements for one launch: lower batch_size", B, T, H, K,
+        D);
   float sign = inverse ? -1.0f : 1.0f;
   int stride = (H + 2 * K) * D;
   if (D % 16 == 0 && aligned16(qkv, table))
@@ -904,18 +962,18 @@ int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_
   return 0;
 }
 
-// ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax -----------------------------------------------------
+// ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax ---------------------------------------------
 //
-// Flash attention with tensor cores (mma.sync, every GPU from sm_80). A block has 4 warps; each warp owns 16 rows (forward:
-// 32 where D <= 64) of the block's tile and keeps their sums in registers. Tiles of the other operand stream through two
-// stages of shared memory by cp.async: while one is used, the next is on its way.
+// Flash attention with tensor cores (mma.sync, every GPU from sm_80). A block has 4 warps; each warp owns 16 or 32 rows
+// of the block's tile and keeps their sums in registers. Tiles of the other operand stream through two stages of shared
+// memory by cp.async: while one is used, the next is on its way.
 //
-// A tile in shared memory has rows of D bfloat16, in chunks of 8 (16 bytes) whose order is permuted by the row (swizzle),
-// so that the 8 rows that one ldmatrix reads lie in different banks.
+// A tile in shared memory has rows of D bfloat16, in chunks of 8 (16 bytes) whose order is permuted by the row
+// (swizzle), so that the 8 rows that one ldmatrix reads lie in different banks.
 //
-// Fragments (PTX mma.m16n8k16). Of a 16 x 8 accumulator, lane l holds c[0], c[1] = row l/4, columns 2(l%4) and the next,
-// and c[2], c[3] = the same of row l/4 + 8. Two neighbouring accumulators, rounded, are exactly a 16 x 16 A operand, so the
-// probabilities go from the first product to the second without leaving the registers.
+// Fragments (PTX mma.m16n8k16). Of a 16 x 8 accumulator, lane l holds c[0], c[1] = row l/4, columns 2(l%4) and the
+// next, and c[2], c[3] = the same of row l/4 + 8. Two neighbouring accumulators, rounded, are exactly a 16 x 16 A
+// operand, so the probabilities go from the first product to the second without leaving the registers.
 
 constexpr int ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP;
 
@@ -927,12 +985,14 @@ template <int D> DEVICE int swizzle(int row, int chunk) {
 
 /** Starts the copy of a tile (ROWS, D) with rows `stride` apart; rows from `valid` on become zeros. */
 template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, int stride, int valid) {
-  constexpr int CHUNKS = D / 8, PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle repeats
+  constexpr int CHUNKS = D / 8,
+                PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle repeats
   int row0 = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
   act* to = tile + swizzle<D>(row0, chunk);
   from += row0 * stride + chunk * 8;
 #pragma unroll
-  for (int i = 0; i < ROWS / PASS; i++) cp_async16(to + i * PASS * D, from + i * PASS * stride, row0 + i * PASS < valid);
+  for (int i = 0; i < ROWS / PASS; i++)
+    cp_async16(to + i * PASS * D, from + i * PASS * stride, row0 + i * PASS < valid);
 }
 
 /** Starts the copy of one float for each of ROWS rows (lse, delta). */
@@ -945,8 +1005,10 @@ template <int D> DEVICE void load_a(uint32_t* a, const act* tile, int row0, int 
   ldmatrix(a, tile + swizzle<D>(row0 + lane_id() % 16, 2 * k + lane_id() / 16));
 }
 
-/** c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f of A; tile (N, D). One step of A tile^T. */
-template <int D, int N, int M> DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], const act* tile, int k) {
+/** c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f of A; tile (N, D). One step of A
+ * tile^T. */
+template <int D, int N, int M>
+DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], const act* tile, int k) {
 #pragma unroll
   for (int n = 0; n < N / 16; n++) {
     uint32_t b[4];
@@ -967,7 +1029,8 @@ template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const 
 #pragma unroll
     for (int f = 0; f < M; f++)
 #pragma unroll
-      for (int r = 0; r < 4; r++) a[f][r] = pack_bf16(p[f][2 * k + r / 2][r % 2 * 2], p[f][2 * k + r / 2][r % 2 * 2 + 1]);
+      for (int r = 0; r < 4; r++)
+        a[f][r] = pack_bf16(p[f][2 * k + r / 2][r % 2 * 2], p[f][2 * k + r / 2][r % 2 * 2 + 1]);
 #pragma unroll
     for (int n = 0; n < D / 16; n++) {
       uint32_t b[4];
@@ -982,12 +1045,14 @@ template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const 
 }
 
 /** Writes accumulators (16, D) times a factor per row half; rows from `valid` on do not exist. */
-template <int D> DEVICE void store_rows(act* to, size_t stride, const float (*c)[4], float factor0, float factor1, int valid) {
+template <int D>
+DEVICE void store_rows(act* to, size_t stride, const float (*c)[4], float factor0, float factor1, int valid) {
   int row = lane_id() / 4, column = 2 * (lane_id() % 4);
 #pragma unroll
   for (int n = 0; n < D / 8; n++) {
     if (row < valid) *(uint32_t*)(to + row * stride + n * 8 + column) = pack_bf16(c[n][0] * factor0, c[n][1] * factor0);
-    if (row + 8 < valid) *(uint32_t*)(to + (row + 8) * stride + n * 8 + column) = pack_bf16(c[n][2] * factor1, c[n][3] * factor1);
+    if (row + 8 < valid)
+      *(uint32_t*)(to + (row + 8) * stride + n * 8 + column) = pack_bf16(c[n][2] * factor1, c[n][3] * factor1);
   }
 }
 
@@ -1013,23 +1078,24 @@ DEVICE Heads heads_of(const act* qkv, int b, int h, int k, int T, int H, int K, 
 }
 
 template <int D> struct ForwardShape {
-  static constexpr int M = D <= 64 ? 2 : 1;                  // fragments of 16 query rows per warp
-  static constexpr int QUERIES = 16 * M * ATTENTION_WARPS;   // rows of a block
-  static constexpr int KEYS = 64;                            // rows of a streamed tile
+  static constexpr int M = D <= 64 ? 2 : 1;                 // fragments of 16 query rows per warp
+  static constexpr int QUERIES = 16 * M * ATTENTION_WARPS;  // rows of a block
+  static constexpr int KEYS = 64;                           // rows of a streamed tile
   static constexpr size_t SHARED = 2 * 2 * KEYS * D * sizeof(act);
 };
 
 /**
- * Block: QUERIES queries of one head; the queries with most keys come first. In each step: S = Q K^T, online softmax with
- * the running maximum and sum of each row, O = O rescaled + P V.
+ * Block: QUERIES queries of one head; the queries with most keys come first. In each step: S = Q K^T, online softmax
+ * with the running maximum and sum of each row, O = O rescaled + P V.
  */
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
-attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int K, float scale) {
+    attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int K, float scale) {
   constexpr int M = ForwardShape<D>::M, QUERIES = ForwardShape<D>::QUERIES, KEYS = ForwardShape<D>::KEYS;
   DYNAMIC_SHARED(raw);
   act* stages = (act*)raw;  // 2 stages of a tile of K and a tile of V
-  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * QUERIES, warp0 = block0 + warp_id() * 16 * M;
+  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * QUERIES,
+      warp0 = block0 + warp_id() * 16 * M;
   Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
   auto fetch = [&](int tile) {
     act* stage = stages + tile % 2 * 2 * KEYS * D;
@@ -1113,13 +1179,14 @@ attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int
       int row = row0 + lane_id() / 4 + r * 8;
       if (lane_id() % 4 == 0 && row < T) lse[((size_t)b * H + h) * T + row] = maximum[f][r] * scale + logf(sum[f][r]);
     }
-    store_rows<D>(out + (((size_t)b * T + row0) * H + h) * D, (size_t)H * D, o[f], 1 / sum[f][0], 1 / sum[f][1], T - row0);
+    store_rows<D>(out + (((size_t)b * T + row0) * H + h) * D, (size_t)H * D, o[f], 1 / sum[f][0], 1 / sum[f][1],
+                  T - row0);
   }
 }
 
 /**
- * Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own operands
- * stay in registers where there is room (IN_REGISTERS), else in shared memory.
+ * Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own
+ * operands stay in registers where there is room (IN_REGISTERS), else in shared memory.
  */
 template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
   static constexpr int M = FRAGMENTS, OWN = 16 * M * ATTENTION_WARPS, STREAM = ROWS;
@@ -1127,11 +1194,12 @@ template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
   static constexpr size_t OWN_BYTES = 2 * OWN * D * sizeof(act), STAGE_BYTES = 2 * STREAM * D * sizeof(act);
   static constexpr bool SHARE = IN_REGISTERS && OWN_BYTES <= STAGE_BYTES;  // own rows pass through the second stage
   static constexpr size_t STAGES_AT = SHARE ? 0 : OWN_BYTES, OWN_AT = SHARE ? STAGE_BYTES : 0;
-  static constexpr size_t COLUMNS_AT = STAGES_AT + 2 * STAGE_BYTES, COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse, delta
+  static constexpr size_t COLUMNS_AT = STAGES_AT + 2 * STAGE_BYTES,
+                          COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse, delta
   static constexpr size_t SHARED = COLUMNS_AT + 2 * COLUMN_BYTES;
 };
-template <int D> using QueryShape = BackwardShape<D, D <= 64 ? 2 : 1, 32>;         // dQ
-template <int D> using KeyShape = BackwardShape<D, 1, D <= 64 ? 64 : 32>;          // dK and dV
+template <int D> using QueryShape = BackwardShape<D, D <= 64 ? 2 : 1, 32>;  // dQ
+template <int D> using KeyShape = BackwardShape<D, 1, D <= 64 ? 64 : 32>;   // dK and dV
 
 /** One of the two operands (OWN, D) that a block owns. */
 template <int D, class Shape> struct OwnRows {
@@ -1164,12 +1232,13 @@ template <int D, class Shape> struct OwnRows {
 
 /**
  * dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
- * dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its rows.
+ * dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its
+ * rows.
  */
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
-attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int T, int H,
-                    int K, float scale) {
+    attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                        int T, int H, int K, float scale) {
   using Shape = QueryShape<D>;
   using Own = OwnRows<D, Shape>;
   constexpr int M = Shape::M, OWN = Shape::OWN, KEYS = Shape::STREAM;
@@ -1257,12 +1326,14 @@ attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, co
 }
 
 /**
- * dK and dV. Block: 64 keys of one key head; walks over the queries from the diagonal on, for each query head of the group
- * in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys, columns are queries.
+ * dK and dV. Block: 64 keys of one key head; walks over the queries from the diagonal on, for each query head of the
+ * group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys, columns are
+ * queries.
  */
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
-attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H, int K, float scale) {
+    attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H,
+                         int K, float scale) {
   using Shape = KeyShape<D>;
   using Own = OwnRows<D, Shape>;
   constexpr int OWN = Shape::OWN, QUERIES = Shape::STREAM;
@@ -1270,7 +1341,8 @@ attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float
   act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
   float* columns = (float*)(raw + Shape::COLUMNS_AT);
   int k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * OWN, warp0 = block0 + warp_id() * 16;
-  int group = H / K, first_tile = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first_tile, steps = group * tiles;
+  int group = H / K, first_tile = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first_tile,
+      steps = group * tiles;
   Heads at = heads_of(qkv, b, k * group, k, T, H, K, D);
   auto fetch = [&](int step) {
     int h = step / tiles, query0 = (first_tile + step % tiles) * QUERIES, valid = T - query0;
@@ -1335,31 +1407,34 @@ attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float
 template <int D> static int forward_of(act* out, float* lse, const act* qkv, int B, int T, int H, int K) {
   using Shape = ForwardShape<D>;
   RESERVE_SHARED(attention_forward_kernel<D>, Shape::SHARED);
-  LAUNCH(attention_forward_kernel<D>, dim3(H, B, ceil_div(T, Shape::QUERIES)), ATTENTION_THREADS, Shape::SHARED, out, lse, qkv, T, H, K,
-         1 / sqrtf(D));
+  LAUNCH(attention_forward_kernel<D>, dim3(H, B, ceil_div(T, Shape::QUERIES)), ATTENTION_THREADS, Shape::SHARED, out,
+         lse, qkv, T, H, K, 1 / sqrtf(D));
   return 0;
 }
 
 template <int D>
-static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int B, int T,
-                       int H, int K) {
+static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                       int B, int T, int H, int K) {
   using Queries = QueryShape<D>;
   using Keys = KeyShape<D>;
   dim3 query_blocks(H, B, ceil_div(T, Queries::OWN)), key_blocks(K, B, ceil_div(T, Keys::OWN));
   float scale = 1 / sqrtf(D);
   RESERVE_SHARED(attention_dq_kernel<D>, Queries::SHARED);
   RESERVE_SHARED(attention_dkv_kernel<D>, Keys::SHARED);
-  LAUNCH(attention_dq_kernel<D>, query_blocks, ATTENTION_THREADS, Queries::SHARED, dqkv, delta, dout, out, lse, qkv, T, H, K, scale);
-  LAUNCH(attention_dkv_kernel<D>, key_blocks, ATTENTION_THREADS, Keys::SHARED, dqkv, delta, dout, lse, qkv, T, H, K, scale);
+  LAUNCH(attention_dq_kernel<D>, query_blocks, ATTENTION_THREADS, Queries::SHARED, dqkv, delta, dout, out, lse, qkv, T,
+         H, K, scale);
+  LAUNCH(attention_dkv_kernel<D>, key_blocks, ATTENTION_THREADS, Keys::SHARED, dqkv, delta, dout, lse, qkv, T, H, K,
+         scale);
   return 0;
 }
 
-#define CHECK_ATTENTION(B, T, H, K, D)                                                                                       \
-  CHECK(B > 0 && B < 65536 && T > 0 && H > 0 && K > 0 && H % K == 0,                                                         \
-        "B=%d T=%d H=%d K=%d D=%d: sizes must be positive, B below 65536 and H a multiple of K", B, T, H, K, D);             \
-  CHECK(D == 32 || D == 64 || D == 128,                                                                                      \
-        "B=%d T=%d H=%d K=%d D=%d: the head size must be 32, 64 or 128: choose n_head so that n_embd / n_head is one of these", \
-        B, T, H, K, D);                                                                                                      \
+#define CHECK_ATTENTION(B, T, H, K, D)                                                                                 \
+  CHECK(B > 0 && B < 65536 && T > 0 && H > 0 && K > 0 && H % K == 0,                                                   \
+        "B=%d T=%d H=%d K=%d D=%d: sizes must be positive, B below 65536 and H a multiple of K", B, T, H, K, D);       \
+  CHECK(D == 32 || D == 64 || D == 128,                                                                                \
+        "B=%d T=%d H=%d K=%d D=%d: the head size must be 32, 64 or 128: choose n_head so that n_embd / n_head is one " \
+        "of these",                                                                                                    \
+        B, T, H, K, D);                                                                                                \
   CHECK(T <= 65535 * 64, "T=%d: must be at most %d", T, 65535 * 64)
 
 int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
@@ -1372,8 +1447,8 @@ int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T
   return forward_of<128>(out, lse, qkv, B, T, H, K);
 }
 
-int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv, int32_t B, int32_t T,
-                       int32_t H, int32_t K, int32_t D) {
+int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
   BEGIN();
   CHECK_PRESENT(dqkv, delta, dout, out, lse, qkv);
   CHECK_ATTENTION(B, T, H, K, D);
@@ -1384,7 +1459,8 @@ int attention_backward(act* dqkv, float* delta, const act* dout, const act* out,
 }
 
 /** Copies the keys and values of new tokens into the caches (B, K, T_max, D). One thread copies 8 elements. */
-static __global__ void append_cache_kernel(act* k_cache, act* v_cache, const act* qkv, int B, int T, int pos, int T_max, int H, int K, int D) {
+static __global__ void append_cache_kernel(act* k_cache, act* v_cache, const act* qkv, int B, int T, int pos, int T_max,
+                                           int H, int K, int D) {
   unsigned i = (unsigned)global_thread(), chunk = i % (D / 8), rest = i / (D / 8), k = rest % K, row = rest / K;
   if (row >= (unsigned)(B * T)) return;
   const act* from = qkv + ((size_t)row * (H + 2 * K) + H + k) * D + chunk * 8;
@@ -1394,14 +1470,15 @@ static __global__ void append_cache_kernel(act* k_cache, act* v_cache, const act
 }
 
 /**
- * Block: one query of one head. D/8 neighbouring lanes take one key at a time and keep their own running maximum, sum and
- * output; these are merged at the end.
+ * Block: one query of one head. D/8 neighbouring lanes take one key at a time and keep their own running maximum, sum
+ * and output; these are merged at the end.
  */
 template <int D>
-static __global__ void attention_cached_kernel(act* out, const act* k_cache, const act* v_cache, const act* qkv, int T, int pos, int T_max,
-                                               int H, int K, float scale) {
+static __global__ void attention_cached_kernel(act* out, const act* k_cache, const act* v_cache, const act* qkv, int T,
+                                               int pos, int T_max, int H, int K, float scale) {
   constexpr int LANES = D / 8, TEAMS = ATTENTION_THREADS / LANES;  // lanes of a key, keys at a time
-  __shared__ float team_maximum[ATTENTION_THREADS / 4], team_sum[ATTENTION_THREADS / 4], team_out[ATTENTION_THREADS / 4][128];
+  __shared__ float team_maximum[ATTENTION_THREADS / 4], team_sum[ATTENTION_THREADS / 4],
+      team_out[ATTENTION_THREADS / 4][128];
   int h = blockIdx.x, t = blockIdx.y, b = blockIdx.z, team = threadIdx.x / LANES, column = threadIdx.x % LANES * 8;
   size_t head = ((size_t)b * K + h / (H / K)) * T_max * D;
   float q[8], o[8] = {}, maximum = -INFINITY, sum = 0;
@@ -1411,7 +1488,11 @@ static __global__ void attention_cached_kernel(act* out, const act* k_cache, con
     int key = key0 + team;
     bool valid = key < keys;
     float k[8] = {}, v[8] = {}, s = 0;
-    if (valid) load<8>(k, k_cache + head + (size_t)key * D + column), load<8>(v, v_cache + head + (size_t)key * D + column);
+    size_t cached = head + (size_t)key * D + column;
+    if (valid) {
+      load<8>(k, k_cache + cached);
+      load<8>(v, v_cache + cached);
+    }
 #pragma unroll
     for (int e = 0; e < 8; e++) s += q[e] * k[e];
 #pragma unroll
@@ -1440,32 +1521,40 @@ static __global__ void attention_cached_kernel(act* out, const act* k_cache, con
   }
 }
 
-int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos, int32_t T_max, int32_t H,
-                     int32_t K, int32_t D) {
+int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos,
+                     int32_t T_max, int32_t H, int32_t K, int32_t D) {
   BEGIN();
   CHECK_PRESENT(out, k_cache, v_cache, qkv);
   CHECK_ATTENTION(B, T, H, K, D);
-  CHECK(T < 65536 && pos >= 0 && pos <= T_max - T, "T=%d pos=%d T_max=%d: pos + T must be at most T_max, and T below 65536", T, pos, T_max);
+  CHECK(T < 65536 && pos >= 0 && pos <= T_max - T,
+        "T=%d pos=%d T_max=%d: pos + T must be at most T_max, and T below 65536", T, pos, T_max);
   CHECK(aligned16(k_cache, v_cache, qkv), "the caches and qkv must be aligned to 16 bytes");
   size_t chunks = (size_t)B * T * K * D / 8;
   CHECK(fits_launch(chunks), "B=%d T=%d K=%d D=%d: too many elements for one launch: lower the batch", B, T, K, D);
   LAUNCH(append_cache_kernel, ceil_div(chunks, BLOCK), BLOCK, 0, k_cache, v_cache, qkv, B, T, pos, T_max, H, K, D);
   dim3 grid(H, T, B);
   float scale = 1 / sqrtf((float)D);
-  if (D == 32) LAUNCH(attention_cached_kernel<32>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K, scale);
-  if (D == 64) LAUNCH(attention_cached_kernel<64>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K, scale);
-  if (D == 128) LAUNCH(attention_cached_kernel<128>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K, scale);
+  if (D == 32)
+    LAUNCH(attention_cached_kernel<32>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K,
+           scale);
+  if (D == 64)
+    LAUNCH(attention_cached_kernel<64>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K,
+           scale);
+  if (D == 128)
+    LAUNCH(attention_cached_kernel<128>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K,
+           scale);
   return 0;
 }
 
-// ---- linear: out = x weight^T (+ residual), by cuBLASLt -----------------------------------------------------------------
+// ---- linear: out = x weight^T (+ residual), by cuBLASLt ------------------------------------------------------------
 //
-// cuBLASLt thinks in columns: a row-major (R, C) array is a column-major (C, R) matrix. So each product below is written
-// transposed: out^T = weight x^T, dx^T = weight^T dout^T, dweight^T = x^T dout.
+// cuBLASLt thinks in columns: a row-major (R, C) array is a column-major (C, R) matrix. So each product below is
+// written transposed: out^T = weight x^T, dx^T = weight^T dout^T, dweight^T = x^T dout.
 //
-// A plan is made at the first use of a shape and then only looked up, so that later calls can be captured into a CUDA graph.
-// For large shapes the candidates of the heuristic are timed once and the choice is kept in a file for this GPU and this
-// version of the library: a choice changes the order of sums, so runs repeat bit for bit only with the same choice.
+// A plan is made at the first use of a shape and then only looked up, so that later calls can be captured into a CUDA
+// graph. For large shapes the candidates of the heuristic are timed once and the choice is kept in a file for this GPU
+// and this version of the library: a choice changes the order of sums, so runs repeat bit for bit only with the same
+// choice.
 
 struct Product {
   bool transpose_a, transpose_b;
@@ -1487,18 +1576,18 @@ constexpr double TIMED_FROM = 1e9;  // multiply-adds; below that the heuristic's
 
 static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.float_out}; }
 
-#define BLAS(call)                                                                                              \
-  do {                                                                                                          \
-    cublasStatus_t status_ = (call);                                                                            \
-    if (status_ != CUBLAS_STATUS_SUCCESS)                                                                       \
-      FAIL("cuBLASLt status %d for m=%d n=%d k=%d (%s)", (int)status_, p.m, p.n, p.k, blas.path);               \
+#define BLAS(call)                                                                                \
+  do {                                                                                            \
+    cublasStatus_t status_ = (call);                                                              \
+    if (status_ != CUBLAS_STATUS_SUCCESS)                                                         \
+      FAIL("cuBLASLt status %d for m=%d n=%d k=%d (%s)", (int)status_, p.m, p.n, p.k, blas.path); \
   } while (0)
 
-static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a, const void* b, const void* c,
-                       void* d, float beta) {
+static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
+                       const void* b, const void* c, void* d, float beta) {
   float alpha = 1;
-  BLAS(blas.cublasLtMatmul(blas.handle, plan.operation, &alpha, a, plan.a, b, plan.b, &beta, c, plan.d, d, plan.d, &algo, gpu.workspace,
-                           WORKSPACE_BYTES, gpu.stream));
+  BLAS(blas.cublasLtMatmul(blas.handle, plan.operation, &alpha, a, plan.a, b, plan.b, &beta, c, plan.d, d, plan.d,
+                           &algo, gpu.workspace, WORKSPACE_BYTES, gpu.stream));
   return 0;
 }
 
@@ -1509,7 +1598,8 @@ static std::string choices_path() {
   std::string directory = cache ? cache : std::string(home) + "/.cache/loam", gpu_name = gpu.properties.name;
   if (!cache) mkdir((std::string(home) + "/.cache").c_str(), 0777);
   mkdir(directory.c_str(), 0777);
-  for (char& c : gpu_name) if (c == ' ' || c == '/') c = '_';
+  for (char& c : gpu_name)
+    if (c == ' ' || c == '/') c = '_';
   return directory + "/gemm-" + gpu_name + "-" + std::to_string(blas.version) + ".txt";
 }
 
@@ -1522,10 +1612,11 @@ static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
   bool found = false;
   while (!found && fgets(line, sizeof line, file)) {
     unsigned long long w[8];
-    int numbers = sscanf(line, "%d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &key[0], &key[1], &key[2], &key[3], &key[4],
-                         &key[5], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
+    int numbers = sscanf(line, "%d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &key[0], &key[1], &key[2],
+                         &key[3], &key[4], &key[5], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
     found = numbers == 14 && key == wanted;
-    if (found) for (int i = 0; i < 8; i++) algo.data[i] = w[i];
+    if (found)
+      for (int i = 0; i < 8; i++) algo.data[i] = w[i];
   }
   fclose(file);
   return found;
@@ -1547,7 +1638,8 @@ static void write_choice(const Product& p, const cublasLtMatmulAlgo_t& algo) {
 }
 
 /** Milliseconds of a few runs of one candidate after one to warm up; infinity if it does not run. */
-static float time_candidate(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a, const void* b, void* d) {
+static float time_candidate(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
+                            const void* b, void* d) {
   float ms = INFINITY;
   cudaEvent_t start, stop;
   if (cudaEventCreate(&start) != cudaSuccess) return ms;
@@ -1556,7 +1648,8 @@ static float time_candidate(const Plan& plan, const Product& p, const cublasLtMa
   cudaEventRecord(start, gpu.stream);
   for (int i = 0; i < TIMED_RUNS && ran; i++) ran = run_product(plan, p, algo, a, b, d, d, 0) == 0;
   cudaEventRecord(stop, gpu.stream);
-  if (cudaEventSynchronize(stop) != cudaSuccess || cudaEventElapsedTime(&ms, start, stop) != cudaSuccess || !ran) ms = INFINITY;
+  if (cudaEventSynchronize(stop) != cudaSuccess || cudaEventElapsedTime(&ms, start, stop) != cudaSuccess || !ran)
+    ms = INFINITY;
   cudaEventDestroy(start);
   cudaEventDestroy(stop);
   if (!ran) failure[0] = 0;  // a candidate that does not run is no failure of the op
@@ -1564,8 +1657,8 @@ static float time_candidate(const Plan& plan, const Product& p, const cublasLtMa
 }
 
 /** Times the candidates on a scratch output (d may hold sums that must not be lost) and keeps the fastest. */
-static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count, const void* a,
-                           const void* b) {
+static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count,
+                           const void* a, const void* b) {
   void* scratch = nullptr;
   size_t bytes = (size_t)p.m * p.n * (p.float_out ? sizeof(float) : sizeof(act));
   if (failure[0] || cudaMalloc(&scratch, bytes) != cudaSuccess) {
@@ -1591,7 +1684,8 @@ static unsigned alignment(size_t ld_bytes) {
 static int get_candidates(const Plan& plan, const Product& p, cublasLtMatmulHeuristicResult_t* results, int* count) {
   cublasLtMatmulPreference_t preference;
   BLAS(blas.cublasLtMatmulPreferenceCreate(&preference));
-  unsigned align_a = alignment(sizeof(act) * (p.transpose_a ? p.k : p.m)), align_b = alignment(sizeof(act) * (p.transpose_b ? p.n : p.k));
+  unsigned align_a = alignment(sizeof(act) * (p.transpose_a ? p.k : p.m)),
+           align_b = alignment(sizeof(act) * (p.transpose_b ? p.n : p.k));
   unsigned align_d = alignment((p.float_out ? sizeof(float) : sizeof(act)) * p.m);
   auto set = [&](cublasLtMatmulPreferenceAttributes_t which, const void* value, size_t bytes) {
     blas.cublasLtMatmulPreferenceSetAttribute(preference, which, value, bytes);
@@ -1602,8 +1696,8 @@ static int get_candidates(const Plan& plan, const Product& p, cublasLtMatmulHeur
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align_b, sizeof align_b);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align_d, sizeof align_d);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align_d, sizeof align_d);
-  cublasStatus_t status = blas.cublasLtMatmulAlgoGetHeuristic(blas.handle, plan.operation, plan.a, plan.b, plan.d, plan.d, preference,
-                                                              CANDIDATES, results, count);
+  cublasStatus_t status = blas.cublasLtMatmulAlgoGetHeuristic(blas.handle, plan.operation, plan.a, plan.b, plan.d,
+                                                              plan.d, preference, CANDIDATES, results, count);
   blas.cublasLtMatmulPreferenceDestroy(preference);
   BLAS(status);
   CHECK(*count > 0, "cuBLASLt offers no algorithm for m=%d n=%d k=%d (%s)", p.m, p.n, p.k, blas.path);
@@ -1622,8 +1716,10 @@ static int make_plan(Plan& plan, const Product& p, const void* a, const void* b)
   BLAS(blas.cublasLtMatrixLayoutCreate(&plan.d, p.float_out ? CUDA_R_32F : CUDA_R_16BF, p.m, p.n, p.m));
 
   cublasLtMatmulHeuristicResult_t results[CANDIDATES];
-  bool kept = read_choice(p, plan.algo) && blas.cublasLtMatmulAlgoCheck(blas.handle, plan.operation, plan.a, plan.b, plan.d, plan.d,
-      &plan.algo, &results[0]) == CUBLAS_STATUS_SUCCESS && results[0].workspaceSize <= WORKSPACE_BYTES;
+  bool kept = read_choice(p, plan.algo) &&
+              blas.cublasLtMatmulAlgoCheck(blas.handle, plan.operation, plan.a, plan.b, plan.d, plan.d, &plan.algo,
+                                           &results[0]) == CUBLAS_STATUS_SUCCESS &&
+              results[0].workspaceSize <= WORKSPACE_BYTES;
   if (kept) return 0;
   int count = 0;
   if (get_candidates(plan, p, results, &count)) return 1;
@@ -1650,7 +1746,8 @@ int linear_forward(act* out, const act* x, const act* weight, const act* residua
   CHECK_PRESENT(out, x, weight);
   CHECK_LINEAR(N, IN, OUT);
   CHECK(residual != out, "N=%d IN=%d OUT=%d: residual may not be out", N, IN, OUT);
-  return multiply_matrices({true, false, OUT, N, IN, false}, weight, x, residual ? residual : out, out, residual ? 1.0f : 0.0f);
+  return multiply_matrices({true, false, OUT, N, IN, false}, weight, x, residual ? residual : out, out,
+                           residual ? 1.0f : 0.0f);
 }
 
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
@@ -1660,14 +1757,15 @@ int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t
   return multiply_matrices({false, false, IN, N, OUT, false}, weight, dout, dx, dx, accumulate ? 1.0f : 0.0f);
 }
 
-int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
+int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT,
+                 int32_t accumulate) {
   BEGIN();
   CHECK_PRESENT(dweight, dout, x);
   CHECK_LINEAR(N, IN, OUT);
   return multiply_matrices({false, true, IN, OUT, N, true}, x, dout, dweight, dweight, accumulate ? 1.0f : 0.0f);
 }
 
-// ---- swiglu: h = silu(gate) * up ------------------------------------------------------------------------------------------
+// ---- swiglu: h = silu(gate) * up -----------------------------------------------------------------------------------
 
 DEVICE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
@@ -1687,13 +1785,16 @@ int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F) {
   BEGIN();
   CHECK_PRESENT(h, gate_up);
   CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
-  if (F % 8 == 0 && aligned16(h, gate_up)) LAUNCH(swiglu_forward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, h, gate_up, N, F);
-  else LAUNCH(swiglu_forward_kernel<1>, ceil_div((size_t)N * F, BLOCK), BLOCK, 0, h, gate_up, N, F);
+  if (F % 8 == 0 && aligned16(h, gate_up))
+    LAUNCH(swiglu_forward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, h, gate_up, N, F);
+  else
+    LAUNCH(swiglu_forward_kernel<1>, ceil_div((size_t)N * F, BLOCK), BLOCK, 0, h, gate_up, N, F);
   return 0;
 }
 
 /** A thread reads its gate and up before it writes their gradients: dgate_up may be gate_up. */
-template <int VEC> static __global__ void swiglu_backward_kernel(act* dgate_up, act* h, const act* dh, const act* gate_up, int N, int F) {
+template <int VEC>
+static __global__ void swiglu_backward_kernel(act* dgate_up, act* h, const act* dh, const act* gate_up, int N, int F) {
   unsigned i = (unsigned)global_thread(), row = i / (F / VEC), f = i % (F / VEC) * VEC;
   if (row >= (unsigned)N) return;
   size_t gate_at = (size_t)row * 2 * F + f, h_at = (size_t)row * F + f;
@@ -1724,7 +1825,7 @@ int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, in
   return 0;
 }
 
-// ---- add ------------------------------------------------------------------------------------------------------------------
+// ---- add -----------------------------------------------------------------------------------------------------------
 
 template <int VEC> static __global__ void add_kernel(act* out, const act* a, const act* b, size_t n) {
   size_t i = global_thread() * VEC;
@@ -1741,19 +1842,22 @@ int add(act* out, const act* a, const act* b, int64_t n) {
   BEGIN();
   CHECK_PRESENT(out, a, b);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
-  if (n % 8 == 0 && aligned16(out, a, b)) LAUNCH(add_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
-  else LAUNCH(add_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
+  if (n % 8 == 0 && aligned16(out, a, b))
+    LAUNCH(add_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
+  else
+    LAUNCH(add_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
   return 0;
 }
 
-// ---- cross entropy: softmax and loss, the gradient in place of the logits -----------------------------------------------
+// ---- cross entropy: softmax and loss, the gradient in place of the logits ------------------------------------------
 
 constexpr int CROSS_ENTROPY_THREADS = 512;
 
 /** One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. */
 template <int VEC>
 static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
-cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int V_stride, float grad_scale, int backward, Fault* fault) {
+    cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int V_stride, float grad_scale,
+                         int backward, Fault* fault) {
   act* row = logits + (size_t)blockIdx.x * V_stride;
   int target = targets[blockIdx.x];
   if (target >= V) {
@@ -1775,7 +1879,8 @@ cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int 
     sum = sum * __expf(maximum - highest) + part;
     maximum = highest;
   }
-  float target_logit = target >= 0 ? to_float(row[target]) : 0.0f;  // read before the barriers below: it is overwritten after them
+  // Read before the barriers inside block_max: after them another thread overwrites it.
+  float target_logit = target >= 0 ? to_float(row[target]) : 0.0f;
   float highest = block_max(maximum);
   float log_sum = highest + logf(block_sum(sum * __expf(maximum - highest)));
   if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? log_sum - target_logit : 0.0f;
@@ -1793,16 +1898,18 @@ cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int 
   }
 }
 
-int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride, float grad_scale,
-                  int32_t backward) {
+int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
+                  float grad_scale, int32_t backward) {
   BEGIN();
   CHECK_PRESENT(logits, losses, targets);
-  CHECK(N > 0 && V > 0 && V_stride >= V && V_stride < (1 << 30), "N=%d V=%d V_stride=%d: must be positive, and V_stride at least V", N, V,
-        V_stride);
+  CHECK(N > 0 && V > 0 && V_stride >= V && V_stride < (1 << 30),
+        "N=%d V=%d V_stride=%d: must be positive, and V_stride at least V", N, V, V_stride);
   if (V_stride % 8 == 0 && aligned16(logits))
-    LAUNCH(cross_entropy_kernel<8>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale, backward, gpu.fault);
+    LAUNCH(cross_entropy_kernel<8>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale,
+           backward, gpu.fault);
   else
-    LAUNCH(cross_entropy_kernel<1>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale, backward, gpu.fault);
+    LAUNCH(cross_entropy_kernel<1>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale,
+           backward, gpu.fault);
   return 0;
 }
 
@@ -1821,7 +1928,7 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
   return 0;
 }
 
-// ---- optimizer: everything reads its scalars from the control block ----------------------------------------------------------
+// ---- optimizer: everything reads its scalars from the control block ------------------------------------------------
 
 constexpr int SUMSQ_BLOCKS = 1024;  // the same on every GPU, so that the order of the sum is too
 
@@ -1862,7 +1969,8 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) 
   return 0;
 }
 
-static __global__ void step_control_kernel(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
+static __global__ void step_control_kernel(float* control, const double* sumsq, float grad_clip, float beta1,
+                                           float beta2) {
   if (threadIdx.x != 0) return;
   float norm = (float)sqrt(*sumsq);
   control[CONTROL_GRAD_NORM] = norm;
@@ -1883,7 +1991,8 @@ int step_control(float* control, const double* sumsq, float grad_clip, float bet
   BEGIN();
   CHECK_PRESENT(control, sumsq);
   CHECK(grad_clip >= 0 && beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
-        "grad_clip=%g beta1=%g beta2=%g: grad_clip must not be negative, the betas must lie in [0, 1)", grad_clip, beta1, beta2);
+        "grad_clip=%g beta1=%g beta2=%g: grad_clip must not be negative, the betas must lie in [0, 1)", grad_clip,
+        beta1, beta2);
   LAUNCH(step_control_kernel, 1, WARP, 0, control, sumsq, grad_clip, beta1, beta2);
   return 0;
 }
@@ -1891,8 +2000,9 @@ int step_control(float* control, const double* sumsq, float grad_clip, float bet
 template <int VEC> struct alignas(VEC * sizeof(float)) FloatPack { float v[VEC]; };
 
 template <int VEC>
-static __global__ void adamw_kernel(act* weight, float* master, float* m, float* v, const float* grad, const float* control, size_t n,
-                                    float beta1, float beta2, float eps, float weight_decay) {
+static __global__ void adamw_kernel(act* weight, float* master, float* m, float* v, const float* grad,
+                                    const float* control, size_t n, float beta1, float beta2, float eps,
+                                    float weight_decay) {
   size_t i = global_thread() * VEC;
   float scale = control[CONTROL_GRAD_SCALE], learning_rate = control[CONTROL_LEARNING_RATE];
   if (i >= n || scale == 0) return;  // 0: a skipped update
@@ -1912,14 +2022,16 @@ static __global__ void adamw_kernel(act* weight, float* master, float* m, float*
   store<VEC>(weight + i, w.v);
 }
 
-int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n, float beta1, float beta2,
-          float eps, float weight_decay) {
+int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
+          float beta1, float beta2, float eps, float weight_decay) {
   BEGIN();
   CHECK_PRESENT(weight, master, m, v, grad, control);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   if (n % 4 == 0 && aligned16(weight, master, m, v, grad))
-    LAUNCH(adamw_kernel<4>, ceil_div(n / 4, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1, beta2, eps, weight_decay);
+    LAUNCH(adamw_kernel<4>, ceil_div(n / 4, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1,
+           beta2, eps, weight_decay);
   else
-    LAUNCH(adamw_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1, beta2, eps, weight_decay);
+    LAUNCH(adamw_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1, beta2,
+           eps, weight_decay);
   return 0;
 }
