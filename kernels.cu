@@ -985,8 +985,8 @@ template <int D> DEVICE int swizzle(int row, int chunk) {
 
 /** Starts the copy of a tile (ROWS, D) with rows `stride` apart; rows from `valid` on become zeros. */
 template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, int stride, int valid) {
-  constexpr int CHUNKS = D / 8,
-                PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle repeats
+  constexpr int CHUNKS = D / 8;
+  constexpr int PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle of a thread repeats
   int row0 = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
   act* to = tile + swizzle<D>(row0, chunk);
   from += row0 * stride + chunk * 8;
@@ -1005,8 +1005,7 @@ template <int D> DEVICE void load_a(uint32_t* a, const act* tile, int row0, int 
   ldmatrix(a, tile + swizzle<D>(row0 + lane_id() % 16, 2 * k + lane_id() / 16));
 }
 
-/** c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f of A; tile (N, D). One step of A
- * tile^T. */
+/** One step of A tile^T: c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f; tile (N, D). */
 template <int D, int N, int M>
 DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], const act* tile, int k) {
 #pragma unroll
@@ -1082,6 +1081,7 @@ template <int D> struct ForwardShape {
   static constexpr int QUERIES = 16 * M * ATTENTION_WARPS;  // rows of a block
   static constexpr int KEYS = 64;                           // rows of a streamed tile
   static constexpr size_t SHARED = 2 * 2 * KEYS * D * sizeof(act);
+  static_assert(QUERIES <= 2 * KEYS, "the queries pass through one stage");
 };
 
 /**

@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <cstring>
 
-struct __nv_bfloat16 { uint16_t bits; };
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
 
 inline float __bfloat162float(__nv_bfloat16 h) {
   uint32_t bits = (uint32_t)h.bits << 16;

@@ -1,13 +1,13 @@
 // cuda_emu.h: runs CUDA kernel source on a CPU, for tests. It is about correctness; it says nothing about speed.
 //
-// One OS thread runs one block at a time. Every CUDA thread runs on a fiber (its own stack) until it has to wait; a fiber
-// whose thread has ended takes the next thread that has not begun, so that kernels without barriers run as plain loops.
-// A warp collective (shuffle, ldmatrix, mma) is: deposit the address of my operands, wait; the last of the 32 lanes does
-// the work of the whole warp.
+// One OS thread runs one block at a time. Every CUDA thread runs on a fiber (its own stack) until it has to wait; a
+// fiber whose thread has ended takes the next thread that has not begun, so that kernels without barriers run as plain
+// loops. A warp collective (shuffle, ldmatrix, mma) is: deposit the address of my operands, wait; the last of the 32
+// lanes does the work of the whole warp.
 //
-// It is stricter than a GPU. Shared memory is NaN before each block; the destination of a cp.async is NaN from its issue
-// to its wait; a thread that ends with copies in flight, a barrier that not every thread reaches, lanes that meet in
-// different collectives, unaligned or outside addresses and launches beyond the limits of the smallest supported GPU
+// It is stricter than a GPU. Shared memory is NaN before each block; the destination of a cp.async is NaN from its
+// issue to its wait; a thread that ends with copies in flight, a barrier that not every thread reaches, lanes that meet
+// in different collectives, unaligned or outside addresses and launches beyond the limits of the smallest supported GPU
 // end the launch with an error. LOAM_EMU_SEED other than 0 makes the order of threads and blocks random.
 // What it does not cover: races between blocks beyond their order, ex2.approx and tensor-core rounding, streams.
 #pragma once
@@ -44,9 +44,15 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) uint4 { uint32_t x, y, z, w; };
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
 
 namespace emu {
 
@@ -61,14 +67,19 @@ struct Fiber {
   bool started = false;
 };
 
-struct Copy { char* dst; const char* src; int bytes; bool zero; };
+struct Copy {
+  char* dst;
+  const char* src;
+  int bytes;
+  bool zero;
+};
 
 struct Thread {
   dim3 index;
   int lane, warp, barriers;
-  Fiber* fiber;                  // null before it starts and after it ends
-  std::vector<Copy> copies;      // cp.async not yet waited for, oldest first
-  std::vector<size_t> groups;    // where each committed group of copies ends
+  Fiber* fiber;                // null before it starts and after it ends
+  std::vector<Copy> copies;    // cp.async not yet waited for, oldest first
+  std::vector<size_t> groups;  // where each committed group of copies ends
 };
 
 struct Warp {
@@ -81,14 +92,14 @@ struct Block {
   std::function<void()> body;
   std::vector<Thread> threads{MAX_THREADS};
   std::vector<Warp> warps{MAX_THREADS / 32};
-  std::vector<int> order;                 // in which the threads begin
-  std::vector<Thread*> ready;             // threads that have waited and may go on
+  std::vector<int> order;      // in which the threads begin
+  std::vector<Thread*> ready;  // threads that have waited and may go on
   int total = 0, begun = 0, ended = 0, at_barrier = 0;
-  int any = 0, any_result = 0;            // of __syncthreads_or
+  int any = 0, any_result = 0;  // of __syncthreads_or
 };
 
 inline Block block;
-inline Thread* current;                   // null outside a launch
+inline Thread* current;  // null outside a launch
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::vector<Fiber*> idle_fibers;
 inline jmp_buf outside;
@@ -96,7 +107,7 @@ inline dim3 thread_index, block_index, block_size, grid_size;
 inline unsigned char* dynamic_shared;
 inline size_t dynamic_shared_bytes;
 inline std::map<const void*, size_t> shared_limit;  // cudaFuncSetAttribute
-inline char failure[512];                 // of the latest launch; empty = none
+inline char failure[512];                           // of the latest launch; empty = none
 inline long bank_conflicts, launches;
 inline uint64_t seed, random_state;
 
@@ -107,7 +118,10 @@ inline uint64_t random_below(uint64_t n) {
   return random_state % n;
 }
 
-inline void set_seed(uint64_t s) { seed = s; random_state = s * 0x9e3779b97f4a7c15ull + 1; }
+inline void set_seed(uint64_t s) {
+  seed = s;
+  random_state = s * 0x9e3779b97f4a7c15ull + 1;
+}
 
 inline void note_failure(const char* format, ...) {
   va_list args;
@@ -119,7 +133,7 @@ inline void note_failure(const char* format, ...) {
 /** Ends the launch from inside a kernel. */
 #define EMU_FAIL(...) (emu::note_failure("emulator: " __VA_ARGS__), _longjmp(emu::outside, 1))
 
-/** Frames left by a jump stay marked in AddressSanitizer's shadow: clears the marks from `low` up to the caller's frame. */
+/** Frames left by a jump stay marked in AddressSanitizer's shadow: clears the marks from `low` up to here. */
 __attribute__((always_inline)) inline void forget_dead_frames(char* low) {
 #ifdef __SANITIZE_ADDRESS__
   __asan_unpoison_memory_region(low, (char*)__builtin_frame_address(0) - low);
@@ -146,9 +160,11 @@ inline void fiber_main();
   if (!t && block.ended < block.total) {
     int waiting = 0;
     for (Warp& w : block.warps) waiting += w.arrived;
-    note_failure("emulator: deadlock in block (%u,%u,%u): of %d threads %d wait at a barrier, %d in a warp collective (%s), "
-                 "%d have ended", block_index.x, block_index.y, block_index.z, block.total, block.at_barrier, waiting,
-                 waiting ? "divergent warp" : "divergent barrier", block.ended);
+    note_failure(
+        "emulator: deadlock in block (%u,%u,%u): of %d threads %d wait at a barrier, %d in a warp collective (%s), "
+        "%d have ended",
+        block_index.x, block_index.y, block_index.z, block.total, block.at_barrier, waiting,
+        waiting ? "divergent warp" : "divergent barrier", block.ended);
   }
   if (!t) _longjmp(outside, 1);
   current = t;
@@ -203,7 +219,10 @@ inline void wait_here() {
 }
 
 inline void barrier() {
-  if (!current) { fprintf(stderr, "emulator: barrier outside a kernel\n"); abort(); }
+  if (!current) {
+    fprintf(stderr, "emulator: barrier outside a kernel\n");
+    abort();
+  }
   current->barriers++;
   if (++block.at_barrier < block.total) return wait_here();
   block.at_barrier = 0;
@@ -244,7 +263,8 @@ inline void begin_block(unsigned at) {
     block.threads[i].barriers = 0;
     block.order[i] = i;
   }
-  if (seed) for (int i = block.total - 1; i > 0; i--) std::swap(block.order[i], block.order[random_below(i + 1)]);
+  if (seed)
+    for (int i = block.total - 1; i > 0; i--) std::swap(block.order[i], block.order[random_below(i + 1)]);
 }
 
 inline void run_block() {
@@ -265,13 +285,15 @@ inline void abandon_fibers() {
   for (Warp& w : block.warps) w.arrived = 0;
 }
 
-inline void launch(const char* name, const void* kernel, dim3 grid, dim3 size, size_t shared, std::function<void()> body) {
+inline void launch(const char* name, const void* kernel, dim3 grid, dim3 size, size_t shared,
+                   std::function<void()> body) {
   size_t threads = (size_t)size.x * size.y * size.z;
   size_t limit = shared_limit.count(kernel) ? shared_limit[kernel] : MAX_SHARED_DEFAULT;
   if (threads == 0 || threads > MAX_THREADS || threads % 32 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu ||
       grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ || shared > limit)
-    return note_failure("emulator: %s: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared of at most %zu: not launchable",
-                        name, grid.x, grid.y, grid.z, size.x, size.y, size.z, shared, limit);
+    return note_failure(
+        "emulator: %s: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared of at most %zu: not launchable", name,
+        grid.x, grid.y, grid.z, size.x, size.y, size.z, shared, limit);
   launches++;
   failure[0] = 0;
   grid_size = grid;
@@ -288,7 +310,8 @@ inline void launch(const char* name, const void* kernel, dim3 grid, dim3 size, s
   }
   std::vector<unsigned> blocks(grid.x * grid.y * grid.z);
   for (unsigned i = 0; i < blocks.size(); i++) blocks[i] = i;
-  if (seed) for (size_t i = blocks.size() - 1; i > 0; i--) std::swap(blocks[i], blocks[random_below(i + 1)]);
+  if (seed)
+    for (size_t i = blocks.size() - 1; i > 0; i--) std::swap(blocks[i], blocks[random_below(i + 1)]);
   for (unsigned at : blocks) {
     begin_block(at);
     run_block();
@@ -318,20 +341,31 @@ inline int __syncthreads_or(int predicate) {
   emu::barrier();
   return emu::block.any_result;
 }
-inline void __syncwarp(unsigned = ~0u) { emu::collective("__syncwarp", nullptr, [](void**) {}); }
+inline void __syncwarp(unsigned = ~0u) {
+  emu::collective("__syncwarp", nullptr, [](void**) {});
+}
 
 inline float emu_shuffle(const char* kind, float value, int source) {
-  struct Lane { float value; int source; float result; } mine{value, source, 0};
+  struct Lane {
+    float value;
+    int source;
+    float result;
+  } mine{value, source, 0};
   emu::collective(kind, &mine, [](void** lanes) {
     for (int i = 0; i < 32; i++) ((Lane*)lanes[i])->result = ((Lane*)lanes[((Lane*)lanes[i])->source & 31])->value;
   });
   return mine.result;
 }
-inline float __shfl_xor_sync(unsigned, float v, int mask) { return emu_shuffle("__shfl_xor_sync", v, emu::current->lane ^ mask); }
+inline float __shfl_xor_sync(unsigned, float v, int mask) {
+  return emu_shuffle("__shfl_xor_sync", v, emu::current->lane ^ mask);
+}
 inline float __shfl_sync(unsigned, float v, int source) { return emu_shuffle("__shfl_sync", v, source); }
 
 inline unsigned __ballot_sync(unsigned, int predicate) {
-  struct Lane { int predicate; unsigned result; } mine{predicate, 0};
+  struct Lane {
+    int predicate;
+    unsigned result;
+  } mine{predicate, 0};
   emu::collective("__ballot_sync", &mine, [](void** lanes) {
     unsigned bits = 0;
     for (int i = 0; i < 32; i++) bits |= (unsigned)(((Lane*)lanes[i])->predicate != 0) << i;
@@ -371,15 +405,20 @@ template <int PENDING> void cp_async_wait() {
   size_t groups = t.groups.size() - PENDING, done = t.groups[groups - 1];
   for (size_t i = 0; i < done; i++) {
     const emu::Copy& c = t.copies[i];
-    if (c.zero) memset(c.dst, 0, c.bytes);
-    else memcpy(c.dst, c.src, c.bytes);
+    if (c.zero)
+      memset(c.dst, 0, c.bytes);
+    else
+      memcpy(c.dst, c.src, c.bytes);
   }
   t.copies.erase(t.copies.begin(), t.copies.begin() + done);
   t.groups.erase(t.groups.begin(), t.groups.begin() + groups);
   for (size_t& end : t.groups) end -= done;
 }
 
-struct EmuMatrixLoad { uint32_t* registers; const char* row; };
+struct EmuMatrixLoad {
+  uint32_t* registers;
+  const char* row;
+};
 template <bool TRANSPOSED> void emu_ldmatrix(void** lanes) {
   const char* row[32];
   for (int i = 0; i < 32; i++) {
@@ -413,7 +452,10 @@ inline void ldmatrix_transposed(uint32_t* r, const void* row) {
   emu::collective("ldmatrix.trans", &mine, emu_ldmatrix<true>);
 }
 
-struct EmuMma { float* c; const uint32_t *a, *b; };
+struct EmuMma {
+  float* c;
+  const uint32_t *a, *b;
+};
 inline float emu_half(uint32_t pair, int which) {
   uint32_t bits = which ? pair & 0xffff0000u : pair << 16;
   float f;
@@ -443,7 +485,7 @@ inline void mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
   emu::collective("mma", &mine, emu_mma);
 }
 
-// ---- how kernels.cu launches and reserves shared memory ---------------------------------------------------------------
+// ---- how kernels.cu launches and reserves shared memory -------------------------------------------------------------
 
 #define DEVICE static inline
 #define DYNAMIC_SHARED(name) unsigned char* name = emu::dynamic_shared

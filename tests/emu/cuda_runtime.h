@@ -1,8 +1,8 @@
 // cuda_runtime.h: the host side of CUDA for the emulator: memory is malloc, streams run at once.
 //
 // LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order. Read by cudaSetDevice.
-// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, no_cublaslt, old_cublaslt, out_of_memory: pretends it,
-//                so that the messages can be tested.
+// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, no_cublaslt, old_cublaslt: pretends it, so that the
+//                messages of device_open can be tested.
 #pragma once
 #include "cuda_bf16.h"
 #include "cuda_emu.h"
@@ -39,13 +39,15 @@ inline bool pretends(const char* fault) {
 }  // namespace emu
 
 inline const char* cudaGetErrorName(cudaError_t e) {
-  return e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation"
-         : e == cudaErrorLaunchFailure  ? "cudaErrorLaunchFailure"
-         : e == cudaErrorNoDevice       ? "cudaErrorNoDevice"
+  return e == cudaErrorMemoryAllocation         ? "cudaErrorMemoryAllocation"
+         : e == cudaErrorLaunchFailure          ? "cudaErrorLaunchFailure"
+         : e == cudaErrorNoDevice               ? "cudaErrorNoDevice"
          : e == cudaErrorNoKernelImageForDevice ? "cudaErrorNoKernelImageForDevice"
                                                 : "cudaErrorInvalidValue";
 }
-inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorLaunchFailure ? emu::failure : cudaGetErrorName(e); }
+inline const char* cudaGetErrorString(cudaError_t e) {
+  return e == cudaErrorLaunchFailure ? emu::failure : cudaGetErrorName(e);
+}
 inline cudaError_t cudaGetLastError() {
   if (emu::failure[0]) return cudaErrorLaunchFailure;  // the text stays until the next launch or cudaSetDevice
   cudaError_t e = emu::last_error;
@@ -69,7 +71,8 @@ inline cudaError_t cudaSetDevice(int) {
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = {"emulated GPU", 8, 0, 4, (size_t)8 << 30};
-  if (emu::pretends("wrong_arch")) p->major = 7, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
+  if (emu::pretends("wrong_arch"))
+    p->major = 7, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, int, int bytes) {
@@ -81,7 +84,7 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) { return *s =
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
   // The exact size, so that AddressSanitizer sees the first byte behind it.
-  if (emu::pretends("out_of_memory") || bytes > ((size_t)8 << 30) || posix_memalign(p, 256, bytes)) return cudaErrorMemoryAllocation;
+  if (bytes > ((size_t)8 << 30) || posix_memalign(p, 256, bytes)) return cudaErrorMemoryAllocation;
   return cudaSuccess;
 }
 inline cudaError_t cudaFree(void* p) { return free(p), cudaSuccess; }
@@ -94,7 +97,9 @@ inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
 inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, int, cudaStream_t) {
   return memmove(dst, src, bytes), cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t) { return memset(dst, value, bytes), cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t) {
+  return memset(dst, value, bytes), cudaSuccess;
+}
 inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = 1, cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
