@@ -104,27 +104,42 @@ static bool is_open() { return thread_count > 0; }
 // Threads for a loop over `work` elements. It is all or one, as OpenMP keeps a team of one size ready at no cost.
 static int team(int64_t work) { return work < 16384 ? 1 : thread_count; }
 
-// Scratch memory for the call in progress, aligned to 64 bytes; it only grows and is reused by the next call.
-// Returns 0 after fail() if there is not enough.
-static void* workspace(const char* function, size_t bytes) {
-  static void* memory = nullptr;
-  static size_t capacity = 0;
-  if (bytes <= capacity) return memory;
-  free(memory);
-  capacity = 0;
-  if (posix_memalign(&memory, 64, bytes)) {
-    memory = nullptr;
-    fail("%s: could not get %zu bytes of scratch memory", function, bytes);
-    return nullptr;
-  }
-  capacity = bytes;
-  return memory;
-}
-
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+static void zero(void* to, int64_t bytes) {
+  const int64_t piece = 1 << 20;
+#pragma omp parallel for num_threads(team(bytes / 16))
+  for (int64_t i = 0; i < bytes; i += piece) memset((char*)to + i, 0, min(piece, bytes - i));
+}
+
+// Memory filled with zeros for free(), or 0. Blocks of a huge page or more ask for huge pages: three times faster to get.
+static void* allocate(int64_t bytes) {
+  const int64_t huge_page = 2 << 20;
+  int64_t alignment = bytes < huge_page ? 256 : huge_page, size = round_up(bytes, alignment);
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, size)) return nullptr;
+#ifdef MADV_HUGEPAGE
+  if (alignment == huge_page) madvise(memory, size, MADV_HUGEPAGE);
+#endif
+  zero(memory, bytes);
+  return memory;
+}
+
+// Scratch memory for the call in progress; it only grows and is reused by the next call. Returns 0 after fail() if there
+// is not enough.
+static void* workspace(const char* function, int64_t bytes) {
+  static void* memory = nullptr;
+  static int64_t capacity = 0;
+  if (bytes <= capacity) return memory;
+  free(memory);
+  memory = allocate(bytes);
+  capacity = memory ? bytes : 0;
+  if (!memory) fail("%s: could not get %lld bytes of scratch memory", function, (long long)bytes);
+  return memory;
+}
 
 // ---- helpers: vectors ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +151,11 @@ enum { W = 8 };
 enum { TILE_ROWS = 6, TILE_VECTORS = 2 };
 #else
 enum { W = 4 };
+#if defined(__aarch64__)
+enum { TILE_ROWS = 6, TILE_VECTORS = 4 };
+#else
 enum { TILE_ROWS = 6, TILE_VECTORS = 2 };
+#endif
 #endif
 
 template <int WIDTH>
@@ -171,6 +190,7 @@ static inline void store(float* address, V v) {
 }
 
 static inline vec load(const float* address) { return load<vec>(address); }
+static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
 // 0, 1, 2, ... W-1
 static inline ivec lane_numbers() {
@@ -477,25 +497,9 @@ int synchronize(void) { return is_open() ? 0 : fail("synchronize: no device is o
 
 // ---- memory ----------------------------------------------------------------------------------------------------------------
 
-static const size_t ALIGNMENT = 256;
-static const size_t HUGE_PAGE = 2 << 20;
-
 static std::mutex memory_mutex;
 static std::map<const void*, int64_t> blocks;  // address -> bytes of everything mem_alloc() gave and mem_free() did not take
 static int64_t allocated_bytes = 0, peak_bytes = 0;
-
-// Zeroed memory, or 0. Blocks of a huge page or more are aligned to one and ask for more, which spares page faults.
-static void* allocate(int64_t bytes) {
-  bool huge = (size_t)bytes >= HUGE_PAGE;
-  size_t alignment = huge ? HUGE_PAGE : ALIGNMENT;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, alignment, round_up(bytes, alignment))) return nullptr;
-#ifdef MADV_HUGEPAGE
-  if (huge) madvise(memory, round_up(bytes, alignment), MADV_HUGEPAGE);
-#endif
-  memset(memory, 0, bytes);
-  return memory;
-}
 
 static int remember_block(void* memory, int64_t bytes) {
   std::lock_guard<std::mutex> lock(memory_mutex);
@@ -569,9 +573,7 @@ int copy_async(void* dst, const void* src, int64_t bytes) { return copy("copy_as
 
 int fill_zero(void* dst, int64_t bytes) {
   RETURN_IF_ERROR(check("fill_zero", {{"bytes", bytes}}, {{"dst", dst}}));
-  const int64_t piece = 1 << 20;
-#pragma omp parallel for num_threads(team(bytes / 16))
-  for (int64_t i = 0; i < bytes; i += piece) memset((char*)dst + i, 0, min(piece, bytes - i));
+  zero(dst, bytes);
   return 0;
 }
 
@@ -795,7 +797,7 @@ int embedding_backward(float* dweight, const float* dout, const int32_t* ids, in
                        int32_t accumulate) {
   RETURN_IF_ERROR(check("embedding_backward", {{"N", N}, {"V", V}, {"C", C}}, {{"dweight", dweight}, {"dout", dout}, {"ids", ids}}));
   RETURN_IF_ERROR(check_ids("embedding_backward", ids, N, V));
-  if (!accumulate) RETURN_IF_ERROR(fill_zero(dweight, (int64_t)V * C * sizeof(float)));
+  if (!accumulate) zero(dweight, (int64_t)V * C * sizeof(float));
   int threads = team((int64_t)N * C);
   int64_t columns = round_up(divide_up(C, threads), 16);  // whole cache lines
 #pragma omp parallel for num_threads(threads)
@@ -1027,8 +1029,6 @@ struct Softmax {
   alignas(64) float sum[BLOCK];
   alignas(64) float factor[BLOCK];
 };
-
-static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
 // scores become exp(score - top), 0 where masked.
 static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift) {
@@ -1262,6 +1262,7 @@ static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64
   if (!packed_b) return 1;
   size_t a_row = ta ? 1 : k, a_step = ta ? m : 1, b_row = tb ? 1 : n, b_step = tb ? k : 1;
   int threads = team(m * n * k / 64);
+  int64_t panel_m = min(PANEL_M, round_up(divide_up(m, 2 * threads), TILE_ROWS));  // at least two panels a thread
   for (int64_t j0 = 0; j0 < n; j0 += PANEL_N) {
     int64_t columns = min(PANEL_N, n - j0);
     for (int64_t p0 = 0; p0 < k; p0 += PANEL_K) {
@@ -1274,8 +1275,8 @@ static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64
           pack_b_panel(packed_b + j * PANEL_K, b + p0 * b_row + (j0 + j) * b_step, b_row, b_step, depth, columns - j);
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t i0 = 0; i0 < m; i0 += PANEL_M) {
-          int64_t rows = min(PANEL_M, m - i0);
+        for (int64_t i0 = 0; i0 < m; i0 += panel_m) {
+          int64_t rows = min(panel_m, m - i0);
           for (int64_t i = 0; i < rows; i += TILE_ROWS) {
             pack_a_panel(packed_a + i * PANEL_K, a + (i0 + i) * a_row + p0 * a_step, a_row, a_step, depth, rows - i);
           }
@@ -1391,11 +1392,19 @@ int add(float* out, const float* a, const float* b, int64_t n) {
 
 // ---- cross entropy -----------------------------------------------------------------------------------------------------------
 
+static float row_max(const float* x, int n) {
+  vec tops = vec{} - INFINITY;
+  int i = 0;
+  for (; i + W <= n; i += W) tops = larger(load(x + i), tops);
+  float top = -INFINITY;
+  for (int lane = 0; lane < W; lane++) top = tops[lane] > top ? tops[lane] : top;
+  for (; i < n; i++) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
 // One row with a target: returns its loss; where backward, the logits become their gradients.
 static float cross_entropy_row(float* logits, int target, int V, float grad_scale, bool backward) {
-  float top = -INFINITY;
-#pragma omp simd reduction(max : top)
-  for (int v = 0; v < V; v++) top = logits[v] > top ? logits[v] : top;
+  float top = row_max(logits, V);
   float target_logit = logits[target];
   double total = 0.0;
   for (int start = 0; start < V; start += 1024) {  // short float sums, added up in double

@@ -10,6 +10,7 @@ export { KernelError, UserError } from "./ffi/errors.ts";
 export { type DeviceInfo, type DeviceName, open, type OpenOptions, synchronize } from "./ffi/library.ts";
 export {
   backward,
+  checkpoint,
   claim,
   endStep,
   give,
@@ -38,14 +39,17 @@ export {
   attention,
   cachedAttention,
   embedding,
+  feedForward,
   type HeadOptions,
   type Heads,
   type LayerCache,
   linear,
   linearCrossEntropy,
+  normLinear,
   rmsnorm,
   rope,
   swiglu,
+  swigluLinear,
 } from "./runtime/ops.ts";
 export {
   AdamW,
@@ -59,6 +63,7 @@ export {
 export { Inputs } from "./runtime/inputs.ts";
 export {
   forward,
+  type ForwardOptions,
   init,
   type KVCache,
   type Layer,
@@ -66,6 +71,8 @@ export {
   type LlamaConfig,
   logits,
   loss,
+  type LossOptions,
+  type Recompute,
 } from "./model/llama.ts";
 export { generate, type GenerateOptions } from "./model/generate.ts";
 export { loadModel } from "./model/checkpoint.ts";

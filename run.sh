@@ -106,7 +106,6 @@ demo() {
   deno task -q build || die "Cannot build: see above"
   if [ ! -f $data/meta.json ]; then
     say "preparing the demo corpus"
-    deno task -q demo-corpus || die "Cannot write data/demo.txt"
     deno task -q prepare --overwrite || die "Cannot prepare data/demo.txt" # over what an interrupted one left
   fi
   if [ -e $run/latest ]; then

@@ -9,7 +9,7 @@ import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/
 import { configure, llamaConfig } from "./model/configure.ts";
 import { openDevice } from "./model/device.ts";
 import { generate } from "./model/generate.ts";
-import { flopsPerToken, init, type Llama, type LlamaConfig, loss } from "./model/llama.ts";
+import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
 import {
   holdsRun,
@@ -92,7 +92,8 @@ const variables = {
   threads: 0, // CPU threads, 0 = all
   bf16_gemm: false, // CPU: round GEMM inputs to bfloat16 where the BLAS can
   blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
-  head_chunk: 1024, // rows whose logits are in memory at a time
+  head_chunk: 2048, // rows whose logits are in memory at a time
+  recompute: "norm_swiglu", // what backward computes again to save memory: none, norm_swiglu, gate_up, block
 
   // instead of training
   eval_only: false, // mean loss over the whole val split of the model to --resume
@@ -144,6 +145,7 @@ export async function train(args: string[]): Promise<void> {
       const l = loss(model, inputs.idx, inputs.targets, c, {
         grad_scale: 1 / gradient_accumulation_steps,
         head_chunk,
+        recompute: config.recompute as Recompute,
       });
       optimizer.addLoss(l, 1 / gradient_accumulation_steps, micro === 0);
       backward(l);

@@ -21,6 +21,7 @@ export type RunVariables = Values & {
   eval_only: boolean;
   device: string;
   debug: string;
+  recompute: string;
   out_dir: string;
   data_dir: string;
   n_layer: number;
@@ -157,6 +158,10 @@ function check<T extends RunVariables>(config: T): T {
     throw new UserError(
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
     );
+  }
+  const recompute = ["none", "norm_swiglu", "gate_up", "block"];
+  if (!recompute.includes(config.recompute)) {
+    throw new UserError(`Cannot set recompute to "${config.recompute}": it must be ${recompute.join(", ")}`);
   }
   const modes = ["", "check", "tape", "profile"];
   if (!modes.includes(config.debug)) {

@@ -54,7 +54,7 @@ export function lastLogits(
     const T = fresh.length;
     const idx = empty([1, T], "i32");
     copyToDevice(idx.address, Int32Array.from(fresh));
-    const hidden = forward(m, idx, c, cache);
+    const hidden = forward(m, idx, c, cache ? { cache } : {});
     return logits(m, rows(hidden, T - 1, 1)).toArray().subarray(0, c.vocab_size);
   });
   endStep();

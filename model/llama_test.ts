@@ -8,7 +8,7 @@ import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
 import { openTestDevice } from "../runtime/testing.ts";
 import { modelTensors } from "./checkpoint.ts";
 import { configFromHF, hfTensors } from "./hf.ts";
-import { flopsPerToken, forward, init, type LlamaConfig, logits, loss } from "./llama.ts";
+import { flopsPerToken, forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
 import { presets } from "./presets.ts";
 
 openTestDevice();
@@ -127,6 +127,24 @@ for (const name of ["llama_tiny", "llama_untied"]) {
     },
   });
 }
+
+Deno.test("every --recompute gives the same loss and gradients, the less it keeps the less memory", () => {
+  const idx = ids([2, 40], randomIds(80, 65, 1)), targets = ids([2, 40], randomIds(80, 65, 2));
+  const run = (recompute: Recompute) => {
+    const model = init(tiny), parameters = new Parameters(model, { seed: 21, train: true });
+    const l = loss(model, idx, targets, tiny, { recompute });
+    backward(l);
+    const value = l.toArray()[0]!;
+    endStep();
+    return { value, grads: readFloats(parameters.grads!.address, parameters.total, "f32") };
+  };
+  const expected = run("none");
+  for (const recompute of ["norm_swiglu", "gate_up", "block"] as const) {
+    const { value, grads } = run(recompute);
+    assertEquals(value, expected.value, recompute);
+    assertEquals(relativeError(grads, expected.grads) < (isFloat ? 1e-6 : 1e-2), true, recompute);
+  }
+});
 
 Deno.test("forward() is causal: a later token changes no earlier logit", () => {
   const model = init(tiny), T = 40;

@@ -41,7 +41,7 @@ export function startTiming(): void {
 /** First line outside runtime/ and ffi/ on the current stack: "model/llama.ts:52". */
 export function callSite(): string {
   const frame = new Error().stack!.split("\n").slice(1).find((line) =>
-    !/\/(runtime|ffi)\/[a-z_]+\.ts:/.test(line)
+    !/\/(runtime|ffi)\/\w+(?<!_test)\.ts:/.test(line)
   );
   return /([^/\s(]+\/[^/\s]+\.ts:\d+):\d+\)?$/.exec(frame ?? "")?.[1] ?? "unknown place";
 }

@@ -3,7 +3,7 @@
 import * as k from "../ffi/kernels.ts";
 import { debug } from "./debug.ts";
 import { claim, give, grad, isRecording, passOn, record } from "./tape.ts";
-import { bytesPerElement, empty, release, take, type Tensor } from "./tensor.ts";
+import { type Address, type Block, bytesPerElement, empty, release, take, type Tensor } from "./tensor.ts";
 
 /** Rows of a table. ids (..., T) int32, w (V, C) -> (..., T, C) */
 export function embedding(ids: Tensor, w: Tensor): Tensor {
@@ -29,13 +29,20 @@ export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
   const rstd = take(4 * N); // 1 / rms of each row
   k.rmsnorm_forward(out.address, rstd.address, x.address, w.address, N, C, eps);
   return record("rmsnorm", out, [x, w], () => {
-    const addX = x.buf.needsGrad ? claim(x) : 0, addW = w.buf.needsGrad ? claim(w) : 0;
-    const unwanted = take(Math.max(x.bytes, 4 * C)); // the gradient of what needs none
-    const dx = x.buf.needsGrad ? grad(x) : unwanted.address;
-    const dw = w.buf.needsGrad ? grad(w) : unwanted.address;
-    k.rmsnorm_backward(dx, dw, 0n, grad(out), x.address, w.address, rstd.address, N, C, addX, addW);
-    release(unwanted);
+    rmsnormBackward(x, w, rstd, grad(out), 0n);
   });
+}
+
+/** Adds to the gradients of x and w given dout, the gradient of the normalised rows, which are written to again if not 0. */
+function rmsnormBackward(x: Tensor, w: Tensor, rstd: Block, dout: Address, again: Address): void {
+  const C = w.size, N = x.size / C;
+  const unwantedX = x.buf.needsGrad ? undefined : take(x.bytes),
+    unwantedW = w.buf.needsGrad ? undefined : take(4 * C);
+  const addX = unwantedX ? 0 : claim(x), addW = unwantedW ? 0 : claim(w);
+  const dx = unwantedX?.address ?? grad(x), dw = unwantedW?.address ?? grad(w);
+  k.rmsnorm_backward(dx, dw, again, dout, x.address, w.address, rstd.address, N, C, addX, addW);
+  if (unwantedX) release(unwantedX);
+  if (unwantedW) release(unwantedW);
 }
 
 /** y = x w^T (+ residual). x (..., IN), w (OUT, IN), residual (..., OUT) -> (..., OUT) */
@@ -164,12 +171,129 @@ export function swiglu(gate_up: Tensor): Tensor {
   const out = empty([...gate_up.shape.slice(0, -1), F]);
   k.swiglu_forward(out.address, gate_up.address, N, F);
   return record("swiglu", out, [gate_up], () => {
-    // The gradient may take the place of its input if no other op reads that.
-    const inPlace = gate_up.buf.uses === 1 && !debug.on;
-    const block = inPlace ? gate_up.buf.block : take(gate_up.bytes);
-    k.swiglu_backward(block.address, 0n, grad(out), gate_up.address, N, F);
-    give(gate_up, block);
+    swigluBackward(gate_up, grad(out), 0n);
   });
+}
+
+/** Gives gate_up its gradient given dh, the gradient of swiglu's output, which is written to again if not 0. */
+function swigluBackward(gate_up: Tensor, dh: Address, again: Address): void {
+  const F = gate_up.shape.at(-1)! / 2, N = gate_up.size / (2 * F);
+  const inPlace = gate_up.buf.uses === 1 && !debug.on; // the gradient takes the place of values that no other op reads
+  const block = inPlace ? gate_up.buf.block : take(gate_up.bytes);
+  k.swiglu_backward(block.address, again, dh, gate_up.address, N, F);
+  give(gate_up, block);
+}
+
+// ---- fused pairs that need not keep what lies between them, since backward makes it again at the cost of one write
+
+/**
+ * linear(rmsnorm(x, norm, eps), w). x (..., C), norm (C), w (OUT, C) -> (..., OUT). keep: hold the normalised rows for
+ * backward; otherwise the backward pass of rmsnorm writes them again before the gradient of w needs them.
+ */
+export function normLinear(x: Tensor, norm: Tensor, w: Tensor, eps: number, keep = false): Tensor {
+  const [OUT, C] = matrix("normLinear", w), N = x.size / C;
+  checkActivation("normLinear", "x", x);
+  checkWeight("normLinear", norm);
+  if (x.shape.at(-1) !== C || norm.size !== C) {
+    throw new RangeError(
+      `normLinear: x must be (..., ${C}) and norm (${C}) for w (${w.shape}), but they are (${x.shape}) and (${norm.shape})`,
+    );
+  }
+  const out = empty([...x.shape.slice(0, -1), OUT]);
+  const rstd = take(4 * N), rows = take(x.bytes);
+  k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, eps);
+  k.linear_forward(out.address, rows.address, w.address, 0n, N, C, OUT);
+  if (!keep) release(rows);
+  return record("normLinear", out, [x, norm, w], () => {
+    const drows = take(x.bytes), again = keep ? rows : take(x.bytes);
+    k.linear_dgrad(drows.address, grad(out), w.address, N, C, OUT, 0);
+    rmsnormBackward(x, norm, rstd, drows.address, keep ? 0n : again.address);
+    if (w.buf.needsGrad) {
+      const add = claim(w);
+      k.linear_wgrad(grad(w), grad(out), again.address, N, C, OUT, add);
+    }
+    release(again);
+    release(drows);
+  }, { flops: 2 * N * C * OUT });
+}
+
+/**
+ * linear(swiglu(gate_up), w, residual). gate_up (..., 2F), w (C, F), residual (..., C) -> (..., C). keep as in normLinear():
+ * otherwise the backward pass of swiglu writes its output again.
+ */
+export function swigluLinear(gate_up: Tensor, w: Tensor, residual: Tensor, keep = false): Tensor {
+  const [C, F] = matrix("swigluLinear", w), N = gate_up.size / (2 * F);
+  checkActivation("swigluLinear", "gate_up", gate_up);
+  checkActivation("swigluLinear", "residual", residual);
+  if (gate_up.shape.at(-1) !== 2 * F || residual.size !== N * C) {
+    throw new RangeError(
+      `swigluLinear: gate_up must be (..., ${
+        2 * F
+      }) and residual (..., ${C}) for w (${w.shape}), but they are (${gate_up.shape}) and (${residual.shape})`,
+    );
+  }
+  const out = empty([...gate_up.shape.slice(0, -1), C]);
+  const h = take(gate_up.bytes / 2); // (N, F)
+  k.swiglu_forward(h.address, gate_up.address, N, F);
+  k.linear_forward(out.address, h.address, w.address, residual.address, N, F, C);
+  if (!keep) release(h);
+  return record("swigluLinear", out, [gate_up, w, residual], () => {
+    const dh = take(h.bytes), again = keep ? h : take(h.bytes);
+    k.linear_dgrad(dh.address, grad(out), w.address, N, F, C, 0);
+    swigluBackward(gate_up, dh.address, keep ? 0n : again.address);
+    release(dh);
+    if (w.buf.needsGrad) {
+      const add = claim(w);
+      k.linear_wgrad(grad(w), grad(out), again.address, N, F, C, add);
+    }
+    release(again);
+    passOn(residual, out);
+  }, { flops: 2 * N * F * C });
+}
+
+/**
+ * The whole feed-forward block, x + linear(swiglu(linear(rmsnorm(x), gate_up)), down), that keeps nothing but x: backward
+ * repeats the norm and the gate/up product, half again the block's forward FLOPs. x (..., C), gate_up (2F, C), down (C, F).
+ */
+export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: number): Tensor {
+  const [F2, C] = matrix("feedForward", gate_up), N = x.size / C, F = F2 / 2, act = bytesPerElement("act");
+  matrix("feedForward", down);
+  checkActivation("feedForward", "x", x);
+  checkWeight("feedForward", norm);
+  if (x.shape.at(-1) !== C || norm.size !== C || down.shape.join() !== `${C},${F}`) {
+    throw new RangeError(
+      `feedForward: x must be (..., ${C}), norm (${C}) and down (${C},${F}) for gate_up (${gate_up.shape}), but they are ` +
+        `(${x.shape}), (${norm.shape}) and (${down.shape})`,
+    );
+  }
+  const out = empty(x.shape), rstd = take(4 * N);
+  const gates = () => { // the normalised rows (N, C) and gates and ups (N, 2F)
+    const rows = take(x.bytes), gu = take(N * F2 * act);
+    k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, eps);
+    k.linear_forward(gu.address, rows.address, gate_up.address, 0n, N, C, F2);
+    return { rows, gu };
+  };
+  const { rows, gu } = gates(), h = take(N * F * act);
+  k.swiglu_forward(h.address, gu.address, N, F);
+  k.linear_forward(out.address, h.address, down.address, x.address, N, F, C);
+  for (const block of [h, gu, rows]) release(block);
+  return record("feedForward", out, [x, norm, gate_up, down], () => {
+    const { rows, gu } = gates(), dh = take(N * F * act), h = take(N * F * act);
+    k.linear_dgrad(dh.address, grad(out), down.address, N, F, C, 0);
+    k.swiglu_backward(gu.address, h.address, dh.address, gu.address, N, F); // gu becomes its own gradient
+    release(dh);
+    const addDown = claim(down);
+    k.linear_wgrad(grad(down), grad(out), h.address, N, F, C, addDown);
+    release(h);
+    const addGateUp = claim(gate_up), drows = take(x.bytes);
+    k.linear_wgrad(grad(gate_up), gu.address, rows.address, N, C, F2, addGateUp);
+    k.linear_dgrad(drows.address, gu.address, gate_up.address, N, C, F2, 0);
+    release(gu);
+    release(rows);
+    passOn(x, out); // the residual; rmsnorm adds to it
+    rmsnormBackward(x, norm, rstd, drows.address, 0n);
+    release(drows);
+  }, { flops: 6 * N * C * F });
 }
 
 /** a + b, of equal shapes. */

@@ -8,11 +8,13 @@ import { afterBackward, afterForward, callSite, debug } from "./debug.ts";
 import {
   type Address,
   type Block,
+  Buffer,
   bytesPerElement,
   release,
   releaseAll,
   take,
-  type Tensor,
+  takenBy,
+  Tensor,
 } from "./tensor.ts";
 
 export type Entry = {
@@ -25,7 +27,7 @@ export type Entry = {
   where: string; // "model/llama.ts:52", in debug mode only
 };
 
-const tape: Entry[] = [];
+let tape: Entry[] = [];
 let recording = true;
 
 /** Whether ops are to keep what their backward pass needs. */
@@ -71,6 +73,30 @@ export function record(
   out.buf.needsGrad = true;
   tape.push(entry);
   return out;
+}
+
+/**
+ * f(x) without keeping its activations: backward runs f once more, recording, and then its backward pass. f may read
+ * parameters, but no other activation than x.
+ */
+export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
+  if (!recording) return f(x);
+  const { result: out, blocks } = takenBy(() => noGrad(() => f(x)));
+  for (const block of blocks) if (block !== out.buf.block) release(block);
+  return record("checkpoint", out, [x], () => {
+    const outer = tape, input = new Tensor(x.shape, x.dtype, new Buffer(x.buf.block));
+    input.buf.needsGrad = true;
+    tape = [];
+    const { blocks } = takenBy(() => {
+      const y = f(input);
+      y.buf.grad = out.buf.grad;
+      out.buf.grad = undefined;
+      backward(y);
+    });
+    tape = outer;
+    for (const block of blocks) if (block !== input.buf.grad) release(block);
+    give(x, input.buf.grad!);
+  });
 }
 
 // ---- gradients

@@ -1,9 +1,10 @@
 // What ops do together: gradients that meet in one buffer, memory that is used twice; then steps, whose memory repeats.
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, swiglu } from "./ops.ts";
+import { AdamW, Parameters } from "./optim.ts";
 import * as ref from "./reference.ts";
-import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
-import { fixed, type Tensor, tensor, writeFloats } from "./tensor.ts";
+import { backward, claim, endStep, grad, isRecording, noGrad } from "./tape.ts";
+import { fixed, memoryByKind, param, take, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {
   close,
   type Data,
@@ -203,4 +204,128 @@ Deno.test("rmsnorm() of an input without gradient leaves no gradient behind", ()
     close(grads[0]!, dw, 3, "dw", 2);
     assertEquals(x.buf.grad, undefined);
   }
+});
+
+// ---- steps
+
+/** A small model with every op: its weights, and a micro-step that returns the loss. */
+function smallModel() {
+  const V = 11, C = 16, N = 2 * 17, H = { n_head: 2, n_kv_head: 1, head_dim: 8 };
+  const w = {
+    table: param([64, C], { std: 1, rows: V }),
+    norm: param([C], { value: 1 }),
+    qkv: param([32, C], { std: 0.3 }),
+    o: param([C, C], { std: 0.3 }),
+    gate_up: param([2 * C, C], { std: 0.3 }),
+    unused: param([5, 3], { std: 1 }),
+  };
+  const parameters = new Parameters(w, { seed: 1, train: true });
+  const idx = tokens([2, 17], integers(N, V, 1)),
+    targets = tokens([2, 17], integers(N, V, 2)),
+    turns = rotations(17, 8).t;
+  const loss = (grad_scale = 1) => {
+    const x = embedding(idx, w.table);
+    const y = linear(attention(rope(linear(rmsnorm(x, w.norm, EPS), w.qkv), turns, H), H), w.o, x);
+    const z = add(y, swiglu(add(linear(y, w.gate_up), linear(x, w.gate_up))));
+    return linearCrossEntropy(z, w.table, targets, { vocab_size: V, head_chunk: 10, grad_scale });
+  };
+  return { w, parameters, loss };
+}
+
+/** Memory taken so far, in bytes. */
+function allocated(): number {
+  return Object.values(memoryByKind()).reduce((a, b) => a + b, 0);
+}
+
+Deno.test("addresses repeat and nothing allocates from the second step on", () => {
+  const { loss } = smallModel();
+  const step = () => {
+    const y = loss();
+    const taken = take(64); // an address that depends on everything taken before
+    backward(y);
+    endStep();
+    return [y.address, taken.address, allocated()];
+  };
+  const first = step();
+  assertEquals(step(), first);
+  noGrad(() => loss()); // evaluation between steps
+  endStep();
+  const before = allocated();
+  assertEquals(step().slice(0, 2), first.slice(0, 2));
+  assertEquals(allocated(), before);
+});
+
+Deno.test("backward() gives every block of step memory back once", () => {
+  const { loss } = smallModel();
+  const blocks = () => {
+    const y = loss();
+    backward(y);
+    const sizes = [256, 1024, 2304, 4352, 8704],
+      taken = sizes.flatMap((bytes) => Array.from({ length: 20 }, () => take(bytes)));
+    const addresses = taken.map(({ address }) => address).concat(y.address);
+    endStep();
+    return { addresses, distinct: new Set(addresses).size };
+  };
+  for (let step = 0; step < 2; step++) {
+    const { addresses, distinct } = blocks();
+    assertEquals(distinct, addresses.length, "two tensors share a block");
+  }
+});
+
+Deno.test("noGrad() records nothing and restores what was before, errors included", () => {
+  const w = normalWeight([3, 3], 1).t, x = tensor([2, 3], normal(6, 2));
+  const y = noGrad(() => linear(x, w));
+  assertEquals(y.buf.needsGrad, false);
+  assertThrows(() => noGrad(() => noGrad(() => linear(tensor([2, 4], normal(8, 1)), w))), RangeError);
+  assertEquals(isRecording(), true);
+  assertEquals(linear(x, w).buf.needsGrad, true);
+  endStep();
+});
+
+Deno.test("endStep() forgets a forward pass that had no backward pass", () => {
+  const { w, loss } = smallModel();
+  linear(tensor([2, 16], normal(32, 1)), w.qkv);
+  endStep();
+  const y = loss();
+  backward(y); // would fail on the forgotten op, whose output has no gradient
+  endStep();
+  assert(gradient(w.qkv).every(Number.isFinite));
+});
+
+Deno.test("micro-steps add up: two halves of a batch give the gradient of the whole", () => {
+  const N = 6, C = 7, V = 9, ids = integers(N, V, 1), targets = integers(N, V, 2);
+  const w = normalWeight([64, C], 3).t;
+  const run = (from: number, n: number, grad_scale: number) => {
+    const part = (all: number[]) => tokens([n], all.slice(from, from + n));
+    const x = embedding(part(ids), w);
+    backward(linearCrossEntropy(x, w, part(targets), { vocab_size: V, head_chunk: 4, grad_scale }));
+    endStep();
+  };
+  run(0, N, 1);
+  const whole = gradient(w);
+  w.buf.gradIsEmpty = true;
+  run(0, 3, 1 / 2);
+  run(3, 3, 1 / 2);
+  close(gradient(w), whole, C * C, "dw", 2);
+});
+
+Deno.test("optimizer.step() takes the gradient of an unused parameter as zero", () => {
+  const { w, parameters, loss } = smallModel();
+  const options = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0, grad_clip: 0 };
+  const optimizer = new AdamW(parameters, options), before = w.unused.toArray(), used = w.qkv.toArray();
+  for (const t of [w.unused, w.qkv]) writeFloats(grad(t), new Float32Array(t.size).fill(NaN), "f32"); // left from another step
+  const y = loss();
+  optimizer.addLoss(y, 1, true);
+  backward(y);
+  optimizer.step(0.1);
+  endStep();
+  assertEquals(gradient(w.unused), new Float32Array(15));
+  assertEquals(w.unused.toArray(), before);
+  assertNotEquals(w.qkv.toArray(), used);
+  assertEquals(optimizer.result().skipped, 0);
+});
+
+Deno.test("grad() and backward() name what has no gradient", () => {
+  assertThrows(() => grad(tensor([2, 3], normal(6, 1))), Error, "internal: (2,3)  has no gradient");
+  endStep();
 });

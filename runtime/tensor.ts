@@ -51,17 +51,32 @@ export function forgetMemory(): void {
 /** A block of step memory with undefined contents. It returns to the pool by release() or at endStep(). */
 export function take(bytes: number): Block {
   const size = Math.ceil(bytes / 256) * 256;
-  const block = available.get(size)?.pop();
-  if (block) return block;
-  const fresh = permanent(size, "step");
-  created.push(fresh);
-  return fresh;
+  let block = available.get(size)?.pop();
+  if (!block) created.push(block = permanent(size, "step"));
+  watched?.add(block);
+  return block;
 }
 
+/** Returns a block of step memory to the pool. */
 export function release(block: Block): void {
+  watched?.delete(block);
   const list = available.get(block.bytes);
   if (list) list.push(block);
   else available.set(block.bytes, [block]);
+}
+
+let watched: Set<Block> | undefined;
+
+/** Runs f and returns its result with the blocks that it took and did not release. */
+export function takenBy<T>(f: () => T): { result: T; blocks: Set<Block> } {
+  const outer = watched, blocks = new Set<Block>();
+  watched = blocks;
+  try {
+    return { result: f(), blocks };
+  } finally {
+    watched = outer;
+    blocks.forEach((block) => outer?.add(block));
+  }
 }
 
 /** Takes back all step memory: free lists are rebuilt in the order of creation, so the next step gets the same addresses. */

@@ -1,0 +1,57 @@
+import { assert, assertEquals } from "@std/assert";
+import type { LlamaConfig, Recompute } from "./llama.ts";
+import { memoryTable, modelSize, planMemory } from "./plan.ts";
+
+const gpt270m: LlamaConfig = {
+  vocab_size: 50257,
+  n_layer: 24,
+  n_embd: 1024,
+  n_head: 16,
+  n_kv_head: 4,
+  head_dim: 64,
+  n_inner: 2816,
+  block_size: 2048,
+  rope_theta: 10000,
+  norm_eps: 1e-6,
+  tie_word_embeddings: true,
+};
+
+function plan(recompute: Recompute, batch_size = 4): { total: number; kinds: Record<string, number> } {
+  const kinds = planMemory(gpt270m, {
+    batch_size,
+    gradient_accumulation_steps: 32,
+    head_chunk: 2048,
+    recompute,
+    seed: 1,
+    beta1: 0.9,
+    beta2: 0.95,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    grad_clip: 1,
+  }, "bf16");
+  return { total: Object.values(kinds).reduce((a, b) => a + b, 0), kinds };
+}
+
+Deno.test("modelSize() counts gpt-270m with and without embeddings", () => {
+  assertEquals(modelSize(gpt270m), "322.1M parameters, 270.6M without embeddings");
+});
+
+Deno.test("planMemory() finds gpt-270m at batch_size 4 within 10.2 GB in bfloat16", () => {
+  const { total, kinds } = plan("norm_swiglu");
+  assert(total <= 10.2e9, memoryTable(kinds));
+  const flat = 322_094_080;
+  assertEquals([kinds.weights, kinds.gradients], [2 * flat, 4 * flat]);
+  assert(
+    kinds.optimizer! >= 12 * flat && kinds.optimizer! < 12 * flat + 1000,
+    "master weights and two moments",
+  );
+});
+
+Deno.test("planMemory() shrinks with each level of recompute and grows with the batch", () => {
+  const totals = (["none", "norm_swiglu", "gate_up", "block"] as const).map((recompute) =>
+    plan(recompute).total
+  );
+  assertEquals(totals, totals.toSorted((a, b) => b - a));
+  assertEquals(new Set(totals).size, 4);
+  assert(plan("norm_swiglu", 8).total > plan("norm_swiglu", 4).total);
+});

@@ -1,0 +1,321 @@
+import { assert, assertAlmostEquals, assertEquals, assertNotEquals } from "@std/assert";
+import * as k from "../ffi/kernels.ts";
+import { device } from "../ffi/library.ts";
+import { AdamW, type AdamWOptions, cosineSchedule, Parameters } from "./optim.ts";
+import * as ref from "./reference.ts";
+import { readSafetensors, toFloat32 } from "./safetensors.ts";
+import { param, readFloats, take, type Tensor, tensor, writeFloats } from "./tensor.ts";
+import { endStep, grad } from "./tape.ts";
+import { assertClose, close, normal, openTestDevice, type Values } from "./testing.ts";
+
+openTestDevice();
+
+const OPTIONS: AdamWOptions = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
+
+/** A matrix and a vector with the given values, and their optimizer. */
+function setUp(values: { matrix: Values; vector: Values }, options = OPTIONS) {
+  const model = { matrix: param([7, 13], { value: 0 }), vector: param([13], { value: 0 }) };
+  const parameters = new Parameters(model, { seed: 0, train: true });
+  for (const { name, offset } of parameters.slots) {
+    writeFloats(parameters.master.address + BigInt(4 * offset), values[name as keyof typeof model], "f32");
+  }
+  parameters.masterToWeights();
+  const optimizer = new AdamW(parameters, options), zero = tensor([1], [0]);
+  const step = (grads: Values[], learning_rate: number, loss: Tensor = zero) => {
+    [model.matrix, model.vector].forEach((t, i) => {
+      writeFloats(grad(t), grads[i]!, "f32");
+      t.buf.gradIsEmpty = false;
+    });
+    optimizer.addLoss(loss, 1, true);
+    optimizer.step(learning_rate);
+    return optimizer.result();
+  };
+  return { model, parameters, optimizer, step };
+}
+
+/** The float32 values that the optimizer keeps for each parameter. */
+function master({ parameters }: { parameters: Parameters }): Float32Array[] {
+  return parameters.slots.map(({ offset, size }) =>
+    readFloats(parameters.master.address + BigInt(4 * offset), size, "f32")
+  );
+}
+
+/** Weights, master weights and moments as one list of numbers. */
+function everything({ parameters, optimizer }: { parameters: Parameters; optimizer: AdamW }): Float32Array[] {
+  const { total } = parameters;
+  return [
+    readFloats(parameters.weights.address, total, "act"),
+    ...[parameters.master, optimizer.m, optimizer.v].map(({ address }) => readFloats(address, total, "f32")),
+  ];
+}
+
+function start() {
+  return { matrix: normal(91, 1), vector: normal(13, 2) };
+}
+
+// ---- AdamW
+
+Deno.test("AdamW agrees with float64 over 10 steps, with clipping and without", () => {
+  for (const grad_clip of [1, 0]) {
+    const options = { ...OPTIONS, grad_clip }, values = start(), ours = setUp(values, options);
+    const states = [values.matrix, values.vector].map((v) => ({
+      weight: Float64Array.from(v),
+      m: new Float64Array(v.length),
+      v: new Float64Array(v.length),
+    }));
+    for (let t = 1; t <= 10; t++) {
+      const scale = [3, 0.01, 0.5, 0.05, 1e-4][t % 5]!, learning_rate = 1e-2 / t; // norms above the clip and below
+      const grads = [normal(91, 10 + t), normal(13, 30 + t)].map((g) => g.map((x) => x * scale));
+      const norm = Math.hypot(...grads.flatMap((g) => [...g]));
+      const clip = grad_clip > 0 ? Math.min(1, grad_clip / norm) : 1;
+      states.forEach((state, i) => {
+        const weight_decay = i === 0 ? options.weight_decay : 0; // the vector does not decay
+        ref.adamw(state, grads[i]!.map((g) => g * clip), { ...options, t, learning_rate, weight_decay });
+      });
+      const { grad_norm, updates, skipped } = ours.step(grads, learning_rate);
+      assertAlmostEquals(grad_norm, norm, 2 ** -22 * norm);
+      assertEquals([updates, skipped], [t, 0]);
+      // Each step rounds the weight once, and the update, which is about one learning rate, a few times.
+      const rtol = 6 * t * 2 ** -24, atol = rtol * 1e-2;
+      master(ours).forEach((w, i) => assertClose(w, states[i]!.weight, { rtol, atol }, `step ${t}`));
+    }
+  }
+});
+
+Deno.test("AdamW agrees with PyTorch's over the steps of the golden file", () => {
+  const file = readSafetensors(`${import.meta.dirname}/../tests/golden/adamw.safetensors`);
+  const values = (name: string) => toFloat32(file.read(name), file.tensors.get(name)!.dtype).slice();
+  const optimizer = JSON.parse(file.metadata.about!).optimizer as { betas: [number, number] } & AdamWOptions;
+  const [beta1, beta2] = optimizer.betas;
+  const ours = setUp(
+    { matrix: values("start.matrix"), vector: values("start.vector") },
+    { ...optimizer, beta1, beta2 },
+  );
+  const names = ["matrix", "vector"], sizes = [91, 13];
+  let moved = 0; // learning rates so far: about what the updates have added up to
+  values("learning_rates").forEach((rate, step) => {
+    const part = (name: string, i: number) => values(name).slice(step * sizes[i]!, (step + 1) * sizes[i]!);
+    ours.step(names.map((name, i) => part(`grad.${name}`, i)), rate);
+    moved += rate;
+    // PyTorch adds 1e-6 to the norm it divides by, which is as much of every update; the rest is rounding, as above.
+    const rtol = 6 * (step + 1) * 2 ** -24, atol = moved * (1e-6 + rtol);
+    master(ours).forEach((w, i) => {
+      const expected = part(`weight64.${names[i]}`, i);
+      assertClose(w, expected, { rtol, atol }, `${names[i]} after step ${step}`);
+    });
+  });
+});
+
+Deno.test("AdamW decays matrices and leaves vectors alone", () => {
+  const values = start(), ours = setUp(values), none = [new Float32Array(91), new Float32Array(13)];
+  ours.step(none, 0.5);
+  close(master(ours)[0]!, values.matrix.map((w) => w * (1 - 0.5 * 0.1)), 1, "matrix");
+  assertEquals(master(ours)[1], values.vector);
+});
+
+Deno.test("AdamW clips the norm of the whole gradient only where it is above grad_clip", () => {
+  const grads = [normal(91, 1), normal(13, 2)], norm = Math.hypot(...grads.flatMap((g) => [...g]));
+  const moments = (grad_clip: number, scale: number) => {
+    const ours = setUp(start(), { ...OPTIONS, grad_clip });
+    ours.step(grads.map((g) => g.map((x) => Math.fround(x * scale))), 1e-3);
+    return everything(ours)[2]!;
+  };
+  const full = moments(0, 1);
+  assertEquals(moments(norm * 1.01, 1), full);
+  close(moments(norm / 2, 1), full.map((m) => m / 2), 1, "half");
+  assertEquals(moments(1e-30, 1).every(Number.isFinite), true);
+});
+
+Deno.test("AdamW leaves every bit as it was when loss or gradient is not finite, counts that, and goes on", () => {
+  const good = () => [normal(91, 3), normal(13, 4)], options = { ...OPTIONS, weight_decay: 0.1 };
+  const withNaN = (i: number, value: number) => good().map((g, at) => at === i ? g.with(5, value) : g);
+  const ours = setUp(start(), options), twin = setUp(start(), options);
+  ours.step(good(), 1e-3);
+  twin.step(good(), 1e-3);
+  const before = everything(ours);
+  const bad: [Values[], number][] = [
+    [withNaN(0, NaN), 0],
+    [withNaN(1, -Infinity), 0],
+    [good().map((g) => g.with(0, 3e38)), 0], // the norm is too large for a float
+    [good(), NaN],
+    [good(), Infinity],
+  ];
+  bad.forEach(([grads, loss], i) => {
+    const result = ours.step(grads, 1e-3, tensor([1], [loss]));
+    assertEquals([result.updates, result.skipped, result.skipped_row], [1, i + 1, i + 1]);
+    assertEquals(everything(ours), before);
+  });
+  const after = ours.step(good(), 1e-3);
+  twin.step(good(), 1e-3);
+  assertEquals([after.updates, after.skipped, after.skipped_row], [2, bad.length, 0]);
+  assertEquals(everything(ours), everything(twin)); // as if the bad steps had never been
+});
+
+Deno.test("AdamW adds the losses of micro-steps up, and restore() puts its counters back", () => {
+  const ours = setUp(start()), grads = [normal(91, 3), normal(13, 4)];
+  const losses = [1, 2, 6].map((loss) => tensor([1], [loss]));
+  losses.forEach((loss, i) => ours.optimizer.addLoss(loss, 1 / 3, i === 0));
+  assertAlmostEquals(ours.optimizer.result().loss, 3, 1e-6);
+  ours.optimizer.addLoss(losses[1]!, 1, true);
+  assertEquals(ours.optimizer.result().loss, 2);
+  ours.optimizer.restore({ updates: 41, skipped: 3, skipped_row: 2 });
+  const { updates, skipped, skipped_row } = ours.step(grads, 1e-3);
+  assertEquals([updates, skipped, skipped_row], [42, 3, 0]);
+  endStep();
+});
+
+// ---- Parameters
+
+Deno.test("Parameters places matrices before vectors, aligned, with names, and counts without padding", () => {
+  const model = {
+    norm: param([3], { value: 1 }),
+    layers: [{ w: param([2, 5], { value: 2 }) }],
+    note: "text",
+  };
+  const p = new Parameters(model, { seed: 0, train: true });
+  assertEquals(p.slots.map(({ name, offset, size }) => [name, offset, size]), [["layers.0.w", 0, 10], [
+    "norm",
+    64,
+    3,
+  ]]);
+  assertEquals([p.total, p.decayed, p.count()], [128, 64, 13]);
+  assertEquals([...model.layers[0]!.w.toArray(), ...model.norm.toArray()], [...Array(10).fill(2), 1, 1, 1]);
+  assertEquals(model.norm.address - model.layers[0]!.w.address, BigInt(64 * (device.act === "bf16" ? 2 : 4)));
+});
+
+Deno.test("Parameters starts from the seed: the same bits for the same, others for another, padded rows zero", () => {
+  const values = (seed: number) => {
+    const model = { a: param([40, 50], { std: 0.02, rows: 37 }), b: param([40, 50], { std: 0.02 }) };
+    new Parameters(model, { seed, train: false });
+    return [model.a.toArray(), model.b.toArray()] as const;
+  };
+  const [a, b] = values(1);
+  assertEquals(values(1), [a, b]);
+  assertNotEquals(values(2)[0], a);
+  assertEquals(a.subarray(37 * 50), new Float32Array(3 * 50));
+  assertEquals(a.subarray(0, 37 * 50).filter((x) => x === 0).length, 0);
+  const equal = a.filter((x, i) => x === b[i]).length;
+  assert(equal < 10, `${equal} of 2000 values of two parameters are the same`);
+});
+
+// ---- random numbers
+
+/** The four words of block `counter` (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011). */
+function philox(counter: number[], key: number[]): number[] {
+  let [c0, c1, c2, c3] = counter as [number, number, number, number];
+  let [k0, k1] = key as [number, number];
+  const multiply = (a: number, b: number): [high: number, low: number] => {
+    const product = BigInt(a) * BigInt(b);
+    return [Number(product >> 32n), Number(product & 0xffffffffn)];
+  };
+  for (let round = 0; round < 10; round++) {
+    const [high0, low0] = multiply(0xd2511f53, c0), [high1, low1] = multiply(0xcd9e8d57, c2);
+    [c0, c1, c2, c3] = [(high1 ^ c1 ^ k0) >>> 0, low1, (high0 ^ c3 ^ k1) >>> 0, low0];
+    k0 = (k0 + 0x9e3779b9) >>> 0;
+    k1 = (k1 + 0xbb67ae85) >>> 0;
+  }
+  return [c0, c1, c2, c3];
+}
+
+Deno.test("philox() of this test gives the published answers of Philox 4x32-10", () => {
+  const hex = (words: number[]) => words.map((word) => word.toString(16).padStart(8, "0")).join(" ");
+  const ones = 0xffffffff;
+  assertEquals(hex(philox([0, 0, 0, 0], [0, 0])), "6627e8d5 e169c58d bc57ac4c 9b00dbd8");
+  assertEquals(hex(philox([ones, ones, ones, ones], [ones, ones])), "408f276d 41c83b0e a20bc7c6 6d5451fd");
+  assertEquals(
+    hex(philox([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0])), // digits of pi
+    "d16cfe09 94fdcceb 5001e420 24126ea1",
+  );
+});
+
+/** n normal numbers from the device. */
+function initNormal(n: number, seed: bigint, offset: bigint): Float32Array {
+  const block = take(4 * n);
+  k.init_normal(block.address, BigInt(n), 1, seed, offset);
+  const values = readFloats(block.address, n, "f32");
+  endStep();
+  return values;
+}
+
+Deno.test("init_normal() is Box-Muller on the words of Philox with the seed as key", () => {
+  const words = (value: bigint) => [Number(value & 0xffffffffn), Number(value >> 32n)];
+  const uniform = (word: number) => Math.fround(Math.fround(word) * 2 ** -32 + 2 ** -33); // in (0, 1], a float
+  const seeds: [bigint, bigint][] = [[0n, 0n], [1n, 6n], [0x123456789abcdef0n, 4n * 0xffffffffn + 3n], [
+    2n ** 64n - 1n,
+    2n ** 40n,
+  ]];
+  for (const [seed, offset] of seeds) {
+    const n = 37,
+      expected = Array.from({ length: n }, (_, i) => {
+        const at = offset + BigInt(i), place = Number(at % 4n);
+        const block = philox([...words(at / 4n), 0, 0], words(seed)).map(uniform);
+        const [u, v] = place < 2 ? [block[0]!, block[1]!] : [block[2]!, block[3]!];
+        const angle = Math.fround(Math.fround(2 * Math.PI) * v);
+        return Math.sqrt(-2 * Math.log(u)) * (place % 2 === 0 ? Math.cos(angle) : Math.sin(angle));
+      });
+    assertClose(
+      initNormal(n, seed, offset),
+      expected,
+      { rtol: 4 * 2 ** -24, atol: 4 * 2 ** -24 },
+      `seed ${seed}`,
+    );
+  }
+});
+
+Deno.test("init_normal() gives the same numbers whatever piece is asked for, and others for other offsets", () => {
+  const whole = initNormal(1000, 7n, 3n);
+  assertEquals(initNormal(500, 7n, 203n), whole.slice(200, 700));
+  const elsewhere = initNormal(1000, 7n, 3n + 2n ** 32n);
+  assert(Math.abs(correlation(whole, elsewhere)) < 5 / Math.sqrt(1000));
+  assert(Math.abs(correlation(whole, initNormal(1000, 8n, 3n))) < 5 / Math.sqrt(1000));
+});
+
+Deno.test("init_normal() is normal over a million numbers", () => {
+  // Five standard deviations of each statistic: 1 / sqrt(n) of the mean, sqrt(2 / n) of the variance, sqrt(96 / n) of the
+  // fourth moment (which is 3), sqrt(p (1 - p) / n) of a share p.
+  const n = 1_000_000,
+    z = initNormal(n, 42n, 0n),
+    moment = (power: number) => z.reduce((sum, x) => sum + x ** power, 0) / n;
+  const share = (from: number, to: number) =>
+    z.reduce((count, x) => count + (x >= from && x < to ? 1 : 0), 0) / n;
+  assertAlmostEquals(moment(1), 0, 5 / Math.sqrt(n));
+  assertAlmostEquals(moment(2), 1, 5 * Math.sqrt(2 / n));
+  assertAlmostEquals(moment(4), 3, 5 * Math.sqrt(96 / n));
+  for (
+    const [from, to, p] of [[-Infinity, -1, 0.158655], [-1, 0, 0.341345], [0, 1, 0.341345], [
+      2,
+      Infinity,
+      0.022750,
+    ]]
+  ) {
+    assertAlmostEquals(share(from!, to!), p!, 5 * Math.sqrt(p! * (1 - p!) / n));
+  }
+  assert(Math.abs(correlation(z.subarray(1), z)) < 5 / Math.sqrt(n), "neighbours are correlated");
+});
+
+function correlation(a: Float32Array, b: Float32Array): number {
+  return a.reduce((sum, x, i) => sum + x * b[i]!, 0) / a.length;
+}
+
+// ---- schedule
+
+Deno.test("cosineSchedule() warms up, falls along half a cosine and stays at the minimum", () => {
+  const s = { learning_rate: 1, min_lr: 0.1, warmup_iters: 10, max_iters: 110 };
+  const expected: [number, number][] = [[0, 0.1], [4, 0.5], [9, 1], [10, 1], [60, 0.55], [110, 0.1], [
+    10_000,
+    0.1,
+  ]];
+  for (const [step, rate] of expected) {
+    assertAlmostEquals(cosineSchedule(step, s), rate, 1e-12, `step ${step}`);
+  }
+  assertAlmostEquals(cosineSchedule(35, s), 0.1 + 0.45 * (1 + Math.SQRT1_2), 1e-12); // a quarter of the way
+});
+
+Deno.test("cosineSchedule() works without warm-up and without decay", () => {
+  const none = { learning_rate: 1, min_lr: 0.1, warmup_iters: 0, max_iters: 10 };
+  assertEquals(cosineSchedule(0, none), 1);
+  const constant = { learning_rate: 1, min_lr: 1, warmup_iters: 2, max_iters: 5 };
+  assertEquals([0, 1, 2, 4, 5, 9].map((step) => cosineSchedule(step, constant)), [0.5, 1, 1, 1, 1, 1]);
+  const warmupOnly = { learning_rate: 1, min_lr: 0.1, warmup_iters: 5, max_iters: 5 };
+  assertEquals([4, 5].map((step) => cosineSchedule(step, warmupOnly)), [1, 0.1]);
+});

@@ -1,0 +1,178 @@
+// Runs loam's command lines as a user does: the tasks of deno.json, from the repository root, in directories below /tmp
+// that are removed after the tests of a file.
+import { assertEquals, assertMatch } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
+
+export const ROOT = new URL("../", import.meta.url);
+
+type Task = "prepare" | "train" | "sample";
+export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
+
+/** A model and batch so small that a step takes about a millisecond, and nothing but training. Later flags win. */
+export const SMALL = [
+  ...["--n_layer=2", "--n_embd=32", "--n_head=4", "--n_kv_head=2", "--n_inner=48", "--block_size=16"],
+  ...["--batch_size=4", "--threads=2", "--warmup_iters=5", "--learning_rate=0.01"],
+  ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0"],
+];
+
+const scratch = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_" });
+Deno.test.afterAll(() => Deno.removeSync(scratch, { recursive: true }));
+let paths = 0;
+
+/** A path below /tmp where nothing is yet. */
+export function freshPath(): string {
+  return `${scratch}/${++paths}`;
+}
+
+/** The command that a task runs, without the name of the program. */
+function taskArgs(task: Task, args: string[]): string[] {
+  return [...settings.tasks[task].command.split(" ").slice(1), ...args];
+}
+
+/** Runs a task to its end. */
+export async function run(task: Task, ...args: string[]): Promise<Result> {
+  return result(await command(Deno.execPath(), taskArgs(task, args)).output());
+}
+
+/** Runs a task that may write no file of more than `bytes`, as on a disk that is full. */
+export async function runWithFullDisk(bytes: number, task: Task, ...args: string[]): Promise<Result> {
+  const script = 'trap "" XFSZ; ulimit -f "$0"; exec "$@"'; // without the trap the signal would end the program
+  const blocks = String(bytes / 512);
+  return result(
+    await command("sh", ["-c", script, blocks, Deno.execPath(), ...taskArgs(task, args)]).output(),
+  );
+}
+
+/** Runs a task that has to succeed and print nothing to stderr; returns stdout. */
+export async function succeed(task: Task, ...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await run(task, ...args);
+  assertEquals({ code, stderr }, { code: 0, stderr: "" });
+  return stdout;
+}
+
+/** Runs a task that has to fail with one line on stderr and nothing on stdout; returns the line after "error: ". */
+export async function refuse(task: Task, ...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await run(task, ...args);
+  assertEquals({ code, stdout }, { code: 1, stdout: "" }, stderr);
+  return errorLine(stderr);
+}
+
+/** What a program that stops over a mistake of its user prints to stderr: one line. */
+export function errorLine(stderr: string): string {
+  assertMatch(stderr, /^error: [^\n]+\n$/);
+  return stderr.slice("error: ".length, -1);
+}
+
+/** A task that runs while the test goes on. */
+export class Running {
+  readonly #child: Deno.ChildProcess;
+  readonly #lines: AsyncGenerator<string>;
+  readonly #stderr: Promise<string>;
+  #stdout = "";
+
+  constructor(task: Task, ...args: string[]) {
+    this.#child = command(Deno.execPath(), taskArgs(task, args)).spawn();
+    this.#lines = this.#read();
+    this.#stderr = new Response(this.#child.stderr).text();
+  }
+
+  async *#read(): AsyncGenerator<string> {
+    let rest = "";
+    for await (const text of this.#child.stdout.pipeThrough(new TextDecoderStream())) {
+      this.#stdout += text;
+      const lines = (rest + text).split("\n");
+      rest = lines.pop()!;
+      yield* lines;
+    }
+  }
+
+  /** Waits for a line of stdout that begins so, or for the end. */
+  async line(start: string): Promise<void> {
+    while (true) {
+      const { done, value } = await this.#lines.next();
+      if (done || value.startsWith(start)) return;
+    }
+  }
+
+  /** Sends a signal, unless the program has ended. */
+  signal(signal: Deno.Signal): void {
+    try {
+      this.#child.kill(signal);
+    } catch (error) {
+      if (!(error instanceof TypeError || error instanceof Deno.errors.NotFound)) throw error;
+    }
+  }
+
+  /** Waits for its end. */
+  async end(): Promise<Result> {
+    for await (const _ of this.#lines);
+    const { code, signal } = await this.#child.status;
+    return { code, signal, stdout: this.#stdout, stderr: await this.#stderr };
+  }
+}
+
+function command(program: string, args: string[]): Deno.Command {
+  return new Deno.Command(program, { args, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" });
+}
+
+function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
+  const decoder = new TextDecoder();
+  return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+}
+
+// ---- data
+
+/** A dataset of many short documents, made by prepare. 3,000 words are 14 kB. */
+export async function dataset({ words = 3000, tokenizer = "bytes" } = {}): Promise<string> {
+  const text = freshPath() + ".txt", out = freshPath();
+  Deno.writeTextFileSync(text, documents(words));
+  const flags = ["--separator=\\n\\n", "--val_fraction=0.2", `--tokenizer=${tokenizer}`];
+  await succeed("prepare", "--input", text, "--out", out, ...flags);
+  return out;
+}
+
+/** Sentences of 2 to 8 words from a small vocabulary, each a document. */
+function documents(words: number): string {
+  const vocabulary = "Once upon a time there was one small loom that wove the long day into cloth".split(" ");
+  let state = 1, text = "";
+  const next = (below: number) => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) % 65521 % below;
+  for (let n = 0; n < words;) {
+    const length = 2 + next(7);
+    text += Array.from({ length }, () => vocabulary[next(vocabulary.length)]).join(" ") + ".\n\n";
+    n += length;
+  }
+  return text;
+}
+
+// ---- what a run leaves behind
+
+/** The objects of metrics.jsonl. */
+export function metrics(run: string): Record<string, number>[] {
+  return Deno.readTextFileSync(`${run}/metrics.jsonl`).trimEnd().split("\n").map((line) => JSON.parse(line));
+}
+
+/** The names in a directory, sorted; none where it is missing. */
+export function list(dir: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+}
+
+/** Copies a directory and all in it; returns where to. */
+export function copy(from: string): string {
+  const to = freshPath();
+  copyInto(from, to);
+  return to;
+}
+
+function copyInto(from: string, to: string): void {
+  Deno.mkdirSync(to);
+  for (const { name, isDirectory } of Deno.readDirSync(from)) {
+    const [source, target] = [`${from}/${name}`, `${to}/${name}`];
+    if (isDirectory) copyInto(source, target);
+    else Deno.copyFileSync(source, target);
+  }
+}

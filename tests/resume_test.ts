@@ -1,0 +1,162 @@
+// A run that was interrupted, at any moment and in any way, ends with the same bits as one that was not.
+import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import { copy, dataset, freshPath, list, metrics, refuse, Running, SMALL, succeed } from "./helpers.ts";
+
+/** Flags of a run that passes its data more than once and updates on two micro-steps. */
+async function flags(...more: string[]): Promise<string[]> {
+  return [
+    `--data_dir=${await dataset({ words: 500 })}`,
+    ...SMALL,
+    "--gradient_accumulation_steps=2",
+    ...more,
+  ];
+}
+
+const losses = (run: string) => metrics(run).map((m) => [m.step, m.loss, m.grad_norm, m.lr, m.val_loss]);
+const bytes = (run: string, file: string) => Deno.readFileSync(`${run}/checkpoints/${file}`);
+
+/** Both runs ended with the same losses, weights and moments. */
+function assertSameRun(actual: string, expected: string): void {
+  assertEquals(losses(actual), losses(expected)); // numbers are compared with Object.is()
+  const last = list(`${expected}/checkpoints`).at(-1)!;
+  for (const file of ["model.safetensors", "optimizer.safetensors"]) {
+    assertEquals(bytes(actual, `${last}/${file}`), bytes(expected, `${last}/${file}`), file);
+  }
+}
+
+Deno.test("20 steps in one go equal 10 steps, a resume and 10 more, bit by bit", async () => {
+  const whole = freshPath();
+  const given = await flags("--max_iters=20", "--save_interval=10", "--eval_interval=5", "--eval_batches=2");
+  await succeed("train", `--out_dir=${whole}`, ...given);
+  const parts = copy(whole); // with metrics of later steps, as a kill after step 10 would leave them
+  Deno.removeSync(`${parts}/checkpoints/step_000020`, { recursive: true });
+  const stdout = await succeed("train", `--resume=${parts}`);
+  assertMatch(stdout, /^going on in \S+ after step 10\nstep 11 /m);
+  assertEquals(metrics(parts).map((m) => m.step), Array.from({ length: 20 }, (_, i) => i + 1));
+  assertSameRun(parts, whole);
+  assertNotEquals(
+    bytes(whole, "step_000010/model.safetensors"),
+    bytes(whole, "step_000020/model.safetensors"),
+  );
+});
+
+Deno.test("a run that is killed again and again, also while it saves, ends with the same bits", async () => {
+  const given = await flags("--max_iters=150", "--save_interval=1", "--keep_checkpoints=2");
+  const whole = freshPath(), killed = freshPath();
+  await succeed("train", `--out_dir=${whole}`, ...given);
+
+  let first = true, kills = 0, whileSaving = 0;
+  for (const delay_ms of [-1, 3, 11, -1, 27, 0, 42, -1]) { // -1: as soon as a checkpoint is being written
+    const running = first
+      ? new Running("train", `--out_dir=${killed}`, ...given)
+      : new Running("train", `--resume=${killed}`);
+    first = false;
+    await running.line("saved");
+    if (delay_ms < 0) await untilSaving(killed);
+    else await new Promise((done) => setTimeout(done, delay_ms));
+    running.signal("SIGKILL");
+    if ((await running.end()).signal === "SIGKILL") kills++;
+    if (leftovers(killed).length > 0) whileSaving++;
+  }
+  assert(kills >= 4, `only ${kills} of 8 kills came before the end`);
+  assert(whileSaving >= 1, "no kill came while a checkpoint was written");
+
+  await succeed("train", `--resume=${killed}`);
+  assertSameRun(killed, whole);
+  assertEquals(list(`${killed}/checkpoints`), ["step_000149", "step_000150"]); // nothing half-written is left
+});
+
+function leftovers(run: string): string[] {
+  return list(`${run}/checkpoints`).filter((name) => name.startsWith(".tmp_"));
+}
+
+/** Waits until a checkpoint is being written, but no longer than a second. */
+async function untilSaving(run: string): Promise<void> {
+  for (const end = Date.now() + 1000; Date.now() < end && leftovers(run).length === 0;) {
+    await new Promise((done) => setTimeout(done, 0));
+  }
+}
+
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  Deno.test(`${signal} ends a run after its step with a checkpoint to go on from`, async () => {
+    const out = freshPath();
+    const given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
+    const running = new Running("train", `--out_dir=${out}`, ...given);
+    await running.line("step 3 ");
+    running.signal(signal);
+    const { code, stdout, stderr } = await running.end();
+    assertEquals({ code, stderr }, {
+      code: 0,
+      stderr: `${signal}: stopping after this step; once more stops at once\n`,
+    });
+    const step = metrics(out).length;
+    assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
+    assertStringIncludes(
+      stdout,
+      `\nstopped by ${signal} after step ${step}; go on with: deno task train --resume=${out}\n`,
+    );
+    const more = await succeed("train", `--resume=${out}`, `--max_iters=${step + 2}`);
+    assertStringIncludes(more, `\ngoing on in ${out} after step ${step}\nstep ${step + 1} `);
+  });
+}
+
+Deno.test("a run that saves nothing says so when a signal ends it", async () => {
+  const running = new Running("train", `--out_dir=${freshPath()}`, ...await flags("--max_iters=1_000_000"));
+  await running.line("step 3 ");
+  running.signal("SIGTERM");
+  const { code, stdout } = await running.end();
+  assertEquals(code, 0);
+  assertMatch(stdout, /\nstopped by SIGTERM after step \d+; nothing was saved, as save_interval is 0\n$/);
+});
+
+Deno.test("a second signal ends a run at once, even while it samples", async () => {
+  const out = freshPath();
+  const given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
+  given.push("--sample_interval=1_000_000", "--sample_tokens=1_000_000_000"); // hours, after the last step
+  const running = new Running("train", `--out_dir=${out}`, ...given);
+  await running.line("step 3 ");
+  running.signal("SIGINT");
+  await running.line("saved");
+  running.signal("SIGINT");
+  const { code } = await running.end();
+  assertEquals(code, 130);
+  assertEquals(list(`${out}/checkpoints`).length, 1);
+});
+
+Deno.test("a run moved to another directory goes on there", async () => {
+  const out = freshPath();
+  await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=4", "--save_interval=2"));
+  const moved = copy(out);
+  Deno.removeSync(out, { recursive: true });
+  await succeed("train", `--resume=${moved}/`, "--max_iters=6");
+  assertEquals(list(`${moved}/checkpoints`), ["step_000002", "step_000004", "step_000006"]);
+  assertEquals(list(out), []);
+});
+
+Deno.test("a finished run has nothing to do until max_iters is raised", async () => {
+  const out = freshPath();
+  await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=2", "--save_interval=2"));
+  assertMatch(
+    await succeed("train", `--resume=${out}`),
+    /\nnothing to do: step 2 of max_iters 2 is done\n$/,
+  );
+  await succeed("train", `--resume=${out}`, "--max_iters=3");
+  assertEquals(metrics(out).map((m) => m.step), [1, 2, 3]);
+});
+
+Deno.test("an older checkpoint can be evaluated, and trained from once the newer ones are gone", async () => {
+  const out = freshPath();
+  await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=4", "--save_interval=2"));
+  const older = `${out}/checkpoints/step_000002`, newer = `${out}/checkpoints/step_000004`;
+  const evaluate = (path: string) => succeed("train", `--resume=${path}`, "--eval_only");
+  assertNotEquals(await evaluate(older), await evaluate(out));
+  assertEquals(await evaluate(newer), await evaluate(out));
+  assertEquals(
+    await refuse("train", `--resume=${older}`),
+    `Cannot go on from ${older}: the run holds newer checkpoints, up to ${newer}; remove them first`,
+  );
+  const before = losses(out);
+  Deno.removeSync(newer, { recursive: true });
+  await succeed("train", `--resume=${older}`);
+  assertEquals(losses(out), before);
+});

@@ -1,0 +1,253 @@
+// What deno task train does and leaves behind when all is well.
+import { assert, assertAlmostEquals, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { openDataset, readTokens } from "../data/bins.ts";
+import { copyToDevice, libraryExists } from "../ffi/library.ts";
+import { loadModel } from "../model/checkpoint.ts";
+import { forward, logits, paddedVocab } from "../model/llama.ts";
+import { endStep, noGrad } from "../runtime/tape.ts";
+import { empty } from "../runtime/tensor.ts";
+import { openTestDevice } from "../runtime/testing.ts";
+import { dataset, freshPath, list, metrics, ROOT, run, SMALL, succeed } from "./helpers.ts";
+
+openTestDevice();
+
+Deno.test("train writes metrics, a log, its configuration and checkpoints", async () => {
+  const data = await dataset(), out = freshPath();
+  const flags = ["--max_iters=7", "--eval_interval=3", "--eval_batches=2", "--save_interval=3"];
+  flags.push("--sample_interval=5", "--gradient_accumulation_steps=2", "--keep_checkpoints=2");
+  const stdout = await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, ...flags);
+
+  const lines = metrics(out);
+  assertEquals(lines.map((m) => m.step), [1, 2, 3, 4, 5, 6, 7]);
+  const always = [
+    ...["step", "loss", "lr", "grad_norm", "tokens", "tokens_per_sec", "step_ms", "mfu", "memory_bytes"],
+    "skipped",
+  ];
+  for (const m of lines) {
+    const evaluated = m.step! % 3 === 0 || m.step === 7;
+    assertEquals(Object.keys(m), evaluated ? [...always, "val_loss"] : always);
+    assert(Object.values(m).every(Number.isFinite), JSON.stringify(m));
+    assertEquals([m.tokens, m.skipped], [m.step! * 4 * 16 * 2, 0]);
+    assertAlmostEquals(m.tokens_per_sec!, 4 * 16 * 2 / (m.step_ms! / 1000), 1e-6 * m.tokens_per_sec!);
+    const cosine = 0.5 * (1 + Math.cos(Math.PI * (m.step! - 1 - 5) / 2)); // from step 6 of 7 on
+    const lr = m.step! <= 5 ? 0.01 * m.step! / 5 : 3e-4 + (0.01 - 3e-4) * cosine;
+    assertAlmostEquals(m.lr!, lr, 1e-12);
+  }
+  assertAlmostEquals(lines[0]!.loss!, Math.log(257), 0.01 * Math.log(257));
+
+  assertEquals(list(out), ["best", "checkpoints", "config.json", "latest", "log.txt", "metrics.jsonl"]);
+  assertEquals(Deno.readTextFileSync(`${out}/log.txt`), stdout);
+  assertMatch(
+    stdout,
+    /^step 3 \| loss \d\.\d{4} \| val \d\.\d{4} \| lr 6\.0e-3 \| norm \S+ \| \S+ tok\/s \|/m,
+  );
+  assertEquals(stdout.match(/^--- sample after step \d+$/gm), [
+    "--- sample after step 5",
+    "--- sample after step 7",
+  ]);
+  const { learning_rate, max_iters, out_dir } = JSON.parse(Deno.readTextFileSync(`${out}/config.json`));
+  assertEquals({ learning_rate, max_iters, out_dir }, { learning_rate: 0.01, max_iters: 7, out_dir: out });
+
+  assertEquals(list(`${out}/checkpoints`), ["step_000006", "step_000007"]);
+  assertEquals(Deno.readTextFileSync(`${out}/latest`), "checkpoints/step_000007\n");
+  assertEquals(list(`${out}/checkpoints/step_000007`), [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "trainer_state.json",
+  ]);
+});
+
+Deno.test("an interval of 0 turns evaluation, samples, checkpoints and log lines off", async () => {
+  const out = freshPath();
+  const flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, "--max_iters=3"];
+  const stdout = await succeed("train", ...flags, "--log_interval=0");
+  assertEquals(list(out), ["config.json", "log.txt", "metrics.jsonl"]);
+  assertEquals(metrics(out).map((m) => [m.step, m.val_loss]), [[1, undefined], [2, undefined], [
+    3,
+    undefined,
+  ]]);
+  assertEquals(stdout.match(/^(step \d+|saved|--- sample)/gm), ["step 3"]); // the last one is always there
+});
+
+Deno.test("the last step is evaluated and saved whatever the intervals", async () => {
+  const out = freshPath();
+  const flags = ["--max_iters=3", "--eval_interval=100", "--save_interval=100", "--eval_batches=1"];
+  await succeed("train", `--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, ...flags);
+  assertEquals(metrics(out).map((m) => "val_loss" in m), [false, false, true]);
+  assertEquals(list(`${out}/checkpoints`), ["step_000003"]);
+});
+
+Deno.test("the newest keep_checkpoints stay, and the best", async () => {
+  const out = freshPath();
+  const flags = [
+    "--learning_rate=0",
+    "--min_lr=0",
+    "--max_iters=6",
+    "--save_interval=1",
+    "--eval_interval=1",
+  ];
+  flags.push("--eval_batches=1", "--keep_checkpoints=2"); // a model that learns nothing is never better than at first
+  await succeed("train", `--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, ...flags);
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000005", "step_000006"]);
+  assertEquals(Deno.readTextFileSync(`${out}/best`), "checkpoints/step_000001\n");
+});
+
+Deno.test("a run without out_dir goes to a directory of its own below runs/", async () => {
+  const data = await dataset(), dirs: string[] = [];
+  try {
+    for (let i = 0; i < 2; i++) {
+      const stdout = await succeed("train", `--data_dir=${data}`, ...SMALL, "--max_iters=1");
+      dirs.push(/^writing to (runs\/\S+)$/m.exec(stdout)![1]!);
+    }
+    for (const dir of dirs) assertMatch(dir, /^runs\/\d{4}-\d\d-\d\d-tiny(-\d+)?$/);
+    assert(dirs[0] !== dirs[1], dirs[0]);
+  } finally {
+    for (const dir of dirs) Deno.removeSync(new URL(dir, ROOT), { recursive: true });
+  }
+});
+
+Deno.test("the same seed trains the same model and another seed another", async () => {
+  const data = await dataset();
+  const losses = async (seed: number) => {
+    const out = freshPath();
+    await succeed(
+      "train",
+      `--data_dir=${data}`,
+      `--out_dir=${out}`,
+      ...SMALL,
+      "--max_iters=5",
+      `--seed=${seed}`,
+    );
+    return metrics(out).map((m) => m.loss);
+  };
+  const first = await losses(1);
+  assertEquals(await losses(1), first);
+  assert((await losses(2))[0] !== first[0]);
+});
+
+Deno.test("--eval_only prints the loss over the whole val split, computed here once more", async () => {
+  const data = await dataset(), out = freshPath();
+  const flags = ["--max_iters=30", "--save_interval=30"];
+  await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, ...flags);
+  const before = list(out), stdout = await succeed("train", `--resume=${out}`, "--eval_only");
+  assertEquals(await succeed("train", `--resume=${out}`, "--eval_only"), stdout);
+  assertEquals(list(out), before);
+  const [, loss, windows] = /^val loss (\d\.\d{6}) over (\d+) windows of 16 tokens\n$/.exec(stdout)!;
+  const expected = lossOfSplit(out, data);
+  assertEquals(Number(windows), expected.windows);
+  assertAlmostEquals(Number(loss), expected.loss, 2e-6);
+});
+
+/** Mean cross entropy over the val split from logits, window by window, with the softmax in float64. */
+function lossOfSplit(checkpoint: string, data: string): { loss: number; windows: number } {
+  const { model, config } = loadModel(checkpoint), T = config.block_size, V = config.vocab_size;
+  const shard = openDataset(data).val[0]!, windows = Math.floor((shard.tokens - 1) / T);
+  let sum = 0;
+  for (let w = 0; w < windows; w++) {
+    const tokens = readTokens(shard, w * T, T + 1);
+    const all = noGrad(() => {
+      const idx = empty([1, T], "i32");
+      copyToDevice(idx.address, Int32Array.from(tokens.subarray(0, T)));
+      return logits(model, forward(model, idx, config)).toArray();
+    });
+    endStep();
+    for (let t = 0; t < T; t++) {
+      const row = Float64Array.from(all.subarray(t * paddedVocab(config), t * paddedVocab(config) + V));
+      sum += Math.log(row.reduce((total, l) => total + Math.exp(l), 0)) - row[tokens[t + 1]!]!;
+    }
+  }
+  return { loss: sum / (windows * T), windows };
+}
+
+Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batch, and writes nothing", async () => {
+  const data = await dataset(), out = freshPath();
+  const stdout = await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--dry_run");
+  assertEquals(list(out), []);
+  const { train, val } = JSON.parse(Deno.readTextFileSync(`${data}/meta.json`));
+  const count = (n: number) => n.toLocaleString("en-US");
+  assertStringIncludes(stdout, `${data}: ${count(train.tokens)} train and ${count(val.tokens)} val tokens`);
+  assertMatch(stdout, /^model {2}25\.9k parameters, 15\.6k without embeddings$/m);
+  assertMatch(stdout, /^FLOPs {2}0\.0002 GFLOP a token, /m);
+  const table = new Map(
+    Array.from(stdout.matchAll(/^ {7}(\w+) +([\d.]+) (kB|MB)$/gm), ([, kind, n, unit]) => {
+      return [kind, Number(n) * (unit === "MB" ? 1000 : 1)];
+    }),
+  );
+  // two layers of q, k, v, o (32 x 96), gates, ups and downs (32 x 144) and norms; 320 x 32 embeddings; a last norm
+  const parameters = 2 * (32 * 96 + 32 * 144 + 2 * 64) + 320 * 32 + 64; // each in multiples of 64
+  assertAlmostEquals(table.get("weights")!, 4 * parameters / 1000, 1);
+  assertAlmostEquals(table.get("gradients")!, 4 * parameters / 1000, 1);
+  assertAlmostEquals(table.get("optimizer")!, 8 * parameters / 1000, 1);
+  assertEquals(table.get("inputs"), 1);
+  assert(table.get("step")! > 100, stdout);
+  assertMatch(stdout, /^speed {2}[\d,]+ tokens\/s, forward and backward$/m);
+  const batch = Array.from(stdout.matchAll(/^batch {2}train_000000\.bin tokens \d+ to \d+: ".+"$/gm));
+  assertEquals(batch.length, 4);
+});
+
+Deno.test("--dry_run counts gpt-270m as published", async () => {
+  const data = await dataset({ words: 5000, tokenizer: "gpt2" });
+  const stdout = await succeed("train", `--data_dir=${data}`, "--preset=gpt-270m", "--dry_run");
+  assertMatch(stdout, /^model {2}322\.1M parameters, 270\.6M without embeddings$/m);
+  assertMatch(stdout, /^FLOPs {2}2\.2344 GFLOP a token, 585\.73 TFLOP a step of 262144 tokens$/m);
+  assertMatch(stdout, /^ {7}weights +1\.3 GB\n {7}gradients +1\.3 GB\n {7}optimizer +2\.6 GB$/m);
+  assertMatch(stdout, /^batch .*"<\|endoftext\|>/m);
+});
+
+Deno.test({
+  name: "--dry_run --device=cuda plans for a GPU that is not here and says why it measured no speed",
+  ignore: libraryExists("cuda"),
+  async fn() {
+    const data = await dataset({ words: 5000, tokenizer: "gpt2" });
+    const flags = ["--device=cuda", "--dry_run"];
+    const { code, stdout, stderr } = await run("train", `--data_dir=${data}`, ...flags);
+    assertEquals({ code, stderr }, { code: 0, stderr: "" });
+    assertMatch(stdout, /^memory on cuda, by kind$/m);
+    assertMatch(stdout, /^ {7}weights +644 MB$/m); // bfloat16
+    assertMatch(stdout, /^ {7}optimizer +3\.9 GB$/m); // float32: master weights, m, v
+    assertMatch(stdout, /^speed {2}not measured: .*libloam_cuda.* is not built; run: deno task build/m);
+  },
+});
+
+Deno.test("--debug=tape lists the ops of one micro-step", async () => {
+  const out = freshPath();
+  const flags = ["--debug=tape", "--eval_interval=1", "--save_interval=1", "--sample_interval=1"];
+  const stdout = await succeed(
+    "train",
+    `--data_dir=${await dataset()}`,
+    `--out_dir=${out}`,
+    ...SMALL,
+    ...flags,
+  );
+  const rows = Array.from(
+    stdout.matchAll(/^ *\d+ +(forward|backward) +(\w+) +(\S+) +(\([\d, ]+\)) +\S+ +\S+$/gm),
+  );
+  const ops = (pass: string) => rows.filter((row) => row[1] === pass).map((row) => row[2]);
+  const layer = ["rmsnorm", "linear", "rope", "attention", "linear", "rmsnorm", "linear", "swiglu", "linear"];
+  const forward = ["embedding", ...layer, ...layer, "rmsnorm", "linearCrossEntropy"];
+  assertEquals(ops("forward"), forward);
+  assertEquals(ops("backward"), forward.toReversed());
+  assertEquals(rows[1]!.slice(3, 5), ["layers.0", "(4, 16, 32)"]);
+  assertEquals(list(`${out}/checkpoints`), []);
+});
+
+Deno.test("--debug=profile adds up the time of training steps by op and by layer, in a resumed run too", async () => {
+  const data = await dataset(), out = freshPath();
+  const train = (...flags: string[]) =>
+    succeed("train", `--data_dir=${data}`, ...SMALL, "--max_iters=20", ...flags);
+  await train(`--out_dir=${out}`, "--max_iters=2", "--save_interval=2");
+  const intervals = ["--eval_interval=1", "--eval_batches=1", "--save_interval=1", "--sample_interval=1"];
+  for (const place of [`--out_dir=${freshPath()}`, `--resume=${out}`]) {
+    const stdout = await train(place, "--debug=profile", ...intervals);
+    assertMatch(stdout, /^op +calls +ms a step +share +GFLOP\/s +GB\/s$/m);
+    const calls = (name: string) => new RegExp(`^${name} +(\\d+) `, "m").exec(stdout)?.[1];
+    assertEquals(calls("linear forward"), "8"); // four in each layer: neither evaluation nor samples are counted
+    assertEquals(calls("linear backward"), "8");
+    assertEquals(calls("adamw"), "1");
+    assert(calls("layers.1") !== undefined, stdout);
+  }
+});
