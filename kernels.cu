@@ -268,8 +268,8 @@ static void* open_blas_library() {
 static std::string missing_blas() {
   std::string wanted = "libcublasLt.so." STRING(CUBLAS_VER_MAJOR);
   std::string found = "cannot find " + wanted;
-  for (const char* other : {"libcublasLt.so.12", "libcublasLt.so.11"})
-    if (dlopen(other, RTLD_NOW | RTLD_LOCAL))
+  for (const char* other : {"libcublasLt.so.11", "libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so.14"})
+    if (other != wanted && dlopen(other, RTLD_NOW | RTLD_LOCAL))
       found = std::string(other) + " is installed, but loam was built for " + wanted;
   return found +
          ": install CUDA " STRING(CUBLAS_VER_MAJOR) " or `pip install nvidia-cublas`, or set LOAM_CUBLASLT to the file";
