@@ -1,0 +1,2037 @@
+// kernels.cu: every function of kernels.h for NVIDIA GPUs. act is bfloat16; all sums, gradients of weights, master
+// weights and optimizer state are float.
+//
+// One section per op, in the order of kernels.h: the kernel, then the function that checks its sizes and launches it.
+// Matrix products go to cuBLASLt, everything else is here. The same source also compiles with g++ and the headers of
+// tests/emu in place of CUDA's (LOAM_EMU), which runs each kernel on the CPU; so PTX stays in the block of wrappers
+// below, kernels start through LAUNCH, block sizes are multiples of 32 and no thread leaves before a barrier.
+//
+// VEC is how many neighbouring elements a thread handles at a time: 8 (one 16-byte load) where sizes and addresses
+// allow it, else 1.
+#define LOAM_CUDA
+#pragma GCC visibility push(default)
+#include "kernels.h"
+#pragma GCC visibility pop
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <map>
+#include <string>
+#include <vector>
+
+// ---- PTX and what else differs between nvcc and the emulator -------------------------------------------------------
+
+#ifndef LOAM_EMU
+#define LOAM_LIBRARY "cuda"
+#define DEVICE static __device__ __forceinline__
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define LAUNCH_KERNEL(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+
+DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+DEVICE float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/** Two bfloat16 in one register, lo in the lower half. */
+DEVICE uint32_t pack_bf16(float lo, float hi) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+  return r;
+}
+
+/** Starts a copy of 16 bytes from global to shared memory; writes zeros where not valid (src is then not read). */
+DEVICE void cp_async16(void* dst, const void* src, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0)
+               : "memory");
+}
+DEVICE void cp_async4(void* dst, const void* src, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 4 : 0)
+               : "memory");
+}
+DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/** Waits until at most PENDING of this thread's committed groups are still on their way. */
+template <int PENDING> DEVICE void cp_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/** Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
+DEVICE void ldmatrix(uint32_t* r, const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+DEVICE void ldmatrix_transposed(uint32_t* r, const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/** c (16, 8) += a (16, 16) b (16, 8) */
+DEVICE void mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+// ---- small device functions used by several ops --------------------------------------------------------------------
+
+constexpr int WARP = 32;
+constexpr int BLOCK = 256;  // threads of the element-wise kernels
+constexpr float LOG2E = 1.4426950408889634f;
+
+DEVICE int lane_id() { return threadIdx.x % WARP; }
+DEVICE int warp_id() { return threadIdx.x / WARP; }
+
+template <int VEC> struct alignas(VEC * sizeof(act)) Pack { act v[VEC]; };
+
+/** Reads VEC neighbouring elements at once. */
+template <int VEC> DEVICE void load(float* f, const act* p) {
+  Pack<VEC> pack = *(const Pack<VEC>*)p;
+#pragma unroll
+  for (int e = 0; e < VEC; e++) f[e] = __bfloat162float(pack.v[e]);
+}
+template <int VEC> DEVICE void store(act* p, const float* f) {
+  Pack<VEC> pack;
+#pragma unroll
+  for (int e = 0; e < VEC; e++) pack.v[e] = __float2bfloat16_rn(f[e]);
+  *(Pack<VEC>*)p = pack;
+}
+
+DEVICE float warp_sum(float v) {
+#pragma unroll
+  for (int mask = WARP / 2; mask; mask /= 2) v += __shfl_xor_sync(~0u, v, mask);
+  return v;
+}
+DEVICE float warp_max(float v) {
+#pragma unroll
+  for (int mask = WARP / 2; mask; mask /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, mask));
+  return v;
+}
+
+/** The sum (or maximum) of v over the block, in every thread, in a fixed order. */
+DEVICE float block_sum(float v) {
+  __shared__ float warps[WARP];
+  v = warp_sum(v);
+  __syncthreads();  // nobody still reads the values of the previous call
+  if (lane_id() == 0) warps[warp_id()] = v;
+  __syncthreads();
+  return warp_sum(lane_id() < (int)blockDim.x / WARP ? warps[lane_id()] : 0.0f);
+}
+DEVICE float block_max(float v) {
+  __shared__ float warps[WARP];
+  v = warp_max(v);
+  __syncthreads();
+  if (lane_id() == 0) warps[warp_id()] = v;
+  __syncthreads();
+  return warp_max(lane_id() < (int)blockDim.x / WARP ? warps[lane_id()] : -INFINITY);
+}
+
+/** Threads of a one-dimensional launch are numbered through. */
+DEVICE size_t global_thread() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
+
+// ---- failures: the first one is kept as text -----------------------------------------------------------------------
+
+static char failure[1024];
+static const char* op = "";  // the function of kernels.h that was called; named in the text of a failure
+
+/** Keeps the text of the first failure: "op: what is wrong (kernels.cu:line)". Returns 1. */
+__attribute__((format(printf, 2, 3))) static int fail(int line, const char* format, ...) {
+  if (failure[0]) return 1;
+  int used = snprintf(failure, sizeof failure, "%s: ", op);
+  va_list args;
+  va_start(args, format);
+  used += vsnprintf(failure + used, sizeof failure - used, format, args);
+  va_end(args);
+  if (used < (int)sizeof failure) snprintf(failure + used, sizeof failure - used, " (kernels.cu:%d)", line);
+  return 1;
+}
+
+#define FAIL(...) return fail(__LINE__, __VA_ARGS__)
+#define CHECK(condition, ...)            \
+  do {                                   \
+    if (!(condition)) FAIL(__VA_ARGS__); \
+  } while (0)
+#define CUDA(call)                                                                                   \
+  do {                                                                                               \
+    cudaError_t error_ = (call);                                                                     \
+    if (error_ != cudaSuccess) FAIL("%s: %s", cudaGetErrorName(error_), cudaGetErrorString(error_)); \
+  } while (0)
+
+/** Queues a kernel on the library's stream; the caller returns with an error if it cannot start. */
+#define LAUNCH(kernel, grid, block, shared, ...)                                     \
+  do {                                                                               \
+    LAUNCH_KERNEL(kernel, dim3(grid), dim3(block), shared, gpu.stream, __VA_ARGS__); \
+    CUDA(cudaGetLastError());                                                        \
+  } while (0)
+
+/** All pointers an op was given; null is the mistake of a freed or never allocated tensor. */
+template <class... P> static bool present(const P*... p) { return (... && (p != nullptr)); }
+template <class... P> static bool aligned16(const P*... p) { return (... && ((uintptr_t)p % 16 == 0)); }
+
+/** The first line of every function that needs the device. */
+#define BEGIN()  \
+  op = __func__; \
+  CHECK(gpu.open, "no device is open: call device_open first")
+#define CHECK_PRESENT(...) CHECK(present(__VA_ARGS__), "an address is 0: was the tensor freed?")
+
+static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d); }
+
+/** Element-wise kernels count their threads in 32 bits. */
+static bool fits_launch(size_t threads) { return threads < ((size_t)1 << 31); }
+
+// ---- device --------------------------------------------------------------------------------------------------------
+
+// For cuBLASLt (Hopper wants 32 MiB) and for partial sums, never both at once.
+constexpr size_t WORKSPACE_BYTES = 32 << 20;
+
+/** A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait. */
+struct Fault {
+  int kind, row, value, limit;
+};
+enum { FAULT_NONE = 0, FAULT_TOKEN = 1, FAULT_TARGET = 2 };
+
+static struct {
+  bool open;
+  int index;
+  cudaStream_t stream;
+  cudaDeviceProp properties;
+  char* workspace;
+  Fault* fault;
+  int64_t allocated, peak;
+  std::map<void*, int64_t> sizes;  // of mem_alloc()
+} gpu;
+
+/** cuBLASLt is opened at run time, so that a missing one is a message and not a library that does not load. */
+static struct {
+  cublasLtHandle_t handle;
+  size_t version;
+  char path[512];
+#define BLAS_FUNCTIONS(X)                 \
+  X(cublasLtGetVersion)                   \
+  X(cublasLtCreate)                       \
+  X(cublasLtMatmulDescCreate)             \
+  X(cublasLtMatmulDescSetAttribute)       \
+  X(cublasLtMatrixLayoutCreate)           \
+  X(cublasLtMatmulPreferenceCreate)       \
+  X(cublasLtMatmulPreferenceSetAttribute) \
+  X(cublasLtMatmulPreferenceDestroy)      \
+  X(cublasLtMatmulAlgoGetHeuristic)       \
+  X(cublasLtMatmulAlgoCheck)              \
+  X(cublasLtMatmul)
+#define DECLARE(name) decltype(&::name) name;
+  BLAS_FUNCTIONS(DECLARE)
+#undef DECLARE
+} blas;
+
+#define STRING_OF(x) #x
+#define STRING(x) STRING_OF(x)
+
+#ifndef LOAM_CUBLASLT_DIR
+#define LOAM_CUBLASLT_DIR ""  // where the build found the library
+#endif
+
+/** LOAM_CUBLASLT, then the loader's own paths, then CUDA_HOME, then where the build found it. */
+static void* open_blas_library() {
+  const char* name = "libcublasLt.so." STRING(CUBLAS_VER_MAJOR);
+  if (const char* file = getenv("LOAM_CUBLASLT")) return dlopen(file, RTLD_NOW | RTLD_LOCAL);
+  if (void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
+  const char* home = getenv("CUDA_HOME");
+  std::string places[] = {home ? std::string(home) + "/lib64/" : "", "/usr/local/cuda/lib64/", LOAM_CUBLASLT_DIR "/"};
+  for (const std::string& place : places) {
+    if (place.size() < 2) continue;
+    if (void* library = dlopen((place + name).c_str(), RTLD_NOW | RTLD_LOCAL)) return library;
+  }
+  return nullptr;
+}
+
+/** What to say where the right cuBLASLt is not found; another major version may be. */
+static std::string missing_blas() {
+  std::string wanted = "libcublasLt.so." STRING(CUBLAS_VER_MAJOR);
+  std::string found = "cannot find " + wanted;
+  for (const char* other : {"libcublasLt.so.11", "libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so.14"})
+    if (other != wanted && dlopen(other, RTLD_NOW | RTLD_LOCAL))
+      found = std::string(other) + " is installed, but loam was built for " + wanted;
+  return found +
+         ": install CUDA " STRING(CUBLAS_VER_MAJOR) " or `pip install nvidia-cublas`, or set LOAM_CUBLASLT to the file";
+}
+
+static int open_blas() {
+  if (blas.handle) return 0;
+  void* library = open_blas_library();
+  CHECK(library, "%s", missing_blas().c_str());
+#define FIND(name)                                                                                           \
+  blas.name = (decltype(blas.name))dlsym(library, #name);                                                    \
+  CHECK(blas.name, "the library opened as cuBLASLt lacks " #name ": set LOAM_CUBLASLT to libcublasLt.so.%d", \
+        CUBLAS_VER_MAJOR);
+  BLAS_FUNCTIONS(FIND)
+#undef FIND
+  blas.version = blas.cublasLtGetVersion();
+  int major = (int)(blas.version / 10000);
+  Dl_info found;
+  if (dladdr((void*)blas.cublasLtMatmul, &found)) snprintf(blas.path, sizeof blas.path, "%s", found.dli_fname);
+  CHECK(major == CUBLAS_VER_MAJOR,
+        "cuBLASLt %d found at %s, but loam was built for cuBLASLt %d: set LOAM_CUBLASLT to "
+        "libcublasLt.so.%d or run `deno task build` again",
+        major, blas.path, CUBLAS_VER_MAJOR, CUBLAS_VER_MAJOR);
+  cublasStatus_t status = blas.cublasLtCreate(&blas.handle);
+  CHECK(status == CUBLAS_STATUS_SUCCESS, "cublasLtCreate failed with status %d (library %s)", (int)status, blas.path);
+  return 0;
+}
+
+/** The architectures of the machine code in this library, as "sm_80, sm_90". */
+static std::string compiled_archs(const char* quote) {
+  std::string list;
+  for (int arch : {__CUDA_ARCH_LIST__}) {
+    list += list.empty() ? "" : ", ";
+    list += quote + ("sm_" + std::to_string(arch / 10)) + quote;
+  }
+  return list;
+}
+
+static __global__ void probe_kernel(Fault* fault) {
+  if (threadIdx.x == 0) fault->value = 42;
+}
+
+/** Launches a kernel that does next to nothing: does this library hold code for this GPU? */
+static int probe_architecture() {
+  const cudaDeviceProp& p = gpu.properties;
+  gpu.fault->value = 0;
+  LAUNCH_KERNEL(probe_kernel, dim3(1), dim3(WARP), 0, gpu.stream, gpu.fault);
+  cudaError_t e = cudaGetLastError();
+  if (e == cudaSuccess) e = cudaStreamSynchronize(gpu.stream);
+  CHECK(e != cudaErrorNoKernelImageForDevice, "built for %s; this GPU (%s) is sm_%d%d: run deno task build --arch=%d%d",
+        compiled_archs("").c_str(), p.name, p.major, p.minor, p.major, p.minor);
+  CHECK(e == cudaSuccess && gpu.fault->value == 42, "a first kernel does not run on %s: %s: %s", p.name,
+        cudaGetErrorName(e), cudaGetErrorString(e));
+  *gpu.fault = {};
+  return 0;
+}
+
+static int check_driver() {
+  int driver = 0, runtime = CUDART_VERSION;
+  cudaDriverGetVersion(&driver);
+  CHECK(driver != 0, "no NVIDIA driver found: install the driver (nvidia-smi must work) or use --device=cpu");
+  CHECK(driver / 1000 >= runtime / 1000,
+        "the NVIDIA driver supports CUDA %d.%d, this library needs CUDA %d.%d: update the "
+        "driver or build with an older CUDA toolkit",
+        driver / 1000, driver / 10 % 100, runtime / 1000, runtime / 10 % 100);
+  return 0;
+}
+
+static int choose_device(int index) {
+  int count = 0;
+  cudaError_t e = cudaGetDeviceCount(&count);
+  CHECK(e != cudaErrorNoDevice && (e != cudaSuccess || count > 0),
+        "no NVIDIA GPU found: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device=cpu");
+  CUDA(e);
+  CHECK(index >= 0 && index < count, "GPU %d does not exist: this machine shows %d, choose 0 to %d", index, count,
+        count - 1);
+  CUDA(cudaSetDevice(index));
+  CUDA(cudaGetDeviceProperties(&gpu.properties, index));
+  return 0;
+}
+
+static int create_resources() {
+  CUDA(cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking));
+  CUDA(cudaHostAlloc((void**)&gpu.fault, sizeof(Fault), cudaHostAllocDefault));
+  CUDA(cudaMalloc((void**)&gpu.workspace, WORKSPACE_BYTES));
+  *gpu.fault = {};
+  return 0;
+}
+
+int abi_version(void) { return LOAM_ABI_VERSION; }
+
+int last_error(char* text, int32_t capacity) {
+  if (!text || capacity < 1) return 1;
+  snprintf(text, capacity, "%s", failure);
+  failure[0] = 0;
+  return 0;
+}
+
+int device_open(int32_t index, int32_t, int32_t, const char*) {
+  op = __func__;
+  if (gpu.open && index != gpu.index) FAIL("GPU %d is open already: start one process for each GPU", gpu.index);
+  if (check_driver() || choose_device(index)) return 1;
+  if (!gpu.workspace && create_resources()) return 1;
+  if (probe_architecture() || open_blas()) return 1;
+  gpu.open = true;
+  gpu.index = index;
+  return 0;
+}
+
+int device_info(char* json, int32_t capacity) {
+  BEGIN();
+  CHECK(json && capacity > 0, "no room for the text: capacity is %d", capacity);
+  int driver = 0, runtime = 0;
+  CUDA(cudaDriverGetVersion(&driver));
+  CUDA(cudaRuntimeGetVersion(&runtime));
+  const cudaDeviceProp& p = gpu.properties;
+  int arch = p.major * 10 + p.minor;
+  char emulator[128] = "";
+#ifdef LOAM_EMU
+  snprintf(emulator, sizeof emulator, ", \"seed\": %llu, \"launches\": %ld, \"bank_conflicts\": %ld",
+           (unsigned long long)emu::seed, emu::launches, emu::bank_conflicts);
+#endif
+  int length = snprintf(
+      json, capacity,
+      "{\"name\": \"%s\", \"library\": \"" LOAM_LIBRARY
+      "\", \"act\": \"bf16\", \"isa\": \"sm_%d\", \"threads\": 0, "
+      "\"blas\": \"cuBLASLt %zu.%zu.%zu %s\", \"arch\": \"sm_%d\", \"compiled_archs\": [%s], \"multiprocessors\": %d, "
+      "\"driver\": \"%d.%d\", \"runtime\": \"%d.%d\"%s}",
+      p.name, arch, blas.version / 10000, blas.version / 100 % 100, blas.version % 100, blas.path, arch,
+      compiled_archs("\"").c_str(), p.multiProcessorCount, driver / 1000, driver / 10 % 100, runtime / 1000,
+      runtime / 10 % 100, emulator);
+  CHECK(length < capacity, "no room for the text: %d bytes needed, capacity is %d", length + 1, capacity);
+  return 0;
+}
+
+int device_memory(int64_t* bytes) {
+  BEGIN();
+  CHECK_PRESENT(bytes);
+  size_t free_bytes, total;
+  CUDA(cudaMemGetInfo(&free_bytes, &total));
+  bytes[0] = gpu.allocated, bytes[1] = gpu.peak, bytes[2] = (int64_t)free_bytes, bytes[3] = (int64_t)total;
+  return 0;
+}
+
+/** Waits for the stream and reports what failed in it. */
+static int wait() {
+  CUDA(cudaStreamSynchronize(gpu.stream));
+  Fault fault = *gpu.fault;
+  *gpu.fault = {};
+  if (fault.kind == FAULT_NONE) return 0;
+  FAIL("%s: %s %d at row %d is outside the vocabulary of %d: prepare the data with this tokenizer",
+       fault.kind == FAULT_TOKEN ? "embedding" : "cross_entropy", fault.kind == FAULT_TOKEN ? "token" : "target",
+       fault.value, fault.row, fault.limit);
+}
+
+int synchronize(void) {
+  BEGIN();
+  return wait();
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+int mem_alloc(uint64_t* address, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(address);
+  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  void* p = nullptr;
+  cudaError_t e = cudaMalloc(&p, bytes);
+  if (e == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // clears it: the device is fine
+    size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    FAIL(
+        "cannot allocate %.1f MiB on %s: %.1f MiB free of %.1f MiB, %.1f MiB allocated by this process: lower "
+        "batch_size or head_chunk, or recompute more",
+        bytes / 1048576.0, gpu.properties.name, free_bytes / 1048576.0, total / 1048576.0, gpu.allocated / 1048576.0);
+  }
+  CUDA(e);
+  CUDA(cudaMemsetAsync(p, 0, bytes, gpu.stream));
+  gpu.sizes[p] = bytes;
+  gpu.allocated += bytes;
+  if (gpu.allocated > gpu.peak) gpu.peak = gpu.allocated;
+  *address = (uint64_t)p;
+  return 0;
+}
+
+int mem_free(void* address) {
+  BEGIN();
+  auto at = gpu.sizes.find(address);
+  CHECK(at != gpu.sizes.end(), "%p is not the address of an allocation: was it freed twice?", address);
+  if (wait()) return 1;  // queued work may still use it
+  CUDA(cudaFree(address));
+  gpu.allocated -= at->second;
+  gpu.sizes.erase(at);
+  return 0;
+}
+
+int host_alloc(uint64_t* address, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(address);
+  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  void* p = nullptr;
+  cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
+  if (e == cudaErrorMemoryAllocation)
+    FAIL("cannot pin %.1f MiB of host memory: raise `ulimit -l` or free memory", bytes / 1048576.0);
+  CUDA(e);
+  memset(p, 0, bytes);
+  *address = (uint64_t)p;
+  return 0;
+}
+
+int host_free(void* address) {
+  BEGIN();
+  CHECK_PRESENT(address);
+  if (wait()) return 1;
+  CUDA(cudaFreeHost(address));
+  return 0;
+}
+
+int copy_to_device(void* dst, const void* src, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(dst, src);
+  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  // A typed array is pageable memory: CUDA has copied it to a staging buffer when the call returns.
+  CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, gpu.stream));
+  return 0;
+}
+
+int copy_to_host(void* dst, const void* src, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(dst, src);
+  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, gpu.stream));
+  return wait();
+}
+
+int copy_async(void* dst, const void* src, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(dst, src);
+  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, gpu.stream));
+  return 0;
+}
+
+int fill_zero(void* dst, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(dst);
+  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  CUDA(cudaMemsetAsync(dst, 0, bytes, gpu.stream));
+  return 0;
+}
+
+DEVICE float to_float(float v) { return v; }
+DEVICE float to_float(act v) { return __bfloat162float(v); }
+DEVICE void from_float(float& out, float v) { out = v; }
+DEVICE void from_float(act& out, float v) { out = __float2bfloat16_rn(v); }
+
+template <class Dst, class Src> static __global__ void convert_kernel(Dst* dst, const Src* src, size_t n) {
+  size_t i = global_thread();
+  if (i < n) from_float(dst[i], to_float(src[i]));
+}
+
+static bool is_float_type(int type) { return type == LOAM_F32 || type == LOAM_BF16; }
+
+int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
+  BEGIN();
+  CHECK_PRESENT(dst, src);
+  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  CHECK(is_float_type(dst_type) && is_float_type(src_type), "types %d <- %d: both must be 0 (f32) or 1 (bf16)",
+        dst_type, src_type);
+  if (dst_type == src_type) return copy_async(dst, src, n * (src_type == LOAM_F32 ? sizeof(float) : sizeof(act)));
+  unsigned blocks = ceil_div(n, BLOCK);
+  if (dst_type == LOAM_F32)
+    LAUNCH((convert_kernel<float, act>), blocks, BLOCK, 0, (float*)dst, (const act*)src, (size_t)n);
+  else
+    LAUNCH((convert_kernel<act, float>), blocks, BLOCK, 0, (act*)dst, (const float*)src, (size_t)n);
+  return 0;
+}
+
+template <class T> static __global__ void find_nonfinite_kernel(unsigned long long* index, const T* x, size_t n) {
+  for (size_t i = global_thread(); i < n; i += (size_t)gridDim.x * blockDim.x)
+    if (!isfinite(to_float(x[i])))
+      atomicMin(index, (unsigned long long)i);  // the smallest wins: the order does not matter
+}
+
+int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
+  BEGIN();
+  CHECK_PRESENT(index, x);
+  CHECK(n > 0, "n=%lld: must be positive", (long long)n);
+  CHECK(is_float_type(type), "type %d: must be 0 (f32) or 1 (bf16)", type);
+  unsigned long long* found = (unsigned long long*)gpu.workspace;
+  CUDA(cudaMemsetAsync(found, 0xff, sizeof *found, gpu.stream));  // -1, and larger than every place
+  unsigned blocks = n < 1024 * BLOCK ? ceil_div(n, BLOCK) : 1024;
+  if (type == LOAM_F32)
+    LAUNCH(find_nonfinite_kernel<float>, blocks, BLOCK, 0, found, (const float*)x, (size_t)n);
+  else
+    LAUNCH(find_nonfinite_kernel<act>, blocks, BLOCK, 0, found, (const act*)x, (size_t)n);
+  return copy_to_host(index, found, sizeof *index);
+}
+
+// ---- random numbers ------------------------------------------------------------------------------------------------
+
+struct Philox {
+  unsigned word[4];
+};
+
+/** Philox 4x32-10 (Salmon et al. 2011): four random words for a counter and a key. */
+DEVICE Philox philox(uint64_t counter, uint64_t key) {
+  unsigned c0 = (unsigned)counter, c1 = (unsigned)(counter >> 32), c2 = 0, c3 = 0;
+  unsigned k0 = (unsigned)key, k1 = (unsigned)(key >> 32);
+  for (int round = 0; round < 10; round++) {
+    unsigned high0 = __umulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
+    unsigned high1 = __umulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
+    c0 = high1 ^ c1 ^ k0, c1 = low1, c2 = high0 ^ c3 ^ k1, c3 = low0;
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  return {{c0, c1, c2, c3}};
+}
+
+/** Normal number `which` of four: words 0 and 1 make the first two, words 2 and 3 the others. */
+DEVICE float box_muller(const Philox& random, int which) {
+  float u = ((float)random.word[which & 2] + 0.5f) * 0x1p-32f;  // (0, 1]
+  float v = ((float)random.word[(which & 2) + 1] + 0.5f) * 0x1p-32f;
+  float radius = sqrtf(-2.0f * logf(u)), angle = 6.283185307179586f * v;
+  return radius * (which & 1 ? sinf(angle) : cosf(angle));
+}
+
+static __global__ void init_normal_kernel(float* dst, size_t n, float std, uint64_t seed, uint64_t offset) {
+  size_t i = global_thread();
+  if (i < n) dst[i] = std * box_muller(philox((offset + i) / 4, seed), (int)((offset + i) % 4));
+}
+
+static __global__ void init_constant_kernel(float* dst, size_t n, float value) {
+  size_t i = global_thread();
+  if (i < n) dst[i] = value;
+}
+
+int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset) {
+  BEGIN();
+  CHECK_PRESENT(dst);
+  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  LAUNCH(init_normal_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, std, seed, offset);
+  return 0;
+}
+
+int init_constant(float* dst, int64_t n, float value) {
+  BEGIN();
+  CHECK_PRESENT(dst);
+  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  LAUNCH(init_constant_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, value);
+  return 0;
+}
+
+// ---- token data (host code) ----------------------------------------------------------------------------------------
+
+struct TokenFile {
+  void* map;  // null: the handle is free
+  size_t map_bytes;
+  const char* tokens;
+  int64_t count;
+  int token_bytes;
+};
+static std::vector<TokenFile> token_files;  // a handle is a place in it
+
+static int64_t token_at(const TokenFile& f, int64_t i) {
+  return f.token_bytes == 2 ? ((const uint16_t*)f.tokens)[i] : ((const uint32_t*)f.tokens)[i];
+}
+
+int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
+  op = __func__;
+  CHECK_PRESENT(info, path);
+  CHECK(token_bytes == 2 || token_bytes == 4, "%s: token_bytes=%d must be 2 or 4", path, token_bytes);
+  CHECK(header_bytes >= 0 && header_bytes % token_bytes == 0,
+        "%s: header_bytes=%d must be a multiple of token_bytes=%d", path, header_bytes, token_bytes);
+  int file = open(path, O_RDONLY | O_CLOEXEC);
+  CHECK(file >= 0, "cannot open %s: %s", path, strerror(errno));
+  struct stat status;
+  bool known = fstat(file, &status) == 0;
+  size_t size = known ? status.st_size : 0;
+  void* map = size ? mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
+  close(file);
+  CHECK(map != MAP_FAILED, "cannot map %s: %s", path, size ? strerror(errno) : "the file is empty");
+  if ((int64_t)size <= header_bytes || (size - header_bytes) % token_bytes) {
+    munmap(map, size);
+    FAIL("%s has %zu bytes: %d of header and then whole tokens of %d bytes expected", path, size, header_bytes,
+         token_bytes);
+  }
+  TokenFile f = {map, size, (const char*)map + header_bytes, (int64_t)(size - header_bytes) / token_bytes, token_bytes};
+  size_t handle = 0;
+  while (handle < token_files.size() && token_files[handle].map) handle++;
+  if (handle == token_files.size())
+    token_files.push_back(f);
+  else
+    token_files[handle] = f;
+  info[0] = (int64_t)handle, info[1] = f.count;
+  return 0;
+}
+
+static bool is_token_file(int32_t handle) {
+  return handle >= 0 && handle < (int32_t)token_files.size() && token_files[handle].map;
+}
+
+int data_close(int32_t handle) {
+  op = __func__;
+  CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
+  munmap(token_files[handle].map, token_files[handle].map_bytes);
+  token_files[handle] = {};
+  return 0;
+}
+
+int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
+  op = __func__;
+  CHECK_PRESENT(x, y);
+  CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
+  const TokenFile& f = token_files[handle];
+  CHECK(T > 0 && start >= 0 && start <= f.count - T - 1,
+        "tokens %lld to %lld asked for (T=%d and one more), but the file has %lld", (long long)start,
+        (long long)start + T, T, (long long)f.count);
+  for (int64_t t = 0; t <= T; t++) {
+    int64_t token = token_at(f, start + t);
+    CHECK(token < V, "token %lld at place %lld is outside the vocabulary of %d: prepare the data with this tokenizer",
+          (long long)token, (long long)(start + t), V);
+    if (t < T) x[t] = (int32_t)token;
+    if (t > 0) y[t - 1] = (int32_t)token;
+  }
+  return 0;
+}
+
+// ---- embedding: rows of a table ------------------------------------------------------------------------------------
+
+/** One thread copies VEC elements of a row. An id outside the table gives zeros and a fault. */
+template <int VEC>
+static __global__ void embedding_forward_kernel(act* out, const int* ids, const act* weight, int N, int V, int C,
+                                                Fault* fault) {
+  unsigned i = (unsigned)global_thread(), per_row = C / VEC, row = i / per_row, c = i % per_row * VEC;
+  if (row >= (unsigned)N) return;
+  int id = ids[row];
+  bool valid = id >= 0 && id < V;
+  if (!valid) *fault = {FAULT_TOKEN, (int)row, id, V};
+  Pack<VEC> zero = {};
+  *(Pack<VEC>*)(out + (size_t)row * C + c) = valid ? *(const Pack<VEC>*)(weight + (size_t)id * C + c) : zero;
+}
+
+int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N, int32_t V, int32_t C) {
+  BEGIN();
+  CHECK_PRESENT(out, ids, weight);
+  CHECK(N > 0 && V > 0 && C > 0 && fits_launch((size_t)N * C), "N=%d V=%d C=%d: must be positive, and N*C below 2^31",
+        N, V, C);
+  if (C % 8 == 0 && aligned16(out, weight))
+    LAUNCH(embedding_forward_kernel<8>, ceil_div((size_t)N * C / 8, BLOCK), BLOCK, 0, out, ids, weight, N, V, C,
+           gpu.fault);
+  else
+    LAUNCH(embedding_forward_kernel<1>, ceil_div((size_t)N * C, BLOCK), BLOCK, 0, out, ids, weight, N, V, C, gpu.fault);
+  return 0;
+}
+
+/**
+ * Without atomics: the block of the first place where a token stands sums over all its places, in order; the others
+ * leave. Each chunk of blockDim.x places is searched in parallel into a list, then each thread sums its own columns
+ * over the list. (N = 8192 ids are 32 KB and stay in the caches.)
+ */
+static __global__ void embedding_backward_kernel(float* dweight, const act* dout, const int* ids, int N, int V, int C,
+                                                 Fault* fault) {
+  __shared__ int list[BLOCK];
+  __shared__ int found_in_warp[BLOCK / WARP];
+  int first = blockIdx.x, id = ids[first];
+  bool seen_before = id < 0 || id >= V;
+  if (seen_before && threadIdx.x == 0) *fault = {FAULT_TOKEN, first, id, V};
+  for (int n = threadIdx.x; n < first; n += BLOCK) seen_before |= ids[n] == id;
+  if (__syncthreads_or(seen_before)) return;  // the whole block leaves
+
+  constexpr int COLUMNS = 8;  // of one thread, BLOCK apart; wider tables take more rounds
+  for (int c0 = 0; c0 < C; c0 += BLOCK * COLUMNS) {
+    float sum[COLUMNS] = {};
+    for (int chunk = first; chunk < N; chunk += BLOCK) {
+      int n = chunk + threadIdx.x;
+      bool match = n < N && ids[n] == id;
+      unsigned matches = __ballot_sync(~0u, match);
+      if (lane_id() == 0) found_in_warp[warp_id()] = __popc(matches);
+      __syncthreads();
+      int before = __popc(matches & ((1u << lane_id()) - 1)), total = 0;
+      for (int w = 0; w < BLOCK / WARP; w++) {
+        if (w < warp_id()) before += found_in_warp[w];
+        total += found_in_warp[w];
+      }
+      if (match) list[before] = n;
+      __syncthreads();
+      for (int k = 0; k < total; k++) {
+        const act* row = dout + (size_t)list[k] * C;
+#pragma unroll
+        for (int e = 0; e < COLUMNS; e++) {
+          int c = c0 + e * BLOCK + threadIdx.x;
+          if (c < C) sum[e] += to_float(row[c]);
+        }
+      }
+      __syncthreads();  // the list is read; the next chunk may overwrite it
+    }
+#pragma unroll
+    for (int e = 0; e < COLUMNS; e++) {
+      int c = c0 + e * BLOCK + threadIdx.x;
+      if (c < C) dweight[(size_t)id * C + c] += sum[e];
+    }
+  }
+}
+
+int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
+                       int32_t accumulate) {
+  BEGIN();
+  CHECK_PRESENT(dweight, dout, ids);
+  CHECK(N > 0 && V > 0 && C > 0, "N=%d V=%d C=%d: must be positive", N, V, C);
+  if (!accumulate && fill_zero(dweight, (int64_t)V * C * sizeof(float))) return 1;
+  LAUNCH(embedding_backward_kernel, N, BLOCK, 0, dweight, dout, ids, N, V, C, gpu.fault);
+  return 0;
+}
+
+// ---- rmsnorm: out = x * rstd * weight, one warp per row ------------------------------------------------------------
+
+constexpr int ROWS_PER_BLOCK = BLOCK / WARP;
+
+/** The second reading of a row comes from the L1 cache. */
+template <int VEC>
+static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* x, const act* weight, int N, int C,
+                                              float eps) {
+  int row = blockIdx.x * ROWS_PER_BLOCK + warp_id();
+  if (row >= N) return;
+  x += (size_t)row * C;
+  out += (size_t)row * C;
+  float sum = 0;
+#pragma unroll 4
+  for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
+    float v[VEC];
+    load<VEC>(v, x + c);
+#pragma unroll
+    for (int e = 0; e < VEC; e++) sum += v[e] * v[e];
+  }
+  float r = rsqrtf(warp_sum(sum) / C + eps);
+#pragma unroll 4
+  for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
+    float v[VEC], w[VEC];
+    load<VEC>(v, x + c);
+    load<VEC>(w, weight + c);
+#pragma unroll
+    for (int e = 0; e < VEC; e++) v[e] *= r * w[e];
+    store<VEC>(out + c, v);
+  }
+  if (lane_id() == 0) rstd[row] = r;
+}
+
+int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps) {
+  BEGIN();
+  CHECK_PRESENT(out, rstd, x, weight);
+  CHECK(N > 0 && C > 0, "N=%d C=%d: must be positive", N, C);
+  unsigned blocks = ceil_div(N, ROWS_PER_BLOCK);
+  if (C % 8 == 0 && aligned16(out, x, weight))
+    LAUNCH(rmsnorm_forward_kernel<8>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
+  else
+    LAUNCH(rmsnorm_forward_kernel<1>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
+  return 0;
+}
+
+/**
+ * dx = rstd * (w dy - xhat mean(w dy xhat)) with xhat = x rstd. A few blocks walk over all rows; each warp sums its
+ * rows' dy xhat in shared memory, each block writes one row of partial sums (gridDim.x, C), which the next kernel adds
+ * up.
+ */
+template <int VEC>
+static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out, const act* dout, const act* x,
+                                               const act* weight, const float* rstd, int N, int C, int accumulate_dx) {
+  DYNAMIC_SHARED(raw);
+  int warps = blockDim.x / WARP, chunks = C / VEC;
+  // The sums of this warp lie as (VEC, chunks), so that neighbouring lanes hit different banks.
+  float* dweight = (float*)raw + (size_t)warp_id() * C;
+  for (int c = lane_id(); c < C; c += WARP) dweight[c] = 0;
+  __syncwarp();
+  for (int row = blockIdx.x * warps + warp_id(); row < N; row += gridDim.x * warps) {
+    const act *dy_row = dout + (size_t)row * C, *x_row = x + (size_t)row * C;
+    act* dx_row = dx + (size_t)row * C;
+    float r = rstd[row], sum = 0;
+#pragma unroll 2
+    for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
+      float v[VEC], dy[VEC], w[VEC];
+      load<VEC>(v, x_row + c);
+      load<VEC>(dy, dy_row + c);
+      load<VEC>(w, weight + c);
+#pragma unroll
+      for (int e = 0; e < VEC; e++) sum += w[e] * dy[e] * v[e];
+    }
+    float mean = warp_sum(sum) * r / C;
+#pragma unroll 2
+    for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
+      float v[VEC], dy[VEC], w[VEC], d[VEC] = {}, y[VEC];
+      load<VEC>(v, x_row + c);
+      load<VEC>(dy, dy_row + c);
+      load<VEC>(w, weight + c);
+      if (accumulate_dx) load<VEC>(d, dx_row + c);
+#pragma unroll
+      for (int e = 0; e < VEC; e++) {
+        float xhat = v[e] * r;
+        dweight[e * chunks + c / VEC] += dy[e] * xhat;
+        d[e] += r * (w[e] * dy[e] - xhat * mean);
+        y[e] = xhat * w[e];
+      }
+      store<VEC>(dx_row + c, d);
+      if (out) store<VEC>(out + (size_t)row * C + c, y);
+    }
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < C; c += blockDim.x) {
+    float sum = 0;
+    for (int w = 0; w < warps; w++) sum += ((float*)raw)[(size_t)w * C + c % VEC * chunks + c / VEC];
+    partial[(size_t)blockIdx.x * C + c] = sum;
+  }
+}
+
+/** out[c] = sum over rows of partial (rows, C), in a fixed order. A block has 32 columns, 32 threads to each. */
+static __global__ void sum_rows_kernel(float* out, const float* partial, int rows, int C, int accumulate) {
+  __shared__ float sums[32][33];
+  int column = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + column;
+  float sum = 0;
+  for (int r = part; r < rows; r += 32) sum += c < C ? partial[(size_t)r * C + c] : 0.0f;
+  sums[column][part] = sum;
+  __syncthreads();
+  sum = warp_sum(sums[part][column]);  // this warp now has all parts of column `part`
+  c = blockIdx.x * 32 + part;
+  if (column == 0 && c < C) out[c] = sum + (accumulate ? out[c] : 0.0f);
+}
+
+int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
+                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
+  BEGIN();
+  CHECK_PRESENT(dx, dweight, dout, x, weight, rstd);
+  constexpr int MAX_C = 48 * 1024 / sizeof(float);  // one warp's sums must fit into shared memory
+  CHECK(N > 0 && C > 0 && C <= MAX_C, "N=%d C=%d: must be positive, and C at most %d", N, C, MAX_C);
+  int warps = MAX_C / C < ROWS_PER_BLOCK ? MAX_C / C : ROWS_PER_BLOCK;
+  size_t shared = (size_t)warps * C * sizeof(float);
+  size_t blocks = 2 * gpu.properties.multiProcessorCount, most = WORKSPACE_BYTES / sizeof(float) / C,
+         needed = ceil_div(N, warps);
+  if (blocks > most) blocks = most;
+  if (blocks > needed) blocks = needed;
+  float* partial = (float*)gpu.workspace;
+  if (C % 8 == 0 && aligned16(dx, out, dout, x, weight))
+    LAUNCH(rmsnorm_backward_kernel<8>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C,
+           accumulate_dx);
+  else
+    LAUNCH(rmsnorm_backward_kernel<1>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C,
+           accumulate_dx);
+  LAUNCH(sum_rows_kernel, ceil_div(C, 32), 1024, 0, dweight, partial, (int)blocks, C, accumulate_dweight);
+  return 0;
+}
+
+// ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------
+
+/** One thread rotates VEC neighbouring pairs. */
+template <int VEC>
+static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, int pos, int heads, int stride, int D,
+                                   float sign) {
+  unsigned half = D / 2, i = (unsigned)global_thread();
+  unsigned j = i % (half / VEC) * VEC, rest = i / (half / VEC), head = rest % heads, row = rest / heads;
+  if (row >= (unsigned)(B * T)) return;
+  const float* angles = table + (size_t)(pos + row % T) * D + j;
+  act* x = qkv + (size_t)row * stride + head * D + j;
+  float a[VEC], b[VEC];
+  load<VEC>(a, x);
+  load<VEC>(b, x + half);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) {
+    float cosine = angles[e], sine = sign * angles[half + e], first = a[e];
+    a[e] = first * cosine - b[e] * sine;
+    b[e] = b[e] * cosine + first * sine;
+  }
+  store<VEC>(x, a);
+  store<VEC>(x + half, b);
+}
+
+int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
+         int32_t inverse) {
+  BEGIN();
+  CHECK_PRESENT(qkv, table);
+  CHECK(B > 0 && T > 0 && pos >= 0 && H > 0 && K >= 0 && D > 0 && D % 2 == 0,
+        "B=%d T=%d pos=%d H=%d K=%d D=%d: sizes must be positive and D even", B, T, pos, H, K, D);
+  size_t pairs = (size_t)B * T * (H + K) * (D / 2);
+  CHECK(fits_launch(pairs), "B=%d T=%d H=%d K=%d D=%d: too many elements for one launch: lower batch_size", B, T, H, K,
+        D);
+  float sign = inverse ? -1.0f : 1.0f;
+  int stride = (H + 2 * K) * D;
+  if (D % 16 == 0 && aligned16(qkv, table))
+    LAUNCH(rope_kernel<8>, ceil_div(pairs / 8, BLOCK), BLOCK, 0, qkv, table, B, T, pos, H + K, stride, D, sign);
+  else
+    LAUNCH(rope_kernel<1>, ceil_div(pairs, BLOCK), BLOCK, 0, qkv, table, B, T, pos, H + K, stride, D, sign);
+  return 0;
+}
+
+// ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax ---------------------------------------------
+//
+// Flash attention with tensor cores (mma.sync, every GPU from sm_80). A block has 4 warps; each warp owns 16 or 32 rows
+// of the block's tile and keeps their sums in registers. Tiles of the other operand stream through two stages of shared
+// memory by cp.async: while one is used, the next is on its way.
+//
+// A tile in shared memory has rows of D bfloat16, in chunks of 8 (16 bytes) whose order is permuted by the row
+// (swizzle), so that the 8 rows that one ldmatrix reads lie in different banks.
+//
+// Fragments (PTX mma.m16n8k16). Of a 16 x 8 accumulator, lane l holds c[0], c[1] = row l/4, columns 2(l%4) and the
+// next, and c[2], c[3] = the same of row l/4 + 8. Two neighbouring accumulators, rounded, are exactly a 16 x 16 A
+// operand, so the probabilities go from the first product to the second without leaving the registers.
+
+constexpr int ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP;
+
+/** Where chunk `chunk` of row `row` lies in a tile, in elements. */
+template <int D> DEVICE int swizzle(int row, int chunk) {
+  if (D == 32) return row * D + (chunk ^ (row / 2 & 3)) * 8;  // two rows share the 128 bytes of all banks
+  return row * D + (chunk ^ (row & 7)) * 8;
+}
+
+/** Starts the copy of a tile (ROWS, D) with rows `stride` apart; rows from `valid` on become zeros. */
+template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, int stride, int valid) {
+  constexpr int CHUNKS = D / 8;
+  constexpr int PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle of a thread repeats
+  int row0 = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+  act* to = tile + swizzle<D>(row0, chunk);
+  from += row0 * stride + chunk * 8;
+#pragma unroll
+  for (int i = 0; i < ROWS / PASS; i++)
+    cp_async16(to + i * PASS * D, from + i * PASS * stride, row0 + i * PASS < valid);
+}
+
+/** Starts the copy of one float for each of ROWS rows (lse, delta). */
+template <int ROWS> DEVICE void load_column(float* to, const float* from, int valid) {
+  if (threadIdx.x < ROWS) cp_async4(to + threadIdx.x, from + threadIdx.x, (int)threadIdx.x < valid);
+}
+
+/** An A operand: rows row0 to row0 + 15 and columns 16 k to 16 k + 15 of a tile. */
+template <int D> DEVICE void load_a(uint32_t* a, const act* tile, int row0, int k) {
+  ldmatrix(a, tile + swizzle<D>(row0 + lane_id() % 16, 2 * k + lane_id() / 16));
+}
+
+/** One step of A tile^T: c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f; tile (N, D). */
+template <int D, int N, int M>
+DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], const act* tile, int k) {
+#pragma unroll
+  for (int n = 0; n < N / 16; n++) {
+    uint32_t b[4];
+    ldmatrix(b, tile + swizzle<D>(n * 16 + lane_id() / 16 * 8 + lane_id() % 8, 2 * k + lane_id() / 8 % 2));
+#pragma unroll
+    for (int f = 0; f < M; f++) {
+      mma_bf16(c[f][2 * n], a[f], b);
+      mma_bf16(c[f][2 * n + 1], a[f], b + 2);
+    }
+  }
+}
+
+/** c[f] (16, D) += p[f] (16, N) tile for M fragments f; p is rounded to bfloat16 on the way; tile (N, D). */
+template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const float (*p)[N / 8][4], const act* tile) {
+#pragma unroll
+  for (int k = 0; k < N / 16; k++) {
+    uint32_t a[M][4];
+#pragma unroll
+    for (int f = 0; f < M; f++)
+#pragma unroll
+      for (int r = 0; r < 4; r++)
+        a[f][r] = pack_bf16(p[f][2 * k + r / 2][r % 2 * 2], p[f][2 * k + r / 2][r % 2 * 2 + 1]);
+#pragma unroll
+    for (int n = 0; n < D / 16; n++) {
+      uint32_t b[4];
+      ldmatrix_transposed(b, tile + swizzle<D>(k * 16 + lane_id() / 8 % 2 * 8 + lane_id() % 8, 2 * n + lane_id() / 16));
+#pragma unroll
+      for (int f = 0; f < M; f++) {
+        mma_bf16(c[f][2 * n], a[f], b);
+        mma_bf16(c[f][2 * n + 1], a[f], b + 2);
+      }
+    }
+  }
+}
+
+/** Writes accumulators (16, D) times a factor per row half; rows from `valid` on do not exist. */
+template <int D>
+DEVICE void store_rows(act* to, size_t stride, const float (*c)[4], float factor0, float factor1, int valid) {
+  int row = lane_id() / 4, column = 2 * (lane_id() % 4);
+#pragma unroll
+  for (int n = 0; n < D / 8; n++) {
+    if (row < valid) *(uint32_t*)(to + row * stride + n * 8 + column) = pack_bf16(c[n][0] * factor0, c[n][1] * factor0);
+    if (row + 8 < valid)
+      *(uint32_t*)(to + (row + 8) * stride + n * 8 + column) = pack_bf16(c[n][2] * factor1, c[n][3] * factor1);
+  }
+}
+
+/** The lanes l % 4 = 0..3 hold parts of the same rows. */
+DEVICE float quad_sum(float v) {
+  v += __shfl_xor_sync(~0u, v, 1);
+  return v + __shfl_xor_sync(~0u, v, 2);
+}
+DEVICE float quad_max(float v) {
+  v = fmaxf(v, __shfl_xor_sync(~0u, v, 1));
+  return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
+}
+
+/** Where things lie in qkv (B, T, H + 2K, D) for one batch and one key head. */
+struct Heads {
+  const act *q, *k;    // at t = 0
+  int k_to_v, stride;  // from a key to its value, from t to t + 1
+};
+DEVICE Heads heads_of(const act* qkv, int b, int h, int k, int T, int H, int K, int D) {
+  int stride = (H + 2 * K) * D;
+  const act* base = qkv + (size_t)b * T * stride;
+  return {base + h * D, base + (H + k) * D, K * D, stride};
+}
+
+template <int D> struct ForwardShape {
+  static constexpr int M = D <= 64 ? 2 : 1;                 // fragments of 16 query rows per warp
+  static constexpr int QUERIES = 16 * M * ATTENTION_WARPS;  // rows of a block
+  static constexpr int KEYS = 64;                           // rows of a streamed tile
+  static constexpr size_t SHARED = 2 * 2 * KEYS * D * sizeof(act);
+  static_assert(QUERIES <= 2 * KEYS, "the queries pass through one stage");
+};
+
+/**
+ * Block: QUERIES queries of one head; the queries with most keys come first. In each step: S = Q K^T, online softmax
+ * with the running maximum and sum of each row, O = O rescaled + P V.
+ */
+template <int D>
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+    attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int K, float scale) {
+  constexpr int M = ForwardShape<D>::M, QUERIES = ForwardShape<D>::QUERIES, KEYS = ForwardShape<D>::KEYS;
+  DYNAMIC_SHARED(raw);
+  act* stages = (act*)raw;  // 2 stages of a tile of K and a tile of V
+  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * QUERIES,
+      warp0 = block0 + warp_id() * 16 * M;
+  Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
+  auto fetch = [&](int tile) {
+    act* stage = stages + tile % 2 * 2 * KEYS * D;
+    const act* k = at.k + (size_t)tile * KEYS * at.stride;
+    load_tile<D, KEYS>(stage, k, at.stride, T - tile * KEYS);
+    load_tile<D, KEYS>(stage + KEYS * D, k + at.k_to_v, at.stride, T - tile * KEYS);
+  };
+
+  act* queries = stages + 2 * KEYS * D;  // they pass through the second stage on their way to the registers
+  load_tile<D, QUERIES>(queries, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
+  cp_async_commit();
+  fetch(0);
+  cp_async_commit();
+  cp_async_wait<1>();
+  __syncthreads();
+  uint32_t q[D / 16][M][4];
+#pragma unroll
+  for (int k = 0; k < D / 16; k++)
+#pragma unroll
+    for (int f = 0; f < M; f++) load_a<D>(q[k][f], queries, warp_id() * 16 * M + f * 16, k);
+
+  float o[M][D / 8][4] = {}, maximum[M][2], sum[M][2] = {};
+#pragma unroll
+  for (int f = 0; f < M; f++) maximum[f][0] = maximum[f][1] = -INFINITY;
+  float log2_scale = scale * LOG2E;
+  int last_query = min(block0 + QUERIES, T) - 1, tiles = last_query / KEYS + 1;
+  for (int tile = 0; tile < tiles; tile++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is here, and every warp is done with the one before
+    if (tile + 1 < tiles) fetch(tile + 1);
+    cp_async_commit();
+    int key0 = tile * KEYS;
+    if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
+    const act *keys = stages + tile % 2 * 2 * KEYS * D, *values = keys + KEYS * D;
+
+    float s[M][KEYS / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) multiply_transposed<D, KEYS, M>(s, q[k], keys, k);
+    if (key0 + KEYS - 1 > warp0) {  // the diagonal passes through this tile
+#pragma unroll
+      for (int f = 0; f < M; f++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            int key = key0 + n * 8 + 2 * (lane_id() % 4) + e % 2, query = warp0 + f * 16 + lane_id() / 4 + e / 2 * 8;
+            if (key > query) s[f][n][e] = -INFINITY;
+          }
+    }
+#pragma unroll
+    for (int f = 0; f < M; f++)
+#pragma unroll
+      for (int r = 0; r < 2; r++) {  // row l/4, then row l/4 + 8
+        float highest = maximum[f][r];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) highest = fmaxf(highest, fmaxf(s[f][n][2 * r], s[f][n][2 * r + 1]));
+        highest = quad_max(highest);  // finite: key 0 is never masked
+        float rescale = exp2_approx((maximum[f][r] - highest) * log2_scale), offset = highest * log2_scale;
+        maximum[f][r] = highest;
+        sum[f][r] *= rescale;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) o[f][n][2 * r] *= rescale, o[f][n][2 * r + 1] *= rescale;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+          for (int e = 2 * r; e < 2 * r + 2; e++) {
+            s[f][n][e] = exp2_approx(s[f][n][e] * log2_scale - offset);
+            sum[f][r] += s[f][n][e];
+          }
+      }
+    multiply<D, KEYS, M>(o, s, values);
+  }
+  cp_async_wait<0>();
+
+#pragma unroll
+  for (int f = 0; f < M; f++) {
+    int row0 = warp0 + f * 16;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      sum[f][r] = quad_sum(sum[f][r]);
+      int row = row0 + lane_id() / 4 + r * 8;
+      if (lane_id() % 4 == 0 && row < T) lse[((size_t)b * H + h) * T + row] = maximum[f][r] * scale + logf(sum[f][r]);
+    }
+    store_rows<D>(out + (((size_t)b * T + row0) * H + h) * D, (size_t)H * D, o[f], 1 / sum[f][0], 1 / sum[f][1],
+                  T - row0);
+  }
+}
+
+/**
+ * Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own
+ * operands stay in registers where there is room (IN_REGISTERS), else in shared memory.
+ */
+template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
+  static constexpr int M = FRAGMENTS, OWN = 16 * M * ATTENTION_WARPS, STREAM = ROWS;
+  static constexpr bool IN_REGISTERS = D <= 64;
+  static constexpr size_t OWN_BYTES = 2 * OWN * D * sizeof(act), STAGE_BYTES = 2 * STREAM * D * sizeof(act);
+  static constexpr bool SHARE = IN_REGISTERS && OWN_BYTES <= STAGE_BYTES;  // own rows pass through the second stage
+  static constexpr size_t STAGES_AT = SHARE ? 0 : OWN_BYTES, OWN_AT = SHARE ? STAGE_BYTES : 0;
+  static constexpr size_t COLUMNS_AT = STAGES_AT + 2 * STAGE_BYTES,
+                          COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse, delta
+  static constexpr size_t SHARED = COLUMNS_AT + 2 * COLUMN_BYTES;
+};
+template <int D> using QueryShape = BackwardShape<D, D <= 64 ? 2 : 1, 32>;  // dQ
+template <int D> using KeyShape = BackwardShape<D, 1, D <= 64 ? 64 : 32>;   // dK and dV
+
+/** One of the two operands (OWN, D) that a block owns. */
+template <int D, class Shape> struct OwnRows {
+  static constexpr int M = Shape::M, STEPS = Shape::IN_REGISTERS ? D / 16 : 1;
+  uint32_t fragments[STEPS][M][4];
+  const act* tile;
+
+  DEVICE void load_step(OwnRows& rows, int step, int k) {
+#pragma unroll
+    for (int f = 0; f < M; f++) load_a<D>(rows.fragments[step][f], rows.tile, (warp_id() * M + f) * 16, k);
+  }
+
+  DEVICE void keep(OwnRows& rows, const act* tile) {
+    rows.tile = tile;
+    if (Shape::IN_REGISTERS)
+#pragma unroll
+      for (int k = 0; k < STEPS; k++) load_step(rows, k, k);
+  }
+
+  /** c[f] (16, STREAM) += own rows (16, D) of fragment f times other^T; other (STREAM, D) */
+  DEVICE void multiply_by(float (*c)[Shape::STREAM / 8][4], OwnRows& rows, const act* other) {
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+      int step = Shape::IN_REGISTERS ? k : 0;
+      if (!Shape::IN_REGISTERS) load_step(rows, 0, k);
+      multiply_transposed<D, Shape::STREAM, M>(c, rows.fragments[step], other, k);
+    }
+  }
+};
+
+/**
+ * dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
+ * dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its
+ * rows.
+ */
+template <int D>
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+    attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                        int T, int H, int K, float scale) {
+  using Shape = QueryShape<D>;
+  using Own = OwnRows<D, Shape>;
+  constexpr int M = Shape::M, OWN = Shape::OWN, KEYS = Shape::STREAM;
+  DYNAMIC_SHARED(raw);
+  act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
+  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * OWN, warp0 = block0 + warp_id() * 16 * M;
+  Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
+  int out_stride = H * D;
+  size_t out_at = ((size_t)b * T * H + h) * D;  // t = 0 in out and dout
+  auto fetch = [&](int tile) {
+    act* stage = stages + tile % 2 * 2 * KEYS * D;
+    const act* k = at.k + (size_t)tile * KEYS * at.stride;
+    load_tile<D, KEYS>(stage, k, at.stride, T - tile * KEYS);
+    load_tile<D, KEYS>(stage + KEYS * D, k + at.k_to_v, at.stride, T - tile * KEYS);
+  };
+
+  load_tile<D, OWN>(own, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(own + OWN * D, dout + out_at + (size_t)block0 * out_stride, out_stride, T - block0);
+  cp_async_commit();
+  fetch(0);
+  cp_async_commit();
+
+  float row_delta[M][2], row_lse[M][2];  // of rows l/4 and l/4 + 8 of each fragment
+#pragma unroll
+  for (int f = 0; f < M; f++)
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      int row = warp0 + f * 16 + lane_id() / 4 + r * 8;
+      float sum = 0;
+      if (row < T) {
+        size_t first = out_at + (size_t)row * out_stride + lane_id() % 4 * (D / 4);
+#pragma unroll
+        for (int c = 0; c < D / 4; c += 8) {
+          float x[8], y[8];
+          load<8>(x, dout + first + c);
+          load<8>(y, out + first + c);
+#pragma unroll
+          for (int e = 0; e < 8; e++) sum += x[e] * y[e];
+        }
+      }
+      row_delta[f][r] = quad_sum(sum);
+      size_t stat = ((size_t)b * H + h) * T + row;
+      row_lse[f][r] = row < T ? lse[stat] * LOG2E : 0.0f;
+      if (row < T && lane_id() % 4 == 0) delta[stat] = row_delta[f][r];
+    }
+
+  cp_async_wait<1>();
+  __syncthreads();
+  Own q, d_o;
+  Own::keep(q, own);
+  Own::keep(d_o, own + OWN * D);
+  float dq[M][D / 8][4] = {}, log2_scale = scale * LOG2E;
+  int last_query = min(block0 + OWN, T) - 1, tiles = last_query / KEYS + 1;
+  for (int tile = 0; tile < tiles; tile++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is here, and every warp is done with the one before
+    if (tile + 1 < tiles) fetch(tile + 1);
+    cp_async_commit();
+    int key0 = tile * KEYS;
+    if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
+    const act *keys = stages + tile % 2 * 2 * KEYS * D, *values = keys + KEYS * D;
+    float s[M][KEYS / 8][4] = {}, dp[M][KEYS / 8][4] = {};
+    Own::multiply_by(s, q, keys);
+    Own::multiply_by(dp, d_o, values);
+    bool diagonal = key0 + KEYS - 1 > warp0;
+#pragma unroll
+    for (int f = 0; f < M; f++)
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          float p = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);
+          int key = key0 + n * 8 + 2 * (lane_id() % 4) + e % 2, query = warp0 + f * 16 + lane_id() / 4 + e / 2 * 8;
+          if (diagonal && key > query) p = 0;
+          s[f][n][e] = p * (dp[f][n][e] - row_delta[f][e / 2]);
+        }
+    multiply<D, KEYS, M>(dq, s, keys);
+  }
+  cp_async_wait<0>();
+#pragma unroll
+  for (int f = 0; f < M; f++) {
+    int row0 = warp0 + f * 16;
+    store_rows<D>(dqkv + ((size_t)b * T + row0) * at.stride + h * D, at.stride, dq[f], scale, scale, T - row0);
+  }
+}
+
+/**
+ * dK and dV. Block: 64 keys of one key head; walks over the queries from the diagonal on, for each query head of the
+ * group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys, columns are
+ * queries.
+ */
+template <int D>
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+    attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H,
+                         int K, float scale) {
+  using Shape = KeyShape<D>;
+  using Own = OwnRows<D, Shape>;
+  constexpr int OWN = Shape::OWN, QUERIES = Shape::STREAM;
+  DYNAMIC_SHARED(raw);
+  act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
+  float* columns = (float*)(raw + Shape::COLUMNS_AT);
+  int k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * OWN, warp0 = block0 + warp_id() * 16;
+  int group = H / K, first_tile = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first_tile,
+      steps = group * tiles;
+  Heads at = heads_of(qkv, b, k * group, k, T, H, K, D);
+  auto fetch = [&](int step) {
+    int h = step / tiles, query0 = (first_tile + step % tiles) * QUERIES, valid = T - query0;
+    act* stage = stages + step % 2 * 2 * QUERIES * D;
+    float* column = columns + step % 2 * 2 * QUERIES;
+    size_t stat = ((size_t)b * H + k * group + h) * T + query0;
+    load_tile<D, QUERIES>(stage, at.q + h * D + (size_t)query0 * at.stride, at.stride, valid);
+    load_tile<D, QUERIES>(stage + QUERIES * D, dout + (((size_t)b * T + query0) * H + k * group + h) * D, H * D, valid);
+    load_column<QUERIES>(column, lse + stat, valid);
+    load_column<QUERIES>(column + QUERIES, delta + stat, valid);
+  };
+
+  load_tile<D, OWN>(own, at.k + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(own + OWN * D, at.k + at.k_to_v + (size_t)block0 * at.stride, at.stride, T - block0);
+  cp_async_commit();
+  fetch(0);
+  cp_async_commit();
+  cp_async_wait<1>();
+  __syncthreads();
+  Own keys, values;
+  Own::keep(keys, own);
+  Own::keep(values, own + OWN * D);
+  float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {}, log2_scale = scale * LOG2E;
+  for (int step = 0; step < steps; step++) {
+    cp_async_wait<0>();
+    __syncthreads();  // this tile is here, and every warp is done with the one before
+    if (step + 1 < steps) fetch(step + 1);
+    cp_async_commit();
+    int query0 = (first_tile + step % tiles) * QUERIES;
+    if (query0 + QUERIES - 1 < warp0) continue;  // these queries are all older than this warp's keys
+    const act *queries = stages + step % 2 * 2 * QUERIES * D, *d_o = queries + QUERIES * D;
+    const float* column = columns + step % 2 * 2 * QUERIES;
+    float s[1][QUERIES / 8][4] = {}, dp[1][QUERIES / 8][4] = {};
+    Own::multiply_by(s, keys, queries);
+    Own::multiply_by(dp, values, d_o);
+    bool diagonal = query0 < warp0 + 15;
+#pragma unroll
+    for (int n = 0; n < QUERIES / 8; n++) {
+      int c = n * 8 + 2 * (lane_id() % 4);
+      float2 log_sum = *(const float2*)(column + c), row_delta = *(const float2*)(column + QUERIES + c);
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float p = exp2_approx(s[0][n][e] * log2_scale - (e % 2 ? log_sum.y : log_sum.x) * LOG2E);
+        if (diagonal && query0 + c + e % 2 < warp0 + lane_id() / 4 + e / 2 * 8) p = 0;
+        s[0][n][e] = p;
+        dp[0][n][e] = p * (dp[0][n][e] - (e % 2 ? row_delta.y : row_delta.x));
+      }
+    }
+    multiply<D, QUERIES, 1>(dv, s, d_o);
+    multiply<D, QUERIES, 1>(dk, dp, queries);
+  }
+  cp_async_wait<0>();
+  act* to = dqkv + ((size_t)b * T + warp0) * at.stride;
+  store_rows<D>(to + (H + k) * D, at.stride, dk[0], scale, scale, T - warp0);
+  store_rows<D>(to + (H + K + k) * D, at.stride, dv[0], 1, 1, T - warp0);
+}
+
+/** Shared memory above 48 KB has to be asked for. */
+#define RESERVE_SHARED(kernel, bytes) \
+  CUDA(cudaFuncSetAttribute((const void*)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
+
+template <int D> static int forward_of(act* out, float* lse, const act* qkv, int B, int T, int H, int K) {
+  using Shape = ForwardShape<D>;
+  RESERVE_SHARED(attention_forward_kernel<D>, Shape::SHARED);
+  LAUNCH(attention_forward_kernel<D>, dim3(H, B, ceil_div(T, Shape::QUERIES)), ATTENTION_THREADS, Shape::SHARED, out,
+         lse, qkv, T, H, K, 1 / sqrtf(D));
+  return 0;
+}
+
+template <int D>
+static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                       int B, int T, int H, int K) {
+  using Queries = QueryShape<D>;
+  using Keys = KeyShape<D>;
+  dim3 query_blocks(H, B, ceil_div(T, Queries::OWN)), key_blocks(K, B, ceil_div(T, Keys::OWN));
+  float scale = 1 / sqrtf(D);
+  RESERVE_SHARED(attention_dq_kernel<D>, Queries::SHARED);
+  RESERVE_SHARED(attention_dkv_kernel<D>, Keys::SHARED);
+  LAUNCH(attention_dq_kernel<D>, query_blocks, ATTENTION_THREADS, Queries::SHARED, dqkv, delta, dout, out, lse, qkv, T,
+         H, K, scale);
+  LAUNCH(attention_dkv_kernel<D>, key_blocks, ATTENTION_THREADS, Keys::SHARED, dqkv, delta, dout, lse, qkv, T, H, K,
+         scale);
+  return 0;
+}
+
+#define CHECK_ATTENTION(B, T, H, K, D)                                                                                 \
+  CHECK(B > 0 && B < 65536 && T > 0 && H > 0 && K > 0 && H % K == 0,                                                   \
+        "B=%d T=%d H=%d K=%d D=%d: sizes must be positive, B below 65536 and H a multiple of K", B, T, H, K, D);       \
+  CHECK(D == 32 || D == 64 || D == 128,                                                                                \
+        "B=%d T=%d H=%d K=%d D=%d: the head size must be 32, 64 or 128: choose n_head so that n_embd / n_head is one " \
+        "of these",                                                                                                    \
+        B, T, H, K, D);                                                                                                \
+  CHECK(T <= 65535 * 64, "T=%d: must be at most %d", T, 65535 * 64)
+
+int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+  BEGIN();
+  CHECK_PRESENT(out, lse, qkv);
+  CHECK_ATTENTION(B, T, H, K, D);
+  CHECK(aligned16(out, qkv), "out and qkv must be aligned to 16 bytes");
+  if (D == 32) return forward_of<32>(out, lse, qkv, B, T, H, K);
+  if (D == 64) return forward_of<64>(out, lse, qkv, B, T, H, K);
+  return forward_of<128>(out, lse, qkv, B, T, H, K);
+}
+
+int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
+                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+  BEGIN();
+  CHECK_PRESENT(dqkv, delta, dout, out, lse, qkv);
+  CHECK_ATTENTION(B, T, H, K, D);
+  CHECK(aligned16(dqkv, dout, out, qkv), "dqkv, dout, out and qkv must be aligned to 16 bytes");
+  if (D == 32) return backward_of<32>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  if (D == 64) return backward_of<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  return backward_of<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+}
+
+/** Copies the keys and values of new tokens into the caches (B, K, T_max, D). One thread copies 8 elements. */
+static __global__ void append_cache_kernel(act* k_cache, act* v_cache, const act* qkv, int B, int T, int pos, int T_max,
+                                           int H, int K, int D) {
+  unsigned i = (unsigned)global_thread(), chunk = i % (D / 8), rest = i / (D / 8), k = rest % K, row = rest / K;
+  if (row >= (unsigned)(B * T)) return;
+  const act* from = qkv + ((size_t)row * (H + 2 * K) + H + k) * D + chunk * 8;
+  size_t to = (((size_t)(row / T) * K + k) * T_max + pos + row % T) * D + chunk * 8;
+  *(Pack<8>*)(k_cache + to) = *(const Pack<8>*)from;
+  *(Pack<8>*)(v_cache + to) = *(const Pack<8>*)(from + (size_t)K * D);
+}
+
+/**
+ * Block: one query of one head. D/8 neighbouring lanes take one key at a time and keep their own running maximum, sum
+ * and output; these are merged at the end.
+ */
+template <int D>
+static __global__ void attention_cached_kernel(act* out, const act* k_cache, const act* v_cache, const act* qkv, int T,
+                                               int pos, int T_max, int H, int K, float scale) {
+  constexpr int LANES = D / 8, TEAMS = ATTENTION_THREADS / LANES;  // lanes of a key, keys at a time
+  __shared__ float team_maximum[ATTENTION_THREADS / 4], team_sum[ATTENTION_THREADS / 4],
+      team_out[ATTENTION_THREADS / 4][128];
+  int h = blockIdx.x, t = blockIdx.y, b = blockIdx.z, team = threadIdx.x / LANES, column = threadIdx.x % LANES * 8;
+  size_t head = ((size_t)b * K + h / (H / K)) * T_max * D;
+  float q[8], o[8] = {}, maximum = -INFINITY, sum = 0;
+  load<8>(q, qkv + (((size_t)b * T + t) * (H + 2 * K) + h) * D + column);
+  int keys = pos + t + 1;
+  for (int key0 = 0; key0 < keys; key0 += TEAMS) {
+    int key = key0 + team;
+    bool valid = key < keys;
+    float k[8] = {}, v[8] = {}, s = 0;
+    size_t cached = head + (size_t)key * D + column;
+    if (valid) {
+      load<8>(k, k_cache + cached);
+      load<8>(v, v_cache + cached);
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++) s += q[e] * k[e];
+#pragma unroll
+    for (int mask = LANES / 2; mask; mask /= 2) s += __shfl_xor_sync(~0u, s, mask);
+    if (!valid) continue;
+    s *= scale;
+    float highest = fmaxf(maximum, s), rescale = __expf(maximum - highest), p = __expf(s - highest);
+    maximum = highest;
+    sum = sum * rescale + p;
+#pragma unroll
+    for (int e = 0; e < 8; e++) o[e] = o[e] * rescale + p * v[e];
+  }
+  team_maximum[team] = maximum, team_sum[team] = sum;
+#pragma unroll
+  for (int e = 0; e < 8; e++) team_out[team][column + e] = o[e];
+  __syncthreads();
+  if (threadIdx.x < D) {
+    float highest = -INFINITY, total = 0, value = 0;
+    for (int i = 0; i < TEAMS; i++) highest = fmaxf(highest, team_maximum[i]);
+    for (int i = 0; i < TEAMS; i++) {
+      float factor = __expf(team_maximum[i] - highest);  // 0 for a team without keys
+      total += factor * team_sum[i];
+      value += factor * team_out[i][threadIdx.x];
+    }
+    out[(((size_t)b * T + t) * H + h) * D + threadIdx.x] = __float2bfloat16_rn(value / total);
+  }
+}
+
+int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos,
+                     int32_t T_max, int32_t H, int32_t K, int32_t D) {
+  BEGIN();
+  CHECK_PRESENT(out, k_cache, v_cache, qkv);
+  CHECK_ATTENTION(B, T, H, K, D);
+  CHECK(T < 65536 && pos >= 0 && pos <= T_max - T,
+        "T=%d pos=%d T_max=%d: pos + T must be at most T_max, and T below 65536", T, pos, T_max);
+  CHECK(aligned16(k_cache, v_cache, qkv), "the caches and qkv must be aligned to 16 bytes");
+  size_t chunks = (size_t)B * T * K * D / 8;
+  CHECK(fits_launch(chunks), "B=%d T=%d K=%d D=%d: too many elements for one launch: lower the batch", B, T, K, D);
+  LAUNCH(append_cache_kernel, ceil_div(chunks, BLOCK), BLOCK, 0, k_cache, v_cache, qkv, B, T, pos, T_max, H, K, D);
+  dim3 grid(H, T, B);
+  float scale = 1 / sqrtf((float)D);
+  if (D == 32)
+    LAUNCH(attention_cached_kernel<32>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K,
+           scale);
+  if (D == 64)
+    LAUNCH(attention_cached_kernel<64>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K,
+           scale);
+  if (D == 128)
+    LAUNCH(attention_cached_kernel<128>, grid, ATTENTION_THREADS, 0, out, k_cache, v_cache, qkv, T, pos, T_max, H, K,
+           scale);
+  return 0;
+}
+
+// ---- linear: out = x weight^T (+ residual), by cuBLASLt ------------------------------------------------------------
+//
+// cuBLASLt thinks in columns: a row-major (R, C) array is a column-major (C, R) matrix. So each product below is
+// written transposed: out^T = weight x^T, dx^T = weight^T dout^T, dweight^T = x^T dout.
+//
+// A plan is made at the first use of a shape and then only looked up, so that later calls can be captured into a CUDA
+// graph. For large shapes the candidates of the heuristic are timed once and the choice is kept in a file for this GPU
+// and this version of the library: a choice changes the order of sums, so runs repeat bit for bit only with the same
+// choice.
+
+struct Product {
+  bool transpose_a, transpose_b;
+  int m, n, k;  // op(A) (m, k), op(B) (k, n), D (m, n), column-major
+  bool float_out;
+};
+using ProductKey = std::array<int, 6>;
+
+struct Plan {
+  cublasLtMatmulDesc_t operation;
+  cublasLtMatrixLayout_t a, b, d;
+  cublasLtMatmulAlgo_t algo;
+};
+
+static std::map<ProductKey, Plan> plans;
+
+constexpr int CANDIDATES = 8, TIMED_RUNS = 4;
+constexpr double TIMED_FROM = 1e9;  // multiply-adds; below that the heuristic's first choice will do
+
+static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.float_out}; }
+
+#define BLAS(call)                                                                                \
+  do {                                                                                            \
+    cublasStatus_t status_ = (call);                                                              \
+    if (status_ != CUBLAS_STATUS_SUCCESS)                                                         \
+      FAIL("cuBLASLt status %d for m=%d n=%d k=%d (%s)", (int)status_, p.m, p.n, p.k, blas.path); \
+  } while (0)
+
+static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
+                       const void* b, const void* c, void* d, float beta) {
+  float alpha = 1;
+  BLAS(blas.cublasLtMatmul(blas.handle, plan.operation, &alpha, a, plan.a, b, plan.b, &beta, c, plan.d, d, plan.d,
+                           &algo, gpu.workspace, WORKSPACE_BYTES, gpu.stream));
+  return 0;
+}
+
+/** $LOAM_CACHE or ~/.cache/loam, then gemm-<GPU>-<version>.txt; "" where there is no home. */
+static std::string choices_path() {
+  const char *cache = getenv("LOAM_CACHE"), *home = getenv("HOME");
+  if (!cache && !home) return "";
+  std::string directory = cache ? cache : std::string(home) + "/.cache/loam", gpu_name = gpu.properties.name;
+  if (!cache) mkdir((std::string(home) + "/.cache").c_str(), 0777);
+  mkdir(directory.c_str(), 0777);
+  for (char& c : gpu_name)
+    if (c == ' ' || c == '/') c = '_';
+  return directory + "/gemm-" + gpu_name + "-" + std::to_string(blas.version) + ".txt";
+}
+
+/** A line of the file is the six numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words. */
+static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
+  FILE* file = fopen(choices_path().c_str(), "r");
+  if (!file) return false;
+  ProductKey wanted = key_of(p), key;
+  char line[512];
+  bool found = false;
+  while (!found && fgets(line, sizeof line, file)) {
+    unsigned long long w[8];
+    int numbers = sscanf(line, "%d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &key[0], &key[1], &key[2],
+                         &key[3], &key[4], &key[5], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
+    found = numbers == 14 && key == wanted;
+    if (found)
+      for (int i = 0; i < 8; i++) algo.data[i] = w[i];
+  }
+  fclose(file);
+  return found;
+}
+
+/** Appends the choice; where that is not possible the next run will time again. */
+static void write_choice(const Product& p, const cublasLtMatmulAlgo_t& algo) {
+  FILE* file = fopen(choices_path().c_str(), "a");
+  if (!file) return;
+  std::string line;
+  for (int v : key_of(p)) line += std::to_string(v) + " ";
+  for (int i = 0; i < 8; i++) {
+    char word[24];
+    snprintf(word, sizeof word, "%llx%c", (unsigned long long)algo.data[i], i < 7 ? ' ' : '\n');
+    line += word;
+  }
+  fwrite(line.data(), 1, line.size(), file);
+  fclose(file);
+}
+
+/** Milliseconds of a few runs of one candidate after one to warm up; infinity if it does not run. */
+static float time_candidate(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
+                            const void* b, void* d) {
+  float ms = INFINITY;
+  cudaEvent_t start, stop;
+  if (cudaEventCreate(&start) != cudaSuccess) return ms;
+  if (cudaEventCreate(&stop) != cudaSuccess) return cudaEventDestroy(start), ms;
+  bool ran = run_product(plan, p, algo, a, b, d, d, 0) == 0;
+  cudaEventRecord(start, gpu.stream);
+  for (int i = 0; i < TIMED_RUNS && ran; i++) ran = run_product(plan, p, algo, a, b, d, d, 0) == 0;
+  cudaEventRecord(stop, gpu.stream);
+  if (cudaEventSynchronize(stop) != cudaSuccess || cudaEventElapsedTime(&ms, start, stop) != cudaSuccess || !ran)
+    ms = INFINITY;
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  if (!ran) failure[0] = 0;  // a candidate that does not run is no failure of the op
+  return ms;
+}
+
+/** Times the candidates on a scratch output (d may hold sums that must not be lost) and keeps the fastest. */
+static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count,
+                           const void* a, const void* b) {
+  void* scratch = nullptr;
+  size_t bytes = (size_t)p.m * p.n * (p.float_out ? sizeof(float) : sizeof(act));
+  if (failure[0] || cudaMalloc(&scratch, bytes) != cudaSuccess) {
+    cudaGetLastError();  // no room to measure: the heuristic's choice stays
+    return;
+  }
+  float best = INFINITY;
+  for (int i = 0; i < count; i++) {
+    float ms = time_candidate(plan, p, candidates[i].algo, a, b, scratch);
+    if (ms < best) best = ms, plan.algo = candidates[i].algo;
+  }
+  cudaFree(scratch);
+  if (best < INFINITY) write_choice(p, plan.algo);
+}
+
+/** Rows of ld elements that start at a 16-byte boundary are as aligned as ld lets them be. */
+static unsigned alignment(size_t ld_bytes) {
+  unsigned bytes = 16;
+  while (ld_bytes % bytes) bytes /= 2;
+  return bytes;
+}
+
+static int get_candidates(const Plan& plan, const Product& p, cublasLtMatmulHeuristicResult_t* results, int* count) {
+  cublasLtMatmulPreference_t preference;
+  BLAS(blas.cublasLtMatmulPreferenceCreate(&preference));
+  unsigned align_a = alignment(sizeof(act) * (p.transpose_a ? p.k : p.m)),
+           align_b = alignment(sizeof(act) * (p.transpose_b ? p.n : p.k));
+  unsigned align_d = alignment((p.float_out ? sizeof(float) : sizeof(act)) * p.m);
+  auto set = [&](cublasLtMatmulPreferenceAttributes_t which, const void* value, size_t bytes) {
+    blas.cublasLtMatmulPreferenceSetAttribute(preference, which, value, bytes);
+  };
+  uint64_t workspace = WORKSPACE_BYTES;
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align_a, sizeof align_a);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align_b, sizeof align_b);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align_d, sizeof align_d);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align_d, sizeof align_d);
+  cublasStatus_t status = blas.cublasLtMatmulAlgoGetHeuristic(blas.handle, plan.operation, plan.a, plan.b, plan.d,
+                                                              plan.d, preference, CANDIDATES, results, count);
+  blas.cublasLtMatmulPreferenceDestroy(preference);
+  BLAS(status);
+  CHECK(*count > 0, "cuBLASLt offers no algorithm for m=%d n=%d k=%d (%s)", p.m, p.n, p.k, blas.path);
+  return 0;
+}
+
+static int make_plan(Plan& plan, const Product& p, const void* a, const void* b) {
+  cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
+  int rows_a = p.transpose_a ? p.k : p.m, columns_a = p.transpose_a ? p.m : p.k;
+  int rows_b = p.transpose_b ? p.n : p.k, columns_b = p.transpose_b ? p.k : p.n;
+  BLAS(blas.cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  BLAS(blas.cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a));
+  BLAS(blas.cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b));
+  BLAS(blas.cublasLtMatrixLayoutCreate(&plan.a, CUDA_R_16BF, rows_a, columns_a, rows_a));
+  BLAS(blas.cublasLtMatrixLayoutCreate(&plan.b, CUDA_R_16BF, rows_b, columns_b, rows_b));
+  BLAS(blas.cublasLtMatrixLayoutCreate(&plan.d, p.float_out ? CUDA_R_32F : CUDA_R_16BF, p.m, p.n, p.m));
+
+  cublasLtMatmulHeuristicResult_t results[CANDIDATES];
+  bool kept = read_choice(p, plan.algo) &&
+              blas.cublasLtMatmulAlgoCheck(blas.handle, plan.operation, plan.a, plan.b, plan.d, plan.d, &plan.algo,
+                                           &results[0]) == CUBLAS_STATUS_SUCCESS &&
+              results[0].workspaceSize <= WORKSPACE_BYTES;
+  if (kept) return 0;
+  int count = 0;
+  if (get_candidates(plan, p, results, &count)) return 1;
+  plan.algo = results[0].algo;
+  if (count > 1 && (double)p.m * p.n * p.k >= TIMED_FROM) choose_by_time(plan, p, results, count, a, b);
+  return 0;
+}
+
+/** d = op(a) op(b) + beta c; c and d have the same layout and may be one array. */
+static int multiply_matrices(const Product& p, const void* a, const void* b, const void* c, void* d, float beta) {
+  auto at = plans.find(key_of(p));
+  if (at == plans.end()) {
+    Plan plan;
+    if (make_plan(plan, p, a, b)) return 1;
+    at = plans.emplace(key_of(p), plan).first;
+  }
+  return run_product(at->second, p, at->second.algo, a, b, c, d, beta);
+}
+
+#define CHECK_LINEAR(N, IN, OUT) CHECK(N > 0 && IN > 0 && OUT > 0, "N=%d IN=%d OUT=%d: must be positive", N, IN, OUT)
+
+int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT) {
+  BEGIN();
+  CHECK_PRESENT(out, x, weight);
+  CHECK_LINEAR(N, IN, OUT);
+  CHECK(residual != out, "N=%d IN=%d OUT=%d: residual may not be out", N, IN, OUT);
+  return multiply_matrices({true, false, OUT, N, IN, false}, weight, x, residual ? residual : out, out,
+                           residual ? 1.0f : 0.0f);
+}
+
+int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
+  BEGIN();
+  CHECK_PRESENT(dx, dout, weight);
+  CHECK_LINEAR(N, IN, OUT);
+  return multiply_matrices({false, false, IN, N, OUT, false}, weight, dout, dx, dx, accumulate ? 1.0f : 0.0f);
+}
+
+int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT,
+                 int32_t accumulate) {
+  BEGIN();
+  CHECK_PRESENT(dweight, dout, x);
+  CHECK_LINEAR(N, IN, OUT);
+  return multiply_matrices({false, true, IN, OUT, N, true}, x, dout, dweight, dweight, accumulate ? 1.0f : 0.0f);
+}
+
+// ---- swiglu: h = silu(gate) * up -----------------------------------------------------------------------------------
+
+DEVICE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+
+template <int VEC> static __global__ void swiglu_forward_kernel(act* h, const act* gate_up, int N, int F) {
+  unsigned i = (unsigned)global_thread(), row = i / (F / VEC), f = i % (F / VEC) * VEC;
+  if (row >= (unsigned)N) return;
+  const act* gates = gate_up + (size_t)row * 2 * F + f;
+  float gate[VEC], up[VEC];
+  load<VEC>(gate, gates);
+  load<VEC>(up, gates + F);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) gate[e] *= sigmoid(gate[e]) * up[e];
+  store<VEC>(h + (size_t)row * F + f, gate);
+}
+
+int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F) {
+  BEGIN();
+  CHECK_PRESENT(h, gate_up);
+  CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
+  if (F % 8 == 0 && aligned16(h, gate_up))
+    LAUNCH(swiglu_forward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, h, gate_up, N, F);
+  else
+    LAUNCH(swiglu_forward_kernel<1>, ceil_div((size_t)N * F, BLOCK), BLOCK, 0, h, gate_up, N, F);
+  return 0;
+}
+
+/** A thread reads its gate and up before it writes their gradients: dgate_up may be gate_up. */
+template <int VEC>
+static __global__ void swiglu_backward_kernel(act* dgate_up, act* h, const act* dh, const act* gate_up, int N, int F) {
+  unsigned i = (unsigned)global_thread(), row = i / (F / VEC), f = i % (F / VEC) * VEC;
+  if (row >= (unsigned)N) return;
+  size_t gate_at = (size_t)row * 2 * F + f, h_at = (size_t)row * F + f;
+  float gate[VEC], up[VEC], d[VEC], product[VEC];
+  load<VEC>(gate, gate_up + gate_at);
+  load<VEC>(up, gate_up + gate_at + F);
+  load<VEC>(d, dh + h_at);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) {
+    float s = sigmoid(gate[e]), silu = gate[e] * s, u = up[e];
+    product[e] = silu * u;
+    up[e] = d[e] * silu;
+    gate[e] = d[e] * u * s * (1.0f + gate[e] * (1.0f - s));  // silu' = s (1 + x (1 - s))
+  }
+  store<VEC>(dgate_up + gate_at, gate);
+  store<VEC>(dgate_up + gate_at + F, up);
+  if (h) store<VEC>(h + h_at, product);
+}
+
+int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int32_t N, int32_t F) {
+  BEGIN();
+  CHECK_PRESENT(dgate_up, dh, gate_up);
+  CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
+  if (F % 8 == 0 && aligned16(dgate_up, h, dh, gate_up))
+    LAUNCH(swiglu_backward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, dgate_up, h, dh, gate_up, N, F);
+  else
+    LAUNCH(swiglu_backward_kernel<1>, ceil_div((size_t)N * F, BLOCK), BLOCK, 0, dgate_up, h, dh, gate_up, N, F);
+  return 0;
+}
+
+// ---- add -----------------------------------------------------------------------------------------------------------
+
+template <int VEC> static __global__ void add_kernel(act* out, const act* a, const act* b, size_t n) {
+  size_t i = global_thread() * VEC;
+  if (i >= n) return;
+  float x[VEC], y[VEC];
+  load<VEC>(x, a + i);
+  load<VEC>(y, b + i);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) x[e] += y[e];
+  store<VEC>(out + i, x);
+}
+
+int add(act* out, const act* a, const act* b, int64_t n) {
+  BEGIN();
+  CHECK_PRESENT(out, a, b);
+  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  if (n % 8 == 0 && aligned16(out, a, b))
+    LAUNCH(add_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
+  else
+    LAUNCH(add_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
+  return 0;
+}
+
+// ---- cross entropy: softmax and loss, the gradient in place of the logits ------------------------------------------
+
+constexpr int CROSS_ENTROPY_THREADS = 512;
+
+/** One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. */
+template <int VEC>
+static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
+    cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int V_stride, float grad_scale,
+                         int backward, Fault* fault) {
+  act* row = logits + (size_t)blockIdx.x * V_stride;
+  int target = targets[blockIdx.x];
+  if (target >= V) {
+    if (threadIdx.x == 0) *fault = {FAULT_TARGET, (int)blockIdx.x, target, V};
+    target = -1;
+  }
+  float maximum = -INFINITY, sum = 0;  // of exp(logit - maximum) over this thread's logits
+  for (int c = threadIdx.x * VEC; c < V; c += CROSS_ENTROPY_THREADS * VEC) {
+    float x[VEC], highest = maximum;
+    load<VEC>(x, row + c);
+#pragma unroll
+    for (int e = 0; e < VEC; e++) {
+      if (c + e >= V) x[e] = -INFINITY;
+      highest = fmaxf(highest, x[e]);
+    }
+    float part = 0;
+#pragma unroll
+    for (int e = 0; e < VEC; e++) part += __expf(x[e] - highest);
+    sum = sum * __expf(maximum - highest) + part;
+    maximum = highest;
+  }
+  // Read before the barriers inside block_max: after them another thread overwrites it.
+  float target_logit = target >= 0 ? to_float(row[target]) : 0.0f;
+  float highest = block_max(maximum);
+  float log_sum = highest + logf(block_sum(sum * __expf(maximum - highest)));
+  if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? log_sum - target_logit : 0.0f;
+  if (!backward) return;
+  float scale = target >= 0 ? grad_scale : 0.0f;
+  for (int c = threadIdx.x * VEC; c < V_stride; c += CROSS_ENTROPY_THREADS * VEC) {
+    float x[VEC];
+    load<VEC>(x, row + c);
+#pragma unroll
+    for (int e = 0; e < VEC; e++) {
+      float gradient = (__expf(x[e] - log_sum) - (c + e == target ? 1.0f : 0.0f)) * scale;
+      x[e] = c + e < V && target >= 0 ? gradient : 0.0f;  // padding may hold anything, even NaN
+    }
+    store<VEC>(row + c, x);
+  }
+}
+
+int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
+                  float grad_scale, int32_t backward) {
+  BEGIN();
+  CHECK_PRESENT(logits, losses, targets);
+  CHECK(N > 0 && V > 0 && V_stride >= V && V_stride < (1 << 30),
+        "N=%d V=%d V_stride=%d: must be positive, and V_stride at least V", N, V, V_stride);
+  if (V_stride % 8 == 0 && aligned16(logits))
+    LAUNCH(cross_entropy_kernel<8>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale,
+           backward, gpu.fault);
+  else
+    LAUNCH(cross_entropy_kernel<1>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale,
+           backward, gpu.fault);
+  return 0;
+}
+
+static __global__ void sum_scaled_kernel(float* out, const float* x, int n, float scale, int accumulate) {
+  float sum = 0;
+  for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *out = (accumulate ? *out : 0.0f) + scale * sum;
+}
+
+int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate) {
+  BEGIN();
+  CHECK_PRESENT(out, x);
+  CHECK(n > 0, "n=%d: must be positive", n);
+  LAUNCH(sum_scaled_kernel, 1, 1024, 0, out, x, n, scale, accumulate);
+  return 0;
+}
+
+// ---- optimizer: everything reads its scalars from the control block ------------------------------------------------
+
+constexpr int SUMSQ_BLOCKS = 1024;  // the same on every GPU, so that the order of the sum is too
+
+/** The sum of v over a block of BLOCK threads, in thread 0, in a fixed order. */
+DEVICE double block_sum_double(double v) {
+  __shared__ double values[BLOCK];
+  values[threadIdx.x] = v;
+  __syncthreads();
+  for (int half = BLOCK / 2; half; half /= 2) {
+    if ((int)threadIdx.x < half) values[threadIdx.x] += values[threadIdx.x + half];
+    __syncthreads();
+  }
+  return values[0];
+}
+
+static __global__ void grad_sumsq_kernel(double* partial, const float* grad, size_t n) {
+  double sum = 0;
+  for (size_t i = global_thread(); i < n; i += (size_t)gridDim.x * BLOCK) sum += (double)grad[i] * grad[i];
+  sum = block_sum_double(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+static __global__ void sum_partials_kernel(double* sumsq, const double* partial, int n, int accumulate) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < n; i += BLOCK) sum += partial[i];
+  sum = block_sum_double(sum);
+  if (threadIdx.x == 0) *sumsq = (accumulate ? *sumsq : 0.0) + sum;
+}
+
+int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {
+  BEGIN();
+  CHECK_PRESENT(sumsq, grad);
+  CHECK(n > 0, "n=%lld: must be positive", (long long)n);
+  double* partial = (double*)gpu.workspace;
+  int blocks = n < SUMSQ_BLOCKS * BLOCK * 4 ? ceil_div(n, BLOCK * 4) : SUMSQ_BLOCKS;
+  LAUNCH(grad_sumsq_kernel, blocks, BLOCK, 0, partial, grad, (size_t)n);
+  LAUNCH(sum_partials_kernel, 1, BLOCK, 0, sumsq, partial, blocks, accumulate);
+  return 0;
+}
+
+static __global__ void step_control_kernel(float* control, const double* sumsq, float grad_clip, float beta1,
+                                           float beta2) {
+  if (threadIdx.x != 0) return;
+  float norm = (float)sqrt(*sumsq);
+  control[CONTROL_GRAD_NORM] = norm;
+  if (!isfinite(norm) || !isfinite(control[CONTROL_LOSS])) {
+    control[CONTROL_GRAD_SCALE] = 0;
+    control[CONTROL_SKIPPED] += 1;
+    control[CONTROL_SKIPPED_ROW] += 1;
+    return;
+  }
+  float t = control[CONTROL_UPDATES] += 1;
+  control[CONTROL_SKIPPED_ROW] = 0;
+  control[CONTROL_GRAD_SCALE] = grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0f;
+  control[CONTROL_BIAS1] = (float)(1.0 - pow((double)beta1, (double)t));
+  control[CONTROL_BIAS2] = (float)(1.0 - pow((double)beta2, (double)t));
+}
+
+int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
+  BEGIN();
+  CHECK_PRESENT(control, sumsq);
+  CHECK(grad_clip >= 0 && beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
+        "grad_clip=%g beta1=%g beta2=%g: grad_clip must not be negative, the betas must lie in [0, 1)", grad_clip,
+        beta1, beta2);
+  LAUNCH(step_control_kernel, 1, WARP, 0, control, sumsq, grad_clip, beta1, beta2);
+  return 0;
+}
+
+template <int VEC> struct alignas(VEC * sizeof(float)) FloatPack { float v[VEC]; };
+
+template <int VEC>
+static __global__ void adamw_kernel(act* weight, float* master, float* m, float* v, const float* grad,
+                                    const float* control, size_t n, float beta1, float beta2, float eps,
+                                    float weight_decay) {
+  size_t i = global_thread() * VEC;
+  float scale = control[CONTROL_GRAD_SCALE], learning_rate = control[CONTROL_LEARNING_RATE];
+  if (i >= n || scale == 0) return;  // 0: a skipped update
+  float bias1 = control[CONTROL_BIAS1], bias2 = control[CONTROL_BIAS2];
+  FloatPack<VEC> g = *(const FloatPack<VEC>*)(grad + i), w = *(FloatPack<VEC>*)(master + i);
+  FloatPack<VEC> m1 = *(FloatPack<VEC>*)(m + i), m2 = *(FloatPack<VEC>*)(v + i);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) {
+    float d = g.v[e] * scale;
+    m1.v[e] = beta1 * m1.v[e] + (1 - beta1) * d;
+    m2.v[e] = beta2 * m2.v[e] + (1 - beta2) * d * d;
+    w.v[e] -= learning_rate * (m1.v[e] / bias1 / (sqrtf(m2.v[e] / bias2) + eps) + weight_decay * w.v[e]);
+  }
+  *(FloatPack<VEC>*)(m + i) = m1;
+  *(FloatPack<VEC>*)(v + i) = m2;
+  *(FloatPack<VEC>*)(master + i) = w;
+  store<VEC>(weight + i, w.v);
+}
+
+int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
+          float beta1, float beta2, float eps, float weight_decay) {
+  BEGIN();
+  CHECK_PRESENT(weight, master, m, v, grad, control);
+  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  if (n % 4 == 0 && aligned16(weight, master, m, v, grad))
+    LAUNCH(adamw_kernel<4>, ceil_div(n / 4, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1,
+           beta2, eps, weight_decay);
+  else
+    LAUNCH(adamw_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1, beta2,
+           eps, weight_decay);
+  return 0;
+}
