@@ -524,7 +524,6 @@ static int remember_block(void* memory, int64_t bytes) {
   try {
     blocks[memory] = bytes;
   } catch (...) {
-    free(memory);
     return fail("mem_alloc: no memory for the list of blocks");
   }
   allocated_bytes += bytes;
@@ -550,7 +549,10 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
     return fail("mem_alloc: %lld bytes do not fit: %lld bytes are free, %lld already given", (long long)bytes,
                 (long long)available, (long long)allocated_bytes);
   }
-  RETURN_IF_ERROR(remember_block(memory, bytes));
+  if (remember_block(memory, bytes)) {
+    free(memory);
+    return 1;
+  }
   *address = (uint64_t)(uintptr_t)memory;
   return 0;
 }
