@@ -94,6 +94,11 @@ export class Running {
     }
   }
 
+  /** Stops reading stdout. */
+  async close(): Promise<void> {
+    await this.#lines.return(undefined);
+  }
+
   /** Sends a signal, unless the program has ended. */
   signal(signal: Deno.Signal): void {
     try {
@@ -103,10 +108,12 @@ export class Running {
     }
   }
 
-  /** Waits for its end. */
+  /** Waits for its end, a minute at most. */
   async end(): Promise<Result> {
+    const timer = setTimeout(() => this.signal("SIGKILL"), 60_000);
     for await (const _ of this.#lines);
     const { code, signal } = await this.#child.status;
+    clearTimeout(timer);
     return { code, signal, stdout: this.#stdout, stderr: await this.#stderr };
   }
 }
@@ -131,14 +138,18 @@ export async function dataset({ words = 3000, tokenizer = "bytes" } = {}): Promi
   return out;
 }
 
-/** Sentences of 2 to 8 words from a small vocabulary, each a document. */
+/** The words of the documents. */
+export const VOCABULARY = "Once upon a time there was one small loom that wove the long day into cloth".split(
+  " ",
+);
+
+/** Sentences of 2 to 8 words, each a document. */
 function documents(words: number): string {
-  const vocabulary = "Once upon a time there was one small loom that wove the long day into cloth".split(" ");
   let state = 1, text = "";
   const next = (below: number) => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) % 65521 % below;
   for (let n = 0; n < words;) {
     const length = 2 + next(7);
-    text += Array.from({ length }, () => vocabulary[next(vocabulary.length)]).join(" ") + ".\n\n";
+    text += Array.from({ length }, () => VOCABULARY[next(VOCABULARY.length)]).join(" ") + ".\n\n";
     n += length;
   }
   return text;

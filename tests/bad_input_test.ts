@@ -1,0 +1,281 @@
+// Mistakes of the person at the keyboard, and files that were damaged: one line that names what is wrong, exit code 1,
+// and nothing written.
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { libraryExists } from "../ffi/library.ts";
+import { copy, dataset, freshPath, list, refuse, SMALL, succeed } from "./helpers.ts";
+
+let shared: Promise<{ data: string; finished: string }> | undefined;
+
+/** A dataset and a finished run on it, which no test changes. */
+function given(): Promise<{ data: string; finished: string }> {
+  return shared ??= (async () => {
+    const data = await dataset(), finished = freshPath();
+    const flags = [`--data_dir=${data}`, ...SMALL, "--max_iters=2", "--save_interval=2"];
+    await succeed("train", `--out_dir=${finished}`, ...flags);
+    return { data, finished };
+  })();
+}
+
+/** Training refuses the flags, leaves no run directory, and says why. */
+async function refuseToTrain(...flags: string[]): Promise<string> {
+  const out = freshPath(), { data } = await given();
+  const line = await refuse("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, ...flags);
+  assertEquals(list(out), []);
+  return line;
+}
+
+/** A copy of the dataset or the run after change() worked on it. */
+async function damaged(what: "data" | "finished", change: (dir: string) => void): Promise<string> {
+  const dir = copy((await given())[what]);
+  change(dir);
+  return dir;
+}
+
+const LAST = "checkpoints/step_000002";
+
+// ---- variables
+
+const variables: [string, string][] = [
+  ["--max_itres=3", "Cannot set max_itres: there is no such variable; did you mean --max_iters?"],
+  ["max_iters=3", "Cannot read the argument max_iters=3: variables are set as --name=value"],
+  ["--max_iters", "Cannot set max_iters: it needs a value, --max_iters=100000"],
+  ["--max_iters=abc", 'Cannot set max_iters to "abc": it must be a number, such as 100000'],
+  ["--max_iters=", 'Cannot set max_iters to "": it must be a number, such as 100000'],
+  ["--max_iters=0", "Cannot use max_iters 0: it must be a whole number of at least 1"],
+  ["--max_iters=2.5", "Cannot use max_iters 2.5: it must be a whole number of at least 1"],
+  ["--learning_rate=nan", 'Cannot set learning_rate to "nan": it must be a number, such as 0.0003'],
+  ["--learning_rate=-1", "Cannot use learning_rate -1: it must be at least 0"],
+  ["--learning_rate=1e999", 'Cannot set learning_rate to "1e999": it must be a number, such as 0.0003'],
+  [
+    "--learning_rate=1e-5",
+    "Cannot use min_lr 0.0003: it is above learning_rate 0.00001, which falls to it; set --min_lr too",
+  ],
+  ["--beta1=1", "Cannot use beta1 1: it must be between 0 and 0.999999"],
+  ["--seed=1.5", "Cannot use seed 1.5: it must be a whole number of at least 0"],
+  ["--threads=100000", "Cannot use threads 100000: it must be between 0 and 1024"],
+  ["--rope_theta=0", "Cannot use rope_theta 0: it must be at least 1"],
+  ["--norm_eps=-1", "Cannot use norm_eps -1: it must be at least 1e-12"],
+  ["--head_chunk=0", "Cannot use head_chunk 0: it must be a whole number of at least 1"],
+  ["--keep_checkpoints=0", "Cannot use keep_checkpoints 0: it must be a whole number of at least 1"],
+  ["--bf16_gemm=yes", 'Cannot set bf16_gemm to "yes": it must be true or false'],
+  ["--preset=smal", "Cannot use preset smal: there is none of that name; did you mean small?"],
+  ["--debug=all", 'Cannot set debug to "all": it must be check, tape or profile'],
+  ["--device=tpu", 'Cannot use device "tpu": it must be cpu or cuda'],
+  ["--eval_only", "Cannot evaluate without a model: name one with --resume=runs/..."],
+  ["--n_layer=0", "Cannot use n_layer 0: it must be a whole number of at least 1"],
+  [
+    "--n_head=5",
+    "Cannot build the model: n_embd 32 is not divisible by n_head 5; set head_dim or change one of them",
+  ],
+  [
+    "--n_kv_head=3",
+    "Cannot build the model: n_head 4 is not divisible by n_kv_head 3; " +
+    "each key/value head serves the same number of query heads",
+  ],
+  [
+    "--head_dim=7",
+    "Cannot build the model: head_dim 7 must be a multiple of 8 (rotary positions pair its halves); " +
+    "it is n_embd 32 / n_head 4 unless set",
+  ],
+];
+
+for (const [flag, message] of variables) {
+  Deno.test(`train ${flag} is refused in one line`, async () =>
+    assertEquals(await refuseToTrain(flag), message));
+}
+
+Deno.test("train --blas=nonsense lists the libraries there are", async () => {
+  const line = await refuseToTrain("--blas=nonsense");
+  assertMatch(line, /^Cannot open device cpu: .*"nonsense" is not known; choose builtin, onednn, mkl/);
+});
+
+Deno.test({
+  name: "train and sample --device=cuda say how to build the library that is missing",
+  ignore: libraryExists("cuda"),
+  async fn() {
+    const expected =
+      /^Cannot open \S+libloam_cuda\.\w+: it is not built; run: deno task build \(it needs nvcc/;
+    assertMatch(await refuseToTrain("--device=cuda"), expected);
+    const { finished } = await given();
+    assertMatch(await refuse("sample", `--checkpoint=${finished}`, "--device=cuda"), expected);
+  },
+});
+
+Deno.test("train names the flag that lets it write elsewhere", async () => {
+  const { data } = await given(), out = "/loam_elsewhere";
+  const line = await refuse("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
+  assertStringIncludes(line, `Requires write access to "${out}": `);
+  assertStringIncludes(line, `deno run -q -P=train --allow-write="${out}" train.ts ...`);
+  assertEquals(list(out), []);
+});
+
+// ---- data
+
+Deno.test("train names a data_dir that is missing or holds no dataset, and the command that makes one", async () => {
+  const missing = freshPath();
+  const prepare = (dir: string) => `deno task prepare --input FILES --out ${dir}`;
+  assertEquals(
+    await refuseToTrain(`--data_dir=${missing}`),
+    `Cannot open dataset "${missing}": there is no such directory; make it: ${prepare(missing)}`,
+  );
+  const { finished } = await given();
+  assertEquals(
+    await refuseToTrain(`--data_dir=${finished}`),
+    `Cannot use "${finished}": it has neither meta.json nor a train and a val .bin file; make a dataset: ${
+      prepare(finished)
+    }`,
+  );
+});
+
+Deno.test("train names a bin that was cut short, with its size and the right one", async () => {
+  const data = await damaged("data", (dir) => Deno.truncateSync(`${dir}/train_000000.bin`, 2000));
+  const line = await refuseToTrain(`--data_dir=${data}`);
+  assertMatch(
+    line,
+    /^Cannot use "\S+\/train_000000\.bin": it has 2000 bytes, its header with \d+ tokens says \d+; /,
+  );
+});
+
+Deno.test("train names the split and the length of data that is shorter than block_size", async () => {
+  const { data } = await given();
+  const { train, val } = JSON.parse(Deno.readTextFileSync(`${data}/meta.json`));
+  assertStringIncludes(
+    await refuseToTrain("--block_size=50000"),
+    `block_size 50000 from the train split of "${data}": its longest shard has ${train.tokens} tokens`,
+  );
+  assertStringIncludes(
+    await refuseToTrain(`--block_size=${val.tokens}`, "--eval_interval=1"),
+    `the val split of "${data}": its longest shard has ${val.tokens} tokens, a window needs ${
+      val.tokens + 1
+    }`,
+  );
+});
+
+// ---- runs and checkpoints
+
+Deno.test("train starts no run where there is one, and names the way on", async () => {
+  const { finished } = await given(), before = list(finished);
+  const line = await refuseToTrain(`--out_dir=${finished}`);
+  assertEquals(
+    line,
+    `Cannot start a run in ${finished}: it already holds one; go on with --resume=${finished}, or choose another --out_dir`,
+  );
+  assertEquals(list(finished), before);
+});
+
+Deno.test("a run that saved no checkpoint can be neither resumed nor overwritten, and both say so", async () => {
+  const { data } = await given(), out = freshPath();
+  await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
+  assertEquals(
+    await refuseToTrain(`--out_dir=${out}`),
+    `Cannot start a run in ${out}: it already holds one that saved no checkpoint; remove it, or choose another --out_dir`,
+  );
+  assertEquals(
+    await refuse("train", `--resume=${out}`),
+    `Cannot find a checkpoint in ${out}: its run ended before it saved one; remove it and train again`,
+  );
+});
+
+Deno.test("train --resume and sample name a path without a checkpoint", async () => {
+  const { data } = await given();
+  for (const path of [freshPath(), data]) {
+    const message =
+      `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory ` +
+      `with checkpoints/; train one with: deno task train --out_dir=${path}`;
+    assertEquals(await refuse("train", `--resume=${path}`), message);
+    assertEquals(await refuse("sample", `--checkpoint=${path}`), message);
+  }
+});
+
+Deno.test("train --resume refuses a model that is no run", async () => {
+  const { finished } = await given(), model = copy(`${finished}/${LAST}`);
+  assertEquals(
+    await refuse("train", `--resume=${model}`),
+    `Cannot resume ${model}: it is a model, not a run; it has no checkpoints/ with optimizer state`,
+  );
+});
+
+Deno.test("train --resume says what differs in the architecture", async () => {
+  const { finished } = await given();
+  const line = await refuse("train", `--resume=${finished}`, "--n_layer=3", "--block_size=32");
+  assertEquals(
+    line,
+    `Cannot resume ${finished}/${LAST}: n_layer is 2 there and 3 here, block_size is 16 there and 32 here; ` +
+      "leave these variables out, or start a new run with another out_dir",
+  );
+  assertEquals(
+    await refuse("train", `--resume=${finished}`, `--out_dir=${freshPath()}`),
+    `Cannot set out_dir with --resume: the run in ${finished} keeps its own; leave --out_dir out`,
+  );
+});
+
+Deno.test("train --resume names the vocabularies when the data is of another tokenizer", async () => {
+  const { finished, data } = await given(), other = await dataset({ tokenizer: "gpt2" });
+  assertEquals(
+    await refuse("train", `--resume=${finished}`, `--data_dir=${other}`),
+    `Cannot resume ${finished}/${LAST}: its vocab_size is 257, that of the data is 50257; ` +
+      `use data of the same tokenizer, such as --data_dir=${data}`,
+  );
+});
+
+Deno.test("train --resume and sample name a weights file that was cut short", async () => {
+  const run = await damaged(
+    "finished",
+    (dir) => Deno.truncateSync(`${dir}/${LAST}/model.safetensors`, 30_000),
+  );
+  const expected = /^Cannot read \S+\/model\.safetensors: it has 30000 bytes, but its header promises \d+; /;
+  assertMatch(await refuse("train", `--resume=${run}`), expected);
+  assertMatch(await refuse("sample", `--checkpoint=${run}`), expected);
+});
+
+for (const file of ["model", "optimizer"]) {
+  Deno.test(`one flipped bit in ${file}.safetensors is noticed`, async () => {
+    const run = await damaged("finished", (dir) => flipBit(`${dir}/${LAST}/${file}.safetensors`, 20_000));
+    assertEquals(
+      await refuse("train", `--resume=${run}`),
+      `Cannot load ${run}/${LAST}/${file}.safetensors: its sha256 is not the one in trainer_state.json, ` +
+        "the file is damaged; use another checkpoint",
+    );
+  });
+}
+
+function flipBit(path: string, position: number): void {
+  const bytes = Deno.readFileSync(path);
+  bytes[position]! ^= 1;
+  Deno.writeFileSync(path, bytes);
+}
+
+Deno.test("each file that a checkpoint lacks is named", async () => {
+  for (const file of ["model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json"]) {
+    const run = await damaged("finished", (dir) => Deno.removeSync(`${dir}/${LAST}/${file}`));
+    assertStringIncludes(await refuse("train", `--resume=${run}`), `Cannot read ${run}/${LAST}/${file}: `);
+  }
+});
+
+Deno.test("a trainer_state.json that is no JSON or lacks something is named", async () => {
+  const state = `${LAST}/trainer_state.json`;
+  const cut = await damaged("finished", (dir) => Deno.truncateSync(`${dir}/${state}`, 100));
+  assertEquals(
+    await refuse("train", `--resume=${cut}`),
+    `Cannot read ${cut}/${state}: it is not valid JSON; use another checkpoint`,
+  );
+  const empty = await damaged("finished", (dir) => Deno.writeTextFileSync(`${dir}/${state}`, "{}"));
+  assertEquals(
+    await refuse("train", `--resume=${empty}`),
+    `Cannot read ${empty}/${state}: it has no step and no config and no sha256; use another checkpoint`,
+  );
+});
+
+Deno.test("weights of other shapes than config.json says are named", async () => {
+  const run = await damaged("finished", (dir) => {
+    const path = `${dir}/${LAST}/config.json`;
+    Deno.writeTextFileSync(
+      path,
+      Deno.readTextFileSync(path).replace('"intermediate_size": 48', '"intermediate_size": 64'),
+    );
+  });
+  assertEquals(
+    await refuse("sample", `--checkpoint=${run}`),
+    `Cannot load ${run}/${LAST}/model.safetensors: model.layers.0.mlp.gate_proj.weight is (48,32), the model wants (64,32)`,
+  );
+});

@@ -1,0 +1,164 @@
+// What happens when a run meets a full disk or numbers that are not finite.
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { sha256OfFile } from "../runtime/checkpoint.ts";
+import { readSafetensors } from "../runtime/safetensors.ts";
+import {
+  dataset,
+  errorLine,
+  freshPath,
+  list,
+  metrics,
+  run,
+  runWithFullDisk,
+  SMALL,
+  succeed,
+} from "./helpers.ts";
+
+/** A run of two steps with a checkpoint after each. */
+async function trained(): Promise<string> {
+  const out = freshPath(), flags = ["--max_iters=2", "--save_interval=1"];
+  await succeed("train", `--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, ...flags);
+  return out;
+}
+
+// ---- a full disk
+
+Deno.test("a disk that fills up while a checkpoint is written leaves the earlier ones whole", async () => {
+  const out = await trained();
+  const flags = [`--resume=${out}`, "--max_iters=4"];
+  // model.safetensors fits, optimizer.safetensors, twice as large, does not
+  const { code, stderr } = await runWithFullDisk(150 * 1024, "train", ...flags);
+  assertEquals(code, 1);
+  const line = errorLine(stderr);
+  assertStringIncludes(line, `Cannot save checkpoint ${out}/checkpoints/step_000003: Cannot write `);
+  assertMatch(
+    line,
+    /optimizer\.safetensors: .+; free some space and go on from step_000002, which is whole: --resume=/,
+  );
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002"]);
+  assertEquals(Deno.readTextFileSync(`${out}/latest`), "checkpoints/step_000002\n");
+
+  await succeed("train", ...flags);
+  assertEquals(metrics(out).map((m) => m.step), [1, 2, 3, 4]);
+  assertEquals(list(`${out}/checkpoints`), ["step_000002", "step_000003", "step_000004"]);
+});
+
+Deno.test("a disk that is full before the first checkpoint is one line, and nothing half-written stays", async () => {
+  const out = freshPath(), flags = ["--max_iters=2", "--save_interval=1"];
+  const { code, stderr } = await runWithFullDisk(
+    50 * 1024,
+    "train",
+    `--data_dir=${await dataset()}`,
+    `--out_dir=${out}`,
+    ...SMALL,
+    ...flags,
+  );
+  assertEquals(code, 1);
+  assertMatch(
+    errorLine(stderr),
+    /model\.safetensors: .+; free some space and start again, none was saved before$/,
+  );
+  assertEquals(list(`${out}/checkpoints`), []);
+});
+
+Deno.test("a disk that is full for config.json, the log or the metrics is one line that names the file", async () => {
+  const data = await dataset();
+  const cases = [[512, /config\.json\.tmp: /], [2048, /(log\.txt|metrics\.jsonl): /]] as const;
+  for (const [bytes, file] of cases) {
+    const flags = [`--data_dir=${data}`, `--out_dir=${freshPath()}`, ...SMALL, "--max_iters=200"];
+    const { code, stderr } = await runWithFullDisk(bytes, "train", ...flags);
+    assertEquals(code, 1);
+    assertMatch(errorLine(stderr), /^Cannot write /);
+    assertMatch(stderr, file);
+  }
+});
+
+// ---- numbers that are not finite
+
+/** Writes a NaN over an element of a weight of the newest checkpoint, whose checksum then fits again. */
+function plantNaN(out: string, name: string, index: number): void {
+  const dir = `${out}/checkpoints/${list(`${out}/checkpoints`).at(-1)}`, path = `${dir}/model.safetensors`;
+  const bytes = Deno.readFileSync(path), { offset } = readSafetensors(path).tensors.get(name)!;
+  new DataView(bytes.buffer).setFloat32(offset + 4 * index, NaN, true);
+  Deno.writeFileSync(path, bytes);
+  const state = JSON.parse(Deno.readTextFileSync(`${dir}/trainer_state.json`));
+  state.sha256["model.safetensors"] = sha256OfFile(path);
+  Deno.writeTextFileSync(`${dir}/trainer_state.json`, JSON.stringify(state));
+}
+
+Deno.test("--debug stops at the first NaN and names step, op, layer, tensor, shape, place and line", async () => {
+  const cases = [
+    ["model.layers.1.mlp.up_proj.weight", 5 * 32 + 7, "layers.1, output (4, 16, 96) is NaN at [0, 0, 53]"],
+    ["model.layers.0.self_attn.k_proj.weight", 0, "layers.0, output (4, 16, 64) is NaN at [0, 0, 32]"],
+    ["model.norm.weight", 9, "norm, output (4, 16, 32) is NaN at [0, 0, 9]"],
+  ] as const;
+  for (const [weight, index, expected] of cases) {
+    const out = await trained();
+    plantNaN(out, weight, index);
+    const { code, stderr } = await run("train", `--resume=${out}`, "--max_iters=4", "--debug");
+    assertEquals(code, 1);
+    const line = errorLine(stderr);
+    assertMatch(line, /^Non-finite value in step 3: \w+, .*; the op was called at model\/llama\.ts:\d+$/);
+    const [, op, place] = /3: (\w+), (.*);/.exec(line)!;
+    assertEquals(place, expected);
+    assertStringIncludes(callingLine(line), `${op}(`);
+  }
+});
+
+/** The line of source that an error points at. */
+function callingLine(message: string): string {
+  const [, file, line] = /(model\/llama\.ts):(\d+)$/.exec(message)!;
+  return Deno.readTextFileSync(new URL(`../${file}`, import.meta.url)).split("\n")[Number(line) - 1]!;
+}
+
+Deno.test("updates that are not finite are skipped, counted, and end the run after max_skipped in a row", async () => {
+  const out = await trained();
+  plantNaN(out, "model.embed_tokens.weight", 32 * "e".charCodeAt(0));
+  const flags = ["--max_iters=20", "--max_skipped=3", "--gradient_accumulation_steps=3", "--save_interval=0"];
+  const { code, stdout, stderr } = await run("train", `--resume=${out}`, ...flags);
+  assertEquals(code, 1);
+  const lines = stderr.trimEnd().split("\n");
+  assertEquals(
+    lines.slice(0, 3),
+    [3, 4, 5].map((step) => {
+      return `warning: the update of step ${step} was skipped: loss NaN, gradient norm NaN`;
+    }),
+  );
+  assertEquals(lines.length, 4);
+  assertMatch(
+    lines[3]!,
+    /^error: Cannot go on after step 5: 3 updates in a row were not finite \(--max_skipped\); the step read (train_000000\.bin tokens \d+ to \d+, ){7}train_000000\.bin tokens \d+ to \d+ and 4 more; find the first bad value with --debug, or lower learning_rate 0\.01$/,
+  );
+  assertMatch(stdout, /^step 5 \| loss NaN \| .* \| 3 skipped$/m);
+  const measured = metrics(out).slice(2).map((m) => [m.step, m.loss, m.skipped]);
+  assertEquals(JSON.stringify(measured), "[[3,null,1],[4,null,2],[5,null,3]]");
+});
+
+Deno.test("a learning rate that is far too high ends the run, and its last checkpoint still loads", async () => {
+  const out = freshPath();
+  const flags = ["--max_iters=60", "--learning_rate=1e30", "--warmup_iters=0", "--grad_clip=0"];
+  flags.push("--save_interval=1", "--max_skipped=2");
+  const { code, stderr } = await run(
+    "train",
+    `--data_dir=${await dataset()}`,
+    `--out_dir=${out}`,
+    ...SMALL,
+    ...flags,
+  );
+  assertEquals(code, 1);
+  assertMatch(stderr, /\nerror: Cannot go on after step \d+: 2 updates in a row were not finite/);
+  assertMatch(await succeed("train", `--resume=${out}`, "--eval_only"), /^val loss (NaN|\d+\.\d{6}) over/);
+});
+
+Deno.test("sample says that the weights are damaged when they hold a NaN", async () => {
+  const out = await trained();
+  plantNaN(out, "model.norm.weight", 0);
+  for (const temperature of [0, 1]) {
+    const { code, stderr } = await run("sample", `--checkpoint=${out}`, `--temperature=${temperature}`);
+    assertEquals(code, 1);
+    assertEquals(
+      errorLine(stderr),
+      "Cannot choose a token: the model's logits are not finite, its weights are damaged; use an earlier checkpoint",
+    );
+  }
+});

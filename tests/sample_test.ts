@@ -1,0 +1,91 @@
+// What deno task sample prints: the text of a trained model and nothing else.
+import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { copy, dataset, freshPath, refuse, Running, SMALL, succeed, VOCABULARY } from "./helpers.ts";
+
+/** A model that has learned to write short sentences and to end them. */
+let trained: Promise<string> | undefined;
+function model(): Promise<string> {
+  return trained ??= (async () => {
+    const out = freshPath();
+    const flags = ["--max_iters=300", "--save_interval=300", "--batch_size=16", "--block_size=32"];
+    await succeed("train", `--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, ...flags);
+    return out;
+  })();
+}
+
+async function sample(...flags: string[]): Promise<string> {
+  return await succeed("sample", "--checkpoint", await model(), ...flags);
+}
+
+Deno.test("sample continues the prompt in words of the training text and stops at the end of the text", async () => {
+  const text = await sample("--prompt", "Once upon", "--max_new_tokens=1000", "--temperature=0.7");
+  assertMatch(text, /^Once upon[A-Za-z ]*\.\n$/); // one sentence, with its full stop: documents are no longer
+  const words = text.slice(0, -2).split(" "), known = words.filter((word) => VOCABULARY.includes(word));
+  assert(known.length >= 0.6 * words.length, text);
+});
+
+Deno.test("sample begins a document where there is no prompt", async () => {
+  assertMatch(await sample("--max_new_tokens=1000", "--temperature=0.7"), /^[A-Za-z ]+\.\n$/);
+});
+
+Deno.test("sample prints the same text for the same seed and another for another", async () => {
+  const flags = ["--prompt=the ", "--temperature=1.5", "--max_new_tokens=60"];
+  const first = await sample(...flags, "--seed=5");
+  assertEquals(await sample(...flags, "--seed=5"), first);
+  assertNotEquals(await sample(...flags, "--seed=6"), first);
+});
+
+Deno.test("sample at temperature 0 or with --top_k=1 is the same for every seed", async () => {
+  const first = await sample("--prompt=long", "--temperature=0", "--seed=1");
+  assertEquals(await sample("--prompt=long", "--temperature=0", "--seed=2"), first);
+  assertEquals(await sample("--prompt=long", "--temperature=2", "--top_k=1", "--seed=3"), first);
+  assertEquals(await sample("--prompt=long", "--temperature=2", "--top_p=0.0001", "--seed=4"), first);
+});
+
+Deno.test("sample writes past block_size and through characters of several bytes", async () => {
+  const prompt = "wörld € 🧵 ".repeat(8); // longer than block_size by itself
+  const text = await sample("--prompt", prompt, "--temperature=3", "--top_k=0", "--max_new_tokens=200");
+  assert(text.startsWith(prompt), text);
+  assertEquals(await sample("--prompt", prompt, "--max_new_tokens=0"), prompt + "\n");
+});
+
+Deno.test("sample takes a run, a checkpoint, and a copy of one without the optimizer", async () => {
+  const run = await model(), checkpoint = `${run}/checkpoints/step_000300`;
+  const alone = copy(checkpoint);
+  for (const file of ["optimizer.safetensors", "trainer_state.json", "generation_config.json"]) {
+    Deno.removeSync(`${alone}/${file}`);
+  }
+  const [first, ...others] = await Promise.all([run, checkpoint, alone].map((path) => {
+    return succeed("sample", `--checkpoint=${path}`, "--prompt=time");
+  }));
+  for (const text of others) assertEquals(text, first);
+});
+
+Deno.test("sample ends without a word when nobody reads on", async () => {
+  const flags = ["--temperature=3", "--top_k=0", "--max_new_tokens=1_000_000"];
+  const running = new Running("sample", `--checkpoint=${await model()}`, "--prompt=a\n", ...flags);
+  await running.line("a");
+  await running.close();
+  const { code, stderr } = await running.end();
+  assertEquals({ code, stderr }, { code: 0, stderr: "" });
+});
+
+Deno.test("sample refuses flags that make no sense", async () => {
+  const cases = [
+    ["--top_k=-1", "Cannot use top_k -1: it must be a whole number of at least 0"],
+    ["--top_k=1.5", "Cannot use top_k 1.5: it must be a whole number of at least 0"],
+    ["--max_new_tokens=-5", "Cannot use max_new_tokens -5: it must be a whole number of at least 0"],
+    ["--seed=0.5", "Cannot use seed 0.5: it must be a whole number of at least 0"],
+    ["--temperature=-1", "Cannot use temperature -1: it must be at least 0"],
+    ["--top_p=0", "Cannot use top_p 0: it must be above 0 and at most 1"],
+    ["--top_p=1.1", "Cannot use top_p 1.1: it must be above 0 and at most 1"],
+    ["--temperature=warm", 'Cannot set temperature to "warm": it must be a number, such as 0.8'],
+    ["--device=tpu", 'Cannot use device "tpu": it must be cpu or cuda'],
+    ["--tempreature=1", "Cannot set tempreature: there is no such variable; did you mean --temperature?"],
+    ["Once", "Cannot read the argument Once: variables are set as --name=value"],
+  ] as const;
+  for (const [flag, message] of cases) {
+    assertEquals(await refuse("sample", "--checkpoint=runs/none", flag), message);
+  }
+  assertEquals(await refuse("sample"), "Cannot sample: name a model with --checkpoint=runs/...");
+});
