@@ -34,7 +34,7 @@ let gaps: Gap[] = [{ begin: 0, end: Infinity }]; // in order, never touching
 let furthest = 0; // largest end of a block in any step so far
 let arena: Block = { address: 0n, bytes: 0 };
 const taken = new Map<Block, number>(); // offset of each block in use
-let watched: Set<Block> | undefined;
+const watching: Set<Block>[] = []; // by the calls of takenBy() in progress
 
 /** A block of step memory with undefined contents. It is free again by release() or at releaseAll(). */
 export function take(bytes: number): Block {
@@ -47,7 +47,7 @@ export function take(bytes: number): Block {
   const inArena = offset + size <= arena.bytes;
   const block = { address: inArena ? arena.address + BigInt(offset) : allocate(size), bytes: size };
   taken.set(block, offset);
-  watched?.add(block);
+  for (const blocks of watching) blocks.add(block);
   return block;
 }
 
@@ -58,7 +58,7 @@ export function release(block: Block): void {
     throw new Error(`internal: a block of ${block.bytes} bytes was released that is not in use`);
   }
   taken.delete(block);
-  watched?.delete(block);
+  for (const blocks of watching) blocks.delete(block);
   if (offset + block.bytes > arena.bytes) freeDeviceMemory(block.address);
   const next = gaps.findIndex((gap) => gap.begin > offset), end = offset + block.bytes;
   const before = gaps[next - 1], after = gaps[next]!;
@@ -80,13 +80,12 @@ export function releaseAll(): void {
 
 /** Runs f and returns its result with the blocks that it took and did not release. */
 export function takenBy<T>(f: () => T): { result: T; blocks: Set<Block> } {
-  const outer = watched, blocks = new Set<Block>();
-  watched = blocks;
+  const blocks = new Set<Block>();
+  watching.push(blocks);
   try {
     return { result: f(), blocks };
   } finally {
-    watched = outer;
-    blocks.forEach((block) => outer?.add(block));
+    watching.pop();
   }
 }
 

@@ -72,11 +72,17 @@ export function record(
  */
 export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
   if (!recording) return f(x);
+  if (!x.buf.needsGrad) {
+    throw new Error(
+      `checkpoint: x (${x.shape}) needs no gradient, and so the parameters in f would get none: call f(x)`,
+    );
+  }
   const { result: out, blocks } = takenBy(() => noGrad(() => f(x)));
   for (const block of blocks) if (block !== out.buf.block) release(block);
   return record("checkpoint", out, [x], () => {
     const outer = tape, input = new Tensor(x.shape, x.dtype, new Buffer(x.buf.block));
     input.buf.needsGrad = true;
+    input.buf.uses = 1; // other ops may read x: none in f may write over it
     tape = [];
     const { blocks } = takenBy(() => {
       const y = f(input);
@@ -136,14 +142,15 @@ export function backward(loss: Tensor): void {
   for (let i = tape.length - 1; i >= 0; i--) {
     const entry = tape[i]!, { out } = entry;
     const overwritten = out.buf.grad === out.buf.block; // the gradient took the place of the values
-    if (out.buf.grad || out === loss) {
+    const isLoss = out.buf === loss.buf;
+    if (out.buf.grad || isLoss) {
       entry.backward();
       if (debug.on) afterBackward(entry);
     }
     if (entry.inPlace || debug.on) continue; // its first producer releases it; debug keeps everything
     if (out.buf.grad) release(out.buf.grad); // else it was handed on
     out.buf.grad = undefined;
-    if (out !== loss && !overwritten) release(out.buf.block);
+    if (!isLoss && !overwritten) release(out.buf.block);
   }
   tape.length = 0;
 }

@@ -3,7 +3,7 @@ import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert
 import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, swiglu } from "./ops.ts";
 import { AdamW, Parameters } from "./optim.ts";
 import * as ref from "./reference.ts";
-import { backward, claim, endStep, grad, isRecording, noGrad } from "./tape.ts";
+import { backward, checkpoint, claim, endStep, grad, isRecording, noGrad } from "./tape.ts";
 import { memoryByKind, take } from "./memory.ts";
 import { fixed, param, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {
@@ -205,6 +205,70 @@ Deno.test("rmsnorm() of an input without gradient leaves no gradient behind", ()
     close(grads[0]!, dw, 3, "dw", 2);
     assertEquals(x.buf.grad, undefined);
   }
+});
+
+// ---- checkpoint: activations made again
+
+/** A block with a residual, one without, and their parameters. */
+function smallBlock(C: number) {
+  const norm = normalWeight([C], 1).t, up = normalWeight([2 * C, C], 2).t, down = normalWeight([C, C], 3).t;
+  const f = (x: Tensor) => linear(swiglu(linear(rmsnorm(x, norm, EPS), up)), down, x);
+  const g = (x: Tensor) => linear(swiglu(linear(rmsnorm(x, norm, EPS), up)), down);
+  return { f, g, parameters: [norm, up, down] };
+}
+
+Deno.test("checkpoint() changes no bit of output or gradients, nested or not", () => {
+  const C = 16, N = 9, dout = normal(N * C, 4), { f, g, parameters } = smallBlock(C);
+  const each = (x: Tensor) => checkpoint(g, checkpoint(f, checkpoint(g, x)));
+  const [plain, once, nested] = [
+    (x: Tensor) => g(f(g(x))),
+    each,
+    (x: Tensor) => checkpoint(each, x),
+  ].map((run) => {
+    parameters.forEach((w) => w.buf.gradIsEmpty = true);
+    const x = leaf([N, C], 5).t;
+    return forwardBackward(() => run(x), [x, ...parameters], dout);
+  });
+  assertEquals(once, plain);
+  assertEquals(nested, plain);
+});
+
+Deno.test("checkpoint() leaves its input for other readers", () => {
+  const C = 6, N = 5, x = leaf([N, 4], 1), w = normalWeight([2 * C, 4], 2), w2 = normalWeight([C, 2 * C], 3);
+  const dout = normal(N * C, 4);
+  const { grads } = forwardBackward(
+    () => {
+      const gate_up = linear(x.t, w.t), read = linear(gate_up, w2.t);
+      return add(read, checkpoint(swiglu, gate_up)); // swiglu may not write its gradient over gate_up
+    },
+    [x.t, w2.t],
+    dout,
+  );
+  const gate_up = ref.linear(x.values, w.values, 4),
+    read = ref.linearBackward(dout, gate_up, w2.values, 2 * C);
+  const dgate_up = plus(ref.swigluBackward(dout, gate_up, C), read.dx);
+  close(grads[0]!, ref.linearBackward(dgate_up, x.values, w.values, 4).dx, 2 * C, "dx", 3);
+  close(grads[1]!, read.dw, N, "dw2", 2);
+});
+
+Deno.test("checkpoint() refuses an input without gradient, since its parameters would get none", () => {
+  const { f } = smallBlock(8), x = tensor([2, 8], normal(16, 1));
+  assertThrows(() => checkpoint(f, x), Error, "checkpoint: x (2,8) needs no gradient");
+  noGrad(() => checkpoint(f, x)); // nothing is asked for here
+  endStep();
+});
+
+Deno.test("backward() takes a view of the loss and leaves the loss readable", () => {
+  const w = normalWeight([64, 5], 1).t,
+    x = tensor([3, 5], normal(15, 2), true),
+    targets = tokens([3], [1, 2, 3]);
+  const loss = linearCrossEntropy(x, w, targets, { vocab_size: 7, head_chunk: 2, grad_scale: 1 });
+  const before = loss.toArray();
+  backward(loss.view(1, 1));
+  for (let i = 0; i < 9; i++) writeFloats(take(4).address, Float32Array.of(NaN), "f32"); // memory that is free by now
+  assertEquals(loss.toArray(), before);
+  assert(gradient(w).some((g) => g !== 0));
+  endStep();
 });
 
 // ---- steps
