@@ -7,15 +7,18 @@ import {
   attention,
   cachedAttention,
   embedding,
+  feedForward,
   linear,
   linearCrossEntropy,
+  normLinear,
   rmsnorm,
   rope,
   swiglu,
+  swigluLinear,
 } from "./ops.ts";
 import * as ref from "./reference.ts";
 import { backward, endStep, noGrad } from "./tape.ts";
-import { fixed, type Tensor, tensor } from "./tensor.ts";
+import { fixed, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {
   checkGrad,
   close,
@@ -240,6 +243,50 @@ Deno.test("the gradient of each op is that of finite differences", () => {
   checkGrad((a, b) => add(a, b), [17, 3], [17, 3]);
 });
 
+// ---- fused ops against those they stand for
+
+Deno.test("fused ops give the bits of the ops they stand for, whatever is kept for backward", () => {
+  const N = 37, C = 24, F = 40;
+  const norm = normalWeight([C], 1).t,
+    gate_up = normalWeight([2 * F, C], 2).t,
+    down = normalWeight([C, F], 3).t;
+  const parameters = [norm, gate_up, down];
+  const same = (fused: (x: Tensor) => Tensor, plain: (x: Tensor) => Tensor, what: string) => {
+    const [actual, expected] = [fused, plain].map((f) => {
+      parameters.forEach((w) => w.buf.gradIsEmpty = true);
+      const x = leaf([1, N, C], 4).t, dout = normal(noGrad(() => f(x)).size, 5);
+      return forwardBackward(() => f(x), [x, ...parameters], dout);
+    });
+    assertEquals(actual, expected, what);
+  };
+  const up = (x: Tensor) => linear(x, gate_up);
+  for (const keep of [false, true]) {
+    same(
+      (x) => normLinear(x, norm, gate_up, EPS, keep),
+      (x) => up(rmsnorm(x, norm, EPS)),
+      `normLinear, keep ${keep}`,
+    );
+    same(
+      (x) => swigluLinear(up(x), down, x, keep),
+      (x) => linear(swiglu(up(x)), down, x),
+      `swigluLinear, keep ${keep}`,
+    );
+  }
+  same(
+    (x) => feedForward(x, norm, gate_up, down, EPS),
+    (x) => linear(swiglu(up(rmsnorm(x, norm, EPS))), down, x),
+    "feedForward",
+  );
+});
+
+Deno.test("swigluLinear() leaves an input without gradient as it is", () => {
+  const gate_up = fixed([2, 6], "act", "inputs"), w = normalWeight([5, 3], 1).t, residual = leaf([2, 5], 2).t;
+  writeFloats(gate_up.address, normal(12, 3), "act");
+  const before = gate_up.toArray();
+  forwardBackward(() => swigluLinear(gate_up, w, residual), [w], normal(10, 4));
+  assertEquals(gate_up.toArray(), before);
+});
+
 // ---- causality
 
 Deno.test("attention() sees nothing of later tokens, and sends no gradient to them", () => {
@@ -283,6 +330,18 @@ Deno.test("every op names both shapes when they do not fit", () => {
     ],
     [() => add(x, ids.view(6)), "add: b must be act, but it is i32 (6)"],
     [() => add(x, qkv), "add: a (2,3,6) and b (2,3,64) must have the same shape"],
+    [
+      () => normLinear(x, vector, w, EPS),
+      "normLinear: x must be (..., 7) and norm (7) for w (5,7), but they are (2,3,6) and (7)",
+    ],
+    [
+      () => swigluLinear(x, w, x),
+      "swigluLinear: gate_up must be (..., 14) and residual (..., 5) for w (5,7), but they are (2,3,6) and (2,3,6)",
+    ],
+    [
+      () => feedForward(x, normalWeight([6], 1).t, normalWeight([8, 6], 1).t, w, EPS),
+      "feedForward: x must be (..., 6), norm (6) and down (6,4) for gate_up (8,6), but they are (2,3,6), (6) and (5,7)",
+    ],
     [
       () => linearCrossEntropy(x, normalWeight([64, 6], 1).t, ids, head),
       "x must be (N, 6) with N targets and w at least (70, 6), but x is (2,3,6), targets (2,3), w (64,6)",
