@@ -179,7 +179,8 @@ export function swiglu(gate_up: Tensor): Tensor {
 /** Gives gate_up its gradient given dh, the gradient of swiglu's output, which is written to again if not 0. */
 function swigluBackward(gate_up: Tensor, dh: Address, again: Address): void {
   const F = gate_up.shape.at(-1)! / 2, N = gate_up.size / (2 * F);
-  const inPlace = gate_up.buf.needsGrad && gate_up.buf.uses === 1 && !debug.on; // the gradient takes the place of values that no other op reads
+  // The gradient takes the place of its input if that is an activation that no other op reads.
+  const inPlace = gate_up.buf.needsGrad && gate_up.buf.uses === 1 && !debug.on;
   const block = inPlace ? gate_up.buf.block : take(gate_up.bytes);
   k.swiglu_backward(block.address, again, dh, gate_up.address, N, F);
   give(gate_up, block);
