@@ -1,6 +1,6 @@
 // What happens when a run meets a full disk or numbers that are not finite.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { sha256OfFile } from "../runtime/checkpoint.ts";
+import { sha256OfFile } from "../ffi/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import {
   dataset,
