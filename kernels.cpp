@@ -617,7 +617,9 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
     return 0;
   }
   bool known = dst_type == src_type && (dst_type == LOAM_F32 || dst_type == LOAM_BF16);
-  if (!known) return fail("convert: types must be 0 (f32) or 1 (bf16): dst is %d and src is %d", dst_type, src_type);
+  if (!known) {
+    return fail("convert: types must be 0 (f32) or 1 (bf16), but dst is %d and src is %d", dst_type, src_type);
+  }
   memmove(dst, src, n * (dst_type == LOAM_F32 ? 4 : 2));
   return 0;
 }
