@@ -22,6 +22,7 @@ import {
   startTiming,
   tapeListing,
 } from "./runtime/debug.ts";
+import { help } from "./runtime/config.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import {
   memoryBytes,
@@ -99,6 +100,9 @@ export type TrainConfig = typeof variables;
 
 /** One training run, from command-line arguments to the last checkpoint. */
 export async function train(args: string[]): Promise<void> {
+  if (args.includes("--help")) {
+    return console.log(help("Train a Llama. The variables are explained at the top of train.ts", variables));
+  }
   const { config, checkpoint } = configure(variables, args);
   const dataset = openDataset(config.data_dir);
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
@@ -292,7 +296,7 @@ function openRun(config: TrainConfig, checkpoint: string | undefined): RunLog {
       ? ["one", `go on with --resume=${config.out_dir}`]
       : ["one that saved no checkpoint", "remove it"];
     throw new UserError(
-      `Cannot start a run in ${config.out_dir}: it already holds ${what}; ${next}, or choose another --out_dir`,
+      `Cannot start a run in ${config.out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
     );
   }
   if (checkpoint) truncateMetrics(config.out_dir, readTrainerState(checkpoint).step);
@@ -398,7 +402,7 @@ function dryRun(
     open("plan");
   }
   const data = new Loader(tokenSource, dataset, { ...config, vocab_size: c.vocab_size, split: "train" });
-  for (const window of data.trainWindows(position(config, 0, 0))) {
+  for (const window of data.trainWindows(position(config, 0, 0)).slice(0, 8)) {
     console.log(
       `batch  ${data.placeOf(window)}${
         tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : ""

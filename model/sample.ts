@@ -1,7 +1,7 @@
 // deno task sample: writes text with a trained model to stdout, token by token. Everything else goes to stderr.
 import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
+import { help, parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
 import { loadModel } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { generate } from "./generate.ts";
@@ -18,6 +18,14 @@ const defaults = {
 };
 
 async function main(): Promise<void> {
+  if (Deno.args.includes("--help")) {
+    return console.log(
+      help(
+        "Write text with a trained model. The variables are explained at the top of model/sample.ts",
+        defaults,
+      ),
+    );
+  }
   const o = { ...defaults, ...parseOverrides(Deno.args, defaults) };
   if (!o.checkpoint) throw new UserError("Cannot sample: name a model with --checkpoint=runs/...");
   requireWhole(o, ["max_new_tokens", "top_k", "seed"], 0);

@@ -4,6 +4,11 @@ import { nearest, UserError } from "../ffi/errors.ts";
 
 export type Values = Record<string, number | string | boolean>;
 
+/** What --help prints: what the command does, and each variable with its default. */
+export function help(what: string, defaults: Values): string {
+  return [what, "", ...Object.entries(defaults).map(([name, value]) => `  --${name}=${value}`)].join("\n");
+}
+
 /** What the command line sets: only variables of defaults, with their types. `--flag` alone is true, or its value in `bare`. */
 export function parseOverrides<T extends Values>(
   args: string[],

@@ -1,6 +1,7 @@
 // What a run leaves behind beside its checkpoints: config.json, metrics.jsonl (one object a step) and log.txt.
 import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
+import { UserError } from "../ffi/errors.ts";
 import { writeAtomic, writeText } from "../ffi/files.ts";
 import { device, memoryUse, synchronizeNow } from "../ffi/library.ts";
 import { tensor } from "./tensor.ts";
@@ -25,10 +26,16 @@ export class RunLog {
   readonly #metrics: Deno.FsFile;
   readonly #log: Deno.FsFile;
 
+  /** Makes the directory, or goes on in it. Throws UserError when it cannot be written. */
   constructor(readonly dir: string) {
-    Deno.mkdirSync(dir, { recursive: true });
-    this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
-    this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
+    try {
+      Deno.mkdirSync(dir, { recursive: true });
+      this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
+      this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
+    }
   }
 
   line(text: string): void {

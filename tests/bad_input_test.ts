@@ -2,7 +2,7 @@
 // and nothing written.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { libraryExists } from "../ffi/library.ts";
-import { copy, dataset, freshPath, list, refuse, SMALL, succeed } from "./helpers.ts";
+import { copy, dataset, freshPath, list, refuse, run, SMALL, succeed } from "./helpers.ts";
 
 let shared: Promise<{ data: string; finished: string }> | undefined;
 
@@ -109,6 +109,12 @@ Deno.test("train names the flag that lets it write elsewhere", async () => {
   assertEquals(list(out), []);
 });
 
+Deno.test("train names an out_dir that cannot be made", async () => {
+  const { data } = await given(), out = `${data}/meta.json/run`;
+  const line = await refuse("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
+  assertMatch(line, /^Cannot write to \S+\/meta\.json\/run: .*; choose another --out_dir$/);
+});
+
 // ---- data
 
 Deno.test("train names a data_dir that is missing or holds no dataset, and the command that makes one", async () => {
@@ -136,6 +142,17 @@ Deno.test("train names a bin that was cut short, with its size and the right one
   );
 });
 
+Deno.test("train stops at a token that the vocabulary lacks, and names it", async () => {
+  const data = await damaged("data", (dir) => {
+    const path = `${dir}/train_000000.bin`, bytes = Deno.readFileSync(path);
+    new Uint16Array(bytes.buffer, 1024).fill(300); // behind the header
+    Deno.writeFileSync(path, bytes);
+  });
+  const { code, stderr } = await run("train", `--data_dir=${data}`, `--out_dir=${freshPath()}`, ...SMALL);
+  assertEquals(code, 1);
+  assertMatch(stderr, /token \d+ .*is 300, .*257/);
+});
+
 Deno.test("train names the split and the length of data that is shorter than block_size", async () => {
   const { data } = await given();
   const { train, val } = JSON.parse(Deno.readTextFileSync(`${data}/meta.json`));
@@ -158,7 +175,7 @@ Deno.test("train starts no run where there is one, and names the way on", async 
   const line = await refuseToTrain(`--out_dir=${finished}`);
   assertEquals(
     line,
-    `Cannot start a run in ${finished}: it already holds one; go on with --resume=${finished}, or choose another --out_dir`,
+    `Cannot start a run in ${finished}: it already holds one; choose another --out_dir, or go on with --resume=${finished}`,
   );
   assertEquals(list(finished), before);
 });
@@ -168,7 +185,7 @@ Deno.test("a run that saved no checkpoint can be neither resumed nor overwritten
   await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
   assertEquals(
     await refuseToTrain(`--out_dir=${out}`),
-    `Cannot start a run in ${out}: it already holds one that saved no checkpoint; remove it, or choose another --out_dir`,
+    `Cannot start a run in ${out}: it already holds one that saved no checkpoint; choose another --out_dir, or remove it`,
   );
   assertEquals(
     await refuse("train", `--resume=${out}`),

@@ -213,6 +213,17 @@ Deno.test({
   },
 });
 
+Deno.test("--help lists the variables with their defaults", async () => {
+  assertMatch(
+    await succeed("train", "--help"),
+    /^Train a Llama\. .*\n\n {2}--preset=\n(.*\n)+ {2}--learning_rate=0\.0003\n/,
+  );
+  assertMatch(
+    await succeed("sample", "--help"),
+    /^Write text .*\n\n {2}--checkpoint=\n(.*\n)+ {2}--temperature=0\.8\n/,
+  );
+});
+
 Deno.test("--debug=tape lists the ops of one micro-step", async () => {
   const out = freshPath();
   const flags = ["--debug=tape", "--eval_interval=1", "--save_interval=1", "--sample_interval=1"];
