@@ -241,6 +241,9 @@ Deno.test("the gradient of each op is that of finite differences", () => {
   checkGrad((qkv) => attention(qkv, heads(H)), [2, 17, 80]);
   checkGrad((x) => swiglu(x), [17, 14]);
   checkGrad((a, b) => add(a, b), [17, 3], [17, 3]);
+  const targets = tokens([17], [-1, ...integers(16, 61, 2)]),
+    head = { vocab_size: 61, head_chunk: 5, grad_scale: 1 };
+  checkGrad((x, w) => linearCrossEntropy(x, w, targets, head), [17, 7], { weight: [64, 7] });
 });
 
 // ---- fused ops against those they stand for
