@@ -102,12 +102,12 @@ function loadVariant(asked: string): void {
 }
 
 /**
- * Has waiting OpenMP threads sleep after about 0.1 ms. By default GCC's runtime spins for some 10 ms, and then training next
+ * Has waiting OpenMP threads sleep after about 0.3 ms. By default GCC's runtime spins for some 10 ms, and then training next
  * to any other busy process is 10 times slower. It reads this variable when the first library is loaded.
  */
 function limitSpinning(): void {
   if (!environment("GOMP_SPINCOUNT") && !environment("OMP_WAIT_POLICY")) {
-    Deno.env.set("GOMP_SPINCOUNT", "2000");
+    Deno.env.set("GOMP_SPINCOUNT", "5000");
   }
 }
 
