@@ -1,22 +1,44 @@
-// deno task build: compiles kernels.cpp into build/libloam_cpu*.so, one library per instruction set.
+// deno task build: compiles the libraries of build/. kernels.cpp becomes libloam_cpu*.so, one for each instruction set;
+// kernels.cu becomes libloam_cuda.so where nvcc is found, and with the headers of tests/emu libloam_emu.so, which runs the
+// CUDA kernels on a CPU for the tests.
 // Each is compiled to a temporary name and renamed, because overwriting a library that a process has loaded crashes it.
 import { parseArgs } from "@std/cli/parse-args";
+import { codeFlags, findToolkit, resolveArchs } from "./cuda_toolkit.ts";
 import { runMain, UserError } from "./errors.ts";
 import { libraryUrl, pathOf } from "./library.ts";
+import { answer } from "./programs.ts";
+import { parsePtxas, ptxasTable } from "./ptxas.ts";
+import { symbols } from "./symbols.ts";
 
 const ROOT = new URL("../", import.meta.url);
+const EXPORTS = "build/exports.map"; // linker script: these functions and nothing else
+const PTXAS = "build/ptxas.txt"; // the command that built the CUDA library, then what ptxas said
+
+const KINDS = ["cpu", "emu", "cuda"] as const;
+type Kind = typeof KINDS[number];
+
+/** What to build. */
+export type BuildOptions = {
+  only: readonly Kind[];
+  force: boolean; // what is up to date, too
+  arch?: string | undefined; // CUDA: all, native or a number; unset: any that is built will do, else all
+  verbose: boolean; // print the registers of each CUDA kernel
+};
+
+/** How to make one library. Paths are relative to the repository, as nvcc does not take spaces in all places. */
+type Recipe = { name: string; args: string[]; sources: string[] };
+type Job = Recipe & { compiler: string; version: string };
+
+const HOST_FLAGS = ["-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Wextra"];
+const OPENMP = Deno.build.os === "darwin" ? [] : ["-fopenmp"]; // Apple's clang ships none
+const LINK = Deno.build.os === "darwin" ? [] : [`-Wl,--version-script=${EXPORTS}`, "-Wl,-z,nodelete"]; // never unloaded: idle OpenMP threads would run in unmapped code at exit
 
 const CPU_FLAGS = [
-  "-std=c++17",
+  ...HOST_FLAGS,
   "-O3",
-  "-fPIC",
-  "-shared",
-  "-fvisibility=hidden",
   "-fno-math-errno", // sqrt and exp set no errno: lets loops vectorise
   "-fno-trapping-math",
   "-ffp-contract=fast", // a * b + c may become one FMA
-  "-Wall",
-  "-Wextra",
 ];
 
 /** Instruction sets to build for on this processor family; the best one is chosen when the library is opened. */
@@ -28,7 +50,7 @@ const CPU_VARIANTS: Record<string, string[]> = Deno.build.arch === "x86_64"
 export async function findCompiler(): Promise<{ command: string; version: string }> {
   const asked = Deno.env.get("CXX");
   for (const command of asked ? [asked] : ["g++", "c++", "clang++"]) {
-    const version = await firstLine(command, ["--version"]);
+    const version = (await answer(command, ["--version"]))?.split("\n")[0];
     if (version) return { command, version };
   }
   throw new UserError(
@@ -38,78 +60,171 @@ export async function findCompiler(): Promise<{ command: string; version: string
   );
 }
 
-/** First line that a program prints, or undefined where it cannot be run. */
-export async function firstLine(command: string, args: string[]): Promise<string | undefined> {
+// ---- what there is to build
+
+/** The jobs that are not up to date. */
+async function staleJobs({ only, force, arch, verbose }: BuildOptions): Promise<Job[]> {
+  const host = [...only.includes("cpu") ? cpuRecipes() : [], ...only.includes("emu") ? emuRecipes() : []];
+  const recipes = host.filter((recipe) => force || !isFresh(recipe));
+  const stale = recipes.length > 0 ? withCompiler(recipes, await findCompiler()) : [];
+  if (!only.includes("cuda")) return stale;
+  const cuda = await cudaJob(arch ?? "all");
+  if (typeof cuda === "string") {
+    if (arch || verbose) throw new UserError(`Cannot build the CUDA library: ${cuda}`);
+    console.log(`CUDA library: skipped, ${cuda}`);
+    return stale;
+  }
+  const isOther = arch !== undefined && commandOfReport() !== commandOf(cuda);
+  return force || isOther || !isFresh(cuda) ? [cuda, ...stale] : stale; // it takes longest
+}
+
+function withCompiler(recipes: Recipe[], { command, version }: { command: string; version: string }): Job[] {
+  return recipes.map((recipe) => ({ ...recipe, compiler: command, version }));
+}
+
+function cpuRecipes(): Recipe[] {
+  return Object.entries(CPU_VARIANTS).map(([name, flags]) => ({
+    name,
+    args: [...CPU_FLAGS, ...OPENMP, ...flags, "kernels.cpp", ...LINK, "-ldl"],
+    sources: ["kernels.cpp", "kernels.h"],
+  }));
+}
+
+/** The emulator needs Linux; it stays on this machine, so it may use all of its instructions. */
+function emuRecipes(): Recipe[] {
+  if (Deno.build.os !== "linux") return [];
+  const cuda = ["-DLOAM_EMU", "-Itests/emu", "-Wno-unknown-pragmas", "-x", "c++", "kernels.cu"];
+  return [{
+    name: "emu",
+    args: [...HOST_FLAGS, "-O2", "-march=native", ...OPENMP, ...cuda, ...LINK, "-ldl"],
+    sources: ["kernels.cu", "kernels.h", ...headers("tests/emu")],
+  }];
+}
+
+function headers(folder: string): string[] {
+  return [...Deno.readDirSync(new URL(folder, ROOT))].map(({ name }) => `${folder}/${name}`)
+    .filter((path) => path.endsWith(".h"));
+}
+
+/** The CUDA library, or in words why it cannot be built here. */
+async function cudaJob(arch: string): Promise<Job | string> {
+  const toolkit = await findToolkit();
+  if (typeof toolkit === "string") return toolkit;
+  const archs = await resolveArchs(arch, toolkit);
+  const host = ["-fPIC", "-fvisibility=hidden", "-idirafter", toolkit.include];
+  return {
+    name: "cuda",
+    compiler: toolkit.nvcc,
+    version: `nvcc ${toolkit.release} for sm_${archs.join(", sm_")}`,
+    args: [
+      ...["-std=c++17", "-O3", "-shared", "-cudart", "static", "-Xptxas", "-v", "--threads", "2"],
+      ...codeFlags(archs),
+      ...host.flatMap((flag) => ["-Xcompiler", flag]),
+      ...[`-DLOAM_CUBLASLT_DIR="${toolkit.lib}"`, "kernels.cu"],
+      ...["-Xlinker", `--version-script=${EXPORTS}`, "-Xlinker", "-z", "-Xlinker", "nodelete", "-ldl"],
+    ],
+    sources: ["kernels.cu", "kernels.h"],
+  };
+}
+
+function isFresh({ name, sources }: Recipe): boolean {
+  const programs = ["build.ts", "cuda_toolkit.ts", "symbols.ts"].map((name) =>
+    new URL(name, import.meta.url)
+  );
   try {
-    const { success, stdout } = await new Deno.Command(command, { args, stdout: "piped", stderr: "null" })
-      .output();
-    return success ? new TextDecoder().decode(stdout).split("\n")[0] : undefined;
-  } catch {
-    return undefined; // not installed
+    const built = Deno.statSync(libraryUrl(name)).mtime!.getTime();
+    return [...sources.map((path) => new URL(path, ROOT)), ...programs]
+      .every((file) => Deno.statSync(file).mtime!.getTime() < built);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
   }
 }
 
-function isFresh(output: URL, sources: URL[]): boolean {
+// ---- compiling
+
+function commandOf({ compiler, args }: Job): string {
+  return [compiler, ...args].join(" ");
+}
+
+function commandOfReport(): string {
   try {
-    const built = Deno.statSync(output).mtime!.getTime();
-    return sources.every((source) => Deno.statSync(source).mtime!.getTime() < built);
+    return Deno.readTextFileSync(new URL(PTXAS, ROOT)).split("\n")[0]!;
   } catch {
-    return false;
+    return ""; // not built yet
   }
 }
 
-async function compile(command: string, args: string[], source: URL, output: URL): Promise<void> {
-  const temporary = `${pathOf(output)}.${Deno.pid}.tmp`;
-  const { success, stderr } = await new Deno.Command(command, {
-    args: [...args, pathOf(source), "-o", temporary, "-ldl"],
+async function compile(job: Job): Promise<void> {
+  const output = libraryUrl(job.name), temporary = `build/${job.name}.${Deno.pid}.tmp`;
+  const { success, stdout, stderr } = await new Deno.Command(job.compiler, {
+    args: [...job.args, "-o", temporary],
+    cwd: ROOT,
+    stdout: "piped",
     stderr: "piped",
   }).output();
-  const text = new TextDecoder().decode(stderr).trim();
+  const text = new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+  const warnings = text.split("\n").filter((line) => !isPtxasInfo(line)).join("\n").trim();
   if (!success) {
-    await Deno.remove(temporary).catch(() => {});
-    throw new UserError(`Cannot compile ${pathOf(source)} with ${command}:\n${text}`);
+    await Deno.remove(new URL(temporary, ROOT)).catch(() => {});
+    const without = job.name === "cuda" ? "\nTo go on without it: deno task build --only=cpu" : "";
+    throw new UserError(
+      `Cannot compile ${pathOf(new URL(job.sources[0]!, ROOT))} with ${job.compiler}:\n${warnings}${without}`,
+    );
   }
-  if (text) console.error(text);
-  await Deno.rename(temporary, output);
+  if (warnings) console.error(warnings);
+  if (job.name === "cuda") await Deno.writeTextFile(new URL(PTXAS, ROOT), `${commandOf(job)}\n${text}`);
+  await Deno.rename(new URL(temporary, ROOT), output);
+}
+
+function isPtxasInfo(line: string): boolean {
+  return /^ptxas info|bytes stack frame/.test(line);
 }
 
 /** Builds what is out of date, two compilers at a time (each takes about 300 MB). */
-export async function build(force: boolean): Promise<void> {
+export async function build(options: BuildOptions): Promise<void> {
   await Deno.mkdir(new URL("build/", ROOT), { recursive: true });
-  const source = new URL("kernels.cpp", ROOT);
-  const sources = [source, new URL("kernels.h", ROOT), new URL(import.meta.url)];
-  const stale = Object.entries(CPU_VARIANTS).filter(([name]) => force || !isFresh(libraryUrl(name), sources));
-  if (stale.length === 0) return console.log("build/: the CPU libraries are up to date");
-
-  const { command, version } = await findCompiler();
-  console.log(`compiling ${stale.map(([name]) => name).join(", ")} with ${version}`);
-  const platform = Deno.build.os === "darwin"
-    ? [] // Apple's clang ships no OpenMP
-    : ["-fopenmp", "-Wl,-z,nodelete"]; // never unloaded: idle OpenMP threads would run in unmapped code at exit
-  const t0 = performance.now();
-  const queue = [...stale];
-  const worker = async () => {
-    for (let next = queue.shift(); next; next = queue.shift()) {
-      const [name, flags] = next;
-      await compile(command, [...CPU_FLAGS, ...platform, ...flags], source, libraryUrl(name));
+  const stale = await staleJobs(options), queue = [...stale], t0 = performance.now();
+  if (stale.length > 0) {
+    await Deno.writeTextFile(new URL(EXPORTS, ROOT), exportsMap());
+    for (const version of new Set(stale.map((job) => job.version))) {
+      const jobs = stale.filter((job) => job.version === version).map(({ name }) => name);
+      console.log(`compiling ${jobs.join(", ")} with ${version}`);
     }
-  };
-  await Promise.all([worker(), worker()]);
-  console.log(
-    `built ${stale.map(([name]) => libraryUrl(name).pathname.split("/").at(-1)).join(", ")} in ${
-      ((performance.now() - t0) / 1000).toFixed(1)
-    } s`,
-  );
+    const worker = async () => {
+      for (let next = queue.shift(); next; next = queue.shift()) await compile(next);
+    };
+    await Promise.all([worker(), worker()]);
+    const names = stale.map(({ name }) => libraryUrl(name).pathname.split("/").at(-1));
+    console.log(`built ${names.join(", ")} in ${((performance.now() - t0) / 1000).toFixed(1)} s`);
+  } else console.log("build/: the libraries are up to date");
+  if (options.verbose) console.log(ptxasTable(parsePtxas(Deno.readTextFileSync(new URL(PTXAS, ROOT)))));
 }
 
-if (import.meta.main) {
-  await runMain(async () => {
-    const flags = parseArgs(Deno.args, {
-      boolean: ["force"],
-      unknown: (arg) => {
-        throw new UserError(`Cannot build: unknown argument ${arg}; the only flag is --force`);
-      },
-    });
-    await build(flags.force);
-  });
+/** The functions of kernels.h, of which symbols.ts has the list. */
+function exportsMap(): string {
+  const names = Object.keys(symbols).filter((name) => name !== "synchronize_async");
+  return `{\n  global:\n${names.map((name) => `    ${name};`).join("\n")}\n  local: *;\n};\n`;
 }
+
+function readOptions(args: string[]): BuildOptions {
+  const flags = parseArgs(args, {
+    boolean: ["force", "verbose"],
+    string: ["only", "arch"],
+    unknown: (arg) => {
+      throw new UserError(
+        `Cannot build: unknown argument ${arg}; the flags are --only=cpu,emu,cuda --arch=all|native|120 --force --verbose`,
+      );
+    },
+  });
+  const only = flags.only?.split(",") ?? KINDS;
+  const isKind = (name: string): name is Kind => KINDS.some((kind) => kind === name);
+  if (!only.every(isKind)) {
+    throw new UserError(
+      `Cannot build --only=${flags.only}: it must be cpu, emu, cuda or several with commas`,
+    );
+  }
+  return { only, force: flags.force, arch: flags.arch, verbose: flags.verbose };
+}
+
+if (import.meta.main) await runMain(() => build(readOptions(Deno.args)));

@@ -1,7 +1,10 @@
 // deno task doctor: what is here, and what to do about what is missing. Exits with 1 if training cannot run at all.
-import { findCompiler, firstLine } from "./build.ts";
+import { findCompiler } from "./build.ts";
+import { findToolkit } from "./cuda_toolkit.ts";
 import { explain, runMain } from "./errors.ts";
 import { device, libraryExists, open } from "./library.ts";
+import { answer } from "./programs.ts";
+import { parsePtxas } from "./ptxas.ts";
 
 type Finding = { what: string; found: string; advice?: string; needed?: boolean };
 
@@ -52,37 +55,53 @@ function cpuLibrary(): Finding[] {
 }
 
 async function gpu(): Promise<Finding[]> {
-  const card = await firstLine("nvidia-smi", [
-    "--query-gpu=name,driver_version,memory.total",
-    "--format=csv,noheader",
-  ]);
-  const nvcc = await lastLine("nvcc", ["--version"]);
-  const findings: Finding[] = [{ what: "GPU", found: card ?? "none (nvidia-smi does not answer)" }];
-  if (card || nvcc) {
-    findings.push({
-      what: "nvcc",
-      found: nvcc ?? "none",
-      ...(nvcc ? {} : { advice: "install the CUDA toolkit to build the CUDA library" }),
-    });
-  }
-  findings.push({ what: "CUDA library", found: libraryExists("cuda") ? "built" : "not built" });
-  if (!libraryExists("cuda")) return findings;
-  try {
-    open("cuda");
-    findings.push({ what: "CUDA device", found: `${device.name}, ${device.arch}` });
-  } catch (error) {
-    findings.push({ what: "CUDA device", found: "none opens", advice: (error as Error).message });
-  }
-  return findings;
+  const query = ["--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"];
+  const cards = (await answer("nvidia-smi", query))?.split("\n") ?? [];
+  const toolkit = await findToolkit();
+  return [
+    ...cards.map((card) => ({ what: "GPU", found: describe(card) })),
+    ...(cards.length > 0 ? [] : [{ what: "GPU", found: "none (nvidia-smi does not answer)" }]),
+    typeof toolkit === "string"
+      ? {
+        what: "CUDA toolkit",
+        found: "none to build with",
+        ...(cards.length > 0 ? { advice: toolkit } : {}),
+      }
+      : { what: "CUDA toolkit", found: `nvcc ${toolkit.release}, cuBLASLt in ${toolkit.lib}` },
+    ...cudaLibrary(cards.length > 0),
+  ];
 }
 
-async function lastLine(command: string, args: string[]): Promise<string | undefined> {
-  try {
-    const { success, stdout } = await new Deno.Command(command, { args, stderr: "null" }).output();
-    return success ? new TextDecoder().decode(stdout).trim().split("\n").at(-1) : undefined;
-  } catch {
-    return undefined; // not installed
+/** "NVIDIA H100, driver 580.65, 81559 MiB, sm_90" of a line from nvidia-smi. */
+function describe(card: string): string {
+  const [name, driver, memory, capability = "?"] = card.split(", ");
+  return `${name}, driver ${driver}, ${memory}, sm_${capability.replace(".", "")}`;
+}
+
+/** What the library was compiled for, and the GPU, driver and cuBLASLt that it finds, or in its words why not. */
+function cudaLibrary(hasGpu: boolean): Finding[] {
+  if (!libraryExists("cuda")) {
+    const advice = "run: deno task build";
+    return [{ what: "CUDA library", found: "not built", ...(hasGpu ? { advice } : {}) }];
   }
+  const library = { what: "CUDA library", found: `built for ${compiledArchs().join(", ")}` };
+  try {
+    open("cuda");
+  } catch (error) {
+    return [library, { what: "CUDA device", found: "none opens", advice: (error as Error).message }];
+  }
+  return [
+    library,
+    { what: "CUDA device", found: `${device.name}, ${device.arch}` },
+    { what: "cuBLASLt", found: device.blas ?? "none" },
+  ];
+}
+
+/** "sm_80", ... as the compiler reported them. */
+function compiledArchs(): string[] {
+  const report = Deno.readTextFileSync(new URL("../build/ptxas.txt", import.meta.url));
+  return [...new Set(parsePtxas(report).map(({ arch }) => arch))].sort((a, b) => parseInt(a) - parseInt(b))
+    .map((arch) => `sm_${arch}`);
 }
 
 if (import.meta.main) {

@@ -1,0 +1,61 @@
+// What ptxas says about kernels.cu: no kernel may keep more in slow local memory than is written here.
+import { assert, assertEquals } from "@std/assert";
+import { type KernelUse, parsePtxas, ptxasTable } from "./ptxas.ts";
+
+/** Bytes that a kernel may spill. The attention kernels use all registers there are; a few values a thread do not show. */
+function allowance(kernel: string): number {
+  return /^attention_(forward|dq|dkv)_kernel/.test(kernel) ? 16 : 0;
+}
+
+const SAMPLE = `nvcc kernels.cu
+ptxas info    : 24 bytes gmem, 8 bytes cmem[4]
+ptxas info    : Compiling entry function '_Z19attention_dq_kernelILi128EEvP13__nv_bfloat16Pf' for 'sm_90a'
+ptxas info    : Function properties for _Z19attention_dq_kernelILi128EEvP13__nv_bfloat16Pf
+    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas info    : Used 252 registers, used 1 barriers, 408 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z14convert_kernelI13__nv_bfloat16fEvPT_PKT0_m' for 'sm_80'
+ptxas info    : Function properties for _Z14convert_kernelI13__nv_bfloat16fEvPT_PKT0_m
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 10 registers, used 0 barriers, 376 bytes cmem[0]
+`;
+
+Deno.test("parsePtxas() reads kernel, architecture, registers and spills", () => {
+  const expected: KernelUse[] = [
+    { kernel: "attention_dq_kernel<128>", arch: "90a", registers: 252, spill_bytes: 16 },
+    { kernel: "convert_kernel<act>", arch: "80", registers: 10, spill_bytes: 0 },
+  ];
+  assertEquals(parsePtxas(SAMPLE), expected);
+  assertEquals(
+    ptxasTable(expected),
+    "registers (+ spilled bytes)    sm_80   sm_90a\n" +
+      "attention_dq_kernel<128>              252+16B\n" +
+      "convert_kernel<act>               10         ",
+  );
+});
+
+/** The report of the last build, or nothing where the CUDA library was not built or for other architectures. */
+function report(): KernelUse[] {
+  try {
+    const uses = parsePtxas(Deno.readTextFileSync(new URL("../build/ptxas.txt", import.meta.url)));
+    return ["80", "90a", "120"].every((arch) => uses.some((use) => use.arch === arch)) ? uses : [];
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
+}
+
+const uses = report();
+
+Deno.test({
+  name: "no CUDA kernel spills more than its allowance on any architecture",
+  ignore: uses.length === 0,
+  fn() {
+    const kernels = new Set(uses.map(({ kernel }) => kernel));
+    assert(
+      kernels.size > 30 && uses.length >= 3 * kernels.size,
+      `${kernels.size} kernels, ${uses.length} uses`,
+    );
+    const over = uses.filter(({ kernel, spill_bytes }) => spill_bytes > allowance(kernel));
+    assertEquals(over, [], ptxasTable(over));
+  },
+});
