@@ -2,12 +2,13 @@
 // for. Every answer is one line of JSON, the same as torch_llama.py gives.
 import process from "node:process";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { copyToDevice, device, memoryUse, open } from "../ffi/library.ts";
-import { init, type LlamaConfig, loss } from "../model/llama.ts";
+import { device, type DeviceName, memoryUse, open, tokenSource } from "../ffi/library.ts";
+import { init, type LlamaConfig, loss, type Recompute } from "../model/llama.ts";
+import { planMemory } from "../model/plan.ts";
 import { parseOverrides } from "../runtime/config.ts";
+import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
-import { fixed } from "../runtime/tensor.ts";
 import { lines } from "./lines.ts";
 
 const WARMUP = 3; // steps before anything is timed; memory is allocated in the first
@@ -26,11 +27,15 @@ const defaults = {
   threads: 0,
   dtype: "float32",
   device: "cpu",
+  head_chunk: 2048,
+  recompute: "norm_swiglu",
 };
+type Options = typeof defaults;
 
-/** Builds the model and returns a function that does one optimizer step on a new batch and returns its loss. */
-function trainer(o: typeof defaults): { step: () => number; parameters: number } {
-  const config: LlamaConfig = {
+const ADAMW = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
+
+function modelOf(o: Options): LlamaConfig {
+  return {
     vocab_size: o.V,
     n_layer: o.n_layer,
     n_embd: o.n_embd,
@@ -43,33 +48,52 @@ function trainer(o: typeof defaults): { step: () => number; parameters: number }
     norm_eps: 1e-6,
     tie_word_embeddings: true,
   };
-  const model = init(config);
+}
+
+/** Bytes of device memory that model/plan.ts foretells. Leaves the plan device open. */
+function plannedBytes(o: Options): number {
+  const settings = { ...ADAMW, ...o, batch_size: o.B, gradient_accumulation_steps: o.accum, seed: 0 };
+  const plan = planMemory(modelOf(o), settings, o.device === "cpu" ? "f32" : "bf16");
+  return Object.values(plan).reduce((a, b) => a + b, 0);
+}
+
+/** Builds the model and returns a function that does one optimizer step on a new batch and returns its loss. */
+function trainer(o: Options): { step: () => number; parameters: number } {
+  const config = modelOf(o), model = init(config);
   const parameters = new Parameters(model, { seed: 0, train: true });
-  const optimizer = new AdamW(parameters, {
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    weight_decay: 0.1,
-    grad_clip: 1,
-  });
-  const idx = fixed([o.B, o.T], "i32", "inputs"), targets = fixed([o.B, o.T], "i32", "inputs");
-  const inputs = new Int32Array(o.B * o.T), outputs = new Int32Array(o.B * o.T);
+  const optimizer = new AdamW(parameters, ADAMW);
+  const inputs = new Inputs(o.B, o.T, o.accum), nextBatch = randomBatches(o);
 
   function step(): number {
     for (let micro = 0; micro < o.accum; micro++) {
-      for (let i = 0; i < inputs.length; i++) inputs[i] = Math.random() * o.V;
-      outputs.set(inputs.subarray(1));
-      copyToDevice(idx.address, inputs);
-      copyToDevice(targets.address, outputs);
-      const l = loss(model, idx, targets, config, { grad_scale: 1 / o.accum }); // (1)
-      backward(l);
+      inputs.fill(micro, nextBatch);
+      const l = loss(model, inputs.idx, inputs.targets, config, {
+        grad_scale: 1 / o.accum,
+        head_chunk: o.head_chunk,
+        recompute: o.recompute as Recompute,
+      }); // (1)
       optimizer.addLoss(l, 1 / o.accum, micro === 0);
+      backward(l);
       endStep();
     }
     optimizer.step(3e-4);
     return optimizer.result().loss; // waits for a GPU
   }
   return { step, parameters: parameters.count() };
+}
+
+/** Windows at random places in a file of random tokens, gathered as in training. */
+function randomBatches({ B, T, V }: Options): (x: bigint, y: bigint) => void {
+  const n = Math.max(2 ** 20, 2 * T), path = Deno.makeTempFileSync({ dir: "/tmp", prefix: "loam_" });
+  Deno.writeFileSync(path, new Uint8Array(Uint16Array.from({ length: n }, () => Math.random() * V).buffer));
+  const { handle } = tokenSource.open(path, 0, 2);
+  Deno.removeSync(path); // it stays mapped
+  return (x, y) => {
+    for (let b = 0; b < B; b++) {
+      const row = BigInt(4 * b * T), start = BigInt(Math.floor(Math.random() * (n - T)));
+      tokenSource.gather(x + row, y + row, handle, start, T, V);
+    }
+  };
 }
 
 function timed(step: () => number, count: number): Record<string, unknown> {
@@ -85,7 +109,7 @@ function timed(step: () => number, count: number): Record<string, unknown> {
 
 /** Of the GPU, or of the whole process on a CPU. */
 function peakBytes(): number {
-  return device.library === "cuda" ? memoryUse().peak : process.resourceUsage().maxRSS * 1024;
+  return device.library !== "cpu" ? memoryUse().peak : process.resourceUsage().maxRSS * 1024;
 }
 
 function say(message: Record<string, unknown>): void {
@@ -100,13 +124,15 @@ if (import.meta.main) {
         `Cannot train in ${options.dtype} on cuda: loam uses bfloat16 there; set --dtype=bfloat16`,
       );
     }
-    open(options.device === "cuda" ? "cuda" : "cpu", {
+    const planned_bytes = plannedBytes(options);
+    open(options.device as DeviceName, {
       threads: options.threads,
       bf16_gemm: options.dtype === "bfloat16",
     });
     const { step, parameters } = trainer(options);
     for (let i = 0; i < WARMUP; i++) step();
-    say({ ready: true, parameters, version: Deno.version.deno, device: device.name, blas: device.blas });
+    const { name, blas } = device;
+    say({ ready: true, parameters, version: Deno.version.deno, device: name, blas, planned_bytes });
     for await (const line of lines(Deno.stdin.readable)) {
       const count = /^steps (\d+)$/.exec(line)?.[1];
       if (!count) throw new UserError(`Cannot read the line "${line}": it should be "steps N"`);

@@ -6,12 +6,7 @@ import os from "node:os";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { parseOverrides } from "../runtime/config.ts";
 import { lines } from "./lines.ts";
-
-const SHAPES = {
-  "tiny": { n_layer: 4, n_embd: 128, n_head: 4, n_kv_head: 2, n_inner: 384, T: 64, B: 12, V: 65 },
-  "small": { n_layer: 6, n_embd: 384, n_head: 6, n_kv_head: 2, n_inner: 1024, T: 256, B: 8, V: 65 },
-  "gpt-270m": { n_layer: 24, n_embd: 1024, n_head: 16, n_kv_head: 4, n_inner: 2816, T: 2048, B: 4, V: 50257 },
-};
+import { type Shape, SHAPES } from "./shapes.ts";
 
 const defaults = {
   preset: "small", // tiny, small or gpt-270m
@@ -24,14 +19,25 @@ const defaults = {
   dtype: "float32", // or bfloat16: loam's bf16 GEMM inputs (CPU) or bf16 weights (CUDA), PyTorch's autocast
   threads: navigator.hardwareConcurrency, // of the CPU, for both
   device: "cpu", // or cuda
+  head_chunk: 2048, // loam's rows whose logits are in memory at a time
+  recompute: "norm_swiglu", // what loam's backward computes again; see train.ts
+  only: "", // some of the sides, such as loam or "loam,torch compile"
+  alone: false, // each side ends before the next one starts: for models of which three do not fit on a card
+  json: "", // where the results go; "" = a name in bench/results/ that says what was measured
 };
 type Options = typeof defaults;
-type Shape = typeof SHAPES["small"];
 
 const PAUSE_MS = 300; // between turns: OpenMP threads spin for up to 200 ms after their last work
 
 /** What a side says when it has built and warmed up its model, and after each turn. */
-type Ready = { ready: true; parameters: number; version: string; device: string; blas?: string };
+type Ready = {
+  ready: true;
+  parameters: number;
+  version: string;
+  device: string;
+  blas?: string;
+  planned_bytes?: number; // of device memory, by model/plan.ts
+};
 type Turn = { step_ms: number[]; loss: number; peak_bytes: number };
 
 type Result = {
@@ -43,61 +49,73 @@ type Result = {
   ready: Ready;
 };
 
-/** One of the processes that are compared. It trains only while ask() waits for it. */
+/** One of the processes that are compared. It trains only while run() waits for it. */
 class Side {
   readonly step_ms: number[] = [];
   ready: Ready | undefined;
   last: Turn | undefined;
-  readonly #child: Deno.ChildProcess;
-  readonly #input: WritableStreamDefaultWriter<Uint8Array>;
-  readonly #output: AsyncGenerator<string, void>;
+  failure: string | undefined;
+  #child: Deno.ChildProcess | undefined;
+  #input: WritableStreamDefaultWriter<Uint8Array> | undefined;
+  #output: AsyncGenerator<string, void> | undefined;
 
-  constructor(readonly name: string, command: string, args: string[]) {
+  constructor(readonly name: string, readonly command: string, readonly args: string[]) {}
+
+  /** Does something with this side unless it has failed. A side that fails is left out from then on; the others go on. */
+  async attempt(act: () => Promise<void>): Promise<void> {
+    if (this.failure) return;
+    try {
+      await act();
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      this.failure = error.message;
+    }
+  }
+
+  /** Starts the process and waits until the model is built and warmed up. */
+  async start(): Promise<void> {
     const cwd = `${import.meta.dirname}/..`;
     try {
-      this.#child = new Deno.Command(command, { args, cwd, stdin: "piped", stdout: "piped" }).spawn();
+      this.#child = new Deno.Command(this.command, { args: this.args, cwd, stdin: "piped", stdout: "piped" })
+        .spawn();
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
       throw new UserError(
-        `Cannot run ${name}: there is no ${command}; set LOAM_PYTHON to a Python that has torch`,
+        `Cannot run ${this.name}: there is no ${this.command}; set LOAM_PYTHON to a Python that has torch`,
       );
     }
     this.#input = this.#child.stdin.getWriter();
     this.#output = lines(this.#child.stdout);
-  }
-
-  /** Waits until the model is built and warmed up. */
-  async start(): Promise<void> {
     this.ready = await this.#answer() as Ready;
   }
 
   /** Runs one step that is not counted, then `count` that are. */
   async run(count: number): Promise<void> {
-    await this.#input.write(new TextEncoder().encode(`steps ${count + 1}\n`));
+    await this.#input!.write(new TextEncoder().encode(`steps ${count + 1}\n`)).catch(() => {}); // #answer() says so
     this.last = await this.#answer() as Turn;
     this.step_ms.push(...this.last.step_ms.slice(1));
   }
 
   async #answer(): Promise<unknown> {
-    const { value, done } = await this.#output.next();
+    const { value, done } = await this.#output!.next();
     if (done) throw new UserError(`Cannot run ${this.name}: its process ended early; the cause stands above`);
     return JSON.parse(value);
   }
 
   /** Lets the process end by closing its input. */
   async stop(): Promise<void> {
-    await this.#input.close().catch(() => {}); // it may have ended already
-    await this.#child.status;
+    await this.#input?.close().catch(() => {}); // it may have ended already
+    await this.#child?.status;
   }
 }
 
 function shapeOf(o: Options): Shape {
-  if (!Object.hasOwn(SHAPES, o.preset)) {
+  const preset = SHAPES[o.preset];
+  if (!preset) {
     throw new UserError(
       `Cannot use preset ${o.preset}: it should be one of ${Object.keys(SHAPES).join(", ")}`,
     );
   }
-  const preset = SHAPES[o.preset as keyof typeof SHAPES];
   return { ...preset, V: o.V || preset.V, B: o.B || preset.B, T: o.T || preset.T };
 }
 
@@ -110,33 +128,37 @@ function flags(values: Record<string, string | number>): string[] {
   return Object.entries(values).map(([name, value]) => `--${name}=${value}`);
 }
 
-/** Starts the three sides one after the other, since warming up uses all cores. */
-async function startSides(o: Options, shape: Shape): Promise<Side[]> {
-  const { accum, threads, dtype, device } = o;
-  const common = flags({ ...shape, accum, threads, dtype, device });
+/** The programs to compare, none of them started. */
+function chooseSides(o: Options, shape: Shape): Side[] {
+  const { accum, threads, dtype, device, head_chunk, recompute } = o;
+  const loam = flags({ ...shape, accum, threads, dtype, device, head_chunk, recompute });
   const torch = flags({ ...shape, V: torchVocab(shape.V), accum, threads, dtype, device });
   const python = Deno.env.get("LOAM_PYTHON") ?? "python3";
-  const commands: [string, string, string[]][] = [
-    ["loam", Deno.execPath(), ["run", "-q", "-P=bench", "bench/loam_steps.ts", ...common]],
-    ["torch eager", python, ["bench/torch_llama.py", "--serve", ...torch]],
-    ["torch compile", python, ["bench/torch_llama.py", "--serve", "--compile", ...torch]],
+  const sides = [
+    new Side("loam", Deno.execPath(), ["run", "-q", "-P=bench", "bench/loam_steps.ts", ...loam]),
+    new Side("torch eager", python, ["bench/torch_llama.py", "--serve", ...torch]),
+    new Side("torch compile", python, ["bench/torch_llama.py", "--serve", "--compile", ...torch]),
   ];
-  const sides = [];
-  for (const [name, command, args] of commands) {
-    const side = new Side(name, command, args);
-    sides.push(side);
-    await side.start();
+  if (!o.only) return sides;
+  const names = o.only.split(","), unknown = names.find((name) => !sides.some((side) => side.name === name));
+  if (unknown) {
+    throw new UserError(
+      `Cannot compare "${unknown}": it should be one of ${sides.map(({ name }) => name).join(", ")}`,
+    );
   }
-  return sides;
+  return sides.filter(({ name }) => names.includes(name));
 }
 
+/** Starts sides one after the other, since warming up uses all cores, has them take turns and ends them. */
 async function takeTurns(sides: Side[], rounds: number, steps: number): Promise<void> {
+  for (const side of sides) await side.attempt(() => side.start());
   for (let round = 0; round < rounds; round++) {
     for (const side of sides) {
       await new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
-      await side.run(steps);
+      await side.attempt(() => side.run(steps));
     }
   }
+  for (const side of sides) await side.stop();
 }
 
 function summarise(side: Side, tokens: number): Result {
@@ -165,7 +187,7 @@ function table(results: Record<string, Result>): string {
     r.tokens_per_sec.toFixed(0),
     `${(r.peak_bytes / 2 ** 30).toFixed(2)} GiB`,
     r.last_loss.toFixed(3),
-    `${(r.tokens_per_sec / best).toFixed(2)}x`,
+    best === null ? "" : `${(r.tokens_per_sec / best).toFixed(2)}x`,
   ]);
   const all = [["", "ms/step", "range", "tokens/s", "peak memory", "loss", "of best torch"], ...rows];
   const widths = all[0]!.map((_, i) => Math.max(...all.map((row) => row[i]!.length)));
@@ -181,29 +203,40 @@ function unsteady(results: Record<string, Result>): string[] {
     .map(([name]) => name);
 }
 
-function bestTorch(results: Record<string, Result>): number {
-  return Math.max(...Object.entries(results).map(([name, r]) => name === "loam" ? 0 : r.tokens_per_sec));
+/** Tokens a second of the faster PyTorch, null where none ran. */
+function bestTorch(results: Record<string, Result>): number | null {
+  const torch = Object.entries(results).filter(([name]) => name !== "loam");
+  return torch.length > 0 ? Math.max(...torch.map(([, r]) => r.tokens_per_sec)) : null;
 }
 
-/** Writes bench/results/cpu-2026-01-31-small-V65-B8-T256-float32.json and returns its path. */
-function save(o: Options, shape: Shape, load: number[], results: Record<string, Result>): string {
-  const gpu = results["torch eager"]!.ready.device;
-  const kind = (o.device === "cuda" ? gpu : "cpu").toLowerCase().replace(/[^a-z0-9]+/g, "-");
+/** Writes bench/results/cpu-2026-01-31-small-V65-B8-T256-float32.json, or to --json, and returns the path. */
+function save(
+  o: Options,
+  shape: Shape,
+  load: number[],
+  results: Record<string, Result>,
+  failures: Record<string, string>,
+): string {
+  const { loam } = results, best = bestTorch(results);
+  const gpu = Object.values(results)[0]?.ready.device ?? o.device;
+  const kind = (o.device === "cuda" ? gpu : o.device).toLowerCase().replace(/[^a-z0-9]+/g, "-");
   const date = new Date().toISOString().slice(0, 10);
   const { V, B, T } = shape;
-  const path = `${import.meta.dirname}/results/${kind}-${date}-${o.preset}-V${V}-B${B}-T${T}-${o.dtype}.json`;
-  Deno.mkdirSync(`${import.meta.dirname}/results`, { recursive: true });
+  const name = `${kind}-${date}-${o.preset}-V${V}-B${B}-T${T}-${o.dtype}.json`;
+  const path = o.json || `${import.meta.dirname}/results/${name}`;
+  if (!o.json) Deno.mkdirSync(`${import.meta.dirname}/results`, { recursive: true });
   const report = {
     command: `deno task bench:peer ${Deno.args.join(" ")}`.trim(),
     date,
     cpu: os.cpus()[0]?.model ?? "unknown",
     device: gpu,
     deno: Deno.version.deno,
-    torch: results["torch eager"]!.ready.version,
+    torch: Object.entries(results).find(([name]) => name !== "loam")?.[1].ready.version ?? null,
     options: { ...o, ...shape, torch_V: torchVocab(V) },
     load_before: load[0], // processes that wanted a core in the minute before
-    ratio_to_best_torch: results.loam!.tokens_per_sec / bestTorch(results),
+    ratio_to_best_torch: loam && best !== null ? loam.tokens_per_sec / best : null,
     results,
+    failures,
   };
   Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
   return path;
@@ -219,17 +252,22 @@ if (import.meta.main) {
     );
     if (load[0]! > 0.5) console.log(`the machine is busy (load ${load[0]!.toFixed(2)}): expect noise`);
 
-    const sides = await startSides(options, shape);
-    await takeTurns(sides, options.rounds, options.steps);
-    for (const side of sides) await side.stop();
+    const sides = chooseSides(options, shape), { rounds, steps } = options;
+    for (const group of options.alone ? sides.map((side) => [side]) : [sides]) {
+      await takeTurns(group, rounds, steps);
+    }
 
     const tokens = shape.B * shape.T * options.accum;
-    const results = Object.fromEntries(sides.map((side) => [side.name, summarise(side, tokens)]));
-    console.log(`\n${table(results)}\n\nmedians of ${options.rounds} turns of ${options.steps} steps`);
+    const ran = sides.filter((side) => !side.failure);
+    const results = Object.fromEntries(ran.map((side) => [side.name, summarise(side, tokens)]));
+    const failures = Object.fromEntries(sides.flatMap((s) => s.failure ? [[s.name, s.failure]] : []));
+    console.log(`\n${table(results)}\n\nmedians of ${rounds} turns of ${steps} steps`);
     const noisy = unsteady(results);
     if (noisy.length > 0) {
       console.log(`not quiet: ${noisy.join(", ")} varied by more than 1.5x; run it again`);
     }
-    console.log(`every step time is in ${save(options, shape, load, results)}`);
+    console.log(`every step time is in ${save(options, shape, load, results, failures)}`);
+    for (const message of Object.values(failures)) console.error(`error: ${message}`);
+    if (ran.length < sides.length) Deno.exit(1);
   });
 }
