@@ -1,0 +1,197 @@
+// Trains the same model on the same batches with train.ts and with PyTorch, from equal weights, and compares the losses of
+// every step: LOAM_PYTHON=python3 deno run -P=bench bench/curve.ts --preset=tiny --data_dir=data/demo --max_iters=200
+//
+// loam's side is `deno task train` itself. What PyTorch is given: the float32 weights that the run began with, the run's
+// config.json, and the list of windows that its loader read; it reads the token files on its own (torch_curve.py).
+import { openDataset } from "../data/bins.ts";
+import { Loader } from "../data/loader.ts";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { copyToHost, device, type DeviceName, open, tokenSource } from "../ffi/library.ts";
+import { llamaConfig, type RunVariables } from "../model/configure.ts";
+import { init } from "../model/llama.ts";
+import { Parameters, type Slot } from "../runtime/optim.ts";
+import { table } from "../runtime/debug.ts";
+import { writeSafetensors } from "../runtime/safetensors.ts";
+import settings from "../deno.json" with { type: "json" };
+
+/** Flags of this program; every other flag goes to train.ts. */
+const OWN = { json: "", dtype: "", threads: String(navigator.hardwareConcurrency) };
+
+/** Losses of both sides, step by step. relative differences are |loam - torch| / torch. */
+export type Curve = {
+  command: string;
+  device: string;
+  act: string; // loam's type of weights and activations
+  torch: { version: string; device: string; dtype: string; step_ms: number };
+  steps: number;
+  max_relative: number;
+  max_at_step: number;
+  last_relative: number;
+  max_grad_norm_relative: number;
+  loam: number[];
+  reference: number[];
+};
+
+/** What train.ts writes to config.json, as far as it is needed here. */
+type Config = RunVariables & {
+  seed: number;
+  batch_size: number;
+  gradient_accumulation_steps: number;
+  max_iters: number;
+};
+
+type Losses = { losses: number[]; grad_norms: number[] };
+
+// ---- loam's side
+
+/** Runs train.ts to its end and returns what it logged. */
+async function trainHere(flags: string[], out_dir: string): Promise<Losses> {
+  const quiet = ["--eval_interval=0", "--sample_interval=0", "--save_interval=0", "--log_interval=50"];
+  const args = [
+    ...settings.tasks.train.command.split(" ").slice(1),
+    ...quiet,
+    ...flags,
+    `--out_dir=${out_dir}`,
+  ];
+  await finish("train.ts", Deno.execPath(), args);
+  const lines = Deno.readTextFileSync(`${out_dir}/metrics.jsonl`).trimEnd().split("\n");
+  const steps = lines.map((line) => JSON.parse(line) as { loss: number; grad_norm: number });
+  return { losses: steps.map(({ loss }) => loss), grad_norms: steps.map(({ grad_norm }) => grad_norm) };
+}
+
+/** Writes what the run began with for PyTorch: weights.safetensors and windows.json. Returns the shape of the model. */
+function writeStart(config: Config, dir: string): void {
+  const dataset = openDataset(config.data_dir), c = llamaConfig(config, dataset.vocab_size);
+  const parameters = new Parameters(init(c), { seed: config.seed, train: false });
+  writeSafetensors(
+    `${dir}/weights.safetensors`,
+    parameters.slots.map((slot) => {
+      const rows = unpaddedRows(slot), values = new Float32Array(slot.size / slot.tensor.shape[0]! * rows);
+      return {
+        name: `${slot.name}.weight`,
+        dtype: "F32",
+        shape: [rows, ...slot.tensor.shape.slice(1)],
+        bytes: () => {
+          copyToHost(values, parameters.master.address + BigInt(4 * slot.offset));
+          return new Uint8Array(values.buffer);
+        },
+      };
+    }),
+  );
+
+  const { seed, batch_size, block_size, gradient_accumulation_steps, max_iters } = config;
+  const options = { split: "train", batch_size, block_size, vocab_size: dataset.vocab_size } as const;
+  const loader = new Loader(tokenSource, dataset, options);
+  const windows = Array.from(
+    { length: max_iters },
+    (_, step) =>
+      Array.from(
+        { length: gradient_accumulation_steps },
+        (_, micro) =>
+          loader.trainWindows({ seed, step, micro, gradient_accumulation_steps, rank: 0, world_size: 1 })
+            .map(({ shard, start }) => [shard, start]),
+      ),
+  );
+  Deno.writeTextFileSync(
+    `${dir}/windows.json`,
+    JSON.stringify({ shards: dataset.train, model: c, windows }),
+  );
+}
+
+/** Rows of a parameter without those that pad the vocabulary. */
+function unpaddedRows({ tensor }: Slot): number {
+  const start = tensor.buf.init!;
+  return ("rows" in start && start.rows) || tensor.shape[0]!;
+}
+
+// ---- PyTorch's side, and the comparison
+
+async function finish(what: string, command: string, args: string[]): Promise<void> {
+  const cwd = `${import.meta.dirname}/..`;
+  const { success } = await new Deno.Command(command, { args, cwd, stdin: "null" }).spawn().status.catch(
+    () => {
+      throw new UserError(
+        `Cannot run ${what}: there is no ${command}; set LOAM_PYTHON to a Python with torch`,
+      );
+    },
+  );
+  if (!success) throw new UserError(`Cannot compare: ${what} failed; the cause stands above`);
+}
+
+/** |a - b| / |b|, the largest of them and its place. */
+export function largestDifference(a: number[], b: number[]): { value: number; at: number } {
+  const relative = b.map((value, i) => Math.abs((a[i] ?? NaN) - value) / Math.abs(value));
+  if (a.length !== b.length || relative.some(Number.isNaN)) {
+    return { value: NaN, at: relative.findIndex(Number.isNaN) };
+  }
+  const value = Math.max(...relative);
+  return { value, at: relative.indexOf(value) };
+}
+
+function printed(curve: Curve): string {
+  const percent = (x: number) => `${(100 * x).toPrecision(2)}%`;
+  const every = Math.max(1, Math.ceil(curve.steps / 10));
+  const steps = Array.from({ length: curve.steps }, (_, i) => i + 1)
+    .filter((step) => step === 1 || step % every === 0 || step === curve.steps);
+  return [
+    table([
+      ["step", "loam", "torch", "difference"],
+      ...steps.map((step) => {
+        const [a, b] = [curve.loam[step - 1]!, curve.reference[step - 1]!];
+        return [`${step}`, a.toFixed(6), b.toFixed(6), percent(Math.abs(a - b) / b)];
+      }),
+    ]),
+    `loam ${curve.act} on ${curve.device}, torch ${curve.torch.version} ${curve.torch.dtype} on ${curve.torch.device}`,
+    `largest difference ${percent(curve.max_relative)}, at step ${curve.max_at_step}; ` +
+    `${percent(curve.last_relative)} at the last, step ${curve.steps}; ` +
+    `of gradient norms ${percent(curve.max_grad_norm_relative)}`,
+  ].join("\n");
+}
+
+if (import.meta.main) {
+  await runMain(async () => {
+    const own = { ...OWN };
+    const flags = Deno.args.filter((arg) => {
+      const [, name, value] = /^--(json|dtype|threads)=(.*)$/.exec(arg) ?? [];
+      if (name) own[name as keyof typeof OWN] = value!;
+      return name === undefined || name === "threads";
+    });
+    const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_curve_" });
+    try {
+      const loam = await trainHere(flags, `${dir}/run`);
+      const config: Config = JSON.parse(Deno.readTextFileSync(`${dir}/run/config.json`));
+      open((config.device || "cpu") as DeviceName, { threads: Number(own.threads) });
+      writeStart(config, dir);
+      const dtype = own.dtype || (device.act === "bf16" ? "bfloat16" : "float32");
+      const python = Deno.env.get("LOAM_PYTHON") ?? "python3";
+      const on = device.library === "cuda" ? "cuda" : "cpu";
+      await finish("torch_curve.py", python, [
+        "bench/torch_curve.py",
+        dir,
+        `--device=${on}`,
+        `--dtype=${dtype}`,
+        `--threads=${own.threads}`,
+      ]);
+      const torch: Losses & Curve["torch"] = JSON.parse(Deno.readTextFileSync(`${dir}/torch.json`));
+      const largest = largestDifference(loam.losses, torch.losses);
+      const { version, step_ms } = torch;
+      const curve: Curve = {
+        command: `bench/curve.ts ${Deno.args.join(" ")}`,
+        device: device.name,
+        act: device.act,
+        torch: { version, device: torch.device, dtype, step_ms },
+        steps: config.max_iters,
+        max_relative: largest.value,
+        max_at_step: largest.at + 1,
+        last_relative: Math.abs(loam.losses.at(-1)! - torch.losses.at(-1)!) / torch.losses.at(-1)!,
+        max_grad_norm_relative: largestDifference(loam.grad_norms, torch.grad_norms).value,
+        loam: loam.losses,
+        reference: torch.losses,
+      };
+      console.log(printed(curve));
+      if (own.json) Deno.writeTextFileSync(own.json, JSON.stringify(curve, null, 1) + "\n");
+    } finally {
+      Deno.removeSync(dir, { recursive: true });
+    }
+  });
+}
