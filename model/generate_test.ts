@@ -4,7 +4,7 @@ import { copyToDevice, device } from "../ffi/library.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
-import { integers, normal, openTestDevice, uniform } from "../runtime/testing.ts";
+import { headSize, integers, normal, openTestDevice, uniform } from "../runtime/testing.ts";
 import { choose, generate, type GenerateOptions, lastLogits, randomNumbers } from "./generate.ts";
 import { forward, init, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
@@ -16,7 +16,7 @@ const config: LlamaConfig = {
   n_embd: 32,
   n_head: 4,
   n_kv_head: 2,
-  head_dim: 8,
+  head_dim: headSize(8),
   n_inner: 48,
   block_size: 24,
   rope_theta: 10000,

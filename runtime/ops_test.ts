@@ -24,6 +24,7 @@ import {
   close,
   forwardBackward,
   gradient,
+  headSize,
   integers,
   leaf,
   normal,
@@ -112,7 +113,7 @@ Deno.test("rope() agrees with float64 and turns back what it turned", () => {
   }
 });
 
-const HEADS = [8, 32, 40, 64, 128].flatMap((D) =>
+const HEADS = [8, 32, 40, 64, 128].filter((D) => headSize(D) === D).flatMap((D) =>
   [[2, 2], [2, 1], [6, 2]].map(([H, K]) => ({ H: H!, K: K!, D }))
 );
 
@@ -129,16 +130,22 @@ Deno.test("attention() agrees with float64 for head groups of 1, 2, 3 and every 
 });
 
 Deno.test("attention() agrees with float64 where one key takes all the weight", () => {
-  const size = { B: 1, T: 70, H: 1, K: 1, D: 8 };
-  const values = normal(70 * 24, 1).map((x) => Math.fround(16 * x)); // scores of hundreds
-  const out = noGrad(() => attention(tensor([1, 70, 24], values), heads(size)).toArray());
+  const D = headSize(8), size = { B: 1, T: 70, H: 1, K: 1, D };
+  const values = normal(70 * 3 * D, 1).map((x) => Math.fround(16 * x)); // scores of hundreds
+  const out = noGrad(() => attention(tensor([1, 70, 3 * D], values), heads(size)).toArray());
   close(out, ref.attention(values, size), 256 ** 2, "out", 2); // exp() turns the rounding of a score, 256 u, into a factor
   endStep();
 });
 
 Deno.test("cachedAttention() agrees with attention over the whole sequence, in one piece and token by token", () => {
   const T_max = 80, B = 2;
-  for (const { H, K, D } of [{ H: 2, K: 2, D: 8 }, { H: 6, K: 2, D: 40 }, { H: 2, K: 1, D: 128 }]) {
+  for (
+    const { H, K, D } of [{ H: 2, K: 2, D: headSize(8) }, { H: 6, K: 2, D: headSize(40) }, {
+      H: 2,
+      K: 1,
+      D: 128,
+    }]
+  ) {
     for (const pieces of [[70], [65, 1, 1, 3], [1, 1, 17]]) {
       const T = pieces.reduce((a, b) => a + b), width = (H + 2 * K) * D, values = normal(B * T * width, 1);
       const expected = ref.attention(values, { B, T, H, K, D });
@@ -199,15 +206,19 @@ function headCase(N: number, C: number, V: number, targets: number[], head_chunk
   return { ...result, expected: ref.linearCrossEntropy(x.values, w.values, targets, { V, grad_scale }) };
 }
 
+/** Logits have size sqrt(C): exp() turns their rounding into so many roundings of the probabilities. */
+function headStages(C: number): number {
+  return 2 + Math.sqrt(C);
+}
+
 Deno.test("linearCrossEntropy() agrees with float64 whatever the chunk", () => {
   for (const [N, C, V] of [[1, 1, 1], [17, 7, 11], [37, 40, 61], [130, 33, 515]] as const) {
     for (const chunk of [1, 5, 16, N, 1000]) {
       const targets = integers(N, V, 3), { loss, dx, dw, expected } = headCase(N, C, V, targets, chunk, 0.25);
       const what = `of N=${N} C=${C} V=${V} chunk=${chunk}`;
-      // Logits have size sqrt(C): their rounding is that much of the probabilities, which are of size 1.
       close(loss, [expected.loss], C + N + V, `loss ${what}`, 2);
-      close(dx, expected.dx, C * C + V, `dx ${what}`, 2);
-      close(dw, expected.dw, C * C + N, `dw ${what}`, 2);
+      close(dx, expected.dx, C + V, `dx ${what}`, headStages(C));
+      close(dw, expected.dw, C + N, `dw ${what}`, headStages(C));
     }
   }
 });
@@ -222,8 +233,8 @@ Deno.test("linearCrossEntropy() leaves out targets below 0 and still divides by 
   const targets = [3, -1, 5, -100, 7], C = 7;
   const { loss, dx, dw, expected } = headCase(5, C, 11, targets, 2);
   close(loss, [expected.loss], C, "loss", 2);
-  close(dx, expected.dx, C * C, "dx", 2);
-  close(dw, expected.dw, C * C, "dw", 2);
+  close(dx, expected.dx, C, "dx", headStages(C));
+  close(dw, expected.dw, C, "dw", headStages(C));
   for (const row of [1, 3]) assertEquals(dx.subarray(row * C, row * C + C), new Float32Array(C));
   const none = headCase(5, C, 11, [-1, -1, -1, -1, -1], 2);
   assertEquals([none.loss[0], ...none.dx, ...none.dw].every((value) => value === 0), true);
@@ -293,17 +304,19 @@ Deno.test("swigluLinear() leaves an input without gradient as it is", () => {
 // ---- causality
 
 Deno.test("attention() sees nothing of later tokens, and sends no gradient to them", () => {
-  const size = { B: 2, T: 130, H: 2, K: 1, D: 8 }, width = 4 * 8, seen = 70; // tokens 0..69 of each row
+  const D = headSize(8), size = { B: 2, T: 130, H: 2, K: 1, D }, width = 4 * D, seen = 70; // tokens 0..69 of each row
   const early = (i: number, row: number) => Math.floor(i / row) % size.T < seen;
   const values = normal(2 * 130 * width, 1), other = normal(2 * 130 * width, 2);
   const run = (values: ref.Numbers) =>
     noGrad(() => attention(tensor([2, 130, width], values), heads(size)).toArray());
   const out = run(values), changed = run(values.map((x, i) => early(i, width) ? x : other[i]!));
   endStep();
-  out.forEach((y, i) => assertEquals(y === changed[i], early(i, 2 * 8), `out[${i}]`));
+  out.forEach((y, i) => early(i, 2 * D) && assertEquals(y, changed[i], `out[${i}]`));
+  const equal = out.filter((y, i) => !early(i, 2 * D) && y === changed[i]).length;
+  assert(equal < 0.05 * out.length, `${equal} of ${out.length} later values are the same`); // coarse ones meet by chance
 
   const qkv = tensor([2, 130, width], values, true),
-    dout = normal(out.length, 3).map((d, i) => early(i, 16) ? d : 0);
+    dout = normal(out.length, 3).map((d, i) => early(i, 2 * D) ? d : 0);
   const { grads } = forwardBackward(() => attention(qkv, heads(size)), [qkv], dout);
   grads[0]!.forEach((g, i) => early(i, width) || assertEquals(Math.abs(g), 0, `dqkv[${i}]`));
 });
@@ -394,8 +407,8 @@ Deno.test("every op refuses tensors of the wrong kind", () => {
 });
 
 Deno.test("cachedAttention() has no backward pass and says so", () => {
-  const H = { n_head: 1, n_kv_head: 1, head_dim: 8 }, qkv = tensor([1, 1, 24], normal(24, 1), true);
-  const cache = fixed([1, 1, 2, 8], "act", "cache");
+  const D = headSize(8), H = { n_head: 1, n_kv_head: 1, head_dim: D };
+  const qkv = tensor([1, 1, 3 * D], normal(3 * D, 1), true), cache = fixed([1, 1, 2, D], "act", "cache");
   const y = cachedAttention(qkv, H, { k: cache, v: cache }, 0);
   assertThrows(() => backward(y), Error, "cachedAttention: there is no backward pass; use attention()");
   endStep();
@@ -437,16 +450,16 @@ Deno.test("NaN and infinities reach every output that depends on them, and no ot
 });
 
 Deno.test("attention() hands NaN in a query, key or value on to all that read it", () => {
-  const size = { n_head: 2, n_kv_head: 1, head_dim: 8 }, T = 130;
+  const D = headSize(8), size = { n_head: 2, n_kv_head: 1, head_dim: D }, T = 130;
   for (const [head, readers] of [[0, [0]], [2, [0, 1]], [3, [0, 1]]] as const) {
-    const values = normal(T * 32, 1);
-    values[66 * 32 + head * 8] = NaN;
-    const bad = new Set(nonFinite(noGrad(() => attention(tensor([1, T, 32], values), size).toArray())));
+    const values = normal(T * 4 * D, 1);
+    values[66 * 4 * D + head * D] = NaN;
+    const bad = new Set(nonFinite(noGrad(() => attention(tensor([1, T, 4 * D], values), size).toArray())));
     const last = head === 0 ? 66 : T - 1; // a query concerns its own row, keys and values those from there on
     for (let t = 66; t <= last; t++) {
-      for (const h of readers) assert(bad.has((t * 2 + h) * 8), `t ${t}, head ${h}, NaN in ${head}`);
+      for (const h of readers) assert(bad.has((t * 2 + h) * D), `t ${t}, head ${h}, NaN in ${head}`);
     }
-    assert(![...bad].some((i) => Math.floor(i / 16) < 60), "rows long before are as they were");
+    assert(![...bad].some((i) => Math.floor(i / (2 * D)) < 60), "rows long before are as they were");
     endStep();
   }
 });
@@ -454,15 +467,18 @@ Deno.test("attention() hands NaN in a query, key or value on to all that read it
 // ---- equal bits
 
 Deno.test("every op gives the same bits twice", () => {
-  const H = { n_head: 6, n_kv_head: 2, head_dim: 40 },
+  const D = headSize(40),
+    H = { n_head: 6, n_kv_head: 2, head_dim: D },
     N = 260,
     C = 96,
     ids = tokens([2, 130], integers(N, 50, 1));
   const step = () => {
-    const w = normalWeight([400, C], 1).t, table = normalWeight([64, C], 2).t, norm = normalWeight([C], 3).t;
-    const down = normalWeight([C, 120], 4).t, out = normalWeight([C, 240], 5).t;
+    const w = normalWeight([10 * D, C], 1).t,
+      table = normalWeight([64, C], 2).t,
+      norm = normalWeight([C], 3).t;
+    const down = normalWeight([C, 3 * D], 4).t, out = normalWeight([C, 6 * D], 5).t;
     const x = embedding(ids, table); // (2, 130, C)
-    const y = attention(rope(linear(rmsnorm(x, norm, EPS), w), rotations(130, 40).t, H), H); // (2, 130, 240)
+    const y = attention(rope(linear(rmsnorm(x, norm, EPS), w), rotations(130, D).t, H), H); // (2, 130, 6 * D)
     const z = add(linear(y, out, x), linear(swiglu(y), down));
     const loss = linearCrossEntropy(z, table, ids, { vocab_size: 50, head_chunk: 100, grad_scale: 1 });
     const value = loss.toArray();

@@ -11,6 +11,7 @@ import {
   type Data,
   forwardBackward,
   gradient,
+  headSize,
   integers,
   leaf,
   normal,
@@ -169,16 +170,17 @@ Deno.test("swiglu() of a sum hands its gradient on to all terms", () => {
 });
 
 Deno.test("swiglu() of attention leaves the output that attention's backward pass reads", () => {
-  const size = { B: 1, T: 5, H: 2, K: 1, D: 8 }, HEADS = { n_head: 2, n_kv_head: 1, head_dim: 8 };
-  const x = leaf([1, 5, 4], 1), w = normalWeight([32, 4], 2);
-  const dout = normal(5 * 8, 3);
+  const D = headSize(8), size = { B: 1, T: 5, H: 2, K: 1, D };
+  const HEADS = { n_head: 2, n_kv_head: 1, head_dim: D };
+  const x = leaf([1, 5, 4], 1), w = normalWeight([4 * D, 4], 2);
+  const dout = normal(5 * D, 3);
   const { grads } = forwardBackward(
     () => swiglu(attention(linear(x.t, w.t), HEADS)),
     [x.t],
     dout,
   );
   const qkv = ref.linear(x.values, w.values, 4), y = ref.attention(qkv, size);
-  const dqkv = ref.attentionBackward(ref.swigluBackward(dout, y, 8), qkv, size);
+  const dqkv = ref.attentionBackward(ref.swigluBackward(dout, y, D), qkv, size);
   close(grads[0]!, ref.linearBackward(dqkv, x.values, w.values, 4).dx, 32, "dx", 4);
 });
 
@@ -275,19 +277,19 @@ Deno.test("backward() takes a view of the loss and leaves the loss readable", ()
 
 /** A small model with every op: its weights, and a micro-step that returns the loss. */
 function smallModel() {
-  const V = 11, C = 16, N = 2 * 17, H = { n_head: 2, n_kv_head: 1, head_dim: 8 };
+  const V = 11, C = 16, N = 2 * 17, D = headSize(8), H = { n_head: 2, n_kv_head: 1, head_dim: D };
   const w = {
     table: param([64, C], { std: 1, rows: V }),
     norm: param([C], { value: 1 }),
-    qkv: param([32, C], { std: 0.3 }),
-    o: param([C, C], { std: 0.3 }),
+    qkv: param([4 * D, C], { std: 0.3 }),
+    o: param([C, 2 * D], { std: 0.3 }),
     gate_up: param([2 * C, C], { std: 0.3 }),
     unused: param([5, 3], { std: 1 }),
   };
   const parameters = new Parameters(w, { seed: 1, train: true });
   const idx = tokens([2, 17], integers(N, V, 1)),
     targets = tokens([2, 17], integers(N, V, 2)),
-    turns = rotations(17, 8).t;
+    turns = rotations(17, D).t;
   const loss = (grad_scale = 1) => {
     const x = embedding(idx, w.table);
     const y = linear(attention(rope(linear(rmsnorm(x, w.norm, EPS), w.qkv), turns, H), H), w.o, x);

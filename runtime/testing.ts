@@ -41,6 +41,11 @@ export function integers(n: number, below: number, seed: number): number[] {
   return Array.from({ length: n }, () => Math.ceil(u() * below) - 1);
 }
 
+/** The smallest head size of at least D that the device's attention takes: any on the CPU, one of three on a GPU. */
+export function headSize(D: number): number {
+  return device.act === "f32" ? D : [32, 64, 128].find((size) => size >= D)!;
+}
+
 /** Values rounded to the device's act type. */
 function toAct(values: number[]): Values {
   const floats = Float32Array.from(values);
