@@ -8,10 +8,13 @@ export const ROOT = new URL("../", import.meta.url);
 type Task = "prepare" | "train" | "sample";
 export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
 
-/** A model and batch so small that a step takes about a millisecond, and nothing but training. Later flags win. */
+/**
+ * A model and batch so small that a step takes about a millisecond, and nothing but training. Later flags win. One thread:
+ * on a busy machine threads that wait for each other make it a hundred times slower.
+ */
 export const SMALL = [
   ...["--n_layer=2", "--n_embd=32", "--n_head=4", "--n_kv_head=2", "--n_inner=48", "--block_size=16"],
-  ...["--batch_size=4", "--threads=2", "--warmup_iters=5", "--learning_rate=0.01"],
+  ...["--batch_size=4", "--threads=1", "--warmup_iters=5", "--learning_rate=0.01"],
   ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0"],
 ];
 
