@@ -13,9 +13,10 @@ import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, s
 import { AdamW, Parameters } from "./optim.ts";
 import { backward, claim, endStep, grad } from "./tape.ts";
 import { param, type Tensor, tensor, writeFloats } from "./tensor.ts";
-import { gradient, integers, normal, openTestDevice, rotations, tokens } from "./testing.ts";
+import { gradient, headSize, integers, normal, openTestDevice, rotations, tokens } from "./testing.ts";
 
 openTestDevice();
+const C = headSize(8); // width of the model, one head
 
 /** Runs f in a debug mode and leaves it again. */
 function inMode<T>(mode: DebugMode, f: () => T): T {
@@ -30,7 +31,7 @@ function inMode<T>(mode: DebugMode, f: () => T): T {
 
 /** Two layers, one of each op in each, and the line that applies gate_up. */
 function twoLayers() {
-  const C = 8, V = 11, H = { n_head: 1, n_kv_head: 1, head_dim: 8 };
+  const V = 11, H = { n_head: 1, n_kv_head: 1, head_dim: C };
   const layer = () => ({
     norm: param([C], { value: 1 }),
     qkv: param([3 * C, C], { std: 0.3 }),
@@ -40,7 +41,7 @@ function twoLayers() {
   const parameters = new Parameters(w, { seed: 1, train: true });
   const idx = tokens([2, 5], integers(10, V, 1)),
     targets = tokens([2, 5], integers(10, V, 2)),
-    turns = rotations(5, 8).t;
+    turns = rotations(5, C).t;
   let gateLine = "";
   const forward = () =>
     w.layers.reduce((x, w) => {
@@ -60,12 +61,12 @@ function plant(t: Tensor, at: number, value: number): void {
 
 Deno.test("--debug names step, op, layer, tensor, shape, place and call site of a planted NaN", () => {
   const { w, loss, gateLine } = twoLayers();
-  plant(w.layers[1]!.gate_up, 3 * 8, NaN); // the fourth gate
+  plant(w.layers[1]!.gate_up, 3 * C, NaN); // the fourth gate
   debug.step = 7;
   const error = assertThrows(() => inMode("check", loss), UserError);
   assertEquals(
     error.message,
-    "Non-finite value in step 7: linear, layers.1, output (2, 5, 16) is NaN at [0, 0, 3]; " +
+    `Non-finite value in step 7: linear, layers.1, output (2, 5, ${2 * C}) is NaN at [0, 0, 3]; ` +
       `the op was called at ${gateLine()}`,
   );
   assertMatch(gateLine(), /^runtime\/debug_test\.ts:\d+$/);
@@ -75,16 +76,16 @@ Deno.test("--debug names the parameter whose gradient is not finite", () => {
   const { w } = twoLayers(), { gate_up } = w.layers[0]!;
   const backwardOf = (dout: number) =>
     inMode("check", () => {
-      const y = linear(tensor([2, 8], normal(16, 1)), gate_up);
+      const y = linear(tensor([2, C], normal(2 * C, 1)), gate_up);
       claim(y);
-      writeFloats(grad(y), normal(32, 2).with(1, dout), "act");
+      writeFloats(grad(y), normal(4 * C, 2).with(1, dout), "act");
       backward(y);
     });
   backwardOf(1); // finite values pass
   const error = assertThrows(() => backwardOf(Infinity), UserError);
   assertMatch(
     error.message,
-    /linear, layers\.0, gradient of layers\.0\.gate_up \(16, 8\) is -?Infinity at \[1, 0\];/,
+    /linear, layers\.0, gradient of layers\.0\.gate_up \(\d+, \d+\) is -?Infinity at \[1, 0\];/,
   );
 });
 
@@ -126,8 +127,8 @@ Deno.test("--debug=tape lists every op of a micro-step, forward in order and bac
     ...forward.map((op) => `forward ${op}`),
     ...forward.toReversed().map((op) => `backward ${op}`),
   ]);
-  assertEquals(rows[2]!.slice(0, 5), ["1", "forward", "rmsnorm", "layers.0", "(2, 5, 8)"]);
-  assertEquals(rows[10]!.slice(0, 5), ["9", "forward", "linear", "layers.1", "(2, 5, 24)"]);
+  assertEquals(rows[2]!.slice(0, 5), ["1", "forward", "rmsnorm", "layers.0", `(2, 5, ${C})`]);
+  assertEquals(rows[10]!.slice(0, 5), ["9", "forward", "linear", "layers.1", `(2, 5, ${3 * C})`]);
 });
 
 Deno.test("--debug=profile adds up every op, every layer and the optimizer", () => {
