@@ -325,7 +325,7 @@ export type HeadOptions = {
 };
 
 /**
- * Mean cross entropy of softmax(x w^T) at the targets, in nats. x (..., C), w (V_padded, C), targets (...) int32, < 0 = no
+ * Cross entropy of softmax(x w^T) at the targets, in nats, summed and divided by all N rows. x (..., C), w (V_padded, C), targets (...) int32, < 0 = no
  * loss -> (1) float. The logits are made, used and overwritten by their own gradient chunk by chunk, so the gradients of x
  * and w are computed here; backward only hands them over.
  */
