@@ -325,9 +325,9 @@ export type HeadOptions = {
 };
 
 /**
- * Cross entropy of softmax(x w^T) at the targets, in nats, summed and divided by all N rows. x (..., C), w (V_padded, C), targets (...) int32, < 0 = no
- * loss -> (1) float. The logits are made, used and overwritten by their own gradient chunk by chunk, so the gradients of x
- * and w are computed here; backward only hands them over.
+ * Mean cross entropy of softmax(x w^T) at the targets, in nats. x (..., C), w (V_padded, C), targets (...) int32 -> (1) float.
+ * A target < 0 has no loss, but the mean is over all N rows. The logits are made, used and overwritten by their own gradient
+ * chunk by chunk, so the gradients of x and w are computed here; backward only hands them over.
  */
 export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, options: HeadOptions): Tensor {
   const [V_padded, C] = matrix("linearCrossEntropy", w), N = x.size / C;
