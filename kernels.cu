@@ -442,10 +442,8 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
     cudaGetLastError();  // clears it: the device is fine
     size_t free_bytes = 0, total = 0;
     cudaMemGetInfo(&free_bytes, &total);
-    FAIL(
-        "cannot allocate %.1f MiB on %s: %.1f MiB free of %.1f MiB, %.1f MiB allocated by this process: lower "
-        "batch_size or head_chunk, or recompute more",
-        bytes / 1048576.0, gpu.properties.name, free_bytes / 1048576.0, total / 1048576.0, gpu.allocated / 1048576.0);
+    FAIL("%.1f MB do not fit on %s: %.1f MB are free of %.1f MB, %.1f MB already given", bytes / 1e6,
+         gpu.properties.name, free_bytes / 1e6, total / 1e6, gpu.allocated / 1e6);
   }
   CUDA(e);
   CUDA(cudaMemsetAsync(p, 0, bytes, gpu.stream));

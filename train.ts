@@ -3,7 +3,7 @@ import loam from "./deno.json" with { type: "json" };
 import { type Dataset, openDataset } from "./data/bins.ts";
 import { Loader, type Position } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
-import { runMain, UserError } from "./ffi/errors.ts";
+import { KernelError, runMain, UserError } from "./ffi/errors.ts";
 import { writeAtomic } from "./ffi/files.ts";
 import { chooseDevice, open, synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
@@ -11,7 +11,7 @@ import { configure, llamaConfig } from "./model/configure.ts";
 import { openDevice } from "./model/device.ts";
 import { generate } from "./model/generate.ts";
 import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
-import { memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
+import { doesNotFit, memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
 import { holdsRun, json, listCheckpoints, readTrainerState, saveCheckpoint } from "./runtime/checkpoint.ts";
 import {
   debug,
@@ -108,7 +108,22 @@ export async function train(args: string[]): Promise<void> {
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
   const c = llamaConfig(config, dataset.vocab_size);
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
+  try {
+    await run(config, c, dataset, tokenizer, checkpoint);
+  } catch (error) {
+    const isMemory = error instanceof KernelError && error.message.startsWith("mem_alloc");
+    throw isMemory ? doesNotFit(error, c, config) : error;
+  }
+}
 
+/** Trains, or evaluates the model to resume. */
+async function run(
+  config: TrainConfig,
+  c: LlamaConfig,
+  dataset: Dataset,
+  tokenizer: Tokenizer | undefined,
+  checkpoint: string | undefined,
+): Promise<void> {
   const { batch_size: B, block_size: T, gradient_accumulation_steps, head_chunk } = config;
   const why = useDevice(config);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };

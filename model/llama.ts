@@ -2,7 +2,7 @@
 // SwiGLU, no biases, tied embeddings. This is the file to edit: gradients follow from the ops, no derivative is written here.
 // B batch, T time, C n_embd, H query heads, K key/value heads, D head_dim, F n_inner, V vocab_size.
 import { UserError } from "../ffi/errors.ts";
-import { copyToDevice } from "../ffi/library.ts";
+import { copyToDevice, device } from "../ffi/library.ts";
 import {
   attention,
   cachedAttention,
@@ -62,6 +62,11 @@ export function validate(c: LlamaConfig): void {
       `Cannot build the model: n_head ${c.n_head} is not divisible by n_kv_head ${c.n_kv_head}; each key/value head serves the same number of query heads`,
     );
   }
+  if (device.act === "bf16" && ![32, 64, 128].includes(c.head_dim)) {
+    throw new UserError(
+      `Cannot build the model: head_dim ${c.head_dim} must be 32, 64 or 128 on a GPU; it is n_embd ${c.n_embd} / n_head ${c.n_head} unless set`,
+    );
+  }
   if (c.head_dim % 8 !== 0) {
     throw new UserError(
       `Cannot build the model: head_dim ${c.head_dim} must be a multiple of 8 (rotary positions pair its halves); it is n_embd ${c.n_embd} / n_head ${c.n_head} unless set`,
@@ -110,7 +115,9 @@ export type KVCache = { pos: number; layers: LayerCache[] };
  * What backward computes again instead of keeping it, least memory last: nothing; the outputs of norms and swiglu (almost
  * free); the gate/up product too (12% more FLOPs); whole blocks (30% more).
  */
-export type Recompute = "none" | "norm_swiglu" | "gate_up" | "block";
+export type Recompute = typeof RECOMPUTE[number];
+/** Its values. */
+export const RECOMPUTE = ["none", "norm_swiglu", "gate_up", "block"] as const;
 
 function selfAttention(
   x: Tensor,

@@ -1,13 +1,14 @@
 // What a run will need before it starts: parameters, memory by kind, FLOPs and speed. The memory plan runs one whole step of
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
-import { open, synchronizeNow } from "../ffi/library.ts";
+import { type KernelError, UserError } from "../ffi/errors.ts";
+import { device, memoryUse, open, synchronizeNow } from "../ffi/library.ts";
 import { table } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { formatBytes } from "../runtime/metrics.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { forgetMemory, memoryByKind } from "../runtime/memory.ts";
-import { init, type LlamaConfig, loss, paddedVocab, type Recompute } from "./llama.ts";
+import { init, type LlamaConfig, loss, paddedVocab, RECOMPUTE, type Recompute } from "./llama.ts";
 
 /** The variables of train.ts that decide memory and speed. */
 export type StepSettings = AdamWOptions & {
@@ -30,19 +31,73 @@ export function modelSize(c: LlamaConfig): string {
 
 /** Bytes that one step takes by kind, without a device. act is the type of weights and activations of the device meant. */
 export function planMemory(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16"): Record<string, number> {
-  forgetMemory();
   open("plan", { act });
+  endStep(); // of a step that may have failed half-way
+  forgetMemory();
   microSteps({ ...c }, s, 1);
   const plan = memoryByKind();
   forgetMemory();
   return plan;
 }
 
+function sum(plan: Record<string, number>): number {
+  return Object.values(plan).reduce((a, b) => a + b, 0);
+}
+
 /** The plan as a table with its sum. */
 export function memoryTable(plan: Record<string, number>): string {
-  const total = Object.values(plan).reduce((a, b) => a + b, 0);
   return table(
-    [...Object.entries(plan), ["total", total] as const].map(([kind, bytes]) => [kind, formatBytes(bytes)]),
+    [...Object.entries(plan), ["total", sum(plan)] as const].map((
+      [kind, bytes],
+    ) => [kind, formatBytes(bytes)]),
+  );
+}
+
+/**
+ * Flags with which a step takes at most so many bytes: the largest batch, the least recomputing, the largest head_chunk,
+ * each alone; all three at their smallest where none is enough alone. Empty where that is not enough either.
+ */
+export function settingsThatFit(
+  c: LlamaConfig,
+  s: StepSettings,
+  act: "f32" | "bf16",
+  bytes: number,
+): string[] {
+  const { batch_size: B, gradient_accumulation_steps } = s;
+  type Change = Partial<
+    Pick<StepSettings, "batch_size" | "gradient_accumulation_steps" | "recompute" | "head_chunk">
+  >;
+  const fits = (change: Change) => 1.03 * sum(planMemory(c, { ...s, ...change }, act)) <= bytes; // allocators round up
+  const divisors = Array.from({ length: B - 1 }, (_, i) => B - 1 - i).filter((b) => B % b === 0);
+  const batches = divisors.map((batch_size): Change => ({
+    batch_size,
+    gradient_accumulation_steps: gradient_accumulation_steps * B / batch_size, // as many tokens a step
+  }));
+  const levels = RECOMPUTE.slice(1 + RECOMPUTE.indexOf(s.recompute as Recompute));
+  const chunks = [4096, 2048, 1024, 512, 256, 128].filter((rows) =>
+    rows < Math.min(s.head_chunk, B * c.block_size)
+  );
+  const kinds = [
+    batches,
+    levels.map((recompute) => ({ recompute })),
+    chunks.map((head_chunk) => ({ head_chunk })),
+  ];
+  const alone = kinds.flatMap((changes) => changes.find(fits) ?? []);
+  const together: Change = Object.assign({}, ...kinds.map((changes) => changes.at(-1) ?? {}));
+  const found = alone.length > 0 ? alone : fits(together) ? [together] : [];
+  return found.map((change) => Object.entries(change).map(([name, value]) => `--${name}=${value}`).join(" "));
+}
+
+/** What to tell the user when the open device has too little memory for a run: how much is missing and what would fit. */
+export function doesNotFit(error: KernelError, c: LlamaConfig, s: StepSettings): UserError {
+  const { now, free } = memoryUse(), act = device.act; // before the plan takes the place of the device
+  const needed = formatBytes(sum(planMemory(c, s, act))), fitting = settingsThatFit(c, s, act, now + free);
+  const advice = fitting.length > 0
+    ? `this fits: ${fitting.join(", or ")}`
+    : "no batch_size, recompute or head_chunk fits; choose a smaller model or block_size";
+  return new UserError(
+    `Cannot train with batch_size ${s.batch_size}, recompute ${s.recompute} and head_chunk ${s.head_chunk}: a step ` +
+      `needs ${needed}; ${error.message}; ${advice}`,
   );
 }
 

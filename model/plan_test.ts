@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import type { LlamaConfig, Recompute } from "./llama.ts";
-import { memoryTable, modelSize, planMemory } from "./plan.ts";
+import { memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
 
 const gpt270m: LlamaConfig = {
   vocab_size: 50257,
@@ -16,19 +16,21 @@ const gpt270m: LlamaConfig = {
   tie_word_embeddings: true,
 };
 
+const settings = {
+  batch_size: 4,
+  gradient_accumulation_steps: 32,
+  head_chunk: 2048,
+  recompute: "none",
+  seed: 1,
+  beta1: 0.9,
+  beta2: 0.95,
+  eps: 1e-8,
+  weight_decay: 0.1,
+  grad_clip: 1,
+};
+
 function plan(recompute: Recompute, batch_size = 4): { total: number; kinds: Record<string, number> } {
-  const kinds = planMemory(gpt270m, {
-    batch_size,
-    gradient_accumulation_steps: 32,
-    head_chunk: 2048,
-    recompute,
-    seed: 1,
-    beta1: 0.9,
-    beta2: 0.95,
-    eps: 1e-8,
-    weight_decay: 0.1,
-    grad_clip: 1,
-  }, "bf16");
+  const kinds = planMemory(gpt270m, { ...settings, batch_size, recompute }, "bf16");
   return { total: Object.values(kinds).reduce((a, b) => a + b, 0), kinds };
 }
 
@@ -54,4 +56,19 @@ Deno.test("planMemory() shrinks with each level of recompute and grows with the 
   assertEquals(totals, totals.toSorted((a, b) => b - a));
   assertEquals(new Set(totals).size, 4);
   assert(plan("norm_swiglu", 8).total > plan("norm_swiglu", 4).total);
+});
+
+Deno.test("settingsThatFit() keeps the tokens of a step, changes one thing where that is enough, else all, else none", () => {
+  const fit = (bytes: number) => settingsThatFit(gpt270m, settings, "bf16", bytes);
+  const need = (change: Partial<typeof settings>) =>
+    Object.values(planMemory(gpt270m, { ...settings, ...change }, "bf16")).reduce((a, b) => a + b, 0);
+  assertEquals(fit(1.04 * need({ batch_size: 2 })), [
+    "--batch_size=2 --gradient_accumulation_steps=64",
+    "--recompute=gate_up",
+  ]);
+  assertEquals(fit(1.04 * need({ head_chunk: 512 })).at(-1), "--head_chunk=512");
+  assertEquals(fit(1.04 * need({ batch_size: 1, recompute: "block", head_chunk: 128 })), [
+    "--batch_size=1 --gradient_accumulation_steps=128 --recompute=block --head_chunk=128",
+  ]);
+  assertEquals(fit(5e9), []);
 });

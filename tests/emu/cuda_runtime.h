@@ -3,6 +3,7 @@
 // LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order. Read by cudaSetDevice.
 // LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, no_cublaslt, old_cublaslt: pretends it, so that the
 //                messages of device_open can be tested.
+// LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset. Read by cudaSetDevice.
 #pragma once
 #include "cuda_bf16.h"
 #include "cuda_emu.h"
@@ -32,6 +33,8 @@ struct cudaDeviceProp {
 
 namespace emu {
 inline cudaError_t last_error = cudaSuccess;
+inline size_t memory_total, memory_used;
+inline std::map<void*, size_t> memory_sizes;
 inline bool pretends(const char* fault) {
   const char* asked = getenv("LOAM_EMU_FAULT");
   return asked && !strcmp(asked, fault);
@@ -66,11 +69,13 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
 inline cudaError_t cudaSetDevice(int) {
   const char* seed = getenv("LOAM_EMU_SEED");
   emu::set_seed(seed ? strtoull(seed, nullptr, 10) : 0);
+  const char* memory = getenv("LOAM_EMU_MEMORY");
+  emu::memory_total = memory ? strtoull(memory, nullptr, 10) : (size_t)8 << 30;
   emu::failure[0] = 0;
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  *p = {"emulated GPU", 8, 0, 4, (size_t)8 << 30};
+  *p = {"emulated GPU", 8, 0, 4, emu::memory_total};
   if (emu::pretends("wrong_arch"))
     p->major = 7, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
   return cudaSuccess;
@@ -84,14 +89,21 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) { return *s =
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
   // The exact size, so that AddressSanitizer sees the first byte behind it.
-  if (bytes > ((size_t)8 << 30) || posix_memalign(p, 256, bytes)) return cudaErrorMemoryAllocation;
+  if (emu::memory_used + bytes > emu::memory_total || posix_memalign(p, 256, bytes)) return cudaErrorMemoryAllocation;
+  emu::memory_used += emu::memory_sizes[*p] = bytes;
   return cudaSuccess;
 }
-inline cudaError_t cudaFree(void* p) { return free(p), cudaSuccess; }
-inline cudaError_t cudaHostAlloc(void** p, size_t bytes, int) { return cudaMalloc(p, bytes); }
-inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
+inline cudaError_t cudaFree(void* p) {
+  emu::memory_used -= emu::memory_sizes[p];
+  emu::memory_sizes.erase(p);
+  return free(p), cudaSuccess;
+}
+inline cudaError_t cudaHostAlloc(void** p, size_t bytes, int) {
+  return posix_memalign(p, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
 inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
-  *free_bytes = (size_t)7 << 30, *total = (size_t)8 << 30;
+  *free_bytes = emu::memory_total - emu::memory_used, *total = emu::memory_total;
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, int, cudaStream_t) {
