@@ -1,7 +1,7 @@
 // Mistakes of the person at the keyboard, and files that were damaged: one line that names what is wrong, exit code 1,
 // and nothing written.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { libraryExists } from "../ffi/library.ts";
+import { chooseDevice } from "../ffi/library.ts";
 import { copy, dataset, freshPath, list, refuse, run, SMALL, succeed } from "./helpers.ts";
 
 let shared: Promise<{ data: string; finished: string }> | undefined;
@@ -90,11 +90,11 @@ Deno.test("train --blas=nonsense lists the libraries there are", async () => {
 });
 
 Deno.test({
-  name: "train and sample --device=cuda say how to build the library that is missing",
-  ignore: libraryExists("cuda"),
+  name: "train and sample --device=cuda say what is missing: the library or the driver",
+  ignore: chooseDevice().name === "cuda",
   async fn() {
     const expected =
-      /^Cannot open \S+libloam_cuda\.\w+: it is not built; run: deno task build \(it needs nvcc/;
+      /^Cannot open (\S+libloam_cuda\.\w+: it is not built; run: deno task build|device cuda: .*driver)/;
     assertMatch(await refuseToTrain("--device=cuda"), expected);
     const { finished } = await given();
     assertMatch(await refuse("sample", `--checkpoint=${finished}`, "--device=cuda"), expected);

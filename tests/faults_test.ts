@@ -154,7 +154,12 @@ Deno.test("sample says that the weights are damaged when they hold a NaN", async
   const out = await trained();
   plantNaN(out, "model.norm.weight", 0);
   for (const temperature of [0, 1]) {
-    const { code, stderr } = await run("sample", `--checkpoint=${out}`, `--temperature=${temperature}`);
+    const { code, stderr } = await run(
+      "sample",
+      "--device=cpu",
+      `--checkpoint=${out}`,
+      `--temperature=${temperature}`,
+    );
     assertEquals(code, 1);
     assertEquals(
       errorLine(stderr),

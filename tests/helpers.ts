@@ -14,7 +14,7 @@ export type Result = { code: number; signal: Deno.Signal | null; stdout: string;
  */
 export const SMALL = [
   ...["--n_layer=2", "--n_embd=32", "--n_head=4", "--n_kv_head=2", "--n_inner=48", "--block_size=16"],
-  ...["--batch_size=4", "--threads=1", "--warmup_iters=5", "--learning_rate=0.01"],
+  ...["--batch_size=4", "--device=cpu", "--threads=1", "--warmup_iters=5", "--learning_rate=0.01"],
   ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0"],
 ];
 

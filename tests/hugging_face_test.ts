@@ -112,7 +112,14 @@ live(
   async () => {
     const directory = await checkpoint("gpt2");
     const sample = (path: string, ...flags: string[]) =>
-      succeed("sample", `--checkpoint=${path}`, "--prompt=Once", "--max_new_tokens=30", ...flags);
+      succeed(
+        "sample",
+        "--device=cpu",
+        `--checkpoint=${path}`,
+        "--prompt=Once",
+        "--max_new_tokens=30",
+        ...flags,
+      );
     const float32 = freshPath(), bfloat16 = freshPath();
     await python("-c", RESAVE, directory, float32, bfloat16);
     assert(!list(float32).includes("trainer_state.json"));

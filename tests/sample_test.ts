@@ -14,7 +14,7 @@ function model(): Promise<string> {
 }
 
 async function sample(...flags: string[]): Promise<string> {
-  return await succeed("sample", "--checkpoint", await model(), ...flags);
+  return await succeed("sample", "--device=cpu", "--checkpoint", await model(), ...flags);
 }
 
 Deno.test("sample continues the prompt in words of the training text and stops at the end of the text", async () => {
@@ -56,13 +56,13 @@ Deno.test("sample takes a run, a checkpoint, and a copy of one without the optim
     Deno.removeSync(`${alone}/${file}`);
   }
   const [first, ...others] = await Promise.all([run, checkpoint, alone].map((path) => {
-    return succeed("sample", `--checkpoint=${path}`, "--prompt=time");
+    return succeed("sample", "--device=cpu", `--checkpoint=${path}`, "--prompt=time");
   }));
   for (const text of others) assertEquals(text, first);
 });
 
 Deno.test("sample ends without a word when nobody reads on", async () => {
-  const flags = ["--temperature=3", "--top_k=0", "--max_new_tokens=1_000_000"];
+  const flags = ["--device=cpu", "--temperature=3", "--top_k=0", "--max_new_tokens=1_000_000"];
   const running = new Running("sample", `--checkpoint=${await model()}`, "--prompt=a\n", ...flags);
   await running.line("a");
   await running.close();
