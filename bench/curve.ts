@@ -106,15 +106,17 @@ function unpaddedRows({ tensor }: Slot): number {
 
 // ---- PyTorch's side, and the comparison
 
+/** Runs a program, its output with ours, and waits until it has succeeded. */
 async function finish(what: string, command: string, args: string[]): Promise<void> {
-  const cwd = `${import.meta.dirname}/..`;
-  const { success } = await new Deno.Command(command, { args, cwd, stdin: "null" }).spawn().status.catch(
-    () => {
-      throw new UserError(
-        `Cannot run ${what}: there is no ${command}; set LOAM_PYTHON to a Python with torch`,
-      );
-    },
-  );
+  const options = { args, cwd: `${import.meta.dirname}/..`, stdin: "null" } as const;
+  let child: Deno.ChildProcess;
+  try {
+    child = new Deno.Command(command, options).spawn();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw new UserError(`Cannot run ${what}: there is no ${command}; set LOAM_PYTHON to a Python with torch`);
+  }
+  const { success } = await child.status;
   if (!success) throw new UserError(`Cannot compare: ${what} failed; the cause stands above`);
 }
 

@@ -124,7 +124,7 @@ if (import.meta.main) {
         `Cannot train in ${options.dtype} on cuda: loam uses bfloat16 there; set --dtype=bfloat16`,
       );
     }
-    const planned_bytes = plannedBytes(options);
+    const planned = options.device === "cpu" ? {} : { planned_bytes: plannedBytes(options) };
     open(options.device as DeviceName, {
       threads: options.threads,
       bf16_gemm: options.dtype === "bfloat16",
@@ -132,7 +132,7 @@ if (import.meta.main) {
     const { step, parameters } = trainer(options);
     for (let i = 0; i < WARMUP; i++) step();
     const { name, blas } = device;
-    say({ ready: true, parameters, version: Deno.version.deno, device: name, blas, planned_bytes });
+    say({ ready: true, parameters, version: Deno.version.deno, device: name, blas, ...planned });
     for await (const line of lines(Deno.stdin.readable)) {
       const count = /^steps (\d+)$/.exec(line)?.[1];
       if (!count) throw new UserError(`Cannot read the line "${line}": it should be "steps N"`);

@@ -132,7 +132,8 @@ function flags(values: Record<string, string | number>): string[] {
 function chooseSides(o: Options, shape: Shape): Side[] {
   const { accum, threads, dtype, device, head_chunk, recompute } = o;
   const loam = flags({ ...shape, accum, threads, dtype, device, head_chunk, recompute });
-  const torch = flags({ ...shape, V: torchVocab(shape.V), accum, threads, dtype, device });
+  const cudaOrCpu = device === "cuda" ? "cuda" : "cpu"; // emu is loam's alone
+  const torch = flags({ ...shape, V: torchVocab(shape.V), accum, threads, dtype, device: cudaOrCpu });
   const python = Deno.env.get("LOAM_PYTHON") ?? "python3";
   const sides = [
     new Side("loam", Deno.execPath(), ["run", "-q", "-P=bench", "bench/loam_steps.ts", ...loam]),

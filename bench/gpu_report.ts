@@ -1,0 +1,173 @@
+// The result file of bench/gpu.sh. With a stage: puts its figures into the file. Without one: prints the file as tables.
+//   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
+import { runMain, UserError } from "../ffi/errors.ts";
+import { table } from "../runtime/debug.ts";
+import type { Curve } from "./curve.ts";
+import type { Report as KernelReport } from "./kernels.ts";
+
+/** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit. */
+export type Stage = {
+  code: number;
+  seconds: number;
+  finished: string; // time, UTC
+  files: Record<string, unknown>; // its JSON files by name
+  facts: Record<string, string | number>; // what its log says
+};
+
+/** The whole file: a stage that runs again replaces its earlier results. */
+export type Results = { date: string; stages: Record<string, Stage> };
+
+type PeerSide = {
+  median_ms: number;
+  tokens_per_sec: number;
+  peak_bytes: number;
+  ready: { planned_bytes?: number };
+};
+type Peer = { results: Record<string, PeerSide>; failures: Record<string, string> };
+type TorchKernels = {
+  torch: string;
+  results: { op: string; variant: string; ms?: number; error?: string }[];
+};
+
+// ---- gathering
+
+/** Reads the file and, where there is none yet, begins one. */
+function read(path: string): Results {
+  try {
+    return JSON.parse(Deno.readTextFileSync(path));
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    return { date: new Date().toISOString().slice(0, 10), stages: {} };
+  }
+}
+
+/** The figures of a stage: $work/stage.json, $work/stage-*.json and what its log says. */
+export function gather(work: string, stage: string, code: number, seconds: number): Stage {
+  const names = Array.from(Deno.readDirSync(work), ({ name }) => name).sort();
+  const own = names.filter((name) =>
+    name.endsWith(".json") && (name.startsWith(`${stage}-`) || name === `${stage}.json`)
+  );
+  const files = Object.fromEntries(own.map((name) => [name, parse(`${work}/${name}`)]));
+  const log = names.includes(`${stage}.log`) ? Deno.readTextFileSync(`${work}/${stage}.log`) : "";
+  return { code, seconds, finished: new Date().toISOString(), files, facts: factsOf(stage, log) };
+}
+
+/** A file that a killed process left half-written is kept as what it is. */
+function parse(path: string): unknown {
+  try {
+    return JSON.parse(Deno.readTextFileSync(path));
+  } catch (error) {
+    return { unreadable: (error as Error).message };
+  }
+}
+
+/** "name: value" lines of env, the counts of deno test, the summaries of compute-sanitizer. */
+export function factsOf(stage: string, log: string): Record<string, string | number> {
+  if (stage === "env") {
+    return Object.fromEntries(
+      Array.from(log.matchAll(/^(\w+): (.*)$/gm), ([, name, value]) => [name!, value!]),
+    );
+  }
+  if (stage === "tests") {
+    const summary = Array.from(log.matchAll(/^(?:ok|FAILED) \| .*$/gm)).at(-1)?.[0] ?? "";
+    const count = (word: string) => Number(new RegExp(`(\\d+) ${word}`).exec(summary)?.[1] ?? 0);
+    return summary
+      ? { passed: count("passed"), failed: count("failed"), ignored: count("ignored") }
+      : { summary: "none: the tests did not end" };
+  }
+  if (stage === "sanitizer") {
+    const parts = log.split(/^--- /m).slice(1);
+    return Object.fromEntries(
+      parts.map((part) => [part.split("\n")[0]!, /SUMMARY: (.*)/.exec(part)?.[1] ?? "no summary"]),
+    );
+  }
+  return {};
+}
+
+// ---- printing
+
+function percent(x: number | null, digits = 0): string {
+  return x === null ? "" : `${(100 * x).toFixed(digits)}%`;
+}
+
+/** The file as text. Stages that did not run are missing, what failed is named. */
+export function printed({ stages }: Results): string {
+  const parts = [
+    table([
+      ["stage", "code", "seconds", ""],
+      ...Object.entries(stages).map(([name, { code, seconds, facts }]) => [
+        name,
+        `${code}`,
+        `${seconds}`,
+        name === "env" ? "" : Object.entries(facts).map(([key, value]) => `${key} ${value}`).join(", "),
+      ]),
+    ]),
+  ];
+  const env = stages.env?.facts;
+  if (env) parts.unshift(Object.entries(env).map(([name, value]) => `${name.padEnd(20)}${value}`).join("\n"));
+  const kernels = stages.kernels?.files["kernels.json"] as KernelReport | undefined;
+  if (kernels?.timings) {
+    parts.push(kernelTable(kernels, stages.kernels!.files["kernels-torch.json"] as TorchKernels | undefined));
+  }
+  for (const [name, peer] of Object.entries(stages.steps?.files ?? {})) {
+    parts.push(`${name.replace(".json", "")}\n${peerTable(peer as Peer)}`);
+  }
+  const curve = stages.curve?.files["curve.json"] as Curve | undefined;
+  if (curve?.loam) {
+    parts.push(
+      `loss curve, ${curve.steps} steps: largest difference from PyTorch ${percent(curve.max_relative, 4)} ` +
+        `(step ${curve.max_at_step}), ${percent(curve.last_relative, 4)} at the last step`,
+    );
+  }
+  return parts.join("\n\n");
+}
+
+function kernelTable(kernels: KernelReport, torch: TorchKernels | undefined): string {
+  const best = new Map<string, { ms: number; variant: string }>();
+  for (const { op, variant, ms } of torch?.results ?? []) {
+    if (ms !== undefined && ms < (best.get(op)?.ms ?? Infinity)) best.set(op, { ms, variant });
+  }
+  const rows = kernels.timings.map((t) => {
+    const other = best.get(t.op);
+    return [
+      t.op,
+      t.ms.toFixed(4),
+      t.tflops?.toPrecision(3) ?? "",
+      t.gb_per_sec.toFixed(0),
+      percent(t.share),
+      other ? other.ms.toFixed(4) : "",
+      other ? `${(other.ms / t.ms).toFixed(2)}x` : "",
+      other?.variant ?? "",
+    ];
+  });
+  const header = ["op", "ms", "TFLOP/s", "GB/s", "of roofline", "torch ms", "faster", ""];
+  const failed = kernels.failed.map(({ op, message }) => `failed: ${op}: ${message}`);
+  return [table([header, ...rows]), ...failed].join("\n");
+}
+
+function peerTable({ results = {}, failures = {} }: Partial<Peer>): string {
+  const torch = Object.entries(results).filter(([name]) => name !== "loam").map(([, r]) => r.tokens_per_sec);
+  const rows = Object.entries(results).map(([name, r]) => [
+    name,
+    r.median_ms.toFixed(1),
+    r.tokens_per_sec.toFixed(0),
+    `${(r.peak_bytes / 1e9).toFixed(2)} GB`,
+    torch.length ? `${(r.tokens_per_sec / Math.max(...torch)).toFixed(2)}x` : "",
+    r.ready.planned_bytes ? `planned ${percent(r.ready.planned_bytes / r.peak_bytes, 1)} of it` : "",
+  ]);
+  const failed = Object.values(failures).map((message) => `failed: ${message}`);
+  return [table([["", "ms/step", "tokens/s", "peak memory", "of best torch", ""], ...rows]), ...failed].join(
+    "\n",
+  );
+}
+
+if (import.meta.main) {
+  await runMain(() => {
+    const [path, work, stage, code, seconds] = Deno.args;
+    if (!path) throw new UserError("Cannot report: name the result file; see bench/gpu.sh --help");
+    const results = read(path);
+    if (!work || !stage) return console.log(printed(results));
+    results.stages[stage] = gather(work, stage, Number(code), Number(seconds));
+    Deno.writeTextFileSync(path, JSON.stringify(results, null, 1) + "\n");
+  });
+}

@@ -1,0 +1,139 @@
+// The benchmarks run and say what they should, with shapes that take a moment. Their figures are not looked at here, and what
+// needs PyTorch runs where LOAM_PYTHON names a Python that has it.
+import { assert, assertAlmostEquals, assertEquals, assertLess, assertMatch } from "@std/assert";
+import { allCases, weightCount } from "../bench/cases.ts";
+import { type Curve, largestDifference } from "../bench/curve.ts";
+import { factsOf, gather, printed, type Results } from "../bench/gpu_report.ts";
+import type { Report } from "../bench/kernels.ts";
+import { floor } from "../bench/roofline.ts";
+import { SHAPES } from "../bench/shapes.ts";
+import { libraryExists } from "../ffi/library.ts";
+import { dataset, freshPath, ROOT } from "./helpers.ts";
+
+const PYTHON = Deno.env.get("LOAM_PYTHON");
+const GPT_270M = { ...SHAPES["gpt-270m"]!, head_chunk: 2048, act: 2 };
+
+async function run(program: string, args: string[], env: Record<string, string> = {}): Promise<string> {
+  const command = new Deno.Command(program, { args, cwd: ROOT, env, stdin: "null" });
+  const { code, stdout, stderr } = await command.output();
+  assertEquals(code, 0, new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr));
+  return new TextDecoder().decode(stdout);
+}
+
+function bench(script: string, ...args: string[]): Promise<string> {
+  return run(Deno.execPath(), ["run", "-q", "-P=bench", `bench/${script}.ts`, ...args]);
+}
+
+for (const device of ["cpu", "emu"] as const) {
+  Deno.test({
+    name: `kernels.ts times every call of a step on ${device}`,
+    ignore: !libraryExists(device),
+    fn: async () => {
+      const json = freshPath(), toy = ["--preset=tiny", "--B=1", "--T=32", "--n_layer=1", "--V=65"];
+      const quick = ["--copy_mb=1", "--rotate_mb=0.1", "--batch_ms=0", "--batches=3"];
+      const text = await bench("kernels", `--device=${device}`, ...toy, ...quick, `--json=${json}`);
+      assertMatch(text, /ms for the calls of a micro-step/);
+
+      const report: Report = JSON.parse(Deno.readTextFileSync(json));
+      const sizes = {
+        ...SHAPES.tiny!,
+        B: 1,
+        T: 32,
+        n_layer: 1,
+        head_chunk: 2048,
+        act: device === "emu" ? 2 : 4,
+      };
+      assertEquals(report.timings.map(({ op }) => op), allCases(sizes, 1e6).map(({ op }) => op));
+      assertEquals(report.failed, []);
+      assertEquals(report.device.library, device);
+      for (const { ms, ms_least, ms_most, gb_per_sec, op } of report.timings) {
+        assert(0 < ms_least && ms_least <= ms && ms <= ms_most && gb_per_sec > 0, op);
+      }
+      const sum = report.timings.reduce((sum, { ms, count }) => sum + ms * count, 0);
+      assertAlmostEquals(report.micro_step_ms, sum, 1e-9);
+    },
+  });
+}
+
+Deno.test("allCases() counts the FLOPs of gpt-270m", () => {
+  const cases = allCases(GPT_270M, 0), tokens = GPT_270M.B * GPT_270M.T;
+  const flops = cases.reduce((sum, { flops, count }) => sum + flops * count, 0) / tokens;
+  assertAlmostEquals(flops / 1e9, 2.2848, 1e-4); // 2.2344 of the model, and attention's scores once more in backward
+  assertEquals(weightCount(GPT_270M), 322_094_080);
+});
+
+Deno.test("floor() of an RTX 5090 leaves room for 60,000 tokens/s", () => {
+  const { products, rest } = floor(allCases(GPT_270M, 0), { tflops: 209.5, tb_per_sec: 1.6 });
+  assertAlmostEquals(products, 89.3, 0.1); // 18.7 TFLOP over 209.5 TFLOP/s
+  const tokens_per_sec = GPT_270M.B * GPT_270M.T / (products + rest) * 1000;
+  assert(tokens_per_sec > 78_000 && tokens_per_sec < 82_000, `${tokens_per_sec}`);
+});
+
+Deno.test("largestDifference() is relative, and NaN where a curve has a hole", () => {
+  assertEquals(largestDifference([1, 2.5, 4], [1, 2, 4]), { value: 0.25, at: 1 });
+  assertEquals(largestDifference([1, NaN], [1, 2]), { value: NaN, at: 1 });
+  assertEquals(largestDifference([1], [1, 2]), { value: NaN, at: 1 });
+});
+
+Deno.test("factsOf() reads the counts of deno test and the summaries of compute-sanitizer", () => {
+  const log =
+    "running 3 tests\nFAILED | 134 passed (2 steps) | 2 failed | 5 ignored (26s)\n\nerror: Test failed\n";
+  assertEquals(factsOf("tests", log), { passed: 134, failed: 2, ignored: 5 });
+  assertEquals(factsOf("tests", "killed"), { summary: "none: the tests did not end" });
+  const sanitizer = "--- memcheck\n========= ERROR SUMMARY: 0 errors\n--- racecheck\nkilled\n";
+  assertEquals(factsOf("sanitizer", sanitizer), { memcheck: "0 errors", racecheck: "no summary" });
+  assertEquals(factsOf("env", "nvcc: 13.0\ncpus: 16\n"), { nvcc: "13.0", cpus: "16" });
+});
+
+Deno.test("gather() and printed() make do with what a stage left behind", () => {
+  const work = freshPath();
+  Deno.mkdirSync(work);
+  const side = { median_ms: 50, tokens_per_sec: 160_000, peak_bytes: 1e10, ready: { planned_bytes: 9.9e9 } };
+  const peer = { results: { loam: side }, failures: { "torch eager": "Cannot run torch eager" } };
+  Deno.writeTextFileSync(`${work}/steps-B4.json`, JSON.stringify(peer));
+  Deno.writeTextFileSync(`${work}/steps-B16.json`, '{"results": {"lo'); // its process was killed
+  const stage = gather(work, "steps", 124, 60);
+  assertEquals(Object.keys(stage.files), ["steps-B16.json", "steps-B4.json"]);
+
+  const results: Results = {
+    date: "2026-01-31",
+    stages: { steps: stage, build: gather(work, "build", 1, 2) },
+  };
+  const text = printed(results);
+  assertMatch(text, /^steps +124 +60$/m);
+  assertMatch(text, /^loam +50.0 +160000 +10.00 GB +planned 99.0% of it$/m);
+  assertMatch(text, /failed: Cannot run torch eager/);
+});
+
+Deno.test("gpu.sh goes on after a stage that fails and keeps what there is", async () => {
+  const out = freshPath(), flags = ["--device=cpu", "--quick", `--out=${out}`, "--name=rehearsal"];
+  await run("bench/gpu.sh", [...flags, "--stages=sanitizer,kernels"], { LOAM_PYTHON: "/there/is/no/python" });
+  const { stages }: Results = JSON.parse(Deno.readTextFileSync(`${out}/rehearsal.json`));
+  assertEquals(stages.sanitizer!.code, 1); // there is no GPU here
+  assertEquals(stages.kernels!.code, 0);
+  assertEquals(Object.keys(stages.kernels!.files), ["kernels.json"]);
+  assertMatch(Deno.readTextFileSync(`${out}/rehearsal.log`), /^=== kernels \(.*code 0/m);
+});
+
+Deno.test({
+  name: "curve.ts: train.ts and PyTorch lose alike from equal weights and batches (LOAM_PYTHON)",
+  ignore: !PYTHON,
+  fn: async () => {
+    const json = freshPath(), data = await dataset();
+    const model = [
+      "--n_layer=2",
+      "--n_embd=32",
+      "--n_head=4",
+      "--n_kv_head=2",
+      "--n_inner=48",
+      "--block_size=16",
+    ];
+    const steps = ["--max_iters=20", "--warmup_iters=5", "--batch_size=4", "--gradient_accumulation_steps=2"];
+    const flags = ["--preset=tiny", "--device=cpu", `--data_dir=${data}`, `--json=${json}`, "--threads=2"];
+    await bench("curve", ...flags, ...model, ...steps);
+    const curve: Curve = JSON.parse(Deno.readTextFileSync(json));
+    assertEquals(curve.loam.length, 20);
+    assertLess(curve.max_relative, 1e-5);
+    assertLess(curve.max_grad_norm_relative, 1e-3);
+  },
+});
