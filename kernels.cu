@@ -946,7 +946,7 @@ int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_
          int32_t inverse) {
   BEGIN();
   CHECK_PRESENT(qkv, table);
-  CHECK(B > 0 && T > 0 && pos >= 0 && H > 0 && K >= 0 && D > 0 && D % 2 == 0,
+  CHECK(B > 0 && T > 0 && pos >= 0 && H > 0 && K > 0 && D > 0 && D % 2 == 0,
         "B=%d T=%d pos=%d H=%d K=%d D=%d: sizes must be positive and D even", B, T, pos, H, K, D);
   size_t pairs = (size_t)B * T * (H + K) * (D / 2);
   CHECK(fits_launch(pairs), "B=%d T=%d H=%d K=%d D=%d: too many elements for one launch: lower batch_size", B, T, H, K,

@@ -66,7 +66,7 @@ Deno.test("settingsThatFit() keeps the tokens of a step, changes one thing where
     "--batch_size=2 --gradient_accumulation_steps=64",
     "--recompute=gate_up",
   ]);
-  assertEquals(fit(1.04 * need({ head_chunk: 512 })).at(-1), "--head_chunk=512");
+  assertEquals(fit(1.04 * need({ head_chunk: 1024 })).at(-1), "--head_chunk=1024");
   assertEquals(fit(1.04 * need({ batch_size: 1, recompute: "block", head_chunk: 128 })), [
     "--batch_size=1 --gradient_accumulation_steps=128 --recompute=block --head_chunk=128",
   ]);

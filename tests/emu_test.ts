@@ -1,0 +1,297 @@
+// The CUDA kernels on a CPU: kernels.cu compiled over tests/emu, in the place of a GPU. Here are the suites of the ops and
+// the model under several orders of threads, what CUDA refuses, and a model and a run beside the same on the CPU library.
+import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
+import { KernelError } from "../ffi/errors.ts";
+import * as k from "../ffi/kernels.ts";
+import { allocate, copyToDevice, free, libraryExists, open } from "../ffi/library.ts";
+import { forward, init, type LlamaConfig, logits, loss } from "../model/llama.ts";
+import { forgetMemory } from "../runtime/memory.ts";
+import { Parameters } from "../runtime/optim.ts";
+import { backward, endStep, noGrad } from "../runtime/tape.ts";
+import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
+import { integers, normal } from "../runtime/testing.ts";
+import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./helpers.ts";
+
+const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
+const SEEDS = [0, 11, 12]; // 0: threads and blocks in order; others: a random order each
+const FLAGS = [...SMALL, "--head_dim=32"]; // attention takes 32, 64 and 128
+
+/** Sets an environment variable, which child processes and the emulator see, until the end of the block. */
+function environment(name: string, value: string): Disposable {
+  Deno.env.set(name, value);
+  return { [Symbol.dispose]: () => Deno.env.delete(name) };
+}
+
+/** Runs deno; returns what it printed if it failed, or "". */
+async function complaint(args: string[], env: Record<string, string>): Promise<string> {
+  const options = { args, env: { NO_COLOR: "1", ...env }, cwd: ROOT };
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), options).output();
+  const text = new TextDecoder();
+  return success ? "" : text.decode(stdout) + text.decode(stderr);
+}
+
+// ---- the suites that run on every device
+
+const SUITES = ["runtime/ops", "runtime/tape", "runtime/optim", "model/llama", "model/generate"];
+
+for (const seed of SEEDS) {
+  const env = { LOAM_TEST_DEVICE: "emu", LOAM_EMU_SEED: `${seed}` };
+
+  Deno.test(
+    `ops, tape, optimizer, model and generation pass on the emulator with seed ${seed}`,
+    emu,
+    async () => {
+      const [ops, ...others] = SUITES.map((name) => `${name}_test.ts`); // the first takes half of the time
+      const test = (...files: string[]) => complaint(["test", "-q", "-P=test", ...files], env);
+      assertEquals(await Promise.all([test(ops!), test(...others)]), ["", ""]);
+    },
+  );
+
+  Deno.test(`attention is right and free of bank conflicts with seed ${seed}`, emu, async () => {
+    const args = ["run", "-q", "-P=test", "tests/emu/attention_check.ts", "build/libloam_emu.so"];
+    assertEquals(await complaint(args, env), "");
+  });
+}
+
+// ---- what CUDA refuses
+
+const faults: [string, string][] = [
+  ["no_driver", "no NVIDIA driver found: install the driver (nvidia-smi must work) or use --device=cpu"],
+  [
+    "old_driver",
+    "the NVIDIA driver supports CUDA 12.4, this library needs CUDA 13.0: update the driver or build with an older " +
+    "CUDA toolkit",
+  ],
+  ["no_gpu", "no NVIDIA GPU found: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device=cpu"],
+  [
+    "wrong_arch",
+    "built for sm_80, sm_86, sm_89, sm_90, sm_100, sm_120; this GPU (emulated GPU) is sm_70: run deno task build " +
+    "--arch=70",
+  ],
+  [
+    "no_cublaslt",
+    "cannot find libcublasLt.so.13: install CUDA 13 or `pip install nvidia-cublas`, or set LOAM_CUBLASLT to the file",
+  ],
+  ["old_cublaslt", "but loam was built for cuBLASLt 13: set LOAM_CUBLASLT to libcublasLt.so.13"],
+];
+
+for (const [fault, message] of faults) {
+  Deno.test(`train says in one line what to do about ${fault}`, emu, async () => {
+    using _ = environment("LOAM_EMU_FAULT", fault);
+    const flags = [`--data_dir=${await data()}`, `--out_dir=${freshPath()}`, ...FLAGS, "--device=emu"];
+    const line = await refuse("train", ...flags);
+    assertStringIncludes(line, "Cannot open device emu: device_open: ");
+    assertStringIncludes(line, message);
+  });
+}
+
+let made: Promise<string> | undefined;
+function data(): Promise<string> {
+  return made ??= dataset();
+}
+
+Deno.test("train refuses a head size that the attention kernels do not have", emu, async () => {
+  const flags = [`--data_dir=${await data()}`, `--out_dir=${freshPath()}`, ...SMALL, "--device=emu"];
+  assertEquals(
+    await refuse("train", ...flags, "--head_dim=80"),
+    "Cannot build the model: head_dim 80 must be 32, 64 or 128 on a GPU; it is n_embd 32 / n_head 4 unless set",
+  );
+});
+
+Deno.test("train names settings that fit when memory runs out, and they do", emu, async () => {
+  using _ = environment("LOAM_EMU_MEMORY", "35500000"); // cuBLASLt's workspace takes 33.6 MB of it
+  const large = [
+    "--block_size=32",
+    "--batch_size=16",
+    "--gradient_accumulation_steps=1",
+    "--max_iters=1",
+    "--device=emu",
+  ];
+  const train = async (...more: string[]) => {
+    const flags = [`--data_dir=${await data()}`, `--out_dir=${freshPath()}`, ...FLAGS, ...large];
+    const args = ["run", "-q", "-P=train", "train.ts", ...flags, ...more];
+    return await complaint(args, {});
+  };
+  const [, line] = /error: (.*)\n/.exec(await train()) ?? [];
+  const pattern = new RegExp(
+    "^Cannot train with batch_size 16, recompute norm_swiglu and head_chunk 2048: a step needs \\d+ MB; mem_alloc: " +
+      "\\d\\.\\d MB do not fit on emulated GPU: \\d\\.\\d MB are free of 35\\.5 MB, \\d\\.\\d MB already given " +
+      "\\(kernels\\.cu:\\d+\\); this fits: (.+)$",
+  );
+  assertMatch(line ?? "", pattern);
+  for (const fitting of pattern.exec(line!)![1]!.split(", or ")) {
+    assertEquals(await train(...fitting.split(" ")), "", fitting);
+  }
+});
+
+/** Sizes that every function takes; by their names in kernels.h. */
+const SIZES: Record<string, number> = {
+  ...{
+    B: 1,
+    T: 2,
+    N: 2,
+    C: 8,
+    V: 4,
+    V_stride: 4,
+    H: 2,
+    K: 1,
+    D: 32,
+    T_max: 4,
+    IN: 3,
+    OUT: 5,
+    F: 4,
+    n: 8,
+    bytes: 32,
+  },
+};
+const OPTIONAL = ["rmsnorm_backward out", "linear_forward residual", "swiglu_backward h"]; // addresses that may be 0
+
+Deno.test("every CUDA function refuses sizes below 1 and the address 0, and says in which", emu, () => {
+  open("emu");
+  const header = Deno.readTextFileSync(new URL("kernels.h", ROOT)), given: bigint[] = [];
+  for (const [name, f] of Object.entries(k) as [string, (...args: (number | bigint)[]) => void][]) {
+    const declaration = new RegExp(`^int ${name}\\(([^)]*)\\);`, "ms").exec(header)![1]!;
+    const parameters = declaration.split(",").map((text) => text.trim());
+    const valid = parameters.map((text) => {
+      if (text.includes("*")) return given[given.push(allocate(4096)) - 1]!;
+      const size = SIZES[text.split(" ").at(-1)!] ?? 0;
+      return text.includes("64_t") ? BigInt(size) : size;
+    });
+    f(...valid);
+    const refuses = (i: number, value: number | bigint, text: string) => {
+      const { message } = assertThrows(
+        () => f(...valid.with(i, value)),
+        KernelError,
+        `${name}: `,
+        `${name} with ${value} at ${i}`,
+      );
+      assertStringIncludes(message, text);
+    };
+    parameters.forEach((text, i) => {
+      const parameter = /\w+$/.exec(text)![0];
+      if (text.includes("*")) {
+        if (!OPTIONAL.includes(`${name} ${parameter}`)) refuses(i, 0n, "an address is 0");
+      } else if (parameter in SIZES) {
+        const zero = text.includes("64_t") ? 0n : 0;
+        refuses(i, zero, parameter === "bytes" ? "0 bytes" : `${parameter}=0`);
+      }
+    });
+  }
+  given.forEach(free);
+});
+
+Deno.test("a vocabulary above 65,536 has right ids, losses and gradients on the emulator", emu, () => {
+  open("emu");
+  forgetMemory();
+  const V = 70_000, C = 8, at = 69_999, w = fixed([V, C], "act", "inputs");
+  const row = normal(C, 1), ids = fixed([1], "i32", "inputs");
+  copyToDevice(ids.address, Int32Array.of(at));
+  writeFloats(w.address + BigInt(2 * C * at), row, "act");
+  const out = fixed([1, C], "act", "inputs"), losses = fixed([1], "f32", "inputs");
+  k.embedding_forward(out.address, ids.address, w.address, 1, V, C);
+  assertEquals(out.toArray(), readFloats(w.address + BigInt(2 * C * at), C, "act"));
+  const x = fixed([1, V], "act", "inputs"); // logits all 0: every probability is 1 / V
+  k.cross_entropy(x.address, losses.address, ids.address, 1, V, V, 1, 1);
+  assert(Math.abs(losses.toArray()[0]! - Math.log(V)) < 1e-5);
+  const gradient = x.toArray();
+  assertEquals(gradient[at], -1); // 1 / V - 1, rounded
+  assert(Math.abs(gradient[0]! * V - 1) < 2 ** -8);
+});
+
+// ---- beside the CPU library
+
+const c: LlamaConfig = {
+  vocab_size: 65,
+  n_layer: 2,
+  n_embd: 64,
+  n_head: 4,
+  n_kv_head: 2,
+  head_dim: 32,
+  n_inner: 96,
+  block_size: 48,
+  rope_theta: 10000,
+  norm_eps: 1e-6,
+  tie_word_embeddings: true,
+};
+
+function ids(seed: number): Tensor {
+  const t = fixed([2, c.block_size], "i32", "inputs");
+  copyToDevice(t.address, Int32Array.from(integers(t.size, c.vocab_size, seed)));
+  return t;
+}
+
+/** Logits, loss and gradients of a model whose weights are the same bfloat16 numbers on every device. */
+function evaluate(device: "cpu" | "emu", weights: Map<string, Float32Array<ArrayBuffer>>) {
+  open(device, { threads: 2 });
+  forgetMemory();
+  const config = { ...c }, model = init(config), parameters = new Parameters(model, { seed: 1, train: true });
+  for (const { name, offset } of parameters.slots) {
+    writeFloats(parameters.master.address + BigInt(4 * offset), weights.get(name)!, "f32");
+  }
+  parameters.masterToWeights();
+  const idx = ids(1), targets = ids(2);
+  const all = noGrad(() => logits(model, forward(model, idx, config)).toArray());
+  endStep();
+  const l = loss(model, idx, targets, config);
+  backward(l);
+  const value = l.toArray()[0]!;
+  const gradients = parameters.slots.map(({ offset, size }) =>
+    readFloats(parameters.grads!.address + BigInt(4 * offset), size, "f32")
+  );
+  endStep();
+  return { logits: all, loss: value, gradients };
+}
+
+/** L2 norm of the difference over that of what is expected. */
+function relativeError(actual: Float32Array, expected: Float32Array): number {
+  const square = (f: (i: number) => number) => expected.reduce((sum, _, i) => sum + f(i) ** 2, 0);
+  return Math.sqrt(square((i) => actual[i]! - expected[i]!) / square((i) => expected[i]!));
+}
+
+Deno.test(
+  "logits, loss and gradients of a model differ from the CPU's by bfloat16 rounding only",
+  emu,
+  () => {
+    open("plan", { act: "bf16" }); // normal() rounds to bfloat16
+    forgetMemory();
+    const { slots } = new Parameters(init(c), { seed: 1, train: false });
+    const weights = new Map(slots.map(({ name, tensor, size }, i) => {
+      const values = normal(size, i).map((x) => tensor.shape.length === 1 ? 1 : x / 16); // scores below 1: softmax magnifies no error
+      if (name === "embed_tokens") values.fill(0, c.vocab_size * c.n_embd); // padding
+      return [name, values as Float32Array<ArrayBuffer>];
+    }));
+    const expected = evaluate("cpu", weights), actual = evaluate("emu", weights);
+    // Each rounding is at most u = 2^-8 of a value, u / sqrt(3) in the mean square, and independent of the others. On the way
+    // to the first layer's gradient lie the embedding, head and last norm, and 9 stored results a layer, there and back.
+    const roundings = 2 * (3 + 9 * c.n_layer), allowed = 2 ** -8 * Math.sqrt(roundings / 3);
+    const check = (a: Float32Array, e: Float32Array, what: string) => {
+      const error = relativeError(a, e);
+      assert(error < allowed, `${what}: relative error ${error}, ${allowed} is allowed`);
+      assert(error > 1e-4, `${what}: relative error ${error} is too small for bfloat16`);
+    };
+    check(actual.logits, expected.logits, "logits");
+    assert(
+      Math.abs(actual.loss - expected.loss) < allowed,
+      `loss ${actual.loss}, on the CPU ${expected.loss}`,
+    );
+    slots.forEach(({ name }, i) =>
+      check(actual.gradients[i]!, expected.gradients[i]!, `gradient of ${name}`)
+    );
+  },
+);
+
+Deno.test("20 steps of training follow the CPU's losses within bfloat16 noise", emu, async () => {
+  const losses = async (device: string) => {
+    const out = freshPath(),
+      flags = ["--max_iters=20", "--gradient_accumulation_steps=2", `--device=${device}`];
+    await succeed("train", `--data_dir=${await data()}`, `--out_dir=${out}`, ...FLAGS, ...flags);
+    return metrics(out).map(({ loss }) => loss!);
+  };
+  const [cpu, cuda] = [await losses("cpu"), await losses("emu")];
+  assertEquals([cpu.length, cuda.length], [20, 20]);
+  assert(cpu.at(-1)! < 0.8 * cpu[0]!, `the loss went from ${cpu[0]} to ${cpu.at(-1)}`);
+  cpu.forEach((expected, step) => {
+    const difference = Math.abs(cuda[step]! - expected);
+    assert(difference < 2 ** -8 * expected, `step ${step + 1}: loss ${cuda[step]}, on the CPU ${expected}`);
+  });
+});
