@@ -135,7 +135,8 @@ export class AdamW {
     for (const { tensor } of p.slots) {
       if (tensor.buf.gradIsEmpty) k.fill_zero(tensor.buf.grad!.address, BigInt(tensor.buf.grad!.bytes)); // took no part
     }
-    copyToDevice(this.#at(CONTROL.learning_rate), Float32Array.of(learning_rate));
+    // Queued like any kernel: nothing waits for a copy from pageable memory, and a step still under way reads its own rate.
+    k.init_constant(this.#at(CONTROL.learning_rate), 1n, learning_rate);
     k.grad_sumsq(this.#sumsq.address, grads, BigInt(p.total), 0);
     k.step_control(this.#control.address, this.#sumsq.address, o.grad_clip, o.beta1, o.beta2);
     this.#update(0, p.decayed, o.weight_decay);
