@@ -1,9 +1,11 @@
 // The result file of bench/gpu.sh. With a stage: puts its figures into the file. Without one: prints the file as tables.
 //   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
 import { runMain, UserError } from "../ffi/errors.ts";
+import { flopsPerToken } from "../model/llama.ts";
 import { table } from "../runtime/debug.ts";
 import type { Curve } from "./curve.ts";
 import type { Report as KernelReport } from "./kernels.ts";
+import type { Shape } from "./shapes.ts";
 
 /** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit. */
 export type Stage = {
@@ -23,7 +25,7 @@ type PeerSide = {
   peak_bytes: number;
   ready: { planned_bytes?: number };
 };
-type Peer = { results: Record<string, PeerSide>; failures: Record<string, string> };
+type Peer = { options: Shape; results: Record<string, PeerSide>; failures: Record<string, string> };
 type TorchKernels = {
   torch: string;
   results: { op: string; variant: string; ms?: number; error?: string }[];
@@ -110,7 +112,7 @@ export function printed({ stages }: Results): string {
     parts.push(kernelTable(kernels, stages.kernels!.files["kernels-torch.json"] as TorchKernels | undefined));
   }
   for (const [name, peer] of Object.entries(stages.steps?.files ?? {})) {
-    parts.push(`${name.replace(".json", "")}\n${peerTable(peer as Peer)}`);
+    parts.push(`${name.replace(".json", "")}\n${peerTable(peer as Partial<Peer>, kernels?.peak_flops)}`);
   }
   const curve = stages.curve?.files["curve.json"] as Curve | undefined;
   if (curve?.loam) {
@@ -142,23 +144,33 @@ function kernelTable(kernels: KernelReport, torch: TorchKernels | undefined): st
   });
   const header = ["op", "ms", "TFLOP/s", "GB/s", "of roofline", "torch ms", "faster", ""];
   const failed = kernels.failed.map(({ op, message }) => `failed: ${op}: ${message}`);
-  return [table([header, ...rows]), ...failed].join("\n");
+  const { device, copy_gb_per_sec, peak_how } = kernels;
+  const about = `${device.name}, GEMM: ${device.blas}; copy ${copy_gb_per_sec?.toFixed(0)} GB/s; ${peak_how}`;
+  return [about, table([header, ...rows]), ...failed].join("\n");
 }
 
-function peerTable({ results = {}, failures = {} }: Partial<Peer>): string {
+/** peak_flops: of the card, for MFU. */
+function peerTable(peer: Partial<Peer>, peak_flops: number | null | undefined): string {
+  const { results = {}, failures = {}, options } = peer; // all missing where the process was killed while it wrote
   const torch = Object.entries(results).filter(([name]) => name !== "loam").map(([, r]) => r.tokens_per_sec);
+  const flops = options ? modelFlops(options) : 0;
   const rows = Object.entries(results).map(([name, r]) => [
     name,
     r.median_ms.toFixed(1),
     r.tokens_per_sec.toFixed(0),
+    peak_flops ? percent(flops * r.tokens_per_sec / peak_flops, 1) : "",
     `${(r.peak_bytes / 1e9).toFixed(2)} GB`,
     torch.length ? `${(r.tokens_per_sec / Math.max(...torch)).toFixed(2)}x` : "",
     r.ready.planned_bytes ? `planned ${percent(r.ready.planned_bytes / r.peak_bytes, 1)} of it` : "",
   ]);
-  const failed = Object.values(failures).map((message) => `failed: ${message}`);
-  return [table([["", "ms/step", "tokens/s", "peak memory", "of best torch", ""], ...rows]), ...failed].join(
-    "\n",
-  );
+  const header = ["", "ms/step", "tokens/s", "MFU", "peak memory", "of best torch", ""];
+  return [table([header, ...rows]), ...Object.values(failures).map((text) => `failed: ${text}`)].join("\n");
+}
+
+/** As in train.ts's MFU, for both sides. */
+function modelFlops(s: Shape): number {
+  const c = { ...s, vocab_size: s.V, head_dim: s.n_embd / s.n_head, block_size: s.T, rope_theta: 10000 };
+  return flopsPerToken({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }, s.T);
 }
 
 if (import.meta.main) {

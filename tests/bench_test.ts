@@ -89,19 +89,23 @@ Deno.test("gather() and printed() make do with what a stage left behind", () => 
   const work = freshPath();
   Deno.mkdirSync(work);
   const side = { median_ms: 50, tokens_per_sec: 160_000, peak_bytes: 1e10, ready: { planned_bytes: 9.9e9 } };
-  const peer = { results: { loam: side }, failures: { "torch eager": "Cannot run torch eager" } };
+  const failures = { "torch eager": "Cannot run torch eager" };
+  const peer = { options: SHAPES["gpt-270m"], results: { loam: side }, failures };
   Deno.writeTextFileSync(`${work}/steps-B4.json`, JSON.stringify(peer));
   Deno.writeTextFileSync(`${work}/steps-B16.json`, '{"results": {"lo'); // its process was killed
   const stage = gather(work, "steps", 124, 60);
   assertEquals(Object.keys(stage.files), ["steps-B16.json", "steps-B4.json"]);
 
+  const device = { name: "a card", blas: "cuBLASLt" };
+  const report = { device, timings: [], failed: [], peak_flops: 989.4e12, copy_gb_per_sec: 3000 };
+  const kernels = { ...stage, files: { "kernels.json": report } };
   const results: Results = {
     date: "2026-01-31",
-    stages: { steps: stage, build: gather(work, "build", 1, 2) },
+    stages: { steps: stage, build: gather(work, "build", 1, 2), kernels },
   };
   const text = printed(results);
   assertMatch(text, /^steps +124 +60$/m);
-  assertMatch(text, /^loam +50.0 +160000 +10.00 GB +planned 99.0% of it$/m);
+  assertMatch(text, /^loam +50.0 +160000 +36.1% +10.00 GB +planned 99.0% of it$/m); // 2.2344 GFLOP a token
   assertMatch(text, /failed: Cannot run torch eager/);
 });
 
