@@ -1,5 +1,5 @@
 // Plants faults in kernels.cu, one at a time, and expects attention_check.ts to catch each of them on the emulator.
-// deno run -A tests/emu/mutants.ts
+// deno task test:mutants
 // A fault that only some order of threads shows is caught when one of the seeds shows it.
 
 type Mutant = { name: string; search: string; occurrence: number; replace: string };
@@ -47,7 +47,7 @@ async function compile(source: string, directory: string, name: string): Promise
 /** What the check says about a library under the first seed that shows something, or "" if it is right under all. */
 async function firstComplaint(library: string): Promise<string> {
   for (const seed of seeds) {
-    const args = ["run", "-A", "tests/emu/attention_check.ts", library];
+    const args = ["run", "-q", "-P=test", "tests/emu/attention_check.ts", library];
     const result = await run(Deno.execPath(), args, { LOAM_EMU_SEED: String(seed) });
     if (result.code !== 0) return `seed ${seed}: ${result.text.split("\n")[0]}`;
   }
