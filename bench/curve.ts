@@ -191,7 +191,7 @@ if (import.meta.main) {
         reference: torch.losses,
       };
       console.log(printed(curve));
-      if (own.json) Deno.writeTextFileSync(own.json, JSON.stringify(curve, null, 1) + "\n");
+      if (own.json) Deno.writeTextFileSync(own.json, JSON.stringify(curve, null, 2) + "\n");
     } finally {
       Deno.removeSync(dir, { recursive: true });
     }

@@ -180,6 +180,6 @@ if (import.meta.main) {
     const results = read(path);
     if (!work || !stage) return console.log(printed(results));
     results.stages[stage] = gather(work, stage, Number(code), Number(seconds));
-    Deno.writeTextFileSync(path, JSON.stringify(results, null, 1) + "\n");
+    Deno.writeTextFileSync(path, JSON.stringify(results, null, 2) + "\n");
   });
 }

@@ -224,7 +224,7 @@ if (import.meta.main) {
       failed,
       timings,
     };
-    if (o.json) Deno.writeTextFileSync(o.json, JSON.stringify(report, null, 1) + "\n");
+    if (o.json) Deno.writeTextFileSync(o.json, JSON.stringify(report, null, 2) + "\n");
     if (failed.length > 0) Deno.exit(1);
   });
 }
