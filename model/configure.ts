@@ -154,6 +154,13 @@ function check<T extends RunVariables>(config: T): T {
       `Cannot build the model: n_embd ${config.n_embd} is not divisible by n_head ${config.n_head}; set head_dim or change one of them`,
     );
   }
+  const rows = (config.batch_size as number) * config.block_size;
+  if (rows > 2 ** 24) {
+    throw new UserError(
+      `Cannot use batch_size ${config.batch_size} with block_size ${config.block_size}: a micro-step of ${rows} tokens is more ` +
+        `than ${2 ** 24}; use --gradient_accumulation_steps for larger batches`,
+    );
+  }
   if (config.min_lr > config.learning_rate) {
     throw new UserError(
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
