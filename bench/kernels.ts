@@ -1,4 +1,4 @@
-// Times every call of a training step and holds it against the card: deno run -P=bench bench/kernels.ts --preset=gpt-270m
+// Times every call of a training step and holds it against the card: deno task bench --preset=small
 //
 // The library has no clock of its own, so a time is that of many queued calls and one wait, divided by their number: the
 // median of several such batches. Calls go round between copies of their arrays, together larger than the card's cache.
@@ -24,7 +24,7 @@ import { allCases, type Arrays, type Case } from "./cases.ts";
 import { SHAPES } from "./shapes.ts";
 
 const defaults = {
-  preset: "gpt-270m", // tiny, small or gpt-270m
+  preset: "", // tiny, small or gpt-270m; "" = gpt-270m on a GPU, else small
   B: 0, // 0: the preset's batch size, length and vocabulary
   T: 0,
   V: 0,
@@ -158,7 +158,7 @@ function row(t: Timing): string[] {
     t.op,
     t.shape,
     t.ms.toFixed(4),
-    t.tflops === null ? "" : t.tflops.toPrecision(3),
+    t.tflops === null ? "" : (1000 * t.tflops).toFixed(0),
     t.gb_per_sec.toFixed(0),
     t.bound ?? "",
     t.share === null ? "" : `${(100 * t.share).toFixed(0)}%`,
@@ -182,13 +182,14 @@ export type Report = {
 if (import.meta.main) {
   await runMain(() => {
     const o = { ...defaults, ...parseOverrides(Deno.args, defaults) };
+    open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });
+    o.preset ||= device.library === "cuda" ? "gpt-270m" : "small";
     const preset = SHAPES[o.preset];
     if (!preset) {
       throw new UserError(
         `Cannot time preset ${o.preset}: it should be one of ${Object.keys(SHAPES).join(", ")}`,
       );
     }
-    open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });
     const { B = preset.B, T = preset.T, V = preset.V, n_layer = preset.n_layer } = onlySet(o);
     const s = { ...preset, B, T, V, n_layer, head_chunk: o.head_chunk, act: bytesPerElement("act") };
     const peak = peakFlops(), limits: Limits = { flops: peak?.flops, bytes: undefined };
@@ -208,7 +209,7 @@ if (import.meta.main) {
         failed.push({ op: c.op, message: (error as Error).message });
       }
     }
-    const header = ["op", "shape", "ms", "TFLOP/s", "GB/s", "bound", "of roofline", "ms a micro-step"];
+    const header = ["op", "shape", "ms", "GFLOP/s", "GB/s", "bound", "of roofline", "ms a micro-step"];
     console.log(table([header, ...timings.map(row)]));
     const micro_step_ms = timings.reduce((sum, { count, ms }) => sum + count * ms, 0);
     console.log(`${micro_step_ms.toFixed(2)} ms for the calls of a micro-step one after the other`);
