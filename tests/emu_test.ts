@@ -3,8 +3,9 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { KernelError } from "../ffi/errors.ts";
 import * as k from "../ffi/kernels.ts";
-import { allocate, copyToDevice, free, libraryExists, open } from "../ffi/library.ts";
+import { allocate, copyToDevice, free, libraryExists, memoryUse, open } from "../ffi/library.ts";
 import { forward, init, type LlamaConfig, logits, loss } from "../model/llama.ts";
+import { planMemory, timeMicroStep } from "../model/plan.ts";
 import { forgetMemory } from "../runtime/memory.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
@@ -122,6 +123,20 @@ Deno.test("train names settings that fit when memory runs out, and they do", emu
   for (const fitting of pattern.exec(line!)![1]!.split(", or ")) {
     assertEquals(await train(...fitting.split(" ")), "", fitting);
   }
+});
+
+Deno.test("the memory plan is the allocator's peak within 3%", emu, () => {
+  const config = { ...c, n_embd: 128, n_inner: 384 };
+  const optimizer = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
+  const batch = { batch_size: 8, gradient_accumulation_steps: 1, head_chunk: 128, recompute: "norm_swiglu" };
+  const settings = { ...optimizer, ...batch, seed: 1 };
+  const planned = Object.values(planMemory(config, settings, "bf16")).reduce((a, b) => a + b, 0);
+  open("emu");
+  const before = memoryUse();
+  timeMicroStep(config, settings);
+  const peak = memoryUse().peak - before.now;
+  assert(peak > before.peak, "an earlier test took more");
+  assert(Math.abs(peak - planned) < 0.03 * planned, `${planned} bytes were planned, ${peak} taken`);
 });
 
 /** Sizes that every function takes; by their names in kernels.h. */

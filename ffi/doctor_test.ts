@@ -1,0 +1,36 @@
+// What doctor says about a GPU, shown by a program that answers in place of nvidia-smi.
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+
+/** Runs doctor where nvidia-smi is a shell script with this body. */
+async function doctor(nvidia_smi: string): Promise<string> {
+  const folder = Deno.makeTempDirSync();
+  Deno.writeTextFileSync(`${folder}/nvidia-smi`, `#!/bin/sh\n${nvidia_smi}\n`, { mode: 0o755 });
+  const env = { PATH: `${folder}:${Deno.env.get("PATH")}`, CUDA_HOME: "/no/cuda", NO_COLOR: "1" };
+  const args = ["run", "-q", "-P=doctor", "ffi/doctor.ts"], cwd = new URL("../", import.meta.url);
+  const { code, stdout } = await new Deno.Command(Deno.execPath(), { args, cwd, env }).output();
+  Deno.removeSync(folder, { recursive: true });
+  assertEquals(code, 0);
+  return new TextDecoder().decode(stdout);
+}
+
+Deno.test("doctor names each GPU, its driver and architecture, and what is missing to build for it", async () => {
+  const text = await doctor(
+    "printf 'NVIDIA H100, 580.65.06, 81559 MiB, 9.0\\nNVIDIA A100, 580.65.06, 40960 MiB, 8.0\\n'",
+  );
+  assertMatch(text, /^GPU +NVIDIA H100, driver 580\.65\.06, 81559 MiB, sm_90$/m);
+  assertMatch(text, /^GPU +NVIDIA A100, driver 580\.65\.06, 40960 MiB, sm_80$/m);
+  assertMatch(
+    text,
+    /^CUDA toolkit +none to build with\n +-> no nvcc in \/no\/cuda\/bin, where CUDA_HOME points$/m,
+  );
+  assertMatch(text, /^CUDA library +(built for sm_\d+|not built\n +-> run: deno task build)/m);
+});
+
+Deno.test("doctor asks for nothing of CUDA where there is no GPU", async () => {
+  const text = await doctor("exit 1");
+  assertMatch(
+    text,
+    /^GPU +none \(nvidia-smi does not answer\)\nCUDA toolkit +none to build with\nCUDA library /m,
+  );
+  assertStringIncludes(text, "CPU library ");
+});
