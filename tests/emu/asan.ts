@@ -1,5 +1,5 @@
 // deno task test:asan: the op, tape and optimizer suites on the emulator under AddressSanitizer and the undefined-behaviour
-// checks, in two orders of threads. A kernel that reads or writes outside of its arrays ends the run. Several minutes.
+// checks, in two orders of threads. A kernel that reads or writes outside of its arrays ends the run. Ten minutes on two cores.
 import { findCompiler } from "../../ffi/build.ts";
 import { runMain, UserError } from "../../ffi/errors.ts";
 
