@@ -2,7 +2,8 @@
 import { findCompiler } from "./build.ts";
 import { findToolkit } from "./cuda_toolkit.ts";
 import { explain, runMain } from "./errors.ts";
-import { device, libraryExists, open } from "./library.ts";
+import { isFile } from "./files.ts";
+import { device, libraryExists, open, pathOf } from "./library.ts";
 import { answer } from "./programs.ts";
 import { parsePtxas } from "./ptxas.ts";
 
@@ -84,7 +85,7 @@ function cudaLibrary(hasGpu: boolean): Finding[] {
     const advice = "run: deno task build";
     return [{ what: "CUDA library", found: "not built", ...(hasGpu ? { advice } : {}) }];
   }
-  const library = { what: "CUDA library", found: `built for ${compiledArchs().join(", ")}` };
+  const library = { what: "CUDA library", found: `built${compiledArchs()}` };
   try {
     open("cuda");
   } catch (error) {
@@ -97,11 +98,14 @@ function cudaLibrary(hasGpu: boolean): Finding[] {
   ];
 }
 
-/** "sm_80", ... as the compiler reported them. */
-function compiledArchs(): string[] {
-  const report = Deno.readTextFileSync(new URL("../build/ptxas.txt", import.meta.url));
-  return [...new Set(parsePtxas(report).map(({ arch }) => arch))].sort((a, b) => parseInt(a) - parseInt(b))
-    .map((arch) => `sm_${arch}`);
+/** " for sm_80, sm_90a" as the compiler reported it, or "" where its report was not kept. */
+function compiledArchs(): string {
+  const report = pathOf(new URL("../build/ptxas.txt", import.meta.url));
+  if (!isFile(report)) return "";
+  const archs = new Set(parsePtxas(Deno.readTextFileSync(report)).map(({ arch }) => arch));
+  return ` for ${
+    [...archs].sort((a, b) => parseInt(a) - parseInt(b)).map((arch) => `sm_${arch}`).join(", ")
+  }`;
 }
 
 if (import.meta.main) {
