@@ -4,6 +4,7 @@
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
+import { damaged, type Meta, readMeta } from "./meta.ts";
 
 export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
@@ -19,30 +20,6 @@ export interface Shard {
   header_bytes: number;
   /** Bytes of one token, little-endian. */
   token_bytes: 2 | 4;
-}
-
-/** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
-export interface SplitSize {
-  documents: number;
-  tokens: number;
-  bytes: number;
-}
-
-/** The contents of meta.json. */
-export interface Meta {
-  format: "loam-bins";
-  version: 1;
-  /** "gpt2", "bytes", or "." when tokenizer.json stands beside meta.json. */
-  tokenizer: string;
-  vocab_size: number;
-  /** Id of the end-of-text token, which stands before each document. */
-  eot: number;
-  token_bytes: 2 | 4;
-  train: SplitSize;
-  val: SplitSize;
-  shards: { file: string; tokens: number; sha256: string }[];
-  inputs: { name: string; bytes: number }[];
-  options: Record<string, string | number | null>;
 }
 
 /** A dataset that can be trained on. */
@@ -61,6 +38,8 @@ export interface Dataset {
   train: Shard[];
   /** Shards to evaluate on. */
   val: Shard[];
+  /** Identifies the data: SHA-256 by file name, as meta.json has it. Empty for llm.c's and nanoGPT's. */
+  sha256: Record<string, string>;
 }
 
 /** Bytes of one token on disk for a vocabulary. */
@@ -92,8 +71,8 @@ export function openDataset(dir: string): Dataset {
   }
   const format = train[0]!.header_bytes === 0 ? "nanoGPT" : "llm.c";
   return train[0]!.token_bytes === 2
-    ? { dir, format, tokenizer: "gpt2", vocab_size: 50257, eot: 50256, train, val }
-    : { dir, format, tokenizer: null, vocab_size: 128_256, eot: 128_001, train, val }; // llm.c's Llama 3 data
+    ? { dir, format, tokenizer: "gpt2", vocab_size: 50257, eot: 50256, train, val, sha256: {} }
+    : { dir, format, tokenizer: null, vocab_size: 128_256, eot: 128_001, train, val, sha256: {} }; // llm.c's Llama 3 data
 }
 
 /**
@@ -103,8 +82,7 @@ export function openDataset(dir: string): Dataset {
  */
 export function verifyDataset(dir: string): Dataset {
   const dataset = openDataset(dir);
-  if (dataset.format !== "loam") return dataset;
-  for (const { file, sha256 } of readMeta(dir).shards) {
+  for (const [file, sha256] of Object.entries(dataset.sha256)) {
     const actual = sha256OfFile(join(dir, file));
     if (actual !== sha256) {
       throw damaged(join(dir, file), `its SHA-256 is ${actual}, should be ${sha256}`);
@@ -148,20 +126,6 @@ function listFiles(dir: string): string[] {
   }
 }
 
-function readMeta(dir: string): Meta {
-  const path = join(dir, "meta.json");
-  let meta: Meta;
-  try {
-    meta = JSON.parse(Deno.readTextFileSync(path));
-  } catch (error) {
-    throw damaged(path, (error as Error).message);
-  }
-  if (meta.format !== "loam-bins" || meta.version !== 1) {
-    throw damaged(path, `its format is ${meta.format} ${meta.version}, should be loam-bins 1`);
-  }
-  return meta;
-}
-
 function openWithMeta(dir: string, meta: Meta): Dataset {
   const shards = meta.shards.map(({ file, tokens }) => openShard(join(dir, file), tokens));
   const ofSplit = (split: string) => shards.filter((shard) => basename(shard.path).startsWith(split));
@@ -173,6 +137,7 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
     eot: meta.eot,
     train: ofSplit("train_"),
     val: ofSplit("val_"),
+    sha256: Object.fromEntries(meta.shards.map(({ file, sha256 }) => [file, sha256])),
   };
 }
 
@@ -214,10 +179,4 @@ function readHeader(path: string): [number, number, number] {
   const header = new Int32Array(3);
   file.readSync(new Uint8Array(header.buffer));
   return [header[0]!, header[1]!, header[2]!];
-}
-
-function damaged(path: string, what: string): UserError {
-  return new UserError(
-    `Cannot use "${path}": ${what}; write the dataset again: deno task prepare --overwrite ...`,
-  );
 }

@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
+import { sha256OfFile } from "../ffi/files.ts";
 import { openDataset, readTokens, shardHeader, tokenBytes, verifyDataset } from "./bins.ts";
 import { DatasetWriter } from "./writer.ts";
 
@@ -22,7 +23,7 @@ function writeDataset(dir: string, { vocab_size = 300, overwrite = false, docume
   writer.finish({
     format: "loam-bins",
     version: 1,
-    tokenizer: "bytes",
+    tokenizer: ".", // which may have any vocabulary
     vocab_size,
     eot,
     token_bytes: tokenBytes(vocab_size),
@@ -54,7 +55,7 @@ for (const vocab_size of [300, 65_535, 65_536]) {
       assertEquals(dataset, {
         dir,
         format: "loam",
-        tokenizer: "bytes",
+        tokenizer: dir,
         vocab_size,
         eot,
         train: [
@@ -62,6 +63,11 @@ for (const vocab_size of [300, 65_535, 65_536]) {
           { path: `${dir}/train_000001.bin`, tokens: 8, header_bytes: 1024, token_bytes },
         ],
         val: [{ path: `${dir}/val_000000.bin`, tokens: 3, header_bytes: 1024, token_bytes }],
+        sha256: Object.fromEntries(
+          ["train_000000.bin", "train_000001.bin", "val_000000.bin"].map((
+            file,
+          ) => [file, sha256OfFile(`${dir}/${file}`)]),
+        ),
       });
       assertEquals(Array.from(readTokens(dataset.train[1]!, 0, 8)), [eot, 2, 3, 4, eot, 3, 4, 5]);
       assertEquals(Array.from(readTokens(dataset.train[0]!, 5, 3)), [1, 2, 3]);
@@ -175,6 +181,46 @@ Deno.test("openDataset() refuses shards and meta.json of another kind", () =>
     assertThrows(() => openDataset(dir), UserError, "its format is loam-bins 2, should be loam-bins 1");
     Deno.writeTextFileSync(`${dir}/meta.json`, '{"format":');
     assertThrows(() => openDataset(dir), UserError, 'meta.json": Unexpected end of JSON input');
+  }));
+
+Deno.test("openDataset() names the field of meta.json that is missing or wrong", () =>
+  withDirectory((dir) => {
+    writeDataset(dir);
+    const path = `${dir}/meta.json`, meta = JSON.parse(Deno.readTextFileSync(path));
+    const refuse = (contents: unknown, what: string) => {
+      Deno.writeTextFileSync(path, JSON.stringify(contents));
+      assertEquals(
+        assertThrows(() => openDataset(dir), UserError).message,
+        `Cannot use "${path}": ${what}; write the dataset again: deno task prepare --overwrite ...`,
+      );
+    };
+    refuse(null, "it is null, should be an object");
+    refuse([], "it is [], should be an object");
+    refuse({ ...meta, tokenizer: undefined }, 'tokenizer is missing, should be gpt2, bytes or "."');
+    refuse({ ...meta, vocab_size: undefined }, "vocab_size is missing, should be a whole number above 0");
+    refuse({ ...meta, vocab_size: "300" }, 'vocab_size is "300", should be a whole number above 0');
+    refuse({ ...meta, eot: 300 }, "eot is 300, should be an id below vocab_size 300");
+    refuse({ ...meta, shards: undefined }, "shards is missing, should be a list");
+    const shards = [{ file: "train_000000.bin" }];
+    refuse(
+      { ...meta, shards },
+      'shards[0] is {"file":"train_000000.bin"}, should be an object with file, tokens and sha256',
+    );
+  }));
+
+Deno.test("openDataset() refuses a vocab_size that is not the tokenizer's", () =>
+  withDirectory((dir) => {
+    writeDataset(dir, { vocab_size: 257 });
+    const path = `${dir}/meta.json`, meta = JSON.parse(Deno.readTextFileSync(path));
+    const write = (tokenizer: string) => Deno.writeTextFileSync(path, JSON.stringify({ ...meta, tokenizer }));
+    write("bytes");
+    assertEquals(openDataset(dir).vocab_size, 257);
+    write("gpt2");
+    assertThrows(
+      () => openDataset(dir),
+      UserError,
+      `Cannot use "${path}": vocab_size is 257, should be 50257, which is that of tokenizer gpt2; `,
+    );
   }));
 
 Deno.test("verifyDataset() finds a changed byte", () =>

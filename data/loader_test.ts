@@ -35,6 +35,7 @@ function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSour
     eot: 256,
     train: shards,
     val: shards,
+    sha256: {},
   };
   return { dataset, source, memory };
 }

@@ -1,9 +1,10 @@
 // Turns text into a dataset of token bins: reads documents from parquet, jsonl or text files, encodes them, and writes
 // shards and meta.json. One pass, one thread, memory bounded whatever the size of the input.
 import { runMain, UserError } from "../ffi/errors.ts";
-import { type Meta, type SplitSize, tokenBytes } from "./bins.ts";
+import { tokenBytes } from "./bins.ts";
 import { type Batch, findInputs, type Input, readDocuments } from "./documents.ts";
 import { textFraction } from "./hash.ts";
+import type { Meta, SplitSize } from "./meta.ts";
 import { DEMO, HELP, parseOptions, type PrepareOptions } from "./options.ts";
 import { type Progress, showProgress } from "./progress.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";

@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { type Dataset, type Meta, readTokens, verifyDataset } from "./bins.ts";
+import { type Dataset, readTokens, verifyDataset } from "./bins.ts";
+import type { Meta } from "./meta.ts";
 import { parseOptions } from "./options.ts";
 import { prepare } from "./prepare.ts";
 import { openTokenizer } from "./tokenizer.ts";

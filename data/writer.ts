@@ -2,8 +2,9 @@
 // until finish() every file has a name that ends in .tmp, and meta.json gets its name last.
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { HEADER_BYTES, type Meta, shardHeader, tokenBytes } from "./bins.ts";
 import { sha256OfFile } from "../ffi/files.ts";
+import { HEADER_BYTES, shardHeader, tokenBytes } from "./bins.ts";
+import type { Meta } from "./meta.ts";
 
 const BUFFERED_TOKENS = 1 << 18;
 const OUR_FILES = /^(train|val)_\d{6}\.bin$|^tokenizer(_config)?\.json$/; // and meta.json

@@ -1,0 +1,99 @@
+// meta.json, which describes a dataset: what it holds, and whether what stands in the file can be used.
+import { join } from "node:path";
+import { UserError } from "../ffi/errors.ts";
+
+/** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
+export interface SplitSize {
+  documents: number;
+  tokens: number;
+  bytes: number;
+}
+
+/** The contents of meta.json. */
+export interface Meta {
+  format: "loam-bins";
+  version: 1;
+  /** "gpt2", "bytes", or "." when tokenizer.json stands beside meta.json. */
+  tokenizer: string;
+  vocab_size: number;
+  /** Id of the end-of-text token, which stands before each document. */
+  eot: number;
+  token_bytes: 2 | 4;
+  train: SplitSize;
+  val: SplitSize;
+  shards: { file: string; tokens: number; sha256: string }[];
+  inputs: { name: string; bytes: number }[];
+  options: Record<string, string | number | null>;
+}
+
+/** vocab_size of the tokenizers that every loam has. */
+const VOCABULARIES: Record<string, number> = { bytes: 257, gpt2: 50257 };
+
+/**
+ * Reads meta.json of a directory and checks the fields that opening a dataset depends on.
+ *
+ * @throws {UserError} naming the file and the field that is missing or wrong.
+ */
+export function readMeta(dir: string): Meta {
+  const path = join(dir, "meta.json");
+  let meta: unknown;
+  try {
+    meta = JSON.parse(Deno.readTextFileSync(path));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw damaged(path, (error as Error).message);
+  }
+  if (!isObject(meta)) throw damaged(path, `it is ${show(meta)}, should be an object`);
+  checkFields(path, meta);
+  return meta as unknown as Meta;
+}
+
+/** What to say of a file of a dataset that is not as prepare wrote it. */
+export function damaged(path: string, what: string): UserError {
+  return new UserError(
+    `Cannot use "${path}": ${what}; write the dataset again: deno task prepare --overwrite ...`,
+  );
+}
+
+function checkFields(path: string, meta: Record<string, unknown>): void {
+  const { format, version, tokenizer, vocab_size, eot, shards } = meta;
+  if (format !== "loam-bins" || version !== 1) {
+    throw damaged(path, `its format is ${format} ${version}, should be loam-bins 1`);
+  }
+  const wrong = (field: string, value: unknown, should: string) =>
+    damaged(path, `${field} is ${show(value)}, should be ${should}`);
+  if (typeof tokenizer !== "string") throw wrong("tokenizer", tokenizer, 'gpt2, bytes or "."');
+  if (!isCount(vocab_size) || vocab_size === 0) {
+    throw wrong("vocab_size", vocab_size, "a whole number above 0");
+  }
+  if ((VOCABULARIES[tokenizer] ?? vocab_size) !== vocab_size) {
+    throw wrong(
+      "vocab_size",
+      vocab_size,
+      `${VOCABULARIES[tokenizer]}, which is that of tokenizer ${tokenizer}`,
+    );
+  }
+  if (!isCount(eot) || eot >= vocab_size) throw wrong("eot", eot, `an id below vocab_size ${vocab_size}`);
+  if (!Array.isArray(shards)) throw wrong("shards", shards, "a list");
+  for (const [i, shard] of shards.entries()) {
+    if (!isShard(shard)) throw wrong(`shards[${i}]`, shard, "an object with file, tokens and sha256");
+  }
+}
+
+function isShard(value: unknown): value is Meta["shards"][number] {
+  return isObject(value) && typeof value.file === "string" && isCount(value.tokens) &&
+    typeof value.sha256 === "string";
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+/** A value as in the file, cut where it is long. */
+function show(value: unknown): string {
+  return value === undefined ? "missing" : JSON.stringify(value).slice(0, 40);
+}
