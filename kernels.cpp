@@ -500,7 +500,7 @@ int last_error(char* text, int32_t capacity) {
 
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name) {
   if (index != 0) return fail("device_open: index=%d, but the CPU library has one device, 0", index);
-  if (threads < 0) return fail("device_open: threads=%d must be 0 (all) or more", threads);
+  if (threads < 0 || threads > 1024) return fail("device_open: threads=%d must be 0 (all) to 1024", threads);
   if (!name) return fail("device_open: the address of blas is 0; pass \"\" for the first one found");
   Blas chosen;
   RETURN_IF_ERROR(choose_blas(name, bf16_gemm != 0, &chosen));

@@ -108,6 +108,7 @@ int init_constant(float* dst, int64_t n, float value);
 // ---- token data ------------------------------------------------------------------------------------------------------
 
 // Maps a file of tokens read-only. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
+// A file that is cut short while it is mapped ends the process with SIGBUS: replace files by renaming.
 int data_open(HOST int64_t* info, HOST const char* path, int32_t header_bytes, int32_t token_bytes);
 int data_close(int32_t handle);
 

@@ -1,18 +1,25 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
 import loam from "./deno.json" with { type: "json" };
-import { type Dataset, openDataset } from "./data/bins.ts";
+import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader, type Position } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { KernelError, runMain, UserError } from "./ffi/errors.ts";
-import { writeAtomic } from "./ffi/files.ts";
-import { chooseDevice, open, synchronize, tokenSource } from "./ffi/library.ts";
+import { synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
 import { configure, llamaConfig } from "./model/configure.ts";
-import { openDevice } from "./model/device.ts";
+import { openAndDescribe } from "./model/device.ts";
+import { dryRun } from "./model/dry_run.ts";
 import { generate } from "./model/generate.ts";
 import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
-import { doesNotFit, memoryTable, modelSize, planMemory, timeMicroStep } from "./model/plan.ts";
-import { holdsRun, json, listCheckpoints, readTrainerState, saveCheckpoint } from "./runtime/checkpoint.ts";
+import { doesNotFit, modelSize } from "./model/plan.ts";
+import {
+  holdsRun,
+  json,
+  listCheckpoints,
+  readTrainerState,
+  saveCheckpoint,
+  type TrainerState,
+} from "./runtime/checkpoint.ts";
 import {
   debug,
   type DebugMode,
@@ -42,6 +49,7 @@ const variables = {
   preset: "", // "" = gpt-270m on a GPU, tiny on a CPU; see model/presets.ts
   device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
   data_dir: "data/demo", // made by deno task prepare
+  verify_data: true, // compare the sha256 of each shard with meta.json at start, about a second a GB
   out_dir: "", // "" = runs/<date>-<preset>
   resume: "", // a run directory to go on with
   seed: 1337,
@@ -104,7 +112,7 @@ export async function train(args: string[]): Promise<void> {
     return console.log(help("Train a Llama. The variables are explained at the top of train.ts", variables));
   }
   const { config, checkpoint } = configure(variables, args);
-  const dataset = openDataset(config.data_dir);
+  const dataset = config.verify_data ? verifyDataset(config.data_dir) : openDataset(config.data_dir);
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
   const c = llamaConfig(config, dataset.vocab_size);
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
@@ -125,7 +133,8 @@ async function run(
   checkpoint: string | undefined,
 ): Promise<void> {
   const { batch_size: B, block_size: T, gradient_accumulation_steps, head_chunk } = config;
-  const why = useDevice(config);
+  const device = openAndDescribe(config.device, config);
+  setDebug(config.debug as DebugMode);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = config.eval_interval > 0
@@ -135,13 +144,17 @@ async function run(
   const model = init(c);
   const parameters = new Parameters(model, { seed: config.seed, train: true });
   const optimizer = new AdamW(parameters, config);
-  if (checkpoint) resumeFrom(checkpoint, c, optimizer);
+  const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
+  if (checkpoint && saved) {
+    requireSameData(config, dataset, saved);
+    resumeFrom(checkpoint, c, optimizer);
+  }
   if (config.eval_only) return evaluateAll(model, c, config, dataset, inputs);
 
-  const log = openRun(config, checkpoint);
+  using log = openRun(config, saved);
   const peak = peakFlops();
-  let { step, best_val_loss, best_step } = checkpoint ? readTrainerState(checkpoint) : NEW_RUN;
-  banner(log, config, c, why, peak, step);
+  let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
+  banner(log, config, c, device, peak, saved);
   const stop = stopOnSignal();
   if (step >= config.max_iters) {
     log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
@@ -152,6 +165,7 @@ async function run(
   while (step < config.max_iters && !stop.asked) {
     debug.step = step + 1;
     const t0 = performance.now();
+    let served = t0;
     for (let micro = 0; micro < gradient_accumulation_steps; micro++) {
       inputs.fill(micro, (x, y) => data.trainBatch(x, y, position(config, step, micro)));
       skipTime();
@@ -164,6 +178,7 @@ async function run(
       backward(l);
       endStep();
       if (config.debug === "tape") return log.line(tapeListing());
+      served = await serveSignals(served);
     }
     const lr = cosineSchedule(step, config);
     optimizer.step(lr);
@@ -209,6 +224,7 @@ async function run(
           best_val_loss,
           best_step,
           tokenizer: dataset.tokenizer,
+          data: dataset.sha256,
           config,
           versions,
         },
@@ -235,6 +251,13 @@ const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null
 const PROFILE_STEPS = 4;
 const versions = { loam: loam.version, deno: Deno.version.deno };
 
+/** Lets signals and timers in where a step takes long, as on a CPU: after the first micro-step to end a second later. */
+async function serveSignals(last_ms: number): Promise<number> {
+  if (performance.now() - last_ms < 1000) return last_ms;
+  await synchronize();
+  return performance.now();
+}
+
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
 function due(step: number, interval: number, always: boolean): boolean {
   return interval > 0 && (always || step % interval === 0);
@@ -246,15 +269,6 @@ function tokensPerStep(config: TrainConfig): number {
 
 function position({ seed, gradient_accumulation_steps }: TrainConfig, step: number, micro: number): Position {
   return { seed, step, micro, gradient_accumulation_steps, rank: 0, world_size: 1 };
-}
-
-/** Opens the device of the configuration and says why it is that one. */
-function useDevice(config: TrainConfig): string {
-  const { threads, bf16_gemm, blas } = config;
-  const info = openDevice(config.device, { threads, bf16_gemm, blas });
-  setDebug(config.debug as DebugMode);
-  const cpu = info.library === "cpu" ? `, ${info.threads} threads, ${info.isa}, GEMM: ${info.blas}` : "";
-  return `${info.library} (${info.reason}): ${info.name}${cpu}`;
 }
 
 /** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. */
@@ -305,8 +319,8 @@ function sampleText(model: Llama, c: LlamaConfig, config: TrainConfig, tokenizer
 }
 
 /** Makes the run directory, or goes on in it. Stops if a new run would mix with an old one. */
-function openRun(config: TrainConfig, checkpoint: string | undefined): RunLog {
-  if (!checkpoint && holdsRun(config.out_dir)) {
+function openRun(config: TrainConfig, saved: TrainerState | undefined): RunLog {
+  if (!saved && holdsRun(config.out_dir)) {
     const [what, next] = listCheckpoints(config.out_dir).length > 0
       ? ["one", `go on with --resume=${config.out_dir}`]
       : ["one that saved no checkpoint", "remove it"];
@@ -314,10 +328,25 @@ function openRun(config: TrainConfig, checkpoint: string | undefined): RunLog {
       `Cannot start a run in ${config.out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
     );
   }
-  if (checkpoint) truncateMetrics(config.out_dir, readTrainerState(checkpoint).step);
-  const log = new RunLog(config.out_dir);
-  writeAtomic(`${config.out_dir}/config.json`, json(config));
-  return log;
+  if (saved) truncateMetrics(config.out_dir, saved.step);
+  return new RunLog(config.out_dir, json(config), saved === undefined);
+}
+
+/** A run goes on with the data that it began with, unless another data_dir is named. */
+function requireSameData(config: TrainConfig, dataset: Dataset, state: TrainerState): void {
+  const differs = JSON.stringify(state.data) !== JSON.stringify(dataset.sha256);
+  if (!differs || config.eval_only || config.data_dir !== state.config.data_dir) return;
+  throw new UserError(
+    `Cannot resume with ${config.data_dir}: its shards are not those that the run was trained on; prepare it as it was, or ` +
+      `name the new data with another --data_dir`,
+  );
+}
+
+/** What differs from the configuration that the checkpoint was trained with: "batch_size 8 -> 4". */
+function changes(config: TrainConfig, before: Record<string, unknown>): string[] {
+  const transient = ["resume", "eval_only", "dry_run", "debug"];
+  return Object.entries(config).filter(([name, value]) => !transient.includes(name) && before[name] !== value)
+    .map(([name, value]) => `${name} ${before[name]} -> ${value}`);
 }
 
 /** What will be trained, on what, before the first step. */
@@ -327,7 +356,7 @@ function banner(
   c: LlamaConfig,
   device: string,
   peak: Peak | undefined,
-  step: number,
+  saved: TrainerState | undefined,
 ): void {
   log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
   log.line(`device ${device}`);
@@ -341,7 +370,10 @@ function banner(
       ? `MFU against ${(peak.flops / 1e9).toFixed(0)} GFLOP/s, ${peak.how}`
       : "MFU n/a: no peak is known for this device",
   );
-  log.line(step > 0 ? `going on in ${config.out_dir} after step ${step}` : `writing to ${config.out_dir}`);
+  if (!saved) return log.line(`writing to ${config.out_dir}`);
+  log.line(`going on in ${config.out_dir} after step ${saved.step}`);
+  const changed = changes(config, saved.config);
+  if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);
 }
 
 /** Stops the run when too many updates in a row were not finite, saying what is needed to see it again. */
@@ -376,58 +408,6 @@ function stopOnSignal(): { asked: string } {
   Deno.addSignalListener("SIGINT", onInterrupt);
   Deno.addSignalListener("SIGTERM", onTerminate);
   return stop;
-}
-
-/** --dry_run: check data, check model, check memory, check speed. Trains nothing and writes nothing. */
-function dryRun(
-  config: TrainConfig,
-  c: LlamaConfig,
-  dataset: Dataset,
-  tokenizer: Tokenizer | undefined,
-): void {
-  const wanted = config.device || chooseDevice().name;
-  const plan = planMemory(c, config, wanted === "cpu" ? "f32" : "bf16");
-  const micro = config.batch_size * config.block_size;
-  console.log(
-    `data   ${dataset.dir}: ${tokensOf(dataset, "train")} train and ${
-      tokensOf(dataset, "val")
-    } val tokens, vocab_size ${dataset.vocab_size}, tokenizer ${dataset.tokenizer}`,
-  );
-  console.log(`model  ${modelSize(c)}`);
-  console.log(
-    `FLOPs  ${(flopsPerToken(c, c.block_size) / 1e9).toFixed(4)} GFLOP a token, ${
-      (flopsPerToken(c, c.block_size) * tokensPerStep(config) / 1e12).toFixed(2)
-    } TFLOP a step of ${tokensPerStep(config)} tokens`,
-  );
-  console.log(`memory on ${wanted}, by kind`);
-  console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
-  try {
-    console.log(`device ${useDevice({ ...config, debug: "" })}`);
-    const peak = peakFlops();
-    const expected = flopsPerToken(c, c.block_size) * micro / (0.5 * (peak?.flops ?? 1e12));
-    if (expected > 30) {
-      console.log(`speed  not measured: a micro-step would take about ${expected.toFixed(0)} s here`);
-    } else {console.log(
-        `speed  ${
-          Math.round(micro / timeMicroStep(c, config) * 1000).toLocaleString("en-US")
-        } tokens/s, forward and backward`,
-      );}
-  } catch (error) {
-    console.log(`speed  not measured: ${(error as Error).message}`);
-    open("plan");
-  }
-  const data = new Loader(tokenSource, dataset, { ...config, vocab_size: c.vocab_size, split: "train" });
-  for (const window of data.trainWindows(position(config, 0, 0)).slice(0, 8)) {
-    console.log(
-      `batch  ${data.placeOf(window)}${
-        tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : ""
-      }`,
-    );
-  }
-}
-
-function tokensOf(dataset: Dataset, split: "train" | "val"): string {
-  return dataset[split].reduce((sum, shard) => sum + shard.tokens, 0).toLocaleString("en-US");
 }
 
 if (import.meta.main) await runMain(() => train(Deno.args));

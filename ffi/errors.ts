@@ -34,10 +34,8 @@ export function explain(error: unknown): string {
     const grant = what ? `${flag}="${what}"` : flag;
     const script = /((data|model|ffi|bench)\/)?[^/]+$/.exec(Deno.mainModule)![0];
     const task = script.replace(/^.*\//, "").replace(/\.ts$/, "");
-    return `error: ${
-      error.message.split(",")[0]
-    }: this task may read anything but write only below data/, runs/ and the ` +
-      `temporary directory; grant it with: deno run -q -P=${task} ${grant} ${script} ...`;
+    return `error: ${error.message.split(",")[0]}: deno.json grants this task less; ` +
+      `grant it with: deno run -q -P=${task} ${grant} ${script} ...`;
   }
   return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
 }

@@ -31,8 +31,9 @@ export function writeText(file: Deno.FsFile, path: string, text: string): void {
 
 /** Replaces a small text file in one step. */
 export function writeAtomic(path: string, text: string): void {
-  writeSynced(`${path}.tmp`, text);
-  Deno.renameSync(`${path}.tmp`, path);
+  const temporary = `${path}.${Deno.pid}.tmp`;
+  writeSynced(temporary, text);
+  Deno.renameSync(temporary, path);
 }
 
 /** Whether path names a file that is there. */

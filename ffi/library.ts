@@ -62,6 +62,7 @@ export function pathOf(file: URL): string {
   return decodeURIComponent(file.pathname);
 }
 
+/** Whether a variant is built. */
 export function libraryExists(variant: string): boolean {
   try {
     return Deno.statSync(libraryUrl(variant)).isFile;
@@ -121,7 +122,8 @@ export function chooseDevice(): { name: DeviceName; reason: string } {
     open("cuda");
     return { name: "cuda", reason: device.name };
   } catch (error) {
-    return { name: "cpu", reason: (error as Error).message };
+    const noGpu = "the CUDA library opens no GPU, see deno task doctor";
+    return { name: "cpu", reason: error instanceof KernelError ? noGpu : (error as Error).message };
   }
 }
 
@@ -188,6 +190,7 @@ export function allocate(bytes: number): Address {
   return address[0]!;
 }
 
+/** Gives memory of allocate() back, once queued work is done. */
 export function free(address: Address): void {
   check(s.mem_free(address));
 }
@@ -213,10 +216,12 @@ type Bytes =
   | Int32Array<ArrayBuffer>
   | Float64Array<ArrayBuffer>;
 
+/** Copies a typed array to the device; the array may be changed when this returns. */
 export function copyToDevice(dst: Address, src: Bytes): void {
   check(s.copy_to_device(dst, src, BigInt(src.byteLength)));
 }
 
+/** Fills a typed array from the device, after all queued work. */
 export function copyToHost(dst: Bytes, src: Address): void {
   check(s.copy_to_host(dst, src, BigInt(dst.byteLength)));
 }

@@ -1,5 +1,6 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
 import { UserError } from "../ffi/errors.ts";
+import { isFile } from "../ffi/files.ts";
 import {
   json,
   loadTensors,
@@ -112,9 +113,6 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
 }
 
 function expectedSha256(directory: string, file: string): string | undefined {
-  try {
-    return readTrainerState(directory).sha256[file];
-  } catch {
-    return undefined; // a model directory from elsewhere
-  }
+  if (!isFile(`${directory}/trainer_state.json`)) return undefined; // a model directory from elsewhere
+  return readTrainerState(directory).sha256[file];
 }

@@ -11,7 +11,7 @@ import {
 import { chooseDevice } from "../ffi/library.ts";
 import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
 import { requireDevice } from "./device.ts";
-import type { LlamaConfig } from "./llama.ts";
+import { type LlamaConfig, RECOMPUTE, type Recompute } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";
 
 /** The variables that configure() itself reads; train.ts has more. */
@@ -49,6 +49,9 @@ export type Configured<T> = { config: T; checkpoint: string | undefined };
  */
 export function configure<T extends RunVariables>(defaults: T, args: string[]): Configured<T> {
   const overrides = parseOverrides(args, defaults, { debug: "check" } as Partial<Record<keyof T, string>>);
+  if (overrides.resume === "") {
+    throw new UserError("Cannot resume: --resume needs a run directory, such as --resume=runs/c4");
+  }
   if (overrides.resume) {
     const checkpoint = findCheckpoint(overrides.resume);
     const saved = readTrainerState(checkpoint).config as T;
@@ -166,9 +169,10 @@ function check<T extends RunVariables>(config: T): T {
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
     );
   }
-  const recompute = ["none", "norm_swiglu", "gate_up", "block"];
-  if (!recompute.includes(config.recompute)) {
-    throw new UserError(`Cannot set recompute to "${config.recompute}": it must be ${recompute.join(", ")}`);
+  if (!RECOMPUTE.includes(config.recompute as Recompute)) {
+    throw new UserError(
+      `Cannot set recompute to "${config.recompute}": it must be one of ${RECOMPUTE.join(", ")}`,
+    );
   }
   const modes = ["", "check", "tape", "profile"];
   if (!modes.includes(config.debug)) {

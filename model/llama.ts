@@ -115,9 +115,10 @@ export type KVCache = { pos: number; layers: LayerCache[] };
  * What backward computes again instead of keeping it, least memory last: nothing; the outputs of norms and swiglu (almost
  * free); the gate/up product too (12% more FLOPs); whole blocks (30% more).
  */
-export type Recompute = typeof RECOMPUTE[number];
-/** Its values. */
-export const RECOMPUTE = ["none", "norm_swiglu", "gate_up", "block"] as const;
+export type Recompute = "none" | "norm_swiglu" | "gate_up" | "block";
+
+/** All of them, least memory last. */
+export const RECOMPUTE: readonly Recompute[] = ["none", "norm_swiglu", "gate_up", "block"];
 
 function selfAttention(
   x: Tensor,

@@ -22,6 +22,7 @@ export type TrainerState = {
   best_val_loss: number | null; // of all checkpoints up to this one
   best_step: number | null;
   tokenizer: string | null; // of the data; null where it is not known
+  data: Record<string, string>; // sha256 of each shard
   config: Record<string, unknown>; // of the run
   versions: Record<string, string>;
   sha256: Record<string, string>; // of each .safetensors file here
@@ -128,11 +129,14 @@ export function readJson(path: string): Record<string, unknown> {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     throw new UserError(`Cannot read ${path}: there is no such file; use another checkpoint`);
   }
+  let value: unknown;
   try {
-    return JSON.parse(text);
+    value = JSON.parse(text);
   } catch {
-    throw new UserError(`Cannot read ${path}: it is not valid JSON; use another checkpoint`);
+    // says the same as any other value below
   }
+  if (typeof value === "object" && value !== null) return value as Record<string, unknown>;
+  throw new UserError(`Cannot read ${path}: it is not a JSON object; use another checkpoint`);
 }
 
 /**
@@ -239,6 +243,7 @@ function removeIfThere(path: string): void {
   }
 }
 
+/** A value as the text of a JSON file. */
 export function json(value: unknown): string {
   return JSON.stringify(value, null, 2) + "\n";
 }

@@ -26,6 +26,7 @@ export const debug = { on: false, mode: "" as DebugMode, step: 0 };
 let timed: Timed[] = [];
 let lastMark = 0;
 
+/** Sets what happens after each op from now on. */
 export function setDebug(mode: DebugMode): void {
   debug.on = mode !== "";
   debug.mode = mode;
@@ -46,12 +47,14 @@ export function callSite(): string {
   return /([^/\s(]+\/[^/\s]+\.ts:\d+):\d+\)?$/.exec(frame ?? "")?.[1] ?? "unknown place";
 }
 
+/** Called by record() after the forward kernel of an op in a debug mode. Throws UserError at a value that is not finite. */
 export function afterForward(entry: Entry): void {
   if (debug.mode === "check") {
     checkFinite(entry, entry.out, entry.out.address, "output", entry.out.dtype === "f32");
   } else time(entry, "forward");
 }
 
+/** Called by backward() after the backward kernel of an op, likewise for the gradients it wrote. */
 export function afterBackward(entry: Entry): void {
   if (debug.mode !== "check") return time(entry, "backward");
   for (const input of entry.inputs) {

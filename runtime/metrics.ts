@@ -22,13 +22,17 @@ export type StepMetrics = {
   val_loss?: number; // mean over the evaluation windows, where evaluated
 };
 
-/** The files of a run directory that grow while it trains. Lines go to the terminal too. */
+/**
+ * The files of a run directory beside its checkpoints. Lines go to the terminal too. When it is disposed of before the first
+ * step of a new run, because something failed, it takes its files away again, so that the same command can be repeated.
+ */
 export class RunLog {
   readonly #metrics: Deno.FsFile;
   readonly #log: Deno.FsFile;
+  #isEmpty: boolean;
 
-  /** Makes the directory, or goes on in it. Throws UserError when it cannot be written. */
-  constructor(readonly dir: string) {
+  /** Opens or makes the directory and writes config.json. isNew: nothing was trained in it before. Throws UserError. */
+  constructor(readonly dir: string, config: string, isNew: boolean) {
     try {
       Deno.mkdirSync(dir, { recursive: true });
       this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
@@ -37,15 +41,39 @@ export class RunLog {
       if (error instanceof Deno.errors.NotCapable) throw error;
       throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
     }
+    this.#isEmpty = isNew;
+    try {
+      writeAtomic(`${dir}/config.json`, config);
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
   }
 
+  /** Appends a line to log.txt and prints it. */
   line(text: string): void {
     console.log(text);
     writeText(this.#log, `${this.dir}/log.txt`, text + "\n");
   }
 
+  /** Appends a step to metrics.jsonl. */
   step(metrics: StepMetrics): void {
+    this.#isEmpty = false;
     writeText(this.#metrics, `${this.dir}/metrics.jsonl`, JSON.stringify(metrics) + "\n");
+  }
+
+  /** Closes the files, and removes them where nothing came of a new run. */
+  [Symbol.dispose](): void {
+    this.#metrics.close();
+    this.#log.close();
+    if (!this.#isEmpty) return;
+    for (const file of ["metrics.jsonl", "log.txt", "config.json", `config.json.${Deno.pid}.tmp`, ""]) {
+      try {
+        Deno.removeSync(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty
+      } catch {
+        // not there, or not ours alone
+      }
+    }
   }
 }
 

@@ -67,8 +67,8 @@ Deno.test({
   fn: () => {
     using run = runDirectory();
     const dir = `${run.dir}/runs/a`;
-    new RunLog(dir).step(METRICS);
-    const again = new RunLog(dir);
+    new RunLog(dir, "{}\n", true).step(METRICS);
+    const again = new RunLog(dir, "{}\n", false);
     again.step({ ...METRICS, step: 121, val_loss: 4.4 });
     const lines = Deno.readTextFileSync(`${dir}/metrics.jsonl`).trimEnd().split("\n").map((line) =>
       JSON.parse(line)

@@ -12,6 +12,7 @@ export type { Address, Block };
 /** act: the device's type for weights and activations (float on the CPU, bfloat16 on CUDA). */
 export type DType = "act" | "f32" | "i32";
 
+/** Bytes of one element on the open device. */
 export function bytesPerElement(dtype: DType): number {
   return dtype === "act" && device.act === "bf16" ? 2 : 4;
 }

@@ -1,0 +1,68 @@
+// --dry_run: check data, check model, check memory, check speed. Trains nothing and writes nothing.
+import type { Dataset } from "../data/bins.ts";
+import { Loader } from "../data/loader.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/library.ts";
+import { peakFlops } from "../runtime/metrics.ts";
+import { openAndDescribe } from "./device.ts";
+import { flopsPerToken, type LlamaConfig } from "./llama.ts";
+import { memoryTable, modelSize, planMemory, type StepSettings, timeMicroStep } from "./plan.ts";
+
+/** What --dry_run reads of the variables of train.ts. */
+export type DryRunSettings = StepSettings & OpenOptions & { device: string; block_size: number };
+
+const LONGEST_S = 30; // a micro-step that would take longer is not timed
+const WINDOWS = 8; // of the first batch are shown
+
+/** Prints the data, the model, the memory plan by kind, FLOPs, the speed if a device answers, and the first batch decoded. */
+export function dryRun(
+  s: DryRunSettings,
+  c: LlamaConfig,
+  dataset: Dataset,
+  tokenizer: Tokenizer | undefined,
+): void {
+  const wanted = s.device || chooseDevice().name;
+  const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
+  const flops = flopsPerToken(c, c.block_size);
+  const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${text}`);
+  row(
+    "data",
+    `${dataset.dir}: ${tokensOf(dataset, "train")} train and ${tokensOf(dataset, "val")} val tokens, ` +
+      `vocab_size ${dataset.vocab_size}, tokenizer ${dataset.tokenizer}`,
+  );
+  row("model", modelSize(c));
+  row(
+    "FLOPs",
+    `${(flops / 1e9).toFixed(4)} GFLOP a token, ${
+      (flops * step / 1e12).toFixed(2)
+    } TFLOP a step of ${step} tokens`,
+  );
+  row("memory", `on ${wanted}, by kind`);
+  console.log(memoryTable(planMemory(c, s, wanted === "cpu" ? "f32" : "bf16")).replaceAll(/^/gm, "       "));
+  try {
+    row("device", openAndDescribe(s.device, s));
+    row("speed", speed(s, c, micro, flops));
+  } catch (error) {
+    row("speed", `not measured: ${(error as Error).message}`);
+    open("plan");
+  }
+  const data = new Loader(tokenSource, dataset, { ...s, vocab_size: c.vocab_size, split: "train" });
+  const first = { ...s, step: 0, micro: 0, rank: 0, world_size: 1 };
+  for (const window of data.trainWindows(first).slice(0, WINDOWS)) {
+    const text = tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : "";
+    row("batch", data.placeOf(window) + text);
+  }
+}
+
+function speed(s: DryRunSettings, c: LlamaConfig, micro: number, flops: number): string {
+  const expected_s = flops * micro / (0.5 * (peakFlops()?.flops ?? 1e12)); // at half the peak
+  if (expected_s > LONGEST_S) {
+    return `not measured: a micro-step would take about ${expected_s.toFixed(0)} s here`;
+  }
+  const tokens_per_sec = Math.round(micro / timeMicroStep(c, s) * 1000);
+  return `${tokens_per_sec.toLocaleString("en-US")} tokens/s, forward and backward`;
+}
+
+function tokensOf(dataset: Dataset, split: "train" | "val"): string {
+  return dataset[split].reduce((sum, shard) => sum + shard.tokens, 0).toLocaleString("en-US");
+}
