@@ -3,9 +3,10 @@
 // (seed, step, micro-step, rank): nothing has to be saved to resume, ranks never overlap, and an epoch reads each window
 // once, in an order of its own.
 import { basename } from "node:path";
-import { UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../ffi/errors.ts";
 import { type Dataset, readTokens, type Shard } from "./bins.ts";
 import { mix } from "./hash.ts";
+import { damaged } from "./meta.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Reads shards natively; the functions data_open() and data_gather() of kernels.h. */
@@ -73,7 +74,7 @@ export class Loader {
     if (dataset.vocab_size > vocab_size) {
       throw new UserError(
         `Cannot train on "${dataset.dir}": its vocab_size is ${dataset.vocab_size}, the model's is ${vocab_size}; ` +
-          `use --vocab_size=${dataset.vocab_size} or data of another tokenizer`,
+          "train a new model on it, or use data of the model's tokenizer",
       );
     }
     this.options = options;
@@ -96,7 +97,11 @@ export class Loader {
     );
   }
 
-  /** Fills x and y (B, T), int32 in host memory, with the training batch of a position. */
+  /**
+   * Fills x and y (B, T), int32 in host memory, with the training batch of a position.
+   *
+   * @throws {UserError} for a token that the vocabulary lacks.
+   */
   trainBatch(x: bigint, y: bigint, position: Position): void {
     this.trainWindows(position).forEach((window, b) => this.#gather(x, y, b, window));
   }
@@ -126,6 +131,7 @@ export class Loader {
    *
    * @returns How many rows are windows. In the last batch there may be fewer than B: the rows after them repeat its last
    * window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their targets to -1).
+   * @throws {UserError} for a token that the vocabulary lacks.
    */
   evalBatch(x: bigint, y: bigint, index: number): number {
     const { batch_size } = this.options;
@@ -158,7 +164,20 @@ export class Loader {
   #gather(x: bigint, y: bigint, b: number, { shard, start }: Window): void {
     const { block_size: T, vocab_size: V } = this.options;
     const row = BigInt(4 * b * T); // bytes
-    this.#source.gather(x + row, y + row, this.#handles[shard]!, BigInt(start), T, V);
+    try {
+      this.#source.gather(x + row, y + row, this.#handles[shard]!, BigInt(start), T, V);
+    } catch (error) {
+      throw error instanceof KernelError ? this.#wrongToken({ shard, start }) ?? error : error;
+    }
+  }
+
+  /** Names the first token of a window that the vocabulary lacks, if there is one. */
+  #wrongToken({ shard, start }: Window): UserError | undefined {
+    const { block_size: T, vocab_size: V } = this.options;
+    const { path } = this.#shards[shard]!, tokens = readTokens(this.#shards[shard]!, start, T + 1);
+    const wrong = tokens.findIndex((token) => token >= V);
+    if (wrong < 0) return undefined;
+    return damaged(path, `token ${start + wrong} is ${tokens[wrong]}, should be below vocab_size ${V}`);
   }
 }
 

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../ffi/errors.ts";
 import { type Dataset, openDataset, readTokens, type Shard } from "./bins.ts";
 import { Loader, type LoaderOptions, permute, type Position, type TokenSource } from "./loader.ts";
 import { openTokenizer } from "./tokenizer.ts";
@@ -170,8 +170,44 @@ Deno.test("Loader says when the data has more ids than the model", () => {
   assertThrows(
     () => makeLoader([9], { vocab_size: 256 }),
     UserError,
-    'Cannot train on "data/fake": its vocab_size is 257, the model\'s is 256; use --vocab_size=257 or data of another tokenizer',
+    'Cannot train on "data/fake": its vocab_size is 257, the model\'s is 256; ' +
+      "train a new model on it, or use data of the model's tokenizer",
   );
+});
+
+Deno.test("Loader names the file and the place of a token that the vocabulary lacks", () => {
+  const dir = Deno.makeTempDirSync();
+  try {
+    Deno.writeFileSync(
+      `${dir}/train.bin`,
+      new Uint8Array(Uint16Array.of(1, 2, 3, 4, 5, 6, 999, 8, 9).buffer),
+    );
+    Deno.writeFileSync(`${dir}/val.bin`, new Uint8Array(Uint16Array.of(1, 2, 257, 4, 5).buffer));
+    const dataset = { ...openDataset(dir), vocab_size: 257 };
+    const source: TokenSource = {
+      open: () => ({ handle: 0, tokens: 9 }),
+      gather: () => {
+        throw new KernelError("data_gather: why");
+      },
+    };
+    const loader = (split: "train" | "val") =>
+      new Loader(source, dataset, { split, batch_size: 2, block_size: 4, vocab_size: 257 });
+    const train = loader("train"), steps = [0, 1, 2, 3].map((step) => position({ step }));
+    const begins = (step: Position) => train.trainWindows(step)[0]!.start;
+    assertThrows(
+      () => train.trainBatch(0n, 400n, steps.find((step) => begins(step) === 4)!),
+      UserError,
+      `Cannot use "${dir}/train.bin": token 6 is 999, should be below vocab_size 257; write the dataset again: `,
+    );
+    assertThrows(() => loader("val").evalBatch(0n, 400n, 0), UserError, `${dir}/val.bin": token 2 is 257, `);
+    assertThrows( // another failure stays as it is
+      () => train.trainBatch(0n, 400n, steps.find((step) => begins(step) === 0)!),
+      KernelError,
+      "data_gather: why",
+    );
+  } finally {
+    Deno.removeSync(dir, { recursive: true });
+  }
 });
 
 Deno.test("Loader.decodeWindow() shows the text of a window", async () => {

@@ -1,8 +1,9 @@
 // Mistakes of the person at the keyboard, and files that were damaged: one line that names what is wrong, exit code 1,
 // and nothing written.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { sha256OfFile } from "../ffi/files.ts";
 import { chooseDevice } from "../ffi/library.ts";
-import { copy, dataset, freshPath, list, refuse, run, SMALL, succeed } from "./helpers.ts";
+import { copy, dataset, errorLine, freshPath, list, refuse, run, SMALL, succeed } from "./helpers.ts";
 
 let shared: Promise<{ data: string; finished: string }> | undefined;
 
@@ -147,10 +148,16 @@ Deno.test("train stops at a token that the vocabulary lacks, and names it", asyn
     const path = `${dir}/train_000000.bin`, bytes = Deno.readFileSync(path);
     new Uint16Array(bytes.buffer, 1024).fill(300); // behind the header
     Deno.writeFileSync(path, bytes);
+    const meta = JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`)); // with checksums that fit
+    for (const shard of meta.shards) shard.sha256 = sha256OfFile(`${dir}/${shard.file}`);
+    Deno.writeTextFileSync(`${dir}/meta.json`, JSON.stringify(meta));
   });
   const { code, stderr } = await run("train", `--data_dir=${data}`, `--out_dir=${freshPath()}`, ...SMALL);
   assertEquals(code, 1);
-  assertMatch(stderr, /token \d+ .*is 300, .*257/);
+  assertMatch(
+    errorLine(stderr),
+    /^Cannot use "\S+\/train_000000\.bin": token \d+ is 300, should be below vocab_size 257; write the dataset /,
+  );
 });
 
 Deno.test("train names the split and the length of data that is shorter than block_size", async () => {
