@@ -371,9 +371,9 @@ function banner(
       : "MFU n/a: no peak is known for this device",
   );
   if (!saved) return log.line(`writing to ${config.out_dir}`);
-  log.line(`going on in ${config.out_dir} after step ${saved.step}`);
   const changed = changes(config, saved.config);
   if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);
+  log.line(`going on in ${config.out_dir} after step ${saved.step}`);
 }
 
 /** Stops the run when too many updates in a row were not finite, saying what is needed to see it again. */

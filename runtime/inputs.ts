@@ -18,12 +18,12 @@ export class Inputs {
     this.targets = fixed([B, T], "i32", "inputs");
     const direct = { x: this.idx.address, y: this.targets.address }; // on the CPU, host memory is device memory
     const pinned = () => ({ x: allocateHost(this.idx.bytes), y: allocateHost(this.idx.bytes) });
-    this.#host = Array.from({ length: slots }, () => device.library === "cpu" ? direct : pinned());
+    this.#host = device.library === "cpu" ? [direct] : Array.from({ length: slots }, pinned);
   }
 
   /** Has write() put token ids at x and targets at y (int32 (B, T) each), and queues their copy to the device. */
   fill(slot: number, write: (x: Address, y: Address) => void): void {
-    const { x, y } = this.#host[slot]!;
+    const { x, y } = this.#host[slot % this.#host.length]!;
     write(x, y);
     if (x === this.idx.address) return;
     k.copy_async(this.idx.address, x, BigInt(this.idx.bytes));

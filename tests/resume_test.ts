@@ -124,6 +124,49 @@ Deno.test("a second signal ends a run at once, even while it samples", async () 
   assertEquals(list(`${out}/checkpoints`).length, 1);
 });
 
+Deno.test("a second signal ends a run at once in the middle of a long step", async () => {
+  const given = await flags("--gradient_accumulation_steps=10_000_000");
+  const running = new Running("train", `--out_dir=${freshPath()}`, ...given);
+  await running.line("writing to");
+  running.signal("SIGINT");
+  await new Promise((resolve) => setTimeout(resolve, 2500)); // it is served within a second of work
+  running.signal("SIGINT");
+  assertEquals((await running.end()).code, 130);
+});
+
+Deno.test("a run goes on with the data that it began with, or with other data that is named", async () => {
+  const data = copy(await dataset()), out = freshPath();
+  const given = [...SMALL, `--data_dir=${data}`, "--save_interval=2"];
+  await succeed("train", `--out_dir=${out}`, ...given, "--max_iters=2");
+  const other = await dataset({ words: 2000 });
+  Deno.removeSync(data, { recursive: true });
+  Deno.renameSync(copy(other), data);
+  const line = await refuse("train", `--resume=${out}`, "--max_iters=4");
+  assertStringIncludes(
+    line,
+    `Cannot resume with ${data}: its shards are not those that the run was trained on`,
+  );
+  const stdout = await succeed(
+    "train",
+    `--resume=${out}`,
+    `--data_dir=${other}`,
+    "--max_iters=4",
+    "--batch_size=2",
+  );
+  assertStringIncludes(stdout, `\nchanged since the checkpoint: data_dir ${data} -> ${other}, `);
+  assertStringIncludes(stdout, "batch_size 4 -> 2");
+});
+
+Deno.test("a new run that fails before its first step leaves nothing behind", async () => {
+  const out = freshPath();
+  await succeed("train", `--out_dir=${out}/a`, ...await flags("--max_iters=4", "--debug=tape"));
+  assertEquals(list(out), []);
+  Deno.mkdirSync(`${out}/b`, { recursive: true });
+  Deno.writeTextFileSync(`${out}/b/notes.txt`, "mine");
+  await succeed("train", `--out_dir=${out}/b`, ...await flags("--max_iters=4", "--debug=tape"));
+  assertEquals(list(`${out}/b`), ["notes.txt"]);
+});
+
 Deno.test("a run moved to another directory goes on there", async () => {
   const out = freshPath();
   await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=4", "--save_interval=2"));
