@@ -105,9 +105,34 @@ Deno.test("DatasetWriter leaves nothing behind when it is not finished", () =>
       using writer = new DatasetWriter(dir, { vocab_size: 300, shard_tokens: 3, overwrite: false });
       writer.append("train", 299, Uint32Array.of(1, 2, 3));
       writer.append("val", 299, Uint32Array.of(1));
-      assertEquals(names(dir), ["train_000000.bin.tmp", "val_000000.bin.tmp"]);
+      assertEquals(names(dir), ["prepare.lock", "train_000000.bin.tmp", "val_000000.bin.tmp"]);
     }
     assertEquals(names(parent), []);
+  }));
+
+Deno.test("DatasetWriter keeps a second writer out until it is done, whatever that may overwrite", () =>
+  withDirectory((parent) => {
+    const dir = `${parent}/new`;
+    {
+      using writer = new DatasetWriter(dir, { vocab_size: 300, shard_tokens: 3, overwrite: false });
+      writer.append("train", 299, Uint32Array.of(1, 2, 3));
+      const before = names(dir);
+      assertThrows(
+        () => writeDataset(dir, { overwrite: true }),
+        UserError,
+        `Cannot write to "${dir}": another deno task prepare is writing there; wait for it to end, or choose another --out`,
+      );
+      assertEquals(names(dir), before);
+    }
+    writeDataset(dir);
+    assertEquals(names(dir), ["meta.json", "train_000000.bin", "train_000001.bin", "val_000000.bin"]);
+  }));
+
+Deno.test("DatasetWriter takes over what a killed one left", () =>
+  withDirectory((dir) => {
+    for (const file of ["prepare.lock", "train_000007.bin.tmp"]) Deno.writeTextFileSync(`${dir}/${file}`, "");
+    writeDataset(dir);
+    assertEquals(names(dir), ["meta.json", "train_000000.bin", "train_000001.bin", "val_000000.bin"]);
   }));
 
 Deno.test("DatasetWriter says what keeps it from writing", () =>

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { HEADER_BYTES, shardHeader, tokenBytes } from "./bins.ts";
+import { DirectoryLock } from "./lock.ts";
 import type { Meta } from "./meta.ts";
 
 const BUFFERED_TOKENS = 1 << 18;
@@ -27,23 +28,28 @@ export class DatasetWriter implements Disposable {
   readonly #dir: string;
   readonly #options: WriterOptions;
   readonly #created: boolean; // the directory was not there before
+  readonly #lock: DirectoryLock;
   readonly #open: Partial<Record<Split, ShardWriter>> = {};
   readonly #shards: Record<Split, Meta["shards"]> = { train: [], val: [] };
   #finished = false;
 
-  /** @throws {UserError} if the directory cannot be written or holds a dataset that may not be replaced. */
+  /**
+   * @throws {UserError} if the directory cannot be written, another writer is at work in it, or it holds a dataset that may
+   * not be replaced.
+   */
   constructor(dir: string, options: WriterOptions) {
     this.#dir = dir;
     this.#options = options;
-    this.#created = makeDirectory(dir);
-    const old = fileNames(dir).filter((name) => name === "meta.json" || name.endsWith(".bin")).sort();
-    if (old.length > 0 && !options.overwrite) {
-      throw new UserError(
-        `Cannot write to "${dir}": it holds a dataset (${old[0]}${old.length > 1 ? ", ..." : ""}); ` +
-          `choose another --out, or replace it with --overwrite`,
-      );
+    const { created, lock } = lockDirectory(dir);
+    this.#created = created;
+    this.#lock = lock;
+    try {
+      if (!options.overwrite) refuseDataset(dir);
+      this.#removeUnfinished();
+    } catch (error) {
+      lock[Symbol.dispose]();
+      throw error;
     }
-    this.#removeUnfinished();
   }
 
   /** Appends one document: the end-of-text token, then its ids. */
@@ -79,10 +85,12 @@ export class DatasetWriter implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    if (this.#finished) return;
-    this.#open.train?.abandon();
-    this.#open.val?.abandon();
-    this.#removeUnfinished();
+    if (!this.#finished) {
+      this.#open.train?.abandon();
+      this.#open.val?.abandon();
+      this.#removeUnfinished();
+    }
+    this.#lock[Symbol.dispose]();
     if (this.#created && fileNames(this.#dir).length === 0) Deno.removeSync(this.#dir);
   }
 
@@ -163,20 +171,34 @@ class ShardWriter {
   }
 }
 
-/** Makes a directory that can be written to; returns whether it is new. */
-function makeDirectory(dir: string): boolean {
+/** Makes a directory that can be written to, and by this writer only. created: it was not there before. */
+function lockDirectory(dir: string): { created: boolean; lock: DirectoryLock } {
+  const { created, lock } = makeDirectory(dir);
+  if (lock !== undefined) return { created, lock };
+  throw new UserError(
+    `Cannot write to "${dir}": another deno task prepare is writing there; wait for it to end, or choose another --out`,
+  );
+}
+
+function makeDirectory(dir: string): { created: boolean; lock: DirectoryLock | undefined } {
   try {
-    const known = exists(dir);
+    const created = !exists(dir);
     Deno.mkdirSync(dir, { recursive: true });
-    const probe = join(dir, "meta.json.tmp");
-    Deno.writeTextFileSync(probe, "");
-    Deno.removeSync(probe);
-    return !known;
+    return { created, lock: DirectoryLock.take(dir) };
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     const reason = (error as Error).message.replace(/ \(os error .*/, "");
     throw new UserError(`Cannot write to "${dir}": ${reason}; choose another --out`);
   }
+}
+
+function refuseDataset(dir: string): void {
+  const old = fileNames(dir).filter((name) => name === "meta.json" || name.endsWith(".bin")).sort();
+  if (old.length === 0) return;
+  throw new UserError(
+    `Cannot write to "${dir}": it holds a dataset (${old[0]}${old.length > 1 ? ", ..." : ""}); ` +
+      `choose another --out, or replace it with --overwrite`,
+  );
 }
 
 function exists(path: string): boolean {
