@@ -90,6 +90,7 @@ export function parseOptions(args: string[]): PrepareOptions {
     }
     return flags[name];
   };
+  for (const name of STRINGS) if (name !== "input") value(name); // the "" of --out "" is in flags._ too
   const inputs = [...flags.input, ...flags._.map(String)];
   if (inputs.includes("")) {
     throw new UserError("Cannot use --input: it needs a file, such as --input corpus.parquet");

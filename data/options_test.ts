@@ -71,6 +71,9 @@ const mistakes: [string[], string][] = [
   [["--val_fraction=2"], "Cannot use --val_fraction=2: it should be a number above 0 and below 1"],
   [["--val_fraction=0"], "Cannot use --val_fraction=0: it should be a number above 0 and below 1"],
   [["--val_fraction"], "Cannot use --val_fraction: it needs a value, such as --val_fraction=..."],
+  [["--out", ""], "Cannot use --out: it needs a value, such as --out=..."],
+  [["--seed", ""], "Cannot use --seed: it needs a value, such as --seed=..."],
+  [["--input", ""], "Cannot use --input: it needs a file, such as --input corpus.parquet"],
   [["--input="], "Cannot use --input: it needs a file, such as --input corpus.parquet"],
 ];
 

@@ -36,6 +36,7 @@ export function* readParquet(path: string, column: string): Generator<Batch> {
   const schemaPath = textColumn(file, metadata, column);
   const bytesPerRow = file.size / Number(metadata.num_rows);
   for (const [index, group] of metadata.row_groups.entries()) {
+    if (Number(group.num_rows) === 0) continue; // it has no pages either
     let rows = 0;
     for (const texts of readGroup(file, index, group, schemaPath)) {
       rows += texts.length;

@@ -17,6 +17,17 @@ function texts(path: string, column = "text"): (string | null)[] {
   return Array.from(readParquet(path, column)).flatMap((batch) => batch.texts);
 }
 
+/** A parquet file with an optional column "text" and one row group, all without rows. */
+function parquetWithoutRows(): Uint8Array<ArrayBuffer> {
+  const text = [4, 0x74, 0x65, 0x78, 0x74]; // length and letters
+  const schema = [0x48, ...text, 0x15, 2, 0, 0x15, 12, 0x25, 2, 0x18, ...text, 0x25, 0, 0]; // root; byte array, UTF8
+  const column = [0x15, 12, 0x19, 5, 0x19, 0x18, ...text, 0x15, 0, 0x16, 0, 0x16, 0, 0x16, 0, 0x26, 0, 0];
+  const group = [0x19, 0x1c, 0x26, 0, 0x1c, ...column, 0, 0x16, 0, 0x16, 0, 0];
+  const footer = [0x15, 2, 0x19, 0x2c, ...schema, 0x16, 0, 0x19, 0x1c, ...group, 0]; // Thrift's compact protocol
+  const magic = [0x50, 0x41, 0x52, 0x31];
+  return Uint8Array.of(...magic, ...footer, footer.length, 0, 0, 0, ...magic);
+}
+
 /** Runs with a changed copy of a fixture. */
 function withCopy(change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array, run: (path: string) => void): void {
   const path = Deno.makeTempFileSync({ suffix: ".parquet" });
@@ -58,6 +69,10 @@ Deno.test("readParquet() refuses columns that are not text", () => {
       `column "${column}" is ${type}, should be text`,
     );
   }
+});
+
+Deno.test("readParquet() reads no rows where there are none", () => {
+  withCopy(parquetWithoutRows, (path) => assertEquals(texts(path), []));
 });
 
 Deno.test("readParquet() says that a file is truncated", () => {

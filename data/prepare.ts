@@ -151,15 +151,22 @@ function describe(
 /** Throws if a split got no documents, naming a val_fraction that gives both some. */
 function checkSplit(
   { train, val, empty, smallest, largest }: Counts,
-  { inputs, val_fraction }: PrepareOptions,
+  { inputs, val_fraction, limit }: PrepareOptions,
 ): void {
   const documents = train.documents + val.documents, name = inputs.join(" ");
   if (documents === 0) {
     throw new UserError(
-      `Cannot prepare "${name}": it has no documents, ${empty} were empty; give files with text`,
+      `Cannot prepare "${name}": it has no documents${
+        empty > 0 ? `, ${empty} were empty` : ""
+      }; give files with text`,
     );
   }
   if (train.documents > 0 && val.documents > 0) return;
+  if (smallest === largest && limit !== null && documents + empty >= limit) {
+    throw new UserError(
+      `Cannot split "${name}" into train and val: --limit=${limit} leaves one document only; use a larger --limit`,
+    );
+  }
   if (smallest === largest) {
     throw new UserError(
       `Cannot split "${name}" into train and val: it has one document only; give more, or say what separates ` +

@@ -190,6 +190,16 @@ Deno.test("prepare() says that one document cannot be split", () =>
     );
   }));
 
+Deno.test("prepare() says that --limit leaves one document only", () =>
+  inDirectory(async (dir) => {
+    jsonl(`${dir}/a.jsonl`, texts);
+    await fails(
+      dir,
+      ["--input", `${dir}/a.jsonl`, "--limit=1"],
+      'Cannot split "DIR/a.jsonl" into train and val: --limit=1 leaves one document only; use a larger --limit',
+    );
+  }));
+
 Deno.test("prepare() says that there are no documents", () =>
   inDirectory(async (dir) => {
     jsonl(`${dir}/a.jsonl`, ["", ""]);
@@ -197,6 +207,12 @@ Deno.test("prepare() says that there are no documents", () =>
       dir,
       ["--input", `${dir}/a.jsonl`],
       'Cannot prepare "DIR/a.jsonl": it has no documents, 2 were empty; give files with text',
+    );
+    Deno.writeTextFileSync(`${dir}/blank.jsonl`, "\n");
+    await fails(
+      dir,
+      ["--input", `${dir}/blank.jsonl`],
+      'Cannot prepare "DIR/blank.jsonl": it has no documents; give files with text',
     );
   }));
 
