@@ -1,7 +1,7 @@
 // deno task doctor: what is here, and what to do about what is missing. Exits with 1 if training cannot run at all.
 import { findCompiler } from "./build.ts";
 import { findToolkit } from "./cuda_toolkit.ts";
-import { explain, runMain } from "./errors.ts";
+import { explain, runMain, UserError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { device, libraryExists, open, pathOf } from "./library.ts";
 import { answer } from "./programs.ts";
@@ -110,6 +110,9 @@ function compiledArchs(): string {
 
 if (import.meta.main) {
   await runMain(async () => {
+    if (Deno.args.length > 0) {
+      throw new UserError(`Cannot use ${Deno.args[0]}: doctor takes no arguments; run: deno task doctor`);
+    }
     const findings: Finding[] = [
       { what: "Deno", found: `${Deno.version.deno} on ${Deno.build.target}` },
       await compiler(),

@@ -1,12 +1,28 @@
-// What doctor says about a GPU, shown by a program that answers in place of nvidia-smi.
+// What doctor says: of GPUs, shown by a program that answers in place of nvidia-smi, and of what is not as it should be.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { basename } from "node:path";
+import { libraryUrl, pathOf } from "./library.ts";
+
+const ROOT = new URL("../", import.meta.url).pathname;
+
+/** Runs doctor, or a copy of it. */
+async function run(
+  script: string,
+  ...flags: string[]
+): Promise<{ code: number; stdout: string; stderr: string }> {
+  const args = ["run", "-q", "-A", "--config", `${ROOT}deno.json`, script, ...flags];
+  const result = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: { NO_COLOR: "1" } })
+    .output();
+  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code: result.code, stdout: text(result.stdout), stderr: text(result.stderr) };
+}
 
 /** Runs doctor where nvidia-smi is a shell script with this body. */
 async function doctor(nvidia_smi: string): Promise<string> {
   const folder = Deno.makeTempDirSync();
   Deno.writeTextFileSync(`${folder}/nvidia-smi`, `#!/bin/sh\n${nvidia_smi}\n`, { mode: 0o755 });
   const env = { PATH: `${folder}:${Deno.env.get("PATH")}`, CUDA_HOME: "/no/cuda", NO_COLOR: "1" };
-  const args = ["run", "-q", "-P=doctor", "ffi/doctor.ts"], cwd = new URL("../", import.meta.url);
+  const args = ["run", "-q", "-P=doctor", "ffi/doctor.ts"], cwd = ROOT;
   const { code, stdout } = await new Deno.Command(Deno.execPath(), { args, cwd, env }).output();
   Deno.removeSync(folder, { recursive: true });
   assertEquals(code, 0);
@@ -24,6 +40,26 @@ Deno.test("doctor names each GPU, its driver and architecture, and what is missi
     /^CUDA toolkit +none to build with\n +-> no nvcc in \/no\/cuda\/bin, where CUDA_HOME points$/m,
   );
   assertMatch(text, /^CUDA library +(built for sm_\d+|not built\n +-> run: deno task build)/m);
+});
+
+Deno.test("doctor does without the compiler's report on the CUDA library", async () => {
+  const copy = Deno.makeTempDirSync();
+  Deno.mkdirSync(`${copy}/ffi`);
+  Deno.mkdirSync(`${copy}/build`);
+  for (const { name } of Deno.readDirSync(`${ROOT}ffi`)) {
+    Deno.copyFileSync(`${ROOT}ffi/${name}`, `${copy}/ffi/${name}`);
+  }
+  Deno.writeTextFileSync(`${copy}/build/${basename(pathOf(libraryUrl("cuda")))}`, "no library");
+  const { stdout, stderr } = await run(`${copy}/ffi/doctor.ts`);
+  Deno.removeSync(copy, { recursive: true });
+  assertEquals(stderr, "");
+  assertMatch(stdout, /^CUDA library +built\nCUDA device +none opens\n/m);
+});
+
+Deno.test("doctor refuses arguments in one line", async () => {
+  const { code, stderr } = await run("ffi/doctor.ts", "--foo");
+  assertEquals(code, 1);
+  assertEquals(stderr, "error: Cannot use --foo: doctor takes no arguments; run: deno task doctor\n");
 });
 
 Deno.test("doctor asks for nothing of CUDA where there is no GPU", async () => {
