@@ -119,7 +119,7 @@ demo() {
       die "Cannot train: see above"
   fi
   say "writing text with it"
-  deno task -q sample --checkpoint=$run --prompt="interface " --max_new_tokens=300 || die "Cannot sample from $run"
+  deno task -q sample --checkpoint=$run --prompt="  /** Returns" --max_new_tokens=300 || die "Cannot sample from $run"
   say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)   next: deno task"
 }
 
