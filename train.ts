@@ -31,15 +31,7 @@ import {
 } from "./runtime/debug.ts";
 import { help } from "./runtime/config.ts";
 import { Inputs } from "./runtime/inputs.ts";
-import {
-  memoryBytes,
-  type Peak,
-  peakFlops,
-  RunLog,
-  stepLine,
-  type StepMetrics,
-  truncateMetrics,
-} from "./runtime/metrics.ts";
+import { memoryBytes, type Peak, peakFlops, RunLog, stepLine, type StepMetrics } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep, noGrad } from "./runtime/tape.ts";
 import { rows } from "./runtime/tensor.ts";
@@ -328,8 +320,7 @@ function openRun(config: TrainConfig, saved: TrainerState | undefined): RunLog {
       `Cannot start a run in ${config.out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
     );
   }
-  if (saved) truncateMetrics(config.out_dir, saved.step);
-  return new RunLog(config.out_dir, json(config), saved === undefined);
+  return new RunLog(config.out_dir, json(config), saved?.step);
 }
 
 /** A run goes on with the data that it began with, unless another data_dir is named. */

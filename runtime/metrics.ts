@@ -31,17 +31,26 @@ export class RunLog {
   readonly #log: Deno.FsFile;
   #isEmpty: boolean;
 
-  /** Opens or makes the directory and writes config.json. isNew: nothing was trained in it before. Throws UserError. */
-  constructor(readonly dir: string, config: string, isNew: boolean) {
+  /**
+   * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
+   * metrics.jsonl are dropped. Throws UserError when another process trains there, or the directory cannot be written.
+   */
+  constructor(readonly dir: string, config: string, after?: number) {
     try {
       Deno.mkdirSync(dir, { recursive: true });
-      this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
       this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;
       throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
     }
-    this.#isEmpty = isNew;
+    if (!this.#log.tryLockSync(true)) { // the system holds the lock as long as the file is open
+      throw new UserError(
+        `Cannot train in ${dir}: another process is training there; choose another --out_dir`,
+      );
+    }
+    this.#isEmpty = after === undefined;
+    if (after !== undefined) truncateMetrics(dir, after);
+    this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
     try {
       writeAtomic(`${dir}/config.json`, config);
     } catch (error) {

@@ -1,4 +1,5 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
 import {
   formatBytes,
   memoryBytes,
@@ -63,12 +64,15 @@ Deno.test("formatBytes() uses decimal units", () => {
 
 Deno.test({
   name: "RunLog appends one object a step, and lines of text, across restarts",
-  sanitizeResources: false, // the log stays open as long as the process
   fn: () => {
     using run = runDirectory();
     const dir = `${run.dir}/runs/a`;
-    new RunLog(dir, "{}\n", true).step(METRICS);
-    const again = new RunLog(dir, "{}\n", false);
+    {
+      using log = new RunLog(dir, "{}\n");
+      log.step(METRICS);
+      assertThrows(() => new RunLog(dir, "{}\n", 120), UserError, "another process is training there");
+    }
+    using again = new RunLog(dir, "{}\n", 120);
     again.step({ ...METRICS, step: 121, val_loss: 4.4 });
     const lines = Deno.readTextFileSync(`${dir}/metrics.jsonl`).trimEnd().split("\n").map((line) =>
       JSON.parse(line)

@@ -281,7 +281,7 @@ Deno.test("a trainer_state.json that is no JSON or lacks something is named", as
   const cut = await damaged("finished", (dir) => Deno.truncateSync(`${dir}/${state}`, 100));
   assertEquals(
     await refuse("train", `--resume=${cut}`),
-    `Cannot read ${cut}/${state}: it is not valid JSON; use another checkpoint`,
+    `Cannot read ${cut}/${state}: it is not a JSON object; use another checkpoint`,
   );
   const empty = await damaged("finished", (dir) => Deno.writeTextFileSync(`${dir}/${state}`, "{}"));
   assertEquals(

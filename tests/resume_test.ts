@@ -1,6 +1,18 @@
 // A run that was interrupted, at any moment and in any way, ends with the same bits as one that was not.
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
-import { copy, dataset, freshPath, list, metrics, refuse, Running, SMALL, succeed } from "./helpers.ts";
+import {
+  copy,
+  dataset,
+  errorLine,
+  freshPath,
+  list,
+  metrics,
+  refuse,
+  run,
+  Running,
+  SMALL,
+  succeed,
+} from "./helpers.ts";
 
 /** Flags of a run that passes its data more than once and updates on two micro-steps. */
 async function flags(...more: string[]): Promise<string[]> {
@@ -165,6 +177,21 @@ Deno.test("a new run that fails before its first step leaves nothing behind", as
   Deno.writeTextFileSync(`${out}/b/notes.txt`, "mine");
   await succeed("train", `--out_dir=${out}/b`, ...await flags("--max_iters=4", "--debug=tape"));
   assertEquals(list(`${out}/b`), ["notes.txt"]);
+});
+
+Deno.test("a run that is being trained cannot be resumed by a second process", async () => {
+  const out = freshPath();
+  const given = await flags("--max_iters=1_000_000", "--save_interval=2");
+  const running = new Running("train", `--out_dir=${out}`, ...given);
+  await running.line("saved");
+  const { code, stderr } = await run("train", `--resume=${out}`);
+  running.signal("SIGTERM");
+  await running.end();
+  assertEquals(code, 1);
+  assertEquals(
+    errorLine(stderr),
+    `Cannot train in ${out}: another process is training there; choose another --out_dir`,
+  );
 });
 
 Deno.test("a run moved to another directory goes on there", async () => {
