@@ -138,7 +138,8 @@ Deno.test("open() refuses LOAM_ISA that is unknown, not built or not in this pro
 Deno.test("chooseDevice() takes the GPU, or the CPU with the reason why no GPU answers", loads, async () => {
   using none = await freshCopy();
   await compileFake(`${none.build}/libloam_cuda.so`, { openError: "device_open: no GPU answers" });
-  assertEquals(none.library.chooseDevice(), { name: "cpu", reason: "device_open: no GPU answers" });
+  const reason = "the CUDA library opens no GPU, see deno task doctor";
+  assertEquals(none.library.chooseDevice(), { name: "cpu", reason });
   using one = await freshCopy();
   await compileFake(`${one.build}/libloam_cuda.so`, { info: '{"name":"H100","library":"cuda"}' });
   assertEquals(one.library.chooseDevice(), { name: "cuda", reason: "H100" });
