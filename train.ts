@@ -174,7 +174,7 @@ async function run(
     }
     const lr = cosineSchedule(step, config);
     optimizer.step(lr);
-    await synchronize(); // the only wait of a step; signals and timers are served here
+    await synchronize(); // signals and timers are served here
     const result = optimizer.result();
     const step_ms = performance.now() - t0;
     step++;

@@ -2,23 +2,10 @@ import { assertEquals, assertLess, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
-import type { LlamaConfig } from "./llama.ts";
+import { GPT_270M } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const OPTIONS = { bos_token_id: 50256, eos_token_id: 50256, dtype: "bfloat16" } as const;
-const GPT_270M: LlamaConfig = {
-  vocab_size: 50257,
-  n_layer: 24,
-  n_embd: 1024,
-  n_head: 16,
-  n_kv_head: 4,
-  head_dim: 64,
-  n_inner: 2816,
-  block_size: 2048,
-  rope_theta: 10000,
-  norm_eps: 1e-6,
-  tie_word_embeddings: true,
-};
 
 function golden(name: string): ReturnType<typeof readSafetensors> & { config: unknown } {
   const file = readSafetensors(`${import.meta.dirname}/../tests/golden/${name}.safetensors`);

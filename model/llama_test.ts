@@ -10,6 +10,7 @@ import { modelTensors } from "./checkpoint.ts";
 import { configFromHF, hfTensors } from "./hf.ts";
 import { flopsPerToken, forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
 import { presets } from "./presets.ts";
+import { GPT_270M } from "./testing.ts";
 
 openTestDevice();
 const isFloat = device.act === "f32";
@@ -216,18 +217,5 @@ Deno.test("init() refuses shapes that do not fit", () => {
 
 Deno.test("flopsPerToken() and the parameter count of gpt-270m are the published figures", () => {
   assertEquals(Object.keys(presets["gpt-270m"]).length, 0);
-  const c: LlamaConfig = {
-    vocab_size: 50257,
-    n_layer: 24,
-    n_embd: 1024,
-    n_head: 16,
-    n_kv_head: 4,
-    head_dim: 64,
-    n_inner: 2816,
-    block_size: 2048,
-    rope_theta: 10000,
-    norm_eps: 1e-6,
-    tie_word_embeddings: true,
-  };
-  assertAlmostEquals(flopsPerToken(c, 2048) / 1e9, 2.2344, 5e-5);
+  assertAlmostEquals(flopsPerToken(GPT_270M, 2048) / 1e9, 2.2344, 5e-5);
 });

@@ -1,20 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
-import type { LlamaConfig, Recompute } from "./llama.ts";
+import type { Recompute } from "./llama.ts";
 import { memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
-
-const gpt270m: LlamaConfig = {
-  vocab_size: 50257,
-  n_layer: 24,
-  n_embd: 1024,
-  n_head: 16,
-  n_kv_head: 4,
-  head_dim: 64,
-  n_inner: 2816,
-  block_size: 2048,
-  rope_theta: 10000,
-  norm_eps: 1e-6,
-  tie_word_embeddings: true,
-};
+import { GPT_270M } from "./testing.ts";
 
 const settings = {
   batch_size: 4,
@@ -30,12 +17,12 @@ const settings = {
 };
 
 function plan(recompute: Recompute, batch_size = 4): { total: number; kinds: Record<string, number> } {
-  const kinds = planMemory(gpt270m, { ...settings, batch_size, recompute }, "bf16");
+  const kinds = planMemory(GPT_270M, { ...settings, batch_size, recompute }, "bf16");
   return { total: Object.values(kinds).reduce((a, b) => a + b, 0), kinds };
 }
 
 Deno.test("modelSize() counts gpt-270m with and without embeddings", () => {
-  assertEquals(modelSize(gpt270m), "322.1M parameters, 270.6M without embeddings");
+  assertEquals(modelSize(GPT_270M), "322.1M parameters, 270.6M without embeddings");
 });
 
 Deno.test("planMemory() finds gpt-270m at batch_size 4 within 10.2 GB in bfloat16", () => {
@@ -59,9 +46,9 @@ Deno.test("planMemory() shrinks with each level of recompute and grows with the 
 });
 
 Deno.test("settingsThatFit() keeps the tokens of a step, changes one thing where that is enough, else all, else none", () => {
-  const fit = (bytes: number) => settingsThatFit(gpt270m, settings, "bf16", bytes);
+  const fit = (bytes: number) => settingsThatFit(GPT_270M, settings, "bf16", bytes);
   const need = (change: Partial<typeof settings>) =>
-    Object.values(planMemory(gpt270m, { ...settings, ...change }, "bf16")).reduce((a, b) => a + b, 0);
+    Object.values(planMemory(GPT_270M, { ...settings, ...change }, "bf16")).reduce((a, b) => a + b, 0);
   assertEquals(fit(1.04 * need({ batch_size: 2 })), [
     "--batch_size=2 --gradient_accumulation_steps=64",
     "--recompute=gate_up",
