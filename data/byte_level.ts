@@ -1,4 +1,5 @@
 // What the byte-level tokenizers ("bytes" and "gpt2") share: decoding, and the files that Hugging Face reads them from.
+import { TokenBuffer } from "./token_buffer.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 const END_OF_TEXT = "<|endoftext|>";
@@ -7,7 +8,7 @@ const END_OF_TEXT = "<|endoftext|>";
 export interface ByteLevelOptions {
   name: string;
   n_tokens: number;
-  encode: (text: string) => Uint32Array;
+  encodeUtf8: (bytes: Uint8Array, from: number, to: number, out: TokenBuffer) => void;
   bytesOf: (id: number) => Uint8Array;
   /** Pairs of ids that merge, in the order of the ids that they make. */
   merges: () => [number, number][];
@@ -17,8 +18,15 @@ export interface ByteLevelOptions {
 
 /** A tokenizer whose tokens are byte strings. */
 export function byteLevelTokenizer(options: ByteLevelOptions): Tokenizer {
-  const { name, n_tokens, encode } = options;
+  const { name, n_tokens, encodeUtf8 } = options;
   const endOfText = new TextEncoder().encode(END_OF_TEXT);
+
+  function encode(text: string): Uint32Array {
+    const bytes = new TextEncoder().encode(text); // a lone surrogate becomes U+FFFD
+    const out = new TokenBuffer();
+    encodeUtf8(bytes, 0, bytes.length, out);
+    return out.ids.slice(0, out.length);
+  }
 
   function bytesOf(id: number): Uint8Array {
     if (Number.isInteger(id) && id >= 0 && id < n_tokens) return options.bytesOf(id);
@@ -46,6 +54,7 @@ export function byteLevelTokenizer(options: ByteLevelOptions): Tokenizer {
     vocab_size: n_tokens + 1,
     eot: n_tokens,
     encode,
+    encodeUtf8,
     decode,
     stream,
     files: () => huggingFaceFiles(options),

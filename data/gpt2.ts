@@ -3,6 +3,7 @@
 import ranks from "gpt-tokenizer/data/r50k_base.tiktoken" with { type: "text" };
 import { Bpe } from "./bpe.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
+import type { TokenBuffer } from "./token_buffer.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** The GPT-2 tokenizer: 50,256 tokens and <|endoftext|>. */
@@ -11,7 +12,7 @@ export function gpt2Tokenizer(): Tokenizer {
   return byteLevelTokenizer({
     name: "gpt2",
     n_tokens: bpe.n_tokens,
-    encode: encoder(bpe),
+    encodeUtf8: encoder(bpe),
     bytesOf: (id) => bpe.bytesOf(id),
     merges: () => bpe.merges(),
     splitsWords: true,
@@ -25,28 +26,18 @@ function* tokensOf(file: string): Generator<Uint8Array> {
   }
 }
 
-function encoder(bpe: Bpe): (text: string) => Uint32Array {
-  const utf8 = new TextEncoder();
-  let bytes = new Uint8Array(1 << 16);
-  let ids = new Uint32Array(1 << 16);
-  return function encode(text) {
-    if (bytes.length < 3 * text.length) bytes = new Uint8Array(4 * text.length);
-    const length = utf8.encodeInto(text, bytes).written; // a lone surrogate becomes U+FFFD
-    let n = 0;
-    for (let i = 0; i < length;) {
-      const end = pieceEnd(bytes, i, length);
-      if (n + end - i > ids.length) ids = grown(ids, n + end - i);
+function encoder(bpe: Bpe): (bytes: Uint8Array, from: number, to: number, out: TokenBuffer) => void {
+  return function encodeUtf8(bytes, from, to, out) {
+    out.reserve(to - from);
+    const ids = out.ids;
+    let n = out.length;
+    for (let i = from; i < to;) {
+      const end = pieceEnd(bytes, i, to);
       n = bpe.encode(bytes, i, end, ids, n);
       i = end;
     }
-    return ids.slice(0, n);
+    out.length = n;
   };
-}
-
-function grown(ids: Uint32Array, atLeast: number): Uint32Array<ArrayBuffer> {
-  const larger = new Uint32Array(Math.max(atLeast, 2 * ids.length));
-  larger.set(ids);
-  return larger;
 }
 
 // ---- cutting text into pieces

@@ -2,6 +2,7 @@
 // 1 MB/s), so it is for vocabularies we do not have ourselves.
 import { Tokenizer as Engine } from "@huggingface/tokenizers";
 import { UserError } from "../ffi/errors.ts";
+import type { TokenBuffer } from "./token_buffer.ts";
 import type { TextStream, Tokenizer } from "./tokenizer.ts";
 
 type Json = Record<string, unknown>;
@@ -23,11 +24,23 @@ export function huggingFaceTokenizer(directory: string, json: Json, config: Json
     return list.length === 0 ? "" : engine.decode(list, { clean_up_tokenization_spaces: false });
   }
 
+  const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+  const encode = (text: string): number[] =>
+    plain.encode(text.toWellFormed(), { add_special_tokens: false }).ids;
+
+  function encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void {
+    const ids = encode(utf8.decode(bytes.subarray(from, to)));
+    out.reserve(ids.length);
+    out.ids.set(ids, out.length);
+    out.length += ids.length;
+  }
+
   return {
     name: directory,
     vocab_size,
     eot: endOfText(directory, engine, config),
-    encode: (text) => Uint32Array.from(plain.encode(text.toWellFormed(), { add_special_tokens: false }).ids),
+    encode: (text) => Uint32Array.from(encode(text)),
+    encodeUtf8,
     decode,
     stream: () => textStream(decode),
     files: () => ({

@@ -3,6 +3,7 @@
 import { UserError } from "../ffi/errors.ts";
 import { isFile } from "../ffi/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
+import type { TokenBuffer } from "./token_buffer.ts";
 
 /** Turns text into ids and back. */
 export interface Tokenizer {
@@ -14,6 +15,8 @@ export interface Tokenizer {
   readonly eot: number;
   /** The ids of a text, without special tokens. A lone surrogate counts as U+FFFD. */
   encode(text: string): Uint32Array;
+  /** Appends the ids of the valid UTF-8 text bytes[from, to) to out, without special tokens. */
+  encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void;
   /** The text of ids. Bytes that are not UTF-8 become U+FFFD; the end of text reads "<|endoftext|>". */
   decode(ids: Iterable<number>): string;
   /** Decodes ids that come one by one. */
@@ -54,11 +57,14 @@ export async function openTokenizer(nameOrDirectory: string): Promise<Tokenizer>
 
 /** Ids 0 to 255 are the bytes of UTF-8, 256 is the end of text. */
 function bytesTokenizer(): Tokenizer {
-  const utf8 = new TextEncoder();
   return byteLevelTokenizer({
     name: "bytes",
     n_tokens: 256,
-    encode: (text) => Uint32Array.from(utf8.encode(text)),
+    encodeUtf8(bytes, from, to, out) {
+      out.reserve(to - from);
+      out.ids.set(bytes.subarray(from, to), out.length);
+      out.length += to - from;
+    },
     bytesOf: (id) => Uint8Array.of(id),
     merges: () => [],
     splitsWords: false,

@@ -1,6 +1,7 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { pieceEnd } from "./gpt2.ts";
+import { TokenBuffer } from "./token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 const fixtures = new URL("../tests/fixtures/", import.meta.url).pathname;
@@ -34,6 +35,13 @@ async function withFiles(
 
 Deno.test("gpt2 encodes as tiktoken does", () => {
   for (const { text, ids } of golden) assertEquals(Array.from(gpt2.encode(text)), ids, JSON.stringify(text));
+});
+
+Deno.test("gpt2 appends the ids of UTF-8 bytes to a buffer", () => {
+  const text = new TextEncoder().encode("--Größe 👍--"), out = new TokenBuffer();
+  out.push(gpt2.eot);
+  gpt2.encodeUtf8(text, 2, text.length - 2, out);
+  assertEquals(Array.from(out.ids.subarray(0, out.length)), [gpt2.eot, ...gpt2.encode("Größe 👍")]);
 });
 
 Deno.test("gpt2 decodes what it encodes", () => {
