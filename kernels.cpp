@@ -801,6 +801,16 @@ static int gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V) {
   return t;
 }
 
+// Unmaps the pages of a window again (the system still caches them), so that a long run over a large file does not end up
+// with the whole file resident. A page fault maps the cached pages around it too, 64 KiB on Linux.
+static void release_pages(const TokenFile* file, int64_t start, int64_t tokens) {
+  const uintptr_t span = 1 << 16, first = (uintptr_t)file->tokens + start * file->token_bytes;
+  uintptr_t from = first / span * span, to = (first + tokens * file->token_bytes + span - 1) / span * span;
+  const uintptr_t begin = (uintptr_t)file->map, end = begin + file->bytes;
+  from = from > begin ? from : begin, to = to < end ? to : end;
+  madvise((void*)from, to - from, MADV_DONTNEED);
+}
+
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
   RETURN_IF_ERROR(check(__func__, LIST(T, V), LIST(x, y)));
   TokenFile* file = open_file(handle);
@@ -812,6 +822,7 @@ int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T
   const uint16_t* tokens2 = (const uint16_t*)file->tokens + start;
   const uint32_t* tokens4 = (const uint32_t*)file->tokens + start;
   int wrong = file->token_bytes == 2 ? gather(x, y, tokens2, T, V) : gather(x, y, tokens4, T, V);
+  release_pages(file, start, (int64_t)T + 1);
   if (wrong < 0) return 0;
   uint32_t token = file->token_bytes == 2 ? tokens2[wrong] : tokens4[wrong];
   return fail("data_gather: token %lld of the file is %u, but V=%d (handle=%d)", (long long)(start + wrong), token, V,

@@ -655,6 +655,7 @@ int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t tok
     FAIL("%s has %zu bytes: %d of header and then whole tokens of %d bytes expected", path, size, header_bytes,
          token_bytes);
   }
+  madvise(map, size, MADV_RANDOM);  // windows are read in shuffled order: reading ahead would be wasted
   TokenFile f = {map, size, (const char*)map + header_bytes, (int64_t)(size - header_bytes) / token_bytes, token_bytes};
   size_t handle = 0;
   while (handle < token_files.size() && token_files[handle].map) handle++;
@@ -678,6 +679,18 @@ int data_close(int32_t handle) {
   return 0;
 }
 
+/**
+ * Unmaps the pages of a window again (the system still caches them): a long run would end with the whole file resident. A
+ * page fault maps the cached pages around it too, 64 KiB on Linux.
+ */
+static void release_pages(const TokenFile& f, int64_t start, int64_t tokens) {
+  const uintptr_t span = 1 << 16, first = (uintptr_t)f.tokens + start * f.token_bytes;
+  uintptr_t from = first / span * span, to = (first + tokens * f.token_bytes + span - 1) / span * span;
+  const uintptr_t begin = (uintptr_t)f.map, end = begin + f.map_bytes;
+  from = from > begin ? from : begin, to = to < end ? to : end;
+  madvise((void*)from, to - from, MADV_DONTNEED);
+}
+
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
   op = __func__;
   CHECK_PRESENT(x, y);
@@ -693,6 +706,7 @@ int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T
     if (t < T) x[t] = (int32_t)token;
     if (t > 0) y[t - 1] = (int32_t)token;
   }
+  release_pages(f, start, (int64_t)T + 1);
   return 0;
 }
 

@@ -113,7 +113,8 @@ int data_open(HOST int64_t* info, HOST const char* path, int32_t header_bytes, i
 int data_close(int32_t handle);
 
 // x[t] = token[start + t], y[t] = token[start + t + 1] for t < T, widened to int32. x and y are in host_alloc() memory.
-// Fails if the window leaves the file or a token is >= V (the message names place and value).
+// Fails if the window leaves the file or a token is >= V (the message names place and value). The pages read are handed back
+// to the system, which may keep them cached: resident memory does not grow with the file.
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V);
 
 // ---- embedding: rows of a table ----------------------------------------------------------------------------------------
