@@ -608,6 +608,25 @@ int copy_to_device(void* dst, const void* src, int64_t bytes) { return copy("cop
 int copy_to_host(void* dst, const void* src, int64_t bytes) { return copy("copy_to_host", dst, src, bytes); }
 int copy_async(void* dst, const void* src, int64_t bytes) { return copy("copy_async", dst, src, bytes); }
 
+static char snapshots[SNAPSHOTS][SNAPSHOT_BYTES];
+static int64_t snapshots_taken = 0, snapshots_read = 0;
+
+int snapshot(const void* src, int64_t bytes) {
+  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(src)));
+  if (bytes > SNAPSHOT_BYTES) return fail("snapshot: %lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
+  if (snapshots_taken - snapshots_read == SNAPSHOTS) return fail("snapshot: %d wait to be read already", SNAPSHOTS);
+  memcpy(snapshots[snapshots_taken++ % SNAPSHOTS], src, bytes);
+  return 0;
+}
+
+int snapshot_read(void* dst, int64_t bytes) {
+  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(dst)));
+  if (bytes > SNAPSHOT_BYTES) return fail("snapshot_read: %lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
+  if (snapshots_read == snapshots_taken) return fail("snapshot_read: none was taken since the last one was read");
+  memcpy(dst, snapshots[snapshots_read++ % SNAPSHOTS], bytes);
+  return 0;
+}
+
 int fill_zero(void* dst, int64_t bytes) {
   RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(dst)));
   zero(dst, bytes);

@@ -217,6 +217,11 @@ static struct {
   cudaDeviceProp properties;
   char* workspace;
   Fault* fault;
+  struct {
+    char* bytes;  // SNAPSHOT_BYTES of pinned host memory
+    cudaEvent_t done;
+  } snapshots[SNAPSHOTS];
+  int64_t snapshots_taken, snapshots_read;
   int64_t allocated, peak;
   std::map<void*, int64_t> sizes;  // of mem_alloc()
 } gpu;
@@ -356,6 +361,10 @@ static int create_resources() {
   CUDA(cudaHostAlloc((void**)&gpu.fault, sizeof(Fault), cudaHostAllocDefault));
   CUDA(cudaMalloc((void**)&gpu.workspace, WORKSPACE_BYTES));
   *gpu.fault = {};
+  for (auto& s : gpu.snapshots) {
+    CUDA(cudaHostAlloc((void**)&s.bytes, SNAPSHOT_BYTES, cudaHostAllocDefault));
+    CUDA(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming | cudaEventBlockingSync));
+  }
   return 0;
 }
 
@@ -414,15 +423,20 @@ int device_memory(int64_t* bytes) {
   return 0;
 }
 
-/** Waits for the stream and reports what failed in it. */
-static int wait() {
-  CUDA(cudaStreamSynchronize(gpu.stream));
+/** Reports a mistake that a kernel has found. */
+static int check_fault() {
   Fault fault = *gpu.fault;
   *gpu.fault = {};
   if (fault.kind == FAULT_NONE) return 0;
   FAIL("%s: %s %d at row %d is outside the vocabulary of %d: prepare the data with this tokenizer",
        fault.kind == FAULT_TOKEN ? "embedding" : "cross_entropy", fault.kind == FAULT_TOKEN ? "token" : "target",
        fault.value, fault.row, fault.limit);
+}
+
+/** Waits for the stream and reports what failed in it. */
+static int wait() {
+  CUDA(cudaStreamSynchronize(gpu.stream));
+  return check_fault();
 }
 
 int synchronize(void) {
@@ -510,6 +524,29 @@ int copy_async(void* dst, const void* src, int64_t bytes) {
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, gpu.stream));
   return 0;
+}
+
+int snapshot(const void* src, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(src);
+  CHECK(bytes > 0 && bytes <= SNAPSHOT_BYTES, "%lld bytes, should be 1 to %d", (long long)bytes, SNAPSHOT_BYTES);
+  CHECK(gpu.snapshots_taken - gpu.snapshots_read < SNAPSHOTS, "%d wait to be read already", SNAPSHOTS);
+  auto& s = gpu.snapshots[gpu.snapshots_taken % SNAPSHOTS];
+  CUDA(cudaMemcpyAsync(s.bytes, src, bytes, cudaMemcpyDeviceToHost, gpu.stream));
+  CUDA(cudaEventRecord(s.done, gpu.stream));
+  gpu.snapshots_taken++;
+  return 0;
+}
+
+int snapshot_read(void* dst, int64_t bytes) {
+  BEGIN();
+  CHECK_PRESENT(dst);
+  CHECK(bytes > 0 && bytes <= SNAPSHOT_BYTES, "%lld bytes, should be 1 to %d", (long long)bytes, SNAPSHOT_BYTES);
+  CHECK(gpu.snapshots_read < gpu.snapshots_taken, "none was taken since the last one was read");
+  auto& s = gpu.snapshots[gpu.snapshots_read++ % SNAPSHOTS];
+  CUDA(cudaEventSynchronize(s.done));
+  memcpy(dst, s.bytes, bytes);
+  return check_fault();
 }
 
 int fill_zero(void* dst, int64_t bytes) {

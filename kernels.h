@@ -6,8 +6,8 @@
 // Rules
 // - Every function returns 0, or a code other than 0 and leaves the text of the first failure for last_error().
 //   It checks its sizes and addresses, and never throws, exits or prints.
-// - Work is queued on the library's own stream in call order. Only synchronize(), copy_to_host(), find_nonfinite() and
-//   last_error() wait. On the CPU library every call has finished when it returns.
+// - Work is queued on the library's own stream in call order. Only synchronize(), copy_to_host(), snapshot_read(),
+//   find_nonfinite() and last_error() wait. On the CPU library every call has finished when it returns.
 // - `act` is the type of weights, activations and their gradients: float on the CPU, bfloat16 on CUDA. Reductions,
 //   gradients of weights, master weights and optimizer state are float.
 // - Arguments: outputs, inputs, what the forward pass saved, then sizes. dx is the gradient of x.
@@ -29,7 +29,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 1
+#define LOAM_ABI_VERSION 2
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_I32 2
@@ -90,6 +90,14 @@ int copy_to_host(HOST void* dst, const void* src, int64_t bytes);
 
 // Queued copy between device (or pinned host) addresses.
 int copy_async(void* dst, const void* src, int64_t bytes);
+
+// snapshot() queues a copy of at most SNAPSHOT_BYTES, for the host to read while later work runs. snapshot_read() waits for
+// the oldest one that has not been read, and for nothing queued behind it. At most SNAPSHOTS may wait to be read.
+#define SNAPSHOT_BYTES 256
+#define SNAPSHOTS 2
+int snapshot(const void* src, int64_t bytes);
+int snapshot_read(HOST void* dst, int64_t bytes);
+
 int fill_zero(void* dst, int64_t bytes);
 
 // dst[i] = src[i] with conversion between LOAM_F32 and LOAM_BF16 (round to nearest even).

@@ -4,7 +4,7 @@ import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader, type Position } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { KernelError, runMain, UserError } from "./ffi/errors.ts";
-import { synchronize, tokenSource } from "./ffi/library.ts";
+import { device, synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
 import { configure, llamaConfig } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
@@ -125,7 +125,7 @@ async function run(
   checkpoint: string | undefined,
 ): Promise<void> {
   const { batch_size: B, block_size: T, gradient_accumulation_steps, head_chunk } = config;
-  const device = openAndDescribe(config.device, config);
+  const description = openAndDescribe(config.device, config);
   setDebug(config.debug as DebugMode);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
@@ -146,20 +146,31 @@ async function run(
   using log = openRun(config, saved);
   const peak = peakFlops();
   let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
-  banner(log, config, c, device, peak, saved);
+  banner(log, config, c, description, peak, saved);
   const stop = stopOnSignal();
   if (step >= config.max_iters) {
     log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
   }
   const before = step; // what earlier processes did
+  // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
+  const readsLate = device.library !== "cpu" && config.debug === "";
+  let unread = false; // the result of step `step`
+  let read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
   startTiming();
+
+  async function readResult(step: number): Promise<[StepResult, StepMetrics]> {
+    const result = await optimizer.nextResult(); // signals and timers are served here
+    const step_ms = performance.now() - read_ms;
+    read_ms = performance.now();
+    return [result, stepMetrics(config, c, peak, step, step_ms, result)];
+  }
 
   while (step < config.max_iters && !stop.asked) {
     debug.step = step + 1;
-    const t0 = performance.now();
-    let served = t0;
+    let served = performance.now();
     for (let micro = 0; micro < gradient_accumulation_steps; micro++) {
-      inputs.fill(micro, (x, y) => data.trainBatch(x, y, position(config, step, micro)));
+      const slot = step * gradient_accumulation_steps + micro;
+      inputs.fill(slot, (x, y) => data.trainBatch(x, y, position(config, step, micro)));
       skipTime();
       const l = loss(model, inputs.idx, inputs.targets, c, {
         grad_scale: 1 / gradient_accumulation_steps,
@@ -172,31 +183,23 @@ async function run(
       if (config.debug === "tape") return log.line(tapeListing());
       served = await serveSignals(served);
     }
-    const lr = cosineSchedule(step, config);
-    optimizer.step(lr);
-    await synchronize(); // signals and timers are served here
-    const result = optimizer.result();
-    const step_ms = performance.now() - t0;
+    optimizer.step(cosineSchedule(step, config));
+    optimizer.keepResult();
+    if (unread) {
+      const [result, metrics] = await readResult(step);
+      log.step(metrics);
+      if (step % config.log_interval === 0) log.line(stepLine(metrics));
+      guard(config, data, step, result);
+    }
     step++;
+    unread = readsLate && !stop.asked && !isEventful(config, step);
+    if (unread) continue;
+    const [result, metrics] = await readResult(step);
 
     const isLast = step === config.max_iters || stop.asked !== "";
     const saves = due(step, config.save_interval, isLast);
     const evaluates = due(step, config.eval_interval, isLast || saves);
-    const metrics: StepMetrics = {
-      step,
-      loss: result.loss,
-      lr,
-      grad_norm: result.grad_norm,
-      tokens: step * tokensPerStep(config),
-      tokens_per_sec: tokensPerStep(config) / (step_ms / 1000),
-      step_ms,
-      mfu: peak ? flopsPerToken(c, T) * tokensPerStep(config) / (step_ms / 1000) / peak.flops : null,
-      memory_bytes: memoryBytes(),
-      skipped: result.skipped,
-      ...(val && evaluates
-        ? { val_loss: evaluate(model, c, head_chunk, val, inputs, config.eval_batches) }
-        : {}),
-    };
+    if (val && evaluates) metrics.val_loss = evaluate(model, c, head_chunk, val, inputs, config.eval_batches);
     log.step(metrics);
     if (step % config.log_interval === 0 || evaluates || isLast) log.line(stepLine(metrics));
     guard(config, data, step, result);
@@ -230,6 +233,7 @@ async function run(
     if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
       return log.line(profileReport(PROFILE_STEPS));
     }
+    read_ms = performance.now();
   }
   if (stop.asked) {
     const next = config.save_interval > 0
@@ -253,6 +257,36 @@ async function serveSignals(last_ms: number): Promise<number> {
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
 function due(step: number, interval: number, always: boolean): boolean {
   return interval > 0 && (always || step % interval === 0);
+}
+
+/** Whether the model is evaluated, saved or sampled after a step, or the run ends with it. */
+function isEventful(config: TrainConfig, step: number): boolean {
+  const { eval_interval, save_interval, sample_interval, max_iters } = config;
+  return step === max_iters ||
+    [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
+}
+
+function stepMetrics(
+  config: TrainConfig,
+  c: LlamaConfig,
+  peak: Peak | undefined,
+  step: number,
+  step_ms: number,
+  result: StepResult,
+): StepMetrics {
+  const tokens = tokensPerStep(config), seconds = step_ms / 1000;
+  return {
+    step,
+    loss: result.loss,
+    lr: cosineSchedule(step - 1, config),
+    grad_norm: result.grad_norm,
+    tokens: step * tokens,
+    tokens_per_sec: tokens / seconds,
+    step_ms,
+    mfu: peak ? flopsPerToken(c, c.block_size) * tokens / seconds / peak.flops : null,
+    memory_bytes: memoryBytes(),
+    skipped: result.skipped,
+  };
 }
 
 function tokensPerStep(config: TrainConfig): number {

@@ -8,7 +8,7 @@ import { runMain, UserError } from "./errors.ts";
 import { libraryUrl, pathOf } from "./library.ts";
 import { answer } from "./programs.ts";
 import { parsePtxas, ptxasTable } from "./ptxas.ts";
-import { symbols } from "./symbols.ts";
+import { FUNCTIONS } from "./symbols.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const EXPORTS = "build/exports.map"; // linker script: these functions and nothing else
@@ -203,8 +203,7 @@ export async function build(options: BuildOptions): Promise<void> {
 
 /** The functions of kernels.h, of which symbols.ts has the list. */
 function exportsMap(): string {
-  const names = Object.keys(symbols).filter((name) => name !== "synchronize_async");
-  return `{\n  global:\n${names.map((name) => `    ${name};`).join("\n")}\n  local: *;\n};\n`;
+  return `{\n  global:\n${FUNCTIONS.map((name) => `    ${name};`).join("\n")}\n  local: *;\n};\n`;
 }
 
 function readOptions(args: string[]): BuildOptions {

@@ -27,7 +27,7 @@ export type OpenOptions = {
   act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
 };
 
-export const ABI_VERSION = 1; // LOAM_ABI_VERSION in kernels.h
+export const ABI_VERSION = 2; // LOAM_ABI_VERSION in kernels.h
 export const F32 = 0, BF16 = 1, I32 = 2; // element types in kernels.h
 export const CONTROL = {
   learning_rate: 0,
@@ -226,6 +226,16 @@ export function copyToHost(dst: Bytes, src: Address): void {
   check(s.copy_to_host(dst, src, BigInt(dst.byteLength)));
 }
 
+/** Queues a copy of at most 256 bytes for readSnapshot(); two may wait to be read. */
+export function snapshot(src: Address, bytes: number): void {
+  check(s.snapshot(src, BigInt(bytes)));
+}
+
+/** Fills a typed array from the oldest snapshot. Waits for it on another thread, but not for what was queued behind it. */
+export async function readSnapshot(dst: Bytes): Promise<void> {
+  check(await s.snapshot_read_async(dst, BigInt(dst.byteLength)));
+}
+
 /** Index of the first element that is NaN or infinite, or -1. type is F32 or BF16. */
 export function findNonFinite(x: Address, type: number, n: number): number {
   const index = new BigInt64Array(1);
@@ -273,7 +283,7 @@ function openPlan(act: DeviceInfo["act"]): DeviceInfo {
     index[0] = -1n;
     return 0;
   };
-  plan.synchronize_async = () => Promise.resolve(0);
+  plan.synchronize_async = plan.snapshot_read_async = () => Promise.resolve(0);
   s = plan as unknown as Symbols;
   device = { library: "plan", name: "plan", act };
   return device;

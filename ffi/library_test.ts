@@ -5,7 +5,7 @@ import { findCompiler } from "./build.ts";
 import { KernelError } from "./errors.ts";
 import * as k from "./kernels.ts";
 import * as library from "./library.ts";
-import { symbols } from "./symbols.ts";
+import { FUNCTIONS } from "./symbols.ts";
 
 const { allocate, copyToDevice, copyToHost, free, memoryUse, open } = library;
 open("cpu", { threads: 2 });
@@ -43,7 +43,7 @@ type Fake = { version?: number; info?: string; openError?: string; without?: str
 /** Compiles a library with every function of kernels.h; each returns 0, and does nothing but what fake says. */
 async function compileFake(
   path: string,
-  { version = 1, info = "{}", openError = "", without }: Fake,
+  { version = library.ABI_VERSION, info = "{}", openError = "", without }: Fake,
 ): Promise<void> {
   const special: Record<string, string> = {
     abi_version: `int abi_version(void) { return ${version}; }`,
@@ -52,8 +52,9 @@ async function compileFake(
     device_open: `int device_open(int i, int t, int b, const char* s) { return ${openError ? 1 : 0}; }`,
     last_error: `int last_error(char* text, int n) { return n < 100 || !strcpy(text, error); }`,
   };
-  const functions = Object.keys(symbols).filter((name) => name !== "synchronize_async" && name !== without)
-    .map((name) => special[name] ?? `int ${name}(void) { return 0; }`);
+  const functions = FUNCTIONS.filter((name) => name !== without).map((name) =>
+    special[name] ?? `int ${name}(void) { return 0; }`
+  );
   const code = [
     "#include <string.h>",
     `static const char *info = ${JSON.stringify(info)}, *error = ${JSON.stringify(openError)};`,
@@ -114,7 +115,7 @@ Deno.test("open() refuses a library with another version of the interface", load
   await compileFake(path, { version: 99 });
   assertEquals(
     userError(() => copy.library.open("cpu")),
-    `Cannot use ${path}: its interface is version 99, this program wants 1; run: deno task build`,
+    `Cannot use ${path}: its interface is version 99, this program wants ${library.ABI_VERSION}; run: deno task build`,
   );
 });
 
@@ -249,6 +250,27 @@ Deno.test("synchronize() resolves when the device is done, and rejects with its 
     Error,
     "internal: synchronize_async was called before open()",
   );
+});
+
+Deno.test("readSnapshot() gives the oldest snapshot as it was when it was taken", async () => {
+  const address = allocate(8), read = new Float32Array(2);
+  copyToDevice(address, Float32Array.of(1, 2));
+  library.snapshot(address, 8);
+  k.init_constant(address, 2n, 3);
+  library.snapshot(address, 8);
+  k.init_constant(address, 2n, 4);
+  assertThrows(() => library.snapshot(address, 8), KernelError, "snapshot: 2 wait to be read already");
+  await library.readSnapshot(read);
+  assertEquals(Array.from(read), [1, 2]);
+  library.snapshot(address, 8);
+  await library.readSnapshot(read);
+  assertEquals(Array.from(read), [3, 3]);
+  await library.readSnapshot(read);
+  assertEquals(Array.from(read), [4, 4]);
+  const message = "snapshot_read: none was taken since the last one was read";
+  await assertRejects(() => library.readSnapshot(read), KernelError, message);
+  assertThrows(() => library.snapshot(address, 257), KernelError, "snapshot: 257 bytes");
+  free(address);
 });
 
 Deno.test("the first failure is reported, and only once", () => {

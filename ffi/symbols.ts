@@ -29,6 +29,8 @@ export const symbols = {
   copy_to_device: fn(PTR, HOST, I64),
   copy_to_host: fn(HOST, PTR, I64),
   copy_async: fn(PTR, PTR, I64),
+  snapshot: fn(PTR, I64),
+  snapshot_read: fn(HOST, I64),
   fill_zero: fn(PTR, I64),
   convert: fn(PTR, PTR, I32, I32, I64),
   find_nonfinite: fn(HOST, PTR, I32, I64),
@@ -67,6 +69,12 @@ export const symbols = {
   grad_sumsq: fn(PTR, PTR, I64, I32),
   step_control: fn(PTR, PTR, F32, F32, F32),
   adamw: fn(PTR, PTR, PTR, PTR, PTR, PTR, I64, F32, F32, F32, F32),
-  // the same function on another thread, so that signals and timers are served while the device works
-  synchronize_async: { name: "synchronize", parameters: [], result: "i32", nonblocking: true },
+  // the same functions on another thread, so that signals and timers are served while the device works
+  synchronize_async: { name: "synchronize", ...fn(), nonblocking: true },
+  snapshot_read_async: { name: "snapshot_read", ...fn(HOST, I64), nonblocking: true },
 } as const satisfies Deno.ForeignLibraryInterface;
+
+/** The functions of kernels.h: the names of symbols without the second faces. */
+export const FUNCTIONS = Object.entries(symbols).filter(([, symbol]) => !("name" in symbol)).map(([name]) =>
+  name
+);

@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { ABI_VERSION, CONTROL } from "./library.ts";
 import * as kernels from "./kernels.ts";
-import { symbols } from "./symbols.ts";
+import { FUNCTIONS, symbols } from "./symbols.ts";
 
 const header = Deno.readTextFileSync(new URL("../kernels.h", import.meta.url));
 
@@ -23,9 +23,16 @@ function declarations(): Record<string, string[]> {
 }
 
 Deno.test("symbols has exactly the functions of kernels.h with the same types", () => {
-  const { synchronize_async: _, ...sync } = symbols;
-  const table = Object.fromEntries(Object.entries(sync).map(([name, f]) => [name, [...f.parameters]]));
+  const table = Object.fromEntries(
+    FUNCTIONS.map((name) => [name, [...symbols[name as keyof typeof symbols].parameters]]),
+  );
   assertEquals(table, declarations() as Record<string, never>);
+});
+
+Deno.test("a second face of a function takes the same arguments as the first", () => {
+  for (const face of [symbols.synchronize_async, symbols.snapshot_read_async]) {
+    assertEquals<readonly string[]>(face.parameters, symbols[face.name].parameters, face.name);
+  }
 });
 
 Deno.test("declarations() finds every int function of kernels.h", () => {

@@ -1,5 +1,6 @@
-// The fixed buffers that batches are read into. Host memory has one slot for each micro-step of a step, because a queued copy
-// to a GPU may still be reading a slot while the host fills the next; the device side is always the same two tensors.
+// The fixed buffers that batches are read into. Host memory has one slot for each micro-step of two steps, because a queued
+// copy to a GPU may still be reading a slot while the host fills the next, and a step is queued before the result of the one
+// before it has been read; the device side is always the same two tensors.
 import * as k from "../ffi/kernels.ts";
 import { allocateHost, device } from "../ffi/library.ts";
 import { type Address, fixed, type Tensor } from "./tensor.ts";
@@ -12,13 +13,14 @@ export class Inputs {
   readonly targets: Tensor;
   readonly #host: { x: Address; y: Address }[];
 
-  /** slots: micro-steps in a step. */
-  constructor(B: number, T: number, slots: number) {
+  constructor(B: number, T: number, gradient_accumulation_steps: number) {
     this.idx = fixed([B, T], "i32", "inputs");
     this.targets = fixed([B, T], "i32", "inputs");
     const direct = { x: this.idx.address, y: this.targets.address }; // on the CPU, host memory is device memory
     const pinned = () => ({ x: allocateHost(this.idx.bytes), y: allocateHost(this.idx.bytes) });
-    this.#host = device.library === "cpu" ? [direct] : Array.from({ length: slots }, pinned);
+    this.#host = device.library === "cpu"
+      ? [direct]
+      : Array.from({ length: 2 * gradient_accumulation_steps }, pinned);
   }
 
   /** Has write() put token ids at x and targets at y (int32 (B, T) each), and queues their copy to the device. */

@@ -1,6 +1,6 @@
 // Parameters in flat buffers, AdamW over them, gradient clipping, the learning-rate schedule.
 import * as k from "../ffi/kernels.ts";
-import { CONTROL, copyToDevice, copyToHost, device } from "../ffi/library.ts";
+import { CONTROL, copyToDevice, copyToHost, device, readSnapshot, snapshot } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
 import { type Block, permanent } from "./memory.ts";
 import { type Address, bytesPerElement, named, type Tensor } from "./tensor.ts";
@@ -169,17 +169,23 @@ export class AdamW {
     return this.#control.address + BigInt(4 * place);
   }
 
-  /** Loss, gradient norm and counters of the last step. Waits for it. */
+  /** Loss, gradient norm and counters of the last step. Waits for everything that is queued. */
   result(): StepResult {
-    const c = new Float32Array(CONTROL.size);
-    copyToHost(c, this.#control.address);
-    return {
-      loss: c[CONTROL.loss]!,
-      grad_norm: c[CONTROL.grad_norm]!,
-      skipped: c[CONTROL.skipped]!,
-      skipped_row: c[CONTROL.skipped_row]!,
-      updates: c[CONTROL.updates]!,
-    };
+    const control = new Float32Array(CONTROL.size);
+    copyToHost(control, this.#control.address);
+    return stepResult(control);
+  }
+
+  /** Keeps the result of the last step for nextResult(), so that the next step may be queued before this one is read. */
+  keepResult(): void {
+    snapshot(this.#control.address, 4 * CONTROL.size);
+  }
+
+  /** The oldest result kept and not yet read. Waits for its step, but not for a step queued behind it. */
+  async nextResult(): Promise<StepResult> {
+    const control = new Float32Array(CONTROL.size);
+    await readSnapshot(control);
+    return stepResult(control);
   }
 
   /** Puts back the counters of a checkpoint: Adam's bias correction and the guard go on where they stood. */
@@ -190,6 +196,16 @@ export class AdamW {
     c[CONTROL.skipped_row] = state.skipped_row;
     copyToDevice(this.#control.address, c);
   }
+}
+
+function stepResult(control: Float32Array): StepResult {
+  return {
+    loss: control[CONTROL.loss]!,
+    grad_norm: control[CONTROL.grad_norm]!,
+    skipped: control[CONTROL.skipped]!,
+    skipped_row: control[CONTROL.skipped_row]!,
+    updates: control[CONTROL.updates]!,
+  };
 }
 
 /** Settings of cosineSchedule(). */

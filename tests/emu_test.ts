@@ -295,6 +295,24 @@ Deno.test(
   },
 );
 
+Deno.test(
+  "results read one step late are those of steps read at once, each written once and in order",
+  emu,
+  async () => {
+    const run = async (...flags: string[]) => {
+      const out = freshPath();
+      const all = ["--max_iters=5", "--gradient_accumulation_steps=2", "--device=emu", ...flags];
+      await succeed("train", `--data_dir=${await data()}`, `--out_dir=${out}`, ...FLAGS, ...all);
+      return metrics(out).map(({ step, loss, lr, grad_norm }) => ({ step, loss, lr, grad_norm }));
+    };
+    const late = await run("--eval_interval=0"), mixed = await run("--eval_interval=3");
+    const atOnce = await run("--eval_interval=1");
+    assertEquals(late.map(({ step }) => step), [1, 2, 3, 4, 5]);
+    assertEquals(late, atOnce);
+    assertEquals(mixed, atOnce);
+  },
+);
+
 Deno.test("20 steps of training follow the CPU's losses within bfloat16 noise", emu, async () => {
   const losses = async (device: string) => {
     const out = freshPath(),
