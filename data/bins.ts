@@ -9,6 +9,7 @@ import { damaged, type Meta, readMeta } from "./meta.ts";
 export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
 export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
+const MAGICS: readonly number[] = [20240520, 20240801];
 
 /** A file of tokens. */
 export interface Shard {
@@ -24,10 +25,10 @@ export interface Shard {
 
 /** A dataset that can be trained on. */
 export interface Dataset {
-  /** The directory it was opened from. */
+  /** The directory it was opened from; of a mix, what it was opened as. */
   dir: string;
   /** Where it comes from. Of llm.c's and nanoGPT's, which do not say it, tokenizer and vocabulary are assumed. */
-  format: "loam" | "llm.c" | "nanoGPT";
+  format: "loam" | "llm.c" | "nanoGPT" | "mix";
   /** What openTokenizer() takes; null if it is not known. */
   tokenizer: string | null;
   /** One more than the largest id that may occur. */
@@ -55,22 +56,20 @@ export function tokenBytes(vocab_size: number): 2 | 4 {
 export function openDataset(dir: string): Dataset {
   const files = listFiles(dir);
   if (files.includes("meta.json")) return openWithMeta(dir, readMeta(dir));
-  if (files.some((file) => file.endsWith(".tmp"))) {
-    throw new UserError(
-      `Cannot use "${dir}": preparing it was interrupted; run again: deno task prepare --out ${dir} ...`,
-    );
-  }
+  refuseUnfinished(dir, files);
   const bins = files.filter((file) => file.endsWith(".bin")).sort().map((file) => join(dir, file));
   const train = bins.filter((path) => basename(path).includes("train")).map((path) => openShard(path));
   const val = bins.filter((path) => basename(path).includes("val")).map((path) => openShard(path));
-  if (train.length === 0 || val.length === 0) {
+  const [first] = train;
+  if (first === undefined || val.length === 0) {
     throw new UserError(
       `Cannot use "${dir}": it has neither meta.json nor a train and a val .bin file; make a dataset: ` +
         `deno task prepare --input FILES --out ${dir}`,
     );
   }
-  const format = train[0]!.header_bytes === 0 ? "nanoGPT" : "llm.c";
-  return train[0]!.token_bytes === 2
+  refuseMixedKinds(first, [...train, ...val]);
+  const format = first.header_bytes === 0 ? "nanoGPT" : "llm.c";
+  return first.token_bytes === 2
     ? { dir, format, tokenizer: "gpt2", vocab_size: 50257, eot: 50256, train, val, sha256: {} }
     : { dir, format, tokenizer: null, vocab_size: 128_256, eot: 128_001, train, val, sha256: {} }; // llm.c's Llama 3 data
 }
@@ -126,6 +125,31 @@ function listFiles(dir: string): string[] {
   }
 }
 
+/** Refuses a directory without meta.json in which prepare has work to do. */
+function refuseUnfinished(dir: string, files: string[]): void {
+  if (files.some((file) => file === "unfinished" || file.endsWith(".tmp"))) {
+    throw new UserError(
+      `Cannot use "${dir}": preparing it was interrupted; run again: deno task prepare --out ${dir} ...`,
+    );
+  }
+  const part = files.find((file) => /^part_\d+_of_\d+$/.test(file));
+  if (part !== undefined) {
+    throw new UserError(
+      `Cannot use "${dir}": it has parts (${part}, ...) but no meta.json; when all of them are prepared, run: ` +
+        `deno task prepare --merge --out ${dir}`,
+    );
+  }
+}
+
+/** Refuses to take shards of several formats for one dataset. */
+function refuseMixedKinds(first: Shard, shards: Shard[]): void {
+  const kind = ({ token_bytes, header_bytes }: Shard) =>
+    `tokens of ${token_bytes} bytes ${header_bytes === 0 ? "without" : "behind"} a header`;
+  const other = shards.find((shard) => kind(shard) !== kind(first));
+  if (other === undefined) return;
+  throw foreign(other.path, `it has ${kind(other)}, "${basename(first.path)}" has ${kind(first)}`);
+}
+
 function openWithMeta(dir: string, meta: Meta): Dataset {
   const shards = meta.shards.map(({ file, tokens }) => openShard(join(dir, file), tokens));
   const ofSplit = (split: string) => shards.filter((shard) => basename(shard.path).startsWith(split));
@@ -143,25 +167,36 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
 
 /** Reads the header of a shard and checks the size of the file. tokens: what meta.json says, where there is one. */
 function openShard(path: string, tokens?: number): Shard {
-  const bytes = sizeOf(path);
-  const [magic, version, count] = readHeader(path);
+  const bytes = sizeOf(path), [magic, version, count] = readHeader(path);
+  const refuse = tokens === undefined ? foreign : damaged;
   for (const token_bytes of [2, 4] as const) {
     const [wantedMagic, wantedVersion] = SHARD_KINDS[token_bytes];
     if (magic !== wantedMagic || version !== wantedVersion) continue;
     const wanted = HEADER_BYTES + count * token_bytes;
     if (bytes !== wanted) {
-      throw damaged(path, `it has ${bytes} bytes, its header with ${count} tokens says ${wanted}`);
+      throw refuse(path, `it has ${bytes} bytes, its header with ${count} tokens says ${wanted}`);
     }
     if (tokens !== undefined && tokens !== count) {
-      throw damaged(path, `it has ${count} tokens, meta.json says ${tokens}`);
+      throw refuse(path, `it has ${count} tokens, meta.json says ${tokens}`);
     }
     return { path, tokens: count, header_bytes: HEADER_BYTES, token_bytes };
   }
-  const nanoGPT = ["train.bin", "val.bin"].includes(basename(path));
-  if (tokens === undefined && nanoGPT && bytes % 2 === 0) {
-    return { path, tokens: bytes / 2, header_bytes: 0, token_bytes: 2 };
+  const isNanoGPT = ["train.bin", "val.bin"].includes(basename(path)) && !MAGICS.includes(magic);
+  if (tokens === undefined && isNanoGPT) return openHeaderless(path, bytes);
+  throw refuse(path, `it begins with ${magic} ${version}, should be 20240520 1 or 20240801 7`);
+}
+
+/** nanoGPT's train.bin and val.bin: uint16 all the way. */
+function openHeaderless(path: string, bytes: number): Shard {
+  if (bytes % 2 === 1) {
+    throw foreign(path, `it has ${bytes} bytes, which are no whole number of 2-byte tokens`);
   }
-  throw damaged(path, `it begins with ${magic} ${version}, should be 20240520 1 or 20240801 7`);
+  return { path, tokens: bytes / 2, header_bytes: 0, token_bytes: 2 };
+}
+
+/** What to say of a file that another program wrote. */
+function foreign(path: string, what: string): UserError {
+  return new UserError(`Cannot use "${path}": ${what}; copy or write it again`);
 }
 
 function sizeOf(path: string): number {
