@@ -1,12 +1,13 @@
 // Batches of token windows. A window is block_size + 1 tokens of one shard: x is the first block_size of them, y the last.
 // Windows start every block_size tokens, so each token is an input once. Which windows a step reads is a pure function of
 // (seed, step, micro-step, rank): nothing has to be saved to resume, ranks never overlap, and an epoch reads each window
-// once, in an order of its own.
-import { basename } from "node:path";
+// once, in an order of its own (order.ts). Of a mix each dataset has epochs of its own (mix.ts).
+import { relative } from "node:path";
 import { KernelError, UserError } from "../ffi/errors.ts";
 import { type Dataset, readTokens, type Shard } from "./bins.ts";
-import { mix } from "./hash.ts";
 import { damaged } from "./meta.ts";
+import { type Mix, partsOf } from "./mix.ts";
+import { Dealer, inTurn, permute } from "./order.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Reads shards natively; the functions data_open() and data_gather() of kernels.h. */
@@ -47,29 +48,41 @@ export interface Position {
 
 /** A window: block_size + 1 tokens from `start` in a shard. */
 export interface Window {
-  /** Place of the shard in the split. */
+  /** Place of the shard in the split; of a mix, among the shards of all its datasets. */
   shard: number;
   /** Token of the shard that the window begins with. */
   start: number;
 }
 
-/** Batches from one split of a dataset. */
+/** Where the windows of one dataset are. */
+interface Windows {
+  /** Place of its first shard in the split. */
+  firstShard: number;
+  /** Of each of its shards, the number of the window behind its last one. */
+  ends: number[];
+  /** Windows in all its shards. */
+  count: number;
+}
+
+/** Batches from one split of a dataset or of a mix. */
 export class Loader {
   /** What it was made with. */
   readonly options: LoaderOptions;
-  /** Windows in all shards; an epoch is this many. */
+  /** Windows in all shards. An epoch of a dataset is this many; of a mix, each dataset has epochs of its own. */
   readonly n_windows: number;
   readonly #source: TokenSource;
+  readonly #dataset: Dataset | Mix;
   readonly #shards: Shard[];
-  readonly #handles: number[];
-  readonly #ends: number[]; // number of the window behind the last one of each shard
+  readonly #handles: (number | undefined)[]; // of the shards that hold windows
+  readonly #parts: Windows[];
+  readonly #dealer: Dealer;
 
   /**
    * Maps the shards of a split.
    *
-   * @throws {UserError} if no shard holds a window or the data has more ids than the model.
+   * @throws {UserError} if no shard of a dataset holds a window or the data has more ids than the model.
    */
-  constructor(source: TokenSource, dataset: Dataset, options: LoaderOptions) {
+  constructor(source: TokenSource, dataset: Dataset | Mix, options: LoaderOptions) {
     const { split, block_size, vocab_size } = options;
     if (dataset.vocab_size > vocab_size) {
       throw new UserError(
@@ -77,23 +90,16 @@ export class Loader {
           "train a new model on it, or use data of the model's tokenizer",
       );
     }
+    const parts = partsOf(dataset);
     this.options = options;
     this.#source = source;
+    this.#dataset = dataset;
     this.#shards = dataset[split];
-    this.#ends = runningSums(
-      this.#shards.map(({ tokens }) => Math.max(0, Math.floor((tokens - 1) / block_size))),
-    );
-    this.n_windows = this.#ends.at(-1) ?? 0;
-    if (this.n_windows === 0) {
-      const longest = Math.max(0, ...this.#shards.map(({ tokens }) => tokens));
-      throw new UserError(
-        `Cannot read windows of block_size ${block_size} from the ${split} split of "${dataset.dir}": its longest shard ` +
-          `has ${longest} tokens, a window needs ${block_size + 1}; use a smaller --block_size or ` +
-          `prepare ${split === "val" ? "with a larger --val_fraction" : "more text"}`,
-      );
-    }
-    this.#handles = this.#shards.map(({ path, header_bytes, token_bytes }) =>
-      source.open(path, header_bytes, token_bytes).handle
+    this.#parts = locateWindows(parts.map((part) => part.dataset), split, block_size);
+    this.#dealer = new Dealer(parts.map(({ slots }) => slots));
+    this.n_windows = this.#parts.reduce((sum, { count }) => sum + count, 0);
+    this.#handles = this.#shards.map(({ path, tokens, header_bytes, token_bytes }) =>
+      tokens > block_size ? source.open(path, header_bytes, token_bytes).handle : undefined
     );
   }
 
@@ -109,16 +115,13 @@ export class Loader {
   /**
    * The windows of a training batch, for messages and for looking at the data.
    *
-   * Sample i of the whole run is place i % n_windows in the order of epoch floor(i / n_windows). A step takes the next
-   * batch_size * world_size * gradient_accumulation_steps samples; the set does not depend on how ranks share them.
+   * A step takes the next batch_size * world_size * gradient_accumulation_steps samples of the run; the set does not depend
+   * on how ranks share them. Sample i of a dataset is place i % n in the order of its epoch floor(i / n), n its windows.
    */
   trainWindows({ seed, step, micro, gradient_accumulation_steps, rank, world_size }: Position): Window[] {
     const { batch_size } = this.options;
     const first = ((step * gradient_accumulation_steps + micro) * world_size + rank) * batch_size;
-    return Array.from({ length: batch_size }, (_, b) => {
-      const epoch = Math.floor((first + b) / this.n_windows);
-      return this.#window(permute((first + b) % this.n_windows, this.n_windows, seed, epoch));
-    });
+    return Array.from({ length: batch_size }, (_, b) => this.#trainWindow(first + b, seed));
   }
 
   /** Number of batches that evalBatch() has, the last one partial. */
@@ -127,7 +130,8 @@ export class Loader {
   }
 
   /**
-   * Fills x and y (B, T) with windows index * B, index * B + 1, ... in file order, the same every time.
+   * Fills x and y (B, T) with windows index * B, index * B + 1, ... in file order, the same every time. The datasets of a mix
+   * take turns, window by window, until each has none left: the first batches hold some of each, all batches hold all.
    *
    * @returns How many rows are windows. In the last batch there may be fewer than B: the rows after them repeat its last
    * window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their targets to -1).
@@ -138,14 +142,16 @@ export class Loader {
     const rows = Math.min(batch_size, this.n_windows - index * batch_size);
     if (rows <= 0) throw new RangeError(`Cannot read batch ${index}: there are ${this.n_evalBatches}`);
     for (let b = 0; b < batch_size; b++) {
-      this.#gather(x, y, b, this.#window(index * batch_size + Math.min(b, rows - 1)));
+      this.#gather(x, y, b, this.#evalWindow(index * batch_size + Math.min(b, rows - 1)));
     }
     return rows;
   }
 
-  /** File and token range of a window, for messages. */
+  /** File and token range of a window, for messages. Of a mix the file is named with its directory. */
   placeOf({ shard, start }: Window): string {
-    return `${basename(this.#shards[shard]!.path)} tokens ${start} to ${start + this.options.block_size}`;
+    const { path } = this.#shards[shard]!, { dir, format } = this.#dataset;
+    const file = format === "mix" ? path : relative(dir, path);
+    return `${file} tokens ${start} to ${start + this.options.block_size}`;
   }
 
   /** The text of a window, read without the native library. */
@@ -153,14 +159,33 @@ export class Loader {
     return tokenizer.decode(readTokens(this.#shards[shard]!, start, this.options.block_size + 1));
   }
 
-  /** Window number w in file order. */
-  #window(w: number): Window {
-    const shard = this.#ends.findIndex((end) => w < end);
-    const first = shard === 0 ? 0 : this.#ends[shard - 1]!;
-    return { shard, start: (w - first) * this.options.block_size };
+  /** The window of a sample of the run. */
+  #trainWindow(sample: number, seed: number): Window {
+    const { part, index } = this.#dealer.deal(sample, seed);
+    const { count } = this.#parts[part]!, epoch = Math.floor(index / count);
+    return this.#window(part, permute(index % count, count, seed + part * 2 ** 32, epoch));
   }
 
-  /** Writes a window to row b of x and y. */
+  /** Window i of an evaluation. */
+  #evalWindow(i: number): Window {
+    const { part, index } = inTurn(i, this.#parts.map(({ count }) => count));
+    return this.#window(part, index);
+  }
+
+  /** Window w of a dataset, in file order. */
+  #window(part: number, w: number): Window {
+    const { firstShard, ends } = this.#parts[part]!;
+    const shard = firstAbove(ends, w), first = shard === 0 ? 0 : ends[shard - 1]!;
+    return { shard: firstShard + shard, start: (w - first) * this.options.block_size };
+  }
+
+  /**
+   * Writes a window to row b of x and y.
+   *
+   * A window may hold the end of one document and the beginning of others, and attention sees all of it. Whoever wants to
+   * keep documents apart begins here: the places of dataset.eot in row b of x are where documents start (a doc_mask), and
+   * attention_forward() and attention_backward() of kernels.h would have to be told them.
+   */
   #gather(x: bigint, y: bigint, b: number, { shard, start }: Window): void {
     const { block_size: T, vocab_size: V } = this.options;
     const row = BigInt(4 * b * T); // bytes
@@ -181,27 +206,40 @@ export class Loader {
   }
 }
 
-/**
- * Place i of a shuffled 0 .. n - 1. Every (seed, epoch) has its own order, in which each number comes once.
- *
- * A Feistel network is a bijection on pairs of half-words whatever its round function is; results of n or more are put in
- * again until one is below n, which keeps it a bijection on 0 .. n - 1. n must be below 2^40.
- */
-export function permute(i: number, n: number, seed: number, epoch: number): number {
-  const half = 2 ** Math.ceil(Math.log2(n) / 2); // half * half >= n
-  const key = mix(mix(seed | 0) ^ mix(Math.floor(seed / 2 ** 32) + 0x5bd1e995) ^ mix(epoch + 0x27d4eb2f));
-  let result = i;
-  do {
-    let left = Math.floor(result / half), right = result % half;
-    for (let round = 0; round < 6; round++) {
-      [left, right] = [right, (left + (mix(right ^ mix(key + round)) >>> 0)) % half];
-    }
-    result = left * half + right;
-  } while (result >= n);
-  return result;
+/** Counts the windows of each dataset, whose shards stand one behind the other in the split. */
+function locateWindows(datasets: Dataset[], split: "train" | "val", block_size: number): Windows[] {
+  let firstShard = 0;
+  return datasets.map((dataset) => {
+    const shards = dataset[split];
+    const ends = runningSums(shards.map(({ tokens }) => Math.max(0, Math.floor((tokens - 1) / block_size))));
+    const windows = { firstShard, ends, count: ends.at(-1) ?? 0 };
+    if (windows.count === 0) throw noWindow(dataset, split, block_size);
+    firstShard += shards.length;
+    return windows;
+  });
+}
+
+function noWindow(dataset: Dataset, split: "train" | "val", block_size: number): UserError {
+  const longest = Math.max(0, ...dataset[split].map(({ tokens }) => tokens));
+  return new UserError(
+    `Cannot read windows of block_size ${block_size} from the ${split} split of "${dataset.dir}": its longest shard ` +
+      `has ${longest} tokens, a window needs ${block_size + 1}; use a smaller --block_size or ` +
+      `prepare ${split === "val" ? "with a larger --val_fraction" : "more text"}`,
+  );
 }
 
 function runningSums(values: number[]): number[] {
   let sum = 0;
   return values.map((value) => sum += value);
+}
+
+/** Place of the first of ascending values that is above x, which the last one is. */
+function firstAbove(values: number[], x: number): number {
+  let low = 0, high = values.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle]! > x) high = middle;
+    else low = middle + 1;
+  }
+  return low;
 }

@@ -1,15 +1,17 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { KernelError, UserError } from "../ffi/errors.ts";
 import { type Dataset, openDataset, readTokens, type Shard } from "./bins.ts";
-import { Loader, type LoaderOptions, permute, type Position, type TokenSource } from "./loader.ts";
+import { Loader, type LoaderOptions, type Position, type TokenSource } from "./loader.ts";
+import { openData } from "./mix.ts";
 import { openTokenizer } from "./tokenizer.ts";
 
 /** A dataset of shards with these token counts; token t of the whole is t % 256. Also what reads it without files. */
 function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSource; memory: Int32Array } {
   const memory = new Int32Array(4096); // address a is memory[a / 4]
   const starts = counts.map((_, i) => counts.slice(0, i).reduce((sum, count) => sum + count, 0));
+  const number = (path: string) => Number(path.slice("data/fake/shard_".length));
   const shards: Shard[] = counts.map((tokens, i) => ({
-    path: `shard_${i}`,
+    path: `data/fake/shard_${i}`,
     tokens,
     header_bytes: 0,
     token_bytes: 2,
@@ -19,7 +21,7 @@ function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSour
     return (starts[shard]! + t) % 256;
   };
   const source: TokenSource = {
-    open: (path) => ({ handle: Number(path.slice(6)), tokens: counts[Number(path.slice(6))]! }),
+    open: (path) => ({ handle: number(path), tokens: counts[number(path)]! }),
     gather(x, y, handle, start, T) {
       for (let t = 0; t < T; t++) {
         memory[Number(x) / 4 + t] = token(handle, Number(start) + t);
@@ -67,38 +69,6 @@ function windowsOfStep(loader: Loader, step: number, accumulation: number, world
   return places;
 }
 
-Deno.test("permute() gives each number once, whatever n is", () => {
-  for (const n of [1, 2, 3, 4, 5, 16, 17, 100, 257, 1000]) {
-    const order = Array.from({ length: n }, (_, i) => permute(i, n, 7, 3));
-    assertEquals(order.toSorted((a, b) => a - b), Array.from({ length: n }, (_, i) => i));
-  }
-});
-
-Deno.test("permute() gives the same order everywhere, and others for other seeds and epochs", () => {
-  const order = (seed: number, epoch: number) =>
-    Array.from({ length: 10 }, (_, i) => permute(i, 10, seed, epoch));
-  assertEquals(order(1337, 0), [0, 6, 7, 9, 2, 4, 8, 1, 5, 3]); // resuming old runs depends on it
-  const orders = [order(1337, 0), order(1337, 1), order(1338, 0), order(1337 + 2 ** 32, 0)].map(String);
-  assertEquals(new Set(orders).size, 4);
-});
-
-Deno.test("permute() moves every number to every place about equally often", () => {
-  const n = 8, rounds = 8000, counts = Array.from({ length: n * n }, () => 0);
-  for (let seed = 0; seed < rounds; seed++) {
-    for (let i = 0; i < n; i++) counts[i * n + permute(i, n, seed, 0)]!++;
-  }
-  // Chi-squared with 49 degrees of freedom is below 86 in 999 of 1000 cases.
-  const expected = rounds / n;
-  const chi2 = counts.reduce((sum, count) => sum + (count - expected) ** 2 / expected, 0);
-  assert(chi2 < 86, `chi-squared ${chi2}`);
-});
-
-Deno.test("permute() leaves neighbours unrelated", () => {
-  const n = 10_000, order = Array.from({ length: n }, (_, i) => permute(i, n, 5, 0));
-  const near = order.filter((w, i) => i > 0 && Math.abs(w - order[i - 1]!) <= 10).length;
-  assert(near < 50, `${near} of ${n} neighbours are still within 10`); // 20 by chance
-});
-
 Deno.test("Loader counts windows of block_size + 1 tokens within shards", () => {
   assertEquals(makeLoader([5]).n_windows, 1);
   assertEquals(makeLoader([8]).n_windows, 1);
@@ -121,21 +91,76 @@ Deno.test("Loader.trainBatch() writes x and y, y one token ahead", () => {
   assertEquals(rows.toSorted(), ["0,1,2,3", "12,13,14,15", "16,17,18,19", "20,21,22,23", "4,5,6,7"]);
 });
 
-Deno.test("Loader.trainWindows() reads each window once per epoch, in another order each time", () => {
-  const loader = makeLoader([41, 81]); // 10 + 20 windows, 15 steps
-  const epoch = (first: number) =>
-    Array.from({ length: 15 }, (_, i) => windowsOfStep(loader, first + i, 1, 1)).flat();
-  assertEquals(new Set(epoch(0)).size, 30);
-  assertEquals(epoch(0).toSorted(), epoch(15).toSorted());
-  assert(epoch(0).join() !== epoch(15).join());
+Deno.test("Loader opens only the shards that hold a window", () => {
+  const { dataset, source } = fakeDataset(9, 4, 0, 13), opened: string[] = [];
+  const open: TokenSource["open"] = (path, ...sizes) => {
+    opened.push(path.slice(-1));
+    return source.open(path, ...sizes);
+  };
+  const options = { split: "train", batch_size: 2, block_size: 4, vocab_size: 257 } as const;
+  const loader = new Loader({ ...source, open }, dataset, options);
+  assertEquals([loader.n_windows, opened.join()], [5, "0,3"]);
+});
+
+/** Every window of the shards with these token counts. */
+function allWindows(
+  counts: number[],
+  block_size: number,
+  name = (shard: number) => `shard_${shard}`,
+): string[] {
+  return counts.flatMap((tokens, shard) =>
+    Array.from({ length: Math.max(0, Math.floor((tokens - 1) / block_size)) }, (_, w) => {
+      const start = w * block_size;
+      return `${name(shard)} tokens ${start} to ${start + block_size}`;
+    })
+  );
+}
+
+/** The samples of the run in the order of their numbers: of each micro-step those of rank 0, then those of rank 1, ... */
+function samples(loader: Loader, count: number, accumulation: number, world_size: number): string[] {
+  const places: string[] = [];
+  for (let step = 0; places.length < count; step++) {
+    places.push(...windowsOfStep(loader, step, accumulation, world_size));
+  }
+  return places.slice(0, count);
+}
+
+for (const world_size of [1, 2, 3]) {
+  for (const accumulation of [1, 3]) {
+    Deno.test(`Loader.trainWindows() reads each window once per epoch, ${world_size} ranks, ${accumulation} micro-steps`, () => {
+      const sizes = [[6], [10], [62], [9, 4, 13], [35, 5, 2, 71, 8], [401, 3, 250]];
+      for (const counts of sizes) {
+        const expected = allWindows(counts, 4).sort(), n = expected.length, epochs = 3;
+        const loader = makeLoader(counts, { batch_size: 3 });
+        const places = samples(loader, epochs * n, accumulation, world_size);
+        for (let epoch = 0; epoch < epochs; epoch++) {
+          assertEquals(
+            places.slice(epoch * n, (epoch + 1) * n).sort(),
+            expected,
+            `${counts}, epoch ${epoch}`,
+          );
+        }
+      }
+    });
+  }
+}
+
+Deno.test("Loader.trainWindows() takes another order in each epoch and for each seed", () => {
+  const loader = makeLoader([41, 81], { batch_size: 30 }); // 10 + 20 windows
+  const order = (step: number, seed: number) =>
+    loader.trainWindows(position({ step, seed })).map((window) => loader.placeOf(window)).join();
+  assertEquals(new Set([order(0, 1), order(1, 1), order(0, 2)]).size, 3);
 });
 
 Deno.test("Loader.trainWindows() gives a step the same windows however ranks and micro-steps share them", () => {
-  const loader = makeLoader([4001]);
-  const expected = windowsOfStep(loader, 3, 4, 1).toSorted();
-  assertEquals(new Set(expected).size, 8);
-  assertEquals(windowsOfStep(loader, 3, 2, 2).toSorted(), expected);
-  assertEquals(windowsOfStep(loader, 3, 1, 4).toSorted(), expected);
+  for (const loader of [makeLoader([4001]), mixLoader({ a: [4001, 99], b: [777] }, "a:0.7,b:0.3")]) {
+    for (const step of [0, 3, 4999]) { // 8 samples a step: the last ends a cycle and more
+      const expected = windowsOfStep(loader, step, 4, 1).sort();
+      assertEquals(expected.length, 8);
+      assertEquals(windowsOfStep(loader, step, 2, 2).sort(), expected);
+      assertEquals(windowsOfStep(loader, step, 1, 4).sort(), expected);
+    }
+  }
 });
 
 Deno.test("Loader.trainWindows() goes on into the next epoch within a batch", () => {
@@ -164,6 +189,7 @@ Deno.test("Loader says when no shard holds a window", () => {
       "a window needs 5; use a smaller --block_size or prepare more text",
   );
   assertThrows(() => makeLoader([4], { split: "val" }), UserError, "prepare with a larger --val_fraction");
+  assertThrows(() => mixLoader({ a: [9], b: [4] }, "a:1,b:1"), UserError, 'the train split of "b"');
 });
 
 Deno.test("Loader says when the data has more ids than the model", () => {
@@ -227,6 +253,121 @@ Deno.test("Loader.decodeWindow() shows the text of a window", async () => {
     const loader = new Loader({ ...source, open }, dataset, options);
     assertEquals(loader.decodeWindow({ shard: 0, start: 5 }, await openTokenizer("bytes")), " or no");
     assertEquals(loader.placeOf({ shard: 0, start: 5 }), "train.bin tokens 5 to 10");
+  } finally {
+    Deno.removeSync(dir, { recursive: true });
+  }
+});
+
+// ---- mixes
+
+/** Datasets of shards with these token counts by directory. onGather is told the place of the shard and the token of each row. */
+function mixLoader(
+  datasets: Record<string, number[]>,
+  data_dir: string,
+  options: Partial<LoaderOptions> = {},
+  onGather: (shard: number, start: number) => void = () => {},
+): Loader {
+  const fake = (dir: string): Dataset => {
+    const { dataset } = fakeDataset(...datasets[dir]!);
+    const shards = dataset.train.map((shard, i) => ({ ...shard, path: `${dir}/shard_${i}` }));
+    return { ...dataset, dir, train: shards, val: shards };
+  };
+  let handles = 0;
+  const source: TokenSource = {
+    open: () => ({ handle: handles++, tokens: 0 }),
+    gather: (_x, _y, handle, start) => onGather(handle, Number(start)),
+  };
+  const defaults = { split: "train", batch_size: 2, block_size: 4, vocab_size: 257 } as const;
+  return new Loader(source, openData(data_dir, fake), { ...defaults, ...options });
+}
+
+for (const world_size of [1, 2, 3]) {
+  Deno.test(`Loader.trainWindows() goes through each dataset of a mix by itself, ${world_size} ranks`, () => {
+    const datasets = { a: [400, 3, 1207], b: [62, 35], c: [9] };
+    const loader = mixLoader(datasets, "a:0.5,b:0.3,c:0.2", { batch_size: 5 });
+    const places = samples(loader, 20_000, 2, world_size); // two cycles
+    for (const [dir, share] of [["a", 0.5], ["b", 0.3], ["c", 0.2]] as const) {
+      const own = places.filter((place) => place.startsWith(`${dir}/`));
+      assertEquals(own.length, share * 20_000);
+      const expected = allWindows(datasets[dir], 4, (shard) => `${dir}/shard_${shard}`).sort();
+      const n = expected.length, epochs = Math.floor(own.length / n);
+      assert(epochs >= 20);
+      for (let epoch = 0; epoch < epochs; epoch++) {
+        const windows = own.slice(epoch * n, (epoch + 1) * n).sort();
+        if (windows.join() !== expected.join()) assertEquals(windows, expected, `${dir}, epoch ${epoch}`);
+      }
+    }
+  });
+}
+
+Deno.test("Loader.trainWindows() has exact proportions over every cycle of a mix", () => {
+  const loader = mixLoader({ a: [4001], b: [999], c: [77] }, "a:1,b:1,c:1", { batch_size: 100 });
+  for (const cycle of [0, 1, 7]) {
+    const count = { a: 0, b: 0, c: 0 };
+    for (let step = 0; step < 100; step++) {
+      for (const window of loader.trainWindows(position({ step: 100 * cycle + step }))) {
+        count[loader.placeOf(window)[0] as "a" | "b" | "c"]++;
+      }
+    }
+    assertEquals(count, { a: 3334, b: 3333, c: 3333 });
+  }
+});
+
+Deno.test("Loader.trainBatch() reads the windows of trainWindows() from the shards of a mix", () => {
+  const read: string[] = [], shards = ["a/shard_0", "a/shard_1", "b/shard_0"];
+  const loader = mixLoader({ a: [90, 55], b: [21] }, "a:1,b:1", { batch_size: 8 }, (shard, start) => {
+    read.push(`${shards[shard]} tokens ${start} to ${start + 4}`);
+  });
+  for (const step of [0, 1, 1250]) loader.trainBatch(0n, 0n, position({ step }));
+  const windows = [0, 1, 1250].flatMap((step) => loader.trainWindows(position({ step })));
+  assertEquals(read, windows.map((window) => loader.placeOf(window)));
+});
+
+Deno.test("Loader.evalBatch() takes windows of the datasets of a mix in turn, all of them once", () => {
+  const read: string[] = [];
+  const loader = mixLoader({ a: [9], b: [17, 9] }, "a:9,b:1", { split: "val", batch_size: 3 }, (...place) => {
+    read.push(place.join("-"));
+  });
+  const rows = Array.from({ length: loader.n_evalBatches }, (_, i) => loader.evalBatch(0n, 0n, i));
+  assertEquals([loader.n_windows, rows], [8, [3, 3, 2]]);
+  assertEquals(read.slice(0, 8).join(" "), "0-0 1-0 0-4 1-4 1-8 1-12 2-0 2-4");
+  assertEquals(read.slice(8), ["2-4"]); // fills the last batch
+});
+
+Deno.test("Loader names and decodes windows of a mix with the dataset they are from", async () => {
+  const dir = Deno.makeTempDirSync();
+  try {
+    const texts = { poem: "To be or not", code: "x = (a + b) * c" };
+    for (const [name, text] of Object.entries(texts)) {
+      Deno.mkdirSync(`${dir}/${name}`);
+      const bytes = new Uint8Array(Uint16Array.from(new TextEncoder().encode(text)).buffer); // nanoGPT's format
+      for (const file of ["train.bin", "val.bin"]) Deno.writeFileSync(`${dir}/${name}/${file}`, bytes);
+    }
+    const open = (dir: string): Dataset => ({
+      ...openDataset(dir),
+      tokenizer: "bytes",
+      vocab_size: 120,
+      eot: 0,
+    });
+    const mix = openData(`${dir}/poem:1,${dir}/code:1`, open);
+    const source: TokenSource = {
+      open: (path) => ({ handle: path.includes("code") ? 1 : 0, tokens: 0 }),
+      gather: (_x, _y, handle, start) => {
+        if (handle === 1 && start === 0n) throw new KernelError("data_gather: why");
+      },
+    };
+    const loader = new Loader(source, mix, { split: "train", batch_size: 1, block_size: 5, vocab_size: 120 });
+    const tokenizer = await openTokenizer("bytes");
+    assertEquals(loader.decodeWindow({ shard: 0, start: 5 }, tokenizer), " or no");
+    assertEquals(loader.decodeWindow({ shard: 1, start: 5 }, tokenizer), "a + b)");
+    assertEquals(loader.placeOf({ shard: 1, start: 5 }), `${dir}/code/train.bin tokens 5 to 10`);
+    assertThrows(
+      () => {
+        for (let step = 0; step < 30; step++) loader.trainBatch(0n, 0n, position({ step }));
+      },
+      UserError,
+      `Cannot use "${dir}/code/train.bin": token 0 is 120, should be below vocab_size 120`,
+    );
   } finally {
     Deno.removeSync(dir, { recursive: true });
   }

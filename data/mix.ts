@@ -1,0 +1,111 @@
+// Several datasets as one to train on: "data/fineweb:0.8,data/code:0.2" takes 80% of the windows from the first and 20% from
+// the second. Each is gone through by itself, without replacement, however often its share takes it round.
+import { resolve } from "node:path";
+import { UserError } from "../ffi/errors.ts";
+import type { Dataset } from "./bins.ts";
+import { CYCLE, slotsOf } from "./order.ts";
+
+/** A dataset made of others. Its shards are those of its parts, one part behind the other. */
+export interface Mix extends Dataset {
+  parts: Part[];
+}
+
+/** A dataset of a mix. */
+export interface Part {
+  dataset: Dataset;
+  /** How many of CYCLE training windows come from it. */
+  slots: number;
+}
+
+/**
+ * Opens what a data_dir names: the directory of a dataset, or several as "DIR:WEIGHT,DIR:WEIGHT". Shares are the weights over
+ * their sum, rounded to ten-thousandths.
+ *
+ * @param open How to open one directory: openDataset or verifyDataset.
+ * @throws {UserError} as open(), for weights that are missing or too small, and for datasets that differ in tokenizer,
+ * vocabulary or end-of-text token.
+ */
+export function openData(data_dir: string, open: (dir: string) => Dataset): Dataset | Mix {
+  if (!data_dir.includes(",")) return open(data_dir);
+  const named = data_dir.split(",").map(parsePart);
+  refuseTwice(named.map(({ dir }) => dir));
+  const slots = slotsOf(named.map(({ weight }) => weight));
+  const tiny = slots.indexOf(0);
+  if (tiny >= 0) {
+    const { dir, weight } = named[tiny]!;
+    throw new UserError(
+      `Cannot mix in "${dir}" with weight ${weight}: that is less than one of ${CYCLE} windows; use a larger weight`,
+    );
+  }
+  const parts = named.map(({ dir }, i) => ({ dataset: open(dir), slots: slots[i]! }));
+  return mixOf(data_dir, parts);
+}
+
+/** The datasets that a dataset consists of: those of a mix, or itself. */
+export function partsOf(dataset: Dataset | Mix): Part[] {
+  return "parts" in dataset ? dataset.parts : [{ dataset, slots: CYCLE }];
+}
+
+function parsePart(text: string): { dir: string; weight: number } {
+  const [, dir, weight] = /^(.+):(\d+\.?\d*|\.\d+)$/.exec(text) ?? [];
+  if (dir !== undefined && Number(weight) > 0) return { dir, weight: Number(weight) };
+  throw new UserError(
+    `Cannot mix in "${text}": it should be a directory and a weight above 0, such as data/fineweb:0.8,data/code:0.2`,
+  );
+}
+
+function refuseTwice(dirs: string[]): void {
+  const paths = dirs.map((dir) => resolve(dir));
+  const again = paths.findIndex((path, i) => paths.indexOf(path) < i);
+  if (again < 0) return;
+  throw new UserError(`Cannot mix in "${dirs[again]}" twice: name it once, with the sum of the weights`);
+}
+
+function mixOf(data_dir: string, parts: Part[]): Mix {
+  const datasets = parts.map(({ dataset }) => dataset), first = datasets[0]!;
+  for (const dataset of datasets) refuseDifferent(first, dataset);
+  const { tokenizer, vocab_size, eot } = first;
+  return {
+    dir: data_dir,
+    format: "mix",
+    tokenizer,
+    vocab_size,
+    eot,
+    train: datasets.flatMap(({ train }) => train),
+    val: datasets.flatMap(({ val }) => val),
+    sha256: Object.fromEntries(
+      datasets.flatMap(({ dir, sha256 }) =>
+        Object.entries(sha256).map(([file, hash]) => [`${dir}/${file}`, hash])
+      ),
+    ),
+    parts,
+  };
+}
+
+/** Ids of both datasets have to mean the same. */
+function refuseDifferent(a: Dataset, b: Dataset): void {
+  const differ = (what: string, ofA: unknown, ofB: unknown) =>
+    new UserError(
+      `Cannot mix "${a.dir}" and "${b.dir}": ${what} is ${ofA} and ${ofB}; prepare both with the same --tokenizer`,
+    );
+  if (!sameTokenizer(a.tokenizer, b.tokenizer)) throw differ("tokenizer", a.tokenizer, b.tokenizer);
+  if (a.vocab_size !== b.vocab_size) throw differ("vocab_size", a.vocab_size, b.vocab_size);
+  if (a.eot !== b.eot) throw differ("eot", a.eot, b.eot);
+}
+
+/** Tokenizers have the same name, or lie in directories with the same tokenizer.json. */
+function sameTokenizer(a: string | null, b: string | null): boolean {
+  if (a === b) return true;
+  const text = tokenizerJson(a);
+  return text !== undefined && text === tokenizerJson(b);
+}
+
+function tokenizerJson(directory: string | null): string | undefined {
+  if (directory === null) return undefined;
+  try {
+    return Deno.readTextFileSync(`${directory}/tokenizer.json`);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+}
