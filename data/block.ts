@@ -1,5 +1,6 @@
 // What travels from the reader of prepare to its encoders: about a megabyte of documents as bytes, so that no string is made
 // for a document on the way and the memory can be handed from thread to thread.
+import { isUtf8 } from "node:buffer";
 
 /** Whole documents, one behind the other. The UTF-8 text of document d is text[ends[d - 1] .. ends[d]), from 0 for the first. */
 export interface Block {
@@ -9,4 +10,116 @@ export interface Block {
   ends: Uint32Array<ArrayBuffer>;
   /** Bytes of input, as they are stored, that were read for this block. */
   read: number;
+}
+
+/** Called with what cannot be read and how many documents that is. Throws unless they may be left out. */
+export type ReportBad = (message: string, documents: number) => void;
+
+/** Bytes that a document may have. */
+export const DOCUMENT_BYTES = 256 << 20;
+
+const BLOCK_BYTES = 1 << 20; // a block is full with the document that reaches this many bytes,
+const BLOCK_DOCUMENTS = 1 << 16; // or with so many documents, since those may all be empty
+
+/** Collects documents into blocks. */
+export class BlockBuilder {
+  /** Bytes of input for the next block; whoever reads adds to it. */
+  read = 0;
+  #text = new Uint8Array(BLOCK_BYTES + BLOCK_BYTES / 4);
+  #length = 0; // bytes in it
+  #ends: number[] = [];
+
+  /** Whether it is time to take the block. */
+  get full(): boolean {
+    return this.#lastEnd >= BLOCK_BYTES || this.#ends.length >= BLOCK_DOCUMENTS;
+  }
+
+  /** Documents in the block, without the open one. */
+  get documents(): number {
+    return this.#ends.length;
+  }
+
+  /** Bytes in the open document. */
+  get open(): number {
+    return this.#length - this.#lastEnd;
+  }
+
+  /** Byte i of the open document, undefined outside of it. */
+  openAt(i: number): number | undefined {
+    return i < 0 || i >= this.open ? undefined : this.#text[this.#lastEnd + i];
+  }
+
+  /** Adds bytes to the open document; they need not be valid UTF-8. */
+  append(bytes: Uint8Array): void {
+    this.#reserve(bytes.length);
+    this.#text.set(bytes, this.#length);
+    this.#length += bytes.length;
+  }
+
+  /** Adds a string to the open document. */
+  appendString(text: string): void {
+    this.#reserve(text.length);
+    const { read, written } = utf8.encodeInto(text, this.#text.subarray(this.#length));
+    this.#length += written;
+    if (read === text.length) return;
+    this.#reserve(3 * (text.length - read)); // a UTF-16 unit takes at most 3 bytes
+    this.#length += utf8.encodeInto(text.slice(read), this.#text.subarray(this.#length)).written;
+  }
+
+  /** Ends the open document; the next begins. */
+  end(): void {
+    this.#ends.push(this.#length);
+  }
+
+  /** Keeps the first n bytes of the open document. */
+  cut(n: number): void {
+    this.#length = this.#lastEnd + n;
+  }
+
+  /** The documents collected, with U+FFFD for whatever in them is not UTF-8. The open one goes to the next block. */
+  take(): Block {
+    const end = this.#lastEnd, read = this.read;
+    const text = this.#text.subarray(0, end), ends = Uint32Array.from(this.#ends);
+    const open = this.#text.subarray(end, this.#length);
+    this.#text = new Uint8Array(BLOCK_BYTES + BLOCK_BYTES / 4);
+    this.#length = 0;
+    this.#ends = [];
+    this.read = 0;
+    this.append(open);
+    return isValid(text, ends) ? { text, ends, read } : { ...repair(text, ends), read };
+  }
+
+  get #lastEnd(): number {
+    return this.#ends.at(-1) ?? 0;
+  }
+
+  #reserve(bytes: number): void {
+    if (this.#length + bytes <= this.#text.length) return;
+    const larger = new Uint8Array(Math.max(this.#length + bytes, 2 * this.#text.length));
+    larger.set(this.#text.subarray(0, this.#length));
+    this.#text = larger;
+  }
+}
+
+const utf8 = new TextEncoder();
+
+/** Whether each document by itself is valid UTF-8: together they are, and none begins in the middle of a character. */
+function isValid(text: Uint8Array, ends: Uint32Array): boolean {
+  if (!isUtf8(text)) return false;
+  for (const end of ends) if ((text[end]! & 0xc0) === 0x80) return false; // past the last one, undefined gives 0
+  return true;
+}
+
+/** The documents with U+FFFD for each maximal part that is not UTF-8, as TextDecoder does it. */
+function repair(text: Uint8Array<ArrayBuffer>, ends: Uint32Array<ArrayBuffer>): Omit<Block, "read"> {
+  const repaired = new BlockBuilder(), decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  let start = 0;
+  for (const end of ends) {
+    const document = text.subarray(start, end);
+    if (isUtf8(document)) repaired.append(document);
+    else repaired.appendString(decoder.decode(document));
+    repaired.end();
+    start = end;
+  }
+  return repaired.take();
 }

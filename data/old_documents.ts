@@ -2,7 +2,7 @@
 // the parts between separators). Everything is read in pieces of about a megabyte.
 import { dirname, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { type Batch, checkParquet, readParquet } from "./parquet.ts";
+import { type Batch, checkParquet, readParquet } from "./old_parquet.ts";
 
 export type { Batch };
 

@@ -7,7 +7,7 @@ import { convert, DEFAULT_PARSERS } from "hyparquet/src/convert.js";
 import type { ColumnDecoder } from "hyparquet/src/types.js";
 import { compressors } from "hyparquet-compressors";
 import { UserError } from "../ffi/errors.ts";
-import { FileWindow } from "./file_window.ts";
+import { FileWindow } from "./old_file_window.ts";
 
 /** Texts read at once, null where there is none, and the bytes of input that they took. */
 export interface Batch {

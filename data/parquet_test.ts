@@ -1,6 +1,8 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
+import { FileBytes } from "./bytes.ts";
 import { readParquet } from "./parquet.ts";
+import { textsOf, withFiles } from "./test_documents.ts";
 
 const fixtures = new URL("../tests/fixtures/", import.meta.url).pathname;
 
@@ -13,8 +15,15 @@ function expected(i: number): string | null {
   return `Größe ${i % 40} 👍. `.repeat(i % 7 + 1);
 }
 
-function texts(path: string, column = "text"): (string | null)[] {
-  return Array.from(readParquet(path, column)).flatMap((batch) => batch.texts);
+/** The texts of a file, "" for null. */
+async function texts(path: string, column = "text"): Promise<string[]> {
+  const source = new FileBytes(path, Deno.statSync(path).size);
+  const blocks = await Array.fromAsync(readParquet(source, column, fail, { left: 0 }));
+  return blocks.flatMap(textsOf);
+}
+
+function fail(message: string): never {
+  throw new UserError(message);
 }
 
 /** A parquet file with an optional column "text" and one row group, all without rows. */
@@ -29,31 +38,24 @@ function parquetWithoutRows(): Uint8Array<ArrayBuffer> {
 }
 
 /** Runs with a changed copy of a fixture. */
-function withCopy(change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array, run: (path: string) => void): void {
-  const path = Deno.makeTempFileSync({ suffix: ".parquet" });
-  try {
-    Deno.writeFileSync(path, change(Deno.readFileSync(`${fixtures}texts.parquet`)));
-    run(path);
-  } finally {
-    Deno.removeSync(path);
-  }
-}
-
-for (const file of ["texts.parquet", "texts_zstd.parquet"]) {
-  Deno.test(`readParquet() reads every row of ${file} in order`, () => {
-    assertEquals(texts(fixtures + file), Array.from({ length: 300 }, (_, i) => expected(i)));
+async function withCopy(
+  change: (bytes: Uint8Array<ArrayBuffer>) => Uint8Array,
+  run: (path: string) => Promise<unknown>,
+): Promise<void> {
+  const bytes = change(Deno.readFileSync(`${fixtures}texts.parquet`));
+  await withFiles({ "a.parquet": bytes }, async (directory) => {
+    await run(`${directory}/a.parquet`);
   });
 }
 
-Deno.test("readParquet() yields page by page and counts the bytes of the file", () => {
-  const batches = Array.from(readParquet(`${fixtures}texts.parquet`, "text"));
-  assertEquals(batches.length > 10, true);
-  const bytes = batches.reduce((sum, batch) => sum + batch.bytes, 0);
-  assertEquals(Math.round(bytes), Deno.statSync(`${fixtures}texts.parquet`).size);
-});
+for (const file of ["texts.parquet", "texts_zstd.parquet"]) {
+  Deno.test(`readParquet() reads every row of ${file} in order`, async () => {
+    assertEquals(await texts(fixtures + file), Array.from({ length: 300 }, (_, i) => expected(i) ?? ""));
+  });
+}
 
-Deno.test("readParquet() lists the columns when the one asked for is not there", () => {
-  assertThrows(
+Deno.test("readParquet() lists the columns when the one asked for is not there", async () => {
+  await assertRejects(
     () => texts(`${fixtures}texts.parquet`, "txt"),
     UserError,
     'texts.parquet": it has no column "txt"; choose one with --column, ' +
@@ -61,9 +63,9 @@ Deno.test("readParquet() lists the columns when the one asked for is not there",
   );
 });
 
-Deno.test("readParquet() refuses columns that are not text", () => {
+Deno.test("readParquet() refuses columns that are not text", async () => {
   for (const [column, type] of [["id", "int64"], ["tags", "list"], ["raw", "byte_array"]] as const) {
-    assertThrows(
+    await assertRejects(
       () => texts(`${fixtures}texts.parquet`, column),
       UserError,
       `column "${column}" is ${type}, should be text`,
@@ -71,13 +73,13 @@ Deno.test("readParquet() refuses columns that are not text", () => {
   }
 });
 
-Deno.test("readParquet() reads no rows where there are none", () => {
-  withCopy(parquetWithoutRows, (path) => assertEquals(texts(path), []));
+Deno.test("readParquet() reads no rows where there are none", async () => {
+  await withCopy(parquetWithoutRows, async (path) => assertEquals(await texts(path), []));
 });
 
-Deno.test("readParquet() says that a file is truncated", () => {
-  withCopy((bytes) => bytes.slice(0, 5000), (path) =>
-    assertThrows(
+Deno.test("readParquet() says that a file is truncated", async () => {
+  await withCopy((bytes) => bytes.slice(0, 5000), (path) =>
+    assertRejects(
       () => texts(path),
       UserError,
       `Cannot read "${path}": it begins like parquet but does not end with a footer and PAR1; ` +
@@ -85,21 +87,21 @@ Deno.test("readParquet() says that a file is truncated", () => {
     ));
 });
 
-Deno.test("readParquet() says that a file is not parquet", () => {
-  withCopy(() => new TextEncoder().encode("<html>404</html>"), (path) =>
-    assertThrows(
+Deno.test("readParquet() says that a file is not parquet", async () => {
+  await withCopy(() => new TextEncoder().encode("<html>404</html>"), (path) =>
+    assertRejects(
       () => texts(path),
       UserError,
       `Cannot read "${path}": it is not a parquet file, which begins with PAR1`,
     ));
 });
 
-Deno.test("readParquet() turns damage anywhere in the file into a UserError or other text, never into a crash", () => {
+Deno.test("readParquet() turns damage anywhere in the file into a UserError or other text, never into a crash", async () => {
   const size = Deno.statSync(`${fixtures}texts.parquet`).size;
   for (let at = 4; at < size; at += 97) {
-    withCopy((bytes) => bytes.fill(0xff, at, at + 8), (path) => {
+    await withCopy((bytes) => bytes.fill(0xff, at, at + 8), async (path) => {
       try {
-        texts(path);
+        await texts(path);
       } catch (error) {
         if (!(error instanceof UserError)) throw new Error(`damage at byte ${at}`, { cause: error });
       }

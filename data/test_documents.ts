@@ -1,0 +1,26 @@
+// For the tests of the reader: files to read, and documents as strings to compare with.
+import type { Block } from "./block.ts";
+
+/** The texts of a block, "" for null. */
+export function textsOf({ text, ends }: Block): string[] {
+  const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+  return Array.from(ends, (end, d) => utf8.decode(text.subarray(d === 0 ? 0 : ends[d - 1], end)));
+}
+
+/** Runs with a directory of files, and removes it. */
+export async function withFiles(
+  files: Record<string, string | Uint8Array>,
+  run: (directory: string) => Promise<void>,
+): Promise<void> {
+  const directory = Deno.makeTempDirSync();
+  try {
+    for (const [name, content] of Object.entries(files)) {
+      Deno.mkdirSync(`${directory}/${name}`.replace(/\/[^/]*$/, ""), { recursive: true });
+      if (typeof content === "string") Deno.writeTextFileSync(`${directory}/${name}`, content);
+      else Deno.writeFileSync(`${directory}/${name}`, content);
+    }
+    await run(directory);
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+}
