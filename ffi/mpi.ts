@@ -1,0 +1,202 @@
+// MPI, opened at run time: how CPU ranks exchange gradients and weights. Open MPI 4 and 5, and MPICH and its relatives, whose
+// handles are numbers instead of addresses. Calls that may wait run on another thread, so that timers and signals go on.
+import { KernelError, UserError } from "./errors.ts";
+import type { Address } from "./symbols.ts";
+
+const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
+
+const symbols = {
+  MPI_Init_thread: { parameters: ["usize", "usize", INT, "buffer"], result: INT },
+  MPI_Comm_rank: { parameters: [HANDLE, "buffer"], result: INT },
+  MPI_Comm_size: { parameters: [HANDLE, "buffer"], result: INT },
+  MPI_Comm_set_errhandler: { parameters: [HANDLE, HANDLE], result: INT },
+  MPI_Error_string: { parameters: [INT, "buffer", "buffer"], result: INT },
+  MPI_Barrier: { parameters: [HANDLE], result: INT, nonblocking: true },
+  MPI_Bcast: { parameters: ["buffer", INT, HANDLE, INT, HANDLE], result: INT, nonblocking: true },
+  MPI_Allreduce: {
+    parameters: ["usize", "usize", INT, HANDLE, HANDLE, HANDLE],
+    result: INT,
+    nonblocking: true,
+  },
+  MPI_Reduce_scatter_block: {
+    parameters: ["usize", "usize", INT, HANDLE, HANDLE, HANDLE],
+    result: INT,
+    nonblocking: true,
+  },
+  MPI_Allgather: {
+    parameters: ["usize", INT, HANDLE, "usize", INT, HANDLE, HANDLE],
+    result: INT,
+    nonblocking: true,
+  },
+  MPI_Abort: { parameters: [HANDLE, INT], result: INT },
+  MPI_Finalize: { parameters: [], result: INT },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+/** The handles that mpi.h defines as macros. */
+interface Handles {
+  world: bigint;
+  errorsReturn: bigint;
+  byte: bigint;
+  float: bigint;
+  double: bigint;
+  sum: bigint;
+  inPlace: bigint;
+}
+
+const LIBRARIES = {
+  openmpi: ["libmpi.so.40", "libmpi.dylib"], // 4 and 5 have the same number
+  mpich: ["libmpi.so.12", "libmpich.so.12"], // the second as Debian names it
+};
+const THREAD_SERIALIZED = 2; // one thread at a time: calls alternate between this thread and those that wait
+const MPICH: Handles = {
+  world: 0x44000000n,
+  errorsReturn: 0x54000001n,
+  byte: 0x4c00010dn,
+  float: 0x4c00040an,
+  double: 0x4c00080bn,
+  sum: 0x58000003n,
+  inPlace: (1n << 64n) - 1n,
+};
+
+/** All processes that mpirun started, and what they do together. */
+export class Mpi {
+  /** This process, from 0. */
+  readonly rank: number;
+  /** Number of processes. */
+  readonly size: number;
+  readonly #library: Library;
+  readonly #handles: Handles;
+
+  private constructor(library: Library, handles: Handles) {
+    this.#library = library;
+    this.#handles = handles;
+    const provided = new Int32Array(1), number = new Int32Array(1);
+    this.#check("MPI_Init_thread", library.MPI_Init_thread(0n, 0n, THREAD_SERIALIZED, provided));
+    if (provided[0]! < THREAD_SERIALIZED) {
+      throw new UserError(
+        `Cannot use MPI: it was built for one thread (level ${
+          provided[0]
+        }, should be ${THREAD_SERIALIZED}); ` +
+          "install an MPI with thread support",
+      );
+    }
+    library.MPI_Comm_set_errhandler(handles.world, handles.errorsReturn);
+    this.#check("MPI_Comm_rank", library.MPI_Comm_rank(handles.world, number));
+    this.rank = number[0]!;
+    this.#check("MPI_Comm_size", library.MPI_Comm_size(handles.world, number));
+    this.size = number[0]!;
+  }
+
+  /**
+   * Opens MPI and joins the processes of this job.
+   *
+   * @param path Library to open; "" for the one that belongs to the launcher.
+   * @param launcher Whose mpirun started this process: with the library of the other one, each process would be alone.
+   * @throws {UserError} where none is found, saying what was searched and what to install.
+   */
+  static open(path: string, launcher: "openmpi" | "mpich"): Mpi {
+    const names = path ? [path] : LIBRARIES[launcher];
+    for (const name of names) {
+      const library = tryOpen(name);
+      if (library) return new Mpi(library, openMpiHandles(name) ?? MPICH);
+    }
+    throw new UserError(
+      `Cannot open MPI: the system finds none of ${
+        names.join(", ")
+      }; install it (Debian: openmpi-bin), or set ` +
+        "LOAM_MPI to the path of libmpi",
+    );
+  }
+
+  /** dst (n floats) = the sum over all ranks of part `rank` of src (n * size floats). The two must not overlap. */
+  async reduceScatter(dst: Address, src: Address, n: number): Promise<void> {
+    const { float, sum, world } = this.#handles;
+    const code = await this.#library.MPI_Reduce_scatter_block(src, dst, n, float, sum, world);
+    this.#check("MPI_Reduce_scatter_block", code);
+  }
+
+  /** Each rank has part `rank` of all (size parts of n floats) and receives the others. */
+  async allGather(all: Address, n: number): Promise<void> {
+    const { inPlace, float, world } = this.#handles;
+    this.#check(
+      "MPI_Allgather",
+      await this.#library.MPI_Allgather(inPlace, 0, float, all, n, float, world),
+    );
+  }
+
+  /** x (n values) becomes its sum over all ranks, the same bits on each. */
+  async allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
+    const { inPlace, sum, world } = this.#handles;
+    const code = await this.#library.MPI_Allreduce(inPlace, x, n, this.#handles[type], sum, world);
+    this.#check("MPI_Allreduce", code);
+  }
+
+  /** Bytes of rank 0 to every rank. */
+  async broadcast(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    const { byte, world } = this.#handles;
+    this.#check("MPI_Bcast", await this.#library.MPI_Bcast(bytes, bytes.length, byte, 0, world));
+  }
+
+  /** Waits until every rank is here. */
+  async barrier(): Promise<void> {
+    this.#check("MPI_Barrier", await this.#library.MPI_Barrier(this.#handles.world));
+  }
+
+  /** Ends all ranks at once. */
+  abort(code: number): void {
+    this.#library.MPI_Abort(this.#handles.world, code);
+  }
+
+  /** Leaves the job in good order. Waits for the others to do so. */
+  finalize(): void {
+    this.#check("MPI_Finalize", this.#library.MPI_Finalize());
+  }
+
+  #check(name: string, code: number): void {
+    if (code === 0) return;
+    const text = new Uint8Array(1024), length = new Int32Array(1);
+    this.#library.MPI_Error_string(code, text, length);
+    const reason = new TextDecoder().decode(text.subarray(0, length[0]));
+    throw new KernelError(`${name} failed on rank ${this.rank ?? "?"}: ${reason || `code ${code}`}`);
+  }
+}
+
+function tryOpen(name: string): Library | undefined {
+  try {
+    return Deno.dlopen(name, symbols).symbols;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return undefined;
+  }
+}
+
+/** The addresses of Open MPI's predefined objects, which are its handles; undefined for another MPI. */
+function openMpiHandles(name: string): Handles | undefined {
+  const object = { type: "pointer" } as const; // of a variable Deno gives the address
+  const objects = {
+    ompi_mpi_comm_world: object,
+    ompi_mpi_errors_return: object,
+    ompi_mpi_byte: object,
+    ompi_mpi_float: object,
+    ompi_mpi_double: object,
+    ompi_mpi_op_sum: object,
+  };
+  let found: Record<keyof typeof objects, Deno.PointerValue>;
+  try {
+    found = Deno.dlopen(name, objects).symbols;
+  } catch {
+    return undefined;
+  }
+  const address = (key: keyof typeof objects) => Deno.UnsafePointer.value(found[key]);
+  return {
+    world: address("ompi_mpi_comm_world"),
+    errorsReturn: address("ompi_mpi_errors_return"),
+    byte: address("ompi_mpi_byte"),
+    float: address("ompi_mpi_float"),
+    double: address("ompi_mpi_double"),
+    sum: address("ompi_mpi_op_sum"),
+    inPlace: 1n,
+  };
+}
