@@ -1,6 +1,7 @@
 // meta.json, which describes a dataset: what it holds, and whether what stands in the file can be used.
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
+import type { Recipe } from "./recipe.ts";
 
 /** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
 export interface SplitSize {
@@ -10,24 +11,24 @@ export interface SplitSize {
 }
 
 /** The contents of meta.json. */
-export interface Meta {
+export interface Meta extends Recipe {
   format: "loam-bins";
   version: 1;
-  /** "gpt2", "bytes", or "." when tokenizer.json stands beside meta.json. */
-  tokenizer: string;
-  vocab_size: number;
-  /** Id of the end-of-text token, which stands before each document. */
-  eot: number;
-  token_bytes: 2 | 4;
   train: SplitSize;
   val: SplitSize;
+  /** Documents that were read and are not in it. */
+  left_out: { empty: number; duplicates: number; bad: number };
+  /** In their order. The files of a dataset that was merged are in the directories of its parts. */
   shards: { file: string; tokens: number; sha256: string }[];
-  inputs: { name: string; bytes: number }[];
-  options: Record<string, string | number | null>;
 }
 
 /** vocab_size of the tokenizers that every loam has. */
-const VOCABULARIES: Record<string, number> = { bytes: 257, gpt2: 50257 };
+const VOCABULARIES: Record<string, number> = { bytes: 257, gpt2: 50257, cl100k: 100277, o200k: 200019 };
+
+/** Whether a tokenizer is one that every loam has, so that no files of it have to stand beside a dataset. */
+export function isNamedTokenizer(name: string): boolean {
+  return name in VOCABULARIES;
+}
 
 /**
  * Reads meta.json of a directory and checks the fields that opening a dataset depends on.
@@ -62,7 +63,7 @@ function checkFields(path: string, meta: Record<string, unknown>): void {
   }
   const wrong = (field: string, value: unknown, should: string) =>
     damaged(path, `${field} is ${show(value)}, should be ${should}`);
-  if (typeof tokenizer !== "string") throw wrong("tokenizer", tokenizer, 'gpt2, bytes or "."');
+  if (typeof tokenizer !== "string") throw wrong("tokenizer", tokenizer, 'gpt2, cl100k, o200k, bytes or "."');
   if (!isCount(vocab_size) || vocab_size === 0) {
     throw wrong("vocab_size", vocab_size, "a whole number above 0");
   }

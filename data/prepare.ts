@@ -1,25 +1,37 @@
-// Turns text into a dataset of token bins: reads documents from parquet, jsonl or text files, encodes them, and writes
-// shards and meta.json. One pass, one thread, memory bounded whatever the size of the input.
+// Turns text into a dataset of token bins: reads documents from parquet, jsonl or text files, encodes them on several threads,
+// and writes shards and meta.json, in an order that depends on inputs and options alone. What is done is committed every few
+// seconds in DIR/unfinished, where the next run goes on; DIR gets the dataset when it is whole.
+import { join } from "node:path";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { tokenBytes } from "./bins.ts";
-import { type Batch, findInputs, type Input, readDocuments } from "./documents.ts";
-import { textFraction } from "./hash.ts";
-import type { Meta, SplitSize } from "./meta.ts";
-import { DEMO, HELP, parseOptions, type PrepareOptions } from "./options.ts";
-import { type Progress, showProgress } from "./progress.ts";
+import type { Block } from "./block.ts";
+import { readBlocks, type ReadCounts } from "./documents.ts";
+import type { Encoded } from "./encode.ts";
+import { type Encoders, oneEncoder, workerEncoders } from "./encoders.ts";
+import { findSources, type Source } from "./inputs.ts";
+import { DirectoryLock } from "./lock.ts";
+import { merge } from "./merge.ts";
+import type { Meta } from "./meta.ts";
+import { DEMO, HELP, parseCommand, type PrepareOptions } from "./options.ts";
+import { partName, takePart } from "./parts.ts";
+import { type Progress, showProgress, type Task } from "./progress.ts";
+import { describe, type Part } from "./recipe.ts";
+import { takeUp } from "./resume.ts";
+import { Run } from "./run.ts";
+import { splitMistake } from "./split_check.ts";
+import { finishedSummary, mergeSummary, runSummary } from "./summary.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
-import { DatasetWriter } from "./writer.ts";
 
 if (import.meta.main) await runMain(() => main(Deno.args));
 
-/** The command line: prepares what the flags say and prints a summary. */
+/** The command line: prepares or merges what the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) return console.log(HELP);
-  const options = parseOptions(args);
+  const command = parseCommand(args);
+  if ("merge" in command) return console.log(mergeSummary(command.merge.out, merge(command.merge)));
+  const options = command.prepare;
   if (options.inputs === DEMO.inputs) requireDemoCorpus();
-  const start = performance.now();
-  const { meta, empty } = await prepare(options, showProgress);
-  console.log(summary(options.out, meta, empty, (performance.now() - start) / 1000));
+  const { dir, meta, work } = await prepare(options, showProgress);
+  console.log(work === null ? finishedSummary(dir, meta) : runSummary(dir, meta, work));
 }
 
 /** The demo corpus is made by another task, since this one may not start programs. */
@@ -36,172 +48,133 @@ function requireDemoCorpus(): void {
   }
 }
 
+/** What a run of prepare did. */
+export interface RunWork {
+  seconds: number;
+  /** Tokens and bytes of text that this run encoded. */
+  tokens: number;
+  text: number;
+  /** Documents that an interrupted run had done before. */
+  documents_before: number;
+}
+
 /** What prepare() wrote. */
 export interface Prepared {
+  /** Where the dataset is. */
+  dir: string;
   meta: Meta;
-  /** Documents without text, which were skipped. */
-  empty: number;
+  /** null if the dataset was finished already. */
+  work: RunWork | null;
 }
 
 /**
- * Writes a dataset.
+ * Writes a dataset, or goes on writing the one that an interrupted run of the same recipe left.
  *
- * @param show Starts the progress display for so many bytes of input.
- * @throws {UserError} for input, options and places that cannot be used. Nothing is left behind then.
+ * @param show Starts the progress display.
+ * @throws {UserError} for inputs, options and places that cannot be used. What was committed stays, to go on with.
  */
-export async function prepare(
-  options: PrepareOptions,
-  show: (totalBytes: number) => Progress,
-): Promise<Prepared> {
-  const inputs = findInputs(options.inputs, options.column);
+export async function prepare(options: PrepareOptions, show: (task: Task) => Progress): Promise<Prepared> {
+  const start = performance.now();
+  const { sources, part } = await ownSources(options);
   const tokenizer = await openTokenizer(options.tokenizer);
-  using writer = new DatasetWriter(options.out, { ...options, vocab_size: tokenizer.vocab_size });
-  const counts: Counts = { train: emptySplit(), val: emptySplit(), empty: 0, smallest: 1, largest: 0 };
-
-  /** Writes one document to the split that its text decides; returns the number of tokens. */
-  function add(text: string | null): number {
-    if (text === null || text === "") {
-      counts.empty++;
-      return 0;
-    }
-    const place = textFraction(text, options.seed);
-    counts.smallest = Math.min(counts.smallest, place);
-    counts.largest = Math.max(counts.largest, place);
-    const split = place < options.val_fraction ? "val" : "train";
-    const ids = tokenizer.encode(text);
-    writer.append(split, tokenizer.eot, ids);
-    counts[split].documents += 1;
-    counts[split].tokens += 1 + ids.length; // the end-of-text token and the document
-    counts[split].bytes += utf8Bytes(text);
-    return 1 + ids.length;
+  const recipe = describe(sources, part, tokenizer, options);
+  const dir = options.shard === null ? options.out : join(options.out, partName(options.shard));
+  using _lock = DirectoryLock.take(dir);
+  const before = takeUp(dir, recipe, options.overwrite);
+  if ("finished" in before) return { dir, meta: before.finished, work: null };
+  using run = new Run(dir, recipe, before.state);
+  const done = run.work();
+  const counts = await encodeAll(run, sources, tokenizer, options, show);
+  const mistake = part === null ? splitMistake(run.counts, options) : undefined;
+  if (mistake !== undefined) {
+    run.discard(); // no other run can make more of it
+    throw mistake;
   }
+  const meta = run.publish(counts, tokenizer);
+  const { tokens, text } = run.work();
+  const seconds = (performance.now() - start) / 1000;
+  return {
+    dir,
+    meta,
+    work: { seconds, tokens: tokens - done.tokens, text: text - done.text, documents_before: done.documents },
+  };
+}
 
-  const progress = show(inputs.reduce((sum, { bytes }) => sum + bytes, 0));
+/** What this run reads. */
+async function ownSources(
+  { inputs, column, shard }: PrepareOptions,
+): Promise<{ sources: Source[]; part: Part | null }> {
+  const sources = await findSources(inputs, { column });
+  return shard === null ? { sources, part: null } : takePart(sources, shard);
+}
+
+/** Reads, encodes and writes the documents that the run has not got yet. */
+async function encodeAll(
+  run: Run,
+  sources: Source[],
+  tokenizer: Tokenizer,
+  options: PrepareOptions,
+  show: (task: Task) => Progress,
+): Promise<ReadCounts> {
+  const counts: ReadCounts = { bad: 0, duplicates: 0 };
+  const bytes = sources.flatMap(({ inputs }) => inputs).reduce((sum, { bytes }) => sum + bytes, 0);
+  const progress = show({ bytes, limit: options.limit, before: run.work() });
+  using encoders = options.workers === 1
+    ? oneEncoder(tokenizer, options)
+    : workerEncoders(options.tokenizer, options, options.workers);
+  using _signals = commitOnSignal(run, progress);
   try {
-    for (const { texts, bytes } of batches(inputs, options)) {
-      let tokens = 0;
-      for (const text of texts) tokens += add(text);
-      await progress.advance(bytes, tokens);
+    const blocks = readBlocks(sources, options, counts, run.counts.documents);
+    for await (const { encoded, read } of encodeInOrder(blocks, encoders)) {
+      await progress.advance(run.add(encoded, read));
     }
+  } catch (error) {
+    throw error instanceof UserError ? run.explain(error) : error;
   } finally {
     await progress.stop();
   }
-  checkSplit(counts, options);
-  const description = describe(inputs, options, tokenizer, counts);
-  const meta = writer.finish(description, description.tokenizer === "." ? tokenizer.files() : {});
-  return { meta, empty: counts.empty };
+  return counts;
 }
 
-interface Counts {
-  train: SplitSize;
-  val: SplitSize;
-  empty: number;
-  /** Extremes of textFraction() over the documents. */
-  smallest: number;
-  largest: number;
-}
-
-function emptySplit(): SplitSize {
-  return { documents: 0, tokens: 0, bytes: 0 };
-}
-
-/** The documents of all files, up to the limit. */
-function* batches(inputs: Input[], options: PrepareOptions): Generator<Batch> {
-  let left = options.limit ?? Infinity;
-  for (const input of inputs) {
-    for (const { texts, bytes } of readDocuments(input, options)) {
-      yield { texts: texts.slice(0, left), bytes };
-      left -= texts.length;
-      if (left <= 0) return;
-    }
+/** Passes blocks through encoders, as many at a time as these have room for. */
+async function* encodeInOrder(
+  blocks: AsyncGenerator<Block>,
+  encoders: Encoders,
+): AsyncGenerator<{ encoded: Encoded; read: number }> {
+  const waiting: { encoded: Promise<Encoded>; read: number; bytes: number }[] = []; // the order of reading
+  let bytes = 0; // of text in them
+  const next = async () => {
+    const { encoded, read, bytes: size } = waiting.shift()!;
+    bytes -= size;
+    return { encoded: await encoded, read };
+  };
+  for await (const block of blocks) {
+    const size = block.text.length;
+    bytes += size;
+    waiting.push({ encoded: encoders.encode(block), read: block.read, bytes: size });
+    while (bytes > encoders.room) yield await next();
   }
+  while (waiting.length > 0) yield await next();
 }
 
-/** Bytes of a text in UTF-8. */
-function utf8Bytes(text: string): number {
-  let bytes = text.length;
-  for (let i = 0; i < text.length; i++) {
-    const unit = text.charCodeAt(i);
-    if (unit >= 0x80) bytes += unit < 0x800 || (unit & 0xf800) === 0xd800 ? 1 : 2; // each half of a pair counts 2
+/** SIGINT and SIGTERM commit what is written and end the program. */
+function commitOnSignal(run: Run, progress: Progress): Disposable {
+  async function stop(signal: Deno.Signal, code: number): Promise<void> {
+    run.commit(); // between two blocks, since a block is written in one go
+    await progress.stop();
+    const documents = run.counts.documents.toLocaleString("en-US");
+    console.error(
+      `${signal}: stopped with ${documents} documents done; the same command goes on behind them`,
+    );
+    Deno.exit(code);
   }
-  return bytes;
-}
-
-/** The contents of meta.json, but for the shards. */
-function describe(
-  inputs: Input[],
-  { column, separator, val_fraction, seed, limit, shard_tokens }: PrepareOptions,
-  { name, vocab_size, eot }: Tokenizer,
-  { train, val }: Counts,
-): Omit<Meta, "shards"> {
+  const onInterrupt = () => stop("SIGINT", 130), onTerminate = () => stop("SIGTERM", 143);
+  Deno.addSignalListener("SIGINT", onInterrupt);
+  Deno.addSignalListener("SIGTERM", onTerminate);
   return {
-    format: "loam-bins",
-    version: 1,
-    tokenizer: name === "gpt2" || name === "bytes" ? name : ".",
-    vocab_size,
-    eot,
-    token_bytes: tokenBytes(vocab_size),
-    train,
-    val,
-    inputs: inputs.map(({ path, bytes }) => ({ name: path, bytes })),
-    options: { column, separator, val_fraction, seed, limit, shard_tokens },
+    [Symbol.dispose]() {
+      Deno.removeSignalListener("SIGINT", onInterrupt);
+      Deno.removeSignalListener("SIGTERM", onTerminate);
+    },
   };
-}
-
-/** Throws if a split got no documents, naming a val_fraction that gives both some. */
-function checkSplit(
-  { train, val, empty, smallest, largest }: Counts,
-  { inputs, val_fraction, limit }: PrepareOptions,
-): void {
-  const documents = train.documents + val.documents, name = inputs.join(" ");
-  if (documents === 0) {
-    throw new UserError(
-      `Cannot prepare "${name}": it has no documents${
-        empty > 0 ? `, ${empty} were empty` : ""
-      }; give files with text`,
-    );
-  }
-  if (train.documents > 0 && val.documents > 0) return;
-  if (smallest === largest && limit !== null && documents + empty >= limit) {
-    throw new UserError(
-      `Cannot split "${name}" into train and val: --limit=${limit} leaves one document only; use a larger --limit`,
-    );
-  }
-  if (smallest === largest) {
-    throw new UserError(
-      `Cannot split "${name}" into train and val: it has one document only; give more, or say what separates ` +
-        `the documents of a .txt file, such as --separator='\\n\\n'`,
-    );
-  }
-  throw new UserError(
-    `Cannot split the ${documents} documents of "${name}" with --val_fraction=${val_fraction}: ` +
-      `none is left for ${val.documents === 0 ? "val" : "train"}; ` +
-      `use more input or --val_fraction=${between(smallest, largest)}`,
-  );
-}
-
-/** The shortest decimal number above a and up to b. */
-function between(a: number, b: number): number {
-  for (let scale = 100;; scale *= 10) {
-    const number = Math.floor(a * scale + 1) / scale;
-    if (number <= b) return number;
-  }
-}
-
-function summary(out: string, meta: Meta, empty: number, seconds: number): string {
-  const count = (n: number) => n.toLocaleString("en-US");
-  const line = (split: "train" | "val") => {
-    const { documents, tokens, bytes } = meta[split];
-    const shards = meta.shards.filter(({ file }) => file.startsWith(split)).length;
-    return `  ${split.padEnd(5)}  ${count(documents)} documents, ${count(tokens)} tokens, ` +
-      `${(bytes / tokens).toFixed(2)} bytes per token, ${shards} shard${shards === 1 ? "" : "s"}`;
-  };
-  const total = meta.train.tokens + meta.val.tokens;
-  return [
-    `${out}: ${count(total)} tokens (${meta.tokenizer}, vocabulary ${count(meta.vocab_size)}) in ` +
-    `${seconds.toFixed(1)} s, ${count(Math.round(total / seconds))} tokens/s`,
-    line("train"),
-    line("val"),
-    ...(empty > 0 ? [`  skipped ${count(empty)} documents without text`] : []),
-  ].join("\n");
 }

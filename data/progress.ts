@@ -2,55 +2,129 @@
 import { ProgressBar } from "@std/cli/unstable-progress-bar";
 
 const LINE_MS = 5_000;
-const YIELD_MS = 200; // the bar's timer runs only when the event loop gets a turn
+const YIELD_MS = 200; // timers and signals get their turn this often, also while everything runs on one thread
+
+/** An amount of work. */
+export interface Work {
+  /** Bytes of input, as they are stored. */
+  read: number;
+  documents: number;
+  /** Bytes of text. */
+  text: number;
+  tokens: number;
+}
+
+/** What there is to do, and what was done before. */
+export interface Task {
+  /** Bytes of all inputs. */
+  bytes: number;
+  /** Documents after which it ends, if the bytes do not end before. */
+  limit: number | null;
+  /** What an interrupted run has done. */
+  before: Work;
+}
 
 /** Told about work as it gets done. */
 export interface Progress {
-  /** bytes of input read and tokens written since the last call. */
-  advance(bytes: number, tokens: number): Promise<void>;
+  /** Adds work. */
+  advance(work: Work): Promise<void>;
   stop(): Promise<void>;
 }
 
 /** Shows progress on stderr until stop(). */
-export function showProgress(totalBytes: number): Progress {
-  return Deno.stderr.isTerminal() ? bar(totalBytes) : lines(totalBytes);
+export function showProgress(task: Task): Progress {
+  const meter = new Meter(task);
+  return Deno.stderr.isTerminal() ? bar(meter) : lines(meter);
 }
 
-function bar(totalBytes: number): Progress {
-  let tokens = 0, yielded = 0;
+function bar(meter: Meter): Progress {
   const progressBar = new ProgressBar({
-    max: totalBytes,
+    max: 1,
+    barLength: 30,
     clear: true,
-    formatter: ({ styledTime, progressBar, styledData }) =>
-      `[${styledTime}] [${progressBar}] [${styledData}] ${tokens.toLocaleString("en-US")} tokens`,
+    formatter: ({ styledTime, progressBar }) => `[${styledTime}] [${progressBar}] ${meter.text()}`,
   });
   return {
-    async advance(bytes, newTokens) {
-      progressBar.value += bytes;
-      tokens += newTokens;
-      if (performance.now() - yielded < YIELD_MS) return;
-      await new Promise((resolve) => setTimeout(resolve));
-      yielded = performance.now();
+    advance(work) {
+      meter.add(work);
+      progressBar.value = meter.share();
+      return meter.yield();
     },
     stop: () => progressBar.stop(),
   };
 }
 
-function lines(totalBytes: number): Progress {
-  let bytes = 0, tokens = 0, shown = performance.now();
+function lines(meter: Meter): Progress {
+  let shown = performance.now();
   return {
-    advance(newBytes, newTokens) {
-      bytes += newBytes;
-      tokens += newTokens;
+    advance(work) {
+      meter.add(work);
       if (performance.now() - shown > LINE_MS) {
         shown = performance.now();
-        const percent = Math.floor(Math.min(1, bytes / totalBytes) * 100);
-        console.error(
-          `${percent}% of ${(totalBytes / 1e6).toFixed(1)} MB, ${tokens.toLocaleString("en-US")} tokens`,
-        );
+        console.error(meter.text());
       }
-      return Promise.resolve();
+      return meter.yield();
     },
     stop: () => Promise.resolve(),
   };
+}
+
+/** Adds up work and puts it into words. */
+export class Meter {
+  readonly #task: Task;
+  readonly #now: () => number;
+  readonly #start: number;
+  readonly #shareBefore: number;
+  readonly #done: Work; // in all
+  #yielded: number;
+
+  /** @param now The time in ms. */
+  constructor(task: Task, now: () => number = () => performance.now()) {
+    this.#task = task;
+    this.#now = now;
+    this.#start = this.#yielded = now();
+    this.#done = { ...task.before };
+    this.#shareBefore = this.share();
+  }
+
+  add({ read, documents, text, tokens }: Work): void {
+    this.#done.read += read;
+    this.#done.documents += documents;
+    this.#done.text += text;
+    this.#done.tokens += tokens;
+  }
+
+  /** How much of the task is done, from 0 to 1. */
+  share(): number {
+    const { bytes, limit } = this.#task, { read, documents } = this.#done;
+    return Math.min(1, Math.max(bytes > 0 ? read / bytes : 0, limit === null ? 0 : documents / limit));
+  }
+
+  /** One line: "37% of 5200 MB, 12.3 MB/s, 2.8M tokens/s, 4 min left". The rates are those of this run. */
+  text(): string {
+    const seconds = Math.max(1e-3, (this.#now() - this.#start) / 1000), share = this.share();
+    const { text, tokens } = this.#task.before;
+    const parts = [
+      `${Math.floor(share * 100)}% of ${(this.#task.bytes / 1e6).toFixed(1)} MB`,
+      `${((this.#done.text - text) / seconds / 1e6).toFixed(1)} MB/s`,
+      `${((this.#done.tokens - tokens) / seconds / 1e6).toFixed(2)}M tokens/s`,
+    ];
+    const gained = share - this.#shareBefore;
+    if (gained > 0) parts.push(`${duration(seconds * (1 - share) / gained)} left`);
+    return parts.join(", ");
+  }
+
+  /** Lets timers and signals have their turn, now and then. */
+  async yield(): Promise<void> {
+    if (this.#now() - this.#yielded < YIELD_MS) return;
+    await new Promise((resolve) => setTimeout(resolve));
+    this.#yielded = this.#now();
+  }
+}
+
+/** A time for a reader: "12 s", "4 min", "2 h 10 min". */
+export function duration(seconds: number): string {
+  if (seconds < 100) return `${Math.ceil(seconds)} s`;
+  const minutes = Math.round(seconds / 60);
+  return minutes < 100 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }

@@ -1,216 +1,210 @@
-// Writes a dataset so that an interruption at any moment leaves the old one whole, or one that openDataset() refuses:
-// until finish() every file has a name that ends in .tmp, and meta.json gets its name last.
+// Writes the shards of a dataset in a directory of its own, so that a kill at any moment loses only what came after the last
+// commit(): the shard that grows is NAME.bin.tmp, and gets its name when its header, its tokens and its checksum are done.
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
-import { HEADER_BYTES, shardHeader, tokenBytes } from "./bins.ts";
-import { DirectoryLock } from "./lock.ts";
+import { isFile, sha256OfFile } from "../ffi/files.ts";
+import { HEADER_BYTES, shardHeader } from "./bins.ts";
 import type { Meta } from "./meta.ts";
-
-const BUFFERED_TOKENS = 1 << 18;
-const OUR_FILES = /^(train|val)_\d{6}\.bin$|^tokenizer(_config)?\.json$/; // and meta.json
+import { syncDirectory } from "./publish.ts";
 
 /** The two parts of a dataset. */
-export type Split = "train" | "val";
+export const SPLITS = ["train", "val"] as const;
+/** One of them. */
+export type Split = typeof SPLITS[number];
 
-/** How to write a dataset. */
+/** Token ids as they stand on disk. */
+export type Ids = Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
+
+/** How to write shards. */
 export interface WriterOptions {
-  /** Ids must be below this. */
-  vocab_size: number;
+  /** Bytes of one id. */
+  token_bytes: 2 | 4;
   /** Tokens after which a shard ends, with the document that is being written. */
   shard_tokens: number;
-  /** Replace the dataset that stands in the directory. */
-  overwrite: boolean;
 }
 
-/** A dataset that is being written. Declare it with `using`: what has not been finished is removed. */
-export class DatasetWriter implements Disposable {
+/** What is on the disk, by split. */
+export type Written = Record<Split, {
+  /** Those that have their names. */
+  shards: Meta["shards"];
+  /** Tokens in the one that grows; null if there is none. */
+  open: number | null;
+}>;
+
+/** Shards that are being written. Declare it with `using`, which closes the files. */
+export class ShardWriter implements Disposable {
   readonly #dir: string;
-  readonly #options: WriterOptions;
-  readonly #created: boolean; // the directory was not there before
-  readonly #lock: DirectoryLock;
-  readonly #open: Partial<Record<Split, ShardWriter>> = {};
-  readonly #shards: Record<Split, Meta["shards"]> = { train: [], val: [] };
-  #finished = false;
+  readonly #splits: Record<Split, SplitWriter>;
 
   /**
-   * @throws {UserError} if the directory cannot be written, another writer is at work in it, or it holds a dataset that may
-   * not be replaced.
-   */
-  constructor(dir: string, options: WriterOptions) {
-    this.#dir = dir;
-    this.#options = options;
-    const { created, lock } = lockDirectory(dir);
-    this.#created = created;
-    this.#lock = lock;
-    try {
-      if (!options.overwrite) refuseDataset(dir);
-      this.#removeUnfinished();
-    } catch (error) {
-      lock[Symbol.dispose]();
-      throw error;
-    }
-  }
-
-  /** Appends one document: the end-of-text token, then its ids. */
-  append(split: Split, eot: number, ids: Uint32Array): void {
-    const shard = this.#open[split] ??= this.#nextShard(split);
-    shard.append(eot);
-    for (const id of ids) shard.append(id);
-    if (shard.tokens >= this.#options.shard_tokens) this.#closeShard(split);
-  }
-
-  /**
-   * Gives all files their names and returns the contents of meta.json.
+   * Goes on with what is on the disk; without `written`, begins.
    *
-   * @param meta Contents of meta.json; the shards are added.
-   * @param extra Contents by name of other files, such as tokenizer.json.
+   * @throws {UserError} if the directory does not hold what `written` says.
    */
-  finish(meta: Omit<Meta, "shards">, extra: Record<string, string>): Meta {
-    this.#closeShard("train");
-    this.#closeShard("val");
-    const shards = [...this.#shards.train, ...this.#shards.val];
-    const whole: Meta = { ...meta, shards };
-    const path = (name: string) => join(this.#dir, name);
-    // From here on meta.json.tmp marks the directory as unfinished.
-    Deno.writeTextFileSync(path("meta.json.tmp"), `${JSON.stringify(whole, null, 2)}\n`);
-    const names = fileNames(this.#dir);
-    if (names.includes("meta.json")) Deno.removeSync(path("meta.json"));
-    for (const name of names) if (OUR_FILES.test(name)) Deno.removeSync(path(name));
-    for (const { file } of shards) Deno.renameSync(path(`${file}.tmp`), path(file));
-    for (const [name, text] of Object.entries(extra)) Deno.writeTextFileSync(path(name), text);
-    Deno.renameSync(path("meta.json.tmp"), path("meta.json"));
-    this.#finished = true;
-    return whole;
+  constructor(dir: string, options: WriterOptions, written?: Written) {
+    this.#dir = dir;
+    removeOthers(dir, written);
+    this.#splits = {
+      train: new SplitWriter(dir, "train", options, written?.train),
+      val: new SplitWriter(dir, "val", options, written?.val),
+    };
+  }
+
+  /**
+   * Appends documents, each of which ids begins with the end-of-text token.
+   *
+   * @param ends Where each document ends in ids.
+   */
+  append(split: Split, ids: Ids, ends: Uint32Array): void {
+    this.#splits[split].append(ids, ends);
+  }
+
+  /** Shards that have been finished. */
+  get shards(): number {
+    return this.#splits.train.shards.length + this.#splits.val.shards.length;
+  }
+
+  /** Waits until everything is on the disk; returns what that is. */
+  commit(): Written {
+    const written = { train: this.#splits.train.sync(), val: this.#splits.val.sync() };
+    syncDirectory(this.#dir);
+    return written;
+  }
+
+  /** Ends the last shards; returns all of them, train first. Nothing may follow. */
+  finish(): Meta["shards"] {
+    for (const split of SPLITS) this.#splits[split].endShard();
+    syncDirectory(this.#dir);
+    return SPLITS.flatMap((split) => this.#splits[split].shards);
   }
 
   [Symbol.dispose](): void {
-    if (!this.#finished) {
-      this.#open.train?.abandon();
-      this.#open.val?.abandon();
-      this.#removeUnfinished();
-    }
-    this.#lock[Symbol.dispose]();
-    if (this.#created && fileNames(this.#dir).length === 0) Deno.removeSync(this.#dir);
-  }
-
-  #nextShard(split: Split): ShardWriter {
-    const file = `${split}_${String(this.#shards[split].length).padStart(6, "0")}.bin`;
-    return new ShardWriter(join(this.#dir, `${file}.tmp`), file, this.#options.vocab_size);
-  }
-
-  #closeShard(split: Split): void {
-    const shard = this.#open[split];
-    if (shard === undefined) return;
-    delete this.#open[split];
-    this.#shards[split].push(shard.close());
-  }
-
-  /** Also removes what an interrupted run left. */
-  #removeUnfinished(): void {
-    for (const name of fileNames(this.#dir)) {
-      const final = name.endsWith(".tmp") ? name.slice(0, -4) : "";
-      if (final === "meta.json" || OUR_FILES.test(final)) Deno.removeSync(join(this.#dir, name));
-    }
+    for (const split of SPLITS) this.#splits[split].close();
   }
 }
 
-/** One shard under its temporary name. */
-class ShardWriter {
-  tokens = 0;
-  readonly #path: string;
-  readonly #name: string;
-  readonly #vocab_size: number;
-  readonly #file: Deno.FsFile;
-  readonly #buffer: Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
-  #buffered = 0;
+/** Removes what was written after the last commit, and what an earlier program left. */
+function removeOthers(dir: string, written?: Written): void {
+  const kept = new Set(written === undefined ? [] : ["state.json"]);
+  for (const split of written === undefined ? [] : SPLITS) {
+    const { shards, open } = written![split];
+    for (const { file } of shards) kept.add(file);
+    if (open === null) continue;
+    kept.add(shardName(split, shards.length)).add(`${shardName(split, shards.length)}.tmp`);
+  }
+  for (const { name } of Array.from(Deno.readDirSync(dir))) {
+    if (!kept.has(name)) Deno.removeSync(join(dir, name), { recursive: true });
+  }
+}
 
-  constructor(path: string, name: string, vocab_size: number) {
-    this.#path = path;
-    this.#name = name;
-    this.#vocab_size = vocab_size;
-    this.#buffer = new (tokenBytes(vocab_size) === 2 ? Uint16Array : Uint32Array)(BUFFERED_TOKENS);
-    this.#file = Deno.openSync(path, { write: true, create: true, truncate: true });
-    this.#write(new Uint8Array(HEADER_BYTES)); // the count is known at the end
+function shardName(split: Split, number: number): string {
+  return `${split}_${String(number).padStart(6, "0")}.bin`;
+}
+
+/** The shards of one split. */
+class SplitWriter {
+  readonly shards: Meta["shards"];
+  readonly #dir: string;
+  readonly #split: Split;
+  readonly #options: WriterOptions;
+  #file: Deno.FsFile | undefined; // the shard that grows
+  #tokens = 0; // in it
+
+  constructor(dir: string, split: Split, options: WriterOptions, written?: Written[Split]) {
+    this.#dir = dir;
+    this.#split = split;
+    this.#options = options;
+    this.shards = [...written?.shards ?? []];
+    for (const { file, tokens } of this.shards) this.#checkSize(file, tokens, "is");
+    if (written !== undefined && written.open !== null) this.#reopen(written.open);
   }
 
-  append(id: number): void {
-    if (id >= this.#vocab_size) {
-      throw new Error(`internal: token ${id} in a vocabulary of ${this.#vocab_size}`);
+  append(ids: Ids, ends: Uint32Array): void {
+    for (let from = 0, document = 0; from < ids.length;) {
+      const room = this.#options.shard_tokens - this.#tokens;
+      while (document < ends.length && ends[document]! - from < room) document++;
+      const to = ends[document++] ?? ids.length; // with the document that fills the shard
+      this.#write(ids.subarray(from, to));
+      from = to;
+      if (this.#tokens >= this.#options.shard_tokens) this.endShard();
     }
-    this.#buffer[this.#buffered++] = id;
-    this.tokens++;
-    if (this.#buffered === BUFFERED_TOKENS) this.#flush();
   }
 
-  close(): Meta["shards"][number] {
-    this.#flush();
+  sync(): Written[Split] {
+    this.#orExplain(() => this.#file?.syncSync());
+    return { shards: [...this.shards], open: this.#file === undefined ? null : this.#tokens };
+  }
+
+  endShard(): void {
+    if (this.#file === undefined) return;
     this.#file.seekSync(0, Deno.SeekMode.Start);
-    this.#write(shardHeader(tokenBytes(this.#vocab_size), this.tokens));
-    this.#file.close();
-    return { file: this.#name, tokens: this.tokens, sha256: sha256OfFile(this.#path) };
+    this.#writeBytes(this.#file, shardHeader(this.#options.token_bytes, this.#tokens));
+    this.sync();
+    this.close();
+    const name = this.#name, path = join(this.#dir, name);
+    const sha256 = sha256OfFile(`${path}.tmp`);
+    Deno.renameSync(`${path}.tmp`, path);
+    this.shards.push({ file: name, tokens: this.#tokens, sha256 });
+    this.#tokens = 0;
   }
 
-  /** Closes the file as it is. */
-  abandon(): void {
-    this.#file.close();
+  close(): void {
+    this.#file?.close();
+    this.#file = undefined;
   }
 
-  #flush(): void {
-    const { buffer, BYTES_PER_ELEMENT } = this.#buffer;
-    this.#write(new Uint8Array(buffer, 0, this.#buffered * BYTES_PER_ELEMENT));
-    this.#buffered = 0;
+  /** Of the shard that grows. */
+  get #name(): string {
+    return shardName(this.#split, this.shards.length);
   }
 
-  #write(bytes: Uint8Array): void {
+  #write({ buffer, byteOffset, byteLength, length }: Ids): void {
+    this.#file ??= this.#begin();
+    this.#writeBytes(this.#file, new Uint8Array(buffer, byteOffset, byteLength));
+    this.#tokens += length;
+  }
+
+  #begin(): Deno.FsFile {
+    const path = join(this.#dir, `${this.#name}.tmp`);
+    const file = this.#orExplain(() => Deno.openSync(path, { write: true, create: true, truncate: true }));
+    this.#writeBytes(file, new Uint8Array(HEADER_BYTES)); // the count is known at the end
+    return file;
+  }
+
+  #writeBytes(file: Deno.FsFile, bytes: Uint8Array): void {
+    this.#orExplain(() => {
+      for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+    });
+  }
+
+  /** Names the shard when the operating system refuses to write it, because the disk is full for example. */
+  #orExplain<T>(write: () => T): T {
     try {
-      for (let done = 0; done < bytes.length;) done += this.#file.writeSync(bytes.subarray(done));
+      return write();
     } catch (error) {
-      throw new UserError(`Cannot write "${this.#path}": ${(error as Error).message}`); // such as a full disk
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      throw new UserError(`Cannot write "${join(this.#dir, this.#name)}": ${(error as Error).message}`);
     }
   }
-}
 
-/** Makes a directory that can be written to, and by this writer only. created: it was not there before. */
-function lockDirectory(dir: string): { created: boolean; lock: DirectoryLock } {
-  const { created, lock } = makeDirectory(dir);
-  if (lock !== undefined) return { created, lock };
-  throw new UserError(
-    `Cannot write to "${dir}": another deno task prepare is writing there; wait for it to end, or choose another --out`,
-  );
-}
-
-function makeDirectory(dir: string): { created: boolean; lock: DirectoryLock | undefined } {
-  try {
-    const created = !exists(dir);
-    Deno.mkdirSync(dir, { recursive: true });
-    return { created, lock: DirectoryLock.take(dir) };
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    const reason = (error as Error).message.replace(/ \(os error .*/, "");
-    throw new UserError(`Cannot write to "${dir}": ${reason}; choose another --out`);
+  /** Cuts the shard that grew back to so many tokens, whether it got its name after the last commit or not. */
+  #reopen(tokens: number): void {
+    const name = this.#name, path = join(this.#dir, name);
+    if (isFile(path)) Deno.renameSync(path, `${path}.tmp`);
+    this.#checkSize(`${name}.tmp`, tokens, "is at least");
+    this.#file = Deno.openSync(`${path}.tmp`, { write: true });
+    this.#file.truncateSync(HEADER_BYTES + tokens * this.#options.token_bytes);
+    this.#file.seekSync(0, Deno.SeekMode.End);
+    this.#tokens = tokens;
   }
-}
 
-function refuseDataset(dir: string): void {
-  const old = fileNames(dir).filter((name) => name === "meta.json" || name.endsWith(".bin")).sort();
-  if (old.length === 0) return;
-  throw new UserError(
-    `Cannot write to "${dir}": it holds a dataset (${old[0]}${old.length > 1 ? ", ..." : ""}); ` +
-      `choose another --out, or replace it with --overwrite`,
-  );
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
+  #checkSize(file: string, tokens: number, relation: "is" | "is at least"): void {
+    const path = join(this.#dir, file), wanted = HEADER_BYTES + tokens * this.#options.token_bytes;
+    const bytes = isFile(path) ? Deno.statSync(path).size : 0;
+    if (bytes === wanted || (relation === "is at least" && bytes > wanted)) return;
+    throw new UserError(
+      `Cannot go on in "${this.#dir}": ${file} has ${bytes} bytes, state.json says ${wanted}; ` +
+        "start over with --overwrite",
+    );
   }
-}
-
-function fileNames(dir: string): string[] {
-  return Array.from(Deno.readDirSync(dir), (entry) => entry.name);
 }

@@ -1,8 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
-import { openDataset, readTokens, tokenBytes, verifyDataset } from "./bins.ts";
-import { DatasetWriter } from "./writer.ts";
+import { type Ids, ShardWriter, type Written } from "./writer.ts";
 
 function withDirectory(run: (directory: string) => void): void {
   const directory = Deno.makeTempDirSync();
@@ -13,145 +12,135 @@ function withDirectory(run: (directory: string) => void): void {
   }
 }
 
-/** Writes documents 1 2 3, 4 5, ... of a vocabulary to a dataset with small shards. */
-function writeDataset(dir: string, { vocab_size = 300, overwrite = false, documents = 4 } = {}): void {
-  using writer = new DatasetWriter(dir, { vocab_size, shard_tokens: 6, overwrite });
-  const eot = vocab_size - 1;
-  for (let i = 0; i < documents; i++) writer.append("train", eot, Uint32Array.of(i, i + 1, i + 2));
-  writer.append("val", eot, Uint32Array.of(7, 8));
-  const size = { documents, tokens: 4 * documents, bytes: 3 * documents };
-  writer.finish({
-    format: "loam-bins",
-    version: 1,
-    tokenizer: ".", // which may have any vocabulary
-    vocab_size,
-    eot,
-    token_bytes: tokenBytes(vocab_size),
-    train: size,
-    val: { documents: 1, tokens: 3, bytes: 2 },
-    inputs: [],
-    options: {},
-  }, {});
-}
-
 function names(dir: string): string[] {
   return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
 }
 
-for (const vocab_size of [300, 65_535, 65_536]) {
-  const token_bytes = vocab_size > 65_535 ? 4 : 2;
-  Deno.test(`openDataset() reads what DatasetWriter wrote with ${vocab_size} ids`, () =>
-    withDirectory((dir) => {
-      writeDataset(dir, { vocab_size });
-      const eot = vocab_size - 1;
-      const dataset = verifyDataset(dir);
-      assertEquals(names(dir), ["meta.json", "train_000000.bin", "train_000001.bin", "val_000000.bin"]);
-      assertEquals(dataset, {
-        dir,
-        format: "loam",
-        tokenizer: dir,
-        vocab_size,
-        eot,
-        train: [
-          { path: `${dir}/train_000000.bin`, tokens: 8, header_bytes: 1024, token_bytes },
-          { path: `${dir}/train_000001.bin`, tokens: 8, header_bytes: 1024, token_bytes },
-        ],
-        val: [{ path: `${dir}/val_000000.bin`, tokens: 3, header_bytes: 1024, token_bytes }],
-        sha256: Object.fromEntries(
-          ["train_000000.bin", "train_000001.bin", "val_000000.bin"].map((
-            file,
-          ) => [file, sha256OfFile(`${dir}/${file}`)]),
-        ),
-      });
-      assertEquals(Array.from(readTokens(dataset.train[1]!, 0, 8)), [eot, 2, 3, 4, eot, 3, 4, 5]);
-      assertEquals(Array.from(readTokens(dataset.train[0]!, 5, 3)), [1, 2, 3]);
-    }));
+/** Documents of these lengths: 9 0, 9 1 1, 9 2 2 2, ... with 9 for the end-of-text token, counted in their length. */
+function documents(...lengths: number[]): [Uint16Array<ArrayBuffer>, Uint32Array] {
+  const ids = lengths.flatMap((length, d) => [9, ...new Array(length - 1).fill(d)]);
+  let end = 0;
+  return [Uint16Array.from(ids), Uint32Array.from(lengths, (length) => end += length)];
 }
 
-Deno.test("DatasetWriter writes llm.c's header byte for byte", () =>
+/** The tokens of a shard of uint16. */
+function tokens(path: string): number[] {
+  return Array.from(new Uint16Array(Deno.readFileSync(path).buffer, 1024));
+}
+
+const options = { token_bytes: 2, shard_tokens: 6 } as const;
+
+Deno.test("ShardWriter ends a shard with the document that fills it, wherever appends begin and end", () =>
   withDirectory((dir) => {
-    writeDataset(dir);
-    const bytes = Deno.readFileSync(`${dir}/val_000000.bin`);
-    const header = new Int32Array(bytes.buffer, 0, 256);
+    const lengths = [4, 1, 3, 2, 4, 13, 2, 2];
+    for (const cuts of [[8], [1, 1, 1, 1, 1, 1, 1, 1], [3, 5], [5, 3]]) {
+      using writer = new ShardWriter(dir, options);
+      let from = 0;
+      for (const n of cuts) writer.append("train", ...documents(...lengths.slice(from, from += n)));
+      const shards = writer.finish();
+      assertEquals(shards.map(({ tokens }) => tokens), [8, 6, 13, 4]);
+      assertEquals(shards.map(({ file }) => file), names(dir));
+      assertEquals(
+        shards.map(({ sha256 }) => sha256),
+        names(dir).map((name) => sha256OfFile(`${dir}/${name}`)),
+      );
+      assertEquals(tokens(`${dir}/train_000001.bin`).length, 6);
+    }
+  }));
+
+Deno.test("ShardWriter writes llm.c's header byte for byte", () =>
+  withDirectory((dir) => {
+    using writer = new ShardWriter(dir, options);
+    writer.append("val", Uint16Array.of(299, 7, 8), Uint32Array.of(3));
+    writer.finish();
+    const bytes = Deno.readFileSync(`${dir}/val_000000.bin`), header = new Int32Array(bytes.buffer, 0, 256);
     assertEquals([...header.subarray(0, 3)], [20240520, 1, 3]);
     assertEquals(header.subarray(3).every((word) => word === 0), true);
-    assertEquals([...bytes.subarray(1024)], [43, 1, 7, 0, 8, 0]); // 299, 7, 8
+    assertEquals([...bytes.subarray(1024)], [43, 1, 7, 0, 8, 0]);
   }));
 
-Deno.test("DatasetWriter refuses to replace a dataset unless told to, and then replaces all of it", () =>
+Deno.test("ShardWriter writes ids of 4 bytes behind the header that says so", () =>
   withDirectory((dir) => {
-    writeDataset(dir);
+    using writer = new ShardWriter(dir, { token_bytes: 4, shard_tokens: 6 });
+    writer.append("val", Uint32Array.of(70_000, 7), Uint32Array.of(2));
+    writer.finish();
+    const words = new Int32Array(Deno.readFileSync(`${dir}/val_000000.bin`).buffer);
+    assertEquals([...words.subarray(0, 3), ...words.subarray(256)], [20240801, 7, 2, 70_000, 7]);
+  }));
+
+/** Appends to train and val, several times. */
+function appendSome(writer: ShardWriter): void {
+  for (let i = 0; i < 3; i++) {
+    writer.append("train", ...documents(3, 2));
+    writer.append("val", ...documents(2));
+  }
+}
+
+Deno.test("ShardWriter goes on from its last commit and cuts off what came after", () =>
+  withDirectory((parent) => {
+    const whole = `${parent}/whole`, killed = `${parent}/killed`;
+    for (const dir of [whole, killed]) Deno.mkdirSync(dir);
+    {
+      using writer = new ShardWriter(whole, options);
+      for (let i = 0; i < 3; i++) appendSome(writer);
+      writer.finish();
+    }
+    let written: Written | undefined;
+    for (let i = 0; i < 3; i++) {
+      using writer = new ShardWriter(killed, options, written);
+      appendSome(writer);
+      written = writer.commit();
+      appendSome(writer); // lost
+      if (i === 1) writer.finish(); // also when the shards got their names
+    }
+    using writer = new ShardWriter(killed, options, written);
+    writer.finish();
+    assertEquals(names(killed), names(whole));
+    for (const name of names(whole)) {
+      assertEquals(Deno.readFileSync(`${killed}/${name}`), Deno.readFileSync(`${whole}/${name}`), name);
+    }
+  }));
+
+Deno.test("ShardWriter without a commit to go on from removes what is there", () =>
+  withDirectory((dir) => {
+    for (const name of ["state.json", "train_000000.bin", "train_000001.bin.tmp"]) {
+      Deno.writeTextFileSync(`${dir}/${name}`, "old");
+    }
+    using writer = new ShardWriter(dir, options);
+    assertEquals(names(dir), []);
+    writer.append("train", ...documents(2));
+    assertEquals(names(dir), ["train_000000.bin.tmp"]);
+  }));
+
+Deno.test("ShardWriter refuses to go on with shards that are shorter than was committed", () =>
+  withDirectory((dir) => {
+    let written: Written | undefined;
+    {
+      using writer = new ShardWriter(dir, options);
+      writer.append("train", ...documents(7, 5));
+      written = writer.commit();
+    }
+    Deno.truncateSync(`${dir}/train_000001.bin.tmp`, 1030);
+    const goOn = () => new ShardWriter(dir, options, written);
+    const advice = "start over with --overwrite";
     assertThrows(
-      () => writeDataset(dir),
+      goOn,
       UserError,
-      `Cannot write to "${dir}": it holds a dataset (meta.json, ...); choose another --out, or replace it with --overwrite`,
+      `Cannot go on in "${dir}": train_000001.bin.tmp has 1030 bytes, state.json says 1034; ${advice}`,
     );
-    Deno.writeTextFileSync(`${dir}/notes.txt`, "kept");
-    writeDataset(dir, { overwrite: true, documents: 2 });
-    assertEquals(names(dir), ["meta.json", "notes.txt", "train_000000.bin", "val_000000.bin"]);
-    verifyDataset(dir);
+    Deno.removeSync(`${dir}/train_000000.bin`);
+    assertThrows(goOn, UserError, `train_000000.bin has 0 bytes, state.json says 1038; ${advice}`);
   }));
 
-Deno.test("DatasetWriter leaves nothing behind when it is not finished", () =>
-  withDirectory((parent) => {
-    const dir = `${parent}/new`;
-    {
-      using writer = new DatasetWriter(dir, { vocab_size: 300, shard_tokens: 3, overwrite: false });
-      writer.append("train", 299, Uint32Array.of(1, 2, 3));
-      writer.append("val", 299, Uint32Array.of(1));
-      assertEquals(names(dir), ["prepare.lock", "train_000000.bin.tmp", "val_000000.bin.tmp"]);
-    }
-    assertEquals(names(parent), []);
-  }));
-
-Deno.test("DatasetWriter keeps a second writer out until it is done, whatever that may overwrite", () =>
-  withDirectory((parent) => {
-    const dir = `${parent}/new`;
-    {
-      using writer = new DatasetWriter(dir, { vocab_size: 300, shard_tokens: 3, overwrite: false });
-      writer.append("train", 299, Uint32Array.of(1, 2, 3));
-      const before = names(dir);
-      assertThrows(
-        () => writeDataset(dir, { overwrite: true }),
-        UserError,
-        `Cannot write to "${dir}": another deno task prepare is writing there; wait for it to end, or choose another --out`,
-      );
-      assertEquals(names(dir), before);
-    }
-    writeDataset(dir);
-    assertEquals(names(dir), ["meta.json", "train_000000.bin", "train_000001.bin", "val_000000.bin"]);
-  }));
-
-Deno.test("DatasetWriter takes over what a killed one left", () =>
+Deno.test("ShardWriter names the shard that it cannot write", () =>
   withDirectory((dir) => {
-    for (const file of ["prepare.lock", "train_000007.bin.tmp"]) Deno.writeTextFileSync(`${dir}/${file}`, "");
-    writeDataset(dir);
-    assertEquals(names(dir), ["meta.json", "train_000000.bin", "train_000001.bin", "val_000000.bin"]);
-  }));
-
-Deno.test("DatasetWriter says what keeps it from writing", () =>
-  withDirectory((dir) => {
-    Deno.writeTextFileSync(`${dir}/file`, "");
-    for (const out of [`${dir}/file`, `${dir}/file/out`]) {
-      assertThrows(
-        () => new DatasetWriter(out, { vocab_size: 300, shard_tokens: 6, overwrite: false }),
-        UserError,
-        `Cannot write to "${out}": `,
-      );
-    }
-  }));
-
-Deno.test("DatasetWriter refuses ids outside the vocabulary", () =>
-  withDirectory((dir) => {
-    using writer = new DatasetWriter(dir, { vocab_size: 300, shard_tokens: 6, overwrite: false });
-    assertThrows(() => writer.append("train", 299, Uint32Array.of(300)), Error, "internal: token 300");
-  }));
-
-Deno.test("DatasetWriter leaves what openDataset() refuses when it is interrupted", () =>
-  withDirectory((dir) => {
-    writeDataset(dir);
-    Deno.renameSync(`${dir}/meta.json`, `${dir}/meta.json.tmp`);
-    assertThrows(() => openDataset(dir), UserError, `Cannot use "${dir}": preparing it was interrupted`);
-    writeDataset(dir, { overwrite: true }); // and preparing again clears it away
-    assertEquals(names(dir).includes("meta.json.tmp"), false);
+    Deno.mkdirSync(`${dir}/train_000000.bin.tmp`);
+    using writer = new ShardWriter(dir, options);
+    Deno.mkdirSync(`${dir}/train_000000.bin.tmp`);
+    const ids: Ids = Uint16Array.of(9);
+    assertThrows(
+      () => writer.append("train", ids, Uint32Array.of(1)),
+      UserError,
+      `Cannot write "${dir}/train_000000.bin": `,
+    );
   }));

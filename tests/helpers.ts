@@ -136,7 +136,7 @@ function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
 export async function dataset({ words = 3000, tokenizer = "bytes" } = {}): Promise<string> {
   const text = freshPath() + ".txt", out = freshPath();
   Deno.writeTextFileSync(text, documents(words));
-  const flags = ["--separator=\\n\\n", "--val_fraction=0.2", `--tokenizer=${tokenizer}`];
+  const flags = ["--split_on=blank_line", "--val_fraction=0.2", `--tokenizer=${tokenizer}`];
   await succeed("prepare", "--input", text, "--out", out, ...flags);
   return out;
 }
