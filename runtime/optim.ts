@@ -1,8 +1,8 @@
 // Parameters in flat buffers, AdamW over them, gradient clipping, the learning-rate schedule.
 import * as k from "../ffi/kernels.ts";
-import { CONTROL, copyToDevice, copyToHost, device, readSnapshot, snapshot } from "../ffi/library.ts";
+import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
-import { type Block, permanent } from "./memory.ts";
+import { type Block, permanent, release, take } from "./memory.ts";
 import { type Address, bytesPerElement, named, type Tensor } from "./tensor.ts";
 
 /** Where one parameter lies in the flat buffers. */
@@ -10,26 +10,43 @@ export type Slot = { name: string; tensor: Tensor; offset: number; size: number 
 
 const ALIGN = 64; // elements; 128 bytes of bfloat16, 256 of float
 
+/** A range of the flat buffers, in elements: from, up to but without to. */
+export type Range = { from: number; to: number };
+
+/** How parameters are made. */
+export type ParameterOptions = {
+  seed: number;
+  train: boolean; // with gradients and master weights
+  rank?: number; // this process of world_size that train together
+  world_size?: number;
+  zero_stage?: number; // 1: master weights and moments of this rank's part only
+};
+
 /**
  * All weights of a model in one buffer, matrices first (they decay), then vectors (they do not); gradients likewise. A flat
- * range [a, b) is all that the optimizer and a checkpoint need to know.
+ * range [from, to) is all that the optimizer and a checkpoint need to know.
  */
 export class Parameters {
   /** All parameters in flat order. */
   readonly slots: Slot[] = [];
-  /** Elements, padding between parameters included. */
+  /** Elements, padding between parameters and up to equal parts for all ranks included. */
   readonly total: number;
   /** The first so many elements decay. */
   readonly decayed: number;
+  /** This rank's part: everything for a process on its own. */
+  readonly part: Range;
+  /** What this rank keeps optimizer state of and updates: everything, or with zero_stage 1 its part. */
+  readonly updated: Range;
   /** What the model reads, in the device's act type. */
   readonly weights: Block;
-  /** float32; the same block as weights where those are float32. */
+  /** float32, elements `updated`; the same block as weights where those are float32. */
   readonly master: Block;
   /** float32; only when training. */
   readonly grads: Block | undefined;
 
-  /** Gives the parameters of model memory and initial values. train: with gradients and master weights. */
-  constructor(model: unknown, options: { seed: number; train: boolean }) {
+  /** Gives the parameters of model memory and initial values. */
+  constructor(model: unknown, options: ParameterOptions) {
+    const { rank = 0, world_size = 1, zero_stage = 0 } = options;
     const all = named(model);
     const matrices = all.filter(([, t]) => t.shape.length > 1),
       vectors = all.filter(([, t]) => t.shape.length === 1);
@@ -41,11 +58,14 @@ export class Parameters {
     matrices.forEach(place);
     this.decayed = offset;
     vectors.forEach(place);
-    this.total = offset;
+    const size = Math.ceil(offset / (ALIGN * world_size)) * ALIGN;
+    this.total = size * world_size;
+    this.part = { from: rank * size, to: (rank + 1) * size };
+    this.updated = zero_stage === 0 ? { from: 0, to: this.total } : this.part;
 
     const element = bytesPerElement("act");
     this.weights = permanent(this.total * element, "weights");
-    this.master = element === 4 ? this.weights : permanent(this.total * 4, "optimizer");
+    this.master = element === 4 ? this.weights : permanent(length(this.updated) * 4, "optimizer");
     this.grads = options.train ? permanent(this.total * 4, "gradients") : undefined;
     for (const { name, tensor, offset, size } of this.slots) {
       tensor.buf.name = name;
@@ -59,21 +79,42 @@ export class Parameters {
 
   #initialise(seed: bigint): void {
     for (const { tensor, offset, size } of this.slots) {
-      const init = tensor.buf.init!, address = this.master.address + BigInt(4 * offset);
-      if ("value" in init) k.init_constant(address, BigInt(size), init.value);
-      else {
-        const n = (init.rows ?? tensor.shape[0]!) * (size / tensor.shape[0]!); // padded rows stay zero
-        k.init_normal(address, BigInt(n), init.std, seed, BigInt(offset));
-      }
+      const init = tensor.buf.init!, rows = tensor.shape[0]!;
+      this.#setValues(offset, size, (values) => {
+        if ("value" in init) return k.init_constant(values, BigInt(size), init.value);
+        const n = (init.rows ?? rows) * (size / rows); // padded rows stay zero
+        k.init_normal(values, BigInt(n), init.std, seed, BigInt(offset));
+      });
     }
     this.masterToWeights();
+  }
+
+  /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
+  #setValues(offset: number, size: number, write: (values: Address) => void): void {
+    const { from, to } = this.updated;
+    if (this.master === this.weights || to - from === this.total) return write(this.masterAt(offset));
+    const staging = take(4 * size);
+    k.fill_zero(staging.address, BigInt(4 * size));
+    write(staging.address);
+    k.convert(this.weights.address + BigInt(2 * offset), staging.address, BF16, F32, BigInt(size));
+    const first = Math.max(offset, from), n = Math.min(offset + size, to) - first;
+    if (n > 0) {
+      k.copy_async(this.masterAt(first), staging.address + BigInt(4 * (first - offset)), BigInt(4 * n));
+    }
+    release(staging);
+  }
+
+  /** Where the float32 value of an element is; it must be in `updated`. */
+  masterAt(element: number): Address {
+    const first = this.master === this.weights ? 0 : this.updated.from;
+    return this.master.address + BigInt(4 * (element - first));
   }
 
   /** Rounds the master weights into the weights that the model reads, after they were loaded or initialised. */
   masterToWeights(): void {
     if (this.master === this.weights) return;
-    const type = device.act === "bf16" ? 1 : 0;
-    k.convert(this.weights.address, this.master.address, type, 0, BigInt(this.total));
+    const { from } = this.updated, n = BigInt(length(this.updated));
+    k.convert(this.weights.address + BigInt(2 * from), this.master.address, BF16, F32, n);
   }
 
   /** Forgets all gradients: the next backward pass overwrites them. */
@@ -85,6 +126,10 @@ export class Parameters {
   count(): number {
     return this.slots.reduce((sum, slot) => sum + slot.size, 0);
   }
+}
+
+function length({ from, to }: Range): number {
+  return to - from;
 }
 
 function part(block: Block, offset: number, size: number, element: number): Block {
@@ -109,9 +154,19 @@ export type StepResult = {
   updates: number;
 };
 
+/** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
+export interface Exchange {
+  /** all: one part of n floats for each rank. Part `rank` becomes its sum over all ranks; the others are undefined then. */
+  reduceScatter(all: Address, n: number): Promise<void>;
+  /** all: one part of `bytes` bytes for each rank. Each rank has its own part and receives the others. */
+  allGather(all: Address, bytes: number): Promise<void>;
+  /** x (n values) becomes its sum over all ranks, the same bits on each. */
+  allReduce(x: Address, n: number, type: "float" | "double"): Promise<void>;
+}
+
 /** AdamW. Learning rate, loss, norm, clipping and the decision to skip a non-finite update all live on the device. */
 export class AdamW {
-  /** First moments, float32, as flat as the parameters. */
+  /** First moments, float32, of the elements `parameters.updated`. */
   readonly m: Block;
   /** Second moments. */
   readonly v: Block;
@@ -120,8 +175,8 @@ export class AdamW {
 
   /** Allocates the moments. */
   constructor(readonly parameters: Parameters, readonly options: AdamWOptions) {
-    this.m = permanent(4 * parameters.total, "optimizer");
-    this.v = permanent(4 * parameters.total, "optimizer");
+    this.m = permanent(4 * length(parameters.updated), "optimizer");
+    this.v = permanent(4 * length(parameters.updated), "optimizer");
   }
 
   /** Adds a micro-step's loss (1) to the mean loss of this step: scale is 1 / gradient_accumulation_steps. */
@@ -131,31 +186,61 @@ export class AdamW {
 
   /** One update with the gradients of the micro-steps since the last one. */
   step(learning_rate: number): void {
-    const { parameters: p, options: o } = this, grads = p.grads!.address;
-    for (const { tensor } of p.slots) {
-      if (tensor.buf.gradIsEmpty) k.fill_zero(tensor.buf.grad!.address, BigInt(tensor.buf.grad!.bytes)); // took no part
+    this.#completeGradients();
+    this.#sumSquares({ from: 0, to: this.parameters.total });
+    this.#update(learning_rate);
+  }
+
+  /**
+   * step() of all ranks together. The gradients that each made, and the losses that each added, are added up: with the scale
+   * 1 / (micro-steps of all ranks) everywhere, that is the mean.
+   */
+  async stepTogether(learning_rate: number, exchange: Exchange): Promise<void> {
+    const { parameters: p } = this, { part, updated } = p, isSharded = length(updated) < p.total;
+    this.#completeGradients();
+    await exchange.reduceScatter(p.grads!.address, length(part));
+    if (!isSharded) await exchange.allGather(p.grads!.address, 4 * length(part));
+    this.#sumSquares(part);
+    await exchange.allReduce(this.#sumsq.address, 1, "double");
+    await exchange.allReduce(this.#at(CONTROL.loss), 1, "float");
+    this.#update(learning_rate);
+    if (isSharded) await exchange.allGather(p.weights.address, bytesPerElement("act") * length(part));
+  }
+
+  /** Parameters that took no part in the step have no gradient: it is zero. */
+  #completeGradients(): void {
+    for (const { tensor } of this.parameters.slots) {
+      if (tensor.buf.gradIsEmpty) k.fill_zero(tensor.buf.grad!.address, BigInt(tensor.buf.grad!.bytes));
     }
+  }
+
+  #sumSquares(range: Range): void {
+    k.grad_sumsq(this.#sumsq.address, this.#gradAt(range.from), BigInt(length(range)), 0);
+  }
+
+  #update(learning_rate: number): void {
+    const { parameters: p, options: o } = this;
     // Queued like any kernel: nothing waits for a copy from pageable memory, and a step still under way reads its own rate.
     k.init_constant(this.#at(CONTROL.learning_rate), 1n, learning_rate);
-    k.grad_sumsq(this.#sumsq.address, grads, BigInt(p.total), 0);
     k.step_control(this.#control.address, this.#sumsq.address, o.grad_clip, o.beta1, o.beta2);
-    this.#update(0, p.decayed, o.weight_decay);
-    this.#update(p.decayed, p.total, 0);
+    this.#adamw({ from: 0, to: p.decayed }, o.weight_decay);
+    this.#adamw({ from: p.decayed, to: p.total }, 0);
     p.zeroGrad();
     timeOther("adamw", 28 * p.total);
   }
 
-  #update(from: number, to: number, weight_decay: number): void {
-    if (from === to) return;
-    const { parameters: p, options: o } = this,
-      f = BigInt(4 * from),
-      w = BigInt(bytesPerElement("act") * from);
+  /** Updates what of a range is this rank's. */
+  #adamw(range: Range, weight_decay: number): void {
+    const { parameters: p, options: o } = this, { updated } = p;
+    const from = Math.max(range.from, updated.from), to = Math.min(range.to, updated.to);
+    if (from >= to) return;
+    const moment = BigInt(4 * (from - updated.from));
     k.adamw(
-      p.weights.address + w,
-      p.master.address + f,
-      this.m.address + f,
-      this.v.address + f,
-      p.grads!.address + f,
+      p.weights.address + BigInt(bytesPerElement("act") * from),
+      p.masterAt(from),
+      this.m.address + moment,
+      this.v.address + moment,
+      this.#gradAt(from),
       this.#control.address,
       BigInt(to - from),
       o.beta1,
@@ -163,6 +248,10 @@ export class AdamW {
       o.eps,
       weight_decay,
     );
+  }
+
+  #gradAt(element: number): Address {
+    return this.parameters.grads!.address + BigInt(4 * element);
   }
 
   #at(place: number): Address {

@@ -7,7 +7,7 @@ import { readSafetensors, toFloat32 } from "./safetensors.ts";
 import { take } from "./memory.ts";
 import { empty, param, readFloats, type Tensor, writeFloats } from "./tensor.ts";
 import { endStep, grad } from "./tape.ts";
-import { assertClose, close, normal, openTestDevice, type Values } from "./testing.ts";
+import { assertClose, close, localExchanges, normal, openTestDevice, type Values } from "./testing.ts";
 
 openTestDevice();
 
@@ -326,4 +326,87 @@ Deno.test("cosineSchedule() works without warm-up and without decay", () => {
   assertEquals([0, 1, 2, 4, 5, 9].map((step) => cosineSchedule(step, constant)), [0.5, 1, 1, 1, 1, 1]);
   const warmupOnly = { learning_rate: 1, min_lr: 0.1, warmup_iters: 5, max_iters: 5 };
   assertEquals([4, 5].map((step) => cosineSchedule(step, warmupOnly)), [1, 0.1]);
+});
+
+// ---- several ranks
+
+/** The model of the tests below on each of several ranks, after some steps; the gradients of the ranks add up to `normal`. */
+async function trainTogether(world_size: number, zero_stage: number, steps = 3) {
+  const exchanges = localExchanges(world_size);
+  const rankOf = async (rank: number) => {
+    const model = {
+      embedding: param([40, 50], { std: 0.02, rows: 37 }),
+      matrix: param([7, 13], { std: 1 }),
+      vector: param([13], { value: 1 }),
+    };
+    const parameters = new Parameters(model, { seed: 9, train: true, rank, world_size, zero_stage });
+    const first = readFloats(parameters.weights.address, parameters.total, "act");
+    const optimizer = new AdamW(parameters, OPTIONS), results = [];
+    for (let step = 0; step < steps; step++) {
+      Object.values(model).forEach((t, i) => {
+        const share = normal(t.size, 100 * step + i).map((g) =>
+          rank === 0 ? g * 0.75 : g * 0.25 / (world_size - 1)
+        );
+        writeFloats(grad(t), world_size === 1 ? normal(t.size, 100 * step + i) : share, "f32");
+        t.buf.gradIsEmpty = false;
+      });
+      optimizer.addLoss(lossOf(rank + 1), 1 / world_size, true);
+      endStep();
+      await optimizer.stepTogether(1e-2, exchanges[rank]!);
+      results.push(optimizer.result());
+    }
+    const n = parameters.slots.at(-1)!.offset + 13; // without the padding behind, which depends on the world size
+    return {
+      first: first.subarray(0, n),
+      weights: readFloats(parameters.weights.address, parameters.total, "act").subarray(0, n),
+      state_bytes: optimizer.m.bytes + optimizer.v.bytes,
+      master_bytes: parameters.master === parameters.weights ? 0 : parameters.master.bytes,
+      total: parameters.total,
+      results,
+    };
+  };
+  return await Promise.all(Array.from({ length: world_size }, (_, rank) => rankOf(rank)));
+}
+
+Deno.test("stepTogether() of one rank is step()", async () => {
+  const [alone] = await trainTogether(1, 0), [sharded] = await trainTogether(1, 1);
+  assertEquals(sharded, alone);
+  const ours = setUp(start()), twin = setUp(start()), grads = [normal(91, 3), normal(13, 4)];
+  ours.step(grads, 1e-2);
+  [twin.model.matrix, twin.model.vector].forEach((t, i) => {
+    writeFloats(grad(t), grads[i]!, "f32");
+    t.buf.gradIsEmpty = false;
+  });
+  twin.optimizer.addLoss(lossOf(0), 1, true);
+  await twin.optimizer.stepTogether(1e-2, localExchanges(1)[0]!);
+  assertEquals(everything(twin), everything(ours));
+});
+
+Deno.test("ranks start alike, end alike, and where one process would with the sum of their gradients", async () => {
+  const [alone] = await trainTogether(1, 0);
+  for (const world_size of [2, 3]) {
+    const ranks = await trainTogether(world_size, 1);
+    for (const { first, weights, results } of ranks) {
+      assertEquals(first, alone!.first);
+      assertEquals(weights, ranks[0]!.weights);
+      assertEquals(results, ranks[0]!.results);
+      results.forEach(({ loss, grad_norm }, i) => {
+        assertAlmostEquals(loss, (world_size + 1) / 2, 1e-6);
+        assertAlmostEquals(grad_norm, alone!.results[i]!.grad_norm, 1e-4);
+      });
+      close(weights, alone!.weights, 1, `weights of ${world_size} ranks`, 4);
+    }
+  }
+});
+
+Deno.test("zero_stage 1 gives the bits of zero_stage 0 with a part of its state", async () => {
+  for (const world_size of [2, 3]) {
+    const whole = await trainTogether(world_size, 0), sharded = await trainTogether(world_size, 1);
+    for (const [rank, { weights, results, state_bytes, master_bytes, total }] of sharded.entries()) {
+      assertEquals(weights, whole[rank]!.weights);
+      assertEquals(results, whole[rank]!.results);
+      assertEquals([state_bytes, whole[rank]!.state_bytes], [8 * total / world_size, 8 * total]);
+      assertEquals(master_bytes * world_size, whole[rank]!.master_bytes);
+    }
+  }
 });

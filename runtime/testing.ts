@@ -1,10 +1,11 @@
 // Helpers of the tests: a device, seeded data, gradients of a single op, and comparisons whose tolerance follows from rounding.
 import { AssertionError } from "@std/assert";
-import { copyToDevice, device, type DeviceInfo, type DeviceName, open } from "../ffi/library.ts";
-import { Parameters } from "./optim.ts";
+import * as k from "../ffi/kernels.ts";
+import { copyToDevice, copyToHost, device, type DeviceInfo, type DeviceName, open } from "../ffi/library.ts";
+import { type Exchange, Parameters } from "./optim.ts";
 import type { Numbers } from "./reference.ts";
 import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
-import { fixed, param, readFloats, type Tensor, tensor, writeFloats } from "./tensor.ts";
+import { type Address, fixed, param, readFloats, type Tensor, tensor, writeFloats } from "./tensor.ts";
 
 /**
  * Opens the device that LOAM_TEST_DEVICE names, or the CPU, with 2 threads. Call it at the top of a test file: the test
@@ -228,4 +229,59 @@ export function close(actual: Numbers, expected: Numbers, n: number, what: strin
 /** The sum of arrays of one length, element by element. */
 export function plus(...terms: Numbers[]): Float64Array {
   return Float64Array.from(terms[0]!, (_, i) => terms.reduce((sum, term) => sum + term[i]!, 0));
+}
+
+// ---- several ranks in one process
+
+/** An exchange for each of n ranks that live in this process and run by turns, each in its own asynchronous function. */
+export function localExchanges(n: number): Exchange[] {
+  let waiting: { rank: number; address: Address; go: () => void }[] = [];
+
+  /** Waits until all ranks are here; the last one then does the work for all. */
+  async function meet(rank: number, address: Address, work: (addresses: Address[]) => void): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    waiting.push({ rank, address, go: resolve });
+    if (waiting.length === n) {
+      const all = waiting.sort((a, b) => a.rank - b.rank);
+      waiting = [];
+      work(all.map(({ address }) => address));
+      all.forEach(({ go }) => go());
+    }
+    await promise;
+  }
+
+  const sum = (all: Address[], from: Address, size: number) => {
+    const total = readFloats(all[0]! + from, size, "f32");
+    for (const address of all.slice(1)) {
+      readFloats(address + from, size, "f32").forEach((x, i) => total[i] = Math.fround(total[i]! + x));
+    }
+    return total;
+  };
+  return Array.from({ length: n }, (_, rank) => ({
+    reduceScatter: (address, size) =>
+      meet(rank, address, (all) =>
+        all.forEach((own, i) => {
+          const part = BigInt(4 * size * i);
+          writeFloats(own + part, sum(all, part, size), "f32");
+        })),
+    allGather: (address, bytes) =>
+      meet(rank, address, (all) => {
+        all.forEach((owner, i) => {
+          const part = BigInt(bytes * i);
+          for (const other of all) {
+            if (other !== owner) k.copy_async(other + part, owner + part, BigInt(bytes));
+          }
+        });
+      }),
+    allReduce: (address, size, type) =>
+      meet(rank, address, (all) => {
+        const values = all.map((at) => {
+          const array = type === "double" ? new Float64Array(size) : new Float32Array(size);
+          copyToHost(array, at);
+          return array;
+        });
+        const total = values[0]!.map((_, i) => values.reduce((a, v) => a + v[i]!, 0));
+        for (const at of all) copyToDevice(at, total as Float32Array<ArrayBuffer>);
+      }),
+  }));
 }
