@@ -10,6 +10,7 @@ export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
 export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
 const MAGICS: readonly number[] = [20240520, 20240801];
+const LLAMA_3_EOT = 128_000; // <|begin_of_text|>, which llm.c's scripts put before each document
 
 /** A file of tokens. */
 export interface Shard {
@@ -71,7 +72,7 @@ export function openDataset(dir: string): Dataset {
   const format = first.header_bytes === 0 ? "nanoGPT" : "llm.c";
   return first.token_bytes === 2
     ? { dir, format, tokenizer: "gpt2", vocab_size: 50257, eot: 50256, train, val, sha256: {} }
-    : { dir, format, tokenizer: null, vocab_size: 128_256, eot: 128_001, train, val, sha256: {} }; // llm.c's Llama 3 data
+    : { dir, format, tokenizer: null, vocab_size: 128_256, eot: LLAMA_3_EOT, train, val, sha256: {} };
 }
 
 /**
