@@ -31,7 +31,16 @@ import {
 } from "./runtime/debug.ts";
 import { help } from "./runtime/config.ts";
 import { Inputs } from "./runtime/inputs.ts";
-import { memoryBytes, type Peak, peakFlops, RunLog, stepLine, type StepMetrics } from "./runtime/metrics.ts";
+import { memoryByKind } from "./runtime/memory.ts";
+import {
+  memoryBytes,
+  type Peak,
+  peakFlops,
+  type RunFacts,
+  RunLog,
+  stepLine,
+  type StepMetrics,
+} from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep, noGrad } from "./runtime/tape.ts";
 import { rows } from "./runtime/tensor.ts";
@@ -147,6 +156,8 @@ async function run(
   const peak = peakFlops();
   let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
   banner(log, config, c, description, peak, saved);
+  const facts = runFacts(config, c, description, parameters, data, peak, step);
+  log.describe(facts);
   const stop = stopOnSignal();
   if (step >= config.max_iters) {
     log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
@@ -192,6 +203,7 @@ async function run(
       guard(config, data, step, result);
     }
     step++;
+    if (step === before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
     unread = readsLate && !stop.asked && !isEventful(config, step);
     if (unread) continue;
     const [result, metrics] = await readResult(step);
@@ -208,7 +220,7 @@ async function run(
       if (val_loss !== null && val_loss < (best_val_loss ?? Infinity)) {
         [best_val_loss, best_step] = [val_loss, step];
       }
-      const path = saveCheckpoint(config.out_dir, {
+      const path = await saveCheckpoint(config.out_dir, {
         model: modelTensors(parameters, c),
         optimizer: optimizerTensors(optimizer),
         files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
@@ -227,7 +239,7 @@ async function run(
       log.line(`saved ${path}`);
     }
     if (tokenizer && due(step, config.sample_interval, isLast)) {
-      log.line(`--- sample after step ${step}\n${sampleText(model, c, config, tokenizer)}\n---`);
+      log.sample(step, sampleText(model, c, config, tokenizer));
     }
     if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
     if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
@@ -372,6 +384,31 @@ function changes(config: TrainConfig, before: Record<string, unknown>): string[]
   const transient = ["resume", "eval_only", "dry_run", "debug"];
   return Object.entries(config).filter(([name, value]) => !transient.includes(name) && before[name] !== value)
     .map(([name, value]) => `${name} ${before[name]} -> ${value}`);
+}
+
+/** What run.json says before the first step. */
+function runFacts(
+  config: TrainConfig,
+  c: LlamaConfig,
+  device: string,
+  parameters: Parameters,
+  data: Loader,
+  peak: Peak | undefined,
+  after: number,
+): RunFacts {
+  return {
+    started: new Date().toISOString(),
+    after,
+    device,
+    model: modelSize(c),
+    parameters: parameters.count(),
+    tokens_per_step: tokensPerStep(config),
+    tokens_per_epoch: data.n_windows * c.block_size,
+    flops_per_token: flopsPerToken(c, c.block_size),
+    peak_flops: peak?.flops ?? null,
+    memory: memoryByKind(),
+    versions,
+  };
 }
 
 /** What will be trained, on what, before the first step. */

@@ -33,18 +33,22 @@ function hfTensorsAt(
   });
 }
 
-/** Adam's moments, and the float32 master weights where the weights are bfloat16, under our own names, without padding. */
+/**
+ * Adam's moments, and the float32 master weights where the weights are bfloat16, under our own names, without padding. Of a
+ * rank that keeps a part of them, the ranges that it has.
+ */
 export function optimizerTensors(optimizer: AdamW): SavedTensor[] {
-  const p = optimizer.parameters;
+  const p = optimizer.parameters, { updated } = p;
   const parts: [string, Address][] = [["m", optimizer.m.address], ["v", optimizer.v.address]];
   if (p.master !== p.weights) parts.unshift(["master", p.master.address]);
   return parts.flatMap(([kind, base]) =>
-    p.slots.map((slot) => ({
-      name: `${kind}.${slot.name}`,
-      shape: unpaddedShape(slot),
-      address: base + BigInt(4 * slot.offset),
-      dtype: "f32" as const,
-    }))
+    p.slots.map((slot) => {
+      const shape = unpaddedShape(slot), size = shape.reduce((a, b) => a * b, 1);
+      const from = Math.max(0, updated.from - slot.offset), to = Math.min(size, updated.to - slot.offset);
+      const range = from < to ? { from, to } : { from: 0, to: 0 };
+      const address = base + BigInt(4 * Math.max(0, slot.offset + range.from - updated.from));
+      return { name: `${kind}.${slot.name}`, shape, address, dtype: "f32" as const, range };
+    })
   );
 }
 

@@ -1,16 +1,31 @@
 // Checkpoints. Each is a Hugging Face model directory (config.json, model.safetensors, tokenizer) with two files beside it:
 // optimizer.safetensors (float32 master weights where they differ, m, v) and trainer_state.json. It is written under a
 // temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the previous one whole.
-import { UserError } from "../ffi/errors.ts";
+import { basename, dirname } from "node:path";
+import { KernelError, UserError } from "../ffi/errors.ts";
 import { isFile, sha256OfFile, writeAtomic, writeSynced } from "../ffi/files.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
-import { readSafetensors, type SafetensorsFile, writeSafetensors } from "./safetensors.ts";
+import type { Range } from "./optim.ts";
+import {
+  createSafetensors,
+  type Entry,
+  fillSafetensors,
+  readSafetensors,
+  type SafetensorsFile,
+  writeSafetensors,
+} from "./safetensors.ts";
 import { release, take } from "./memory.ts";
 import { type Address, bytesPerElement } from "./tensor.ts";
 
 /** A contiguous range of device memory under the name and shape it has on disk. */
-export type SavedTensor = { name: string; shape: number[]; address: Address; dtype: "act" | "f32" };
+export type SavedTensor = {
+  name: string;
+  shape: number[];
+  address: Address; // of its first element, or of element `from`
+  dtype: "act" | "f32";
+  range?: Range; // of elements that this process holds, where others hold the rest
+};
 
 /** What a run needs to go on, beside the tensors. */
 export type TrainerState = {
@@ -37,32 +52,53 @@ export type CheckpointContent = {
 
 const CHUNK_BYTES = 1 << 24; // staging between device and file
 
+/** What ranks that save one checkpoint together need of each other. */
+export interface Company {
+  /** This process, from 0. */
+  rank: number;
+  /** Waits until all ranks are here. */
+  barrier(): Promise<void>;
+}
+
+const ALONE: Company = { rank: 0, barrier: () => Promise.resolve() };
+
 /**
  * Writes runDir/checkpoints/step_000123 and moves `latest` (and `best`) to it, then removes all but the newest `keep`
  * checkpoints and the best. Returns its path. Throws UserError when it cannot be written; the previous ones stay as they are.
+ * Of several ranks all call it: each writes its ranges of the optimizer's tensors, rank 0 everything else.
  */
-export function saveCheckpoint(runDir: string, content: CheckpointContent, keep: number): string {
+export async function saveCheckpoint(
+  runDir: string,
+  content: CheckpointContent,
+  keep: number,
+  company: Company = ALONE,
+): Promise<string> {
   const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
-  const temporary = `${parent}/.tmp_${name}_${Deno.pid}`, final = `${parent}/${name}`;
+  const temporary = `${parent}/.tmp_${name}`, final = `${parent}/${name}`;
+  const model = `${temporary}/model.safetensors`, optimizer = `${temporary}/optimizer.safetensors`;
+  const isFirst = company.rank === 0, moments = entries(content.optimizer);
   try {
-    Deno.mkdirSync(temporary, { recursive: true });
-    const sha256 = {
-      "model.safetensors": writeTensors(`${temporary}/model.safetensors`, content.model),
-      "optimizer.safetensors": writeTensors(`${temporary}/optimizer.safetensors`, content.optimizer),
-    };
-    const state: TrainerState = { ...content.state, sha256 };
-    for (const [file, text] of Object.entries(content.files)) writeSynced(`${temporary}/${file}`, text);
-    writeSynced(`${temporary}/trainer_state.json`, json(state));
-    removeIfThere(final); // a step that is trained again after a resume from further back
-    Deno.renameSync(temporary, final);
-    syncDirectory(parent);
-    point(runDir, "latest", name);
-    if (state.best_step === state.step) point(runDir, "best", name);
-    prune(parent, keep, state.best_step === null ? "" : checkpointName(state.best_step));
+    if (isFirst) {
+      removeIfThere(temporary); // left by a kill
+      Deno.mkdirSync(temporary, { recursive: true });
+      writeSafetensors(model, entries(content.model));
+      createSafetensors(optimizer, moments);
+    }
+    await company.barrier();
+    fillSafetensors(optimizer, moments);
+    await company.barrier();
+    if (isFirst) {
+      const sha256 = {
+        "model.safetensors": sha256OfFile(model),
+        "optimizer.safetensors": sha256OfFile(optimizer),
+      };
+      finishCheckpoint(runDir, temporary, final, { ...content.state, sha256 }, content.files, keep);
+    }
+    await company.barrier();
     return final;
   } catch (error) {
-    removeIfThere(temporary);
-    if (error instanceof Deno.errors.NotCapable) throw error;
+    if (isFirst) removeIfThere(temporary);
+    if (error instanceof Deno.errors.NotCapable || error instanceof KernelError) throw error;
     const earlier = listCheckpoints(runDir).at(-1);
     throw new UserError(
       `Cannot save checkpoint ${final}: ${(error as Error).message}; free some space and ` +
@@ -71,6 +107,26 @@ export function saveCheckpoint(runDir: string, content: CheckpointContent, keep:
           : "start again, none was saved before"),
     );
   }
+}
+
+/** Adds the small files, gives the checkpoint its name, and removes older ones. */
+function finishCheckpoint(
+  runDir: string,
+  temporary: string,
+  final: string,
+  state: TrainerState,
+  files: Record<string, string>,
+  keep: number,
+): void {
+  const parent = dirname(final), name = basename(final);
+  for (const [file, text] of Object.entries(files)) writeSynced(`${temporary}/${file}`, text);
+  writeSynced(`${temporary}/trainer_state.json`, json(state));
+  removeIfThere(final); // a step that is trained again after a resume from further back
+  Deno.renameSync(temporary, final);
+  syncDirectory(parent);
+  point(runDir, "latest", name);
+  if (state.best_step === state.step) point(runDir, "best", name);
+  prune(parent, keep, state.best_step === null ? "" : checkpointName(state.best_step));
 }
 
 function checkpointName(step: number): string {
@@ -164,15 +220,16 @@ export function loadTensors(path: string, tensors: SavedTensor[], expectedSha256
   }
 }
 
-function loadTensor(file: SafetensorsFile, { name, address, dtype }: SavedTensor): void {
-  const { dtype: stored, length } = file.tensors.get(name)!;
+function loadTensor(file: SafetensorsFile, { name, address, dtype, range, shape }: SavedTensor): void {
+  const { dtype: stored } = file.tensors.get(name)!;
   if (stored === "F16" || stored === "I32") {
     throw new UserError(`Cannot load ${file.path}: ${name} is ${stored}, it must be F32 or BF16`);
   }
-  const from = stored === "BF16" ? 2 : 4, to = bytesPerElement(dtype);
-  for (let begin = 0; begin < length; begin += CHUNK_BYTES) {
-    const bytes = file.read(name, begin, Math.min(length, begin + CHUNK_BYTES));
-    const target = address + BigInt(begin / from * to);
+  const from = stored === "BF16" ? 2 : 4, to = bytesPerElement(dtype), wanted = range ?? whole(shape);
+  const first = wanted.from * from, end = wanted.to * from; // bytes of the stored tensor
+  for (let begin = first; begin < end; begin += CHUNK_BYTES) {
+    const bytes = file.read(name, begin, Math.min(end, begin + CHUNK_BYTES));
+    const target = address + BigInt((begin - first) / from * to);
     if (from === to) copyToDevice(target, bytes);
     else {
       const staging = take(bytes.length);
@@ -191,28 +248,29 @@ function loadTensor(file: SafetensorsFile, { name, address, dtype }: SavedTensor
 
 // ---- writing
 
-/** Writes the tensors and returns the sha256 of the file. */
-function writeTensors(path: string, tensors: SavedTensor[]): string {
+/** The tensors as writeSafetensors() wants them; they share one staging buffer. */
+function entries(tensors: SavedTensor[]): Entry[] {
   const staging = new Uint8Array(CHUNK_BYTES);
-  writeSafetensors(
-    path,
-    tensors.map((t) => ({
-      name: t.name,
-      dtype: bytesPerElement(t.dtype) === 2 ? "BF16" : "F32",
-      shape: t.shape,
-      bytes: () => fromDevice(t, staging),
-    })),
-  );
-  return sha256OfFile(path);
+  return tensors.map((t) => ({
+    name: t.name,
+    dtype: bytesPerElement(t.dtype) === 2 ? "BF16" : "F32",
+    shape: t.shape,
+    ...(t.range ? { range: t.range } : {}),
+    bytes: () => fromDevice(t, staging),
+  }));
 }
 
 function* fromDevice(t: SavedTensor, staging: Uint8Array<ArrayBuffer>): Generator<Uint8Array> {
-  const bytes = t.shape.reduce((a, b) => a * b, 1) * bytesPerElement(t.dtype);
+  const { from, to } = t.range ?? whole(t.shape), bytes = (to - from) * bytesPerElement(t.dtype);
   for (let begin = 0; begin < bytes; begin += CHUNK_BYTES) {
     const chunk = staging.subarray(0, Math.min(CHUNK_BYTES, bytes - begin));
     copyToHost(chunk, t.address + BigInt(begin));
     yield chunk;
   }
+}
+
+function whole(shape: number[]): Range {
+  return { from: 0, to: shape.reduce((a, b) => a * b, 1) };
 }
 
 function point(runDir: string, pointer: "latest" | "best", name: string): void {

@@ -12,11 +12,15 @@ const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementati
 /** The element types that loam reads and writes. */
 export type Dtype = keyof typeof BYTES_PER_ELEMENT;
 
-/** A tensor to write. bytes() is called once, in its turn, so that one staging buffer can serve all tensors. */
+/**
+ * A tensor to write, or the elements [from, to) of it where another process writes the others. bytes() is called once, in its
+ * turn, so that one staging buffer can serve all tensors.
+ */
 export type Entry = {
   name: string;
   dtype: Dtype;
   shape: readonly number[];
+  range?: { from: number; to: number };
   bytes: () => Uint8Array | Iterable<Uint8Array>;
 };
 
@@ -40,18 +44,49 @@ export function writeSafetensors(
   entries: Entry[],
   metadata: Record<string, string> = {},
 ): void {
+  createSafetensors(path, entries, metadata);
+  fillSafetensors(path, entries, metadata);
+}
+
+/** Makes a file with its header and its full size, whose tensors fillSafetensors() writes. */
+export function createSafetensors(
+  path: string,
+  entries: Entry[],
+  metadata: Record<string, string> = {},
+): void {
   const header = encodeHeader(entries, metadata);
   using file = openFor(path, "write");
   writeAll(file, path, header);
+  try {
+    file.truncateSync(entries.reduce((end, entry) => end + byteLength(entry), header.length));
+  } catch (error) {
+    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
+  }
+}
+
+/**
+ * Writes the entries, of those that have a range only that, into a file made by createSafetensors() with the same entries and
+ * metadata, and returns when they are on the disk. Several processes may do so at a time.
+ */
+export function fillSafetensors(
+  path: string,
+  entries: Entry[],
+  metadata: Record<string, string> = {},
+): void {
+  let start = encodeHeader(entries, metadata).length;
+  using file = openFor(path, "fill");
   for (const entry of entries) {
-    const bytes = entry.bytes();
+    const { from, to } = entry.range ?? { from: 0, to: elements(entry) };
+    const element = BYTES_PER_ELEMENT[entry.dtype], bytes = entry.bytes();
     const chunks = bytes instanceof Uint8Array ? [bytes] : bytes;
-    let missing = byteLength(entry);
+    let missing = (to - from) * element;
+    file.seekSync(start + from * element, Deno.SeekMode.Start);
     for (const chunk of chunks) {
       writeAll(file, path, chunk);
       missing -= chunk.length;
     }
     if (missing !== 0) throw new Error(`internal: ${entry.name} is ${missing} bytes short of its shape`);
+    start += byteLength(entry);
   }
   file.syncSync();
 }
@@ -162,19 +197,28 @@ function tensorInfo(path: string, name: string, value: unknown, start: number): 
   return info;
 }
 
-function byteLength(t: { dtype: Dtype; shape: readonly number[] }): number {
-  return t.shape.reduce((n, size) => n * size, BYTES_PER_ELEMENT[t.dtype]);
+function elements({ shape }: { shape: readonly number[] }): number {
+  return shape.reduce((n, size) => n * size, 1);
 }
 
-function openFor(path: string, mode: "read" | "write"): Deno.FsFile {
+function byteLength(t: { dtype: Dtype; shape: readonly number[] }): number {
+  return elements(t) * BYTES_PER_ELEMENT[t.dtype];
+}
+
+const OPEN = {
+  read: { read: true },
+  write: { write: true, create: true, truncate: true },
+  fill: { write: true },
+};
+
+function openFor(path: string, mode: keyof typeof OPEN): Deno.FsFile {
   try {
-    return Deno.openSync(
-      path,
-      mode === "read" ? { read: true } : { write: true, create: true, truncate: true },
-    );
+    return Deno.openSync(path, OPEN[mode]);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error; // its own message says which permission is missing
-    throw new UserError(`Cannot ${mode} ${path}: ${(error as Error).message}`);
+    throw new UserError(
+      `Cannot ${mode === "read" ? "read" : "write"} ${path}: ${(error as Error).message}`,
+    );
   }
 }
 

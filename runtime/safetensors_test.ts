@@ -1,6 +1,13 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { type Entry, readSafetensors, toFloat32, writeSafetensors } from "./safetensors.ts";
+import {
+  createSafetensors,
+  type Entry,
+  fillSafetensors,
+  readSafetensors,
+  toFloat32,
+  writeSafetensors,
+} from "./safetensors.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const FROM_PYTHON = `${import.meta.dirname}/../tests/golden/from_python.safetensors`;
@@ -180,4 +187,25 @@ with safe_open(sys.argv[1], "pt") as f:
       },
     ]);
   },
+});
+
+Deno.test("fillSafetensors() writes ranges in any order and leaves the rest alone", () => {
+  using file = tempFile();
+  const whole = Float32Array.from({ length: 10 }, (_, i) => i + 1);
+  const part = (from: number, to: number): Entry => ({
+    name: "x",
+    dtype: "F32",
+    shape: [5, 2],
+    range: { from, to },
+    bytes: () => new Uint8Array(whole.slice(from, to).buffer),
+  });
+  createSafetensors(file.path, [F32, part(0, 10)]);
+  fillSafetensors(file.path, [{ ...F32, range: { from: 0, to: 0 }, bytes: () => [] }, part(6, 10)]);
+  const values = () => toFloat32(readSafetensors(file.path).read("x"), "F32");
+  assertEquals(values(), Float32Array.from([0, 0, 0, 0, 0, 0, 7, 8, 9, 10]));
+  fillSafetensors(file.path, [F32, part(0, 6)]);
+  assertEquals(values(), whole);
+  writeSafetensors(`${file.path}.2`, [F32, { ...part(0, 10) }]);
+  assertEquals(Deno.readFileSync(file.path), Deno.readFileSync(`${file.path}.2`));
+  Deno.removeSync(`${file.path}.2`);
 });
