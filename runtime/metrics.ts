@@ -1,4 +1,5 @@
-// What a run leaves behind beside its checkpoints: config.json, metrics.jsonl (one object a step) and log.txt.
+// What a run leaves behind beside its checkpoints: config.json, run.json (what trains it on what), metrics.jsonl (one object a
+// step), samples.jsonl (one object a sample text) and log.txt.
 import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
 import { UserError } from "../ffi/errors.ts";
@@ -22,6 +23,21 @@ export type StepMetrics = {
   val_loss?: number; // mean over the evaluation windows, where evaluated
 };
 
+/** run.json: what trains the run now, or trained it last. */
+export type RunFacts = {
+  started: string; // ISO 8601
+  after: number; // the step that it went on after; 0 for a new run
+  device: string;
+  model: string; // its size, as printed
+  parameters: number;
+  tokens_per_step: number;
+  tokens_per_epoch: number;
+  flops_per_token: number;
+  peak_flops: number | null; // FLOP/s that mfu is measured against
+  memory: Record<string, number>; // bytes by kind; complete after the first step
+  versions: Record<string, string>;
+};
+
 /**
  * The files of a run directory beside its checkpoints. Lines go to the terminal too. When it is disposed of before the first
  * step of a new run, because something failed, it takes its files away again, so that the same command can be repeated.
@@ -43,7 +59,7 @@ export class RunLog {
       if (error instanceof Deno.errors.NotCapable) throw error;
       throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
     }
-    if (!this.#log.tryLockSync(true)) { // the system holds the lock as long as the file is open
+    if (!lock(this.#log)) {
       throw new UserError(
         `Cannot train in ${dir}: another process is training there; choose another --out_dir`,
       );
@@ -71,12 +87,26 @@ export class RunLog {
     writeText(this.#metrics, `${this.dir}/metrics.jsonl`, JSON.stringify(metrics) + "\n");
   }
 
+  /** Writes run.json. */
+  describe(facts: RunFacts): void {
+    writeAtomic(`${this.dir}/run.json`, JSON.stringify(facts, null, 2) + "\n");
+  }
+
+  /** Appends a text that the model wrote to samples.jsonl and to the log. */
+  sample(step: number, text: string): void {
+    this.line(`--- sample after step ${step}\n${text}\n---`);
+    using file = Deno.openSync(`${this.dir}/samples.jsonl`, { append: true, create: true });
+    writeText(file, `${this.dir}/samples.jsonl`, JSON.stringify({ step, text }) + "\n");
+  }
+
   /** Closes the files, and removes them where nothing came of a new run. */
   [Symbol.dispose](): void {
     this.#metrics.close();
     this.#log.close();
     if (!this.#isEmpty) return;
-    for (const file of ["metrics.jsonl", "log.txt", "config.json", `config.json.${Deno.pid}.tmp`, ""]) {
+    const temporary = ["config.json", "run.json"].map((file) => `${file}.${Deno.pid}.tmp`);
+    const files = ["metrics.jsonl", "log.txt", "run.json", "config.json", ...temporary];
+    for (const file of [...files, ""]) {
       try {
         Deno.removeSync(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty
       } catch {
@@ -86,9 +116,24 @@ export class RunLog {
   }
 }
 
-/** Drops the lines after a step, and a half-written last line: a resumed run writes those steps again. */
+/**
+ * Takes the lock of a run; the system holds it as long as the file is open. A server that looks whether a run is being
+ * trained holds it for microseconds: hence a few attempts.
+ */
+function lock(file: Deno.FsFile): boolean {
+  for (let attempt = 0; attempt < 5; attempt++) {
+    if (file.tryLockSync(true)) return true;
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // ms
+  }
+  return false;
+}
+
+/** Drops the steps and samples after a step, and half-written lines: a resumed run writes them again. */
 export function truncateMetrics(dir: string, step: number): void {
-  const path = `${dir}/metrics.jsonl`;
+  for (const file of ["metrics.jsonl", "samples.jsonl"]) truncateLines(`${dir}/${file}`, step);
+}
+
+function truncateLines(path: string, step: number): void {
   let text: string;
   try {
     text = Deno.readTextFileSync(path);

@@ -35,7 +35,10 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
   }
   assertAlmostEquals(lines[0]!.loss!, Math.log(257), 0.01 * Math.log(257));
 
-  assertEquals(list(out), ["best", "checkpoints", "config.json", "latest", "log.txt", "metrics.jsonl"]);
+  assertEquals(list(out), [
+    ...["best", "checkpoints", "config.json", "latest", "log.txt", "metrics.jsonl", "run.json"],
+    "samples.jsonl",
+  ]);
   assertEquals(Deno.readTextFileSync(`${out}/log.txt`), stdout);
   assertMatch(
     stdout,
@@ -65,7 +68,7 @@ Deno.test("an interval of 0 turns evaluation, samples, checkpoints and log lines
   const out = freshPath();
   const flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, "--max_iters=3"];
   const stdout = await succeed("train", ...flags, "--log_interval=0");
-  assertEquals(list(out), ["config.json", "log.txt", "metrics.jsonl"]);
+  assertEquals(list(out), ["config.json", "log.txt", "metrics.jsonl", "run.json"]);
   assertEquals(metrics(out).map((m) => [m.step, m.val_loss]), [[1, undefined], [2, undefined], [
     3,
     undefined,

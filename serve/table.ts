@@ -1,0 +1,83 @@
+// The lines of metrics.jsonl as columns of numbers, with the sums that every answer needs.
+import { type Key, KEYS } from "./types.ts";
+
+/** A line as it stands in metrics.jsonl. */
+export type Line = { step: number; text: string };
+
+const RECENT = 1000; // lines kept as text, for clients that connect again
+
+/** Rows of metrics in order of their steps. A value that is missing or not finite is NaN. */
+export class Table {
+  length = 0;
+  badLines = 0;
+  elapsed_ms = 0; // sum of step_ms
+  best: { step: number; val_loss: number } | null = null;
+  lastValLoss: number | null = null;
+  recent: Line[] = [];
+  #columns = KEYS.map(() => new Float64Array(1024));
+
+  /** Appends a line; false if it is not a later step. */
+  append(text: string): boolean {
+    const row = parse(text);
+    if (!row || row.step <= this.last("step")) {
+      this.badLines++;
+      return false;
+    }
+    if (this.length === this.#columns[0]!.length) this.#columns = this.#columns.map(twice);
+    KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] ?? NaN);
+    this.length++;
+    this.elapsed_ms += row.step_ms ?? 0;
+    if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
+    this.recent.push({ step: row.step, text });
+    if (this.recent.length >= 2 * RECENT) this.recent = this.recent.slice(-RECENT);
+    return true;
+  }
+
+  #evaluated(step: number, val_loss: number): void {
+    this.lastValLoss = val_loss;
+    if (val_loss < (this.best?.val_loss ?? Infinity)) this.best = { step, val_loss };
+  }
+
+  /** The values of a column, one a row. */
+  column(key: Key): Float64Array {
+    return this.#columns[KEYS.indexOf(key)]!.subarray(0, this.length);
+  }
+
+  /** The value in the last row; 0 for the step, else NaN, where there is none. */
+  last(key: Key): number {
+    return this.column(key).at(-1) ?? (key === "step" ? 0 : NaN);
+  }
+
+  /** Index of the first row after a step. */
+  rowAfter(step: number): number {
+    const steps = this.column("step");
+    let low = 0, high = steps.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (steps[middle]! <= step) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+type Row = { step: number } & Partial<Record<Key, number | null>>;
+
+function parse(text: string): Row | undefined {
+  let row: unknown;
+  try {
+    row = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (typeof row !== "object" || row === null || !("step" in row)) return undefined;
+  const numbers = row as Record<string, unknown>;
+  const isRow = KEYS.every((key) => numbers[key] == null || typeof numbers[key] === "number"); // null: not finite
+  return isRow && Number.isSafeInteger(numbers.step) ? row as Row : undefined;
+}
+
+function twice(column: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
+  const larger = new Float64Array(2 * column.length);
+  larger.set(column);
+  return larger;
+}

@@ -1,0 +1,81 @@
+// Follows a file of lines that a trainer appends to, cuts when a run is resumed, and leaves half-written when it is killed.
+
+/** Some lines of a file. */
+export type Slice = {
+  restarted: boolean; // the file is another one, or shorter: these lines begin at its start
+  lines: string[]; // whole ones
+  more: boolean; // call next() again
+};
+
+const buffer = new Uint8Array(1 << 20); // so many bytes take about 10 ms to parse
+
+/** Reads a growing file slice by slice. */
+export class Tail {
+  #offset = 0; // bytes read so far, to the end of a line
+  #identity = "";
+
+  constructor(readonly path: string) {}
+
+  /** The next whole lines, at most a megabyte of them. A missing file is an empty one. */
+  next(): Slice {
+    using file = openRegular(this.path);
+    const { identity, size } = file ? stateOf(file) : { identity: "", size: 0 };
+    const restarted = this.#offset > 0 && (size < this.#offset || identity !== this.#identity);
+    if (restarted) this.#offset = 0;
+    this.#identity = identity;
+    if (!file || size === this.#offset) return { restarted, lines: [], more: false };
+    const bytes = readAt(file, this.#offset), more = bytes.length === buffer.length;
+    const end = bytes.lastIndexOf(LINE_FEED);
+    if (end >= 0) this.#offset += end + 1;
+    else if (more) this.#offset += bytes.length; // no line of metrics is so long: garbage
+    return { restarted, lines: end < 0 ? [] : textOf(bytes.subarray(0, end)).split("\n"), more };
+  }
+}
+
+const LINE_FEED = 10;
+
+function stateOf(file: Deno.FsFile): { identity: string; size: number } {
+  const { ino, birthtime, size } = file.statSync(); // a number of a removed file is given again
+  return { identity: `${ino} ${birthtime?.getTime()}`, size };
+}
+
+function readAt(file: Deno.FsFile, offset: number): Uint8Array<ArrayBuffer> {
+  file.seekSync(offset, Deno.SeekMode.Start);
+  let n = 0;
+  while (n < buffer.length) {
+    const read = file.readSync(buffer.subarray(n));
+    if (read === null) break;
+    n += read;
+  }
+  return buffer.subarray(0, n);
+}
+
+/** The last lines of a text file, from its last 64 kB; none where it is missing. */
+export function lastLines(path: string, count: number): string[] {
+  using file = openRegular(path);
+  if (!file) return [];
+  const { size } = file.statSync(), from = Math.max(0, size - (1 << 16));
+  const bytes = readAt(file, from), whole = from === 0 ? 0 : bytes.indexOf(LINE_FEED) + 1;
+  return textOf(bytes.subarray(whole)).replace(/\n$/, "").split("\n").slice(-count);
+}
+
+/** The text of a small file; undefined where it is missing. */
+export function readSmall(path: string): string | undefined {
+  using file = openRegular(path);
+  return file && textOf(readAt(file, 0));
+}
+
+/** Opens a file to read, unless it is missing or the path leads elsewhere by a symbolic link. */
+export function openRegular(path: string): Deno.FsFile | undefined {
+  try {
+    if (Deno.realPathSync(path) !== path) return undefined;
+    return Deno.openSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return undefined; // not there yet, or not any more
+  }
+}
+
+function textOf(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes);
+}

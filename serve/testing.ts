@@ -1,0 +1,103 @@
+// Run directories for tests, written by the code that trainers write them with.
+import { type RunFacts, RunLog, type StepMetrics } from "../runtime/metrics.ts";
+import { Run } from "./runs.ts";
+
+/** What the configuration of a fake run says, unless a test says otherwise. */
+export const CONFIG = { preset: "tiny", max_iters: 1000, learning_rate: 0.003, data_dir: "data/demo" };
+
+/** run.json of a fake run. */
+export const FACTS: RunFacts = {
+  started: "2026-01-02T03:04:05.000Z",
+  after: 0,
+  device: "cpu (as asked): a processor, 2 threads, avx2, GEMM: onednn",
+  model: "0.8M parameters, 0.8M without embeddings",
+  parameters: 820_992,
+  tokens_per_step: 2048,
+  tokens_per_epoch: 204_800,
+  flops_per_token: 5e6,
+  peak_flops: 1e11,
+  memory: { weights: 3_283_968, gradients: 3_283_968, optimizer: 6_567_936, step: 50_000_000 },
+  versions: { loam: "0.1.0", deno: "2.9.6" },
+};
+
+/** A line of metrics.jsonl: a loss that falls, evaluated every tenth step. */
+export function metricsAt(step: number): StepMetrics {
+  const val_loss = step % 10 === 0 ? { val_loss: lossAt(step) + 0.1 } : {};
+  return {
+    step,
+    loss: lossAt(step),
+    lr: 3e-3 * Math.min(1, step / 50),
+    grad_norm: 0.5 + 1 / step,
+    tokens: 2048 * step,
+    tokens_per_sec: 20_480,
+    step_ms: 100,
+    mfu: 0.5,
+    memory_bytes: 123_000_000,
+    skipped: 0,
+    ...val_loss,
+  };
+}
+
+function lossAt(step: number): number {
+  return 1 + 4 / Math.sqrt(step);
+}
+
+/** A run directory below a temporary one, removed at the end of the block. While log is open, the run counts as alive. */
+export class FakeRun implements Disposable {
+  readonly dir: string;
+  readonly #root: string;
+  #log: RunLog | undefined;
+
+  /** A run of so many steps, whose trainer has ended. */
+  constructor(steps: number, { name = "fake", config = {} as Record<string, unknown> } = {}) {
+    this.#root = Deno.realPathSync(Deno.makeTempDirSync({ prefix: "loam_" }));
+    this.dir = `${this.#root}/${name}`;
+    this.#log = new RunLog(this.dir, JSON.stringify({ ...CONFIG, ...config }), 0);
+    this.#log.describe(FACTS);
+    if (steps > 0) this.steps(1, steps);
+    this.stop();
+  }
+
+  /** The run as the server reads it. */
+  run(): Run {
+    return new Run(this.dir.slice(this.#root.length + 1), this.dir);
+  }
+
+  /** A trainer goes on after a step, and holds the lock from now on. */
+  start(after: number): void {
+    const config = Deno.readTextFileSync(`${this.dir}/config.json`);
+    this.#log = new RunLog(this.dir, config, after);
+    this.#log.describe({ ...FACTS, started: new Date().toISOString(), after });
+  }
+
+  /** The trainer writes these steps. */
+  steps(first: number, last: number): void {
+    const lines = Array.from(
+      { length: last - first + 1 },
+      (_, i) => JSON.stringify(metricsAt(first + i)) + "\n",
+    );
+    this.append("metrics.jsonl", lines.join(""));
+  }
+
+  /** The trainer writes a sample. */
+  sample(step: number, text: string): void {
+    this.append("samples.jsonl", JSON.stringify({ step, text }) + "\n");
+  }
+
+  /** Appends a text to a file of the run. */
+  append(file: string, text: string): void {
+    Deno.writeTextFileSync(`${this.dir}/${file}`, text, { append: true });
+  }
+
+  /** The trainer ends. */
+  stop(): void {
+    this.#log?.[Symbol.dispose]();
+    this.#log = undefined;
+  }
+
+  /** Removes the run. */
+  [Symbol.dispose](): void {
+    this.stop();
+    Deno.removeSync(this.#root, { recursive: true });
+  }
+}

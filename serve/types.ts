@@ -1,0 +1,93 @@
+// The JSON that the server sends. Every quantity is documented once more, for programs, in serve/openapi.ts.
+
+/** running: its trainer is at work; stalled: it is there, but no step came for long; finished: max_iters was reached. */
+export type RunState = "running" | "stalled" | "stopped" | "finished";
+
+/** The columns of metrics.jsonl that have a history. */
+export const KEYS = [
+  "step",
+  "loss",
+  "lr",
+  "grad_norm",
+  "tokens",
+  "tokens_per_sec",
+  "step_ms",
+  "mfu",
+  "memory_bytes",
+  "skipped",
+  "val_loss",
+] as const;
+export type Key = typeof KEYS[number];
+
+/** A text that the model wrote during training. */
+export type Sample = { step: number; text: string };
+
+/** What the graphics card reports; null where it does not. */
+export type Gpu = {
+  utilization: number | null; // 0 to 1
+  power_w: number | null;
+  temperature_c: number | null;
+};
+
+/** GET /stats: a run as it stands. A value that is not known, or not finite, is null. */
+export type Stats = {
+  run: string;
+  state: RunState;
+  started: string | null; // ISO 8601: when the process began that trains it, or trained it last
+  age_s: number; // since the last step was written
+  device: string | null;
+  model: string | null; // "0.8M parameters, 0.8M without embeddings"
+  parameters: number | null;
+  step: number;
+  max_iters: number | null;
+  epoch: number | null; // passes over the training data so far, with a fraction
+  tokens: number | null;
+  loss: number | null; // nats a token, as are the next two
+  val_loss: number | null; // the last one measured
+  best_val_loss: number | null;
+  best_step: number | null;
+  lr: number | null;
+  grad_norm: number | null;
+  tokens_per_sec: number | null;
+  step_ms: number | null;
+  mfu: number | null; // 0 to 1
+  memory_bytes: number | null;
+  memory: Record<string, number> | null; // bytes by kind
+  skipped: number;
+  elapsed_s: number; // spent in steps, by all processes that trained the run
+  eta_s: number | null; // only while it is running
+  bad_lines: number; // of metrics.jsonl, that could not be read
+  sample: Sample | null;
+  gpu: Gpu | null;
+  versions: Record<string, string>;
+  config: Record<string, unknown>;
+};
+
+/** A run in the list of GET /runs. */
+export type RunSummary =
+  & Pick<
+    Stats,
+    "state" | "started" | "step" | "max_iters" | "loss" | "val_loss" | "tokens_per_sec" | "eta_s"
+  >
+  & { name: string; preset: string | null };
+
+/** GET /runs */
+export type Runs = { runs: RunSummary[] };
+
+/** Values at steps, in order. */
+export type Series = { step: number[]; value: number[] };
+
+/** GET /stats/history */
+export type History = { run: string; series: Partial<Record<Key, Series>> };
+
+/** GET /log */
+export type Log = { run: string; lines: string[] };
+
+/** GET /healthz */
+export type Health = {
+  healthy: boolean;
+  runs: { name: string; state: RunState; age_s: number }[];
+};
+
+/** Any answer that is not what was asked for. */
+export type Failure = { error: { message: string } };
