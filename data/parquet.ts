@@ -3,13 +3,11 @@
 // groups and pages, and explains what is wrong.
 import { parquetMetadata, parquetSchema } from "hyparquet";
 import type { FileMetaData, PageHeader, RowGroup, SchemaTree } from "hyparquet";
-import { parquetHeader, readPage } from "hyparquet/src/column.js";
-import { DEFAULT_PARSERS } from "hyparquet/src/convert.js";
-import type { ColumnDecoder } from "hyparquet/src/types.js";
-import { compressors } from "hyparquet-compressors";
+import { parquetHeader } from "hyparquet/src/column.js";
 import { UserError } from "../ffi/errors.ts";
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
+import { type ColumnKind, decodePage, NO_VALUES, rowsOf, type Values } from "./parquet_page.ts";
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
 export interface Skip {
@@ -37,46 +35,54 @@ export async function* readParquet(
   reportBad: ReportBad,
   skip: Skip,
 ): AsyncGenerator<Block> {
-  const metadata = await readFooter(source);
+  const metadata = await readFooter(source), builder = new BlockBuilder();
   const schemaPath = textColumn(source, metadata, column);
   const bytesPerRow = source.size / Number(metadata.num_rows);
-  const builder = new BlockBuilder();
   let row = 0; // of the file
   for (const [index, group] of metadata.row_groups.entries()) {
-    const groupRows = Number(group.num_rows);
+    const firstRow = row, groupRows = Number(group.num_rows);
     if (groupRows <= skip.left) {
       skip.left -= groupRows;
       builder.read += groupRows * bytesPerRow;
       row += groupRows;
       continue;
     }
-    const groupEnd = row + groupRows;
-    for await (const page of readGroup(source, index, group, schemaPath, reportBad)) {
-      for (const value of page.values) {
-        row++;
-        if (value !== null && value.length > DOCUMENT_BYTES) {
-          reportBad(
-            `Cannot read row ${row - 1} of "${source.name}": it has ${value.length} bytes, ` +
-              `the limit for one document is ${DOCUMENT_BYTES}`,
-            1,
-          );
-          continue;
-        }
-        if (value !== null) builder.append(value);
-        builder.end();
-      }
-      row += page.bad;
-      builder.read += (page.values.length + page.bad) * bytesPerRow;
+    for await (const { values, bad } of readGroup(source, index, group, schemaPath, reportBad)) {
+      appendValues(builder, values, (i) => `row ${row + i} of "${source.name}"`, reportBad);
+      const rows = values.starts.length + bad;
+      row += rows;
+      builder.read += rows * bytesPerRow;
       if (builder.full) yield builder.take();
     }
-    if (row !== groupEnd) {
+    if (row !== firstRow + groupRows) {
       throw broken(
         source,
-        `row group ${index} has ${row - groupEnd + groupRows} values in its pages, should have ${groupRows}`,
+        `row group ${index} has ${row - firstRow} values in its pages, should have ${groupRows}`,
       );
     }
   }
   yield builder.take();
+}
+
+/** Appends each value as a document, but for those that are too long. */
+function appendValues(
+  builder: BlockBuilder,
+  { bytes, starts, ends }: Values,
+  nameOf: (i: number) => string,
+  reportBad: ReportBad,
+): void {
+  for (let i = 0; i < starts.length; i++) {
+    const length = ends[i]! - starts[i]!;
+    if (length > DOCUMENT_BYTES) {
+      reportBad(
+        `Cannot read ${nameOf(i)}: it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}`,
+        1,
+      );
+      continue;
+    }
+    builder.append(bytes.subarray(starts[i], ends[i]));
+    builder.end();
+  }
 }
 
 // ---- footer: schema and the places of the columns
@@ -143,11 +149,9 @@ function typeOf(column: SchemaTree): string {
 
 // ---- pages
 
-type Value = Uint8Array<ArrayBuffer> | null;
-
-/** What a page holds, or the number of rows that cannot be read. */
+/** What a data page holds, or the number of rows that cannot be read. */
 interface Page {
-  values: Value[];
+  values: Values;
   bad: number;
 }
 
@@ -159,116 +163,90 @@ async function* readGroup(
   schemaPath: SchemaTree[],
   reportBad: ReportBad,
 ): AsyncGenerator<Page> {
-  const { decoder, start, end } = columnChunk(source, index, group, schemaPath);
+  const { column, start, end } = columnChunk(source, index, group, schemaPath);
   const reader = new ByteReader(source.read(start, end));
-  let dictionary: Value[] | undefined;
-  let rows = 0;
-  const report = (at: number, error: unknown, bad: number): Page => {
-    const message = `row group ${index}, page at byte ${at}: ${(error as Error).message}`;
-    reportBad(broken(source, message).message, bad);
-    return { values: [], bad };
+  const bad = (at: number, error: unknown, rows: number): Page => {
+    const where = `row group ${index}, page at byte ${at}`;
+    reportBad(broken(source, `${where}: ${(error as Error).message}`).message, rows);
+    return { values: NO_VALUES, bad: rows };
   };
+  let dictionary: Values | undefined;
   try {
-    for (let at = start; at < end;) {
+    for (let at = start, left = Number(group.num_rows); at < end;) {
       let header: PageHeader, size: number;
       try {
-        ({ header, size } = await readHeader(reader, end - at));
+        ({ header, size } = await readHeader(reader, end - at, left));
       } catch (error) {
         if (error instanceof UserError) throw error;
-        yield report(at, error, Number(group.num_rows) - rows); // where the next page begins is not known
+        yield bad(at, error, left); // where the next page begins is not known
         return;
       }
-      const bytes = (await reader.peek(size)).slice(size - header.compressed_page_size); // no view reaches past it
-      const inPage = rowsOf(header);
+      const bytes = (await reader.peek(size)).slice(size - header.compressed_page_size); // its dictionary outlives it
       try {
-        const values = decodePage(bytes, header, decoder, dictionary);
+        const values = decodePage(bytes, header, column, dictionary);
         if (header.type === "DICTIONARY_PAGE") dictionary = values;
-        else if (values.length > 0) yield { values, bad: 0 };
+        else yield { values, bad: 0 };
       } catch (error) {
-        yield report(at, error, inPage);
+        yield bad(at, error, rowsOf(header));
       }
-      rows += inPage;
       reader.skip(size);
       at += size;
+      left -= rowsOf(header);
     }
   } finally {
     await reader.close();
   }
 }
 
-/** How to decode the text column of a row group, and where it lies in the file. */
+/** How the text column of a row group is stored, and where in the file. */
 function columnChunk(
   source: ByteSource,
   index: number,
   group: RowGroup,
   schemaPath: SchemaTree[],
-): { decoder: ColumnDecoder; start: number; end: number } {
-  const leaf = schemaPath[1]!;
+): { column: ColumnKind; start: number; end: number } {
+  const { element, path } = schemaPath[1]!;
   const meta_data = group.columns.find((column) =>
-    column.meta_data?.path_in_schema.join(".") === leaf.path.join(".")
+    column.meta_data?.path_in_schema.join(".") === path.join(".")
   )?.meta_data;
-  if (meta_data === undefined) throw broken(source, `row group ${index} lacks column "${leaf.element.name}"`);
-  const decoder: ColumnDecoder = {
-    pathInSchema: meta_data.path_in_schema,
-    type: meta_data.type,
-    element: leaf.element,
-    schemaPath,
-    codec: meta_data.codec,
-    parsers: { ...DEFAULT_PARSERS, stringFromBytes: (bytes: Uint8Array) => bytes }, // no strings
-    compressors,
-  };
-  const { dictionary_page_offset, data_page_offset } = meta_data;
+  if (meta_data === undefined) throw broken(source, `row group ${index} lacks column "${element.name}"`);
+  const { dictionary_page_offset, data_page_offset, total_compressed_size, codec } = meta_data;
   const start = Math.min(Number(dictionary_page_offset || data_page_offset), Number(data_page_offset));
-  const end = start + Number(meta_data.total_compressed_size);
+  const end = start + Number(total_compressed_size);
   if (start < 4 || end > source.size) {
     throw broken(source, `row group ${index} stands at bytes ${start} to ${end} of ${source.size}`);
   }
-  return { decoder, start, end };
+  return { column: { codec, nullable: element.repetition_type !== "REQUIRED" }, start, end };
 }
 
-/** The header of the next page, and the bytes of both. The length of a header is known only once it is parsed. */
+/**
+ * The header of the next page, and the bytes of both. The length of a header is known only once it is parsed.
+ *
+ * @param available Bytes of the column chunk that are left.
+ * @param rows Rows of the row group that are left.
+ */
 async function readHeader(
   reader: ByteReader,
   available: number,
+  rows: number,
 ): Promise<{ header: PageHeader; size: number }> {
   for (let guess = 4096;; guess *= 16) {
     const bytes = await reader.peek(Math.min(guess, available));
     const place = { view: new DataView(bytes.buffer, bytes.byteOffset, bytes.length), offset: 0 };
+    let header: PageHeader;
     try {
-      const header = parquetHeader(place);
-      const size = place.offset + header.compressed_page_size;
-      if (!(header.compressed_page_size >= 0) || size > available) throw new Error(`page of ${size} bytes`);
-      return { header, size };
+      header = parquetHeader(place);
     } catch (error) {
-      if (bytes.length === available) throw error;
+      if (bytes.length < available) continue;
+      throw error;
     }
+    const size = place.offset + header.compressed_page_size;
+    if (!(header.compressed_page_size >= 0) || size > available) {
+      throw new Error(`it has ${size} bytes, ${available} are left`);
+    }
+    if (rowsOf(header) > rows) throw new Error(`it has ${rowsOf(header)} rows, ${rows} are left`);
+    return { header, size };
   }
-}
-
-/** Rows of a page, of which none is in a dictionary. */
-function rowsOf({ data_page_header, data_page_header_v2 }: PageHeader): number {
-  return data_page_header?.num_values ?? data_page_header_v2?.num_rows ?? 0;
-}
-
-/** The values of a data or dictionary page; throws if they are not what its header says. */
-function decodePage(
-  bytes: Uint8Array<ArrayBuffer>,
-  header: PageHeader,
-  decoder: ColumnDecoder,
-  dictionary: Value[] | undefined,
-): Value[] {
-  const place = { view: new DataView(bytes.buffer), offset: 0 };
-  const { data } = readPage(place, header, decoder, dictionary, undefined, 0);
-  const values = Array.from<unknown>(data ?? []), rows = rowsOf(header);
-  if (header.type !== "DICTIONARY_PAGE" && values.length !== rows) {
-    throw new Error(`it has ${values.length} values, should have ${rows}`);
-  }
-  if (!values.every(isValue)) throw new Error("a value is not in the dictionary");
-  return values;
-}
-
-function isValue(value: unknown): value is Value {
-  return value === null || value instanceof Uint8Array;
 }
 
 function broken(source: ByteSource, what: string): UserError {
