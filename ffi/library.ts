@@ -1,5 +1,6 @@
 // Opens libloam_*.so and turns its status codes into errors. There is one open library per process; it is never closed,
 // because closing one while a call is under way crashes the process.
+import { command } from "./command.ts";
 import { KernelError, UserError } from "./errors.ts";
 import { type Address, symbols } from "./symbols.ts";
 
@@ -122,19 +123,14 @@ export function chooseDevice(): { name: DeviceName; reason: string } {
     open("cuda");
     return { name: "cuda", reason: device.name };
   } catch (error) {
-    const noGpu = "the CUDA library opens no GPU, see deno task doctor";
+    const noGpu = `the CUDA library opens no GPU, see ${command("doctor")}`;
     return { name: "cpu", reason: error instanceof KernelError ? noGpu : (error as Error).message };
   }
 }
 
 function load(variant: string): Symbols {
   const url = libraryUrl(variant);
-  if (!libraryExists(variant)) {
-    const command = variant === "cuda"
-      ? "deno task build (it needs nvcc; see deno task doctor)"
-      : "deno task build";
-    throw new UserError(`Cannot open ${pathOf(url)}: it is not built; run: ${command}`);
-  }
+  if (!libraryExists(variant)) throw new UserError(`Cannot open ${pathOf(url)}: ${whyMissing(variant)}`);
   let library: Symbols;
   try {
     library = Deno.dlopen(url, symbols).symbols;
@@ -152,6 +148,14 @@ function load(variant: string): Symbols {
     );
   }
   return library;
+}
+
+function whyMissing(variant: string): string {
+  if (Deno.build.standalone) {
+    return "it is not in this program; where it is built, make one that holds it: deno task compile";
+  }
+  const needs = variant === "cuda" ? " (it needs nvcc; see deno task doctor)" : "";
+  return `it is not built; run: deno task build${needs}`;
 }
 
 /** Throws the library's text for the first failure if code is not 0. */
@@ -210,7 +214,8 @@ export function memoryUse(): { now: number; peak: number; free: number; total: n
   return { now, peak, free, total };
 }
 
-type Bytes =
+/** A typed array whose bytes are copied to or from the device. */
+export type Bytes =
   | Uint8Array<ArrayBuffer>
   | Float32Array<ArrayBuffer>
   | Int32Array<ArrayBuffer>

@@ -1,0 +1,69 @@
+// deno task compile: puts loam into one program, build/loam: the modules that mod.ts reaches, the workers that deno.json
+// names, tokenizer data, dashboard and every library that is built. Around them goes denort, which is Deno without its tools.
+import loam from "../deno.json" with { type: "json" };
+import { parseArgs } from "@std/cli/parse-args";
+import { runMain, UserError } from "./errors.ts";
+import { isFile } from "./files.ts";
+import { libraryExists, libraryUrl, pathOf } from "./library.ts";
+import { answer } from "./programs.ts";
+
+const ROOT = new URL("../", import.meta.url);
+const LIBRARIES = ["cpu", "cpu_avx2", "cpu_avx512", "cuda"]; // emu is for tests
+const DENORT = `https://dl.deno.land/release/v${Deno.version.deno}/denort-${Deno.build.target}.zip`;
+
+/** Writes the program to a path, prints what it holds, and starts it once. Throws UserError where that does not work. */
+export async function compile(output: string): Promise<void> {
+  const built = LIBRARIES.filter(libraryExists), denort = Deno.env.get("DENORT_BIN");
+  if (!built.includes("cpu")) {
+    throw new UserError(`Cannot compile ${output}: the CPU library is not built; run: deno task build`);
+  }
+  if (denort && !isFile(denort)) {
+    throw new UserError(
+      `Cannot compile ${output}: DENORT_BIN=${denort} is no file; it should be denort of ${DENORT}`,
+    );
+  }
+  const libraries = built.flatMap((name) => ["--include", pathOf(libraryUrl(name))]);
+  const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["compile", "-P=loam", "--no-prompt", "--exclude-unused-npm", ...libraries, "-o", output, "mod.ts"],
+    cwd: ROOT,
+    env: { NO_COLOR: "1" },
+  }).output();
+  const text = new TextDecoder().decode(stderr).trimEnd();
+  if (!success) throw new UserError(`Cannot compile ${output}: ${reason(text)}`);
+  console.log(text);
+  await start(output, denort);
+}
+
+/** What deno compile says is in the way: one line if it is only that the runtime cannot be downloaded. */
+function reason(text: string): string {
+  const [, cause] = /error sending request for url \([^)]*\): ([^\n]*)/.exec(text) ?? [];
+  if (!cause || !text.includes("base binary")) return text;
+  return `Deno's runtime cannot be downloaded (${cause}); fetch ${DENORT} where there is a network, unzip it, ` +
+    "and run: DENORT_BIN=path/to/denort deno task compile";
+}
+
+/** Any file passes for a runtime until it runs: even deno itself, which then ignores what was put into it. */
+async function start(output: string, denort: string | undefined): Promise<void> {
+  const path = output.startsWith("/") ? output : pathOf(new URL(output, ROOT));
+  const wanted = `loam ${loam.version} `, said = await answer(path, ["--version"]);
+  if (said?.startsWith(wanted)) return console.log(`${path}: ${said}`);
+  await Deno.remove(path);
+  throw new UserError(
+    `Cannot compile ${output}: it starts, but not as loam; ${
+      denort ? `DENORT_BIN=${denort} should be` : "the runtime should be"
+    } denort of ${DENORT}`,
+  );
+}
+
+if (import.meta.main) {
+  await runMain(() => {
+    const { output } = parseArgs(Deno.args, {
+      string: ["output"],
+      default: { output: "build/loam" },
+      unknown: (arg) => {
+        throw new UserError(`Cannot compile: unknown argument ${arg}; the only flag is --output=PATH`);
+      },
+    });
+    return compile(output);
+  });
+}
