@@ -1,6 +1,8 @@
 // MPI, opened at run time: how CPU ranks exchange gradients and weights. Open MPI 4 and 5, and MPICH and its relatives, whose
 // handles are numbers instead of addresses. Calls that may wait run on another thread, so that timers and signals go on.
 import { KernelError, UserError } from "./errors.ts";
+import { copy_async } from "./kernels.ts";
+import { allocateHost } from "./library.ts";
 import type { Address } from "./symbols.ts";
 
 const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
@@ -68,6 +70,7 @@ export class Mpi {
   readonly size: number;
   readonly #library: Library;
   readonly #handles: Handles;
+  #scratch = { address: 0n, n: 0 };
 
   private constructor(library: Library, handles: Handles) {
     this.#library = library;
@@ -110,20 +113,26 @@ export class Mpi {
     );
   }
 
-  /** dst (n floats) = the sum over all ranks of part `rank` of src (n * size floats). The two must not overlap. */
-  async reduceScatter(dst: Address, src: Address, n: number): Promise<void> {
-    const { float, sum, world } = this.#handles;
-    const code = await this.#library.MPI_Reduce_scatter_block(src, dst, n, float, sum, world);
+  /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
+  async reduceScatter(all: Address, n: number): Promise<void> {
+    const { float, sum, world } = this.#handles, own = all + BigInt(4 * n * this.rank);
+    if (this.#scratch.n < n) this.#scratch = { address: allocateHost(4 * n), n }; // MPI wants two buffers
+    const code = await this.#library.MPI_Reduce_scatter_block(
+      all,
+      this.#scratch.address,
+      n,
+      float,
+      sum,
+      world,
+    );
     this.#check("MPI_Reduce_scatter_block", code);
+    copy_async(own, this.#scratch.address, BigInt(4 * n));
   }
 
-  /** Each rank has part `rank` of all (size parts of n floats) and receives the others. */
-  async allGather(all: Address, n: number): Promise<void> {
-    const { inPlace, float, world } = this.#handles;
-    this.#check(
-      "MPI_Allgather",
-      await this.#library.MPI_Allgather(inPlace, 0, float, all, n, float, world),
-    );
+  /** all: size parts of so many bytes, a multiple of 4. Each rank has its own part and receives the others. */
+  async allGather(all: Address, bytes: number): Promise<void> {
+    const { inPlace, float, world } = this.#handles, n = bytes / 4; // counts are ints: floats reach further than bytes
+    this.#check("MPI_Allgather", await this.#library.MPI_Allgather(inPlace, 0, float, all, n, float, world));
   }
 
   /** x (n values) becomes its sum over all ranks, the same bits on each. */
