@@ -1,72 +1,39 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { type Dataset, readTokens, verifyDataset } from "./bins.ts";
-import type { Meta } from "./meta.ts";
-import { parseOptions } from "./options.ts";
-import { prepare } from "./prepare.ts";
-import { openTokenizer } from "./tokenizer.ts";
+import { verifyDataset } from "./bins.ts";
+import type { SplitOptions } from "./encode.ts";
+import { workerEncoders } from "./encoders.ts";
+import { documentsOf, fails, inDirectory, jsonl, readAll } from "./test_prepare.ts";
+import { ROOT, runPrepare, runTask, TEXTS, writeTokenizer } from "./test_prepare.ts";
 
-const root = new URL("../", import.meta.url).pathname;
-const fixtures = `${root}tests/fixtures/`;
-const silent = () => ({ advance: () => Promise.resolve(), stop: () => Promise.resolve() });
-
-/** Runs in an empty directory. */
-async function inDirectory(run: (directory: string) => Promise<void>): Promise<void> {
-  const directory = Deno.makeTempDirSync({ dir: "/tmp" }); // which the permission set "prepare" may write to
-  try {
-    await run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
-}
-
-function runPrepare(...args: string[]): Promise<{ meta: Meta; empty: number }> {
-  return prepare(parseOptions(args), silent);
-}
-
-/** The documents of a split, decoded; each begins with the end-of-text token. */
-async function documentsOf(dataset: Dataset, split: "train" | "val"): Promise<string[]> {
-  const tokenizer = await openTokenizer(dataset.tokenizer!);
-  const ids = dataset[split].flatMap((shard) => Array.from(readTokens(shard, 0, shard.tokens)));
-  assertEquals(ids[0], dataset.eot);
-  const documents: number[][] = [];
-  for (const id of ids) {
-    if (id === dataset.eot) documents.push([]);
-    else documents.at(-1)!.push(id);
-  }
-  return documents.map((document) => tokenizer.decode(document));
-}
-
-function jsonl(path: string, texts: string[]): void {
-  Deno.writeTextFileSync(path, texts.map((text) => JSON.stringify({ text })).join("\n"));
-}
-
-const texts = Array.from(
-  { length: 50 },
-  (_, i) => `Document ${i}. ` + "More of it, <|endoftext|> too. ".repeat(i % 5),
-);
+const fixtures = `${ROOT}tests/fixtures/`;
 
 for (const tokenizer of ["gpt2", "bytes"]) {
   Deno.test(`prepare() keeps every document whole with ${tokenizer}`, () =>
     inDirectory(async (dir) => {
-      jsonl(`${dir}/a.jsonl`, texts);
+      jsonl(`${dir}/a.jsonl`, TEXTS);
       const flags = [`--tokenizer=${tokenizer}`, "--val_fraction=0.3", "--shard_tokens=500"];
       const { meta } = await runPrepare("--input", `${dir}/a.jsonl`, "--out", `${dir}/out`, ...flags);
       const dataset = verifyDataset(`${dir}/out`);
       const train = await documentsOf(dataset, "train"), val = await documentsOf(dataset, "val");
-      assertEquals([...train, ...val].toSorted(), texts.toSorted());
+      assertEquals([...train, ...val].toSorted(), TEXTS.toSorted());
       assert(dataset.train.length > 1);
       assertEquals([meta.train.documents, meta.val.documents], [train.length, val.length]);
       assertEquals(meta.train.tokens, dataset.train.reduce((sum, { tokens }) => sum + tokens, 0));
       assertEquals(meta.train.bytes, new TextEncoder().encode(train.join("")).length);
-      assertEquals(meta.inputs, [{ name: `${dir}/a.jsonl`, bytes: Deno.statSync(`${dir}/a.jsonl`).size }]);
+      const { size, mtime } = Deno.statSync(`${dir}/a.jsonl`);
+      assertEquals(meta.inputs, [{
+        name: `${dir}/a.jsonl`,
+        bytes: size,
+        version: mtime!.toISOString(),
+      }]);
     }));
 }
 
 Deno.test("prepare() splits by the text of a document, not by its place", () =>
   inDirectory(async (dir) => {
-    jsonl(`${dir}/a.jsonl`, texts);
-    jsonl(`${dir}/b.jsonl`, texts.toReversed());
+    jsonl(`${dir}/a.jsonl`, TEXTS);
+    jsonl(`${dir}/b.jsonl`, TEXTS.toReversed());
     const flags = ["--tokenizer=bytes", "--val_fraction=0.3"];
     const val = async (file: string, ...more: string[]) => {
       await runPrepare("--input", `${dir}/${file}`, "--out", `${dir}/out`, "--overwrite", ...flags, ...more);
@@ -79,21 +46,9 @@ Deno.test("prepare() splits by the text of a document, not by its place", () =>
 
 Deno.test("prepare() writes the same files again from the same input", () =>
   inDirectory(async (dir) => {
-    const one = await runPrepare(
-      "--input",
-      `${fixtures}texts.parquet`,
-      "--out",
-      `${dir}/one`,
-      "--val_fraction=0.2",
-    );
-    const two = await runPrepare(
-      "--input",
-      `${fixtures}texts.parquet`,
-      "--out",
-      `${dir}/two`,
-      "--val_fraction=0.2",
-    );
-    assertEquals(one, two);
+    const flags = ["--input", `${fixtures}texts.parquet`, "--val_fraction=0.2"];
+    for (const out of ["one", "two"]) await runPrepare(...flags, "--out", `${dir}/${out}`);
+    assertEquals(readAll(`${dir}/one`), readAll(`${dir}/two`));
   }));
 
 Deno.test("prepare() reads parquet, jsonl and text together and counts what has no text", () =>
@@ -101,82 +56,58 @@ Deno.test("prepare() reads parquet, jsonl and text together and counts what has 
     jsonl(`${dir}/a.jsonl`, ["one", "", "two"]);
     Deno.writeTextFileSync(`${dir}/b.txt`, "three\n---\nfour");
     const inputs = [`${fixtures}texts_zstd.parquet`, `${dir}/*.*`];
-    const flags = ["--val_fraction=0.2", "--separator=\\n---\\n"];
-    const { meta, empty } = await runPrepare("--input", ...inputs, "--out", `${dir}/out`, ...flags);
-    assertEquals(empty, 48 + 1); // rows of the parquet file without text, and one line
+    const flags = ["--val_fraction=0.2", "--split_on=\\n---\\n"];
+    const { meta } = await runPrepare("--input", ...inputs, "--out", `${dir}/out`, ...flags);
+    assertEquals(meta.left_out, { empty: 48 + 1, duplicates: 0, bad: 0 }); // rows of the parquet file, and one line
     assertEquals(meta.train.documents + meta.val.documents, 300 - 48 + 4);
-    assertEquals(meta.options.separator, "\n---\n");
+    assertEquals(meta.options.split_on, "\n---\n");
   }));
 
 Deno.test("prepare() reads no more documents than --limit", () =>
   inDirectory(async (dir) => {
-    jsonl(`${dir}/a.jsonl`, texts);
-    const { meta } = await runPrepare(
-      "--input",
-      `${dir}/a.jsonl`,
-      "--out",
-      `${dir}/out`,
-      "--limit=20",
-      "--val_fraction=.5",
-    );
+    jsonl(`${dir}/a.jsonl`, TEXTS);
+    const flags = ["--limit=20", "--val_fraction=.5"];
+    const { meta } = await runPrepare("--input", `${dir}/a.jsonl`, "--out", `${dir}/out`, ...flags);
     assertEquals(meta.train.documents + meta.val.documents, 20);
   }));
 
 Deno.test("prepare() takes a tokenizer from a directory and puts it beside the dataset", () =>
   inDirectory(async (dir) => {
-    jsonl(`${dir}/a.jsonl`, texts);
-    const files = (await openTokenizer("bytes")).files();
-    for (const [name, text] of Object.entries(files)) {
-      Deno.writeTextFileSync(`${dir}/${name}`, text.replace("loam_tokenizer", "other_key"));
-    }
-    const { meta } = await runPrepare(
-      "--input",
-      `${dir}/a.jsonl`,
-      "--out",
-      `${dir}/out`,
-      `--tokenizer=${dir}`,
-      "--val_fraction=.3",
-    );
+    jsonl(`${dir}/a.jsonl`, TEXTS);
+    await writeTokenizer(`${dir}/tokenizer`);
+    const flags = [`--tokenizer=${dir}/tokenizer`, "--val_fraction=.3"];
+    const { meta } = await runPrepare("--input", `${dir}/a.jsonl`, "--out", `${dir}/out`, ...flags);
     assertEquals([meta.tokenizer, meta.vocab_size], [".", 257]);
     const dataset = verifyDataset(`${dir}/out`);
     assertEquals(dataset.tokenizer, `${dir}/out`);
     const documents = [...await documentsOf(dataset, "train"), ...await documentsOf(dataset, "val")];
-    assertEquals(documents.toSorted(), texts.toSorted());
+    assertEquals(documents.toSorted(), TEXTS.toSorted());
   }));
 
-/** Checks that preparing fails with one line and leaves the directory as it was. */
-async function fails(dir: string, args: string[], message: string): Promise<void> {
-  const before = Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
-  const error = await assertRejects(() => runPrepare(...args, "--out", `${dir}/out`), UserError);
-  assertEquals(error.message.replaceAll(dir, "DIR"), message);
-  assertEquals(error.message.includes("\n"), false);
-  assertEquals(Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort(), before);
-}
+// ---- mistakes
 
-Deno.test("prepare() stops at a broken line in the middle and leaves nothing half-written", () =>
+Deno.test("prepare() stops at a broken line and leaves nothing where nothing was committed", () =>
   inDirectory(async (dir) => {
-    jsonl(`${dir}/a.jsonl`, texts);
+    jsonl(`${dir}/a.jsonl`, TEXTS);
     Deno.writeTextFileSync(`${dir}/a.jsonl`, '\n{"text": oops}\n', { append: true });
     await fails(
       dir,
-      ["--input", `${dir}/a.jsonl`, "--shard_tokens=100"],
+      ["--input", `${dir}/a.jsonl`],
       'Cannot read DIR/a.jsonl:51: Unexpected token \'o\', "{"text": oops}" is not valid JSON; ' +
-        "each line should be one JSON object",
+        "each line should be one JSON object, or leave it out with --skip_bad",
     );
   }));
 
 Deno.test("prepare() names a fraction that gives both splits documents", () =>
   inDirectory(async (dir) => {
-    jsonl(`${dir}/a.jsonl`, texts.slice(0, 10));
+    jsonl(`${dir}/a.jsonl`, TEXTS.slice(0, 10));
     const input = ["--input", `${dir}/a.jsonl`];
-    const none = 'Cannot split the 10 documents of "DIR/a.jsonl" with --val_fraction=';
-    await fails(dir, [...input], `${none}0.005: none is left for val; use more input or --val_fraction=0.2`);
-    await fails(
-      dir,
-      [...input, "--val_fraction=0.999"],
-      `${none}0.999: none is left for train; use more input or --val_fraction=0.2`,
-    );
-    await runPrepare(...input, "--out", `${dir}/out`, "--val_fraction=0.2");
+    const none = (fraction: number, split: string) =>
+      `Cannot split the 10 documents of "DIR/a.jsonl" with --val_fraction=${fraction}: none is left for ${split}; ` +
+      "use more input or --val_fraction=0.08";
+    await fails(dir, input, none(0.005, "val"));
+    await fails(dir, [...input, "--val_fraction=0.999"], none(0.999, "train"));
+    await runPrepare(...input, "--out", `${dir}/out`, "--val_fraction=0.08");
   }));
 
 Deno.test("prepare() says that one document cannot be split", () =>
@@ -185,14 +116,14 @@ Deno.test("prepare() says that one document cannot be split", () =>
     await fails(
       dir,
       ["--input", `${dir}/a.txt`],
-      'Cannot split "DIR/a.txt" into train and val: it has one document only; give more, or say what separates ' +
-        "the documents of a .txt file, such as --separator='\\n\\n'",
+      'Cannot split "DIR/a.txt" into train and val: it has one document only; give more, or say where ' +
+        "the documents of a .txt file end, such as --split_on=blank_line",
     );
   }));
 
 Deno.test("prepare() says that --limit leaves one document only", () =>
   inDirectory(async (dir) => {
-    jsonl(`${dir}/a.jsonl`, texts);
+    jsonl(`${dir}/a.jsonl`, TEXTS);
     await fails(
       dir,
       ["--input", `${dir}/a.jsonl`, "--limit=1"],
@@ -216,38 +147,74 @@ Deno.test("prepare() says that there are no documents", () =>
     );
   }));
 
+// ---- workers
+
+/** More than three blocks of documents of all kinds. */
+function manyBlocks(path: string): void {
+  const long = "Tokens come and go, naïve 🧵 and 中文 too. ".repeat(2000); // 100 kB
+  jsonl(
+    path,
+    Array.from({ length: 60 }, (_, i) => [`${i} ${long.slice(i * 1000)}`, "", `short ${i}`]).flat(),
+  );
+}
+
+for (const tokenizer of ["gpt2", "bytes"]) {
+  Deno.test(`prepare() writes the same files with 1, 2 and 3 workers and ${tokenizer}`, () =>
+    inDirectory(async (dir) => {
+      manyBlocks(`${dir}/a.jsonl`);
+      const flags = [`--tokenizer=${tokenizer}`, "--val_fraction=0.2", "--shard_tokens=300000"];
+      const input = ["--input", `${dir}/a.jsonl`, ...flags];
+      for (const n of [1, 2, 3]) await runPrepare(...input, "--out", `${dir}/${n}`, `--workers=${n}`);
+      const one = readAll(`${dir}/1`);
+      assert(Object.keys(one).length > 4, Object.keys(one).join());
+      assertEquals(readAll(`${dir}/2`), one);
+      assertEquals(readAll(`${dir}/3`), one);
+    }));
+}
+
+Deno.test("an error in a worker reaches the user as its own line", () =>
+  inDirectory(async (dir) => {
+    using encoders = workerEncoders(`${dir}/gone`, { val_fraction: 0.3, seed: 1 }, 2);
+    for (let i = 0; i < 3; i++) {
+      const block = { text: Uint8Array.of(65), ends: Uint32Array.of(1), read: 1 };
+      await assertRejects(() => encoders.encode(block), UserError, `Cannot open tokenizer "${dir}/gone"`);
+    }
+  }));
+
+Deno.test("a bug in a worker keeps its stack", async () => {
+  using encoders = workerEncoders("bytes", null as unknown as SplitOptions, 2);
+  const block = { text: Uint8Array.of(65), ends: Uint32Array.of(1), read: 1 };
+  const error = await assertRejects(() => encoders.encode(block), Error);
+  assertMatch(error.message, /TypeError.*\n.*BlockEncoder/);
+});
+
+// ---- the command line
+
 Deno.test("deno task prepare prints one line and exits with 1 for a mistake, and a summary otherwise", () =>
   inDirectory(async (dir) => {
-    const run = async (...args: string[]) => {
-      const command = ["run", "-q", "-P=prepare", `${root}data/prepare.ts`, ...args];
-      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args: command, cwd: root })
-        .output();
-      return { code, out: new TextDecoder().decode(stdout), error: new TextDecoder().decode(stderr) };
-    };
-    jsonl(`${dir}/a.jsonl`, texts);
-    const mistake = await run("--input", `${dir}/a.jsonl`, "--out", `${dir}/out`, "--tokenizer", "gpt3");
-    assertEquals(mistake, {
-      code: 1,
-      out: "",
-      error:
-        'error: Cannot open tokenizer "gpt3": it is neither "gpt2" nor "bytes" nor a directory with tokenizer.json\n',
-    });
-    const { code, out, error } = await run(
-      "--input",
-      `${dir}/a.jsonl`,
-      "--out",
-      `${dir}/out`,
-      "--val_fraction=.3",
-    );
+    jsonl(`${dir}/a.jsonl`, [...TEXTS, "", ""]);
+    const input = ["--input", `${dir}/a.jsonl`, "--out", `${dir}/out`];
+    const mistake = await runTask(...input, "--tokenizer", "gpt3");
+    assertEquals([mistake.code, mistake.out], [1, ""]);
+    assertMatch(mistake.error, /^error: Cannot open tokenizer "gpt3": .*\n$/);
+
+    const { code, out, error } = await runTask(...input, "--val_fraction=.3");
     assertEquals([code, error], [0, ""]);
-    const [first, train, val] = out.split("\n");
-    assert(
-      /^.*\/out: 1,\d+ tokens \(gpt2, vocabulary 50,257\) in \d+\.\d s, [\d,]+ tokens\/s$/.test(first!),
-      first,
+    const [first, train, val, left_out, ...rest] = out.split("\n");
+    assertMatch(
+      first!,
+      /\/out: 1,\d+ tokens \(gpt2, vocabulary 50,257\) in \d+\.\d s, \d+\.\d MB\/s of text, [\d,]+ tokens\/s$/,
     );
-    assert(
-      /^ {2}train {2}\d+ documents, [\d,]+ tokens, \d\.\d\d bytes per token, 1 shard$/.test(train!),
-      train,
+    assertMatch(train!, /^ {2}train {2}\d+ documents, [\d,]+ tokens, \d\.\d\d bytes per token, 1 shard$/);
+    assertMatch(val!, /^ {2}val {4}\d+ documents, [\d,]+ tokens, \d\.\d\d bytes per token, 1 shard$/);
+    assertEquals([left_out, ...rest], ["  left out  2 without text", ""]);
+
+    const again = await runTask(...input, "--val_fraction=.3");
+    assertEquals([again.code, again.error], [0, ""]);
+    const [firstAgain, ...restAgain] = again.out.split("\n");
+    assertMatch(
+      firstAgain!,
+      /\/out: 1,\d+ tokens \(gpt2, vocabulary 50,257\), finished before; nothing to do$/,
     );
-    assert(/^ {2}val {4}\d+ documents, [\d,]+ tokens, \d\.\d\d bytes per token, 1 shard$/.test(val!), val);
+    assertEquals(restAgain, [train, val, left_out, ""]);
   }));

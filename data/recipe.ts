@@ -95,7 +95,7 @@ const LISTED = 3; // differences of inputs that are named one by one
 export function differences(there: Partial<Recipe>, here: Recipe): string[] {
   const found: string[] = [];
   const compare = (name: string, a: unknown, b: unknown) => {
-    if (JSON.stringify(a) !== JSON.stringify(b)) {
+    if (show(a) !== show(b)) {
       found.push(`${name} is ${show(a)} there and ${show(b)} here`);
     }
   };

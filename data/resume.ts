@@ -20,8 +20,8 @@ export type Before = { finished: Meta } | { state: State | undefined };
 export function takeUp(dir: string, recipe: Recipe, overwrite: boolean): Before {
   const published = completePublishing(dir);
   if (published !== undefined && differences(published, recipe).length === 0) return { finished: published };
+  refuseParts(dir, recipe);
   if (!overwrite) {
-    refuseParts(dir, recipe);
     const names = fileNames(dir);
     if (names.includes("meta.json")) return { finished: finishedDataset(dir, recipe) };
     refuseBins(dir, names);
@@ -61,7 +61,7 @@ function interrupted(dir: string, recipe: Recipe, overwrite: boolean): State | u
 
 /** Refuses the shards of another program, or those that lost their meta.json. */
 function refuseBins(dir: string, names: string[]): void {
-  const bins = names.filter((name) => name.endsWith(".bin")).sort();
+  const bins = names.filter((name) => name.endsWith(".bin"));
   if (bins.length === 0) return;
   throw new UserError(
     `Cannot write to "${dir}": it holds a dataset (${bins[0]}${bins.length > 1 ? ", ..." : ""}); ` +
@@ -69,7 +69,7 @@ function refuseBins(dir: string, names: string[]): void {
   );
 }
 
-/** Refuses a directory with parts of another number of parts than this is one of. */
+/** Refuses a directory with parts of another number of parts than this is one of, which nothing replaces. */
 function refuseParts(dir: string, recipe: Recipe): void {
   const whole = recipe.part === null ? dir : dirname(dir), count = recipe.part?.count;
   const other = fileNames(whole).find((name) => (parsePartName(name) ?? { count }).count !== count);
@@ -81,5 +81,5 @@ function refuseParts(dir: string, recipe: Recipe): void {
 }
 
 function fileNames(dir: string): string[] {
-  return Array.from(Deno.readDirSync(dir), (entry) => entry.name);
+  return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
 }

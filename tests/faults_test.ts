@@ -1,5 +1,5 @@
-// What happens when a run meets a full disk or numbers that are not finite.
-import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+// What happens when a run meets a full disk, a kill, or numbers that are not finite.
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { sha256OfFile } from "../ffi/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import {
@@ -9,6 +9,7 @@ import {
   list,
   metrics,
   run,
+  Running,
   runWithFullDisk,
   SMALL,
   succeed,
@@ -72,6 +73,94 @@ Deno.test("a disk that is full for config.json, the log or the metrics is one li
     assertMatch(stderr, file);
   }
 });
+
+// ---- prepare: a full disk, kills and signals
+
+/** Some megabytes of documents as a command line, all but --out, and one document of 300 kB after the middle. */
+function corpus(): string[] {
+  const path = `${freshPath()}.jsonl`;
+  const short = Array.from(
+    { length: 2000 },
+    (_, i) => `Document ${i} ` + "says a word or two. ".repeat(i % 160),
+  );
+  const texts = [...short, "A long one. ".repeat(25_000), ...short.slice(0, 500)];
+  Deno.writeTextFileSync(path, texts.map((text) => JSON.stringify({ text })).join("\n"));
+  return ["--input", path, "--tokenizer=bytes", "--val_fraction=0.2", "--shard_tokens=40000"];
+}
+
+/** SHA-256 by name of the files in a directory. */
+function checksums(dir: string): Record<string, string> {
+  return Object.fromEntries(list(dir).map((name) => [name, sha256OfFile(`${dir}/${name}`)]));
+}
+
+/** Shards that have their names. */
+function shardsIn(dir: string): string[] {
+  return list(dir).filter((name) => name.endsWith(".bin"));
+}
+
+Deno.test("a disk that fills up leaves prepare's finished shards whole, and the same command goes on", async () => {
+  const flags = corpus(), whole = freshPath(), out = freshPath();
+  await succeed("prepare", ...flags, "--out", whole);
+  // 40,000 tokens of 2 bytes fit, the long document does not
+  const { code, stderr } = await runWithFullDisk(200 * 1024, "prepare", ...flags, "--out", out);
+  assertEquals(code, 1);
+  assertMatch(
+    errorLine(stderr),
+    /^Cannot write "\S+\/unfinished\/(train|val)_\d+\.bin": .+; the first [\d,]+ documents are done, the same command goes on behind them$/,
+  );
+  assertEquals(list(out).filter((name) => name !== "prepare.lock"), ["unfinished"]);
+  const { written } = JSON.parse(Deno.readTextFileSync(`${out}/unfinished/state.json`));
+  const finished = [...written.train.shards, ...written.val.shards];
+  assert(finished.length > 20);
+  for (const { file, sha256 } of finished) assertEquals(sha256OfFile(`${out}/unfinished/${file}`), sha256);
+  assertMatch(await succeed("prepare", ...flags, "--out", out), /went on behind [\d,]+ documents/);
+  assertEquals(checksums(out), checksums(whole));
+});
+
+Deno.test("prepare killed at 20 moments ends with the files of a run that was not disturbed", async () => {
+  const flags = corpus(), whole = freshPath(), out = freshPath();
+  await succeed("prepare", ...flags, "--out", whole);
+  const wanted = checksums(whole), total = shardsIn(whole).length;
+  let state = 1;
+  const random = (below: number) => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) % 65521 % below;
+  for (let kills = 0; kills < 20;) {
+    const dir = random(4) === 0 ? out : `${out}/unfinished`; // while files move up, or while shards are written
+    const shards = Math.min(total, shardsIn(dir).length + random(total >> 2));
+    const running = new Running("prepare", ...flags, "--out", out, `--workers=${1 + random(2)}`);
+    let ended = false;
+    const end = running.end().finally(() => ended = true);
+    while (!ended && shardsIn(dir).length < shards) await new Promise((resolve) => setTimeout(resolve));
+    running.signal("SIGKILL");
+    const { code, signal, stderr } = await end;
+    if (signal === "SIGKILL") {
+      kills++;
+      continue;
+    }
+    assertEquals(code, 0, stderr); // it was faster
+    assertEquals(checksums(out), wanted);
+    Deno.removeSync(out, { recursive: true });
+  }
+  await succeed("prepare", ...flags, "--out", out);
+  assertEquals(checksums(out), wanted);
+});
+
+for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+  Deno.test(`${signal} commits what prepare has written and says how to go on`, async () => {
+    const flags = [...corpus(), "--tokenizer=gpt2"], whole = freshPath(), out = freshPath();
+    await succeed("prepare", ...flags, "--out", whole);
+    const running = new Running("prepare", ...flags, "--out", out, "--workers=2");
+    while (shardsIn(`${out}/unfinished`).length === 0) await new Promise((resolve) => setTimeout(resolve));
+    running.signal(signal);
+    const ended = await running.end();
+    assertEquals([ended.code, ended.stdout], [code, ""]);
+    assertMatch(
+      ended.stderr,
+      new RegExp(`^${signal}: stopped with [\\d,]+ documents done; the same command goes on behind them\n$`),
+    );
+    assertMatch(await succeed("prepare", ...flags, "--out", out), /went on behind [\d,]+ documents/);
+    assertEquals(checksums(out), checksums(whole));
+  });
+}
 
 // ---- numbers that are not finite
 
