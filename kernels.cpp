@@ -525,6 +525,12 @@ int device_info(char* json, int32_t capacity) {
   return 0;
 }
 
+int device_stream(uint64_t* stream) {
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(stream)));
+  *stream = 0;
+  return 0;
+}
+
 int synchronize(void) { return is_open() ? 0 : fail("synchronize: no device is open; call device_open first"); }
 
 // ---- memory ---------------------------------------------------------------------------------------------------------

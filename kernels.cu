@@ -423,6 +423,13 @@ int device_memory(int64_t* bytes) {
   return 0;
 }
 
+int device_stream(uint64_t* stream) {
+  BEGIN();
+  CHECK_PRESENT(stream);
+  *stream = (uint64_t)gpu.stream;
+  return 0;
+}
+
 /** Reports a mistake that a kernel has found. */
 static int check_fault() {
   Fault fault = *gpu.fault;

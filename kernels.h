@@ -44,6 +44,7 @@ typedef float act;
 #define CONTROL_SKIPPED_ROW 6  // of these, how many in a row up to now
 #define CONTROL_BIAS1 7        // 1 - beta1^t
 #define CONTROL_BIAS2 8        // 1 - beta2^t
+#define CONTROL_STOPPING 9     // ranks that were asked to stop; only the host reads and writes it
 #define CONTROL_SIZE 16
 
 #ifdef __cplusplus
@@ -70,6 +71,9 @@ int device_info(HOST char* json, int32_t capacity);
 
 // bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device.
 int device_memory(HOST int64_t* bytes);
+
+// *stream = the cudaStream_t that work is queued on, for libraries that queue work of their own, such as NCCL; 0 on a CPU.
+int device_stream(HOST uint64_t* stream);
 
 // Waits until all queued work is done and reports its failures.
 int synchronize(void);

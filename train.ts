@@ -1,7 +1,7 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
 import loam from "./deno.json" with { type: "json" };
 import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
-import { Loader, type Position } from "./data/loader.ts";
+import { Loader } from "./data/loader.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { KernelError, runMain, UserError } from "./ffi/errors.ts";
 import { device, synchronize, tokenSource } from "./ffi/library.ts";
@@ -30,20 +30,24 @@ import {
   tapeListing,
 } from "./runtime/debug.ts";
 import { help } from "./runtime/config.ts";
+import { joinRanks, type Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { memoryByKind } from "./runtime/memory.ts";
 import {
+  type Log,
   memoryBytes,
   type Peak,
   peakFlops,
   type RunFacts,
   RunLog,
+  silentLog,
   stepLine,
   type StepMetrics,
 } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep, noGrad } from "./runtime/tape.ts";
 import { rows } from "./runtime/tensor.ts";
+import { findWorld } from "./runtime/world.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
 const variables = {
@@ -52,7 +56,7 @@ const variables = {
   data_dir: "data/demo", // made by deno task prepare
   verify_data: true, // compare the sha256 of each shard with meta.json at start, about a second a GB
   out_dir: "", // "" = runs/<date>-<preset>
-  resume: "", // a run directory to go on with
+  resume: "", // a run directory to go on with; auto = the one in out_dir if it holds a checkpoint, else start there
   seed: 1337,
 
   // model
@@ -68,7 +72,7 @@ const variables = {
 
   // batch: batch_size * gradient_accumulation_steps * block_size = 262,144 tokens a step
   batch_size: 4, // windows of block_size tokens in one micro-step
-  gradient_accumulation_steps: 32,
+  gradient_accumulation_steps: 32, // micro-steps of a step, shared by all ranks
 
   // optimizer
   learning_rate: 3e-4,
@@ -99,6 +103,10 @@ const variables = {
   head_chunk: 2048, // rows whose logits are in memory at a time
   recompute: "norm_swiglu", // what backward computes again to save memory: none, norm_swiglu, gate_up, block
 
+  // several processes, started by torchrun, mpirun or srun
+  zero_stage: 1, // 1: each rank keeps optimizer state of a part of the weights; 0: of all
+  dist_timeout_s: 600, // a rank that the others wait for so long ends the run; 0 = never
+
   // instead of training
   eval_only: false, // mean loss over the whole val split of the model to --resume
   dry_run: false, // model size, memory, FLOPs, speed and the first batch, then stop
@@ -112,16 +120,23 @@ export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     return console.log(help("Train a Llama. The variables are explained at the top of train.ts", variables));
   }
-  const { config, checkpoint } = configure(variables, args);
+  const world = findWorld((name) => Deno.env.get(name));
+  const { config, checkpoint } = configure(variables, args, world);
   const dataset = config.verify_data ? verifyDataset(config.data_dir) : openDataset(config.data_dir);
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
   const c = llamaConfig(config, dataset.vocab_size);
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
+  const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
+  const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : undefined;
   try {
-    await run(config, c, dataset, tokenizer, checkpoint);
+    if (ranks) config.out_dir = await ranks.fromFirst(config.out_dir);
+    await run(config, c, dataset, tokenizer, checkpoint, description, ranks);
+    ranks?.finalize();
   } catch (error) {
     const isMemory = error instanceof KernelError && error.message.startsWith("mem_alloc");
-    throw isMemory ? doesNotFit(error, c, config) : error;
+    const cause = isMemory ? doesNotFit(error, c, config) : error;
+    if (!ranks) throw cause;
+    ranks.fail(cause);
   }
 }
 
@@ -132,33 +147,38 @@ async function run(
   dataset: Dataset,
   tokenizer: Tokenizer | undefined,
   checkpoint: string | undefined,
+  description: string,
+  ranks: Ranks | undefined,
 ): Promise<void> {
-  const { batch_size: B, block_size: T, gradient_accumulation_steps, head_chunk } = config;
-  const description = openAndDescribe(config.device, config);
+  const { batch_size: B, block_size: T, head_chunk } = config;
+  const { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
+  const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
   setDebug(config.debug as DebugMode);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = config.eval_interval > 0
     ? new Loader(tokenSource, dataset, { ...shape, split: "val" })
     : undefined;
-  const inputs = new Inputs(B, T, gradient_accumulation_steps);
-  const model = init(c);
-  const parameters = new Parameters(model, { seed: config.seed, train: true });
+  const inputs = new Inputs(B, T, micro_steps);
+  const model = init(c), { seed, zero_stage } = config;
+  const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage });
   const optimizer = new AdamW(parameters, config);
   const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
   if (checkpoint && saved) {
     requireSameData(config, dataset, saved);
     resumeFrom(checkpoint, c, optimizer);
   }
-  if (config.eval_only) return evaluateAll(model, c, config, dataset, inputs);
+  if (config.eval_only) return await evaluateAll(model, c, config, dataset, inputs, ranks);
+  await ranks?.requireSame({ config, data: dataset.sha256, versions, weights: parameters.sha256() });
 
-  using log = openRun(config, saved);
-  const peak = peakFlops();
+  using log = isFirst ? openRun(config, saved) : silentLog;
+  const peak = peakOfAll(world_size);
   let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
   banner(log, config, c, description, peak, saved);
   const facts = runFacts(config, c, description, parameters, data, peak, step);
   log.describe(facts);
   const stop = stopOnSignal();
+  let stopping = false; // in company the ranks agree on it in each step
   if (step >= config.max_iters) {
     log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
   }
@@ -170,31 +190,35 @@ async function run(
   startTiming();
 
   async function readResult(step: number): Promise<[StepResult, StepMetrics]> {
-    const result = await optimizer.nextResult(); // signals and timers are served here
+    const result = await (ranks ?? ALONE).meet("result", optimizer.nextResult()); // signals and timers are served here
+    stopping = ranks ? result.stopping > 0 : stop.asked !== "";
     const step_ms = performance.now() - read_ms;
     read_ms = performance.now();
     return [result, stepMetrics(config, c, peak, step, step_ms, result)];
   }
 
-  while (step < config.max_iters && !stop.asked) {
+  while (step < config.max_iters && !stopping) {
     debug.step = step + 1;
+    ranks?.beat(config.out_dir, step + 1);
     let served = performance.now();
-    for (let micro = 0; micro < gradient_accumulation_steps; micro++) {
-      const slot = step * gradient_accumulation_steps + micro;
-      inputs.fill(slot, (x, y) => data.trainBatch(x, y, position(config, step, micro)));
+    for (let micro = 0; micro < micro_steps; micro++) {
+      const at = { seed, step, micro, gradient_accumulation_steps: micro_steps, rank, world_size };
+      inputs.fill(step * micro_steps + micro, (x, y) => data.trainBatch(x, y, at));
       skipTime();
       const l = loss(model, inputs.idx, inputs.targets, c, {
-        grad_scale: 1 / gradient_accumulation_steps,
+        grad_scale: 1 / config.gradient_accumulation_steps,
         head_chunk,
         recompute: config.recompute as Recompute,
       });
-      optimizer.addLoss(l, 1 / gradient_accumulation_steps, micro === 0);
+      optimizer.addLoss(l, 1 / config.gradient_accumulation_steps, micro === 0);
       backward(l);
       endStep();
       if (config.debug === "tape") return log.line(tapeListing());
       served = await serveSignals(served);
     }
-    optimizer.step(cosineSchedule(step, config));
+    const lr = cosineSchedule(step, config);
+    if (ranks) await optimizer.stepTogether(lr, ranks, stop.asked !== "");
+    else optimizer.step(lr);
     optimizer.keepResult();
     if (unread) {
       const [result, metrics] = await readResult(step);
@@ -204,14 +228,16 @@ async function run(
     }
     step++;
     if (step === before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
-    unread = readsLate && !stop.asked && !isEventful(config, step);
+    unread = readsLate && !stopping && !isEventful(config, step);
     if (unread) continue;
     const [result, metrics] = await readResult(step);
 
-    const isLast = step === config.max_iters || stop.asked !== "";
+    const isLast = step === config.max_iters || stopping;
     const saves = due(step, config.save_interval, isLast);
     const evaluates = due(step, config.eval_interval, isLast || saves);
-    if (val && evaluates) metrics.val_loss = evaluate(model, c, head_chunk, val, inputs, config.eval_batches);
+    if (val && evaluates) {
+      metrics.val_loss = await evaluate(model, c, head_chunk, val, inputs, config.eval_batches, ranks);
+    }
     log.step(metrics);
     if (step % config.log_interval === 0 || evaluates || isLast) log.line(stepLine(metrics));
     guard(config, data, step, result);
@@ -220,25 +246,32 @@ async function run(
       if (val_loss !== null && val_loss < (best_val_loss ?? Infinity)) {
         [best_val_loss, best_step] = [val_loss, step];
       }
-      const path = await saveCheckpoint(config.out_dir, {
-        model: modelTensors(parameters, c),
-        optimizer: optimizerTensors(optimizer),
-        files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
-        state: {
-          ...result,
-          step,
-          val_loss,
-          best_val_loss,
-          best_step,
-          tokenizer: dataset.tokenizer,
-          data: dataset.sha256,
-          config,
-          versions,
+      const path = await saveCheckpoint(
+        config.out_dir,
+        {
+          model: modelTensors(parameters, c),
+          optimizer: optimizerTensors(optimizer),
+          files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
+          state: {
+            step,
+            updates: result.updates,
+            skipped: result.skipped,
+            skipped_row: result.skipped_row,
+            val_loss,
+            best_val_loss,
+            best_step,
+            tokenizer: dataset.tokenizer,
+            data: dataset.sha256,
+            config,
+            versions,
+          },
         },
-      }, config.keep_checkpoints);
+        config.keep_checkpoints,
+        ranks,
+      );
       log.line(`saved ${path}`);
     }
-    if (tokenizer && due(step, config.sample_interval, isLast)) {
+    if (tokenizer && isFirst && due(step, config.sample_interval, isLast)) {
       log.sample(step, sampleText(model, c, config, tokenizer));
     }
     if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
@@ -247,14 +280,16 @@ async function run(
     }
     read_ms = performance.now();
   }
-  if (stop.asked) {
+  if (stopping) {
     const next = config.save_interval > 0
       ? `go on with: deno task train --resume=${config.out_dir}`
       : "nothing was saved, as save_interval is 0";
-    log.line(`stopped by ${stop.asked} after step ${step}; ${next}`);
+    log.line(`stopped by ${stop.asked || "a signal to another rank"} after step ${step}; ${next}`);
   }
 }
 
+/** The only rank of a process on its own. */
+const ALONE = { rank: 0, world_size: 1, meet: <T>(_what: string, work: Promise<T>) => work };
 const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null as number | null };
 const PROFILE_STEPS = 4;
 const versions = { loam: loam.version, deno: Deno.version.deno };
@@ -264,6 +299,13 @@ async function serveSignals(last_ms: number): Promise<number> {
   if (performance.now() - last_ms < 1000) return last_ms;
   await synchronize();
   return performance.now();
+}
+
+/** The peak of the devices of all ranks, which are taken to be alike. */
+function peakOfAll(world_size: number): Peak | undefined {
+  const peak = peakFlops();
+  if (peak === undefined || world_size === 1) return peak;
+  return { flops: world_size * peak.flops, how: `${world_size} x ${peak.how}` };
 }
 
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
@@ -305,21 +347,19 @@ function tokensPerStep(config: TrainConfig): number {
   return config.batch_size * config.gradient_accumulation_steps * config.block_size;
 }
 
-function position({ seed, gradient_accumulation_steps }: TrainConfig, step: number, micro: number): Position {
-  return { seed, step, micro, gradient_accumulation_steps, rank: 0, world_size: 1 };
-}
-
-/** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. */
-function evaluate(
+/** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them. */
+async function evaluate(
   model: Llama,
   c: LlamaConfig,
   head_chunk: number,
   val: Loader,
   inputs: Inputs,
   batches: number,
-): number {
+  ranks: Ranks | undefined,
+): Promise<number> {
   let sum = 0, windows = 0;
-  for (let i = 0; i < Math.min(batches, val.n_evalBatches); i++) {
+  const { rank, world_size } = ranks ?? ALONE;
+  for (let i = rank; i < Math.min(batches, val.n_evalBatches); i += world_size) {
     let n = 0;
     inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
     const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
@@ -327,19 +367,22 @@ function evaluate(
     windows += n;
     endStep();
   }
+  if (ranks) [sum, windows] = await ranks.sum(sum, windows) as [number, number];
   return sum / windows;
 }
 
 /** --eval_only: the mean loss over all windows of the val split. */
-function evaluateAll(
+async function evaluateAll(
   model: Llama,
   c: LlamaConfig,
   config: TrainConfig,
   dataset: Dataset,
   inputs: Inputs,
-): void {
+  ranks: Ranks | undefined,
+): Promise<void> {
   const val = new Loader(tokenSource, dataset, { ...config, vocab_size: c.vocab_size, split: "val" });
-  const mean = evaluate(model, c, config.head_chunk, val, inputs, Infinity);
+  const mean = await evaluate(model, c, config.head_chunk, val, inputs, Infinity, ranks);
+  if (ranks && ranks.rank > 0) return;
   console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
 }
 
@@ -413,7 +456,7 @@ function runFacts(
 
 /** What will be trained, on what, before the first step. */
 function banner(
-  log: RunLog,
+  log: Log,
   config: TrainConfig,
   c: LlamaConfig,
   device: string,
@@ -445,9 +488,11 @@ function guard(config: TrainConfig, data: Loader, step: number, result: StepResu
     `warning: the update of step ${step} was skipped: loss ${result.loss}, gradient norm ${result.grad_norm}`,
   );
   if (config.max_skipped === 0 || result.skipped_row < config.max_skipped) return;
-  const micros = Array.from({ length: config.gradient_accumulation_steps }, (_, micro) => micro);
+  const { seed, gradient_accumulation_steps } = config, all = { rank: 0, world_size: 1 }; // of all ranks: the same windows
+  const micros = Array.from({ length: gradient_accumulation_steps }, (_, micro) => micro);
   const places = micros.flatMap((micro) =>
-    data.trainWindows(position(config, step - 1, micro)).map((window) => data.placeOf(window))
+    data.trainWindows({ seed, step: step - 1, micro, gradient_accumulation_steps, ...all })
+      .map((window) => data.placeOf(window))
   );
   const more = places.length > 8 ? ` and ${places.length - 8} more` : "";
   throw new UserError(

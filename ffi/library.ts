@@ -38,6 +38,7 @@ export const CONTROL = {
   updates: 4,
   skipped: 5,
   skipped_row: 6,
+  stopping: 9,
   size: 16,
 } as const; // CONTROL_* in kernels.h
 
@@ -173,6 +174,13 @@ function readInfo(): DeviceInfo {
   const text = new Uint8Array(4096);
   check(s.device_info(text, text.length));
   return JSON.parse(fromCString(text)) as DeviceInfo;
+}
+
+/** The cudaStream_t that work is queued on; 0 on a CPU. */
+export function deviceStream(): bigint {
+  const stream = new BigUint64Array(1);
+  check(s.device_stream(stream));
+  return stream[0]!;
 }
 
 /** Waits for all queued work on another thread: timers, signals and servers of this process are served meanwhile. */

@@ -47,8 +47,18 @@ export type Configured<T> = { config: T; checkpoint: string | undefined };
  * defaults, then what the run to resume was trained with or else the preset, then the command line. The preset where none is
  * named is gpt-270m on a GPU and tiny on a CPU. Throws UserError for unknown names and values that make no sense.
  */
-export function configure<T extends RunVariables>(defaults: T, args: string[]): Configured<T> {
+export function configure<T extends RunVariables>(
+  defaults: T,
+  args: string[],
+  { world_size }: { world_size: number } = { world_size: 1 },
+): Configured<T> {
   const overrides = parseOverrides(args, defaults, { debug: "check" } as Partial<Record<keyof T, string>>);
+  if (overrides.resume === "auto") {
+    const resume = newestOf(overrides.out_dir);
+    if (resume) overrides.resume = resume;
+    else delete overrides.resume;
+  }
+  const check = (config: T) => checkConfig(config, world_size);
   if (overrides.resume === "") {
     throw new UserError("Cannot resume: --resume needs a run directory, such as --resume=runs/c4");
   }
@@ -86,6 +96,16 @@ export function configure<T extends RunVariables>(defaults: T, args: string[]): 
   return { config: check({ ...config, out_dir }), checkpoint: undefined };
 }
 
+/** What --resume=auto means: the run in out_dir if it has saved a checkpoint, else none. */
+function newestOf(out_dir: string | undefined): string | undefined {
+  if (!out_dir) {
+    throw new UserError(
+      "Cannot resume: --resume=auto needs to know the run, name it with --out_dir=runs/...",
+    );
+  }
+  return listCheckpoints(out_dir).length > 0 ? out_dir : undefined;
+}
+
 /** runs/2026-11-22-tiny, or -2, -3, ... where that is taken. */
 function freshRunDirectory(preset: string): string {
   const base = `runs/${new Date().toISOString().slice(0, 10)}-${preset}`;
@@ -115,7 +135,7 @@ function requireNewest(checkpoint: string, resume: string): void {
   );
 }
 
-function check<T extends RunVariables>(config: T): T {
+function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
   requireWhole(config, [
     "n_layer",
     "n_embd",
@@ -141,7 +161,10 @@ function check<T extends RunVariables>(config: T): T {
     "sample_tokens",
     "save_interval",
     "max_skipped",
+    "zero_stage",
+    "dist_timeout_s",
   ], 0);
+  requireRange(config, ["zero_stage"], 0, 1);
   requireRange(
     config,
     ["learning_rate", "min_lr", "weight_decay", "grad_clip", "eps", "sample_temperature"],
@@ -177,6 +200,12 @@ function check<T extends RunVariables>(config: T): T {
   const modes = ["", "check", "tape", "profile"];
   if (!modes.includes(config.debug)) {
     throw new UserError(`Cannot set debug to "${config.debug}": it must be check, tape or profile`);
+  }
+  if ((config.gradient_accumulation_steps as number) % world_size !== 0) {
+    throw new UserError(
+      `Cannot share a step among ${world_size} ranks: gradient_accumulation_steps ${config.gradient_accumulation_steps} is ` +
+        `not a multiple of ${world_size}; set --gradient_accumulation_steps to one`,
+    );
   }
   requireDevice(config.device);
   if (config.debug !== "tape" && config.debug !== "profile") return config;

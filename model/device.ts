@@ -12,7 +12,7 @@ export function requireDevice(name: string): void {
 export function openDevice(named: string, options: OpenOptions = {}): DeviceInfo & { reason: string } {
   const { name, reason } = named ? { name: named as DeviceName, reason: "as asked" } : chooseDevice();
   try {
-    return { ...open(name, options), reason };
+    return { ...open(name, name === "cuda" ? options : { ...options, index: 0 }), reason };
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
     throw new UserError(`Cannot open device ${name}: ${error.message}`);

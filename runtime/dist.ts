@@ -1,6 +1,6 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
 // NCCL carry the data. A process on its own never comes here.
-import { UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../ffi/errors.ts";
 import { isFile, writeAtomic } from "../ffi/files.ts";
 import { allocate, copyToDevice, copyToHost, device } from "../ffi/library.ts";
 import type { Exchange } from "./optim.ts";
@@ -42,20 +42,20 @@ export class Ranks implements Exchange {
   }
 
   reduceScatter(all: Address, n: number): Promise<void> {
-    return this.#meet("reduce-scatter of gradients", this.#engine.reduceScatter(all, n));
+    return this.meet("reduce-scatter of gradients", this.#engine.reduceScatter(all, n));
   }
 
   allGather(all: Address, bytes: number): Promise<void> {
-    return this.#meet("all-gather", this.#engine.allGather(all, bytes));
+    return this.meet("all-gather", this.#engine.allGather(all, bytes));
   }
 
   allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
-    return this.#meet("all-reduce", this.#engine.allReduce(x, n, type));
+    return this.meet("all-reduce", this.#engine.allReduce(x, n, type));
   }
 
   /** Waits until every rank is here. */
   barrier(): Promise<void> {
-    return this.#meet("barrier", this.#engine.barrier());
+    return this.meet("barrier", this.#engine.barrier());
   }
 
   /** The sums of numbers (at most 8) over all ranks. */
@@ -72,9 +72,9 @@ export class Ranks implements Exchange {
   /** The value of rank 0, on every rank. It must be JSON. */
   async fromFirst<T>(value: T): Promise<T> {
     const text = new TextEncoder().encode(JSON.stringify(value)), length = Uint32Array.of(text.length);
-    await this.#meet("broadcast", this.#engine.broadcast(new Uint8Array(length.buffer)));
+    await this.meet("broadcast", this.#engine.broadcast(new Uint8Array(length.buffer)));
     const bytes = this.rank === 0 ? text : new Uint8Array(length[0]!);
-    await this.#meet("broadcast", this.#engine.broadcast(bytes));
+    await this.meet("broadcast", this.#engine.broadcast(bytes));
     return JSON.parse(new TextDecoder().decode(bytes));
   }
 
@@ -99,9 +99,13 @@ export class Ranks implements Exchange {
     this.#writeFile("");
   }
 
-  /** Ends all ranks after an error of this one. */
-  abort(): void {
+  /** Prints an error and ends all ranks. */
+  fail(error: unknown): never {
+    const isMessage = error instanceof UserError || error instanceof KernelError;
+    const text = isMessage ? error.message : (error as Error).stack ?? String(error);
+    console.error(`error: rank ${this.rank}: ${text}`);
     this.#engine.abort(1);
+    Deno.exit(1);
   }
 
   /** Leaves in good order. */
@@ -110,11 +114,11 @@ export class Ranks implements Exchange {
   }
 
   /** Waits for work that the others take part in, at most for the time allowed. */
-  async #meet(what: string, work: Promise<void>): Promise<void> {
+  async meet<T>(what: string, work: Promise<T>): Promise<T> {
     if (this.#timeout_ms === 0) return await work;
     const timer = setTimeout(() => this.#giveUp(what), this.#timeout_ms);
     try {
-      await work;
+      return await work;
     } finally {
       clearTimeout(timer);
     }

@@ -128,6 +128,18 @@ function lock(file: Deno.FsFile): boolean {
   return false;
 }
 
+/** What a run writes to: a RunLog, or on a rank other than the first nothing. */
+export type Log = Pick<RunLog, "line" | "step" | "sample" | "describe"> & Disposable;
+
+/** The log of a rank other than the first. */
+export const silentLog: Log = {
+  line() {},
+  step() {},
+  sample() {},
+  describe() {},
+  [Symbol.dispose]() {},
+};
+
 /** Drops the steps and samples after a step, and half-written lines: a resumed run writes them again. */
 export function truncateMetrics(dir: string, step: number): void {
   for (const file of ["metrics.jsonl", "samples.jsonl"]) truncateLines(`${dir}/${file}`, step);

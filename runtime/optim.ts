@@ -1,4 +1,5 @@
 // Parameters in flat buffers, AdamW over them, gradient clipping, the learning-rate schedule.
+import { createHash } from "node:crypto";
 import * as k from "../ffi/kernels.ts";
 import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
@@ -122,6 +123,17 @@ export class Parameters {
     for (const { tensor } of this.slots) tensor.buf.gradIsEmpty = true;
   }
 
+  /** Hexadecimal sha256 of the weights as they are now. */
+  sha256(): string {
+    const hash = createHash("sha256"), chunk = new Uint8Array(1 << 24), { address, bytes } = this.weights;
+    for (let done = 0; done < bytes; done += chunk.length) {
+      const part = chunk.subarray(0, Math.min(chunk.length, bytes - done));
+      copyToHost(part, address + BigInt(done));
+      hash.update(part);
+    }
+    return hash.digest("hex");
+  }
+
   /** Number of trainable values, without padding between parameters. */
   count(): number {
     return this.slots.reduce((sum, slot) => sum + slot.size, 0);
@@ -152,6 +164,7 @@ export type StepResult = {
   skipped: number;
   skipped_row: number;
   updates: number;
+  stopping: number; // ranks that were asked to stop, see stepTogether()
 };
 
 /** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
@@ -193,16 +206,19 @@ export class AdamW {
 
   /**
    * step() of all ranks together. The gradients that each made, and the losses that each added, are added up: with the scale
-   * 1 / (micro-steps of all ranks) everywhere, that is the mean.
+   * 1 / (micro-steps of all ranks) everywhere, that is the mean. stopping: whether this rank was asked to stop; the result
+   * counts such ranks, so that all of them stop after the same step.
    */
-  async stepTogether(learning_rate: number, exchange: Exchange): Promise<void> {
+  async stepTogether(learning_rate: number, exchange: Exchange, stopping = false): Promise<void> {
     const { parameters: p } = this, { part, updated } = p, isSharded = length(updated) < p.total;
     this.#completeGradients();
     await exchange.reduceScatter(p.grads!.address, length(part));
     if (!isSharded) await exchange.allGather(p.grads!.address, 4 * length(part));
     this.#sumSquares(part);
     await exchange.allReduce(this.#sumsq.address, 1, "double");
-    await exchange.allReduce(this.#at(CONTROL.loss), 1, "float");
+    k.init_constant(this.#at(CONTROL.grad_norm), 1n, stopping ? 1 : 0); // beside the loss; the norm is not known yet
+    await exchange.allReduce(this.#at(CONTROL.loss), 2, "float");
+    k.copy_async(this.#at(CONTROL.stopping), this.#at(CONTROL.grad_norm), 4n);
     this.#update(learning_rate);
     if (isSharded) await exchange.allGather(p.weights.address, bytesPerElement("act") * length(part));
   }
@@ -294,6 +310,7 @@ function stepResult(control: Float32Array): StepResult {
     skipped: control[CONTROL.skipped]!,
     skipped_row: control[CONTROL.skipped_row]!,
     updates: control[CONTROL.updates]!,
+    stopping: control[CONTROL.stopping]!,
   };
 }
 
