@@ -12,6 +12,11 @@ export interface Block {
   read: number;
 }
 
+/** The text of document d of a block: a view. */
+export function documentOf({ text, ends }: Block, d: number): Uint8Array<ArrayBuffer> {
+  return text.subarray(d === 0 ? 0 : ends[d - 1], ends[d]);
+}
+
 /** Called with what cannot be read and how many documents that is. Throws unless they may be left out. */
 export type ReportBad = (message: string, documents: number) => void;
 
@@ -25,13 +30,25 @@ const BLOCK_DOCUMENTS = 1 << 16; // or with so many documents, since those may a
 export class BlockBuilder {
   /** Bytes of input for the next block; whoever reads adds to it. */
   read = 0;
-  #text = new Uint8Array(BLOCK_BYTES + BLOCK_BYTES / 4);
+  readonly #capacity: number;
+  #text: Uint8Array<ArrayBuffer>;
   #length = 0; // bytes in it
   #ends: number[] = [];
 
+  /** Takes the bytes to make room for at first. */
+  constructor(capacity = BLOCK_BYTES + BLOCK_BYTES / 4) {
+    this.#capacity = capacity;
+    this.#text = new Uint8Array(capacity);
+  }
+
   /** Whether it is time to take the block. */
   get full(): boolean {
-    return this.#lastEnd >= BLOCK_BYTES || this.#ends.length >= BLOCK_DOCUMENTS;
+    return this.bytes >= BLOCK_BYTES || this.#ends.length >= BLOCK_DOCUMENTS;
+  }
+
+  /** Bytes in the block, without those of the open document. */
+  get bytes(): number {
+    return this.#ends.at(-1) ?? 0;
   }
 
   /** Documents in the block, without the open one. */
@@ -41,12 +58,12 @@ export class BlockBuilder {
 
   /** Bytes in the open document. */
   get open(): number {
-    return this.#length - this.#lastEnd;
+    return this.#length - this.bytes;
   }
 
   /** Byte i of the open document, undefined outside of it. */
   openAt(i: number): number | undefined {
-    return i < 0 || i >= this.open ? undefined : this.#text[this.#lastEnd + i];
+    return i < 0 || i >= this.open ? undefined : this.#text[this.bytes + i];
   }
 
   /** Adds bytes to the open document; they need not be valid UTF-8. */
@@ -73,24 +90,20 @@ export class BlockBuilder {
 
   /** Keeps the first n bytes of the open document. */
   cut(n: number): void {
-    this.#length = this.#lastEnd + n;
+    this.#length = this.bytes + n;
   }
 
   /** The documents collected, with U+FFFD for whatever in them is not UTF-8. The open one goes to the next block. */
   take(): Block {
-    const end = this.#lastEnd, read = this.read;
+    const end = this.bytes, read = this.read;
     const text = this.#text.subarray(0, end), ends = Uint32Array.from(this.#ends);
     const open = this.#text.subarray(end, this.#length);
-    this.#text = new Uint8Array(BLOCK_BYTES + BLOCK_BYTES / 4);
+    this.#text = new Uint8Array(this.#capacity);
     this.#length = 0;
     this.#ends = [];
     this.read = 0;
     this.append(open);
     return isValid(text, ends) ? { text, ends, read } : { ...repair(text, ends), read };
-  }
-
-  get #lastEnd(): number {
-    return this.#ends.at(-1) ?? 0;
   }
 
   #reserve(bytes: number): void {

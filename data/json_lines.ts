@@ -33,7 +33,7 @@ export async function* readJsonLines(
     reportBad(
       `Cannot read ${name}:${
         number + 1
-      }: it has more than ${DOCUMENT_BYTES} bytes, the limit for one document`,
+      }: it has more than ${DOCUMENT_BYTES} bytes, the limit for one document; split it`,
       1,
     );
   }
@@ -85,16 +85,16 @@ function parseLine(
   if (typeof row !== "object" || row === null || !Object.hasOwn(row, field)) {
     const fields = typeof row === "object" && row !== null ? Object.keys(row).join(", ") : "";
     return void reportBad(
-      `Cannot read ${place}: it has no field "${field}"; choose one with --column, it has: ${
-        fields || "none"
-      }`,
+      `Cannot read ${place}: it has no field "${field}" but ${fields || "none"}; choose one with --column`,
       1,
     );
   }
   const text: unknown = (row as Record<string, unknown>)[field];
   if (typeof text === "string" || text === null) return text;
   return void reportBad(
-    `Cannot read ${place}: field "${field}" is ${JSON.stringify(text).slice(0, 40)}, should be a text`,
+    `Cannot read ${place}: field "${field}" is ${
+      JSON.stringify(text).slice(0, 40)
+    }, should be a text; choose another with --column`,
     1,
   );
 }

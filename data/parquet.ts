@@ -75,7 +75,9 @@ function appendValues(
     const length = ends[i]! - starts[i]!;
     if (length > DOCUMENT_BYTES) {
       reportBad(
-        `Cannot read ${nameOf(i)}: it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}`,
+        `Cannot read ${
+          nameOf(i)
+        }: it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}; split it`,
         1,
       );
       continue;

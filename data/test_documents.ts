@@ -1,10 +1,10 @@
 // For the tests of the reader: files to read, and documents as strings to compare with.
-import type { Block } from "./block.ts";
+import { type Block, documentOf } from "./block.ts";
 
 /** The texts of a block, "" for null. */
-export function textsOf({ text, ends }: Block): string[] {
+export function textsOf(block: Block): string[] {
   const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-  return Array.from(ends, (end, d) => utf8.decode(text.subarray(d === 0 ? 0 : ends[d - 1], end)));
+  return Array.from(block.ends, (_, d) => utf8.decode(documentOf(block, d)));
 }
 
 /** Runs with a directory of files, and removes it. */
