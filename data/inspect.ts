@@ -27,8 +27,8 @@ const HELP = `Show what a dataset holds, and check it
   --dir DIR          a dataset of ours, llm.c's or nanoGPT's                          (data/demo)
   --doc NUMBER       show this document, counted from 0
   --split NAME       where --doc counts: train or val                                 (train)
-  --tokenizer NAME   decodes a dataset that does not name its tokenizer: gpt2, bytes,
-                     or a directory with tokenizer.json`;
+  --tokenizer NAME   decodes a dataset that does not name its tokenizer: gpt2, cl100k,
+                     o200k, bytes, or a directory with tokenizer.json`;
 
 const FIRST_DOCUMENTS = 3; // are shown,
 const SHOWN_TOKENS = 160; // so many of each at most
@@ -185,16 +185,17 @@ function rate({ train, val }: Dataset, ms: number): string {
   } MB/s`;
 }
 
-/** Bytes of text by token, end-of-text tokens included; null where nothing says how to decode them. */
+/** Bytes of text by token, end-of-text tokens included; null without tokens or where nothing says how to decode them. */
 function bytesPerToken(
   dataset: Dataset,
   split: Split,
   meta: Record<Split, SplitSize> | null,
   tokenizer: Tokenizer | null,
 ): number | null {
-  if (meta) return meta[split].bytes / meta[split].tokens;
-  if (!tokenizer) return null;
   const tokens = dataset[split].reduce((sum, shard) => sum + shard.tokens, 0);
+  if (tokens === 0) return null;
+  if (meta) return meta[split].bytes / tokens;
+  if (!tokenizer) return null;
   const ids = readRange(dataset[split], { start: 0, end: Math.min(tokens, DECODED) });
   const text = decodeKnown(tokenizer, ids.filter((id) => id !== dataset.eot));
   return new TextEncoder().encode(text).length / ids.length;

@@ -195,7 +195,7 @@ Deno.test("data names what keeps it from decoding, and takes --tokenizer where t
       text,
       "llm.c's bins, tokenizer not known (name it with --tokenizer), vocabulary 128,256",
     );
-    assertStringIncludes(text, "\n  train          1       3              2.0    not known       1\n");
+    assertStringIncludes(text, "\n  train          1       3              2.0            -       1\n");
     assertStringIncludes(text, '\n  0  2 tokens  "72 105"');
     assertEquals(
       (await failure("--dir", dir, "--doc=0")).message,

@@ -42,8 +42,8 @@ export function splitTable(
       split,
       number(lengths.count),
       number(shards.reduce((sum, { tokens }) => sum + tokens, 0)),
-      lengths.count === 0 ? "" : (lengths.sum / lengths.count).toFixed(1),
-      bytes === null ? "not known" : bytes.toFixed(3),
+      lengths.count === 0 ? "-" : (lengths.sum / lengths.count).toFixed(1),
+      bytes === null ? "-" : bytes.toFixed(3),
       number(shards.length),
     ];
   });
