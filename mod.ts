@@ -1,13 +1,49 @@
 /**
  * loam trains Llama-style language models on Deno: from raw text to a usable model in TypeScript over one compiled library.
  *
- * This is the public interface for programs of your own; `train.ts` is the worked example of its use.
+ * This is the public interface for programs of your own: `train.ts` is the worked example of its use, `examples/` has smaller
+ * ones.
+ *
+ * @example Build a model, train it on one line of text, read the metrics, sample
+ * ```ts
+ * import { AdamW, backward, copyToDevice, endStep, fixed, generate, init, loss, open, openTokenizer, Parameters } from "@loam/loam";
+ *
+ * open("cpu");
+ * const tokenizer = await openTokenizer("bytes"), T = 32;
+ * const shape = { n_layer: 2, n_embd: 64, n_head: 4, n_kv_head: 2, head_dim: 16, n_inner: 192, block_size: T };
+ * const config = { ...shape, vocab_size: tokenizer.vocab_size, rope_theta: 1e4, norm_eps: 1e-6, tie_word_embeddings: true };
+ * const model = init(config), parameters = new Parameters(model, { seed: 1, train: true });
+ * const optimizer = new AdamW(parameters, { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 });
+ *
+ * const idx = fixed([1, T], "i32", "inputs"), targets = fixed([1, T], "i32", "inputs");
+ * const tokens = Int32Array.of(tokenizer.eot, ...tokenizer.encode("Once upon a time there was a loom"));
+ * copyToDevice(idx.address, tokens.slice(0, T));
+ * copyToDevice(targets.address, tokens.slice(1, T + 1));
+ * for (let step = 0; step < 60; step++) {
+ *   const mean = loss(model, idx, targets, config);
+ *   optimizer.addLoss(mean, 1, true);
+ *   backward(mean);
+ *   endStep();
+ *   optimizer.step(1e-2);
+ * }
+ * console.log(optimizer.result()); // { loss: 0.0..., grad_norm: 0.0..., ... }
+ * const options = { max_new_tokens: T, temperature: 0, top_k: 0, top_p: 1, seed: 1 };
+ * console.log(tokenizer.decode(generate(model, config, [tokenizer.eot], options))); // Once upon a time there was a loo
+ * ```
  *
  * @module
  */
 export type { Address } from "./ffi/symbols.ts";
 export { KernelError, UserError } from "./ffi/errors.ts";
-export { type DeviceInfo, type DeviceName, open, type OpenOptions, synchronize } from "./ffi/library.ts";
+export {
+  type Bytes,
+  copyToDevice,
+  type DeviceInfo,
+  type DeviceName,
+  open,
+  type OpenOptions,
+  synchronize,
+} from "./ffi/library.ts";
 export {
   backward,
   checkpoint,
@@ -50,11 +86,14 @@ export {
   swiglu,
   swigluLinear,
 } from "./runtime/ops.ts";
+export { qkNorm } from "./runtime/qk_norm.ts";
 export {
   AdamW,
   type AdamWOptions,
   cosineSchedule,
+  type Exchange,
   Parameters,
+  type Range,
   type Schedule,
   type Slot,
   type StepResult,
@@ -77,4 +116,5 @@ export { generate, type GenerateOptions } from "./model/generate.ts";
 export { loadModel } from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard } from "./data/bins.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
+export { TokenBuffer } from "./data/token_buffer.ts";
 export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer.ts";
