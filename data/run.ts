@@ -22,6 +22,7 @@ export class Run implements Disposable {
   readonly #writer: ShardWriter;
   #committed: { at_ms: number; documents: number; shards: number };
   #keep: boolean; // unfinished holds what the next run goes on with
+  #passedOver: number; // bytes of input that the reader will count once more, since it skips what is done
 
   /** Goes on from a state, or begins. */
   constructor(dir: string, recipe: Recipe, state?: State) {
@@ -30,6 +31,7 @@ export class Run implements Disposable {
     this.#recipe = recipe;
     this.#keep = state !== undefined;
     this.counts = state?.counts ?? emptyCounts();
+    this.#passedOver = this.counts.read;
     Deno.mkdirSync(this.#unfinished, { recursive: true });
     const shard_tokens = recipe.options.shard_tokens as number;
     this.#writer = new ShardWriter(this.#unfinished, { ...recipe, shard_tokens }, state?.written);
@@ -38,8 +40,9 @@ export class Run implements Disposable {
 
   /** Writes a block that took `read` bytes of input; returns how much work it was. */
   add(encoded: Encoded, read: number): Work {
-    const { counts } = this, { documents } = encoded;
-    const work: Work = { read, documents, text: 0, tokens: 0 };
+    const { counts } = this, { documents } = encoded, again = Math.min(read, this.#passedOver);
+    const work: Work = { read: read - again, documents, text: 0, tokens: 0 };
+    this.#passedOver -= again;
     for (const split of SPLITS) {
       const { ids, ends, bytes } = encoded[split];
       this.#writer.append(split, ids, ends);
@@ -50,7 +53,7 @@ export class Run implements Disposable {
       work.tokens += ids.length;
     }
     counts.documents += documents;
-    counts.read += read;
+    counts.read += work.read;
     counts.empty += encoded.empty;
     counts.smallest = Math.min(counts.smallest, encoded.smallest);
     counts.largest = Math.max(counts.largest, encoded.largest);

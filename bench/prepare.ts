@@ -1,0 +1,304 @@
+// Times prepare: first one of its encoders against Python's tiktoken on the same text, by turns, each in a fresh process; then
+// whole runs on corpora that bench/make_corpus.py makes, with their peak memory. Everything goes to bench/results/.
+//
+//   LOAM_PYTHON=python3 deno run -P=bench bench/prepare.ts --sample=c4_validation_2k.parquet --parquet_mb=5000
+import { createHash } from "node:crypto";
+import os from "node:os";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { parseOverrides } from "../runtime/config.ts";
+
+const defaults = {
+  sample: "", // a parquet file with a column text
+  tokenizers: "gpt2,cl100k,o200k", // for the encoders
+  rounds: 5, // turns of each side
+  long_mb: 60, // parquet to encode once, besides the sample; stored bytes, as below
+  parquet_mb: 200, // corpora for whole runs; 0 for none
+  jsonl_mb: 100, // .jsonl.zst
+  tokenizer: "gpt2", // of whole runs
+  workers: `1,${navigator.hardwareConcurrency}`,
+  work_dir: "/tmp/loam_bench_prepare", // emptied before and after
+  json: "", // where the results go; "" = bench/results/prepare-<date>.json
+};
+type Options = typeof defaults;
+
+/** Names of tiktoken's encodings, and of their files on the way to its cache. */
+const TIKTOKEN: Record<string, string> = { gpt2: "r50k_base", cl100k: "cl100k_base", o200k: "o200k_base" };
+const ENCODINGS_URL = "https://openaipublic.blob.core.windows.net/encodings";
+
+const ROOT = `${import.meta.dirname}/..`;
+const POLL_MS = 20;
+
+/** What an encoder prints. */
+type Timing = { bytes: number; tokens: number; seconds: number[]; version: string };
+
+/** MB/s of both sides on one text, medians over the rounds of first passes. */
+interface Encoding {
+  tokenizer: string;
+  text: string;
+  bytes: number;
+  tokens: number;
+  /** Of each round, in a fresh process. */
+  loam_mb_per_sec: number[];
+  tiktoken_mb_per_sec: number[];
+  /** The medians' ratio. */
+  ratio: number;
+  /** The same for the second pass over the sample, in which all words have been seen. */
+  warm_ratio: number | null;
+  loam_warm_mb_per_sec: number[];
+  tiktoken_warm_mb_per_sec: number[];
+}
+
+/** One run of prepare. */
+interface WholeRun {
+  corpus: string;
+  stored_bytes: number;
+  text_bytes: number;
+  tokens: number;
+  workers: number;
+  seconds: number;
+  mb_per_sec: number;
+  tokens_per_sec: number;
+  peak_rss_bytes: number;
+}
+
+if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
+
+async function main(o: Options): Promise<void> {
+  if (!o.sample) {
+    throw new UserError("Cannot time prepare: --sample is missing, a parquet file with a column text");
+  }
+  const load = Deno.loadavg()[0]!;
+  if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
+  remove(o.work_dir);
+  Deno.mkdirSync(o.work_dir, { recursive: true });
+  try {
+    const encodings = await timeEncoders(o), runs = await timeRuns(o);
+    console.log(`every figure is in ${save(o, load, encodings, runs)}`);
+  } finally {
+    remove(o.work_dir);
+  }
+}
+
+// ---- encoders
+
+async function timeEncoders(o: Options): Promise<Encoding[]> {
+  const long = o.long_mb > 0 ? await makeCorpus(o, "long", "parquet", o.long_mb, 1) : undefined;
+  const cache = await tiktokenCache(o);
+  const results: Encoding[] = [];
+  for (const tokenizer of o.tokenizers.split(",").filter((name) => name !== "")) {
+    results.push(await compare(o, tokenizer, "sample", 2, o.sample, cache));
+    if (long !== undefined) {
+      results.push(await compare(o, tokenizer, "long", 1, `${long}/000.parquet`, cache));
+    }
+  }
+  return results;
+}
+
+/** Has both sides encode a file by turns. */
+async function compare(
+  o: Options,
+  tokenizer: string,
+  text: string,
+  passes: number,
+  file: string,
+  cache: string,
+): Promise<Encoding> {
+  const loam: Timing[] = [], tiktoken: Timing[] = [];
+  const loamArgs = ["run", "-q", "-P=bench", "bench/encode.ts", tokenizer, String(passes), file];
+  const pythonArgs = ["bench/tiktoken_encode.py", TIKTOKEN[tokenizer]!, String(passes), file];
+  for (let round = 0; round < o.rounds; round++) {
+    tiktoken.push(JSON.parse(await output(python(), pythonArgs, { TIKTOKEN_CACHE_DIR: cache })));
+    loam.push(JSON.parse(await output(Deno.execPath(), loamArgs)));
+  }
+  const { bytes, tokens } = loam[0]!, other = tiktoken[0]!;
+  if (bytes !== other.bytes || tokens !== other.tokens) {
+    throw new UserError(
+      `Cannot compare ${tokenizer} on ${file}: loam has ${tokens} tokens of ${bytes} bytes, ` +
+        `tiktoken ${other.tokens} of ${other.bytes}`,
+    );
+  }
+  const rates = (side: Timing[], pass: number) =>
+    side.flatMap(({ seconds }) => pass < seconds.length ? [bytes / seconds[pass]! / 1e6] : []);
+  const result: Encoding = {
+    tokenizer,
+    text,
+    bytes,
+    tokens,
+    loam_mb_per_sec: rates(loam, 0),
+    tiktoken_mb_per_sec: rates(tiktoken, 0),
+    ratio: median(rates(loam, 0)) / median(rates(tiktoken, 0)),
+    warm_ratio: passes > 1 ? median(rates(loam, 1)) / median(rates(tiktoken, 1)) : null,
+    loam_warm_mb_per_sec: rates(loam, 1),
+    tiktoken_warm_mb_per_sec: rates(tiktoken, 1),
+  };
+  const warm = result.warm_ratio === null
+    ? ""
+    : `, second pass ${median(result.loam_warm_mb_per_sec).toFixed(1)} against ` +
+      `${median(result.tiktoken_warm_mb_per_sec).toFixed(1)} (${result.warm_ratio.toFixed(2)}x)`;
+  console.log(
+    `${tokenizer} on ${(bytes / 1e6).toFixed(1)} MB (${text}): loam ${
+      median(result.loam_mb_per_sec).toFixed(1)
+    } MB/s, ` +
+      `tiktoken ${median(result.tiktoken_mb_per_sec).toFixed(1)} (${result.ratio.toFixed(2)}x)${warm}`,
+  );
+  return result;
+}
+
+/** Puts the vocabularies where tiktoken looks before it asks the network. */
+async function tiktokenCache(o: Options): Promise<string> {
+  const dir = `${o.work_dir}/tiktoken`;
+  Deno.mkdirSync(dir);
+  for (const tokenizer of o.tokenizers.split(",").filter((name) => name !== "")) {
+    const file = `${TIKTOKEN[tokenizer]}.tiktoken`;
+    const name = createHash("sha1").update(`${ENCODINGS_URL}/${file}`).digest("hex");
+    Deno.writeTextFileSync(`${dir}/${name}`, await vocabulary(tokenizer));
+  }
+  return dir;
+}
+
+async function vocabulary(tokenizer: string): Promise<string> {
+  switch (tokenizer) {
+    case "gpt2":
+      return (await import("gpt-tokenizer/data/r50k_base.tiktoken", { with: { type: "text" } })).default;
+    case "cl100k":
+      return (await import("gpt-tokenizer/data/cl100k_base.tiktoken", { with: { type: "text" } })).default;
+    case "o200k":
+      return (await import("gpt-tokenizer/data/o200k_base.tiktoken", { with: { type: "text" } })).default;
+    default:
+      throw new UserError(`Cannot compare ${tokenizer}: tiktoken has ${Object.keys(TIKTOKEN).join(", ")}`);
+  }
+}
+
+// ---- whole runs
+
+async function timeRuns(o: Options): Promise<WholeRun[]> {
+  const runs: WholeRun[] = [];
+  for (const [format, mb] of [["parquet", o.parquet_mb], ["jsonl.zst", o.jsonl_mb]] as const) {
+    if (mb === 0) continue;
+    const corpus = await makeCorpus(o, format, format, mb, 8);
+    for (const workers of o.workers.split(",").map(Number)) {
+      runs.push(await timeRun(o, corpus, format, workers));
+    }
+    remove(corpus);
+  }
+  return runs;
+}
+
+async function timeRun(o: Options, corpus: string, format: string, workers: number): Promise<WholeRun> {
+  const out = `${o.work_dir}/out`;
+  const flags = [
+    "--input",
+    `${corpus}/*`,
+    "--out",
+    out,
+    `--tokenizer=${o.tokenizer}`,
+    `--workers=${workers}`,
+  ];
+  const start = performance.now();
+  const args = ["run", "-q", "-P=prepare", "data/prepare.ts", ...flags];
+  const child = new Deno.Command(Deno.execPath(), { args, cwd: ROOT, stdout: "null", stderr: "inherit" })
+    .spawn();
+  const peak = peakRss(child.pid);
+  const { code } = await child.status, seconds = (performance.now() - start) / 1000;
+  if (code !== 0) throw new UserError(`Cannot time prepare: it ended with ${code}; the cause stands above`);
+  const { train, val, inputs } = JSON.parse(Deno.readTextFileSync(`${out}/meta.json`));
+  remove(out);
+  const text_bytes = train.bytes + val.bytes, tokens = train.tokens + val.tokens;
+  const run: WholeRun = {
+    corpus: format,
+    stored_bytes: inputs.reduce((sum: number, { bytes }: { bytes: number }) => sum + bytes, 0),
+    text_bytes,
+    tokens,
+    workers,
+    seconds,
+    mb_per_sec: text_bytes / seconds / 1e6,
+    tokens_per_sec: tokens / seconds,
+    peak_rss_bytes: await peak,
+  };
+  console.log(
+    `prepare ${(run.stored_bytes / 1e6).toFixed(0)} MB ${format}, ${workers} workers: ${
+      seconds.toFixed(1)
+    } s, ` +
+      `${run.mb_per_sec.toFixed(1)} MB/s of text, ${(run.tokens_per_sec / 1e6).toFixed(2)}M tokens/s, ` +
+      `peak RSS ${(run.peak_rss_bytes / 1e6).toFixed(0)} MB`,
+  );
+  return run;
+}
+
+/** The most memory that a process had in RAM, in bytes; ends with the process. */
+async function peakRss(pid: number): Promise<number> {
+  for (let peak = 0;;) {
+    try {
+      const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+      const kb = /VmHWM:\s*(\d+) kB/.exec(status)?.[1];
+      if (kb === undefined) return peak; // it has ended
+      peak = Number(kb) * 1024;
+    } catch {
+      return peak;
+    }
+    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  }
+}
+
+// ---- corpora, processes and results
+
+async function makeCorpus(
+  o: Options,
+  name: string,
+  format: string,
+  mb: number,
+  files: number,
+): Promise<string> {
+  const dir = `${o.work_dir}/${name}`, size = [`--bytes=${mb * 1e6}`, `--files=${files}`];
+  await output(python(), ["bench/make_corpus.py", o.sample, dir, `--format=${format}`, ...size]);
+  return dir;
+}
+
+function python(): string {
+  return Deno.env.get("LOAM_PYTHON") ?? "python3";
+}
+
+/** What a program prints. */
+async function output(program: string, args: string[], env: Record<string, string> = {}): Promise<string> {
+  try {
+    const { code, stdout } = await new Deno.Command(program, { args, cwd: ROOT, env, stderr: "inherit" })
+      .output();
+    if (code === 0) return new TextDecoder().decode(stdout);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw new UserError(
+      `Cannot run ${program}: there is no such program; set LOAM_PYTHON to a Python with tiktoken and pyarrow`,
+    );
+  }
+  throw new UserError(`Cannot run ${program} ${args[0]}: it failed; the cause stands above`);
+}
+
+function save(o: Options, load: number, encodings: Encoding[], runs: WholeRun[]): string {
+  const date = new Date().toISOString().slice(0, 10);
+  const path = o.json || `${import.meta.dirname}/results/prepare-${date}.json`;
+  const report = {
+    command: `deno run -P=bench bench/prepare.ts ${Deno.args.join(" ")}`.trim(),
+    date,
+    cpu: os.cpus()[0]?.model ?? "unknown",
+    cores: navigator.hardwareConcurrency,
+    deno: Deno.version.deno,
+    load_before: load, // processes that wanted a core in the minute before
+    encodings,
+    runs,
+  };
+  Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
+  return path;
+}
+
+function remove(path: string): void {
+  try {
+    Deno.removeSync(path, { recursive: true });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+function median(values: number[]): number {
+  const sorted = values.toSorted((a, b) => a - b), middle = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
+}
