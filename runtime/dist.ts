@@ -78,11 +78,11 @@ export class Ranks implements Exchange {
     return JSON.parse(new TextDecoder().decode(bytes));
   }
 
-  /** Throws UserError on a rank where something differs from rank 0, with both values. */
+  /** Throws UserError on a rank where something differs from rank 0, with both values. facts: values or objects of values. */
   async requireSame(facts: Record<string, unknown>): Promise<void> {
-    const first = await this.fromFirst(facts);
-    const differences = Object.keys(facts).filter((name) => show(facts[name]) !== show(first[name]))
-      .map((name) => `${name} is ${show(facts[name])} here and ${show(first[name])} on rank 0`);
+    const first = flat(await this.fromFirst(facts)), here = flat(facts);
+    const differences = Object.keys({ ...first, ...here }).filter((name) => here[name] !== first[name])
+      .map((name) => `${name} is ${here[name]} here and ${first[name]} on rank 0`);
     if (differences.length === 0) return;
     throw new UserError(
       `Cannot train with rank 0: ${
@@ -171,8 +171,11 @@ function readFile(directory: string, rank: number): RankFile | undefined {
   return isFile(path) ? JSON.parse(Deno.readTextFileSync(path)) : undefined;
 }
 
-function show(value: unknown): string {
-  return typeof value === "string" ? value : JSON.stringify(value);
+/** { a: { b: 1 } } as { "a.b": "1" }. */
+function flat(value: unknown, name = ""): Record<string, string> {
+  if (typeof value !== "object" || value === null) return { [name]: String(value) };
+  const entries = Object.entries(value).map(([key, v]) => flat(v, name === "" ? key : `${name}.${key}`));
+  return Object.assign({}, ...entries);
 }
 
 /**

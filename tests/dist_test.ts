@@ -1,0 +1,209 @@
+// Several ranks on one machine, started by mpirun as a user starts them.
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
+import { dataset, freshPath, list, metrics, type Result, ROOT, SMALL, succeed } from "./helpers.ts";
+
+const mpirun = hasMpirun();
+const mpi = { ignore: !mpirun };
+if (!mpirun) console.log("ignored for want of mpirun (Debian: openmpi-bin): the tests of tests/dist_test.ts");
+
+function hasMpirun(): boolean {
+  try {
+    return new Deno.Command("mpirun", { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
+      .success;
+  } catch {
+    return false;
+  }
+}
+
+/** mpirun's flags for containers and for machines with fewer cores than ranks. */
+const MPIRUN = [
+  ...["--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader"],
+  ...["--mca", "btl_vader_single_copy_mechanism", "none"],
+];
+
+/** A job whose ranks run `train` with their own flags. */
+class Job {
+  readonly #child: Deno.ChildProcess;
+  readonly #output: Promise<[string, string]>;
+  stdout = "";
+
+  constructor(ranks: string[][], env: Record<string, string> = {}) {
+    const task = [Deno.execPath(), ...settings.tasks.train.command.split(" ").slice(1)];
+    const apps = ranks.flatMap((flags, i) => [...(i > 0 ? [":"] : []), "-n", "1", ...task, ...flags]);
+    const asRoot = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
+    this.#child = new Deno.Command("mpirun", {
+      args: [...MPIRUN, ...apps],
+      cwd: ROOT,
+      env: { ...asRoot, ...env },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.#output = Promise.all([this.#read(), new Response(this.#child.stderr).text()]);
+  }
+
+  async #read(): Promise<string> {
+    for await (const text of this.#child.stdout.pipeThrough(new TextDecoderStream())) this.stdout += text;
+    return this.stdout;
+  }
+
+  /** Waits until a text has been printed. */
+  async printed(text: string): Promise<void> {
+    for (let i = 0; !this.stdout.includes(text); i++) {
+      if (i > 1200) throw new Error(`the job has not printed "${text}" in a minute, but: ${this.stdout}`);
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+
+  async end(): Promise<Result> {
+    const [stdout, stderr] = await this.#output, { code, signal } = await this.#child.status;
+    return { code, signal, stdout, stderr };
+  }
+}
+
+/** Runs a job of n ranks with the same flags, which has to succeed; returns what it printed. */
+async function ranks(n: number, ...flags: string[]): Promise<string> {
+  const { code, stdout, stderr } = await new Job(Array(n).fill(flags)).end();
+  assertEquals({ code, stderr }, { code: 0, stderr: "" });
+  return stdout;
+}
+
+/** Runs a job that has to fail; returns the lines that the ranks wrote about it. */
+async function failing(job: Job): Promise<string[]> {
+  const { code, stderr } = await job.end();
+  assert(code !== 0, stderr);
+  return stderr.split("\n").filter((line) => line.startsWith("error: "));
+}
+
+const data = await (mpirun ? dataset({ words: 3000 }) : "");
+const FLAGS = [`--data_dir=${data}`, ...SMALL, "--gradient_accumulation_steps=4", "--eval_batches=3"];
+const numbers = (run: string) => metrics(run).map((m) => [m.step, m.loss, m.grad_norm, m.val_loss]);
+const state = (run: string, step: number) =>
+  ["model.safetensors", "optimizer.safetensors"].map((file) =>
+    Deno.readFileSync(`${run}/checkpoints/step_${String(step).padStart(6, "0")}/${file}`)
+  );
+
+/** The pids of a job's ranks, from the files that they keep. */
+function pids(run: string): number[] {
+  return list(`${run}/ranks`).map((file) => JSON.parse(Deno.readTextFileSync(`${run}/ranks/${file}`)).pid);
+}
+
+Deno.test("two ranks follow one process over 20 steps, with either zero_stage", mpi, async () => {
+  const flags = [...FLAGS, "--max_iters=20", "--eval_interval=5", "--save_interval=20"];
+  const one = freshPath(), two = freshPath(), whole = freshPath();
+  await succeed("train", ...flags, `--out_dir=${one}`);
+  const printed = await ranks(2, ...flags, `--out_dir=${two}`);
+  await ranks(2, ...flags, `--out_dir=${whole}`, "--zero_stage=0");
+
+  assertEquals(printed.match(/^step 20 /gm)?.length, 1); // one rank writes
+  assertEquals(numbers(whole), numbers(two)); // to the last bit
+  assertEquals(state(whole, 20), state(two, 20));
+  const expected = numbers(one);
+  assertEquals(numbers(two).length, 20);
+  numbers(two).forEach((values, i) =>
+    values.forEach((value, j) => {
+      const should = expected[i]![j];
+      if (should === undefined) return assertEquals(value, undefined);
+      assert(
+        Math.abs(value! - should) <= 2e-5 * Math.abs(should),
+        `step ${i + 1}: ${value}, should be ${should}`,
+      );
+    })
+  );
+});
+
+Deno.test("a run goes on with another number of ranks, and bit by bit with the same", mpi, async () => {
+  const flags = [...FLAGS, "--save_interval=5", "--max_iters=15", "--min_lr=0.01"]; // else the rate would follow max_iters
+  const whole = freshPath(), changing = freshPath(), two = freshPath(), resumed = freshPath();
+  await succeed("train", ...flags, `--out_dir=${whole}`);
+  await succeed("train", ...flags, `--out_dir=${changing}`, "--max_iters=5");
+  await ranks(2, `--resume=${changing}`, "--max_iters=10");
+  await succeed("train", `--resume=${changing}`, "--max_iters=15");
+  const expected = metrics(whole).map((m) => m.loss!);
+  metrics(changing).forEach(({ loss }, i) => {
+    const should = expected[i]!;
+    assert(Math.abs(loss! - should) <= 1e-4 * should, `step ${i + 1}: loss ${loss}, should be ${should}`);
+  });
+
+  await ranks(2, ...flags, `--out_dir=${two}`);
+  await ranks(2, ...flags, `--out_dir=${resumed}`, "--max_iters=5", "--resume=auto");
+  await ranks(2, `--out_dir=${resumed}`, "--max_iters=15", "--resume=auto");
+  assertEquals(numbers(resumed), numbers(two));
+  assertEquals(state(resumed, 15), state(two, 15));
+});
+
+Deno.test("a signal to one rank stops all of them after the same step, with a checkpoint", mpi, async () => {
+  const out = freshPath(),
+    job = new Job(Array(2).fill([...FLAGS, `--out_dir=${out}`, "--save_interval=100000"]));
+  await job.printed("step 20 ");
+  Deno.kill(pids(out)[1]!, "SIGTERM");
+  const { code, stdout } = await job.end();
+  assertEquals(code, 0);
+  const step = Number(/^stopped by a signal to another rank after step (\d+); go on with/m.exec(stdout)?.[1]);
+  assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
+});
+
+Deno.test(
+  "a rank that is killed ends the job, and --resume=auto goes on from the last checkpoint",
+  mpi,
+  async () => {
+    const out = freshPath(), flags = [...FLAGS, `--out_dir=${out}`, "--save_interval=5"];
+    const job = new Job(Array(2).fill(flags));
+    await job.printed("step 22 ");
+    Deno.kill(pids(out)[1]!, "SIGKILL");
+    const { code, stderr } = await job.end();
+    assert(code !== 0);
+    assertMatch(stderr, /process rank 1 .* exited on signal 9/);
+    const saved = Number(list(`${out}/checkpoints`).at(-1)!.slice(5));
+    assert(saved >= 20);
+    const printed = await ranks(2, ...flags, "--resume=auto", `--max_iters=${saved + 2}`);
+    assertStringIncludes(printed, `going on in ${out} after step ${saved}`);
+  },
+);
+
+Deno.test("a rank that stalls is named by the others", mpi, async () => {
+  const out = freshPath(), job = new Job(Array(2).fill([...FLAGS, `--out_dir=${out}`, "--dist_timeout_s=2"]));
+  await job.printed("step 20 ");
+  const pid = pids(out)[0]!;
+  Deno.kill(pid, "SIGSTOP");
+  const [message] = await failing(job);
+  assertMatch(
+    message!,
+    new RegExp(
+      `^error: rank 1: rank 0 \\(process ${pid} on \\S+\\) did not come to the [a-z -]+ of step \\d+ ` +
+        "within 2 s \\(--dist_timeout_s\\); the last checkpoint is whole: go on with --resume=auto$",
+    ),
+  );
+});
+
+Deno.test("a rank that differs from rank 0 is refused, with both values", mpi, async () => {
+  const flags = [...FLAGS, `--out_dir=${freshPath()}`];
+  const [message, ...more] = await failing(new Job([flags, [...flags, "--seed=7"]]));
+  assertEquals(more, []);
+  assertMatch(
+    message!,
+    /^error: rank 1: Cannot train with rank 0: config\.seed is 7 here and 1337 on rank 0, weights is /,
+  );
+});
+
+Deno.test("what cannot work with several ranks is refused", mpi, async () => {
+  const flags = [...FLAGS, `--out_dir=${freshPath()}`];
+  const first = async (job: Job) => (await failing(job))[0];
+  assertEquals(
+    await first(
+      new Job([[...flags, "--gradient_accumulation_steps=3"], [...flags, "--gradient_accumulation_steps=3"]]),
+    ),
+    "error: Cannot share a step among 2 ranks: gradient_accumulation_steps 3 is not a multiple of 2; set " +
+      "--gradient_accumulation_steps to one",
+  );
+  assertEquals(
+    await first(new Job([flags, flags], { LOAM_MPI: "/nowhere/libmpi.so" })),
+    "error: Cannot open MPI: the system finds none of /nowhere/libmpi.so; install it (Debian: openmpi-bin), or set " +
+      "LOAM_MPI to the path of libmpi",
+  );
+  assertMatch(
+    (await first(new Job([flags, flags], { RANK: "0", WORLD_SIZE: "3" })))!,
+    /^error: Cannot tell which process this is: torchrun says rank 0 of 3, Open MPI says rank \d of 2; /,
+  );
+});
