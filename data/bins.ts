@@ -58,7 +58,7 @@ export function openDataset(dir: string): Dataset {
   const files = listFiles(dir);
   if (files.includes("meta.json")) return openWithMeta(dir, readMeta(dir));
   refuseUnfinished(dir, files);
-  const bins = files.filter((file) => file.endsWith(".bin")).sort().map((file) => join(dir, file));
+  const bins = files.filter((file) => file.endsWith(".bin")).map((file) => join(dir, file));
   const train = bins.filter((path) => basename(path).includes("train")).map((path) => openShard(path));
   const val = bins.filter((path) => basename(path).includes("val")).map((path) => openShard(path));
   const [first] = train;
@@ -115,9 +115,10 @@ export function shardHeader(token_bytes: 2 | 4, tokens: number): Uint8Array<Arra
 
 // ---- opening
 
+/** The names in a directory, in order. */
 function listFiles(dir: string): string[] {
   try {
-    return Array.from(Deno.readDirSync(dir), (entry) => entry.name);
+    return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new UserError(

@@ -94,7 +94,7 @@ Deno.test("openDataset() refuses what prepare has not finished", () =>
     assertThrows(
       () => openDataset(dir),
       UserError,
-      `but no meta.json; when all of them are prepared, run: deno task prepare --merge --out ${dir}`,
+      `Cannot use "${dir}": it has parts (part_1_of_2, ...) but no meta.json; when all of them are prepared, run: deno task prepare --merge --out ${dir}`,
     );
   }));
 
@@ -153,7 +153,10 @@ Deno.test("openDataset() names the field of meta.json that is missing or wrong",
     };
     refuse(null, "it is null, should be an object");
     refuse([], "it is [], should be an object");
-    refuse({ ...meta, tokenizer: undefined }, 'tokenizer is missing, should be gpt2, cl100k, o200k, bytes or "."');
+    refuse(
+      { ...meta, tokenizer: undefined },
+      'tokenizer is missing, should be gpt2, cl100k, o200k, bytes or "."',
+    );
     refuse({ ...meta, vocab_size: undefined }, "vocab_size is missing, should be a whole number above 0");
     refuse({ ...meta, vocab_size: "300" }, 'vocab_size is "300", should be a whole number above 0');
     refuse({ ...meta, eot: 300 }, "eot is 300, should be an id below vocab_size 300");
