@@ -3,10 +3,18 @@ import uplotCss from "uplot/dist/uPlot.min.css" with { type: "text" };
 import uplotJs from "uplot/dist/uPlot.iife.min.js" with { type: "text" };
 import apiJs from "./dashboard/api.js" with { type: "text" };
 import appJs from "./dashboard/app.js" with { type: "text" };
+import chartJs from "./dashboard/chart.js" with { type: "text" };
+import controlsJs from "./dashboard/controls.js" with { type: "text" };
+import curvesJs from "./dashboard/curves.js" with { type: "text" };
 import domJs from "./dashboard/dom.js" with { type: "text" };
 import formatJs from "./dashboard/format.js" with { type: "text" };
+import healthJs from "./dashboard/health.js" with { type: "text" };
 import iconSvg from "./dashboard/icon.svg" with { type: "text" };
 import indexHtml from "./dashboard/index.html" with { type: "text" };
+import nowJs from "./dashboard/now.js" with { type: "text" };
+import panelsJs from "./dashboard/panels.js" with { type: "text" };
+import plotJs from "./dashboard/plot.js" with { type: "text" };
+import runsJs from "./dashboard/runs.js" with { type: "text" };
 import seriesJs from "./dashboard/series.js" with { type: "text" };
 import styleCss from "./dashboard/style.css" with { type: "text" };
 import themeJs from "./dashboard/theme.js" with { type: "text" };
@@ -16,12 +24,20 @@ export type Asset = { type: string; text: string };
 
 /** The files by the path under which they are served. */
 export const ASSETS: Record<string, Asset> = {
-  "/": { type: "text/html", text: indexHtml },
   "/api.js": { type: "text/javascript", text: apiJs },
   "/app.js": { type: "text/javascript", text: appJs },
+  "/chart.js": { type: "text/javascript", text: chartJs },
+  "/controls.js": { type: "text/javascript", text: controlsJs },
+  "/curves.js": { type: "text/javascript", text: curvesJs },
   "/dom.js": { type: "text/javascript", text: domJs },
   "/format.js": { type: "text/javascript", text: formatJs },
+  "/health.js": { type: "text/javascript", text: healthJs },
   "/icon.svg": { type: "image/svg+xml", text: iconSvg },
+  "/": { type: "text/html", text: indexHtml },
+  "/now.js": { type: "text/javascript", text: nowJs },
+  "/panels.js": { type: "text/javascript", text: panelsJs },
+  "/plot.js": { type: "text/javascript", text: plotJs },
+  "/runs.js": { type: "text/javascript", text: runsJs },
   "/series.js": { type: "text/javascript", text: seriesJs },
   "/style.css": { type: "text/css", text: styleCss },
   "/theme.js": { type: "text/javascript", text: themeJs },

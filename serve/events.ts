@@ -17,9 +17,11 @@ export class Events {
     return this.#clients.size;
   }
 
-  /** The body of an answer. since: the last step that the client knows; undefined if it only wants what comes. */
-  async stream(run: Run, since: number | undefined): Promise<ReadableStream<Uint8Array>> {
-    await run.refresh();
+  /**
+   * The body of an answer, about a run that has just been refreshed. since: the last step that the client knows; undefined if
+   * it wants only what is to come.
+   */
+  stream(run: Run, since: number | undefined): ReadableStream<Uint8Array<ArrayBuffer>> {
     const client = new Client();
     client.push(encode(`retry: ${RECONNECT_MS}\n${encodeState(run)}`));
     if (since !== undefined) client.push(encode(missedSince(run, since)));
@@ -59,7 +61,7 @@ export class Events {
 
   #poll(): void {
     const watched = new Set(Array.from(this.#clients.values(), ({ run }) => run));
-    for (const run of watched) run.refresh();
+    for (const run of watched) run.refresh().catch(() => {}); // whoever asks for it next is told
   }
 
   #beat(): void {
@@ -70,12 +72,12 @@ export class Events {
 /** What waits for one connection. */
 class Client {
   ended = false;
-  #waiting: Uint8Array[] = [];
+  #waiting: Uint8Array<ArrayBuffer>[] = [];
   #bytes = 0;
   #wake: () => void = () => {};
 
   /** Adds a chunk, or drops all that waits, leaving the word that the client missed something. */
-  push(chunk: Uint8Array): void {
+  push(chunk: Uint8Array<ArrayBuffer>): void {
     const isFull = this.#bytes + chunk.length > MOST_BYTES;
     this.#waiting = isFull ? [RESYNC] : [...this.#waiting, chunk];
     this.#bytes = isFull ? RESYNC.length : this.#bytes + chunk.length;
@@ -88,7 +90,7 @@ class Client {
   }
 
   /** Resolves to all that waits, once there is any or the end has come. */
-  async take(): Promise<Uint8Array[]> {
+  async take(): Promise<Uint8Array<ArrayBuffer>[]> {
     while (this.#waiting.length === 0 && !this.ended) {
       await new Promise<void>((resolve) => this.#wake = resolve);
     }
@@ -108,12 +110,12 @@ function missedSince(run: Run, since: number): string {
 }
 
 /** The bytes of a change, which all clients of a run share. */
-function encodeOnce(run: Run, change: Change): Uint8Array {
+function encodeOnce(run: Run, change: Change): Uint8Array<ArrayBuffer> {
   const bytes = encoded.get(change) ?? encode(encodeChange(run, change));
   encoded.set(change, bytes);
   return bytes;
 }
-const encoded = new WeakMap<Change, Uint8Array>();
+const encoded = new WeakMap<Change, Uint8Array<ArrayBuffer>>();
 
 function encodeChange(run: Run, change: Change): string {
   switch (change.kind) {
@@ -140,7 +142,7 @@ function encodeState({ state, facts }: Run): string {
   return `event: state\ndata: ${JSON.stringify({ state, started: facts.started ?? null })}\n\n`;
 }
 
-function encode(text: string): Uint8Array {
+function encode(text: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(text);
 }
 

@@ -1,5 +1,6 @@
 // GET /stats and GET /runs: a run as one object.
 import type { Run } from "./runs.ts";
+import type { Table } from "./table.ts";
 import type { Gpu, RunSummary, Stats } from "./types.ts";
 
 const RECENT = 100; // steps whose speed tells when the run ends
@@ -33,7 +34,7 @@ export function statsOf(run: Run): Stats {
     memory_bytes: last("memory_bytes"),
     memory: numbers(facts.memory),
     skipped: last("skipped") ?? 0,
-    elapsed_s: table.elapsed_ms / 1000,
+    elapsed_s: last("elapsed_s") ?? 0,
     eta_s: eta_s(run),
     bad_lines: table.badLines,
     sample: run.sample,
@@ -63,11 +64,10 @@ function eta_s({ state, table, config, facts, age_s }: Run): number | null {
 }
 
 /** Time since the trainer started over time spent in its steps, at least 1. */
-function overhead(table: Run["table"], facts: Run["facts"], age_s: number): number {
-  const started = Date.parse(text(facts.started) ?? "");
-  const steps_ms = table.column("step_ms").subarray(table.rowAfter(number(facts.after) ?? 0));
-  const inSteps_ms = steps_ms.reduce((sum, ms) => sum + (Number.isFinite(ms) ? ms : 0), 0);
-  const ratio = (Date.now() - 1000 * age_s - started) / inSteps_ms;
+function overhead(table: Table, facts: Run["facts"], age_s: number): number {
+  const started = Date.parse(text(facts.started) ?? ""), first = table.rowAfter(number(facts.after) ?? 0);
+  const inSteps_s = table.last("elapsed_s") - (table.column("elapsed_s")[first - 1] ?? 0);
+  const ratio = (Date.now() / 1000 - age_s - started / 1000) / inSteps_s;
   return Number.isFinite(ratio) ? Math.max(1, ratio) : 1;
 }
 

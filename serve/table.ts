@@ -4,13 +4,12 @@ import { type Key, KEYS } from "./types.ts";
 /** A line as it stands in metrics.jsonl. */
 export type Line = { step: number; text: string };
 
-const RECENT = 1000; // lines kept as text, for clients that connect again
+const RECENT = 500; // lines kept as text, for clients that connect again
 
 /** Rows of metrics in order of their steps. A value that is missing or not finite is NaN. */
 export class Table {
   length = 0;
   badLines = 0;
-  elapsed_ms = 0; // sum of step_ms
   best: { step: number; val_loss: number } | null = null;
   lastValLoss: number | null = null;
   recent: Line[] = [];
@@ -24,9 +23,9 @@ export class Table {
       return false;
     }
     if (this.length === this.#columns[0]!.length) this.#columns = this.#columns.map(twice);
+    row.elapsed_s = (this.last("elapsed_s") || 0) + (row.step_ms ?? 0) / 1000;
     KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] ?? NaN);
     this.length++;
-    this.elapsed_ms += row.step_ms ?? 0;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
     this.recent.push({ step: row.step, text });
     if (this.recent.length >= 2 * RECENT) this.recent = this.recent.slice(-RECENT);

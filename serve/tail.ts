@@ -65,10 +65,10 @@ export function readSmall(path: string): string | undefined {
   return file && textOf(readAt(file, 0));
 }
 
-/** Opens a file to read, unless it is missing or the path leads elsewhere by a symbolic link. */
+/** Opens a file to read, unless it is missing, no ordinary file, or the path leads elsewhere by a symbolic link. */
 export function openRegular(path: string): Deno.FsFile | undefined {
   try {
-    if (Deno.realPathSync(path) !== path) return undefined;
+    if (Deno.realPathSync(path) !== path || !Deno.lstatSync(path).isFile) return undefined;
     return Deno.openSync(path);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;

@@ -3,7 +3,7 @@
 /** running: its trainer is at work; stalled: it is there, but no step came for long; finished: max_iters was reached. */
 export type RunState = "running" | "stalled" | "stopped" | "finished";
 
-/** The columns of metrics.jsonl that have a history. */
+/** What has a history: the columns of metrics.jsonl, and the time spent in steps so far. */
 export const KEYS = [
   "step",
   "loss",
@@ -16,6 +16,7 @@ export const KEYS = [
   "memory_bytes",
   "skipped",
   "val_loss",
+  "elapsed_s",
 ] as const;
 export type Key = typeof KEYS[number];
 

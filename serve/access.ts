@@ -1,0 +1,137 @@
+// Who may ask what. Without a token only programs and pages of this machine get answers; with one, whoever has it.
+import type { Context, MiddlewareHandler } from "hono";
+import { getCookie, setCookie } from "hono/cookie";
+import { createHash, timingSafeEqual } from "node:crypto";
+import { UserError } from "../ffi/errors.ts";
+import { ASSETS } from "./assets.ts";
+import { Refusal } from "./refusal.ts";
+
+/** The only path that takes POST. */
+export const COMPLETIONS = "/v1/completions";
+
+const LEAST_TOKEN = 16; // characters
+const MOST_URL = 4096; // characters
+const MOST_IN_FLIGHT = 256; // requests, of which connections to /events count until they have their first bytes
+
+const NEEDS_TOKEN = "A token is needed: send it as Authorization: Bearer TOKEN, or as ?token=TOKEN";
+
+/** What every answer says to browsers: nothing from elsewhere, no frames, no guessing of types, nothing kept. */
+const HEADERS: Record<string, string> = {
+  "Content-Security-Policy":
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+  "Cross-Origin-Opener-Policy": "same-origin",
+  "Cross-Origin-Resource-Policy": "same-origin",
+  "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
+  "X-Frame-Options": "DENY",
+};
+
+/** Whether an address is reached from this machine only. */
+export function isLoopback(hostname: string): boolean {
+  const name = hostname.replace(/^\[|\]$/g, "").toLowerCase();
+  return name === "localhost" || name.endsWith(".localhost") || name === "::1" ||
+    /^127(\.\d{1,3}){3}$/.test(name);
+}
+
+/**
+ * The token that requests need, or undefined where none is set.
+ *
+ * @throws {UserError} if the address can be reached from elsewhere and there is no token, or it is easy to guess.
+ */
+export function requireToken(hostname: string, token: string | undefined): string | undefined {
+  const advice = "set one with: export LOAM_TOKEN=$(openssl rand -hex 16)";
+  if (token && token.length < LEAST_TOKEN) {
+    throw new UserError(
+      `Cannot use LOAM_TOKEN: it has ${token.length} characters and must have ${LEAST_TOKEN} at least; ${advice}`,
+    );
+  }
+  if (token || isLoopback(hostname)) return token || undefined;
+  throw new UserError(
+    `Cannot serve on ${hostname} without a token: who reaches this machine could read the runs; ${advice}, or leave ` +
+      "--host out to serve this machine only",
+  );
+}
+
+/**
+ * The checks that every request passes before its route, and the headers of every answer. The files of the dashboard need no
+ * token: they are the same for everyone, and ask for it.
+ */
+export function access(token: string | undefined): MiddlewareHandler {
+  let inFlight = 0;
+  return async (c, next): Promise<Response | void> => {
+    for (const [name, value] of Object.entries(HEADERS)) c.header(name, value);
+    if (inFlight >= MOST_IN_FLIGHT) {
+      throw new Refusal(503, `${MOST_IN_FLIGHT} requests are being answered already`, { "Retry-After": "1" });
+    }
+    inFlight++;
+    try {
+      requireShape(c);
+      requireOrigin(c);
+      if (token === undefined) requireLocalHost(c);
+      else if (knowsToken(c, token)) rememberToken(c, token);
+      else if (!(c.req.path in ASSETS)) throw new Refusal(401, NEEDS_TOKEN, { "WWW-Authenticate": "Bearer" });
+      if (c.req.path === "/" && c.req.query("token") !== undefined) return c.redirect("/", 303); // shows it no longer
+      await next();
+    } finally {
+      inFlight--;
+    }
+  };
+}
+
+function requireShape(c: Context): void {
+  if (c.req.url.length > MOST_URL) {
+    throw new Refusal(414, `The address is longer than ${MOST_URL} characters`);
+  }
+  const allowed = c.req.path === COMPLETIONS ? "POST" : "GET";
+  if (c.req.method === allowed) return;
+  throw new Refusal(405, `${c.req.path} takes ${allowed}, not ${c.req.method}`, { Allow: allowed });
+}
+
+/** A page from elsewhere could not read an answer, but could have the model work. */
+function requireOrigin(c: Context): void {
+  const origin = c.req.header("Origin");
+  if (origin === undefined || URL.parse(origin)?.host === new URL(c.req.url).host) return;
+  throw new Refusal(403, `Pages of ${origin} may not use this server`);
+}
+
+/** A name that someone else points at this machine would make their page one of ours (DNS rebinding). */
+function requireLocalHost(c: Context): void {
+  const { hostname, port } = new URL(c.req.url);
+  if (isLoopback(hostname)) return;
+  throw new Refusal(
+    403,
+    `This server does not go by the name ${hostname}: ask for localhost:${port}, or set LOAM_TOKEN`,
+  );
+}
+
+function knowsToken(c: Context, token: string): boolean {
+  const bearer = /^Bearer +(.+)$/i.exec(c.req.header("Authorization") ?? "")?.[1];
+  return isEqual(bearer ?? c.req.query("token") ?? "", token) ||
+    isEqual(getCookie(c, cookieName(token)) ?? "", cookieValue(token));
+}
+
+/** A browser that came with the token in the address sends a cookie from then on. */
+function rememberToken(c: Context, token: string): void {
+  if (c.req.query("token") === undefined) return;
+  setCookie(c, cookieName(token), cookieValue(token), { path: "/", httpOnly: true, sameSite: "Lax" });
+}
+
+/** Compares in a time that tells nothing about where the texts differ. */
+function isEqual(a: string, b: string): boolean {
+  return timingSafeEqual(sha256(a), sha256(b));
+}
+
+function sha256(text: string): Uint8Array {
+  return createHash("sha256").update(text).digest();
+}
+
+/** The cookie is not the token itself, and its name differs between servers on ports of the same machine. */
+function cookieValue(token: string): string {
+  return sha256(`loam cookie ${token}`).toHex();
+}
+
+function cookieName(token: string): string {
+  return `loam_${sha256(`loam cookie name ${token}`).toHex().slice(0, 8)}`;
+}

@@ -1,0 +1,146 @@
+// The routes: what is asked for by which path, and how it is found.
+import { type Context, Hono } from "hono";
+import { bodyLimit } from "hono/body-limit";
+import { access, COMPLETIONS } from "./access.ts";
+import { ASSETS } from "./assets.ts";
+import { completions } from "./completions.ts";
+import { Events } from "./events.ts";
+import { history } from "./history.ts";
+import type { Model } from "./model.ts";
+import { OPENAPI } from "./openapi.ts";
+import { prometheusText } from "./prometheus.ts";
+import { explainFailure, Refusal } from "./refusal.ts";
+import type { Run } from "./runs.ts";
+import { statsOf, summaryOf, withoutHome } from "./stats.ts";
+import { type Health, type History, type Key, KEYS, type Log, type Runs, type Series } from "./types.ts";
+
+/** What an app serves. */
+export type AppOptions = {
+  runs: Run[]; // the first is meant where a request names none
+  model?: Model | undefined;
+  token?: string | undefined; // that requests need
+};
+
+/** The routes. close() ends what lasts: live events and texts that are being written. */
+export type App = { hono: Hono; close: () => void };
+
+const MOST_POINTS = 20_000, MOST_LOG_LINES = 1000, MOST_CLIENTS = 250, MOST_BODY = 1 << 18; // bytes
+
+/** Makes the app. It listens nowhere yet; requests may be given to hono.request(). */
+export function createApp({ runs, model, token }: AppOptions): App {
+  const hono = new Hono(), events = new Events();
+  hono.onError(explainFailure);
+  hono.notFound((c) => explainFailure(new Refusal(404, `There is no ${c.req.path}: see /openapi.json`), c));
+  hono.use(access(token));
+
+  for (const [path, { type, text }] of Object.entries(ASSETS)) {
+    const headers = { "Content-Type": `${type}; charset=utf-8`, "Cache-Control": "no-cache" };
+    hono.get(path, (c) => c.body(text, 200, headers));
+  }
+  hono.get("/openapi.json", (c) => c.json(OPENAPI));
+
+  hono.get("/runs", async (c) => {
+    const present = await refreshAll(runs);
+    return c.json({ runs: present.map(summaryOf) } satisfies Runs);
+  });
+  hono.get("/stats", async (c) => c.json(statsOf(await findRun(c, runs))));
+  hono.get("/stats/history", async (c) => c.json(historyOf(c, await findRun(c, runs))));
+  hono.get("/log", async (c) => {
+    const run = await findRun(c, runs), count = wholeNumber(c, "lines", 100, 1, MOST_LOG_LINES);
+    return c.json({ run: run.name, lines: withoutHome(run.logLines(count)) } satisfies Log);
+  });
+  hono.get("/events", async (c) => {
+    const run = await findRun(c, runs);
+    if (events.count >= MOST_CLIENTS) {
+      throw new Refusal(503, `${MOST_CLIENTS} clients follow runs already`, { "Retry-After": "10" });
+    }
+    const headers = { "Content-Type": "text/event-stream", "Cache-Control": "no-store, no-transform" };
+    return c.body(events.stream(run, lastSeen(c)), 200, headers);
+  });
+
+  hono.get("/metrics", async (c) => {
+    const type = "text/plain; version=0.0.4; charset=utf-8";
+    return c.body(prometheusText(await refreshAll(runs)), 200, { "Content-Type": type });
+  });
+  hono.get("/healthz", async (c) => {
+    const asked = c.req.query("run") === undefined ? await refreshAll(runs) : [await findRun(c, runs)];
+    const health = healthOf(asked);
+    return c.json(health, health.healthy ? 200 : 503);
+  });
+
+  hono.get("/v1/models", (c) => {
+    const data = model ? [{ id: model.name, object: "model", created: model.created, owned_by: "loam" }] : [];
+    return c.json({ object: "list", data });
+  });
+  const tooLarge = () => {
+    throw new Refusal(413, `The body is larger than ${MOST_BODY} bytes`);
+  };
+  hono.post(COMPLETIONS, bodyLimit({ maxSize: MOST_BODY, onError: tooLarge }), (c) => {
+    if (!model) throw new Refusal(404, "There is no model here: start the server with --checkpoint");
+    return completions(c, model);
+  });
+  return { hono, close: () => events.close() };
+}
+
+/** Brings runs up to date; returns those that are there. */
+async function refreshAll(runs: Run[]): Promise<Run[]> {
+  await Promise.all(runs.map((run) => run.refresh()));
+  return runs.filter(({ exists }) => exists);
+}
+
+/** The run that a request asks for, up to date. */
+async function findRun(c: Context, runs: Run[]): Promise<Run> {
+  const name = c.req.query("run") ?? runs[0]?.name;
+  const run = runs.find((run) => run.name === name);
+  if (!run) {
+    throw new Refusal(
+      404,
+      name === undefined ? NO_RUNS : `There is no run ${JSON.stringify(name)} here: see /runs`,
+    );
+  }
+  await run.refresh();
+  if (!run.exists) throw new Refusal(410, `The run ${run.name} is gone: its directory holds no run any more`);
+  return run;
+}
+const NO_RUNS = "There is no run here: start the server with --run";
+
+function historyOf(c: Context, run: Run): History {
+  const keys = c.req.queries("key")?.map(requireKey) ?? ["loss" as const];
+  const points = wholeNumber(c, "points", 1000, 2, MOST_POINTS);
+  const since = wholeNumber(c, "since", 0, 0, Number.MAX_SAFE_INTEGER);
+  const series = keys.map((key): [Key, Series] => [key, history(run.table, key, points, since)]);
+  return { run: run.name, series: Object.fromEntries(series) };
+}
+
+function healthOf(runs: Run[]): Health {
+  return {
+    healthy: runs.every(({ state }) => state !== "stalled"),
+    runs: runs.map(({ name, state, age_s }) => ({ name, state, age_s })),
+  };
+}
+
+/** The last step that a client of /events knows: what its browser says when it connects again, or what it asks for. */
+function lastSeen(c: Context): number | undefined {
+  const header = c.req.header("Last-Event-ID") ?? "";
+  if (/^\d{1,15}$/.test(header)) return Number(header);
+  return c.req.query("since") === undefined
+    ? undefined
+    : wholeNumber(c, "since", 0, 0, Number.MAX_SAFE_INTEGER);
+}
+
+function requireKey(name: string): Key {
+  const key = KEYS.find((key) => key === name);
+  if (!key) {
+    throw new Refusal(400, `There is no history of ${JSON.stringify(name)}: choose from ${KEYS.join(", ")}`);
+  }
+  return key;
+}
+
+/** A parameter of the address, which has to be a whole number in [least, most]. */
+function wholeNumber(c: Context, name: string, fallback: number, least: number, most: number): number {
+  const text = c.req.query(name);
+  if (text === undefined) return fallback;
+  const value = /^\d{1,16}$/.test(text) ? Number(text) : NaN;
+  if (value >= least && value <= most) return value;
+  throw new Refusal(400, `${name} must be a whole number from ${least} to ${most}`);
+}

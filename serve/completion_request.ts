@@ -1,0 +1,103 @@
+// What a client asks of POST /v1/completions: the fields of OpenAI's API that are supported, checked one by one.
+import { Refusal } from "./refusal.ts";
+
+/** A text to write. */
+export type CompletionRequest = {
+  prompt: string;
+  max_tokens: number;
+  temperature: number;
+  top_p: number;
+  seed: number;
+  stop: string[];
+  stream: boolean;
+  include_usage: boolean; // at the end of a stream
+};
+
+const MOST_TOKENS = 4096; // to write
+const MOST_STOPS = 4, MOST_STOP_LENGTH = 256; // 4 is OpenAI's
+
+/** Fields that clients send though they ask for nothing by it: this value is accepted and no other. */
+const NEUTRAL: Record<string, unknown> = {
+  n: 1,
+  best_of: 1,
+  echo: false,
+  logprobs: null,
+  suffix: null,
+  presence_penalty: 0,
+  frequency_penalty: 0,
+  logit_bias: null,
+};
+const SUPPORTED = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream"];
+const KNOWN = [...SUPPORTED, "stream_options", "user", ...Object.keys(NEUTRAL)];
+
+/** Reads the body of a request for the model of this name. Throws Refusal naming the field that does not fit. */
+export function parseRequest(body: unknown, model: string): CompletionRequest {
+  if (typeof body !== "object" || body === null || Array.isArray(body)) {
+    throw new Refusal(
+      400,
+      'The body must be a JSON object, such as {"prompt": "Once upon a time", "max_tokens": 50}',
+    );
+  }
+  const fields = body as Record<string, unknown>;
+  for (const [name, value] of Object.entries(fields)) requireSupported(name, value);
+  if (fields.model !== undefined && fields.model !== model) {
+    throw new Refusal(404, `There is no model ${JSON.stringify(fields.model)}: here is ${model}`);
+  }
+  return {
+    prompt: promptOf(fields.prompt),
+    max_tokens: numberOf(fields, "max_tokens", 16, 1, MOST_TOKENS, Number.isInteger),
+    temperature: numberOf(fields, "temperature", 1, 0, 2),
+    top_p: numberOf(fields, "top_p", 1, Number.MIN_VALUE, 1),
+    seed: numberOf(fields, "seed", randomSeed(), -(2 ** 53), 2 ** 53, Number.isInteger),
+    stop: stopOf(fields.stop),
+    stream: booleanOf(fields, "stream"),
+    include_usage: booleanOf((fields.stream_options ?? {}) as Record<string, unknown>, "include_usage"),
+  };
+}
+
+function requireSupported(name: string, value: unknown): void {
+  if (KNOWN.includes(name) && (!(name in NEUTRAL) || value === null || value === NEUTRAL[name])) return;
+  const what = name in NEUTRAL ? `${name} other than ${JSON.stringify(NEUTRAL[name])}` : name;
+  throw new Refusal(400, `There is no ${what} here: ${SUPPORTED.join(", ")} are supported`);
+}
+
+function promptOf(value: unknown): string {
+  const prompt = Array.isArray(value) && value.length === 1 ? value[0] : value ?? "";
+  if (typeof prompt !== "string") throw new Refusal(400, "prompt must be a text, or a list of one text");
+  return prompt;
+}
+
+function stopOf(value: unknown): string[] {
+  const stop = typeof value === "string" ? [value] : value ?? [];
+  const fits = (text: unknown) => typeof text === "string" && text !== "" && text.length <= MOST_STOP_LENGTH;
+  if (Array.isArray(stop) && stop.length <= MOST_STOPS && stop.every(fits)) return stop;
+  throw new Refusal(
+    400,
+    `stop must be a text of 1 to ${MOST_STOP_LENGTH} characters, or a list of up to ${MOST_STOPS}`,
+  );
+}
+
+function numberOf(
+  fields: Record<string, unknown>,
+  name: string,
+  fallback: number,
+  least: number,
+  most: number,
+  fits: (value: number) => boolean = Number.isFinite,
+): number {
+  const value = fields[name] ?? fallback;
+  if (typeof value === "number" && value >= least && value <= most && fits(value)) return value;
+  const kind = fits === Number.isInteger ? "a whole number" : "a number";
+  const from = least === Number.MIN_VALUE ? "above 0" : `from ${least}`;
+  throw new Refusal(400, `${name} must be ${kind} ${from} to ${most}, not ${JSON.stringify(value)}`);
+}
+
+function booleanOf(fields: Record<string, unknown>, name: string): boolean {
+  const value = fields[name] ?? false;
+  if (typeof value === "boolean") return value;
+  throw new Refusal(400, `${name} must be true or false, not ${JSON.stringify(value)}`);
+}
+
+function randomSeed(): number {
+  return crypto.getRandomValues(new Uint32Array(1))[0]!;
+}

@@ -1,0 +1,301 @@
+// GET /openapi.json: every route and every field with its unit. The tests hold the answers against it.
+import { KEYS } from "./types.ts";
+
+type Schema = Record<string, unknown>;
+
+// ---- schemas of values
+
+const number = (description: string): Schema => ({ type: "number", description });
+const whole = (description: string): Schema => ({ type: "integer", description });
+const text = (description: string): Schema => ({ type: "string", description });
+const list = (items: Schema, description?: string): Schema => ({
+  type: "array",
+  items,
+  ...(description ? { description } : {}),
+});
+
+/** Null where the value is not known, or not finite. */
+const maybe = (schema: Schema): Schema => ({ ...schema, type: [schema.type, "null"] });
+
+/** All properties are there, and no others. */
+const object = (properties: Record<string, Schema>, description?: string): Schema => ({
+  type: "object",
+  properties,
+  required: Object.keys(properties),
+  additionalProperties: false,
+  ...(description ? { description } : {}),
+});
+
+const STATE: Schema = {
+  type: "string",
+  enum: ["running", "stalled", "stopped", "finished"],
+  description:
+    "running: a trainer is at work; stalled: it is there, but no step came for 10 times the median step " +
+    "(at least 30 s; 10 min before the first step); stopped: no trainer; finished: no trainer, and max_iters is reached",
+};
+const STEP = whole("Optimizer steps done");
+const MAX_ITERS = maybe(whole("Steps after which the run ends"));
+const LOSS = maybe(number("Mean training cross entropy of the last step, nats a token"));
+const VAL_LOSS = maybe(
+  number("Mean cross entropy over the evaluation windows when last measured, nats a token"),
+);
+const SPEED = maybe(number("Tokens per second in the last step"));
+const STARTED = maybe(text("When the process began that trains the run, or trained it last; ISO 8601"));
+const AGE_S = number("Seconds since the last step was written");
+const ETA_S = maybe(
+  number(
+    "Seconds until max_iters is reached, evaluation, samples and checkpoints included; null unless the run is running",
+  ),
+);
+
+const STATS = object({
+  run: text("Name of the run"),
+  state: STATE,
+  started: STARTED,
+  age_s: AGE_S,
+  device: maybe(text("Device that trains it")),
+  model: maybe(text("Size of the model, to print")),
+  parameters: maybe(whole("Trainable values")),
+  step: STEP,
+  max_iters: MAX_ITERS,
+  epoch: maybe(number("Passes over the training data so far, with a fraction")),
+  tokens: maybe(whole("Tokens trained on so far")),
+  loss: LOSS,
+  val_loss: VAL_LOSS,
+  best_val_loss: maybe(number("The least val_loss so far")),
+  best_step: maybe(whole("Step of best_val_loss")),
+  lr: maybe(number("Learning rate of the last step")),
+  grad_norm: maybe(number("Norm of the gradient of the last step, before clipping")),
+  tokens_per_sec: SPEED,
+  step_ms: maybe(number("Milliseconds that the last step took")),
+  mfu: maybe(
+    number("Model FLOPs utilization in the last step, 0 to 1: FLOPs of the model over the device's peak"),
+  ),
+  memory_bytes: maybe(number("CPU: resident memory of the trainer; GPU: peak of allocated memory")),
+  memory: maybe({
+    type: "object",
+    additionalProperties: { type: "number" },
+    description: "Bytes by what they are used for",
+  }),
+  skipped: whole("Updates left out because loss or gradient norm was not finite"),
+  elapsed_s: number("Seconds spent in steps, by all processes that trained the run"),
+  eta_s: ETA_S,
+  bad_lines: whole("Lines of metrics.jsonl that could not be read"),
+  sample: maybe(
+    object({ step: whole("After which step"), text: text("What the model wrote") }, "The latest sample"),
+  ),
+  gpu: maybe(object({
+    utilization: maybe(number("Share of the time in which it was busy, 0 to 1")),
+    power_w: maybe(number("Watts")),
+    temperature_c: maybe(number("Degrees Celsius")),
+  }, "What the graphics card of this machine reports")),
+  versions: {
+    type: "object",
+    additionalProperties: { type: "string" },
+    description: "Of the programs that train",
+  },
+  config: {
+    type: "object",
+    description: "Variables of the run, as in its config.json; home directories read ~",
+  },
+});
+
+const RUNS = object({
+  runs: list(object({
+    name: text("Name of the run, for ?run="),
+    state: STATE,
+    started: STARTED,
+    step: STEP,
+    max_iters: MAX_ITERS,
+    loss: LOSS,
+    val_loss: VAL_LOSS,
+    tokens_per_sec: SPEED,
+    eta_s: ETA_S,
+    preset: maybe(text("Preset that it was configured with")),
+  })),
+});
+
+const HISTORY = object({
+  run: text("Name of the run"),
+  series: {
+    type: "object",
+    additionalProperties: object({
+      step: list({ type: "integer" }, "Ascending"),
+      value: list({ type: "number" }, "Value at each step; steps whose value is not finite are left out"),
+    }),
+    description: "By key",
+  },
+});
+
+const LOG = object({ run: text("Name of the run"), lines: list({ type: "string" }, "Oldest first") });
+
+const HEALTH = object({
+  healthy: { type: "boolean", description: "Whether no run is stalled" },
+  runs: list(object({ name: text("Name of the run"), state: STATE, age_s: AGE_S })),
+});
+
+const FAILURE = object({ error: object({ message: text("One sentence") }) });
+
+const MODELS = object({
+  object: { const: "list" },
+  data: list(object({
+    id: text("Name of the model"),
+    object: { const: "model" },
+    created: whole("Seconds since 1970"),
+    owned_by: { const: "loam" },
+  })),
+});
+
+// ---- completions, as OpenAI has them
+
+const COMPLETION_REQUEST: Schema = {
+  type: "object",
+  properties: {
+    model: text("Name of the model; may be left out"),
+    prompt: {
+      anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, minItems: 1, maxItems: 1 }],
+      description: "Text to go on with; none writes a document from its start",
+    },
+    max_tokens: { type: "integer", minimum: 1, maximum: 4096, default: 16 },
+    temperature: {
+      type: "number",
+      minimum: 0,
+      maximum: 2,
+      default: 1,
+      description: "0: always the likeliest token",
+    },
+    top_p: { type: "number", exclusiveMinimum: 0, maximum: 1, default: 1 },
+    seed: whole("The same seed writes the same text; a random one if left out"),
+    stop: {
+      anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, maxItems: 4 }],
+      description: "The text ends before the first of these",
+    },
+    stream: {
+      type: "boolean",
+      default: false,
+      description: "Pieces as server-sent events, the last one is [DONE]",
+    },
+    stream_options: {
+      type: "object",
+      properties: { include_usage: { type: "boolean", description: "Counts as the last piece but one" } },
+    },
+    user: text("Not used"),
+  },
+  description:
+    "n, best_of, echo, logprobs, suffix, logit_bias and penalties are refused unless they ask for nothing",
+};
+
+const COMPLETION = object({
+  id: text("Different for each answer"),
+  object: { const: "text_completion" },
+  created: whole("Seconds since 1970"),
+  model: text("Name of the model"),
+  choices: list(object({
+    index: { const: 0 },
+    text: text("What the model wrote"),
+    logprobs: { type: "null" },
+    finish_reason: {
+      enum: ["stop", "length", null],
+      description: "Why the text ends; null in a piece of a stream",
+    },
+  })),
+  usage: object({
+    prompt_tokens: whole("With the token that begins a document"),
+    completion_tokens: whole("Tokens written"),
+    total_tokens: whole("Their sum"),
+  }),
+});
+
+// ---- parameters and answers
+
+const query = (name: string, schema: Schema, description: string): Schema => ({
+  name,
+  in: "query",
+  schema,
+  description,
+});
+const RUN = query("run", { type: "string" }, "Name of a run; the first if left out");
+
+const json = (description: string, schema: Schema): Schema => ({
+  description,
+  content: { "application/json": { schema } },
+});
+const other = (description: string, type: string): Schema => ({
+  description,
+  content: { [type]: { schema: { type: "string" } } },
+});
+
+/** A route that takes GET: its answer, its parameters, and what else it may answer. */
+const get = (summary: string, answer: Schema, parameters: Schema[] = [], failures: Schema = {}): Schema => ({
+  get: { summary, parameters, responses: { 200: answer, ...failures, default: json("A failure", FAILURE) } },
+});
+
+const EVENTS =
+  "One event a step (id: the step, data: its line of metrics.jsonl). Besides: state when it changes and first " +
+  "of all (data: state, started); sample (data: step, text); reset when a resumed run goes on after an earlier step (data: " +
+  "after); resync when the client was too slow, and has to read the history again. A comment every 15 s.";
+
+/** The document. */
+export const OPENAPI = {
+  openapi: "3.1.0",
+  info: {
+    title: "loam",
+    version: "1",
+    description:
+      "Training runs as their directories show them, and texts from their models. Where the server was " +
+      "started with LOAM_TOKEN, requests carry it as Authorization: Bearer or ?token=.",
+  },
+  components: {
+    securitySchemes: {
+      bearer: { type: "http", scheme: "bearer" },
+      query: { type: "apiKey", in: "query", name: "token" },
+    },
+  },
+  security: [{}, { bearer: [] }, { query: [] }],
+  paths: {
+    "/stats": get("A run as it stands", json("The last step and what is known of the run", STATS), [RUN]),
+    "/stats/history": get("What a run has measured", json("Points of each key", HISTORY), [
+      query("key", list({ type: "string", enum: KEYS }), "What; repeat it for several (loss)"),
+      query(
+        "points",
+        { type: "integer", minimum: 2, maximum: 20000, default: 1000 },
+        "Points of each key at most; between the first and the last they keep the extremes of equal stretches",
+      ),
+      query("since", { type: "integer", minimum: 0, default: 0 }, "Only later steps"),
+      RUN,
+    ]),
+    "/runs": get("All runs", json("One object a run", RUNS)),
+    "/log": get("The end of a run's log.txt", json("Lines; home directories read ~", LOG), [
+      query("lines", { type: "integer", minimum: 1, maximum: 1000, default: 100 }, "How many at most"),
+      RUN,
+    ]),
+    "/events": get("A run live", other(EVENTS, "text/event-stream"), [
+      RUN,
+      query("since", { type: "integer", minimum: 0 }, "Sends the steps after this one first"),
+      {
+        name: "Last-Event-ID",
+        in: "header",
+        schema: { type: "integer" },
+        description: "The same, as browsers say it",
+      },
+    ]),
+    "/metrics": get("All runs for Prometheus", other("Text format 0.0.4", "text/plain")),
+    "/healthz": get("Whether training goes on", json("No run is stalled", HEALTH), [
+      query("run", { type: "string" }, "Name of a run; all if left out"),
+    ], { 503: json("A run is stalled", HEALTH) }),
+    "/openapi.json": get("This document", json("OpenAPI 3.1", { type: "object" })),
+    "/": get("The dashboard", other("A page; its files lie beside it", "text/html")),
+    "/v1/models": get("The model of POST /v1/completions", json("As OpenAI's", MODELS)),
+    "/v1/completions": {
+      post: {
+        summary: "A text by the model",
+        requestBody: { required: true, content: { "application/json": { schema: COMPLETION_REQUEST } } },
+        responses: {
+          200: json("As OpenAI's; where stream is true, server-sent events without usage", COMPLETION),
+          429: json("9 requests are under way; Retry-After says when to try again", FAILURE),
+          default: json("A failure", FAILURE),
+        },
+      },
+    },
+  },
+};

@@ -1,0 +1,95 @@
+// The command line of serve.
+import { parseArgs } from "@std/cli/parse-args";
+import { basename } from "node:path";
+import { nearest, UserError } from "../ffi/errors.ts";
+import { holdsRun } from "../runtime/checkpoint.ts";
+import { Run } from "./runs.ts";
+
+/** Text of --help. */
+export const HELP = `Show runs in a browser and to programs, and let others talk to a model
+
+  deno task serve --run runs/c4                       http://127.0.0.1:8000/, while it trains or afterwards
+  deno task serve --run runs/a runs/b                 side by side
+  deno task serve --checkpoint runs/c4                POST /v1/completions, as OpenAI's API
+
+  --run DIR ...        run directories; nothing else is read
+  --checkpoint PATH    a run, one of its checkpoints, or a Hugging Face Llama directory
+  --device NAME        of the model: cuda or cpu                     (cuda if it answers)
+  --port NUMBER        0 takes any that is free                      (8000)
+  --host ADDRESS       where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then
+                       carry as Authorization: Bearer or ?token=     (127.0.0.1)
+
+More in docs/serve.md.`;
+
+/** What to serve, and where. */
+export type ServeOptions = { runs: string[]; checkpoint: string; device: string; port: number; host: string };
+
+const STRINGS = ["run", "checkpoint", "device", "port", "host"] as const;
+const FLAGS = [...STRINGS, "help"];
+
+/**
+ * What a command line asks for.
+ *
+ * @throws {UserError} for unknown flags, missing values and ports that are none.
+ */
+export function parseOptions(args: string[]): ServeOptions {
+  const flags = parseArgs(args, { string: STRINGS, collect: ["run"], unknown: refuseFlag });
+  const value = (name: "checkpoint" | "device" | "port" | "host", fallback: string): string => {
+    if (flags[name] === "") {
+      throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
+    }
+    return flags[name] ?? fallback;
+  };
+  const runs = [...flags.run ?? [], ...flags._.map(String)], checkpoint = value("checkpoint", "");
+  if (runs.length === 0 && checkpoint === "") {
+    throw new UserError(
+      "Cannot serve nothing: name a run with --run runs/..., or a model with --checkpoint runs/...; deno task runs lists " +
+        "what there is",
+    );
+  }
+  return {
+    runs,
+    checkpoint,
+    device: value("device", ""),
+    port: portOf(value("port", "8000")),
+    host: value("host", "127.0.0.1"),
+  };
+}
+
+function refuseFlag(arg: string, name?: string): boolean {
+  if (name === undefined) return true; // a run directory
+  throw new UserError(`Cannot use ${arg}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`);
+}
+
+function portOf(text: string): number {
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : NaN;
+  if (port < 65536) return port;
+  throw new UserError(`Cannot use port ${text}: it must be a whole number from 0 to 65535`);
+}
+
+/**
+ * The runs in some directories, each under its last name, or its path where two have the same.
+ *
+ * @throws {UserError} if a directory is missing or holds no run.
+ */
+export function openRuns(paths: string[]): Run[] {
+  const clean = [...new Set(paths.map((path) => path.replace(/(?<=.)\/+$/, "")))];
+  const names = clean.map((path) => basename(path));
+  return clean.map((path, i) => {
+    const isAlone = names.indexOf(names[i]!) === names.lastIndexOf(names[i]!);
+    return new Run(isAlone ? names[i]! : path, directoryOf(path));
+  });
+}
+
+function directoryOf(path: string): string {
+  try {
+    const directory = Deno.realPathSync(path);
+    if (holdsRun(directory)) return directory;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    throw new UserError(`Cannot serve ${path}: there is no such directory; deno task runs lists the runs`);
+  }
+  throw new UserError(
+    `Cannot serve ${path}: it holds no run, which has a metrics.jsonl; deno task runs lists the runs`,
+  );
+}
