@@ -5,15 +5,15 @@ import { sha256OfFile } from "../ffi/files.ts";
 import { chooseDevice } from "../ffi/library.ts";
 import { copy, dataset, errorLine, freshPath, list, refuse, run, SMALL, succeed } from "./helpers.ts";
 
-let shared: Promise<{ data: string; finished: string }> | undefined;
+let shared: Promise<{ text: string; data: string; finished: string }> | undefined;
 
-/** A dataset and a finished run on it, which no test changes. */
-function given(): Promise<{ data: string; finished: string }> {
+/** A text, a dataset of it and a finished run on that, which no test changes. */
+function given(): Promise<{ text: string; data: string; finished: string }> {
   return shared ??= (async () => {
     const data = await dataset(), finished = freshPath();
     const flags = [`--data_dir=${data}`, ...SMALL, "--max_iters=2", "--save_interval=2"];
     await succeed("train", `--out_dir=${finished}`, ...flags);
-    return { data, finished };
+    return { text: `${data}.txt`, data, finished };
   })();
 }
 
@@ -114,6 +114,62 @@ Deno.test("train names an out_dir that cannot be made", async () => {
   const { data } = await given(), out = `${data}/meta.json/run`;
   const line = await refuse("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
   assertMatch(line, /^Cannot write to \S+\/meta\.json\/run: .*; choose another --out_dir$/);
+});
+
+// ---- prepare
+
+/** Preparing refuses the flags and leaves nothing behind; TEXT stands for a file of 200 documents, OUT for --out. */
+async function refuseToPrepare(flags: string[]): Promise<string> {
+  const { text } = await given(), out = freshPath();
+  const filled = flags.map((flag) => flag.replace("TEXT", text).replace("OUT", out));
+  const line = await refuse("prepare", ...filled);
+  assertEquals(list(out), []);
+  return line.replaceAll(text, "TEXT").replaceAll(out, "OUT");
+}
+
+const split = ["--input", "TEXT", "--split_on=blank_line", "--val_fraction=0.2"];
+const preparations: [string[], string][] = [
+  [[...split], 'Cannot prepare "TEXT": --out is missing, such as --out data/c4'],
+  [
+    [...split, "--out=OUT", "--worker=2"],
+    "Cannot use --worker: there is no such flag; did you mean --workers?",
+  ],
+  [
+    [...split, "--out=OUT", "--shard=3/2"],
+    "Cannot use --shard=3/2: it should be I/N with I from 1 to N, such as 1/8",
+  ],
+  [
+    [...split, "--out=OUT", "--shard=2/3"],
+    'Cannot take part 2 of 3 of "TEXT": it has 1 input file, and every part needs one; use --shard I/1 or less',
+  ],
+  [["--merge", "--out=OUT"], 'Cannot merge "OUT": there is no such directory'],
+  [
+    ["--merge", ...split, "--out=OUT"],
+    "Cannot use --input with --merge: the parts have it already; leave it out",
+  ],
+  [
+    [...split.slice(0, 3), "--out=OUT", "--limit=1"],
+    'Cannot split "TEXT" into train and val: --limit=1 leaves one document only; use a larger --limit',
+  ],
+  [[...split, "--out=TEXT/data"], 'Cannot write to "TEXT/data": Not a directory; choose another --out'],
+];
+
+for (const [flags, message] of preparations) {
+  Deno.test(`prepare ${flags.join(" ")} is refused in one line`, async () =>
+    assertEquals(await refuseToPrepare(flags), message));
+}
+
+Deno.test("train names parts that are not merged", async () => {
+  const { text } = await given(), out = freshPath();
+  await succeed("prepare", ...split.map((flag) => flag.replace("TEXT", text)), "--out", out, "--shard=1/1");
+  assertEquals(
+    await refuseToTrain(`--data_dir=${out}`),
+    `Cannot use "${out}": it has parts (part_1_of_1, ...) but no meta.json; when all of them are prepared, run: ` +
+      `deno task prepare --merge --out ${out}`,
+  );
+  await succeed("prepare", "--merge", "--out", out);
+  const run = freshPath();
+  await succeed("train", `--data_dir=${out}`, `--out_dir=${run}`, ...SMALL, "--max_iters=2");
 });
 
 // ---- data

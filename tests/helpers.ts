@@ -132,9 +132,9 @@ function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
 
 // ---- data
 
-/** A dataset of many short documents, made by prepare. 3,000 words are 14 kB. */
+/** A dataset of many short documents, made by prepare from DATASET.txt. 3,000 words are 14 kB. */
 export async function dataset({ words = 3000, tokenizer = "bytes" } = {}): Promise<string> {
-  const text = freshPath() + ".txt", out = freshPath();
+  const out = freshPath(), text = `${out}.txt`;
   Deno.writeTextFileSync(text, documents(words));
   const flags = ["--split_on=blank_line", "--val_fraction=0.2", `--tokenizer=${tokenizer}`];
   await succeed("prepare", "--input", text, "--out", out, ...flags);
