@@ -1,1 +1,241 @@
-/* made by the dashboard */
+// @ts-check
+/// <reference lib="dom" />
+// The dashboard: loads a run, follows it live, and draws what has changed.
+import { follow, getHistory, getLog, getRuns, getStats, RequestError } from "./api.js";
+import { Chart } from "./chart.js";
+import { askForToken, bindChoices, bindKeys, bindTheme, keptChoices } from "./controls.js";
+import { chartInWords, CHARTS, curves } from "./curves.js";
+import { byId, setText } from "./dom.js";
+import { clock } from "./format.js";
+import { showNow } from "./now.js";
+import { showConfig, showLog, showSample } from "./panels.js";
+import { MOST_RUNS, showRuns } from "./runs.js";
+import { append, truncate } from "./series.js";
+
+/** @typedef {import("./api.js").RunSummary} RunSummary */
+/** @typedef {import("./api.js").Stats} Stats */
+/** @typedef {import("./api.js").StepLine} StepLine */
+/** @typedef {import("./plot.js").Zoom} Zoom */
+/** @typedef {import("./series.js").Measured} Measured */
+
+const POLL_MS = 5000; // for what no event announces: time left, log, other runs
+const RETRY_MS = 2000;
+const DRAW_MS = 150; // at most so often
+const MOST_POINTS = 4000; // of a curve; then the history is down-sampled again
+const MOST_RECENT = 1000;
+
+const asked = new URLSearchParams(location.search);
+
+/** What the person has chosen. */
+let choices = keptChoices();
+let zoom = /** @type {Zoom | null} */ (null);
+let compared = asked.getAll("compare").slice(0, MOST_RUNS - 1);
+
+/** What the server has told. */
+let run = asked.get("run") ?? ""; // "": the first that it has
+let stats = /** @type {Stats | null} */ (null);
+let runs = /** @type {RunSummary[]} */ ([]);
+/** @type {Map<string, Measured>} */
+const measuredBy = new Map(); // name of a run
+/** @type {StepLine[]} */
+let recent = []; // since the connection stands: a history that was on its way may lack them
+let isFollowing = false;
+
+const charts = CHARTS.map((spec) => new Chart(byId("charts", HTMLElement), spec, setZoom));
+
+// ---- what comes from the server
+
+async function start() {
+  try {
+    showStats(await getStats(run));
+  } catch (error) {
+    showFailure(error);
+    setTimeout(start, RETRY_MS);
+    return;
+  }
+  follow(run, {
+    connected(isConnected) {
+      isFollowing = isConnected;
+      showConnection(isConnected);
+      recent = [];
+      if (isConnected) attempt(loadHistory); // nobody knows what was missed
+    },
+    step: addStep,
+    reset(after) {
+      recent = recent.filter(({ step }) => step <= after);
+      truncate(measured(), after);
+      attempt(refresh);
+    },
+    missed: () => attempt(loadHistory),
+    changed: () => attempt(refresh),
+  });
+  attempt(refreshOthers);
+  setInterval(() => attempt(refresh), POLL_MS);
+  setInterval(() => attempt(refreshOthers), POLL_MS);
+}
+
+/**
+ * Does something with the server; where that fails, the page says so and lives on.
+ * @param {() => Promise<void>} action
+ */
+async function attempt(action) {
+  try {
+    await action();
+  } catch (error) {
+    showFailure(error);
+  }
+}
+
+async function loadHistory() {
+  const loaded = await getHistory(run);
+  for (const line of recent) addLine(loaded, line);
+  measuredBy.set(run, loaded);
+  redraw();
+}
+
+/** What the run has measured. */
+function measured() {
+  return measuredBy.get(run) ?? {};
+}
+
+/** @param {StepLine} line */
+function addStep(line) {
+  recent = [...recent.slice(-MOST_RECENT), line];
+  addLine(measured(), line);
+  if (stats && line.step > stats.step) stats = { ...stats, ...line, age_s: 0 };
+  if (stats?.state !== "running") attempt(refresh);
+  if ((measured().loss?.length ?? 0) > MOST_POINTS) attempt(loadHistory);
+  redraw();
+}
+
+/**
+ * Adds a step to the curves.
+ * @param {Measured} to
+ * @param {StepLine} line
+ */
+function addLine(to, { step, ...values }) {
+  const elapsed_s = (to.elapsed_s?.at(-1)?.value ?? 0) + (values.step_ms ?? 0) / 1000;
+  for (const [key, value] of Object.entries({ ...values, elapsed_s })) append(to[key] ??= [], step, value);
+}
+
+/** Brings up to date what no event of a step tells. */
+async function refresh() {
+  showStats(await getStats(run));
+  showConnection(isFollowing);
+}
+
+/** Brings up to date what is beside the run: its log, the other runs. */
+async function refreshOthers() {
+  const [lines, listed] = await Promise.all([getLog(run), getRuns()]);
+  showLog(lines);
+  runs = listed;
+  compared = compared.filter((name) => name !== run && runs.some((other) => other.name === name));
+  listRuns();
+  const isLive = (/** @type {string} */ name) =>
+    runs.find((other) => other.name === name)?.state === "running";
+  const wanted = compared.filter((name) => isLive(name) || !measuredBy.has(name));
+  await Promise.all(wanted.map(async (name) => measuredBy.set(name, await getHistory(name))));
+  redraw();
+}
+
+// ---- what is on the page
+
+/** @param {Stats} now */
+function showStats(now) {
+  stats = now;
+  run = now.run;
+  showSample(now.sample);
+  showConfig(now);
+  redraw();
+}
+
+/** @param {boolean} isConnected */
+function showConnection(isConnected) {
+  document.body.dataset.connection = isConnected ? "live" : "lost";
+  setText("connection", isConnected ? "Connected" : "Disconnected");
+  if (isConnected) showProblem("");
+}
+
+/** @param {unknown} error */
+function showFailure(error) {
+  if (error instanceof RequestError && error.status === 401) return askForToken();
+  if (error instanceof RequestError) return showProblem(error.message);
+  showConnection(false);
+  showProblem(
+    `No connection since ${clock(new Date())}: the page shows how things were then and keeps trying`,
+  );
+}
+
+/** @param {string} text "" for none */
+function showProblem(text) {
+  const problem = byId("problem", HTMLElement);
+  if (problem.hidden || text === "") setText("problem", text); // the first one says since when
+  problem.hidden = text === "";
+}
+
+let isDrawing = false;
+
+/** Draws soon, and once for all that changes until then. */
+function redraw() {
+  if (isDrawing) return;
+  isDrawing = true;
+  setTimeout(() => {
+    isDrawing = false;
+    draw();
+  }, DRAW_MS);
+}
+
+function draw() {
+  if (!stats) return;
+  showNow(stats, measured().loss ?? []);
+  if (document.hidden) return;
+  const drawn = [run, ...compared].map((name) => ({ name, measured: measuredBy.get(name) ?? {} }));
+  for (const chart of charts) {
+    const isLog = choices.isLog && chart.spec.key === "loss";
+    const lines = curves(chart.spec, drawn, choices), summary = chartInWords(chart.spec, drawn);
+    chart.draw({ lines, axis: choices.axis, isLog, zoom, summary });
+  }
+}
+
+function listRuns() {
+  showRuns(runs, run, compared, (name, isOn) => {
+    compared = compared.filter((other) => other !== name);
+    if (isOn) compared.push(name);
+    setAddress();
+    listRuns();
+    attempt(refreshOthers);
+  });
+}
+
+/** Keeps the choice of runs in the address, so that it can be sent to others. */
+function setAddress() {
+  const parameters = new URLSearchParams({ run });
+  for (const name of compared) parameters.append("compare", name);
+  history.replaceState(null, "", `?${parameters}`);
+}
+
+/** @param {Zoom | null} range */
+function setZoom(range) {
+  zoom = range;
+  byId("reset-zoom", HTMLButtonElement).hidden = range === null;
+  draw();
+}
+
+// ---- what a person does
+
+bindChoices(choices, (chosen) => {
+  if (chosen.axis !== choices.axis) setZoom(null);
+  choices = chosen;
+  draw();
+});
+bindTheme(() => {
+  for (const chart of charts) chart.restyle();
+  draw();
+});
+bindKeys();
+byId("reset-zoom", HTMLButtonElement).addEventListener("click", () => setZoom(null));
+byId("run", HTMLSelectElement).addEventListener("change", ({ target }) => {
+  if (target instanceof HTMLSelectElement) location.search = `?${new URLSearchParams({ run: target.value })}`;
+});
+document.addEventListener("visibilitychange", redraw);
+start();

@@ -1,0 +1,160 @@
+// @ts-check
+/// <reference lib="dom" />
+// Talks to the server: JSON, history and live events. /openapi.json explains every field.
+
+/** @typedef {import("./series.js").Measured} Measured */
+/** @typedef {import("./series.js").Series} Series */
+/** @typedef {"running" | "stalled" | "stopped" | "finished"} State */
+
+/**
+ * What /stats answers; null where it is not known yet.
+ * @typedef {{
+ *   run: string, state: State, started: string | null, age_s: number, device: string | null, model: string | null, step: number, max_iters: number | null, epoch: number | null,
+ *   tokens: number | null, loss: number | null, val_loss: number | null, best_val_loss: number | null,
+ *   best_step: number | null, lr: number | null, grad_norm: number | null, tokens_per_sec: number | null,
+ *   step_ms: number | null, mfu: number | null, memory_bytes: number | null, memory: Record<string, number> | null,
+ *   skipped: number, elapsed_s: number, bad_lines: number, eta_s: number | null, sample: Sample | null,
+ *   gpu: { utilization: number | null, power_w: number | null, temperature_c: number | null } | null,
+ *   versions: Record<string, string> | null, config: Record<string, unknown> | null,
+ * }} Stats
+ */
+
+/** @typedef {{ step: number, text: string }} Sample */
+
+/**
+ * One run as /runs lists it.
+ * @typedef {{
+ *   name: string, state: State, step: number, max_iters: number | null, loss: number | null, val_loss: number | null,
+ *   tokens_per_sec: number | null, started: string | null, preset: string | null,
+ * }} RunSummary
+ */
+
+/** @typedef {{ step: number } & Record<string, number | null>} StepLine a line of metrics.jsonl */
+
+const TIMEOUT_MS = 10_000;
+const RETRY_MS = 2000;
+
+/** A request that the server refused; the message is its own sentence. */
+export class RequestError extends Error {
+  /**
+   * @param {number} status
+   * @param {string} message
+   */
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/**
+ * The JSON at a path. Throws RequestError for an error status, and what fetch() throws where no server answers.
+ * @param {string} path
+ * @param {Record<string, string> | [string, string][]} parameters
+ */
+async function getJson(path, parameters = {}) {
+  const query = new URLSearchParams(parameters).toString();
+  const response = await fetch(query ? `${path}?${query}` : path, {
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+  });
+  if (response.ok) return response.json();
+  const body = await response.json().catch(() => null);
+  throw new RequestError(response.status, body?.error?.message ?? `The server answers ${response.status}`);
+}
+
+/**
+ * @param {string} run "" for the server's first
+ * @returns {Promise<Stats>}
+ */
+export function getStats(run) {
+  return getJson("stats", run ? { run } : {});
+}
+
+/** @returns {Promise<RunSummary[]>} */
+export async function getRuns() {
+  return (await getJson("runs")).runs;
+}
+
+/**
+ * @param {string} run
+ * @returns {Promise<string[]>}
+ */
+export async function getLog(run) {
+  return (await getJson("log", { run, lines: "200" })).lines;
+}
+
+/** Signs in with a token: the answer sets a cookie. @param {string} token */
+export function signIn(token) {
+  return getJson("stats", { token });
+}
+
+const MAIN_KEYS = ["loss", "val_loss"];
+const OTHER_KEYS = [
+  "lr",
+  "grad_norm",
+  "tokens_per_sec",
+  "mfu",
+  "memory_bytes",
+  "skipped",
+  "tokens",
+  "elapsed_s",
+];
+
+/**
+ * All a run has measured, down-sampled: enough points for the width of the charts.
+ * @param {string} run
+ * @returns {Promise<Measured>}
+ */
+export async function getHistory(run) {
+  const [main, other] = await Promise.all([getSeries(run, MAIN_KEYS, 1000), getSeries(run, OTHER_KEYS, 400)]);
+  return { ...main, ...other };
+}
+
+/**
+ * @param {string} run
+ * @param {string[]} keys
+ * @param {number} points
+ * @returns {Promise<Measured>}
+ */
+async function getSeries(run, keys, points) {
+  /** @type {[string, string][]} */
+  const asked = keys.map((key) => ["key", key]);
+  /** @type {{ series: Record<string, { step: number[], value: (number | null)[] }> }} */
+  const { series } = await getJson("stats/history", [...asked, ["points", String(points)], ["run", run]]);
+  return Object.fromEntries(
+    Object.entries(series).map(([key, { step, value }]) => [
+      key,
+      step.map((s, i) => ({ step: s, value: value[i] ?? NaN })),
+    ]),
+  );
+}
+
+/**
+ * @typedef {{
+ *   connected: (isConnected: boolean) => void,
+ *   step: (line: StepLine) => void,
+ *   reset: (after: number) => void,
+ *   missed: () => void,
+ *   changed: () => void,
+ * }} Listener connected: each time the connection comes or goes. reset: steps after `after` are gone. missed: some steps
+ *   were not sent, since we were too slow. changed: there is a new sample or state
+ */
+
+/**
+ * Follows a run live. The browser reconnects by itself and names the last step it has seen; where it gives up, because the
+ * server refused, we begin again.
+ * @param {string} run
+ * @param {Listener} listener
+ */
+export function follow(run, listener) {
+  const source = new EventSource(`events?${new URLSearchParams({ run })}`);
+  source.addEventListener("open", () => listener.connected(true));
+  source.addEventListener("error", () => {
+    listener.connected(false);
+    if (source.readyState === EventSource.CLOSED) setTimeout(follow, RETRY_MS, run, listener);
+  });
+  source.addEventListener("step", ({ data }) => listener.step(JSON.parse(data)));
+  source.addEventListener("reset", ({ data }) => listener.reset(JSON.parse(data).after));
+  source.addEventListener("resync", () => listener.missed());
+  source.addEventListener("sample", () => listener.changed());
+  source.addEventListener("state", () => listener.changed());
+}

@@ -1,0 +1,130 @@
+// @ts-check
+/// <reference lib="dom" />
+// The head of the page: how the run is, how fast it is, and when it ends.
+import { byId, make, setText } from "./dom.js";
+import {
+  bytes,
+  clock,
+  compact,
+  duration,
+  integer,
+  isKnown,
+  loss,
+  percent,
+  significant,
+  stepTime,
+} from "./format.js";
+import { warnings } from "./health.js";
+import { trend } from "./series.js";
+
+/** @typedef {import("./api.js").Stats} Stats */
+/** @typedef {import("./series.js").Series} Series */
+/** @typedef {import("./health.js").Warning} Warning */
+
+const STATES = { running: "Running", stalled: "Stalled", stopped: "Stopped", finished: "Finished" };
+
+/**
+ * @param {Stats} stats
+ * @param {Series} losses
+ */
+export function showNow(stats, losses) {
+  const { state, step, max_iters } = stats, share = max_iters ? step / max_iters : 0;
+  byId("now", HTMLElement).dataset.state = state;
+  setText("state", STATES[state]);
+  setText("step", integer(step));
+  setText("of", max_iters ? `of ${integer(max_iters)} steps · ${percent(share)}` : "steps");
+  byId("progress", HTMLProgressElement).value = share;
+  showEnd(stats);
+  showTiles(stats, losses);
+  showWarnings(warnings(stats, losses));
+  setText("device", [stats.device, stats.model].filter(Boolean).join(" · "));
+  document.title = `${stats.loss === null ? "" : `${loss(stats.loss)} · `}${
+    percent(share)
+  } · ${stats.run} · loam`;
+}
+
+/** @param {Stats} stats */
+function showEnd({ state, eta_s, elapsed_s }) {
+  const isKnownEnd = state === "running" && isKnown(eta_s);
+  setText("eta", isKnownEnd ? `${duration(eta_s)} left` : "");
+  if (isKnownEnd) setText("ends", `ends ${clock(new Date(Date.now() + 1000 * eta_s))}`);
+  else setText("ends", elapsed_s > 0 ? `${duration(elapsed_s)} of training` : "");
+}
+
+/**
+ * @param {Stats} stats
+ * @param {Series} losses
+ */
+function showTiles(stats, losses) {
+  const isLost = stats.step > 0 && stats.loss === null;
+  setText("loss", isLost ? "NaN" : loss(stats.loss));
+  byId("loss", HTMLElement).classList.toggle("bad", isLost);
+  showTrend(losses);
+  setText("val-loss", loss(stats.val_loss));
+  const { best_val_loss, best_step } = stats;
+  setText(
+    "val-loss-note",
+    isKnown(best_val_loss) ? `best ${loss(best_val_loss)} at step ${integer(best_step)}` : "",
+  );
+  setText("speed", integer(stats.tokens_per_sec));
+  setText("speed-note", isKnown(stats.step_ms) ? `${stepTime(stats.step_ms)} a step` : "");
+  setText("mfu", percent(stats.mfu));
+  setText("mfu-note", gpuNote(stats.gpu));
+  setText("memory", bytes(stats.memory_bytes));
+  setText("memory-note", memoryNote(stats.memory));
+  setText("lr", significant(stats.lr));
+  setText("lr-note", isKnown(stats.grad_norm) ? `gradient norm ${significant(stats.grad_norm)}` : "");
+}
+
+/** @param {Series} losses */
+function showTrend(losses) {
+  const found = trend(losses), note = byId("loss-note", HTMLElement);
+  note.dataset.trend = !found ? "" : found.isRising ? "rising" : found.change < 0 ? "falling" : "flat";
+  if (!found) return setText("loss-note", "");
+  const sign = Math.abs(found.change) < 0.0005 ? "→" : found.change < 0 ? "↓" : "↑";
+  setText("loss-note", `${sign} ${percent(Math.abs(found.change))} in ${integer(found.steps)} steps`);
+}
+
+/** @param {Stats["gpu"]} gpu */
+function gpuNote(gpu) {
+  if (!gpu) return "";
+  const { utilization, power_w, temperature_c } = gpu;
+  return [
+    isKnown(utilization) && `GPU ${percent(utilization)}`,
+    isKnown(power_w) && `${integer(power_w)} W`,
+    isKnown(temperature_c) && `${integer(temperature_c)} °C`,
+  ].filter(Boolean).join(" · ");
+}
+
+/** The largest kind of memory; the configuration lists all. @param {Stats["memory"]} memory */
+function memoryNote(memory) {
+  const [largest] = Object.entries(memory ?? {}).sort(([, a], [, b]) => b - a);
+  return largest ? `${bytes(largest[1])} ${largest[0].replaceAll("_", " ")}` : "";
+}
+
+/** @param {Warning[]} list */
+function showWarnings(list) {
+  const target = byId("warnings", HTMLUListElement);
+  const text = list.map((warning) => warning.text).join("\n");
+  if (target.dataset.text === text) return; // screen readers announce what is set
+  target.dataset.text = text;
+  target.replaceChildren(...list.map(({ level, text }) => make("li", { "data-level": level }, text)));
+}
+
+/**
+ * What the run is and has used, for the list beside its configuration.
+ * @param {Stats} stats
+ * @returns {[string, string][]}
+ */
+export function facts(stats) {
+  const started = stats.started ? clock(new Date(stats.started)) : "–";
+  return [
+    ["started", started],
+    ["training time", duration(stats.elapsed_s)],
+    ["device", stats.device ?? "–"],
+    ["model", stats.model ?? "–"],
+    ["tokens", compact(stats.tokens)],
+    ["epochs", significant(stats.epoch)],
+    ["skipped steps", integer(stats.skipped)],
+  ];
+}

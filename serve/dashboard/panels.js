@@ -1,0 +1,79 @@
+// @ts-check
+/// <reference lib="dom" />
+// Below the charts: the latest sample, the configuration with its search, the end of the log.
+import { byId, make, setText } from "./dom.js";
+import { bytes, integer } from "./format.js";
+import { facts } from "./now.js";
+
+/** @typedef {import("./api.js").Stats} Stats */
+
+/** @param {Stats["sample"]} sample */
+export function showSample(sample) {
+  setText("sample-step", sample ? `step ${integer(sample.step)}` : "");
+  setText(
+    "sample",
+    sample ? sample.text : "No sample yet: --sample_interval says how often the model writes one",
+  );
+  byId("sample", HTMLElement).classList.toggle("muted", !sample);
+}
+
+/** @param {string[]} lines */
+export function showLog(lines) {
+  const log = byId("log-tail", HTMLPreElement);
+  const text = lines.join("\n");
+  if (log.textContent === text) return;
+  const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
+  log.textContent = text;
+  if (isAtEnd) log.scrollTop = log.scrollHeight;
+}
+
+/** @param {Stats} stats */
+export function showConfig(stats) {
+  const groups = {
+    Run: facts(stats),
+    Memory: Object.entries(stats.memory ?? {}).map((
+      [kind, size],
+    ) => [kind.replaceAll("_", " "), bytes(size)]),
+    Versions: Object.entries(stats.versions ?? {}),
+    Variables: Object.entries(stats.config ?? {}).map(([name, value]) => [name, inWords(value)]),
+  };
+  const table = byId("config", HTMLTableElement), text = JSON.stringify(groups);
+  if (table.dataset.text === text) return;
+  table.dataset.text = text;
+  const bodies = Object.entries(groups).filter(([, rows]) => rows.length > 0).map(([name, rows]) =>
+    make("tbody", {}, groupRow(name), ...rows.map(([key = "", value = ""]) => configRow(key, value)))
+  );
+  table.replaceChildren(...table.querySelectorAll("caption"), ...bodies);
+  search();
+}
+
+/** @param {unknown} value */
+function inWords(value) {
+  return typeof value === "string" ? value || "–" : JSON.stringify(value);
+}
+
+/** @param {string} name */
+function groupRow(name) {
+  return make("tr", { class: "group" }, make("th", { colspan: "2", scope: "rowgroup" }, name));
+}
+
+/**
+ * @param {string} name
+ * @param {string} value
+ */
+function configRow(name, value) {
+  return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value));
+}
+
+/** Shows the rows that hold every word of the search, and the groups that have such rows. */
+export function search() {
+  const words = byId("search", HTMLInputElement).value.toLowerCase().split(/\s+/);
+  const table = byId("config", HTMLTableElement);
+  for (const body of table.tBodies) {
+    const rows = [...body.rows].slice(1); // the first one is the name of the group
+    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    body.hidden = rows.every((row) => row.hidden);
+  }
+  const isEmpty = [...table.tBodies].every((body) => body.hidden);
+  byId("no-match", HTMLElement).hidden = !isEmpty || table.tBodies.length === 0;
+}
