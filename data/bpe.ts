@@ -1,193 +1,162 @@
-// Byte-pair encoding of one piece of text: merge the pair of neighbours with the lowest rank until no pair is a token.
-// The same result as OpenAI's tiktoken, in O(n log n), so that a piece of a million letters does no harm. Pieces met
-// before are looked up instead, which is what makes ordinary text fast.
+// Byte-pair encoding of one piece of text: join the two neighbours of the lowest rank, the leftmost of equals, until no
+// neighbours join. The same result as OpenAI's tiktoken and Hugging Face's tokenizers, in O(n log n), so that a piece of a
+// million letters does no harm. Pieces met before are looked up instead.
+import { ByteStrings } from "./byte_strings.ts";
+import { Heap } from "./heap.ts";
+import { NEVER, type PairTable } from "./pair_table.ts";
+import { PieceTable } from "./piece_table.ts";
 
-const SLOTS = 1 << 20; // of the hash table, at most a quarter full
-const MAX_ENTRIES = SLOTS / 4;
+const FEW = 32; // parts of a piece up to which looking at all of them is faster than a heap
 const CACHED_BYTES = 32; // longer pieces seldom come again
-const CACHED_IDS = 8 * MAX_ENTRIES; // of all cached pieces together
 
-/** Encodes pieces with a fixed vocabulary. The rank of a token is its id: lower ids merge first. */
+/** What makes a byte-pair encoding. */
+export interface BpeOptions {
+  /** The byte string of each id; "" for ids that text never becomes. */
+  tokens: ByteStrings;
+  /** The pairs that join. null is OpenAI's rule: neighbours join if their bytes together are a token, its id is their rank. */
+  merges: PairTable | null;
+  /** A piece that is a token becomes that token, whether or not its bytes would be joined to it. */
+  wholePieces: boolean;
+}
+
+/** Encodes pieces with a fixed vocabulary. */
 export class Bpe {
-  /** Number of tokens; their ids are 0 .. n_tokens - 1. */
-  readonly n_tokens: number;
+  readonly #pieces: PieceTable;
+  readonly #pairs: PairTable | null;
+  readonly #longest: number; // bytes of the longest token
+  readonly #idOfByte = new Int32Array(256).fill(-1); // -1: no token, left out of the text as tokenizers does
 
-  // Entry e is the byte string pool[starts[e] .. starts[e + 1]). Entries below n_tokens are the tokens themselves, the
-  // others are cached pieces with the ids cached[idStarts[e] .. idStarts[e + 1]). A slot of the open-addressing table
-  // holds e + 1, or 0.
-  readonly #slots = new Int32Array(SLOTS);
-  readonly #hashes = new Int32Array(MAX_ENTRIES);
-  readonly #starts = new Int32Array(MAX_ENTRIES + 1);
-  readonly #pool = new Uint8Array(MAX_ENTRIES * CACHED_BYTES);
-  readonly #cached = new Uint32Array(CACHED_IDS);
-  readonly #idStarts = new Int32Array(MAX_ENTRIES + 1);
-  #entries = 0;
-  #longest = 0; // bytes of the longest token
-  #missedSlot = 0; // where the last unsuccessful #find() would have stood, and its hash
-  #missedHash = 0;
-
-  // One piece being merged is a linked list over its bytes: the part that begins at byte i ends where #next[i] begins.
+  // The parts of the piece that is being encoded: id, where it begins, and of the pair of it and the part behind it the
+  // rank and the id.
+  #part = new Int32Array(256);
+  #start = new Int32Array(256);
+  #rank = new Int32Array(256);
+  #join = new Int32Array(256);
+  // With many parts they are a linked list, and the pairs that may join are on a heap, as rank * 2^32 + part.
   #next = new Int32Array(256);
   #previous = new Int32Array(256);
-  #rank = new Int32Array(256); // of the part at i joined with the one behind it, -1 if that is no token
-  readonly #heap: number[] = []; // candidates as rank * 2^32 + i, the smallest first
+  readonly #heap = new Heap();
 
-  /** Takes the byte strings of all tokens in the order of their ids. Every single byte must be among them. */
-  constructor(tokens: Iterable<Uint8Array>) {
-    for (const token of tokens) {
-      if (this.#find(token, 0, token.length) >= 0) throw new Error("internal: token listed twice");
-      this.#insert(token, 0, token.length);
-      this.#longest = Math.max(this.#longest, token.length);
+  constructor({ tokens, merges, wholePieces }: BpeOptions) {
+    this.#pairs = merges;
+    this.#pieces = new PieceTable(wholePieces || merges === null ? tokens : new ByteStrings(0, 0));
+    let longest = 0;
+    for (let id = 0; id < tokens.length; id++) {
+      const start = tokens.start(id), length = tokens.start(id + 1) - start;
+      if (length === 1) this.#idOfByte[tokens.bytes[start]!] = id;
+      if (length > longest) longest = length;
     }
-    this.n_tokens = this.#entries;
+    this.#longest = longest;
   }
 
   /** Writes the ids of the piece bytes[from, to) to ids at n, where there must be room for to - from; returns the new n. */
   encode(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
-    const entry = this.#find(bytes, from, to);
-    if (entry >= 0) {
-      if (entry < this.n_tokens) {
-        ids[n] = entry;
-        return n + 1;
-      }
-      const start = this.#idStarts[entry]!, count = this.#idStarts[entry + 1]! - start;
-      for (let i = 0; i < count; i++) ids[n + i] = this.#cached[start + i]!;
-      return n + count;
-    }
-    const slot = this.#missedSlot, hash = this.#missedHash;
-    const end = this.#merge(bytes, from, to, ids, n, this.n_tokens);
-    this.#missedSlot = slot;
-    this.#missedHash = hash;
-    this.#remember(bytes, from, to, ids.subarray(n, end));
+    const slot = this.#pieces.find(bytes, from, to), hash = this.#pieces.hash;
+    if (slot >= 0) return this.#pieces.read(slot, ids, n);
+    const end = this.#merge(bytes, from, to, ids, n);
+    if (to - from <= CACHED_BYTES) this.#pieces.add(hash, bytes, from, to, ids, n, end);
     return end;
   }
 
-  /** The bytes of a token; a view, not a copy. */
-  bytesOf(id: number): Uint8Array {
-    return this.#pool.subarray(this.#starts[id]!, this.#starts[id + 1]!);
-  }
-
-  /** The two tokens that each token of more than one byte was merged from, in the order of the merged ids. */
-  merges(): [number, number][] {
-    const merges: [number, number][] = [];
-    const parts = new Uint32Array(this.#longest);
-    for (let id = 0; id < this.n_tokens; id++) {
-      const bytes = this.bytesOf(id);
-      if (bytes.length < 2) continue;
-      const n = this.#merge(bytes, 0, bytes.length, parts, 0, id);
-      if (n !== 2) throw new Error(`internal: token ${id} is made of ${n} earlier tokens, should be 2`);
-      merges.push([parts[0]!, parts[1]!]);
+  #merge(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
+    if (to - from > this.#part.length) this.#makeRoom(2 * (to - from));
+    let count = 0;
+    for (let i = from; i < to; i++) {
+      const id = this.#idOfByte[bytes[i]!]!;
+      if (id < 0) continue;
+      this.#start[count] = i;
+      this.#part[count++] = id;
     }
-    return merges;
+    this.#start[count] = to;
+    count = count <= FEW ? this.#joinFew(bytes, count) : this.#joinMany(bytes, count);
+    for (let i = 0; i < count; i++) ids[n + i] = this.#part[i]!;
+    return n + count;
   }
 
-  /** The entry that holds bytes[from, to), or -1. */
-  #find(bytes: Uint8Array, from: number, to: number): number {
-    let hash = to - from;
-    for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193); // FNV-1a
-    hash ^= hash >>> 15;
-    const slots = this.#slots, hashes = this.#hashes;
-    for (let slot = hash & (SLOTS - 1);; slot = (slot + 1) & (SLOTS - 1)) {
-      const entry = slots[slot]! - 1;
-      if (entry < 0) {
-        this.#missedSlot = slot;
-        this.#missedHash = hash;
-        return -1;
+  #makeRoom(parts: number): void {
+    this.#part = new Int32Array(parts);
+    this.#start = new Int32Array(parts + 1);
+    this.#rank = new Int32Array(parts);
+    this.#join = new Int32Array(parts);
+    this.#next = new Int32Array(parts);
+    this.#previous = new Int32Array(parts);
+  }
+
+  /** Joins parts until no neighbours join; returns how many are left. */
+  #joinFew(bytes: Uint8Array, count: number): number {
+    const part = this.#part, start = this.#start, rank = this.#rank, join = this.#join;
+    for (let i = 0; i + 1 < count; i++) this.#look(bytes, i, i + 1, start[i + 2]!);
+    for (;;) {
+      let least = NEVER, at = 0;
+      for (let i = 0; i + 1 < count; i++) {
+        if (rank[i]! < least) {
+          least = rank[i]!;
+          at = i;
+        }
       }
-      if (hashes[entry] === hash && this.#holds(entry, bytes, from, to)) return entry;
+      if (least === NEVER) return count;
+      part[at] = join[at]!;
+      count--;
+      for (let i = at + 1; i < count; i++) {
+        part[i] = part[i + 1]!;
+        rank[i] = rank[i + 1]!;
+        join[i] = join[i + 1]!;
+        start[i] = start[i + 1]!;
+      }
+      start[count] = start[count + 1]!;
+      if (at + 1 < count) this.#look(bytes, at, at + 1, start[at + 2]!);
+      if (at > 0) this.#look(bytes, at - 1, at, start[at + 1]!);
     }
   }
 
-  #holds(entry: number, bytes: Uint8Array, from: number, to: number): boolean {
-    const start = this.#starts[entry]!;
-    if (this.#starts[entry + 1]! - start !== to - from) return false;
-    const pool = this.#pool;
-    for (let i = from, j = start; i < to; i++, j++) if (pool[j] !== bytes[i]) return false;
-    return true;
-  }
-
-  /** Adds the byte string that the last #find() missed. */
-  #insert(bytes: Uint8Array, from: number, to: number): void {
-    const entry = this.#entries++, start = this.#starts[entry]!;
-    this.#pool.set(bytes.subarray(from, to), start);
-    this.#starts[entry + 1] = start + to - from;
-    this.#hashes[entry] = this.#missedHash;
-    this.#slots[this.#missedSlot] = entry + 1;
-  }
-
-  /** Caches a piece that the last #find() missed, while there is room. */
-  #remember(bytes: Uint8Array, from: number, to: number, ids: Uint32Array): void {
-    const start = this.#idStarts[this.#entries]!, end = start + ids.length;
-    if (to - from > CACHED_BYTES || this.#entries === MAX_ENTRIES || end > CACHED_IDS) return;
-    this.#cached.set(ids, start);
-    this.#insert(bytes, from, to);
-    this.#idStarts[this.#entries] = end;
-  }
-
-  /** Like encode(), without the cache and with the tokens below `limit` only. */
-  #merge(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number, limit: number): number {
-    const length = to - from;
-    if (length > this.#next.length) {
-      this.#next = new Int32Array(2 * length);
-      this.#previous = new Int32Array(2 * length);
-      this.#rank = new Int32Array(2 * length);
-    }
-    const next = this.#next, previous = this.#previous;
-    for (let i = 0; i < length; i++) {
+  /** The same with a heap, for pieces of many parts. */
+  #joinMany(bytes: Uint8Array, count: number): number {
+    const part = this.#part,
+      rank = this.#rank,
+      next = this.#next,
+      previous = this.#previous,
+      heap = this.#heap;
+    for (let i = 0; i < count; i++) {
       next[i] = i + 1;
       previous[i] = i - 1;
+      rank[i] = NEVER;
     }
-    for (let i = 0; i < length; i++) this.#rankPair(bytes, from, i, length, limit);
-    while (this.#heap.length > 0) {
-      const candidate = pop(this.#heap);
-      const rank = Math.floor(candidate / 2 ** 32), i = candidate - rank * 2 ** 32;
-      if (this.#rank[i] !== rank) continue; // one of its two parts has been merged since
-      const gone = next[i]!, after = next[gone]!;
-      next[i] = after;
-      if (after < length) previous[after] = i;
-      this.#rank[gone] = -1;
-      this.#rankPair(bytes, from, i, length, limit);
-      if (previous[i]! >= 0) this.#rankPair(bytes, from, previous[i]!, length, limit);
+    for (let i = 0; i + 1 < count; i++) this.#offer(bytes, i, i + 1);
+    while (heap.length > 0) {
+      const candidate = heap.pop(), least = Math.floor(candidate / 2 ** 32), at = candidate - least * 2 ** 32;
+      if (rank[at] !== least) continue; // one of its two parts has been joined since
+      const gone = next[at]!, after = next[gone]!;
+      part[at] = this.#join[at]!;
+      rank[at] = rank[gone] = NEVER;
+      next[at] = after;
+      if (after < count) {
+        previous[after] = at;
+        this.#offer(bytes, at, after);
+      }
+      if (previous[at]! >= 0) this.#offer(bytes, previous[at]!, at);
     }
-    for (let i = 0; i < length; i = next[i]!) ids[n++] = this.#find(bytes, from + i, from + next[i]!);
-    return n;
+    let left = 0;
+    for (let i = 0; i < count; i = next[i]!) part[left++] = part[i]!;
+    return left;
   }
 
-  /** Ranks the part at byte i of the piece joined with the part behind it, and puts it on the heap if it is a token. */
-  #rankPair(bytes: Uint8Array, from: number, i: number, length: number, limit: number): void {
-    const middle = this.#next[i]!, end = middle < length ? this.#next[middle]! : 0;
-    const possible = middle < length && end - i <= this.#longest;
-    const entry = possible ? this.#find(bytes, from + i, from + end) : -1;
-    this.#rank[i] = entry < limit ? entry : -1;
-    if (this.#rank[i]! >= 0) push(this.#heap, entry * 2 ** 32 + i);
+  /** Looks up the pair of two neighbours and puts it on the heap if it joins. */
+  #offer(bytes: Uint8Array, left: number, right: number): void {
+    this.#look(bytes, left, right, this.#start[this.#next[right]!]!);
+    if (this.#rank[left] !== NEVER) this.#heap.push(this.#rank[left]! * 2 ** 32 + left);
   }
-}
 
-/** Adds a value to a binary heap with the smallest value at 0. */
-function push(heap: number[], value: number): void {
-  let i = heap.push(value) - 1;
-  while (i > 0) {
-    const parent = (i - 1) >> 1;
-    if (heap[parent]! <= value) break;
-    heap[i] = heap[parent]!;
-    i = parent;
+  /** Looks up the pair of two neighbours, which ends before byte `end`. */
+  #look(bytes: Uint8Array, left: number, right: number, end: number): void {
+    if (this.#pairs === null) {
+      const start = this.#start[left]!;
+      const id = end - start <= this.#longest ? this.#pieces.token(this.#pieces.find(bytes, start, end)) : -1;
+      this.#rank[left] = id < 0 ? NEVER : id;
+      this.#join[left] = id;
+    } else {
+      const place = this.#pairs.find(this.#part[left]!, this.#part[right]!);
+      this.#rank[left] = place < 0 ? NEVER : this.#pairs.rank(place);
+      this.#join[left] = place < 0 ? -1 : this.#pairs.join(place);
+    }
   }
-  heap[i] = value;
-}
-
-/** Removes the smallest value. The heap must not be empty. */
-function pop(heap: number[]): number {
-  const smallest = heap[0]!, last = heap.pop()!;
-  if (heap.length === 0) return smallest;
-  let i = 0;
-  for (;;) {
-    let child = 2 * i + 1;
-    if (child >= heap.length) break;
-    if (child + 1 < heap.length && heap[child + 1]! < heap[child]!) child++;
-    if (heap[child]! >= last) break;
-    heap[i] = heap[child]!;
-    i = child;
-  }
-  heap[i] = last;
-  return smallest;
 }

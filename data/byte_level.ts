@@ -1,133 +1,92 @@
-// What the byte-level tokenizers ("bytes" and "gpt2") share: decoding, and the files that Hugging Face reads them from.
+// What the tokenizers have in common whose tokens are byte strings: encoding piece by piece, and decoding.
+import type { Bpe } from "./bpe.ts";
+import type { Scanner } from "./scanners.ts";
 import { TokenBuffer } from "./token_buffer.ts";
-import type { Tokenizer } from "./tokenizer.ts";
+import type { TextStream, Tokenizer } from "./tokenizer.ts";
 
-const END_OF_TEXT = "<|endoftext|>";
+/** Writes the ids of bytes[from, to) to ids at n, where there is room for to - from, and returns the new n. */
+export type EncodeSegment = (
+  bytes: Uint8Array,
+  from: number,
+  to: number,
+  ids: Uint32Array,
+  n: number,
+) => number;
 
-/** What makes a byte-level tokenizer. Ids 0 .. n_tokens - 1 stand for byte strings; n_tokens is the end of text. */
-export interface ByteLevelOptions {
-  name: string;
-  n_tokens: number;
-  encodeUtf8: (bytes: Uint8Array, from: number, to: number, out: TokenBuffer) => void;
-  bytesOf: (id: number) => Uint8Array;
-  /** Pairs of ids that merge, in the order of the ids that they make. */
-  merges: () => [number, number][];
-  /** Text is cut by GPT-2's pattern before merging. */
-  splitsWords: boolean;
+/** What makes a tokenizer whose tokens are byte strings. */
+export interface ByteLevelOptions
+  extends Pick<Tokenizer, "name" | "vocab_size" | "eot" | "encodeUtf8" | "files"> {
+  /** The bytes of an id below vocab_size: none for an id that stands for nothing, the text of a special token. */
+  bytesOf(id: number): Uint8Array;
 }
 
 /** A tokenizer whose tokens are byte strings. */
-export function byteLevelTokenizer(options: ByteLevelOptions): Tokenizer {
-  const { name, n_tokens, encodeUtf8 } = options;
-  const endOfText = new TextEncoder().encode(END_OF_TEXT);
+export function byteLevelTokenizer({ bytesOf, ...options }: ByteLevelOptions): Tokenizer {
+  const { name, vocab_size } = options;
 
-  function encode(text: string): Uint32Array {
-    const bytes = new TextEncoder().encode(text); // a lone surrogate becomes U+FFFD
-    const out = new TokenBuffer();
-    encodeUtf8(bytes, 0, bytes.length, out);
-    return out.ids.slice(0, out.length);
+  function checkedBytesOf(id: number): Uint8Array {
+    if (Number.isInteger(id) && id >= 0 && id < vocab_size) return bytesOf(id);
+    throw new RangeError(
+      `Cannot decode token ${id}: the ids of tokenizer "${name}" are 0 to ${vocab_size - 1}`,
+    );
   }
 
-  function bytesOf(id: number): Uint8Array {
-    if (Number.isInteger(id) && id >= 0 && id < n_tokens) return options.bytesOf(id);
-    if (id === n_tokens) return endOfText;
-    throw new RangeError(`Cannot decode token ${id}: the ids of tokenizer "${name}" are 0 to ${n_tokens}`);
-  }
-
-  function stream(): { write(id: number): string; end(): string } {
+  function stream(): TextStream {
     const utf8 = new TextDecoder("utf-8", { ignoreBOM: true }); // keeps the bytes of a character that is not complete
     return {
-      write: (id) => utf8.decode(bytesOf(id), { stream: true }),
+      write: (id) => utf8.decode(checkedBytesOf(id), { stream: true }),
       end: () => utf8.decode(),
     };
   }
 
-  function decode(ids: Iterable<number>): string {
-    const text = stream();
-    let result = "";
-    for (const id of ids) result += text.write(id);
-    return result + text.end();
-  }
-
   return {
-    name,
-    vocab_size: n_tokens + 1,
-    eot: n_tokens,
-    encode,
-    encodeUtf8,
-    decode,
+    ...options,
+    encode: (text) => encodeText(text, options.encodeUtf8),
     stream,
-    files: () => huggingFaceFiles(options),
-  };
-}
-
-/** tokenizer.json and tokenizer_config.json for Hugging Face's tokenizers and transformers. */
-function huggingFaceFiles(
-  { name, n_tokens, bytesOf, merges, splitsWords }: ByteLevelOptions,
-): Record<string, string> {
-  const characters = byteCharacters();
-  const written = Array.from(
-    { length: n_tokens },
-    (_, id) => Array.from(bytesOf(id), (byte) => characters[byte]).join(""),
-  );
-  const byteLevel = {
-    type: "ByteLevel",
-    add_prefix_space: false,
-    trim_offsets: false,
-    use_regex: splitsWords,
-  };
-  const tokenizer = {
-    version: "1.0",
-    truncation: null,
-    padding: null,
-    added_tokens: [{
-      id: n_tokens,
-      content: END_OF_TEXT,
-      single_word: false,
-      lstrip: false,
-      rstrip: false,
-      normalized: false,
-      special: true,
-    }],
-    normalizer: null,
-    pre_tokenizer: byteLevel,
-    post_processor: null,
-    decoder: byteLevel,
-    model: {
-      type: "BPE",
-      dropout: null,
-      unk_token: null,
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: false,
-      byte_fallback: false,
-      ignore_merges: false,
-      vocab: Object.fromEntries([...written, END_OF_TEXT].map((token, id) => [token, id])),
-      merges: merges().map(([left, right]) => `${written[left]} ${written[right]}`),
+    decode(ids) {
+      const text = stream();
+      let result = "";
+      for (const id of ids) result += text.write(id);
+      return result + text.end();
     },
   };
-  const config = {
-    tokenizer_class: "PreTrainedTokenizerFast",
-    bos_token: END_OF_TEXT,
-    eos_token: END_OF_TEXT,
-    unk_token: END_OF_TEXT,
-    add_prefix_space: false,
-    clean_up_tokenization_spaces: false,
-    loam_tokenizer: name,
-  };
-  return {
-    "tokenizer.json": `${JSON.stringify(tokenizer)}\n`,
-    "tokenizer_config.json": `${JSON.stringify(config, null, 2)}\n`,
+}
+
+/** The ids of a text by a function for UTF-8. A lone surrogate becomes U+FFFD. */
+export function encodeText(text: string, encodeUtf8: Tokenizer["encodeUtf8"]): Uint32Array {
+  const bytes = new TextEncoder().encode(text), out = new TokenBuffer();
+  encodeUtf8(bytes, 0, bytes.length, out);
+  return out.ids.slice(0, out.length);
+}
+
+/** Encoding of text that the first scanner cuts, the second cuts what the first leaves whole, and so on. */
+export function scanPieces([scanner, ...finer]: Scanner[], bpe: Bpe): EncodeSegment {
+  if (scanner === undefined) return (bytes, from, to, ids, n) => bpe.encode(bytes, from, to, ids, n);
+  if (finer.length === 0) {
+    return (bytes, from, to, ids, n) => {
+      while (from < to) {
+        const end = scanner(bytes, from, to);
+        n = bpe.encode(bytes, from, end, ids, n);
+        from = end;
+      }
+      return n;
+    };
+  }
+  const encodePiece = scanPieces(finer, bpe);
+  return (bytes, from, to, ids, n) => {
+    while (from < to) {
+      const end = scanner(bytes, from, to);
+      n = encodePiece(bytes, from, end, ids, n);
+      from = end;
+    }
+    return n;
   };
 }
 
-/** The printable character that stands for each byte in a byte-level vocabulary, as GPT-2 chose them. */
-function byteCharacters(): string[] {
-  const printable = (byte: number) =>
-    byte >= 0x21 && byte <= 0x7e || byte >= 0xa1 && byte <= 0xac || byte >= 0xae;
-  let others = 0;
-  return Array.from(
-    { length: 256 },
-    (_, byte) => String.fromCharCode(printable(byte) ? byte : 0x100 + others++),
-  );
+/** The same for a whole document. */
+export function appendTo(encode: EncodeSegment): Tokenizer["encodeUtf8"] {
+  return (bytes, from, to, out) => {
+    out.reserve(to - from); // no text has more ids than bytes
+    out.length = encode(bytes, from, to, out.ids, out.length);
+  };
 }

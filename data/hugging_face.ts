@@ -1,103 +1,119 @@
-// Any tokenizer that Hugging Face's tokenizer.json describes, run by @huggingface/tokenizers. Slower than our own (about
-// 1 MB/s), so it is for vocabularies we do not have ourselves.
-import { Tokenizer as Engine } from "@huggingface/tokenizers";
+// Tokenizers of a Hugging Face tokenizer.json. Byte-level BPE, which most models of today have, goes through our own encoder;
+// everything else through the library @huggingface/tokenizers, which is exact too but runs at about 1 MB/s.
 import { UserError } from "../ffi/errors.ts";
-import type { TokenBuffer } from "./token_buffer.ts";
-import type { TextStream, Tokenizer } from "./tokenizer.ts";
+import { isFile } from "../ffi/files.ts";
+import { byteLevelTokenizer } from "./byte_level.ts";
+import { byteLevelBpe, type ByteLevelJson } from "./byte_level_bpe.ts";
+import { libraryTokenizer } from "./library_tokenizer.ts";
+import type { Tokenizer } from "./tokenizer.ts";
 
 type Json = Record<string, unknown>;
 
+/** The usual end-of-text tokens, for a configuration that names none. */
+const END_OF_TEXT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "</s>"];
+
+const SUPPORTED =
+  "supported are byte-level BPE (as of GPT-2, Llama 3, Qwen, SmolLM, DeepSeek, gpt-oss, SuperBPE), " +
+  "BPE with byte_fallback (Llama 2, Gemma), Unigram (T5) and WordPiece (BERT)";
+
+/** Which of loam's own tokenizers the tokenizer.json at a path is, by the tokenizer_config.json beside it. */
+export function loamTokenizerOf(path: string): string | undefined {
+  const name = readConfig(path).json.loam_tokenizer;
+  return typeof name === "string" ? name : undefined;
+}
+
 /**
- * The tokenizer that the parsed tokenizer.json and tokenizer_config.json of a directory describe.
+ * The tokenizer of the tokenizer.json at a path. Its end of text is the eos_token of the tokenizer_config.json beside it, or
+ * else a usual one that the vocabulary has.
  *
- * @throws {UserError} if the library cannot read it or the configuration names no end-of-text token.
+ * @throws {UserError} if the file cannot be read, is of a kind that is not supported, or has no end-of-text token.
  */
-export function huggingFaceTokenizer(directory: string, json: Json, config: Json): Tokenizer {
-  const engine = open(directory, json, config);
-  // An engine that knows no special tokens: their text inside a document stays text.
-  const added = (json.added_tokens ?? []) as { special?: boolean }[];
-  const plain = open(directory, { ...json, added_tokens: added.filter((token) => !token.special) }, config);
-  const vocab_size = Math.max(...ids(engine)) + 1;
-
-  function decode(ids: Iterable<number>): string {
-    const list = Array.from(ids);
-    return list.length === 0 ? "" : engine.decode(list, { clean_up_tokenization_spaces: false });
-  }
-
-  const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
-  const encode = (text: string): number[] =>
-    plain.encode(text.toWellFormed(), { add_special_tokens: false }).ids;
-
-  function encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void {
-    const ids = encode(utf8.decode(bytes.subarray(from, to)));
-    out.reserve(ids.length);
-    out.ids.set(ids, out.length);
-    out.length += ids.length;
-  }
-
-  return {
-    name: directory,
-    vocab_size,
-    eot: endOfText(directory, engine, config),
-    encode: (text) => Uint32Array.from(encode(text)),
-    encodeUtf8,
-    decode,
-    stream: () => textStream(decode),
-    files: () => ({
-      "tokenizer.json": `${JSON.stringify(json)}\n`,
-      "tokenizer_config.json": `${JSON.stringify(config, null, 2)}\n`,
-    }),
-  };
-}
-
-function open(directory: string, json: Json, config: Json): Engine {
+export function openTokenizerJson(name: string, path: string): Tokenizer {
+  const text = readText(path), json = parse(path, text), config = readConfig(path);
+  const ids = idsOf(path, json), eot = endOfText(path, ids, config.json);
+  let vocab_size = 0;
+  for (const id of ids.values()) vocab_size = Math.max(vocab_size, id + 1);
+  const files = () => ({
+    "tokenizer.json": text,
+    "tokenizer_config.json": config.text ?? newConfig([...ids].find(([, id]) => id === eot)![0]),
+  });
+  const common = { name, vocab_size, eot, files };
   try {
-    return new Engine(json, config);
+    return isByteLevelBpe(json)
+      ? byteLevelTokenizer({ ...common, ...byteLevelBpe(json as unknown as ByteLevelJson) })
+      : { ...common, ...libraryTokenizer(json, config.json) };
   } catch (error) {
-    throw new UserError(`Cannot use "${directory}/tokenizer.json": ${(error as Error).message}`);
+    if (!(error instanceof RangeError || error instanceof SyntaxError)) throw error;
+    throw new UserError(`Cannot use "${path}": ${error.message}; ${SUPPORTED}`);
   }
 }
 
-function* ids(engine: Engine): Generator<number> {
-  yield* engine.get_vocab().values();
-  yield* engine.get_added_tokens_decoder().keys();
+/** Whether the model is byte-level BPE. */
+function isByteLevelBpe({ model, pre_tokenizer }: Json): boolean {
+  const { type, merges } = model as Json;
+  return (type ?? "BPE") === "BPE" && Array.isArray(merges) &&
+    JSON.stringify(pre_tokenizer ?? "").includes('"ByteLevel"');
+}
+
+/** The ids of all tokens; those of added ones count where the model has others. */
+function idsOf(path: string, { model, added_tokens }: Json): Map<string, number> {
+  const vocab = (model as Json | null | undefined)?.vocab;
+  if (typeof vocab !== "object" || vocab === null) {
+    throw new UserError(
+      `Cannot use "${path}": it has no model with a vocab, should be a tokenizer.json; ${SUPPORTED}`,
+    );
+  }
+  const ids = new Map<string, number>(
+    Array.isArray(vocab) // of Unigram, with a score for each
+      ? (vocab as [string, number][]).map(([token], id) => [token, id])
+      : Object.entries(vocab as Record<string, number>),
+  );
+  for (const { content, id } of (added_tokens ?? []) as { content: string; id: number }[]) {
+    ids.set(content, id);
+  }
+  return ids;
 }
 
 /** Id of eos_token, which is a text or an object with the text in `content`. */
-function endOfText(directory: string, engine: Engine, config: Json): number {
+function endOfText(path: string, ids: Map<string, number>, config: Json): number {
   const eos = config.eos_token as string | { content?: string } | null | undefined;
-  const text = typeof eos === "string" ? eos : eos?.content;
-  const id = text === undefined ? undefined : engine.token_to_id(text);
-  if (id === undefined) {
-    throw new UserError(
-      `Cannot use "${directory}/tokenizer_config.json": its eos_token is ${JSON.stringify(eos ?? null)}, ` +
-        `should be a token of the vocabulary, since it goes between documents`,
-    );
-  }
-  return id;
+  const text = (typeof eos === "string" ? eos : eos?.content) ?? END_OF_TEXT.find((usual) => ids.has(usual));
+  const id = text === undefined ? undefined : ids.get(text);
+  if (id !== undefined) return id;
+  throw new UserError(
+    `Cannot use "${path}": the eos_token in tokenizer_config.json beside it is ${
+      JSON.stringify(eos ?? null)
+    }, ` +
+      `should be a token of the vocabulary, since it goes between documents`,
+  );
 }
 
-/** Decodes everything anew for each id, since a decoder may treat a token by what stands around it. */
-function textStream(decode: (ids: number[]) => string): TextStream {
-  let ids: number[] = []; // since the last text that was whole
-  let shown = ""; // of the text of ids
-  function take(complete: boolean): string {
-    const text = decode(ids);
-    if (!complete && text.endsWith("\ufffd")) return ""; // a character of which more bytes may come
-    const fresh = text.slice(shown.length);
-    shown = text;
-    return fresh;
+/** tokenizer_config.json for a tokenizer.json that came without. */
+function newConfig(eos_token: string): string {
+  return `${JSON.stringify({ tokenizer_class: "PreTrainedTokenizerFast", eos_token }, null, 2)}\n`;
+}
+
+/** The tokenizer_config.json beside a tokenizer.json, empty if there is none. */
+function readConfig(path: string): { json: Json; text?: string } {
+  const configPath = path.replace(/[^/]*$/, "tokenizer_config.json");
+  if (!isFile(configPath)) return { json: {} };
+  const text = readText(configPath);
+  return { json: parse(configPath, text), text };
+}
+
+function readText(path: string): string {
+  try {
+    return Deno.readTextFileSync(path);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(`Cannot read "${path}": ${(error as Error).message}`);
   }
-  return {
-    write(id) {
-      ids.push(id);
-      const fresh = take(false);
-      if (fresh.endsWith("\n")) { // a line is a safe place to start over, so that long texts stay cheap
-        ids = [];
-        shown = "";
-      }
-      return fresh;
-    },
-    end: () => take(true),
-  };
+}
+
+function parse(path: string, text: string): Json {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new UserError(`Cannot read "${path}": ${(error as Error).message}`);
+  }
 }

@@ -1,13 +1,15 @@
-// Tokenizers: "bytes" (one id per byte), "gpt2" (OpenAI's r50k_base) and any Hugging Face tokenizer directory.
+// Tokenizers: "bytes" (one id per byte), OpenAI's "gpt2", "cl100k" and "o200k", and any Hugging Face tokenizer.json.
 // Text never turns into a special token: "<|endoftext|>" inside a document is thirteen characters like any others.
 import { UserError } from "../ffi/errors.ts";
 import { isFile } from "../ffi/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
+import { byteLevelFiles } from "./byte_level_files.ts";
+import { ByteStrings } from "./byte_strings.ts";
 import type { TokenBuffer } from "./token_buffer.ts";
 
 /** Turns text into ids and back. */
 export interface Tokenizer {
-  /** "bytes", "gpt2" or the directory that it was read from. */
+  /** "bytes", "gpt2", "cl100k", "o200k" or the directory or file that it was read from. */
   readonly name: string;
   /** One more than the largest id, special tokens included. */
   readonly vocab_size: number;
@@ -17,7 +19,12 @@ export interface Tokenizer {
   encode(text: string): Uint32Array;
   /** Appends the ids of the valid UTF-8 text bytes[from, to) to out, without special tokens. */
   encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void;
-  /** The text of ids. Bytes that are not UTF-8 become U+FFFD; the end of text reads "<|endoftext|>". */
+  /**
+   * The text of ids. Bytes that are not UTF-8 become U+FFFD; a special token reads as it is written, such as
+   * "<|endoftext|>"; ids below vocab_size that stand for nothing, of which cl100k and o200k have some, give no text.
+   *
+   * @throws {RangeError} for an id that is not below vocab_size.
+   */
   decode(ids: Iterable<number>): string;
   /** Decodes ids that come one by one. */
   stream(): TextStream;
@@ -33,49 +40,54 @@ export interface TextStream {
   end(): string;
 }
 
+/** vocab_size of the tokenizers that every loam has, by their names. */
+export const VOCABULARIES: Readonly<Record<string, number>> = {
+  bytes: 257,
+  gpt2: 50257,
+  cl100k: 100277,
+  o200k: 200019,
+};
+
 /**
- * Opens the tokenizer "bytes" or "gpt2", or the one in a directory with tokenizer.json and tokenizer_config.json, such as
- * a checkpoint. Only the tokenizer that is asked for is loaded.
+ * Opens a tokenizer by one of the names in VOCABULARIES, or the one of a tokenizer.json: its path, or a directory that
+ * holds it, such as a checkpoint. A tokenizer_config.json beside it is read too. Only what is asked for is loaded.
  *
- * @throws {UserError} if there is no such tokenizer or its files are broken.
+ * @throws {UserError} if there is no such tokenizer or its files are broken or of an unsupported kind.
  */
-export async function openTokenizer(nameOrDirectory: string): Promise<Tokenizer> {
-  if (nameOrDirectory === "bytes") return bytesTokenizer();
-  if (nameOrDirectory === "gpt2") return (await import("./gpt2.ts")).gpt2Tokenizer();
-  if (!isFile(`${nameOrDirectory}/tokenizer.json`)) {
+export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
+  if (nameOrPath === "bytes") return bytesTokenizer();
+  if (nameOrPath === "gpt2" || nameOrPath === "cl100k" || nameOrPath === "o200k") {
+    return (await import("./tiktoken.ts")).tiktokenTokenizer(nameOrPath);
+  }
+  const path = nameOrPath.endsWith(".json") ? nameOrPath : `${nameOrPath}/tokenizer.json`;
+  if (!isFile(path)) {
     throw new UserError(
-      `Cannot open tokenizer "${nameOrDirectory}": it is neither "gpt2" nor "bytes" nor a directory with tokenizer.json`,
+      `Cannot open tokenizer "${nameOrPath}": it is neither ${Object.keys(VOCABULARIES).join(", ")} ` +
+        `nor a tokenizer.json or a directory that holds one`,
     );
   }
-  const config = readJson(`${nameOrDirectory}/tokenizer_config.json`);
-  if (config.loam_tokenizer === "bytes" || config.loam_tokenizer === "gpt2") {
-    return openTokenizer(config.loam_tokenizer);
-  }
-  const { huggingFaceTokenizer } = await import("./hugging_face.ts");
-  return huggingFaceTokenizer(nameOrDirectory, readJson(`${nameOrDirectory}/tokenizer.json`), config);
+  const { loamTokenizerOf, openTokenizerJson } = await import("./hugging_face.ts");
+  const known = loamTokenizerOf(path);
+  return known !== undefined && known in VOCABULARIES
+    ? openTokenizer(known)
+    : openTokenizerJson(nameOrPath, path);
 }
 
 /** Ids 0 to 255 are the bytes of UTF-8, 256 is the end of text. */
 function bytesTokenizer(): Tokenizer {
+  const tokens = new ByteStrings(256, 256);
+  for (let byte = 0; byte < 256; byte++) tokens.push(Uint8Array.of(byte));
+  const special = { "<|endoftext|>": 256 }, endOfText = new TextEncoder().encode("<|endoftext|>");
   return byteLevelTokenizer({
     name: "bytes",
-    n_tokens: 256,
+    vocab_size: 257,
+    eot: 256,
     encodeUtf8(bytes, from, to, out) {
       out.reserve(to - from);
       out.ids.set(bytes.subarray(from, to), out.length);
       out.length += to - from;
     },
-    bytesOf: (id) => Uint8Array.of(id),
-    merges: () => [],
-    splitsWords: false,
+    bytesOf: (id) => id < 256 ? tokens.at(id) : endOfText,
+    files: () => byteLevelFiles({ name: "bytes", tokens, special, eot: 256, merges: [], pattern: null }),
   });
-}
-
-function readJson(path: string): Record<string, unknown> {
-  try {
-    return JSON.parse(Deno.readTextFileSync(path));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new UserError(`Cannot read "${path}": ${(error as Error).message}`);
-  }
 }

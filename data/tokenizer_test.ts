@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { pieceEnd } from "./gpt2.ts";
+import { gpt2Scanner as pieceEnd } from "./scanners.ts";
 import { TokenBuffer } from "./token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
@@ -185,7 +185,7 @@ Deno.test("openTokenizer() names the tokenizers there are", async () => {
   await assertRejects(
     () => openTokenizer("gpt3"),
     UserError,
-    'Cannot open tokenizer "gpt3": it is neither "gpt2" nor "bytes" nor a directory with tokenizer.json',
+    'Cannot open tokenizer "gpt3": it is neither bytes, gpt2, cl100k, o200k nor a tokenizer.json or a directory',
   );
 });
 
@@ -197,6 +197,6 @@ Deno.test("openTokenizer() says when a directory names no end-of-text token", ()
     await assertRejects(
       () => openTokenizer(directory),
       UserError,
-      'its eos_token is "</s>", should be a token',
+      'the eos_token in tokenizer_config.json beside it is "</s>", should be a token of the vocabulary',
     );
   }));

@@ -1,0 +1,61 @@
+// Tokens that are looked for in the text itself, before it is cut into pieces: "added_tokens" of tokenizer.json.
+
+/** A token that is looked for in text. */
+export interface AddedToken {
+  id: number;
+  content: string;
+  /** A control token. Its text in a document stays text. */
+  special: boolean;
+}
+
+/** Finds added tokens in UTF-8 text: the leftmost, of those the longest. */
+export class AddedTokens {
+  /** After next(): where the token begins and ends, and its id. */
+  start = 0;
+  end = 0;
+  id = 0;
+
+  // By first byte, the longest first. Special tokens are among them, since their text hides others that overlap it.
+  readonly #byFirst: ({ bytes: Uint8Array; id: number; special: boolean }[] | undefined)[] = [];
+
+  constructor(tokens: AddedToken[]) {
+    if (tokens.every(({ special }) => special)) return; // nothing to find
+    const utf8 = new TextEncoder();
+    for (const { id, content, special } of tokens) {
+      const bytes = utf8.encode(content);
+      if (bytes.length > 0) (this.#byFirst[bytes[0]!] ??= []).push({ bytes, id, special });
+    }
+    for (const list of this.#byFirst) list?.sort((a, b) => b.bytes.length - a.bytes.length);
+  }
+
+  /** Whether there are any to be found. */
+  get any(): boolean {
+    return this.#byFirst.length > 0;
+  }
+
+  /** Finds the first token in bytes[from, to) and sets start, end and id; false if there is none. */
+  next(bytes: Uint8Array, from: number, to: number): boolean {
+    for (let i = from; i < to;) {
+      const token = this.#byFirst[bytes[i]!]?.find((token) => standsAt(token.bytes, bytes, i, to));
+      if (token === undefined) {
+        i++;
+        continue;
+      }
+      const end = i + token.bytes.length;
+      if (!token.special) {
+        this.start = i;
+        this.end = end;
+        this.id = token.id;
+        return true;
+      }
+      i = end;
+    }
+    return false;
+  }
+}
+
+function standsAt(token: Uint8Array, bytes: Uint8Array, i: number, to: number): boolean {
+  if (i + token.length > to) return false;
+  for (let k = 1; k < token.length; k++) if (bytes[i + k] !== token[k]) return false;
+  return true;
+}
