@@ -29,7 +29,7 @@ import {
   startTiming,
   tapeListing,
 } from "./runtime/debug.ts";
-import { help } from "./runtime/config.ts";
+import { help, requireRange, requireWhole } from "./runtime/config.ts";
 import { joinRanks, type Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { memoryByKind } from "./runtime/memory.ts";
@@ -48,6 +48,7 @@ import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/op
 import { backward, endStep, noGrad } from "./runtime/tape.ts";
 import { rows } from "./runtime/tensor.ts";
 import { findWorld } from "./runtime/world.ts";
+import { ServerBeside } from "./serve/beside.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
 const variables = {
@@ -107,6 +108,9 @@ const variables = {
   zero_stage: 1, // 1: each rank keeps optimizer state of a part of the weights; 0: of all
   dist_timeout_s: 600, // a rank that the others wait for so long ends the run; 0 = never
 
+  // a dashboard, /stats and /metrics at http://127.0.0.1:<serve_port>/ while it trains; see docs/serve.md
+  serve_port: 0, // 0 = off
+
   // instead of training
   eval_only: false, // mean loss over the whole val split of the model to --resume
   dry_run: false, // model size, memory, FLOPs, speed and the first batch, then stop
@@ -122,6 +126,8 @@ export async function train(args: string[]): Promise<void> {
   }
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, args, world);
+  requireWhole(config, ["serve_port"], 0);
+  requireRange(config, ["serve_port"], 0, 65535);
   const dataset = config.verify_data ? verifyDataset(config.data_dir) : openDataset(config.data_dir);
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
   const c = llamaConfig(config, dataset.vocab_size);
@@ -171,7 +177,9 @@ async function run(
   if (config.eval_only) return await evaluateAll(model, c, config, dataset, inputs, ranks);
   await ranks?.requireSame({ config, data: dataset.sha256, versions, weights: parameters.sha256() });
 
+  await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
   using log = isFirst ? openRun(config, saved) : silentLog;
+  server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
   const peak = peakOfAll(world_size);
   let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
   banner(log, config, c, description, peak, saved);
@@ -424,7 +432,7 @@ function requireSameData(config: TrainConfig, dataset: Dataset, state: TrainerSt
 
 /** What differs from the configuration that the checkpoint was trained with: "batch_size 8 -> 4". */
 function changes(config: TrainConfig, before: Record<string, unknown>): string[] {
-  const transient = ["resume", "eval_only", "dry_run", "debug"];
+  const transient = ["resume", "eval_only", "dry_run", "debug", "serve_port"];
   return Object.entries(config).filter(([name, value]) => !transient.includes(name) && before[name] !== value)
     .map(([name, value]) => `${name} ${before[name]} -> ${value}`);
 }

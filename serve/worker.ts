@@ -1,0 +1,49 @@
+/// <reference lib="deno.worker" />
+// The Worker that serves a run beside its trainer, which it shares nothing with but the run directory.
+import { basename } from "node:path";
+import { explain, UserError } from "../ffi/errors.ts";
+import { requireToken } from "./access.ts";
+import { createApp } from "./app.ts";
+import { listen, type Listening } from "./listen.ts";
+import { Run } from "./runs.ts";
+
+/** What the trainer says: which run to serve, and at the end to stop. */
+export type Told = { kind: "serve"; dir: string; port: number } | { kind: "stop" };
+
+/** What the Worker says. */
+export type Said =
+  | { kind: "serving"; url: string }
+  | { kind: "failed"; message: string }
+  | { kind: "stopped" };
+
+const HOSTNAME = "127.0.0.1";
+
+let run: Run | undefined, server: Listening | undefined;
+
+self.onmessage = async ({ data }: MessageEvent<Told>) => {
+  if (data.kind === "stop") await stop();
+  else {
+    try {
+      say({ kind: "serving", url: start(data.dir, data.port) });
+    } catch (error) {
+      say({ kind: "failed", message: error instanceof UserError ? error.message : explain(error) });
+    }
+  }
+};
+
+function start(dir: string, port: number): string {
+  run = new Run(basename(dir), Deno.realPathSync(dir));
+  const token = requireToken(HOSTNAME, Deno.env.get("LOAM_TOKEN"));
+  server = listen(createApp({ runs: [run], token }), { hostname: HOSTNAME, port, flag: "--serve_port" });
+  return server.url;
+}
+
+async function stop(): Promise<void> {
+  await run?.refresh(); // so that who watches learns how it ended
+  await server?.close();
+  say({ kind: "stopped" });
+}
+
+function say(what: Said): void {
+  self.postMessage(what);
+}
