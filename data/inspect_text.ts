@@ -1,5 +1,5 @@
 // The words and tables of `deno task data`.
-import type { Dataset } from "./bins.ts";
+import type { Dataset, Shard } from "./bins.ts";
 import type { Lengths } from "./lengths.ts";
 import type { Tally } from "./scan.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -28,6 +28,13 @@ export function shardLine(file: string, tokens: number, actual?: string, expecte
   if (expected === undefined) return `  -      ${size}  no checksum to compare`;
   if (actual === expected) return `  ok     ${size}  sha256 ${expected.slice(0, 16)}`;
   return `  WRONG  ${size}  sha256 is ${actual}, meta.json says ${expected}`;
+}
+
+/** How fast shards were read. */
+export function rate(shards: Shard[], ms: number): string {
+  const bytes = shards.reduce((sum, shard) => sum + shard.header_bytes + shard.tokens * shard.token_bytes, 0);
+  const mb = (bytes / 1e6).toFixed(1), mb_per_sec = (bytes / ms / 1000).toFixed(0);
+  return `  ${mb} MB read in ${(ms / 1000).toFixed(2)} s, ${mb_per_sec} MB/s`;
 }
 
 /** Documents, tokens and their ratios, by split. */
