@@ -7,6 +7,7 @@ import { parsePartName } from "./parts.ts";
 import { completePublishing, UNFINISHED } from "./publish.ts";
 import { differences, type Recipe } from "./recipe.ts";
 import { readState, type State } from "./state.ts";
+import { checkWritten } from "./writer.ts";
 
 /** The dataset that was asked for, or where to go on; no state means from the start. */
 export type Before = { finished: Meta } | { state: State | undefined };
@@ -47,8 +48,12 @@ function interrupted(dir: string, recipe: Recipe, overwrite: boolean): State | u
   const unfinished = join(dir, UNFINISHED);
   try {
     const state = readState(unfinished);
-    const different = state === undefined ? [] : differences(state.recipe, recipe);
-    if (different.length === 0) return state;
+    if (state === undefined) return undefined;
+    const different = differences(state.recipe, recipe);
+    if (different.length === 0) {
+      checkWritten(unfinished, recipe.token_bytes, state.written);
+      return state;
+    }
     throw new UserError(
       `Cannot go on in "${dir}": it holds an interrupted prepare, and ${different.join(", ")}; ` +
         "give what was given then, choose another --out, or start over with --overwrite",

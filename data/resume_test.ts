@@ -181,15 +181,14 @@ Deno.test("prepare() refuses a directory with the bins of another program or wit
 
 Deno.test("prepare() finishes what was killed while the files were moved up, whatever had moved", () =>
   inDirectory(async (dir) => {
-    blocks(`${dir}/a.jsonl`);
-    jsonl(`${dir}/b.jsonl`, TEXTS);
+    jsonl(`${dir}/a.jsonl`, TEXTS);
     await writeTokenizer(`${dir}/tokenizer`);
-    const flags = ["--input", `${dir}/a.jsonl`, ...FLAGS, `--tokenizer=${dir}/tokenizer`];
+    const input = ["--input", `${dir}/a.jsonl`, "--val_fraction=0.3"];
+    const flags = [...input, "--shard_tokens=300", `--tokenizer=${dir}/tokenizer`];
     await runPrepare(...flags, "--out", `${dir}/whole`);
     const whole = readAll(`${dir}/whole`), files = names(`${dir}/whole`);
     const shards = files.filter((name) => name !== "meta.json");
-    const old = ["--input", `${dir}/b.jsonl`, "--val_fraction=0.3", "--shard_tokens=10"];
-    await runPrepare(...old, "--out", `${dir}/old`);
+    await runPrepare(...input, "--shard_tokens=10", "--out", `${dir}/old`);
     assert(names(`${dir}/old`).length > files.length); // it has shards that none replaces
     for (let moved = 0; moved <= shards.length; moved++) {
       const out = `${dir}/${moved}`;
@@ -232,13 +231,15 @@ Deno.test("prepare() refuses an unfinished dataset that was damaged, and starts 
       `Cannot go on in "DIR/out/unfinished": train_000001.bin has 5000 bytes, state.json says ${size}; ` +
         "start over with --overwrite",
     );
+    await interrupt(2, ...flags, "--out", `${dir}/out`, "--overwrite");
     Deno.writeTextFileSync(`${dir}/out/unfinished/state.json`, "{}");
     await fails(
       dir,
       flags,
       'Cannot go on with "DIR/out/unfinished/state.json": it is no state that this loam wrote; start over with --overwrite',
     );
-    await runPrepare(...flags, "--out", `${dir}/out`, "--overwrite");
+    const { work } = await runPrepare(...flags, "--out", `${dir}/out`, "--overwrite");
+    assertEquals(work!.documents_before, 0);
     verifyDataset(`${dir}/out`);
   }));
 

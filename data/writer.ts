@@ -36,11 +36,7 @@ export class ShardWriter implements Disposable {
   readonly #dir: string;
   readonly #splits: Record<Split, SplitWriter>;
 
-  /**
-   * Goes on with what is on the disk; without `written`, begins.
-   *
-   * @throws {UserError} if the directory does not hold what `written` says.
-   */
+  /** Goes on with what checkWritten() found on the disk; without `written`, begins. */
   constructor(dir: string, options: WriterOptions, written?: Written) {
     this.#dir = dir;
     removeOthers(dir, written);
@@ -83,6 +79,32 @@ export class ShardWriter implements Disposable {
   }
 }
 
+/**
+ * Checks that a directory holds what was written, if perhaps more.
+ *
+ * @throws {UserError} naming a shard that is missing or too short.
+ */
+export function checkWritten(dir: string, token_bytes: 2 | 4, written: Written): void {
+  for (const split of SPLITS) {
+    const { shards, open } = written[split];
+    for (const { file, tokens } of shards) checkSize(dir, [file], HEADER_BYTES + tokens * token_bytes);
+    if (open === null) continue;
+    const name = shardName(split, shards.length); // which it has if it ended after the last commit
+    checkSize(dir, [`${name}.tmp`, name], HEADER_BYTES + open * token_bytes);
+  }
+}
+
+function checkSize(dir: string, names: string[], wanted: number): void {
+  const path = names.map((name) => join(dir, name)).find(isFile);
+  const bytes = path === undefined ? 0 : Deno.statSync(path).size;
+  if (bytes >= wanted) return;
+  throw new UserError(
+    `Cannot go on in "${dir}": ${
+      names[0]
+    } has ${bytes} bytes, state.json says ${wanted}; start over with --overwrite`,
+  );
+}
+
 /** Removes what was written after the last commit, and what an earlier program left. */
 function removeOthers(dir: string, written?: Written): void {
   const kept = new Set(written === undefined ? [] : ["state.json"]);
@@ -115,7 +137,6 @@ class SplitWriter {
     this.#split = split;
     this.#options = options;
     this.shards = [...written?.shards ?? []];
-    for (const { file, tokens } of this.shards) this.#checkSize(file, tokens, "is");
     if (written !== undefined && written.open !== null) this.#reopen(written.open);
   }
 
@@ -191,20 +212,9 @@ class SplitWriter {
   #reopen(tokens: number): void {
     const name = this.#name, path = join(this.#dir, name);
     if (isFile(path)) Deno.renameSync(path, `${path}.tmp`);
-    this.#checkSize(`${name}.tmp`, tokens, "is at least");
     this.#file = Deno.openSync(`${path}.tmp`, { write: true });
     this.#file.truncateSync(HEADER_BYTES + tokens * this.#options.token_bytes);
     this.#file.seekSync(0, Deno.SeekMode.End);
     this.#tokens = tokens;
-  }
-
-  #checkSize(file: string, tokens: number, relation: "is" | "is at least"): void {
-    const path = join(this.#dir, file), wanted = HEADER_BYTES + tokens * this.#options.token_bytes;
-    const bytes = isFile(path) ? Deno.statSync(path).size : 0;
-    if (bytes === wanted || (relation === "is at least" && bytes > wanted)) return;
-    throw new UserError(
-      `Cannot go on in "${this.#dir}": ${file} has ${bytes} bytes, state.json says ${wanted}; ` +
-        "start over with --overwrite",
-    );
   }
 }

@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
-import { type Ids, ShardWriter, type Written } from "./writer.ts";
+import { checkWritten, type Ids, ShardWriter, type Written } from "./writer.ts";
 
 function withDirectory(run: (directory: string) => void): void {
   const directory = Deno.makeTempDirSync();
@@ -112,7 +112,7 @@ Deno.test("ShardWriter without a commit to go on from removes what is there", ()
     assertEquals(names(dir), ["train_000000.bin.tmp"]);
   }));
 
-Deno.test("ShardWriter refuses to go on with shards that are shorter than was committed", () =>
+Deno.test("checkWritten() refuses shards that are shorter than was committed", () =>
   withDirectory((dir) => {
     let written: Written | undefined;
     {
@@ -121,7 +121,7 @@ Deno.test("ShardWriter refuses to go on with shards that are shorter than was co
       written = writer.commit();
     }
     Deno.truncateSync(`${dir}/train_000001.bin.tmp`, 1030);
-    const goOn = () => new ShardWriter(dir, options, written);
+    const goOn = () => checkWritten(dir, 2, written!);
     const advice = "start over with --overwrite";
     assertThrows(
       goOn,
