@@ -2,6 +2,7 @@
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import type { Recipe } from "./recipe.ts";
+import { VOCABULARIES } from "./tokenizer.ts";
 
 /** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
 export interface SplitSize {
@@ -20,14 +21,6 @@ export interface Meta extends Recipe {
   left_out: { empty: number; duplicates: number; bad: number };
   /** In their order. The files of a dataset that was merged are in the directories of its parts. */
   shards: { file: string; tokens: number; sha256: string }[];
-}
-
-/** vocab_size of the tokenizers that every loam has. */
-const VOCABULARIES: Record<string, number> = { bytes: 257, gpt2: 50257, cl100k: 100277, o200k: 200019 };
-
-/** Whether a tokenizer is one that every loam has, so that no files of it have to stand beside a dataset. */
-export function isNamedTokenizer(name: string): boolean {
-  return name in VOCABULARIES;
 }
 
 /**

@@ -4,9 +4,8 @@
 import { createHash } from "node:crypto";
 import { tokenBytes } from "./bins.ts";
 import type { Source } from "./inputs.ts";
-import { isNamedTokenizer } from "./meta.ts";
 import type { PrepareOptions } from "./options.ts";
-import type { Tokenizer } from "./tokenizer.ts";
+import { type Tokenizer, VOCABULARIES } from "./tokenizer.ts";
 
 /** A file that was read. */
 export interface InputFile {
@@ -57,7 +56,7 @@ export function describe(
 ): Recipe {
   const { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens } =
     options;
-  const named = isNamedTokenizer(tokenizer.name);
+  const named = Object.hasOwn(VOCABULARIES, tokenizer.name);
   return {
     tokenizer: named ? tokenizer.name : ".",
     tokenizer_sha256: named ? "" : sha256Of(JSON.stringify(tokenizer.files())),
