@@ -168,7 +168,7 @@ export class Mpi {
     const text = new Uint8Array(1024), length = new Int32Array(1);
     this.#library.MPI_Error_string(code, text, length);
     const reason = new TextDecoder().decode(text.subarray(0, length[0]));
-    throw new KernelError(`${name} failed on rank ${this.rank ?? "?"}: ${reason || `code ${code}`}`);
+    throw new KernelError(`${name} failed: ${reason || `code ${code}`}`);
   }
 }
 

@@ -13,6 +13,8 @@ export interface Engine extends Exchange {
   broadcast(bytes: Uint8Array<ArrayBuffer>): Promise<void>;
   /** Waits until every rank is here. */
   barrier(): Promise<void>;
+  /** What has gone wrong in work that is queued, if anything has. MPI says it when the call returns. */
+  failure?(): string | undefined;
   /** Ends all ranks, without waiting for any. */
   abort(code: number): void;
   /** Leaves in good order. */
@@ -21,6 +23,7 @@ export interface Engine extends Exchange {
 
 const MAX_SUMS = 8; // numbers that sum() takes
 const BEAT_MS = 5000; // between two writes of a rank's file
+const WATCH_MS = 500; // between two looks at whether it goes on
 const GRACE_MS = 2000; // for the others to write theirs once the time is up
 
 /** The ranks of a run, as one of them sees them. All of them make the same calls in the same order. */
@@ -115,12 +118,18 @@ export class Ranks implements Exchange {
 
   /** Waits for work that the others take part in, at most for the time allowed. */
   async meet<T>(what: string, work: Promise<T>): Promise<T> {
-    if (this.#timeout_ms === 0) return await work;
-    const timer = setTimeout(() => this.#giveUp(what), this.#timeout_ms);
+    const began = performance.now();
+    const timer = setInterval(() => {
+      const failure = this.#engine.failure?.();
+      if (failure) this.fail(new KernelError(`${what} of step ${this.#beat.step}: ${failure}`));
+      if (this.#timeout_ms === 0 || performance.now() - began < this.#timeout_ms) return;
+      clearInterval(timer);
+      this.#giveUp(what);
+    }, WATCH_MS);
     try {
       return await work;
     } finally {
-      clearTimeout(timer);
+      clearInterval(timer);
     }
   }
 
@@ -184,7 +193,9 @@ function flat(value: unknown, name = ""): Record<string, string> {
  * @throws {UserError} where the library is missing, or does not see the ranks that the launcher announced.
  */
 export async function joinRanks(world: World, timeout_s: number): Promise<Ranks> {
-  const engine = device.library === "cuda" ? await joinNccl(world) : await joinMpi(world);
+  const engine = device.library === "cuda" || Deno.env.get("LOAM_NCCL") // a library named for a test on the emulator
+    ? await joinNccl(world, timeout_s)
+    : await joinMpi(world);
   return new Ranks(world, engine, timeout_s);
 }
 
@@ -198,6 +209,12 @@ async function joinMpi({ rank, world_size, launcher }: World): Promise<Engine> {
   );
 }
 
-function joinNccl(_world: World): Promise<Engine> {
-  throw new UserError("Cannot train on several GPUs yet");
+async function joinNccl(
+  { rank, world_size, launcher, ...master }: World,
+  timeout_s: number,
+): Promise<Engine> {
+  const { Nccl } = await import("../ffi/nccl.ts");
+  const port = master.master_port + (launcher === "torchrun" ? 1 : 0); // torchrun itself listens at MASTER_PORT
+  const meeting = { rank, world_size, address: master.master_addr, port, timeout_s };
+  return await Nccl.join(Deno.env.get("LOAM_NCCL") ?? "", meeting);
 }

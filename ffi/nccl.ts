@@ -1,0 +1,181 @@
+// NCCL, opened at run time: how GPU ranks exchange gradients and weights. Collectives are queued on the library's own stream,
+// behind the kernels whose results they read, and nothing waits for them but what reads their results.
+import { KernelError, UserError } from "./errors.ts";
+import { allocate, copyToDevice, copyToHost, deviceStream, synchronize } from "./library.ts";
+import { type Meeting, share } from "./rendezvous.ts";
+import type { Address } from "./symbols.ts";
+
+const INT = "i32", SIZE = "usize", POINTER = "usize";
+const UNIQUE_ID = { struct: Array<"u64">(16).fill("u64") }; // 128 bytes, passed by value
+
+const symbols = {
+  ncclGetVersion: { parameters: ["buffer"], result: INT },
+  ncclGetUniqueId: { parameters: ["buffer"], result: INT },
+  ncclCommInitRank: { parameters: ["buffer", INT, UNIQUE_ID, INT], result: INT }, // on this thread: it takes its GPU
+  ncclReduceScatter: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
+  ncclAllGather: { parameters: [POINTER, POINTER, SIZE, INT, POINTER, POINTER], result: INT },
+  ncclAllReduce: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
+  ncclBroadcast: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
+  ncclCommGetAsyncError: { parameters: [POINTER, "buffer"], result: INT },
+  ncclCommAbort: { parameters: [POINTER], result: INT },
+  ncclCommDestroy: { parameters: [POINTER], result: INT },
+  ncclGetErrorString: { parameters: [INT], result: "pointer" },
+  ncclGetLastError: { parameters: [POINTER], result: "pointer" },
+} as const satisfies Deno.ForeignLibraryInterface;
+
+type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+const UNIQUE_ID_BYTES = 128;
+const INT8 = 0, FLOAT32 = 7, FLOAT64 = 8, SUM = 0; // ncclDataType_t, ncclRedOp_t
+const IN_PROGRESS = 7; // ncclResult_t
+
+/** The GPUs of all ranks. */
+export class Nccl {
+  /** This process, from 0. */
+  readonly rank: number;
+  /** Number of processes. */
+  readonly size: number;
+  /** "2.27.3" */
+  readonly version: string;
+  readonly #library: Library;
+  readonly #stream: bigint;
+  #communicator = 0n;
+  #staging = { address: 0n, bytes: 0 };
+
+  private constructor(library: Library, { rank, world_size }: Meeting) {
+    this.#library = library;
+    this.rank = rank;
+    this.size = world_size;
+    this.version = version(library);
+    this.#stream = deviceStream();
+  }
+
+  /**
+   * Opens NCCL and joins the other ranks. The device must be open; waits until all have come.
+   *
+   * @param path Library to open; "" for the one that the system finds.
+   * @throws {UserError} where it is not found, or ranks do not come.
+   */
+  static async join(path: string, meeting: Meeting): Promise<Nccl> {
+    const library = open(path || "libnccl.so.2"), nccl = new Nccl(library, meeting);
+    const id = new Uint8Array(UNIQUE_ID_BYTES), communicator = new BigUint64Array(1);
+    if (meeting.rank === 0) nccl.#check("ncclGetUniqueId", library.ncclGetUniqueId(id));
+    const shared = await share(id, meeting);
+    const code = library.ncclCommInitRank(communicator, meeting.world_size, shared, meeting.rank);
+    if (code !== 0) {
+      throw new UserError(
+        `Cannot join ${meeting.world_size} ranks over NCCL: rank ${meeting.rank}: ${nccl.#text(code)}; ` +
+          "set NCCL_DEBUG=INFO to see more",
+      );
+    }
+    nccl.#communicator = communicator[0]!;
+    return nccl;
+  }
+
+  /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
+  reduceScatter(all: Address, n: number): Promise<void> {
+    const own = all + BigInt(4 * n * this.rank); // NCCL knows this as in place
+    return this.#queued(
+      "ncclReduceScatter",
+      this.#library.ncclReduceScatter(all, own, BigInt(n), FLOAT32, SUM, this.#communicator, this.#stream),
+    );
+  }
+
+  /** all: size parts of so many bytes. Each rank has its own part and receives the others. */
+  allGather(all: Address, bytes: number): Promise<void> {
+    const own = all + BigInt(bytes * this.rank);
+    return this.#queued(
+      "ncclAllGather",
+      this.#library.ncclAllGather(own, all, BigInt(bytes), INT8, this.#communicator, this.#stream),
+    );
+  }
+
+  /** x (n values) becomes its sum over all ranks, the same bits on each. */
+  allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
+    const kind = type === "float" ? FLOAT32 : FLOAT64;
+    return this.#queued(
+      "ncclAllReduce",
+      this.#library.ncclAllReduce(x, x, BigInt(n), kind, SUM, this.#communicator, this.#stream),
+    );
+  }
+
+  /** Bytes of rank 0 to every rank. */
+  async broadcast(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    const address = this.#room(bytes.length), n = BigInt(bytes.length);
+    copyToDevice(address, bytes);
+    await this.#queued(
+      "ncclBroadcast",
+      this.#library.ncclBroadcast(address, address, n, INT8, 0, this.#communicator, this.#stream),
+    );
+    await synchronize();
+    copyToHost(bytes, address);
+  }
+
+  /** Waits until every rank is here. */
+  async barrier(): Promise<void> {
+    await this.allReduce(this.#room(4), 1, "float");
+    await synchronize();
+  }
+
+  /** Device memory for so many bytes, the same one again where it is large enough. */
+  #room(bytes: number): Address {
+    if (this.#staging.bytes < bytes) this.#staging = { address: allocate(bytes), bytes };
+    return this.#staging.address;
+  }
+
+  /** What has gone wrong since the last call in work that was queued; undefined if nothing has. */
+  failure(): string | undefined {
+    const code = new Int32Array(1);
+    this.#library.ncclCommGetAsyncError(this.#communicator, code);
+    return code[0] === 0 || code[0] === IN_PROGRESS ? undefined : this.#text(code[0]!);
+  }
+
+  /** Ends this rank's part; the other ranks see an error. */
+  abort(_code: number): void {
+    if (this.#communicator !== 0n) this.#library.ncclCommAbort(this.#communicator);
+  }
+
+  /** Leaves in good order. */
+  finalize(): void {
+    this.#check("ncclCommDestroy", this.#library.ncclCommDestroy(this.#communicator));
+  }
+
+  #queued(name: string, code: number): Promise<void> {
+    this.#check(name, code);
+    return Promise.resolve();
+  }
+
+  #check(name: string, code: number): void {
+    if (code !== 0) throw new KernelError(`${name} failed: ${this.#text(code)}`);
+  }
+
+  #text(code: number): string {
+    const last = cString(this.#library.ncclGetLastError(this.#communicator));
+    return `${cString(this.#library.ncclGetErrorString(code))}${
+      last ? `: ${last}` : ""
+    } (NCCL ${this.version})`;
+  }
+}
+
+function open(name: string): Library {
+  try {
+    return Deno.dlopen(name, symbols).symbols;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(
+      `Cannot open NCCL: the system does not find ${name}; install it (Debian: libnccl2 of NVIDIA's repository; pip: ` +
+        "nvidia-nccl-cu13), or set LOAM_NCCL to the path of libnccl.so.2",
+    );
+  }
+}
+
+function version(library: Library): string {
+  const number = new Int32Array(1);
+  library.ncclGetVersion(number);
+  const n = number[0]!; // 22703 is 2.27.3
+  return `${Math.floor(n / 10000)}.${Math.floor(n / 100) % 100}.${n % 100}`;
+}
+
+function cString(pointer: Deno.PointerValue): string {
+  return pointer === null ? "" : Deno.UnsafePointerView.getCString(pointer);
+}

@@ -1,0 +1,153 @@
+// How ranks find each other before NCCL can: rank 0 listens at MASTER_ADDR:MASTER_PORT and hands a few bytes, NCCL's unique
+// id, to every other rank. They may come in any order and late; a connection that is none of ours is dropped.
+import { UserError } from "./errors.ts";
+
+/** Where to meet, and who. */
+export interface Meeting {
+  rank: number;
+  world_size: number;
+  /** Host that rank 0 runs on. */
+  address: string;
+  port: number;
+  /** How long to wait for the others; 0 = for ever. */
+  timeout_s: number;
+}
+
+const MAGIC = 0x6c6f616d; // "loam"
+const RETRY_MS = 200;
+const HELLO_MS = 5000; // for a connection to say which rank it is
+
+/**
+ * The bytes that rank 0 passes, on every rank.
+ *
+ * @throws {UserError} if the port is taken, or ranks do not come in time: the message says which waited for which.
+ */
+export async function share(
+  bytes: Uint8Array<ArrayBuffer>,
+  meeting: Meeting,
+): Promise<Uint8Array<ArrayBuffer>> {
+  if (meeting.world_size === 1) return bytes;
+  if (meeting.rank === 0) {
+    await serve(bytes, meeting);
+    return bytes;
+  }
+  return await ask(bytes.length, meeting);
+}
+
+// ---- rank 0
+
+async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<void> {
+  const { world_size, port, timeout_s } = meeting, missing = new Set<number>();
+  for (let rank = 1; rank < world_size; rank++) missing.add(rank);
+  using listener = listen(port);
+  const timer = timeout_s > 0 ? setTimeout(() => listener.close(), timeout_s * 1000) : undefined;
+  try {
+    const greetings = new Set<Promise<void>>();
+    while (missing.size > 0) {
+      const connection = await listener.accept();
+      const greeting = greet(connection, bytes, world_size, missing).finally(() => {
+        greetings.delete(greeting);
+        if (missing.size === 0) closeQuietly(listener);
+      });
+      greetings.add(greeting);
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted)) throw error;
+    if (missing.size === 0) return;
+    throw new UserError(
+      `Cannot start ${world_size} ranks: rank 0 waited ${timeout_s} s at port ${port} for rank ${
+        [...missing].join(", ")
+      }; ` +
+        "look at what those ranks printed, or allow more with --dist_timeout_s",
+    );
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function listen(port: number): Deno.Listener {
+  try {
+    return Deno.listen({ hostname: "0.0.0.0", port });
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(
+      `Cannot listen at port ${port} for the other ranks: ${
+        (error as Error).message
+      }; set MASTER_PORT to a port that is free`,
+    );
+  }
+}
+
+/** Answers a rank that says which it is. */
+async function greet(
+  connection: Deno.Conn,
+  bytes: Uint8Array<ArrayBuffer>,
+  world_size: number,
+  missing: Set<number>,
+): Promise<void> {
+  using _ = { [Symbol.dispose]: () => closeQuietly(connection) };
+  const timer = setTimeout(() => closeQuietly(connection), HELLO_MS);
+  try {
+    const [magic, size, rank] = new Uint32Array((await readAll(connection, 12)).buffer);
+    if (magic !== MAGIC || size !== world_size || !missing.has(rank!)) return;
+    await writeAll(connection, bytes);
+    missing.delete(rank!);
+  } catch {
+    // it left, or said too little: no rank of ours, or one that will try again
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+// ---- other ranks
+
+async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBuffer>> {
+  const { rank, world_size, address, port, timeout_s } = meeting, began = performance.now();
+  const hello = new Uint8Array(Uint32Array.of(MAGIC, world_size, rank).buffer);
+  for (let reason = "";;) {
+    try {
+      using connection = await Deno.connect({ hostname: address, port });
+      await writeAll(connection, hello);
+      return await readAll(connection, length);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) {
+        throw new UserError(
+          `Cannot reach rank 0 at ${address}:${port}: this program may not connect there; start it with ` +
+            `deno run -q -P=train --allow-net=${address}:${port} train.ts`,
+        );
+      }
+      reason = (error as Error).message;
+    }
+    if (timeout_s > 0 && performance.now() - began > timeout_s * 1000) {
+      throw new UserError(
+        `Cannot start ${world_size} ranks: rank ${rank} waited ${timeout_s} s for rank 0 at ${address}:${port} (${reason}); ` +
+          "set MASTER_ADDR and MASTER_PORT to where rank 0 runs, or allow more with --dist_timeout_s",
+      );
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+// ---- bytes
+
+async function readAll(connection: Deno.Conn, length: number): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = new Uint8Array(length);
+  for (let done = 0; done < length;) { // a read may bring less than was asked for
+    const n = await connection.read(bytes.subarray(done));
+    if (n === null) throw new Error(`the connection ended after ${done} of ${length} bytes`);
+    done += n;
+  }
+  return bytes;
+}
+
+async function writeAll(connection: Deno.Conn, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.length;) done += await connection.write(bytes.subarray(done));
+}
+
+function closeQuietly(resource: { close(): void }): void {
+  try {
+    resource.close();
+  } catch {
+    // closed already
+  }
+}

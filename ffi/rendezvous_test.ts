@@ -1,0 +1,77 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { UserError } from "./errors.ts";
+import { type Meeting, share } from "./rendezvous.ts";
+
+const SECRET = Uint8Array.from({ length: 128 }, (_, i) => 7 * i);
+
+/** A port of this machine that nothing listens at. */
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return (listener.addr as Deno.NetAddr).port;
+}
+
+const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+function meeting(rank: number, world_size: number, port: number, timeout_s = 20): Meeting {
+  return { rank, world_size, address: "127.0.0.1", port, timeout_s };
+}
+
+const join = (m: Meeting) => share(m.rank === 0 ? SECRET.slice() : new Uint8Array(128), m);
+
+Deno.test("share() gives rank 0's bytes to all ranks, whatever the order they come in", async () => {
+  for (const delays of [[0, 50, 0, 20], [300, 0, 0, 50]]) { // of each rank, ms
+    const port = freePort();
+    const all = await Promise.all(delays.map(async (ms, rank) => {
+      await pause(ms);
+      return await join(meeting(rank, delays.length, port));
+    }));
+    assertEquals(all, Array(4).fill(SECRET));
+  }
+  assertEquals(await join(meeting(0, 1, 1)), SECRET); // alone: opens no port
+});
+
+Deno.test("share() drops connections that are none of ours", async () => {
+  const port = freePort(), first = join(meeting(0, 2, port));
+  const say = async (...bytes: number[]) => {
+    const connection = await Deno.connect({ hostname: "127.0.0.1", port });
+    await connection.write(Uint8Array.from(bytes));
+    return connection;
+  };
+  await pause(50);
+  const open = [
+    await say(...new TextEncoder().encode("GET / HTTP/1.1\r\n\r\n")),
+    await say(0x6d, 0x61, 0x6f, 0x6c, 3, 0, 0, 0, 1, 0, 0, 0), // of a job of three
+    await say(0x6d, 0x61), // and then nothing
+  ];
+  assertEquals(await open[0]!.read(new Uint8Array(1)), null); // no byte of the secret
+  assertEquals(await open[1]!.read(new Uint8Array(1)), null);
+  assertEquals(await Promise.all([first, join(meeting(1, 2, port))]), [SECRET, SECRET]);
+  for (const connection of open) connection.close();
+});
+
+Deno.test("share() says which rank waited for which", async () => {
+  const port = freePort();
+  const first = assertRejects(() => join(meeting(0, 3, port, 1)), UserError);
+  await join(meeting(1, 3, port, 1));
+  assertEquals(
+    (await first).message,
+    `Cannot start 3 ranks: rank 0 waited 1 s at port ${port} for rank 2; look at what those ranks printed, or allow more ` +
+      "with --dist_timeout_s",
+  );
+  const alone = await assertRejects(
+    () => join(meeting(1, 2, port, 0.3)),
+    UserError,
+    "rank 1 waited 0.3 s for rank 0 at",
+  );
+  assertEquals(alone.message.includes("Connection refused"), true, alone.message);
+});
+
+Deno.test("share() names a port that is taken", async () => {
+  using taken = Deno.listen({ hostname: "0.0.0.0", port: 0 });
+  const { port } = taken.addr as Deno.NetAddr;
+  await assertRejects(
+    () => join(meeting(0, 2, port)),
+    UserError,
+    `Cannot listen at port ${port} for the other ranks: `,
+  );
+});

@@ -1,0 +1,141 @@
+// A stand-in for libnccl.so.2 that works on host memory, for ranks on one machine: lets the tests run every call that
+// ffi/nccl.ts makes. Names, arguments and in-place rules are those of nccl.h (2.30). The ranks meet in a shared file that the
+// unique id names. LOAM_FAKE_NCCL_FAULT=<name> makes that function fail.
+#include <fcntl.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+constexpr int OK = 0, INTERNAL_ERROR = 3, INVALID_ARGUMENT = 4;
+constexpr int INT8 = 0, FLOAT32 = 7, FLOAT64 = 8, SUM = 0;
+constexpr size_t ROOM = 1 << 22;  // bytes of each rank
+
+struct UniqueId {
+  char name[128];
+};
+
+struct Shared {
+  std::atomic<int> arrived, generation;
+  char data[];
+};
+
+struct Communicator {
+  int size, rank;
+  Shared* shared;
+};
+
+static int fault(const char* name) {
+  const char* wanted = getenv("LOAM_FAKE_NCCL_FAULT");
+  return wanted && !strcmp(wanted, name) ? INTERNAL_ERROR : OK;
+}
+
+static void barrier(Communicator* c) {
+  int generation = c->shared->generation;
+  if (++c->shared->arrived == c->size) {
+    c->shared->arrived = 0;
+    c->shared->generation++;
+  } else {
+    while (c->shared->generation == generation) sched_yield();
+  }
+}
+
+static char* room(Communicator* c, int rank) { return c->shared->data + rank * ROOM; }
+
+static size_t bytes_of(int type) { return type == INT8 ? 1 : type == FLOAT32 ? 4 : 8; }
+
+template <class T> static void add(Communicator* c, T* out, size_t first, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    T sum = ((T*)room(c, 0))[first + i];
+    for (int rank = 1; rank < c->size; rank++) sum += ((T*)room(c, rank))[first + i];
+    out[i] = sum;
+  }
+}
+
+/** out (n) = the sum over all ranks of elements [first, first + n) of what each has sent (count). */
+static int reduce(Communicator* c, const void* send, size_t count, void* out, size_t first, size_t n, int type) {
+  if (count * bytes_of(type) > ROOM) return INVALID_ARGUMENT;
+  memcpy(room(c, c->rank), send, count * bytes_of(type));
+  barrier(c);
+  if (type == FLOAT32)
+    add(c, (float*)out, first, n);
+  else
+    add(c, (double*)out, first, n);
+  barrier(c);
+  return OK;
+}
+
+EXPORT int ncclGetVersion(int* version) { return *version = 23007, OK; }
+
+EXPORT int ncclGetUniqueId(UniqueId* id) {
+  if (int code = fault("ncclGetUniqueId")) return code;
+  memset(id->name, 'x', sizeof id->name);  // all 128 bytes must arrive
+  int length = snprintf(id->name, sizeof id->name, "/dev/shm/loam_nccl_%d", (int)getpid());
+  return length > 0 ? OK : INTERNAL_ERROR;
+}
+
+EXPORT int ncclCommInitRank(Communicator** communicator, int size, UniqueId id, int rank) {
+  if (int code = fault("ncclCommInitRank")) return code;
+  if (id.name[127] != 'x') return INVALID_ARGUMENT;
+  int file = open(id.name, O_RDWR | O_CREAT, 0600);
+  size_t bytes = sizeof(Shared) + size * ROOM;
+  if (file < 0 || ftruncate(file, bytes)) return INTERNAL_ERROR;
+  void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  close(file);
+  if (map == MAP_FAILED) return INTERNAL_ERROR;
+  *communicator = new Communicator{size, rank, (Shared*)map};
+  barrier(*communicator);
+  if (rank == 0) unlink(id.name);
+  return OK;
+}
+
+EXPORT int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int op, Communicator* c, void*) {
+  if (int code = fault("ncclReduceScatter")) return code;
+  if (type != FLOAT32 || op != SUM) return INVALID_ARGUMENT;
+  if (receive != (const char*)send + 4 * count * c->rank) return INVALID_ARGUMENT;  // in place
+  return reduce(c, send, count * c->size, receive, count * c->rank, count, type);
+}
+
+EXPORT int ncclAllGather(const void* send, void* receive, size_t count, int type, Communicator* c, void*) {
+  if (int code = fault("ncclAllGather")) return code;
+  if (type != INT8 || send != (const char*)receive + count * c->rank || count > ROOM) return INVALID_ARGUMENT;
+  memcpy(room(c, c->rank), send, count);
+  barrier(c);
+  for (int rank = 0; rank < c->size; rank++) memcpy((char*)receive + rank * count, room(c, rank), count);
+  barrier(c);
+  return OK;
+}
+
+EXPORT int ncclAllReduce(const void* send, void* receive, size_t count, int type, int op, Communicator* c, void*) {
+  if (int code = fault("ncclAllReduce")) return code;
+  if (type == INT8 || op != SUM) return INVALID_ARGUMENT;
+  return reduce(c, send, count, receive, 0, count, type);
+}
+
+EXPORT int ncclBroadcast(const void* send, void* receive, size_t count, int type, int root, Communicator* c, void*) {
+  if (int code = fault("ncclBroadcast")) return code;
+  if (type != INT8 || root != 0 || count > ROOM) return INVALID_ARGUMENT;
+  if (c->rank == root) memcpy(room(c, root), send, count);
+  barrier(c);
+  memcpy(receive, room(c, root), count);
+  barrier(c);
+  return OK;
+}
+
+EXPORT int ncclCommGetAsyncError(Communicator*, int* code) { return *code = fault("async"), OK; }
+EXPORT int ncclCommAbort(Communicator*) { return OK; }
+EXPORT int ncclCommDestroy(Communicator* c) {
+  barrier(c);
+  return delete c, OK;
+}
+EXPORT const char* ncclGetErrorString(int code) {
+  return code == INTERNAL_ERROR ? "internal error" : "invalid argument";
+}
+EXPORT const char* ncclGetLastError(Communicator*) { return "said the stand-in"; }

@@ -1,0 +1,142 @@
+// Ranks that meet through NCCL, started with torchrun's variables. A stand-in for NCCL (tests/emu/nccl.cpp) takes the place of
+// GPUs: every call is made, and what it does to memory is checked against MPI's.
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
+import { findCompiler } from "../ffi/build.ts";
+import {
+  dataset,
+  errorLine,
+  freshPath,
+  list,
+  metrics,
+  type Result,
+  ROOT,
+  SMALL,
+  succeed,
+} from "./helpers.ts";
+
+const data = await dataset({ words: 2000 });
+const library = await compile();
+
+async function compile(): Promise<string> {
+  const { command } = await findCompiler(), out = `${freshPath()}.so`;
+  const args = ["-std=c++17", "-O1", "-shared", "-fPIC", "tests/emu/nccl.cpp", "-o", out];
+  const { success, stderr } = await new Deno.Command(command, { args, cwd: ROOT, stderr: "piped" }).output();
+  assert(success, new TextDecoder().decode(stderr));
+  return out;
+}
+
+/** Two ports next to each other that nothing listens at: torchrun's own and ours. */
+function masterPort(): string {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return String((listener.addr as Deno.NetAddr).port - 1);
+}
+
+/** Runs `train` as the ranks of one job; env: more variables for all. */
+function torchrun(ranks: string[][], env: Record<string, string> = {}): Promise<Result[]> {
+  const common = {
+    LOAM_NCCL: library,
+    WORLD_SIZE: String(ranks.length),
+    MASTER_ADDR: "127.0.0.1",
+    MASTER_PORT: masterPort(),
+  };
+  return Promise.all(ranks.map(async (flags, rank) => {
+    const { code, signal, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+      args: [...settings.tasks.train.command.split(" ").slice(1), ...flags],
+      cwd: ROOT,
+      env: { ...common, RANK: String(rank), LOCAL_RANK: String(rank), ...env },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).output();
+    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+    return { code, signal, stdout: text(stdout), stderr: text(stderr) };
+  }));
+}
+
+const FLAGS = [
+  `--data_dir=${data}`,
+  ...SMALL,
+  "--gradient_accumulation_steps=6",
+  "--max_iters=8",
+  "--save_interval=8",
+];
+
+function compare(actual: string, expected: string, tolerance: number): void {
+  const [ours, theirs] = [metrics(actual), metrics(expected)];
+  assertEquals(ours.map(({ step }) => step), theirs.map(({ step }) => step));
+  ours.forEach(({ step, loss }, i) => {
+    const should = theirs[i]!.loss!;
+    assert(Math.abs(loss! - should) <= tolerance * should, `step ${step}: loss ${loss}, should be ${should}`);
+  });
+}
+
+Deno.test("one, two and three ranks over NCCL follow one process", async () => {
+  const alone = freshPath();
+  await succeed("train", ...FLAGS, `--out_dir=${alone}`, "--eval_interval=4");
+  for (const n of [2, 3]) {
+    const out = freshPath();
+    const results = await torchrun(Array(n).fill([...FLAGS, `--out_dir=${out}`, "--eval_interval=4"]));
+    for (const { code, stderr } of results) assertEquals({ code, stderr }, { code: 0, stderr: "" });
+    compare(out, alone, 2e-5);
+    assertEquals(list(`${out}/checkpoints`), ["step_000008"]);
+  }
+});
+
+Deno.test("two ranks of the emulated GPU follow one, and go on bit by bit from their shares of the state", async () => {
+  const alone = freshPath(), two = freshPath(), resumed = freshPath();
+  const model = [
+    `--data_dir=${data}`,
+    ...SMALL,
+    "--head_dim=32",
+    "--device=emu",
+    "--gradient_accumulation_steps=2",
+  ];
+  const flags = [...model, "--save_interval=2", "--min_lr=0.01"]; // the rate does not depend on max_iters
+  const train = async (...more: string[]) => {
+    for (const { code, stderr } of await torchrun([more, more])) {
+      assertEquals({ code, stderr }, { code: 0, stderr: "" });
+    }
+  };
+  await succeed("train", ...flags, "--max_iters=4", `--out_dir=${alone}`);
+  await train(...flags, "--max_iters=4", `--out_dir=${two}`);
+  compare(two, alone, 2 ** -8); // bfloat16
+  await train(...flags, "--max_iters=2", `--out_dir=${resumed}`);
+  await train(`--resume=${resumed}`, "--max_iters=4");
+  compare(resumed, two, 0);
+  for (const file of ["model.safetensors", "optimizer.safetensors"]) {
+    const [a, b] = [resumed, two].map((run) => Deno.readFileSync(`${run}/checkpoints/step_000004/${file}`));
+    assertEquals(a, b, file);
+  }
+});
+
+Deno.test("an error of NCCL names rank, collective and its text", async () => {
+  const flags = [...FLAGS, `--out_dir=${freshPath()}`];
+  for (
+    const name of ["ncclReduceScatter", "ncclAllGather", "ncclAllReduce", "ncclBroadcast", "ncclCommInitRank"]
+  ) {
+    const results = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: name });
+    results.forEach(({ code, stderr }, rank) => {
+      assertEquals(code, 1);
+      const text = `${name} failed: internal error: said the stand-in (NCCL 2.30.7)`;
+      assertEquals(errorLine(stderr), `rank ${rank}: ${text}`);
+    });
+  }
+  const [{ stderr }] = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclCommInitRank" }) as [
+    Result,
+    Result,
+  ];
+  assertEquals(
+    errorLine(stderr),
+    "Cannot join 2 ranks over NCCL: rank 0: internal error: said the stand-in (NCCL 2.30.7); set NCCL_DEBUG=INFO to see more",
+  );
+});
+
+Deno.test("a NCCL that is not there is said with what to install", async () => {
+  const flags = [...FLAGS, `--out_dir=${freshPath()}`], missing = "/nowhere/libnccl.so.2";
+  const [{ stderr }] = await torchrun([flags, flags], { LOAM_NCCL: missing }) as [Result, Result];
+  assertMatch(
+    errorLine(stderr),
+    /^Cannot open NCCL: the system does not find \/nowhere\/libnccl\.so\.2; install it /,
+  );
+});
