@@ -510,18 +510,17 @@ function guard(config: TrainConfig, data: Loader, step: number, result: StepResu
   );
 }
 
-/** SIGINT and SIGTERM end the run after the current step, with a checkpoint; the second one ends it at once. */
+/** These signals end the run after the current step, with a checkpoint; the second one ends it at once. */
 function stopOnSignal(): { asked: string } {
   const stop = { asked: "" };
-  const onInterrupt = () => ask("SIGINT"), onTerminate = () => ask("SIGTERM");
-  function ask(signal: string): void {
+  const signals = ["SIGINT", "SIGTERM", "SIGUSR1"] as const; // the last is what Slurm is told to send before time is up
+  const listeners = signals.map((signal) => () => {
     stop.asked = signal;
-    Deno.removeSignalListener("SIGINT", onInterrupt); // the next one takes its usual effect, whatever runs then
-    Deno.removeSignalListener("SIGTERM", onTerminate);
+    // The next one takes its usual effect, whatever runs then.
+    signals.forEach((other, i) => Deno.removeSignalListener(other, listeners[i]!));
     console.error(`${signal}: stopping after this step; once more stops at once`);
-  }
-  Deno.addSignalListener("SIGINT", onInterrupt);
-  Deno.addSignalListener("SIGTERM", onTerminate);
+  });
+  signals.forEach((signal, i) => Deno.addSignalListener(signal, listeners[i]!));
   return stop;
 }
 

@@ -90,7 +90,7 @@ async function untilSaving(run: string): Promise<void> {
   }
 }
 
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
+for (const signal of ["SIGINT", "SIGTERM", "SIGUSR1"] as const) {
   Deno.test(`${signal} ends a run after its step with a checkpoint to go on from`, async () => {
     const out = freshPath();
     const given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
