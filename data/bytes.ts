@@ -72,7 +72,7 @@ export function concatenate(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffe
 /** A window on chunks of bytes that moves forward. */
 export class ByteReader {
   readonly #chunks: Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
-  #buffer = new Uint8Array(2 * CHUNK_BYTES);
+  #buffer = new Uint8Array();
   #start = 0; // the window is #buffer[#start .. #end)
   #end = 0;
 
@@ -101,11 +101,10 @@ export class ByteReader {
   }
 
   #add(chunk: Uint8Array, wanted: number): void {
-    const length = this.#end - this.#start;
-    if (this.#end + chunk.length > this.#buffer.length) {
-      const size = Math.max(length + chunk.length, wanted);
-      const old = this.#buffer;
-      if (size > old.length) this.#buffer = new Uint8Array(size + CHUNK_BYTES);
+    const old = this.#buffer, length = this.#end - this.#start;
+    if (this.#end + chunk.length > old.length) {
+      const needed = Math.max(length + chunk.length, wanted);
+      if (needed > old.length) this.#buffer = new Uint8Array(Math.max(needed, 2 * old.length));
       this.#buffer.set(old.subarray(this.#start, this.#end));
       this.#start = 0;
       this.#end = length;

@@ -9,9 +9,6 @@ import { readParquet, type Skip } from "./parquet.ts";
 import { shuffled, shuffleDocuments } from "./shuffle.ts";
 import { readText, type TextInput } from "./text.ts";
 
-// Until prepare.ts reads blocks.
-export { type Batch, findInputs, type Input, readDocuments } from "./old_documents.ts";
-
 /** What to read and in which order. */
 export interface ReadOptions {
   /** Name of the parquet column or JSON field with the text. */
@@ -55,16 +52,16 @@ export async function* readBlocks(
     if (!options.skip_bad) throw new UserError(`${message}, or leave it out with --skip_bad`);
     counts.bad += documents;
   };
-  const { limit, dedup, shuffle_docs, skip_bad } = options, weighted = sources[0]?.weight !== null;
-  const left: Skip = { left: skip }, none: Skip = { left: 0 };
-  if (!weighted && dedup === "" && shuffle_docs === null) {
-    const passOver = skip_bad ? none : left; // what is bad has to be counted
-    yield* take(drop(readSources(sources, options, reportBad, passOver), left), (limit ?? Infinity) - skip);
+  const { limit, dedup, shuffle_docs, skip_bad } = options,
+    weighted = sources.some((source) => source.weight !== null);
+  const left: Skip = { left: skip };
+  if (!weighted && dedup === "" && shuffle_docs === null && !skip_bad) { // what is skipped need not be looked at
+    yield* take(drop(readSources(sources, options, reportBad, left), left), (limit ?? Infinity) - skip);
     return;
   }
   const streams: Stream[] = (weighted ? sources.map((source) => [source]) : [sources]).map((part) => ({
-    blocks: readSources(part, options, reportBad, none),
-    weight: part[0]!.weight ?? 1,
+    blocks: readSources(part, options, reportBad, { left: 0 }),
+    weight: part[0]?.weight ?? 1,
   }));
   const documents = interleave(streams, options, () => counts.duplicates++);
   yield* drop(shuffle_docs === null ? documents : shuffleDocuments(documents, shuffle_docs), left);

@@ -36,22 +36,22 @@ export async function* readParquet(
   skip: Skip,
 ): AsyncGenerator<Block> {
   const metadata = await readFooter(source), builder = new BlockBuilder();
-  const schemaPath = textColumn(source, metadata, column);
-  const bytesPerRow = source.size / Number(metadata.num_rows);
+  const schemaPath = textColumn(source, metadata, column), fileRows = Number(metadata.num_rows);
   let row = 0; // of the file
+  const pass = (rows: number) => {
+    builder.read += share(source.size, row + rows, fileRows) - share(source.size, row, fileRows);
+    row += rows;
+  };
   for (const [index, group] of metadata.row_groups.entries()) {
     const firstRow = row, groupRows = Number(group.num_rows);
-    if (groupRows <= skip.left) {
+    if (groupRows <= skip.left && builder.documents === 0) { // documents in the builder are not counted off yet
       skip.left -= groupRows;
-      builder.read += groupRows * bytesPerRow;
-      row += groupRows;
+      pass(groupRows);
       continue;
     }
     for await (const { values, bad } of readGroup(source, index, group, schemaPath, reportBad)) {
       appendValues(builder, values, (i) => `row ${row + i} of "${source.name}"`, reportBad);
-      const rows = values.starts.length + bad;
-      row += rows;
-      builder.read += rows * bytesPerRow;
+      pass(values.starts.length + bad);
       if (builder.full) yield builder.take();
     }
     if (row !== firstRow + groupRows) {
@@ -62,6 +62,11 @@ export async function* readParquet(
     }
   }
   yield builder.take();
+}
+
+/** The bytes that so many of a file's rows stand for. */
+function share(bytes: number, rows: number, fileRows: number): number {
+  return Math.round(bytes * rows / fileRows);
 }
 
 /** Appends each value as a document, but for those that are too long. */
@@ -96,8 +101,8 @@ async function readFooter(source: ByteSource): Promise<FileMetaData> {
   const { size } = source;
   let tail = await readBytes(source, Math.max(0, size - FOOTER_GUESS), size);
   if (size < 12 || uint32(tail, tail.length - 4) !== MAGIC) throw await notParquet(source);
-  const length = uint32(tail, tail.length - 8) + 8;
-  if (length > size - 4) throw broken(source, `it ends with a footer of ${length} bytes, it has ${size}`);
+  const length = uint32(tail, tail.length - 8) + 8; // with its length and magic
+  if (length > size - 4) throw broken(source, `its footer has ${length - 8} bytes, the file has ${size}`);
   if (length > tail.length) tail = await readBytes(source, size - length, size);
   try {
     return parquetMetadata(tail.slice(-length).buffer);
