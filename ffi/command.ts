@@ -1,21 +1,21 @@
-// What the user types to start a subcommand, for help texts and for errors that name the next one.
+// Commands are named in errors and help texts as tasks: "deno task train". Who has the binary types "loam train".
 
 /** The subcommands of the binary. Each is a task of deno.json, too. */
-export type Subcommand =
-  | "prepare"
-  | "tokenizer"
-  | "data"
-  | "train"
-  | "sample"
-  | "serve"
-  | "runs"
-  | "doctor";
+export const SUBCOMMANDS = [
+  "prepare",
+  "tokenizer",
+  "data",
+  "train",
+  "sample",
+  "serve",
+  "runs",
+  "doctor",
+] as const;
 
-/** "deno task train", or "loam train" in the binary and where mod.ts, the program in it, is run from its source. */
-export function command(name: Subcommand): string {
-  return `${isBinary() ? "loam" : "deno task"} ${name}`;
-}
+const TASK = new RegExp(`deno task (${SUBCOMMANDS.join("|")})\\b`, "g");
 
-function isBinary(): boolean {
-  return Deno.build.standalone || Deno.mainModule === new URL("../mod.ts", import.meta.url).href;
+/** A text with its commands as they are typed here: "loam train" in the binary, and where its source, mod.ts, is run. */
+export function asTyped(text: string): string {
+  const isBinary = Deno.build.standalone || Deno.mainModule === new URL("../mod.ts", import.meta.url).href;
+  return isBinary ? text.replaceAll(TASK, "loam $1") : text;
 }

@@ -35,7 +35,7 @@ export async function compile(output: string): Promise<void> {
 }
 
 /** What deno compile says is in the way: one line if it is only that the runtime cannot be downloaded. */
-function reason(text: string): string {
+export function reason(text: string): string {
   const [, cause] = /error sending request for url \([^)]*\): ([^\n]*)/.exec(text) ?? [];
   if (!cause || !text.includes("base binary")) return text;
   return `Deno's runtime cannot be downloaded (${cause}); fetch ${DENORT} where there is a network, unzip it, ` +
@@ -57,9 +57,8 @@ async function start(output: string, denort: string | undefined): Promise<void> 
 
 if (import.meta.main) {
   await runMain(() => {
-    const { output } = parseArgs(Deno.args, {
+    const { output = "build/loam" } = parseArgs(Deno.args, {
       string: ["output"],
-      default: { output: "build/loam" },
       unknown: (arg) => {
         throw new UserError(`Cannot compile: unknown argument ${arg}; the only flag is --output=PATH`);
       },

@@ -1,6 +1,6 @@
 // Opens libloam_*.so and turns its status codes into errors. There is one open library per process; it is never closed,
 // because closing one while a call is under way crashes the process.
-import { command } from "./command.ts";
+import { asTyped } from "./command.ts";
 import { KernelError, UserError } from "./errors.ts";
 import { type Address, symbols } from "./symbols.ts";
 
@@ -124,7 +124,7 @@ export function chooseDevice(): { name: DeviceName; reason: string } {
     open("cuda");
     return { name: "cuda", reason: device.name };
   } catch (error) {
-    const noGpu = `the CUDA library opens no GPU, see ${command("doctor")}`;
+    const noGpu = asTyped("the CUDA library opens no GPU, see deno task doctor");
     return { name: "cpu", reason: error instanceof KernelError ? noGpu : (error as Error).message };
   }
 }

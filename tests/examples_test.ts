@@ -26,8 +26,8 @@ const examples = Array.from(Deno.readDirSync(new URL("examples", ROOT)), ({ name
 
 for (const path of examples) {
   Deno.test(`${path} says how to run it, and trains for a few steps that way`, async () => {
-    const [, command] = /^\/\/ {3}(deno run .*?) {2,}/m.exec(read(path)) ?? [];
-    assert(command?.includes(path), `${path}: the comment at its top should say how to run it`);
+    const [, command = ""] = /^\/\/ {3}(deno run .*?) {2,}/m.exec(read(path)) ?? [];
+    assert(command.includes(path), `${path}: the comment at its top should say how to run it`);
     const output = await succeed(command.replace("[STEPS]", "3").replace(/ \[.*/, ""));
     assertMatch(output, /step 3: loss \d+\.\d+\n/);
   });
