@@ -1,0 +1,177 @@
+// deno task tokenizer: trains a byte-level BPE tokenizer. Counts the words of all documents, learns which tokens to merge
+// from these counts, and writes the files from which openTokenizer() and Hugging Face's libraries read the tokenizer.
+import { join } from "node:path";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { isFile, writeSynced } from "../ffi/files.ts";
+import { bpeMerges } from "./bpe_trainer.ts";
+import { byteCharacters, byteLevelFiles } from "./byte_level_files.ts";
+import { ByteStrings } from "./byte_strings.ts";
+import { readBlocks, type ReadCounts } from "./documents.ts";
+import { findSources, type Source } from "./inputs.ts";
+import { DirectoryLock } from "./lock.ts";
+import { PATTERNS } from "./scanners.ts";
+import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_options.ts";
+import { number, size, trainSummary } from "./train_summary.ts";
+import { TrainingText } from "./training_text.ts";
+import { WORD_LIMITS, type WordLimits } from "./word_counts.ts";
+
+const REPORT_MS = 5_000;
+
+if (import.meta.main) await runMain(() => main(Deno.args));
+
+/** The command line: trains as the flags say and prints a summary. */
+export async function main(args: string[]): Promise<void> {
+  if (args.includes("--help")) return console.log(HELP);
+  const start = performance.now(), options = parseOptions(args);
+  const trained = await trainTokenizer(options, console.error);
+  console.log(await trainSummary(options, trained, (performance.now() - start) / 1000));
+}
+
+/** What a tokenizer was trained on, and what came of it. */
+export interface Trained {
+  text: TrainingText;
+  counts: ReadCounts;
+  /** Tokens of the vocabulary. */
+  vocab_size: number;
+}
+
+/**
+ * Trains a tokenizer and writes it to options.out.
+ *
+ * @param report Is told how far it is, and warned.
+ * @param limits How many words there is room for.
+ * @throws {UserError} for input, options and places that cannot be used. Nothing is left behind then.
+ */
+export async function trainTokenizer(
+  options: TrainOptions,
+  report: (line: string) => void,
+  limits: WordLimits = WORD_LIMITS,
+): Promise<Trained> {
+  const { out, special_tokens, pattern } = options;
+  const sources = await findSources(options.train, options);
+  using _lock = DirectoryLock.take(out);
+  refuseToReplace(out, options.overwrite);
+  const text = new TrainingText(PATTERNS[pattern], limits), counts: ReadCounts = { bad: 0, duplicates: 0 };
+  await readText(text, sources, options, counts, report);
+  if (text.words.size === 0) {
+    throw new UserError(`Cannot train on "${options.train.join(" ")}": it has no text; give files with text`);
+  }
+  const { tokens, merges } = learn(text, options, report);
+  const special = Object.fromEntries(special_tokens.map((token, id) => [token, id]));
+  const eot = special[END_OF_TEXT]!;
+  const files = byteLevelFiles({ name: "", tokens, special, eot, merges, pattern: PATTERNS[pattern] });
+  writeTokenizer(out, files["tokenizer.json"]!, configJson(special_tokens));
+  return { text, counts, vocab_size: tokens.length };
+}
+
+function refuseToReplace(out: string, overwrite: boolean): void {
+  const other = ["meta.json", "config.json"].find((name) => isFile(join(out, name))); // of a dataset, of a model
+  if (other !== undefined) {
+    throw new UserError(
+      `Cannot write to "${out}": it holds a ${other === "meta.json" ? "dataset" : "model"} (${other}), ` +
+        `should be a directory for the tokenizer alone; choose another --out`,
+    );
+  }
+  if (overwrite || !isFile(join(out, "tokenizer.json"))) return;
+  throw new UserError(
+    `Cannot write to "${out}": it holds a tokenizer (tokenizer.json); choose another --out, ` +
+      `or replace it with --overwrite`,
+  );
+}
+
+/** Adds all documents, or as many as there is room for. */
+async function readText(
+  text: TrainingText,
+  sources: Source[],
+  options: TrainOptions,
+  counts: ReadCounts,
+  report: (line: string) => void,
+): Promise<void> {
+  const total = sources.flatMap(({ inputs }) => inputs).reduce((sum, { bytes }) => sum + bytes, 0);
+  const show = atTimes(report);
+  let read = 0;
+  for await (const block of readBlocks(sources, { ...options, shuffle_docs: null, dedup: "" }, counts)) {
+    if (!text.add(block)) {
+      const words = number(text.words.size), document = number(text.documents + 1);
+      report(
+        `warning: stopped reading at document ${document}: ${words} different words are as many as there is room for; ` +
+          `to have all of several inputs among them, give them weights`,
+      );
+      return;
+    }
+    read += block.read;
+    show(() => `read ${size(read)} of ${size(total)}, ${number(text.words.size)} different words`);
+  }
+}
+
+/** Learns merges until there are vocab_size tokens, or no more pair to merge. */
+function learn(
+  { words }: TrainingText,
+  { vocab_size, special_tokens, min_frequency }: TrainOptions,
+  report: (line: string) => void,
+): { tokens: ByteStrings; merges: [number, number][] } {
+  const tokens = new ByteStrings(vocab_size, 8 * vocab_size), merges: [number, number][] = [];
+  const alphabet = bytesInOrder(), first = special_tokens.length; // the token of alphabet[0]
+  for (const token of special_tokens) tokens.push(new TextEncoder().encode(token));
+  for (const byte of alphabet) tokens.push(Uint8Array.of(byte));
+  const show = atTimes(report);
+  if (tokens.length < vocab_size) {
+    const tokenOf = Uint8Array.from(alphabet, (_, byte) => alphabet.indexOf(byte));
+    for (const pair of bpeMerges(words, tokenOf, min_frequency)) {
+      const [left, right] = [first + pair[0], first + pair[1]];
+      merges.push([left, right]);
+      tokens.push(Uint8Array.from([...tokens.at(left), ...tokens.at(right)]));
+      if (tokens.length === vocab_size) break;
+      show(() => `${number(tokens.length)} of ${number(vocab_size)} tokens`);
+    }
+  }
+  if (tokens.length < vocab_size) {
+    const made = `${number(tokens.length)} of ${number(vocab_size)} tokens`;
+    const advice = min_frequency > 1 ? "give more text or --min_frequency=1" : "give more text";
+    report(`warning: made ${made}: no two tokens stand together ${min_frequency} times in a word; ${advice}`);
+  }
+  return { tokens, merges };
+}
+
+/** The bytes in the order of the characters that stand for them, which is that of their ids in Hugging Face's trainer. */
+function bytesInOrder(): number[] {
+  const characters = byteCharacters();
+  return characters.map((_, byte) => byte).sort((a, b) => characters[a]! < characters[b]! ? -1 : 1);
+}
+
+/** Contents of tokenizer_config.json, where transformers finds out what the special tokens are for. */
+function configJson(special_tokens: string[]): string {
+  const config = {
+    tokenizer_class: "PreTrainedTokenizerFast",
+    bos_token: END_OF_TEXT, // stands before every document
+    eos_token: END_OF_TEXT,
+    additional_special_tokens: special_tokens.filter((token) => token !== END_OF_TEXT),
+    clean_up_tokenization_spaces: false,
+  };
+  return `${JSON.stringify(config, null, 2)}\n`;
+}
+
+/** Replaces the files of a tokenizer once both are on the disk. Without tokenizer.json the directory holds none. */
+function writeTokenizer(out: string, tokenizerJson: string, configJson: string): void {
+  const path = join(out, "tokenizer.json"), config = join(out, "tokenizer_config.json");
+  try {
+    writeSynced(`${path}.tmp`, tokenizerJson);
+    writeSynced(`${config}.tmp`, configJson);
+  } catch (error) {
+    for (const file of [path, config]) if (isFile(`${file}.tmp`)) Deno.removeSync(`${file}.tmp`);
+    throw error;
+  }
+  if (isFile(path)) Deno.removeSync(path);
+  Deno.renameSync(`${config}.tmp`, config);
+  Deno.renameSync(`${path}.tmp`, path);
+}
+
+/** Reports at times, not each time. */
+function atTimes(report: (line: string) => void): (line: () => string) => void {
+  let last = performance.now();
+  return (line) => {
+    if (performance.now() - last < REPORT_MS) return;
+    last = performance.now();
+    report(line());
+  };
+}
