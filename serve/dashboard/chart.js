@@ -104,7 +104,8 @@ export class Chart {
   #legendEntry({ label, color, style }) {
     const mark = make("span", { class: `mark ${style}` });
     mark.style.color = color;
-    const button = make("button", { type: "button" }, mark, `${label} `, make("output"));
+    const name = label ? `${label} ` : make("span", { class: "hidden" }, this.spec.title);
+    const button = make("button", { type: "button" }, mark, name, make("b"));
     button.addEventListener("click", () => {
       if (!this.#hidden.delete(label)) this.#hidden.add(label);
       this.#applyHidden();
@@ -128,13 +129,13 @@ export class Chart {
     if (!plot) return;
     const { idx, idxs = [] } = plot.cursor;
     const atCursor = typeof idx === "number";
-    const outputs = this.#legend.querySelectorAll("output");
+    const values = this.#legend.querySelectorAll("b");
     let entry = 0;
     lines.forEach((line, i) => {
       if (!isNamed(line)) return;
       const value = atCursor ? plot.data[i + 1]?.[idxs[i + 1] ?? idx] : line.y.findLast(Number.isFinite);
-      const output = outputs[entry++];
-      if (output) output.textContent = value == null ? "–" : this.spec.format(value);
+      const target = values[entry++];
+      if (target) target.textContent = value == null ? "–" : this.spec.format(value);
     });
     this.#place.textContent = atCursor ? PLACE[axis](plot.data[0][idx] ?? 0) : "";
     this.#place.style.left = `${plot.over.offsetLeft + (plot.cursor.left ?? 0)}px`;

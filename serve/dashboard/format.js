@@ -56,7 +56,7 @@ export function bytes(value) {
 
 /** 10 GB, 2.5 GB, 500 MB: round sizes on an axis. @param {number} value */
 export function roundBytes(value) {
-  return value === 0 ? "0" : bytes(value).replace(/\.?0+ /, " ");
+  return value >= 1e9 ? `${Number((value / 1e9).toFixed(2))} GB` : bytes(value);
 }
 
 /** 40% on an axis. @param {number} share */

@@ -1,0 +1,71 @@
+import { assertAlmostEquals, assertEquals } from "@std/assert";
+import { append, places, smooth, summary, trend, truncate } from "./series.js";
+
+/** A series with one value a step, from step 1 or `first` on. */
+function series(values: number[], first = 1, by = 1): { step: number; value: number }[] {
+  return values.map((value, i) => ({ step: first + i * by, value }));
+}
+
+Deno.test("append() adds only what is newer, and null as NaN", () => {
+  const loss = series([3, 2]);
+  append(loss, 2, 9);
+  append(loss, 3, null);
+  assertEquals(loss, [{ step: 1, value: 3 }, { step: 2, value: 2 }, { step: 3, value: NaN }]);
+});
+
+Deno.test("truncate() drops what came after a step, in every series", () => {
+  const measured = { loss: series([3, 2, 1]), val_loss: series([2], 3) };
+  truncate(measured, 2);
+  assertEquals(measured, { loss: series([3, 2]), val_loss: [] });
+});
+
+Deno.test("smooth() is a weighted mean from the first value on", () => {
+  const [a, b, c] = smooth(series([4, 2, 6]), 0.5).map((p) => p.value);
+  assertEquals(a, 4);
+  assertAlmostEquals(b!, (0.5 * 4 + 2) / 1.5); // weights 1/2 and 1
+  assertAlmostEquals(c!, (0.25 * 4 + 0.5 * 2 + 6) / 1.75);
+  assertEquals(smooth(series([5, 5, 5]), 0.99).map((p) => Number(p.value.toFixed(12))), [5, 5, 5]);
+});
+
+Deno.test("smooth() leaves values as they are with a decay of 0, and gaps where they are", () => {
+  assertEquals(smooth(series([4, 2]), 0), series([4, 2]));
+  assertEquals(smooth([], 0.5), []);
+  const [a, gap, c] = smooth(series([4, NaN, 4]), 0.5).map((p) => p.value);
+  assertEquals([a, gap, c], [4, NaN, 4]);
+});
+
+Deno.test("smooth() counts down-sampled points for as many steps as they stand for", () => {
+  const steps = Array.from({ length: 1001 }, (_, i) => Math.sin(i / 50));
+  const dense = smooth(series(steps, 1, 1), 0.9).at(-1)!.value; // one unit is a step
+  const sparse = smooth(series(steps, 1, 100), 0.9).at(-1)!.value; // one unit is 100 steps
+  assertAlmostEquals(dense, sparse, 1e-9);
+});
+
+Deno.test("trend() tells falling, level and rising from noise", () => {
+  const wobble = (i: number) => 0.01 * (i % 3 - 1);
+  const falling = series(Array.from({ length: 200 }, (_, i) => 4 - i / 100 + wobble(i)));
+  assertEquals(trend(falling)?.isRising, false);
+  assertAlmostEquals(trend(falling)!.change, -0.2 / 2.3, 0.01);
+  assertEquals(trend(falling)?.steps, 20);
+  assertEquals(trend(series(Array.from({ length: 200 }, (_, i) => 2 + wobble(i))))?.isRising, false);
+  assertEquals(trend(series(Array.from({ length: 200 }, (_, i) => 2 + i / 100 + wobble(i))))?.isRising, true);
+  assertEquals(trend(series([1, 2, 3])), null);
+  assertEquals(trend(series(new Array(100).fill(NaN))), null);
+});
+
+Deno.test("places() puts steps on tokens and seconds, between and after what is known", () => {
+  const measured = { tokens: series([100, 300], 10, 10), elapsed_s: series([5], 10) };
+  assertEquals(places(series([0, 0, 0, 0], 5, 5), "step", measured), [5, 10, 15, 20]);
+  assertEquals(places(series([0, 0, 0, 0, 0], 5, 5), "tokens", measured), [50, 100, 200, 300, 375]);
+  assertEquals(places(series([0, 0, 0], 10, 10), "time", measured), [5, 10, 15]);
+  assertEquals(places(series([0]), "time", {}), [1]);
+});
+
+Deno.test("summary() says where a curve begins, ends and has been", () => {
+  const text = summary(series([3, NaN, 1, 2]), (value) => value.toFixed(1));
+  assertEquals(
+    text,
+    "from 3.0 at step 1 to 2.0 at step 4, lowest 1.0 at step 3, highest 3.0 at step 1, 1 not finite",
+  );
+  assertEquals(summary([], String), "no values yet");
+});

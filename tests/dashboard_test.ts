@@ -1,0 +1,443 @@
+// The dashboard as a person meets it: a real server, run directories as trainers write them, and Chromium without a window.
+/// <reference lib="dom" />
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { FakeRun, metricsAt } from "../serve/testing.ts";
+import {
+  CHROMIUM,
+  contrast,
+  faintTexts,
+  legend,
+  oklab,
+  open,
+  painted,
+  picture,
+  rgb,
+  see,
+  serve,
+  SIGHTS,
+} from "./browser.ts";
+
+if (!CHROMIUM) {
+  console.log("ignored for want of Chromium (Debian: chromium): the tests of tests/dashboard_test.ts");
+}
+const CHARTS = ["loss", "grad_norm", "lr", "tokens_per_sec", "mfu", "memory_bytes", "skipped"];
+const TOKEN = "0123456789abcdef";
+
+/** A test in which pages may be opened. The browser lives longer than a test, and so do its promises. */
+function test(name: string, body: () => Promise<void>): void {
+  Deno.test({ name, fn: body, ignore: !CHROMIUM, sanitizeOps: false, sanitizeResources: false });
+}
+
+// ---- what a run shows
+
+test("the dashboard draws a curve in every chart", async () => {
+  using run = new FakeRun(300);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(300);
+  for (const key of CHARTS) assert(await painted(view.page, key, "run-1") > 100, `${key} is blank`);
+  assert(await painted(view.page, "loss", "val") > 50, "no validation curve");
+  assertEquals(await painted(view.page, "loss", "run-2"), 0); // no other run
+});
+
+test("the dashboard says how the run is, how fast it is and when it ends", async () => {
+  using run = new FakeRun(300);
+  run.start(300);
+  run.sample(300, "Once upon a time");
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(300);
+  assertEquals(await view.text("state"), "Running");
+  assertEquals(await view.text("step"), "300");
+  assertEquals(await view.text("of"), "of 1,000 steps · 30.0%");
+  assertEquals(await view.text("speed"), "20,480");
+  assertEquals(await view.text("speed-note"), "100 ms a step");
+  assertEquals(await view.text("mfu"), "50.0%");
+  assertMatch(await view.text("eta"), /^1 min \d+ s left$/); // 700 steps of 0.1 s
+  assertMatch(await view.text("ends"), /^ends \d\d:\d\d$/);
+  assertMatch(await view.text("loss-note"), /^↓ \d+\.\d% in 30 steps$/);
+  assertEquals(await view.text("val-loss-note"), `best ${(1.1 + 4 / Math.sqrt(300)).toFixed(4)} at step 300`);
+  assertEquals(await view.text("sample"), "Once upon a time");
+  assertEquals(await view.text("warnings"), "");
+  assertMatch(await view.page.title(), /^1\.2309 · 30\.0% · fake · loam$/);
+});
+
+test("the dashboard draws a run of 100,000 steps within two seconds and 150 kB", async () => {
+  using run = new FakeRun(100_000, { config: { max_iters: 200_000 } });
+  const watched = run.run();
+  await watched.refresh(); // as the server does at its start
+  await using server = serve({ runs: [watched] });
+  await using view = await open(server.url);
+  const start = performance.now();
+  await view.drawn(100_000);
+  assert(performance.now() - start < 2000);
+  assert(view.transferred() < 150_000, `${view.transferred()} bytes`);
+});
+
+test("the dashboard paints within 300 ms", async () => {
+  using run = new FakeRun(1000);
+  await using server = serve({ runs: [run.run()] });
+  const times: number[] = [];
+  for (let i = 0; i < 3; i++) {
+    await using view = await open(server.url);
+    await view.drawn(1000);
+    times.push(
+      await view.page.evaluate(() => performance.getEntriesByName("first-contentful-paint")[0]!.startTime),
+    );
+  }
+  assert(Math.min(...times) <= 300, `${times.map(Math.round)} ms`); // the machine may be busy with other tests
+});
+
+test("the dashboard shows a run without a step, and its first steps when they come", async () => {
+  using run = new FakeRun(0);
+  run.start(0);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.page.getByText("No step yet").first().waitFor();
+  assertEquals(await view.text("loss"), "–");
+  run.steps(1, 1);
+  await view.drawn(1);
+  assert(await painted(view.page, "loss", "run-1") > 10, "a single step is a dot");
+  assertEquals(await view.page.getByText("No step yet").first().isVisible(), false);
+});
+
+test("the dashboard warns of a loss that is not finite, of skipped steps, and of lines it cannot read", async () => {
+  using run = new FakeRun(100);
+  const lost = { step: 101, loss: null, lr: 1e-3, grad_norm: null, tokens: 206_848, tokens_per_sec: 20_480 };
+  run.start(100);
+  run.append(
+    "metrics.jsonl",
+    `garbage\n${JSON.stringify({ ...lost, step_ms: 100, mfu: null, memory_bytes: 1, skipped: 1 })}\n`,
+  );
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.page.getByText("Loss is not finite at step 101").waitFor();
+  assertEquals(await view.text("loss"), "NaN");
+  assertEquals(await view.text("mfu"), "–");
+  assertStringIncludes(await view.text("warnings"), "1 update was skipped");
+  assertStringIncludes(await view.text("warnings"), "1 line of metrics.jsonl could not be read");
+  assert(await painted(view.page, "loss", "run-1") > 100, "what came before is there");
+});
+
+test("the dashboard says that a run was deleted, and lives on", async () => {
+  using run = new FakeRun(50), other = new FakeRun(60, { name: "other" });
+  await using server = serve({ runs: [run.run(), other.run()] });
+  await using view = await open(server.url, { expected: /410/ });
+  await view.drawn(50);
+  Deno.removeSync(run.dir, { recursive: true });
+  await view.page.getByText("The run fake is gone").waitFor({ timeout: 10_000 });
+  await view.page.selectOption("#run", "other");
+  await view.drawn(60);
+  Deno.mkdirSync(run.dir); // which the end of the block removes
+});
+
+// ---- live
+
+test("the dashboard shows a step within two seconds, and the curves grow", async () => {
+  using run = new FakeRun(100);
+  run.start(100);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(100);
+  const before = await painted(view.page, "skipped", "run-1");
+  for (const step of [101, 102]) {
+    const start = performance.now();
+    run.steps(step, step);
+    await view.page.locator("#step", { hasText: String(step) }).waitFor();
+    await view.drawn(step);
+    assert(performance.now() - start < 2000, `${performance.now() - start} ms`);
+  }
+  assert(before > 0);
+  run.sample(102, "A new text");
+  await view.page.getByText("A new text").waitFor({ timeout: 2000 });
+  run.stop();
+  await view.page.locator("#state", { hasText: "Stopped" }).waitFor({ timeout: 2000 });
+});
+
+test("the dashboard says that the server is gone, and shows what it missed when it is back", async () => {
+  using run = new FakeRun(100);
+  run.start(100);
+  const first = serve({ runs: [run.run()] });
+  await using view = await open(first.url, {
+    expected: /ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY/,
+  });
+  await view.drawn(100);
+  assertEquals(await view.text("connection"), "Connected");
+  await first[Symbol.asyncDispose]();
+  await view.page.getByText("Disconnected").waitFor();
+  await view.page.getByText(/^No connection since \d\d:\d\d/).waitFor();
+  run.steps(101, 150);
+  await using _second = serve({ runs: [run.run()] }, Number(new URL(first.url).port));
+  await view.page.getByText("Connected", { exact: true }).waitFor({ timeout: 10_000 });
+  await view.drawn(150);
+  assertEquals(await view.page.locator("#problem").isVisible(), false);
+  run.steps(151, 151);
+  await view.drawn(151);
+});
+
+test("the dashboard cuts its curves when a run goes on from an earlier step", async () => {
+  using run = new FakeRun(200);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(200);
+  run.start(120);
+  run.steps(121, 130);
+  await view.drawn(130);
+  assertEquals(await view.text("step"), "130");
+});
+
+// ---- what a person does
+
+test("the dashboard compares runs in different colours, by step, tokens or time", async () => {
+  using a = new FakeRun(200, { name: "a" }), b = new FakeRun(0, { name: "b" });
+  const lines = Array.from({ length: 300 }, (_, i) => metricsAt(i + 1)).map((m) => ({
+    ...m,
+    loss: m.loss + 1,
+  }));
+  b.append("metrics.jsonl", lines.map((line) => JSON.stringify(line) + "\n").join(""));
+  await using server = serve({ runs: [a.run(), b.run()] });
+  await using view = await open(server.url);
+  const { page } = view;
+  await view.drawn(200);
+  await page.getByText("Compare runs").click();
+  await page.check('#runs input[value="b"]');
+  await page.waitForFunction(() =>
+    document.querySelectorAll("[data-chart=loss] .legend button").length === 4
+  );
+  assertEquals((await legend(page, "loss")).map((text) => text.replace(/ [\d.]+$/, "")), [
+    "a",
+    "a val",
+    "b",
+    "b val",
+  ]);
+  for (const color of ["run-1", "run-2"]) assert(await painted(page, "loss", color) > 100, color);
+  assertEquals(new URL(page.url()).search, "?run=a&compare=b");
+
+  await page.check('input[value="tokens"]');
+  await page.focus("[data-chart=lr] .plot");
+  await page.keyboard.press("ArrowLeft");
+  assertEquals(await page.textContent("[data-chart=lr] .place"), "614k tokens");
+  await page.check('input[value="time"]');
+  await page.focus("[data-chart=lr] .plot");
+  await page.keyboard.press("ArrowLeft");
+  assertEquals(await page.textContent("[data-chart=lr] .place"), "30 s");
+
+  await page.reload(); // the address and the choices last
+  await page.waitForFunction(() =>
+    document.querySelectorAll("[data-chart=loss] .legend button").length === 4
+  );
+  assertEquals(await page.isChecked('input[value="time"]'), true);
+});
+
+test("the dashboard zooms all charts by dragging and by keys, and back", async () => {
+  using run = new FakeRun(1000);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  const { page } = view;
+  await view.drawn(1000);
+  const whole = await picture(page, "lr");
+  const box = (await page.locator("[data-chart=loss] .u-over").boundingBox())!;
+  await page.mouse.move(box.x + box.width / 4, box.y + 40);
+  await page.mouse.down();
+  await page.mouse.move(box.x + box.width / 2, box.y + 60, { steps: 4 });
+  await page.mouse.up();
+  await page.getByText("Reset zoom").waitFor();
+  assert(await picture(page, "lr") !== whole, "the other charts zoom too");
+  await page.getByText("Reset zoom").click();
+  await page.mouse.move(0, 0);
+  await page.waitForFunction(() => document.querySelector("[data-chart=lr] .place")!.textContent === "");
+  assertEquals(await picture(page, "lr"), whole);
+
+  await page.focus("[data-chart=loss] .plot");
+  await page.keyboard.press("ArrowLeft");
+  assertEquals(await page.textContent("[data-chart=loss] .place"), "step 1,000");
+  assertMatch((await legend(page, "loss")).join(), /^train 1\.\d{4},val 1\.2265$/);
+  await page.keyboard.press("+");
+  assert(await page.isVisible("#reset-zoom"));
+  await page.keyboard.press("Escape");
+  assertEquals(await page.isVisible("#reset-zoom"), false);
+});
+
+test("the dashboard smooths, takes logarithms, hides curves and keeps the theme", async () => {
+  using run = new FakeRun(300);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url, { colorScheme: "dark" });
+  const { page } = view;
+  await view.drawn(300);
+  let before = await picture(page, "loss");
+  const changes = async (what: string) => {
+    await page.waitForTimeout(100);
+    const after = await picture(page, "loss");
+    assert(after !== before, what);
+    before = after;
+  };
+  await page.check("#log");
+  await changes("logarithm");
+  await page.fill("#smoothing", "0.99");
+  await changes("smoothing");
+  await page.getByRole("button", { name: "val" }).click();
+  await changes("hidden curve");
+  assertEquals(await painted(page, "loss", "val"), 0);
+  const dark = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  await page.click("#theme");
+  await changes("theme");
+  await page.reload();
+  await view.drawn(300);
+  assert(
+    await page.evaluate(() => getComputedStyle(document.body).backgroundColor) !== dark,
+    "theme is kept",
+  );
+  assertEquals(await page.isChecked("#log"), true);
+  assertEquals(await page.inputValue("#smoothing"), "0.99");
+});
+
+test("the dashboard finds a variable with / and explains itself with ?", async () => {
+  using run = new FakeRun(10);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  const { page } = view;
+  await view.drawn(10);
+  await page.keyboard.press("/");
+  await page.keyboard.type("learning");
+  assertEquals(await page.locator("#config tr:visible").allInnerTexts(), [
+    "Variables",
+    "learning_rate\t0.003",
+  ]);
+  await page.keyboard.type("?");
+  assertEquals(await page.getByText("Nothing has this").isVisible(), true);
+  assertEquals(await page.locator("#help").isVisible(), false);
+  await page.locator("#search").blur();
+  await page.keyboard.press("?");
+  assertEquals(await page.locator("#help").isVisible(), true);
+  await page.keyboard.press("Escape");
+  assertEquals(await page.locator("#help").isVisible(), false);
+});
+
+test("the dashboard asks for the token and keeps it", async () => {
+  using run = new FakeRun(100);
+  await using server = serve({ runs: [run.run()], token: TOKEN });
+  await using view = await open(server.url, { expected: /401/ });
+  const { page } = view;
+  await page.getByText("This server asks for its token").waitFor();
+  await page.fill("#token", "wrong");
+  await page.keyboard.press("Enter");
+  await page.locator("#login-error", { hasText: "token" }).waitFor();
+  await page.fill("#token", TOKEN);
+  await page.keyboard.press("Enter");
+  await view.drawn(100);
+  await page.reload();
+  await view.drawn(100);
+  assertEquals(await page.locator("#login").isVisible(), false);
+  assertEquals(await page.evaluate(() => document.cookie), ""); // scripts do not see it
+});
+
+// ---- for everyone
+
+for (const colorScheme of ["light", "dark"] as const) {
+  test(`the dashboard can be read: contrast in ${colorScheme}`, async () => {
+    using run = new FakeRun(100);
+    run.append("metrics.jsonl", "garbage\n");
+    await using server = serve({ runs: [run.run()] });
+    await using view = await open(server.url, { colorScheme });
+    await view.drawn(100);
+    await view.page.getByText("could not be read").waitFor();
+    for (const state of ["running", "stalled", "stopped", "finished"]) {
+      await view.page.evaluate((state) => document.getElementById("now")!.dataset.state = state, state);
+      assertEquals(await view.page.evaluate(faintTexts), [], state);
+    }
+  });
+
+  test(`the dashboard's curves differ for the colour-blind too, in ${colorScheme}`, async () => {
+    using run = new FakeRun(1);
+    await using server = serve({ runs: [run.run()] });
+    await using view = await open(server.url, { colorScheme });
+    const surface = await rgb(view.page, "surface");
+    const colors = await Promise.all([1, 2, 3, 4, 5, 6].map((n) => rgb(view.page, `run-${n}`)));
+    for (const color of [...colors, await rgb(view.page, "val")]) assert(contrast(color, surface) >= 3);
+    for (const [sight, matrix] of Object.entries(SIGHTS)) {
+      const seen = colors.map((color) => oklab(see(matrix, color)));
+      const distances = seen.flatMap((a, i) =>
+        seen.slice(i + 1).map((b) => Math.hypot(...a.map((v, k) => v - b[k]!)))
+      );
+      assert(Math.min(...distances) > 0.1, `${sight}: ${Math.min(...distances)}`);
+    }
+  });
+}
+
+test("the dashboard gives every control a name, and Tab reaches all in order with a visible focus", async () => {
+  using a = new FakeRun(100, { name: "a" }), b = new FakeRun(100, { name: "b" });
+  await using server = serve({ runs: [a.run(), b.run()] });
+  await using view = await open(server.url);
+  const { page } = view;
+  await view.drawn(100);
+  await page.getByText("Compare runs").waitFor();
+  const session = await page.context().newCDPSession(page);
+  const { nodes } = await session.send("Accessibility.getFullAXTree");
+  const focusable = nodes.filter(({ properties }) =>
+    properties?.some(({ name, value }) => name === "focusable" && value.value === true)
+  );
+  const nameless = focusable.filter(({ name }) => !name?.value).map(({ role }) => role?.value);
+  assertEquals(nameless, []);
+  assert(focusable.length > 20);
+
+  const seen: string[] = [];
+  for (let i = 0; i < 60; i++) {
+    await page.keyboard.press("Tab");
+    const { at, isVisible } = await page.evaluate(() => {
+      const active = document.activeElement!,
+        shown = active.matches(".segments input") ? active.nextElementSibling! : active;
+      const style = getComputedStyle(shown);
+      return {
+        at: active === document.body
+          ? ""
+          : active.id || active.closest("figure")?.dataset.chart || active.className || active.tagName,
+        isVisible: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2,
+      };
+    });
+    if (at === "") break;
+    assert(isVisible, `no visible focus on ${at}`);
+    if (seen.at(-1) !== at) seen.push(at);
+  }
+  assertEquals(seen, [
+    ...["skip", "run", "theme", "help-button", "INPUT", "smoothing", "log", "SUMMARY"],
+    ...CHARTS,
+    ...["sample", "search", "scroll", "log-tail"],
+  ]);
+});
+
+test("the dashboard describes each chart in words, and has one heading, one main and no id twice", async () => {
+  using run = new FakeRun(100);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  const { page } = view;
+  await view.drawn(100);
+  assertMatch(
+    (await page.getAttribute("[data-chart=grad_norm] .plot", "aria-label"))!,
+    /^Gradient norm: fake from 1\.5 at step 1 to 0\.51 at step 100, lowest 0\.51 at step 100, highest 1\.5 at step 1$/,
+  );
+  const facts = await page.evaluate(() => {
+    const ids = [...document.querySelectorAll("[id]")].map(({ id }) => id);
+    const count = (selector: string) => document.querySelectorAll(selector).length;
+    return { twice: ids.filter((id, i) => ids.indexOf(id) !== i), h1: count("h1"), main: count("main") };
+  });
+  assertEquals(facts, { twice: [], h1: 1, main: 1 });
+  assertEquals(await page.getAttribute("html", "lang"), "en");
+});
+
+test("the dashboard fits 360 pixels and moves nothing where motion is not wanted", async () => {
+  using run = new FakeRun(100, { name: "a-run-with-a-name-that-is-much-too-long-for-a-telephone" });
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url, {
+    viewport: { width: 360, height: 700 },
+    reducedMotion: "reduce",
+  });
+  await view.drawn(100);
+  assertEquals(await view.page.evaluate(() => document.scrollingElement!.scrollWidth), 360);
+  assertEquals(
+    await view.page.evaluate(() =>
+      document.getAnimations().length +
+      Number.parseFloat(getComputedStyle(document.getElementById("progress")!).transitionDuration)
+    ),
+    0,
+  );
+});
