@@ -95,7 +95,7 @@ function appendValues(
 // ---- footer: schema and the places of the columns
 
 const MAGIC = 0x31524150; // "PAR1", at both ends of the file
-const FOOTER_GUESS = 1 << 19; // bytes that hold most footers
+const FOOTER_GUESS = 1 << 16; // bytes; a second request fetches what is longer
 
 async function readFooter(source: ByteSource): Promise<FileMetaData> {
   const { size } = source;
