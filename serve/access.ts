@@ -98,11 +98,11 @@ function requireOrigin(c: Context): void {
 
 /** A name that someone else points at this machine would make their page one of ours (DNS rebinding). */
 function requireLocalHost(c: Context): void {
-  const { hostname, port } = new URL(c.req.url);
+  const { hostname } = new URL(c.req.url);
   if (isLoopback(hostname)) return;
   throw new Refusal(
     403,
-    `This server does not go by the name ${hostname}: ask for localhost:${port}, or set LOAM_TOKEN`,
+    `This server is not ${hostname}: ask for localhost instead, or start it with LOAM_TOKEN`,
   );
 }
 

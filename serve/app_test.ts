@@ -1,0 +1,170 @@
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { type App, createApp } from "./app.ts";
+import { ASSETS } from "./assets.ts";
+import { FakeRun, metricsAt } from "./testing.ts";
+import type { Failure, Health, History, Log, Runs, Stats } from "./types.ts";
+
+/** What a path answers: status and JSON, which other tests hold against the document. */
+async function get<T = Failure>(hono: App["hono"], path: string): Promise<[number, T]> {
+  const response = await hono.request(path);
+  return [response.status, await response.json()];
+}
+
+Deno.test("several runs are told apart by ?run=, the first is meant without", async () => {
+  using a = new FakeRun(3, { name: "a" });
+  using b = new FakeRun(5, { name: "b", config: { max_iters: 5 } });
+  const { hono } = createApp({ runs: [a.run(), b.run()] });
+  const [, { runs }] = await get<Runs>(hono, "/runs");
+  const { loss, tokens_per_sec } = metricsAt(3);
+  assertEquals(runs[0], {
+    ...{ name: "a", state: "stopped", started: "2026-01-02T03:04:05.000Z", step: 3, max_iters: 1000 },
+    ...{ loss, val_loss: null, tokens_per_sec, eta_s: null, preset: "tiny" },
+  });
+  assertEquals([runs[1]?.name, runs[1]?.state], ["b", "finished"]);
+  for (const [path, run] of [["/stats", "a"], ["/stats?run=a", "a"], ["/stats?run=b", "b"]] as const) {
+    assertEquals((await get<Stats>(hono, path))[1].run, run);
+  }
+  assertEquals((await get<History>(hono, "/stats/history?run=b"))[1].series.loss?.step, [1, 2, 3, 4, 5]);
+  assertEquals((await get<Log>(hono, "/log?run=b"))[1].run, "b");
+});
+
+Deno.test("GET /stats/history gives each key its own steps", async () => {
+  using fake = new FakeRun(30);
+  const { hono } = createApp({ runs: [fake.run()] });
+  const [, { run, series }] = await get<History>(
+    hono,
+    "/stats/history?key=loss&key=val_loss&key=elapsed_s&points=4&since=9",
+  );
+  assertEquals(run, "fake");
+  assertEquals(Object.keys(series), ["loss", "val_loss", "elapsed_s"]);
+  assertEquals(series.loss?.step, [10, 11, 29, 30]);
+  assertEquals(series.val_loss, {
+    step: [10, 20, 30],
+    value: [10, 20, 30].map((step) => metricsAt(step).val_loss),
+  });
+});
+
+Deno.test("GET /log gives the last lines, without home directories", async () => {
+  using fake = new FakeRun(1);
+  fake.append("log.txt", "data_dir=/home/alice/data\nstep 1\nstep 2\n");
+  const { hono } = createApp({ runs: [fake.run()] });
+  assertEquals((await get<Log>(hono, "/log"))[1].lines, ["data_dir=~/data", "step 1", "step 2"]);
+  assertEquals((await get<Log>(hono, "/log?lines=1"))[1].lines, ["step 2"]);
+});
+
+Deno.test("GET /healthz is 503 where a trainer is there but no step came for long", async () => {
+  using good = new FakeRun(3, { name: "good" });
+  using bad = new FakeRun(3, { name: "bad" });
+  const { hono } = createApp({ runs: [good.run(), bad.run()] });
+  good.start(3);
+  bad.start(3);
+  assertEquals((await get(hono, "/healthz"))[0], 200);
+  Deno.utimeSync(`${bad.dir}/metrics.jsonl`, Date.now() / 1000 - 100, Date.now() / 1000 - 100);
+  const [status, { healthy, runs }] = await get<Health>(hono, "/healthz");
+  assertEquals([status, healthy, runs[1]?.state], [503, false, "stalled"]);
+  assertEquals((await get(hono, "/healthz?run=good"))[0], 200);
+  assertEquals((await get(hono, "/healthz?run=bad"))[0], 503);
+  bad.stop();
+  assertEquals((await get(hono, "/healthz"))[0], 200);
+});
+
+Deno.test("what cannot be answered is refused with one sentence, and the server goes on", async () => {
+  using fake = new FakeRun(3);
+  const { hono } = createApp({ runs: [fake.run()] });
+  const huge = "9".repeat(400);
+  const cases: [string, number, RegExp][] = [
+    ["/nope", 404, /^There is no \/nope/],
+    ["/stats/", 404, /^There is no/],
+    ["/stats?run=other", 404, /^There is no run "other"/],
+    ["/stats?run=../../etc", 404, /^There is no run/],
+    ["/log?run=/etc/passwd", 404, /^There is no run/],
+    ["/..%2f..%2fetc/passwd", 404, /^There is no/],
+    ["/stats/history?key=secret", 400, /^There is no history of "secret": choose from step, loss/],
+    ["/stats/history?key=", 400, /^There is no history/],
+    ["/stats/history?key=__proto__", 400, /^There is no history/],
+    ["/stats/history?points=1", 400, /^points must be a whole number from 2 to 20000/],
+    ["/stats/history?points=1e9", 400, /^points must/],
+    [`/stats/history?points=${huge}`, 400, /^points must/],
+    [`/stats/history?since=${huge}`, 400, /^since must/],
+    ["/stats/history?since=-1", 400, /^since must/],
+    ["/stats/history?since=%00", 400, /^since must/],
+    ["/log?lines=0", 400, /^lines must/],
+    ["/log?lines=NaN", 400, /^lines must/],
+    ["/events?since=x", 400, /^since must/],
+    ["/events?run=other", 404, /^There is no run/],
+    ["/healthz?run=other", 404, /^There is no run/],
+  ];
+  for (const [path, expected, sentence] of cases) {
+    const [status, { error }] = await get(hono, path);
+    assertEquals(status, expected, path);
+    assertMatch(error.message, sentence);
+    assertMatch(error.message, /^[^\n]+[^.\n]$/);
+  }
+  assertEquals((await get(hono, "/stats"))[0], 200);
+});
+
+Deno.test("a run that is removed while it is served is 410, and 200 when it is back", async () => {
+  using fake = new FakeRun(3);
+  const { hono } = createApp({ runs: [fake.run()] });
+  assertEquals((await get(hono, "/stats"))[0], 200);
+  Deno.renameSync(fake.dir, `${fake.dir}-gone`);
+  const [status, { error }] = await get(hono, "/stats");
+  assertEquals([status, error.message], [410, "The run fake is gone: its directory holds no run any more"]);
+  assertEquals(await get<Runs>(hono, "/runs"), [200, { runs: [] }]);
+  assertEquals(await (await hono.request("/metrics")).text(), "");
+  assertEquals((await get(hono, "/healthz"))[0], 200);
+  Deno.renameSync(`${fake.dir}-gone`, fake.dir);
+  assertEquals((await get<Stats>(hono, "/stats"))[1].step, 3);
+});
+
+Deno.test("no file outside of the run is read, though a symbolic link in it leads there", async () => {
+  using fake = new FakeRun(3);
+  using other = new FakeRun(7, { name: "other" });
+  other.append("log.txt", "a secret\n");
+  for (const file of ["log.txt", "metrics.jsonl", "samples.jsonl", "run.json", "config.json"]) {
+    try {
+      Deno.removeSync(`${fake.dir}/${file}`);
+    } catch {
+      // no sample was written
+    }
+    Deno.symlinkSync(`${other.dir}/${file}`, `${fake.dir}/${file}`);
+  }
+  const { hono } = createApp({ runs: [fake.run()] });
+  for (const path of ["/log", "/stats", "/stats/history"]) {
+    assertEquals((await get(hono, path))[0], 410, path);
+  }
+});
+
+Deno.test("an app without runs or a model says how to name them", async () => {
+  const { hono } = createApp({ runs: [] });
+  assertEquals(await get<Runs>(hono, "/runs"), [200, { runs: [] }]);
+  assertEquals(await get(hono, "/stats"), [404, {
+    error: { message: "There is no run here: start the server with --run" },
+  }]);
+  assertEquals(await get<unknown>(hono, "/v1/models"), [200, { object: "list", data: [] }]);
+  const response = await hono.request("/v1/completions", { method: "POST", body: "{}" });
+  assertEquals(
+    (await response.json()).error.message,
+    "There is no model here: start the server with --checkpoint",
+  );
+});
+
+Deno.test("the dashboard's files are all served, each with its type", async () => {
+  const { hono } = createApp({ runs: [] });
+  const files = Array.from(Deno.readDirSync(new URL("dashboard", import.meta.url)), ({ name }) => name)
+    .filter((name) => /\.(html|css|svg|js)$/.test(name) && !name.endsWith("_test.js"));
+  for (const name of files) {
+    const response = await hono.request(name === "index.html" ? "/" : `/${name}`);
+    assertEquals(response.status, 200, `${name} is missing in serve/assets.ts`);
+    assertEquals(
+      await response.text(),
+      Deno.readTextFileSync(new URL(`dashboard/${name}`, import.meta.url)),
+      name,
+    );
+    assertMatch(
+      response.headers.get("Content-Type")!,
+      /^(text\/(html|css|javascript)|image\/svg\+xml); charset=utf-8$/,
+    );
+  }
+  assert(Object.keys(ASSETS).length >= files.length);
+});

@@ -1,0 +1,47 @@
+import { assert, assertEquals } from "@std/assert";
+import { history } from "./history.ts";
+import { Table } from "./table.ts";
+import { metricsAt } from "./testing.ts";
+
+function tableOf(losses: (number | null)[]): Table {
+  const table = new Table();
+  losses.forEach((loss, i) => table.append(JSON.stringify({ ...metricsAt(i + 1), loss })));
+  return table;
+}
+
+Deno.test("history() of few steps is all of them", () => {
+  const table = tableOf([3, 1, 2]);
+  assertEquals(history(table, "loss", 3), { step: [1, 2, 3], value: [3, 1, 2] });
+  assertEquals(history(table, "loss", 3, 1), { step: [2, 3], value: [1, 2] });
+  assertEquals(history(table, "loss", 3, 3), { step: [], value: [] });
+  assertEquals(history(new Table(), "loss", 3), { step: [], value: [] });
+});
+
+Deno.test("history() of many steps keeps the ends and every spike, at their own steps", () => {
+  const losses = Array.from({ length: 10_000 }, (_, i) => 2 + Math.sin(i / 500));
+  const spikes = [[17, 9], [5000, -3], [5001, 11], [9998, 7]] as const;
+  for (const [i, value] of spikes) losses[i] = value;
+  for (const points of [10, 11, 1000]) {
+    const { step, value } = history(tableOf(losses), "loss", points);
+    assert(step.length <= points, `${step.length} for ${points}`);
+    assertEquals([step[0], step.at(-1)], [1, 10_000]);
+    step.forEach((s, i) => assertEquals(value[i], losses[s - 1]));
+    assert(step.every((s, i) => i === 0 || s > step[i - 1]!));
+    assertEquals([Math.min(...value), Math.max(...value)], [-3, 11]);
+  }
+  const { value } = history(tableOf(losses), "loss", 1000);
+  for (const [, spike] of spikes) assert(value.includes(spike));
+});
+
+Deno.test("history() takes 2 and 3 points for the ends", () => {
+  const table = tableOf([1, 5, 3, 4, 2]);
+  assertEquals(history(table, "loss", 2), { step: [1, 5], value: [1, 2] });
+  assertEquals(history(table, "loss", 3), { step: [1, 5], value: [1, 2] });
+  assertEquals(history(table, "loss", 4), { step: [1, 2, 3, 5], value: [1, 5, 3, 2] });
+});
+
+Deno.test("history() leaves out what was not measured or not finite", () => {
+  assertEquals(history(tableOf([1, null, 3]), "loss", 10), { step: [1, 3], value: [1, 3] });
+  const evaluated = history(tableOf(Array(25).fill(1)), "val_loss", 10);
+  assertEquals(evaluated.step, [10, 20]);
+});

@@ -1,0 +1,132 @@
+import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
+import type { Change, Run } from "./runs.ts";
+import { FakeRun, metricsAt } from "./testing.ts";
+
+/** What a run tells from now on, in short. */
+function listen(run: Run): unknown[] {
+  const heard: unknown[] = [];
+  run.listeners.add((change: Change) => {
+    if (change.kind === "steps") heard.push(...change.lines.map(({ step }) => step));
+    else heard.push(change);
+  });
+  return heard;
+}
+
+/** Writes when metrics.jsonl was written last, in seconds before now. */
+function age(fake: FakeRun, seconds: number): void {
+  const then = Date.now() / 1000 - seconds;
+  Deno.utimeSync(`${fake.dir}/metrics.jsonl`, then, then);
+}
+
+Deno.test("refresh() tells each step once, samples and changes of state", async () => {
+  using fake = new FakeRun(3);
+  const run = fake.run();
+  await run.refresh();
+  assertEquals([run.table.last("step"), run.state, run.sample], [3, "stopped", null]);
+  const heard = listen(run);
+  fake.start(3);
+  await run.refresh();
+  fake.steps(4, 5);
+  fake.append("metrics.jsonl", JSON.stringify(metricsAt(6)).slice(0, 50)); // half-written
+  fake.sample(5, "Once");
+  await run.refresh();
+  await run.refresh();
+  fake.append("metrics.jsonl", JSON.stringify(metricsAt(6)).slice(50) + "\n");
+  await run.refresh();
+  const reset = { kind: "reset", after: 3 }, running = { kind: "state", state: "running" };
+  assertEquals(heard, [reset, running, 4, 5, { kind: "sample", sample: { step: 5, text: "Once" } }, 6]);
+});
+
+Deno.test("refresh() tells up to which step a resumed run is as it was", async () => {
+  using fake = new FakeRun(20);
+  const run = fake.run();
+  await run.refresh();
+  const heard = listen(run);
+  fake.start(12);
+  fake.append("metrics.jsonl", JSON.stringify({ ...metricsAt(13), step_ms: 99.5 }) + "\n");
+  await run.refresh();
+  assertEquals(heard.slice(0, 2), [{ kind: "reset", after: 12 }, 13]);
+  assertEquals([run.table.last("step"), run.table.last("step_ms")], [13, 99.5]);
+});
+
+Deno.test("refresh() gets over garbage and says how much there was", async () => {
+  using fake = new FakeRun(2);
+  fake.append("metrics.jsonl", '\0\0\0 not json\n{"step":\n');
+  fake.append("samples.jsonl", "nonsense\n");
+  fake.append("run.json", "}");
+  fake.steps(3, 4);
+  const run = fake.run();
+  await run.refresh();
+  assertEquals([run.table.last("step"), run.table.badLines, run.sample, run.facts], [4, 2, null, {}]);
+});
+
+Deno.test("a run that is removed while it is watched is gone, and comes back", async () => {
+  using fake = new FakeRun(5);
+  const run = fake.run();
+  await run.refresh();
+  const heard = listen(run);
+  Deno.renameSync(fake.dir, `${fake.dir}-elsewhere`);
+  await run.refresh();
+  assertEquals([run.exists, run.table.length, heard], [false, 0, [{ kind: "reset", after: 0 }]]);
+  Deno.renameSync(`${fake.dir}-elsewhere`, fake.dir);
+  await run.refresh();
+  assertEquals([run.exists, run.table.length], [true, 5]);
+});
+
+Deno.test("a run whose directory becomes a symbolic link is gone", async () => {
+  using fake = new FakeRun(5);
+  const run = fake.run();
+  Deno.renameSync(fake.dir, `${fake.dir}-elsewhere`);
+  Deno.symlinkSync(`${fake.dir}-elsewhere`, fake.dir);
+  await run.refresh();
+  assertEquals([run.exists, run.table.length, run.logLines(5)], [false, 0, []]);
+});
+
+Deno.test("the state of a run: a lock tells whether its trainer is there, the age of the last step whether it works", async () => {
+  using fake = new FakeRun(50);
+  const run = fake.run();
+  const state = async (seconds: number) => {
+    age(fake, seconds);
+    await run.refresh();
+    assertAlmostEquals(run.age_s, seconds, 2);
+    return run.state;
+  };
+  assertEquals(await state(5), "stopped");
+  fake.start(50);
+  assertEquals(await state(25), "running"); // 10 times the median of 0.1 s, but 30 s at least
+  assertEquals(await state(35), "stalled");
+  const slow = Array.from({ length: 101 }, (_, i) => ({ ...metricsAt(51 + i), step_ms: 20_000 }));
+  fake.append("metrics.jsonl", slow.map((line) => JSON.stringify(line) + "\n").join(""));
+  assertEquals(await state(195), "running");
+  assertEquals(await state(205), "stalled");
+  fake.steps(152, 1000);
+  assertEquals(await state(1), "running"); // the last checkpoint is being saved
+  fake.stop();
+  assertEquals(await state(1), "finished");
+});
+
+Deno.test("a run is running for ten minutes before its first step", async () => {
+  using fake = new FakeRun(0);
+  fake.start(0);
+  const run = fake.run();
+  age(fake, 500);
+  await run.refresh();
+  assertEquals([run.state, run.table.last("step")], ["running", 0]);
+  age(fake, 700);
+  await run.refresh();
+  assertEquals(run.state, "stalled");
+});
+
+Deno.test("a server that looks at a run does not keep its trainer from starting", async () => {
+  using fake = new FakeRun(5);
+  const run = fake.run();
+  const looking = setInterval(() => run.refresh(), 0);
+  for (let i = 0; i < 20; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 2));
+    fake.start(5);
+    fake.stop();
+  }
+  clearInterval(looking);
+  await run.refresh();
+  assert(run.exists);
+});

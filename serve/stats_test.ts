@@ -1,0 +1,95 @@
+import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
+import { statsOf, summaryOf, withoutHome } from "./stats.ts";
+import { CONFIG, FACTS, FakeRun, metricsAt } from "./testing.ts";
+
+Deno.test("statsOf() says all there is to know of a run", async () => {
+  using fake = new FakeRun(25);
+  fake.sample(20, "Once upon");
+  const run = fake.run();
+  await run.refresh();
+  const { age_s, ...stats } = statsOf(run);
+  assert(age_s >= 0 && age_s < 60);
+  const last = metricsAt(25), evaluated = metricsAt(20);
+  assertEquals(stats, {
+    run: "fake",
+    state: "stopped",
+    started: FACTS.started,
+    device: FACTS.device,
+    model: FACTS.model,
+    parameters: FACTS.parameters,
+    step: 25,
+    max_iters: 1000,
+    epoch: 0.25,
+    tokens: 51_200,
+    loss: last.loss,
+    val_loss: evaluated.val_loss!,
+    best_val_loss: evaluated.val_loss!,
+    best_step: 20,
+    lr: last.lr,
+    grad_norm: last.grad_norm,
+    tokens_per_sec: 20_480,
+    step_ms: 100,
+    mfu: 0.5,
+    memory_bytes: 123_000_000,
+    memory: FACTS.memory,
+    skipped: 0,
+    elapsed_s: run.table.last("elapsed_s"),
+    eta_s: null,
+    bad_lines: 0,
+    sample: { step: 20, text: "Once upon" },
+    gpu: null,
+    versions: FACTS.versions,
+    config: CONFIG,
+  });
+  assertAlmostEquals(stats.elapsed_s, 2.5, 1e-9);
+});
+
+Deno.test("statsOf() of a run of another program has null for what is not known", async () => {
+  using fake = new FakeRun(0);
+  for (const file of ["run.json", "config.json"]) Deno.writeTextFileSync(`${fake.dir}/${file}`, "[]");
+  const run = fake.run();
+  await run.refresh();
+  const stats = statsOf(run);
+  assertEquals([stats.step, stats.loss, stats.max_iters, stats.epoch, stats.memory, stats.device], [
+    0,
+    null,
+    null,
+    null,
+    null,
+    null,
+  ]);
+  assertEquals(summaryOf(run).preset, null);
+});
+
+Deno.test("eta_s counts evaluation and checkpoints, not the steps of earlier processes", async () => {
+  using fake = new FakeRun(500);
+  fake.start(500);
+  fake.steps(501, 600); // 10 s in steps
+  const started = new Date(Date.now() - 20_000).toISOString(); // 20 s in all
+  Deno.writeTextFileSync(`${fake.dir}/run.json`, JSON.stringify({ ...FACTS, started, after: 500 }));
+  const run = fake.run();
+  await run.refresh();
+  assertAlmostEquals(statsOf(run).eta_s!, 400 * 0.1 * 2, 1);
+  fake.stop();
+  await run.refresh();
+  assertEquals(statsOf(run).eta_s, null);
+});
+
+Deno.test("withoutHome() hides whose directories they are", () => {
+  const cases = [
+    ["/home/alice/data/c4", "~/data/c4"],
+    ["saved /home/alice/runs/a and /Users/bob/b", "saved ~/runs/a and ~/b"],
+    ["/root/data", "~/data"],
+    ["/root", "~"],
+    ["C:\\Users\\carol\\data", "~\\data"],
+    ["/rooted/data/c4 /srv/home", "/rooted/data/c4 /srv/home"],
+    ["data_dir=/home/alice/x out=/root/y", "data_dir=~/x out=~/y"],
+  ];
+  for (const [text, expected] of cases) assertEquals(withoutHome(text), expected);
+  assertEquals(withoutHome({ a: ["/home/alice"], b: { c: "/root/x" }, d: 1, e: null }), {
+    a: ["~"],
+    b: { c: "~/x" },
+    d: 1,
+    e: null,
+  });
+});
