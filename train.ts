@@ -513,7 +513,7 @@ function guard(config: TrainConfig, data: Loader, step: number, result: StepResu
 /** These signals end the run after the current step, with a checkpoint; the second one ends it at once. */
 function stopOnSignal(): { asked: string } {
   const stop = { asked: "" };
-  const signals = ["SIGINT", "SIGTERM", "SIGUSR1"] as const; // the last is what Slurm is told to send before time is up
+  const signals = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const; // the last two are for Slurm, before time is up
   const listeners = signals.map((signal) => () => {
     stop.asked = signal;
     // The next one takes its usual effect, whatever runs then.
