@@ -15,8 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-ROW_GROUP_BYTES = 32_000_000  # of text
-
 parser = argparse.ArgumentParser()
 parser.add_argument("sample")
 parser.add_argument("out")
@@ -26,6 +24,7 @@ parser.add_argument("--format", choices=["parquet", "jsonl.zst"], default="parqu
 parser.add_argument("--seed", type=int, default=1)
 args = parser.parse_args()
 rng = np.random.default_rng(args.seed)
+row_group_bytes = min(32e6, args.bytes / args.files)  # of text
 
 texts = [text for text in pq.read_table(args.sample, columns=["text"])["text"].to_pylist() if text]
 split = [re.split(r"(?<=[.!?\n])(?=\s)", text) for text in texts]
@@ -35,8 +34,8 @@ sizes = np.array([len(sentence) for sentence in sentences])
 
 
 def row_group():
-    """Text of about ROW_GROUP_BYTES as bytes, and where each document begins and the last one ends."""
-    documents = rng.choice(counts, size=int(ROW_GROUP_BYTES / (counts.mean() * sizes.mean())))
+    """Text of about row_group_bytes as bytes, and where each document begins and the last one ends."""
+    documents = rng.choice(counts, size=int(row_group_bytes / (counts.mean() * sizes.mean())))
     chosen = rng.integers(len(sentences), size=documents.sum())
     text = np.frombuffer(bytearray(b"".join(map(sentences.__getitem__, chosen))), dtype=np.uint8)
     place = rng.integers(len(text), size=len(text) // 300)

@@ -26,7 +26,6 @@ const TIKTOKEN: Record<string, string> = { gpt2: "r50k_base", cl100k: "cl100k_ba
 const ENCODINGS_URL = "https://openaipublic.blob.core.windows.net/encodings";
 
 const ROOT = `${import.meta.dirname}/..`;
-const POLL_MS = 20;
 
 /** What an encoder prints. */
 type Timing = { bytes: number; tokens: number; seconds: number[]; version: string };
@@ -48,17 +47,23 @@ interface Encoding {
   tiktoken_warm_mb_per_sec: number[];
 }
 
+/** What a program used. */
+interface Usage {
+  seconds: number;
+  /** Of all threads, in user and system mode. */
+  cpu_seconds: number;
+  peak_rss_bytes: number;
+}
+
 /** One run of prepare. */
-interface WholeRun {
+interface WholeRun extends Usage {
   corpus: string;
   stored_bytes: number;
   text_bytes: number;
   tokens: number;
   workers: number;
-  seconds: number;
   mb_per_sec: number;
   tokens_per_sec: number;
-  peak_rss_bytes: number;
 }
 
 if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
@@ -194,13 +199,8 @@ async function timeRun(o: Options, corpus: string, format: string, workers: numb
     `--tokenizer=${o.tokenizer}`,
     `--workers=${workers}`,
   ];
-  const start = performance.now();
-  const args = ["run", "-q", "-P=prepare", "data/prepare.ts", ...flags];
-  const child = new Deno.Command(Deno.execPath(), { args, cwd: ROOT, stdout: "null", stderr: "inherit" })
-    .spawn();
-  const peak = peakRss(child.pid);
-  const { code } = await child.status, seconds = (performance.now() - start) / 1000;
-  if (code !== 0) throw new UserError(`Cannot time prepare: it ended with ${code}; the cause stands above`);
+  const prepare = [Deno.execPath(), "run", "-q", "-P=prepare", "data/prepare.ts", ...flags];
+  const measured: Usage = JSON.parse(await output(python(), ["bench/measure.py", ...prepare]));
   const { train, val, inputs } = JSON.parse(Deno.readTextFileSync(`${out}/meta.json`));
   remove(out);
   const text_bytes = train.bytes + val.bytes, tokens = train.tokens + val.tokens;
@@ -210,34 +210,17 @@ async function timeRun(o: Options, corpus: string, format: string, workers: numb
     text_bytes,
     tokens,
     workers,
-    seconds,
-    mb_per_sec: text_bytes / seconds / 1e6,
-    tokens_per_sec: tokens / seconds,
-    peak_rss_bytes: await peak,
+    ...measured,
+    mb_per_sec: text_bytes / measured.seconds / 1e6,
+    tokens_per_sec: tokens / measured.seconds,
   };
   console.log(
-    `prepare ${(run.stored_bytes / 1e6).toFixed(0)} MB ${format}, ${workers} workers: ${
-      seconds.toFixed(1)
-    } s, ` +
+    `prepare ${(run.stored_bytes / 1e6).toFixed(0)} MB ${format}, ${workers} workers: ` +
+      `${run.seconds.toFixed(1)} s (${run.cpu_seconds.toFixed(1)} s of CPU), ` +
       `${run.mb_per_sec.toFixed(1)} MB/s of text, ${(run.tokens_per_sec / 1e6).toFixed(2)}M tokens/s, ` +
       `peak RSS ${(run.peak_rss_bytes / 1e6).toFixed(0)} MB`,
   );
   return run;
-}
-
-/** The most memory that a process had in RAM, in bytes; ends with the process. */
-async function peakRss(pid: number): Promise<number> {
-  for (let peak = 0;;) {
-    try {
-      const status = Deno.readTextFileSync(`/proc/${pid}/status`);
-      const kb = /VmHWM:\s*(\d+) kB/.exec(status)?.[1];
-      if (kb === undefined) return peak; // it has ended
-      peak = Number(kb) * 1024;
-    } catch {
-      return peak;
-    }
-    await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-  }
 }
 
 // ---- corpora, processes and results

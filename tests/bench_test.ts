@@ -55,6 +55,37 @@ for (const device of ["cpu", "emu"] as const) {
   });
 }
 
+Deno.test({
+  name: "prepare.ts times encoders and whole runs (LOAM_PYTHON)",
+  ignore: PYTHON === undefined,
+  fn: async () => {
+    const json = freshPath(), sample = freshPath() + ".parquet";
+    const texts = "[f'Text {i}. It has a few words. And more, perhaps.' for i in range(200)]";
+    const table =
+      `import pyarrow as a, pyarrow.parquet as p; p.write_table(a.table({'text': ${texts}}), '${sample}')`;
+    await run(PYTHON!, ["-c", table]);
+    const small = ["--rounds=1", "--tokenizers=gpt2", "--long_mb=0", "--parquet_mb=2", "--jsonl_mb=1"];
+    const flags = [
+      `--sample=${sample}`,
+      ...small,
+      "--workers=1,2",
+      `--work_dir=${freshPath()}`,
+      `--json=${json}`,
+    ];
+    const text = await bench("prepare", ...flags);
+    assertMatch(text, /gpt2 on .* \(sample\): loam [\d.]+ MB\/s, tiktoken [\d.]+/);
+    const { encodings, runs } = JSON.parse(Deno.readTextFileSync(json));
+    assertEquals(encodings.length, 1);
+    assertEquals(
+      runs.map(({ corpus, workers }: { corpus: string; workers: number }) => [corpus, workers]),
+      [["parquet", 1], ["parquet", 2], ["jsonl.zst", 1], ["jsonl.zst", 2]],
+    );
+    for (const { peak_rss_bytes, stored_bytes, mb_per_sec } of runs) {
+      assert(peak_rss_bytes > 50e6 && stored_bytes > 1e5 && mb_per_sec > 0);
+    }
+  },
+});
+
 Deno.test("allCases() counts the FLOPs of gpt-270m", () => {
   const cases = allCases(GPT_270M, 0), tokens = GPT_270M.B * GPT_270M.T;
   const flops = cases.reduce((sum, { flops, count }) => sum + flops * count, 0) / tokens;
