@@ -296,3 +296,12 @@ Deno.test("our shards of a small vocabulary have the same format", async () => {
   assertEquals(bytes.length, 2 * count);
   assertEquals(unpack(bytes, 2), contents(openDataset(data).train)[0]);
 });
+
+Deno.test("train_llama3.py's loader reads our shards of a vocabulary that needs uint32", async () => {
+  const data = await dataset({ tokenizer: "cl100k" }), path = `${data}/train_000000.bin`;
+  const { count, bytes } = readShard(path, 20240801, 7);
+  const tokens = unpack(bytes, 4);
+  assertEquals(tokens.length, count);
+  assertEquals(tokens, contents(openDataset(data).train)[0]);
+  assert(tokens.includes(100_257)); // <|endoftext|>
+});
