@@ -4,6 +4,7 @@ import { KernelError, UserError } from "../ffi/errors.ts";
 import { isFile, writeAtomic } from "../ffi/files.ts";
 import { allocate, copyToDevice, copyToHost, device } from "../ffi/library.ts";
 import type { Exchange } from "./optim.ts";
+import { hostname } from "./owner.ts";
 import type { Address } from "./tensor.ts";
 import type { World } from "./world.ts";
 
@@ -160,7 +161,7 @@ export class Ranks implements Exchange {
   #writeFile(waiting_for: string): void {
     this.#beat.written_ms = performance.now();
     const { step } = this.#beat;
-    const file: RankFile = { rank: this.rank, host: Deno.hostname(), pid: Deno.pid, step, waiting_for };
+    const file: RankFile = { rank: this.rank, host: hostname(), pid: Deno.pid, step, waiting_for };
     Deno.mkdirSync(`${this.#directory}/ranks`, { recursive: true });
     writeAtomic(`${this.#directory}/ranks/${this.rank}.json`, JSON.stringify(file) + "\n");
   }

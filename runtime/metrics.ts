@@ -6,6 +6,7 @@ import { UserError } from "../ffi/errors.ts";
 import process from "node:process";
 import { writeAtomic, writeText } from "../ffi/files.ts";
 import { device, memoryUse } from "../ffi/library.ts";
+import { claimRun, ownerOf, releaseRun } from "./owner.ts";
 import { tensor } from "./tensor.ts";
 
 /** One line of metrics.jsonl. */
@@ -61,9 +62,10 @@ export class RunLog {
     }
     if (!lock(this.#log)) {
       throw new UserError(
-        `Cannot train in ${dir}: another process is training there; choose another --out_dir`,
+        `Cannot train in ${dir}: ${ownerOf(dir)} is training there; choose another --out_dir`,
       );
     }
+    claimRun(dir);
     this.#isEmpty = after === undefined;
     if (after !== undefined) truncateMetrics(dir, after);
     this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
@@ -102,6 +104,7 @@ export class RunLog {
   /** Closes the files, and removes them where nothing came of a new run. */
   [Symbol.dispose](): void {
     this.#metrics.close();
+    releaseRun(this.dir); // before the lock: who takes it next writes a file of its own
     this.#log.close();
     if (!this.#isEmpty) return;
     const temporary = ["config.json", "run.json"].map((file) => `${file}.${Deno.pid}.tmp`);

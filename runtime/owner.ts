@@ -1,0 +1,67 @@
+// Who trains in a run directory, in owner.json: for the message to a second process, and for file systems shared by several
+// machines, not all of which carry locks from one to another.
+import { UserError } from "../ffi/errors.ts";
+import { isFile, writeAtomic } from "../ffi/files.ts";
+
+/** A process that trains. */
+export interface Owner {
+  host: string;
+  pid: number;
+}
+
+const FRESH_MS = 600_000; // a run that has written this lately may still be at work on another machine
+
+/** Says which process trains in a directory: "process 123 on node4". */
+export function ownerOf(dir: string): string {
+  const owner = readOwner(dir);
+  return owner ? `process ${owner.pid} on ${owner.host}` : "another process";
+}
+
+/**
+ * Writes owner.json; the caller holds the lock of the directory. What a process that has ended left there is replaced.
+ *
+ * @throws {UserError} if a process of another machine seems to be at work there.
+ */
+export function claimRun(dir: string): void {
+  const owner = readOwner(dir), here = hostname();
+  if (owner && owner.host !== here && Date.now() - lastWrite(dir) < FRESH_MS) {
+    throw new UserError(
+      `Cannot train in ${dir}: process ${owner.pid} on ${owner.host} wrote there in the last ten minutes and has not ended ` +
+        `in good order; if it is gone, remove ${dir}/owner.json, or choose another --out_dir`,
+    );
+  }
+  writeAtomic(path(dir), JSON.stringify({ host: here, pid: Deno.pid } satisfies Owner) + "\n");
+}
+
+/** Removes owner.json. */
+export function releaseRun(dir: string): void {
+  if (isFile(path(dir))) Deno.removeSync(path(dir));
+}
+
+function path(dir: string): string {
+  return `${dir}/owner.json`;
+}
+
+function readOwner(dir: string): Owner | undefined {
+  try {
+    const { host, pid } = JSON.parse(Deno.readTextFileSync(path(dir)));
+    return { host: String(host), pid: Number(pid) };
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return undefined; // not there, or not whole
+  }
+}
+
+function lastWrite(dir: string): number {
+  const metrics = `${dir}/metrics.jsonl`;
+  return isFile(metrics) ? Deno.statSync(metrics).mtime!.getTime() : 0;
+}
+
+/** Name of this machine; "this machine" for a program that may not know it. */
+export function hostname(): string {
+  try {
+    return Deno.hostname();
+  } catch {
+    return "this machine";
+  }
+}

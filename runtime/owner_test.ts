@@ -1,0 +1,39 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
+import { claimRun, hostname, ownerOf, releaseRun } from "./owner.ts";
+
+const dir = Deno.makeTempDirSync();
+Deno.test.afterAll(() => Deno.removeSync(dir, { recursive: true }));
+const file = `${dir}/owner.json`, metrics = `${dir}/metrics.jsonl`;
+
+Deno.test("claimRun() names this process until releaseRun()", () => {
+  assertEquals(ownerOf(dir), "another process");
+  claimRun(dir);
+  assertEquals(ownerOf(dir), `process ${Deno.pid} on ${hostname()}`);
+  releaseRun(dir);
+  releaseRun(dir);
+  assertEquals(ownerOf(dir), "another process");
+});
+
+Deno.test("claimRun() replaces what a crash left on this machine, and what is not whole", () => {
+  for (const left of [JSON.stringify({ host: hostname(), pid: 1 }), '{"host": "el']) {
+    Deno.writeTextFileSync(file, left);
+    Deno.writeTextFileSync(metrics, "");
+    claimRun(dir);
+    assertEquals(ownerOf(dir), `process ${Deno.pid} on ${hostname()}`);
+  }
+});
+
+Deno.test("claimRun() refuses a run that another machine has written to lately, and takes one that it has left", () => {
+  Deno.writeTextFileSync(file, JSON.stringify({ host: "elsewhere", pid: 7 }));
+  Deno.writeTextFileSync(metrics, "");
+  assertEquals(
+    assertThrows(() => claimRun(dir), UserError).message,
+    `Cannot train in ${dir}: process 7 on elsewhere wrote there in the last ten minutes and has not ended in good order; ` +
+      `if it is gone, remove ${file}, or choose another --out_dir`,
+  );
+  const long_ago = Date.now() / 1000 - 700;
+  Deno.utimeSync(metrics, long_ago, long_ago);
+  claimRun(dir);
+  assertEquals(ownerOf(dir), `process ${Deno.pid} on ${hostname()}`);
+});
