@@ -261,3 +261,31 @@ Deno.test("prepare() stops at bad input with what is done kept, and goes on with
     await runPrepare(...flags, "--out", `${dir}/whole`, "--skip_bad");
     assertEquals(readAll(`${dir}/out`), readAll(`${dir}/whole`));
   }));
+
+Deno.test("prepare() keeps what is done when a server loses a file, and goes on when it is there again", () =>
+  inDirectory(async (dir) => {
+    blocks(`${dir}/a.jsonl`);
+    const bytes = Deno.readFileSync(`${dir}/a.jsonl`);
+    let end = Infinity; // bytes from here on are gone
+    await using server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, (request) => {
+      const [from, to] = /bytes=(\d+)-(\d+)/.exec(request.headers.get("range")!)!.slice(1).map(Number);
+      if (from! >= end) return new Response(null, { status: 404 });
+      return new Response(bytes.slice(from, Math.min(to! + 1, end)), {
+        status: 206,
+        headers: { etag: '"1"', "content-range": `bytes ${from}-${to}/${bytes.length}` },
+      });
+    });
+    const url = `http://127.0.0.1:${server.addr.port}/a.jsonl`, flags = ["--input", url, ...FLAGS];
+    const { meta } = await runPrepare(...flags, "--out", `${dir}/whole`);
+    assertEquals(meta.inputs, [{ name: url, bytes: bytes.length, version: '"1"' }]);
+    end = 4_000_000;
+    const error = await assertRejects(() => runPrepare(...flags, "--out", `${dir}/out`), UserError);
+    assertMatch(
+      error.message,
+      /^Cannot read "http.*404.*; the first \d+ documents are done, the same command/,
+    );
+    end = Infinity;
+    const { work } = await runPrepare(...flags, "--out", `${dir}/out`);
+    assert(work!.documents_before > 0);
+    assertEquals(readAll(`${dir}/out`), readAll(`${dir}/whole`));
+  }));

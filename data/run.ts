@@ -4,7 +4,7 @@ import { UserError } from "../ffi/errors.ts";
 import type { Encoded } from "./encode.ts";
 import type { Meta } from "./meta.ts";
 import type { Work } from "./progress.ts";
-import { publish, UNFINISHED } from "./publish.ts";
+import { publish, syncDirectory, UNFINISHED } from "./publish.ts";
 import type { Recipe } from "./recipe.ts";
 import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -33,6 +33,7 @@ export class Run implements Disposable {
     this.counts = state?.counts ?? emptyCounts();
     this.#passedOver = this.counts.read;
     Deno.mkdirSync(this.#unfinished, { recursive: true });
+    syncDirectory(dir);
     const shard_tokens = recipe.options.shard_tokens as number;
     this.#writer = new ShardWriter(this.#unfinished, { ...recipe, shard_tokens }, state?.written);
     this.#committed = this.#now();
