@@ -2,7 +2,7 @@
 // and writes shards and meta.json, in an order that depends on inputs and options alone. What is done is committed every few
 // seconds in DIR/unfinished, where the next run goes on; DIR gets the dataset when it is whole.
 import { join } from "node:path";
-import { runMain, UserError } from "../ffi/errors.ts";
+import { explain, runMain, UserError } from "../ffi/errors.ts";
 import type { Block } from "./block.ts";
 import { readBlocks, type ReadCounts } from "./documents.ts";
 import type { Encoded } from "./encode.ts";
@@ -83,21 +83,28 @@ export async function prepare(options: PrepareOptions, show: (task: Task) => Pro
   const before = takeUp(dir, recipe, options.overwrite);
   if ("finished" in before) return { dir, meta: before.finished, work: null };
   using run = new Run(dir, recipe, before.state);
-  const done = run.work();
-  const counts = await encodeAll(run, sources, tokenizer, options, show);
-  const mistake = part === null ? splitMistake(run.counts, options) : undefined;
-  if (mistake !== undefined) {
-    run.discard(); // no other run can make more of it
-    throw mistake;
+  const { tokens, text, documents } = run.work(); // before this run
+  try {
+    const counts = await encodeAll(run, sources, tokenizer, options, show);
+    if (part === null) refuseEmptySplit(run, options);
+    const meta = run.publish(counts, tokenizer), all = run.work();
+    const seconds = (performance.now() - start) / 1000;
+    return {
+      dir,
+      meta,
+      work: { seconds, tokens: all.tokens - tokens, text: all.text - text, documents_before: documents },
+    };
+  } catch (error) {
+    throw error instanceof UserError ? run.explain(error) : error;
   }
-  const meta = run.publish(counts, tokenizer);
-  const { tokens, text } = run.work();
-  const seconds = (performance.now() - start) / 1000;
-  return {
-    dir,
-    meta,
-    work: { seconds, tokens: tokens - done.tokens, text: text - done.text, documents_before: done.documents },
-  };
+}
+
+/** Gives up a dataset that lacks a split: no other run can make more of it. */
+function refuseEmptySplit(run: Run, options: PrepareOptions): void {
+  const mistake = splitMistake(run.counts, options);
+  if (mistake === undefined) return;
+  run.discard();
+  throw mistake;
 }
 
 /** What this run reads. */
@@ -128,8 +135,6 @@ async function encodeAll(
     for await (const { encoded, read } of encodeInOrder(blocks, encoders)) {
       await progress.advance(run.add(encoded, read));
     }
-  } catch (error) {
-    throw error instanceof UserError ? run.explain(error) : error;
   } finally {
     await progress.stop();
   }
@@ -160,12 +165,9 @@ async function* encodeInOrder(
 /** SIGINT and SIGTERM commit what is written and end the program. */
 function commitOnSignal(run: Run, progress: Progress): Disposable {
   async function stop(signal: Deno.Signal, code: number): Promise<void> {
-    run.commit(); // between two blocks, since a block is written in one go
+    const said = commit(run); // between two blocks, since a block is written in one go
     await progress.stop();
-    const documents = run.counts.documents.toLocaleString("en-US");
-    console.error(
-      `${signal}: stopped with ${documents} documents done; the same command goes on behind them`,
-    );
+    console.error(`${signal}: ${said}`);
     Deno.exit(code);
   }
   const onInterrupt = () => stop("SIGINT", 130), onTerminate = () => stop("SIGTERM", 143);
@@ -177,4 +179,15 @@ function commitOnSignal(run: Run, progress: Progress): Disposable {
       Deno.removeSignalListener("SIGTERM", onTerminate);
     },
   };
+}
+
+/** Commits, or says why that is impossible: the last commit point stays then. */
+function commit(run: Run): string {
+  try {
+    run.commit();
+    const documents = run.counts.documents.toLocaleString("en-US");
+    return `stopped with ${documents} documents done; the same command goes on behind them`;
+  } catch (error) {
+    return explain(error instanceof UserError ? run.explain(error) : error);
+  }
 }

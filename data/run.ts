@@ -78,7 +78,7 @@ export class Run implements Disposable {
   /** Adds to a mistake how the user goes on when it is mended. */
   explain(error: UserError): UserError {
     const { documents } = this.#committed;
-    if (documents === 0) return error;
+    if (!this.#keep || documents === 0) return error;
     const count = documents.toLocaleString("en-US");
     return new UserError(
       `${error.message}; the first ${count} documents are done, the same command goes on behind them`,
