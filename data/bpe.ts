@@ -1,6 +1,7 @@
 // Byte-pair encoding of one piece of text: join the two neighbours of the lowest rank, the leftmost of equals, until no
 // neighbours join. The same result as OpenAI's tiktoken and Hugging Face's tokenizers, in O(n log n), so that a piece of a
 // million letters does no harm. Pieces met before are looked up instead.
+import { UserError } from "../ffi/errors.ts";
 import { ByteStrings } from "./byte_strings.ts";
 import { Heap } from "./heap.ts";
 import { NEVER, type PairTable } from "./pair_table.ts";
@@ -8,6 +9,8 @@ import { PieceTable } from "./piece_table.ts";
 
 const FEW = 32; // parts of a piece up to which looking at all of them is faster than a heap
 const CACHED_BYTES = 32; // longer pieces seldom come again
+const BLANK = 0x20, DELETE = 0x7f;
+const MAX_PARTS = 1 << 26; // a gigabyte and a half of memory
 
 /** What makes a byte-pair encoding. */
 export interface BpeOptions {
@@ -17,17 +20,23 @@ export interface BpeOptions {
   merges: PairTable | null;
   /** A piece that is a token becomes that token, whether or not its bytes would be joined to it. */
   wholePieces: boolean;
+  /**
+   * Pairs of lower ranks never join a blank to a printable ASCII character before it, nor can they join what pairs of this
+   * rank or a higher one have made. NEVER if there are no such superwords.
+   */
+  superwords?: number;
 }
 
 /** Encodes pieces with a fixed vocabulary. */
 export class Bpe {
   readonly #pieces: PieceTable;
   readonly #pairs: PairTable | null;
+  readonly #superwords: number;
   readonly #longest: number; // bytes of the longest token
   readonly #idOfByte = new Int32Array(256).fill(-1); // -1: no token, left out of the text as tokenizers does
 
   // The parts of the piece that is being encoded: id, where it begins, and of the pair of it and the part behind it the
-  // rank and the id.
+  // rank and the id. With #pairs it does not matter where they begin.
   #part = new Int32Array(256);
   #start = new Int32Array(256);
   #rank = new Int32Array(256);
@@ -36,9 +45,11 @@ export class Bpe {
   #next = new Int32Array(256);
   #previous = new Int32Array(256);
   readonly #heap = new Heap();
+  #limit = NEVER; // pairs of this rank or a higher one do not join
 
-  constructor({ tokens, merges, wholePieces }: BpeOptions) {
+  constructor({ tokens, merges, wholePieces, superwords = NEVER }: BpeOptions) {
     this.#pairs = merges;
+    this.#superwords = wholePieces ? NEVER : superwords;
     this.#pieces = new PieceTable(wholePieces || merges === null ? tokens : new ByteStrings(0, 0));
     let longest = 0;
     for (let id = 0; id < tokens.length; id++) {
@@ -51,6 +62,30 @@ export class Bpe {
 
   /** Writes the ids of the piece bytes[from, to) to ids at n, where there must be room for to - from; returns the new n. */
   encode(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
+    return this.#superwords === NEVER
+      ? this.#encodeWord(bytes, from, to, ids, n)
+      : this.#encodeSuperwords(bytes, from, to, ids, n);
+  }
+
+  /**
+   * Words first, each for itself and mostly known already, then what joins words. The same as joining by rank at once: the
+   * pairs that words are made of come first, and none of them reaches over the end of a word.
+   */
+  #encodeSuperwords(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
+    let end = n;
+    this.#limit = this.#superwords;
+    while (from < to) {
+      const wordEnd = endOfWord(bytes, from, to);
+      end = this.#encodeWord(bytes, from, wordEnd, ids, end);
+      from = wordEnd;
+    }
+    this.#limit = NEVER;
+    if (end - n > this.#part.length) this.#makeRoom(end - n);
+    for (let i = n; i < end; i++) this.#part[i - n] = ids[i]!;
+    return n + this.#joinAll(bytes, end - n, ids, n);
+  }
+
+  #encodeWord(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
     const slot = this.#pieces.find(bytes, from, to), hash = this.#pieces.hash;
     if (slot >= 0) return this.#pieces.read(slot, ids, n);
     const end = this.#merge(bytes, from, to, ids, n);
@@ -59,7 +94,7 @@ export class Bpe {
   }
 
   #merge(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
-    if (to - from > this.#part.length) this.#makeRoom(2 * (to - from));
+    if (to - from > this.#part.length) this.#makeRoom(to - from);
     let count = 0;
     for (let i = from; i < to; i++) {
       const id = this.#idOfByte[bytes[i]!]!;
@@ -68,12 +103,24 @@ export class Bpe {
       this.#part[count++] = id;
     }
     this.#start[count] = to;
-    count = count <= FEW ? this.#joinFew(bytes, count) : this.#joinMany(bytes, count);
-    for (let i = 0; i < count; i++) ids[n + i] = this.#part[i]!;
-    return n + count;
+    return n + this.#joinAll(bytes, count, ids, n);
   }
 
-  #makeRoom(parts: number): void {
+  /** Joins parts, writes what is left of them to ids at n, and returns how many that are. */
+  #joinAll(bytes: Uint8Array, count: number, ids: Uint32Array, n: number): number {
+    count = count <= FEW ? this.#joinFew(bytes, count) : this.#joinMany(bytes, count);
+    for (let i = 0; i < count; i++) ids[n + i] = this.#part[i]!;
+    return count;
+  }
+
+  #makeRoom(atLeast: number): void {
+    if (atLeast > MAX_PARTS) {
+      throw new UserError(
+        `Cannot encode a text of ${atLeast} bytes that the tokenizer cuts nowhere: it may have ${MAX_PARTS} at most; ` +
+          `give shorter documents, as with --split_on`,
+      );
+    }
+    const parts = Math.min(2 * atLeast, MAX_PARTS);
     this.#part = new Int32Array(parts);
     this.#start = new Int32Array(parts + 1);
     this.#rank = new Int32Array(parts);
@@ -155,8 +202,20 @@ export class Bpe {
       this.#join[left] = id;
     } else {
       const place = this.#pairs.find(this.#part[left]!, this.#part[right]!);
-      this.#rank[left] = place < 0 ? NEVER : this.#pairs.rank(place);
+      const rank = place < 0 ? NEVER : this.#pairs.rank(place);
+      this.#rank[left] = rank < this.#limit ? rank : NEVER;
       this.#join[left] = place < 0 ? -1 : this.#pairs.join(place);
     }
   }
+}
+
+/** Where the word ends that begins at byte i: before the first blank that follows a printable ASCII character. */
+function endOfWord(bytes: Uint8Array, i: number, to: number): number {
+  for (i++; i < to; i++) if (bytes[i] === BLANK && bytes[i - 1]! > BLANK && bytes[i - 1]! < DELETE) break;
+  return i;
+}
+
+/** Whether a token goes beyond the end of a word, as endOfWord() has it. */
+export function isSuperword(token: Uint8Array): boolean {
+  return token.length > 0 && endOfWord(token, 0, token.length) < token.length;
 }

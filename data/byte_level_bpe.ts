@@ -1,20 +1,20 @@
 // Byte-level BPE from tokenizer.json, by our own encoder: the tokenizers of GPT-2, Llama 3, Qwen, SmolLM, DeepSeek, gpt-oss,
 // SuperBPE and many others. The ids are those of Python's tokenizers when encode_special_tokens is set.
 import { type AddedToken, AddedTokens } from "./added_tokens.ts";
-import { Bpe } from "./bpe.ts";
+import { Bpe, isSuperword } from "./bpe.ts";
 import { appendTo } from "./byte_level.ts";
-import { byteCharacters } from "./byte_level_files.ts";
-import { ByteStrings } from "./byte_strings.ts";
+import { bytesOfToken, readMerges, readVocabulary } from "./byte_level_vocabulary.ts";
+import type { ByteStrings } from "./byte_strings.ts";
 import { isSurelyNfc, normalizeNfc } from "./nfc.ts";
-import { PairTable } from "./pair_table.ts";
+import { NEVER, PairTable } from "./pair_table.ts";
+import { PieceTable } from "./piece_table.ts";
 import { encoderOf, type PreTokenizer, readPreTokenizer } from "./pre_tokenizer.ts";
 import type { Tokenizer } from "./tokenizer.ts";
+import type { TokenizerFile } from "./tokenizer_file.ts";
 
-/** A tokenizer.json of byte-level BPE, as far as it is looked at here. */
-export interface ByteLevelJson {
+/** tokenizer.json, as far as it is looked at here. */
+interface ByteLevelJson {
   model: {
-    vocab: Record<string, number>;
-    merges: (string | [string, string])[];
     dropout?: number | null;
     unk_token?: string | null;
     continuing_subword_prefix?: string | null;
@@ -41,22 +41,37 @@ interface Normalizer {
 
 type EncodeUtf8 = Tokenizer["encodeUtf8"];
 
+/** How byte-level BPE encodes text, and what its ids stand for. */
+export interface ByteLevelBpe {
+  /** Ids of the vocabulary and the added tokens, one more than the largest. */
+  vocab_size: number;
+  encodeUtf8: EncodeUtf8;
+  bytesOf(id: number): Uint8Array;
+  /** The id of a token as it is written, undefined if there is none. */
+  idOf(token: string): number | undefined;
+}
+
 /**
- * How byte-level BPE encodes text, and what its ids stand for.
+ * Reads a tokenizer.json of byte-level BPE.
  *
  * @throws {RangeError} saying what the file has that is not supported, and what it should have.
  */
-export function byteLevelBpe(
-  json: ByteLevelJson,
-): { encodeUtf8: EncodeUtf8; bytesOf(id: number): Uint8Array } {
-  const { model, added_tokens: added = [] } = json;
-  checkModel(model);
-  checkAddedTokens(added);
-  const { tokens, others } = readVocabulary(model.vocab, added);
-  const merges = readMerges(model.vocab, model.merges);
-  const bpe = new Bpe({ tokens, merges, wholePieces: model.ignore_merges ?? false });
+export function byteLevelBpe(file: TokenizerFile): ByteLevelBpe {
+  const json = file.json as unknown as ByteLevelJson, { model, added_tokens: added = [] } = json;
   const { cuts, prefixBlank } = readPreTokenizer(json.pre_tokenizer),
     composes = readNormalizer(json.normalizer);
+  checkAddedTokens(added);
+  const special = new Set(added.filter((token) => token.special).map(({ id }) => id));
+  const { tokens, others } = readVocabulary(file.bytes, file.vocab!, special),
+    table = new PieceTable(tokens, 0);
+  checkModel(model, table);
+  const merges = readMerges(file.bytes, file.merges!, table);
+  const bpe = new Bpe({
+    tokens,
+    merges: pairTable(merges),
+    wholePieces: model.ignore_merges ?? false,
+    superwords: superwordRank(merges, tokens),
+  });
 
   // The steps of tokenizers, the last first. Added tokens are looked for twice: before and after normalisation.
   let encodeUtf8 = appendTo(encoderOf(cuts, bpe));
@@ -67,22 +82,52 @@ export function byteLevelBpe(
   if (composes) encodeUtf8 = withNfc(encodeUtf8);
   encodeUtf8 = withAddedTokens(new AddedTokens(added.filter((token) => !token.normalized)), encodeUtf8);
 
-  const nothing = new Uint8Array(0);
-  return { encodeUtf8, bytesOf: (id) => others.get(id) ?? (id < tokens.length ? tokens.at(id) : nothing) };
+  for (const { id, content } of added) others.set(id, content);
+  const bytes = new Map(Array.from(others, ([id, token]) => [id, bytesOfToken(token)])),
+    nothing = new Uint8Array(0);
+  const bytesOf = (id: number) => bytes.get(id) ?? (id < tokens.length ? tokens.at(id) : nothing);
+  const vocab_size = Array.from(others.keys()).reduce((size, id) => Math.max(size, id + 1), tokens.length);
+  return { vocab_size, encodeUtf8, bytesOf, idOf: (token) => idOf(token, others, tokens) };
 }
 
-function checkModel(model: ByteLevelJson["model"]): void {
-  const { dropout, continuing_subword_prefix, end_of_word_suffix, byte_fallback, unk_token, vocab } = model;
+function idOf(token: string, others: Map<number, string>, tokens: ByteStrings): number | undefined {
+  for (const [id, other] of others) if (other === token) return id;
+  const bytes = bytesOfToken(token).join();
+  for (let id = 0; id < tokens.length; id++) if (tokens.at(id).join() === bytes) return id;
+  return undefined;
+}
+
+function checkModel(model: ByteLevelJson["model"], table: PieceTable): void {
+  const { dropout, continuing_subword_prefix, end_of_word_suffix, byte_fallback, unk_token } = model;
   const unsupported = { dropout, continuing_subword_prefix, end_of_word_suffix, byte_fallback };
   for (const [name, value] of Object.entries(unsupported)) {
     if (value) throw new RangeError(`its model has ${name} ${JSON.stringify(value)}, should have none`);
   }
-  const missing = byteCharacters().findIndex((character) => !Object.hasOwn(vocab, character));
-  if (unk_token && missing >= 0) { // without unk_token the byte is left out, as tokenizers does
-    throw new RangeError(
-      `its vocabulary lacks byte ${missing} and it has an unk_token, should have all bytes`,
-    );
+  for (let byte = 0; unk_token && byte < 256; byte++) { // without unk_token the byte is left out, as tokenizers does
+    if (table.find(Uint8Array.of(byte), 0, 1) < 0) {
+      throw new RangeError(
+        `its vocabulary lacks byte ${byte} and it has an unk_token, should have all bytes`,
+      );
+    }
   }
+}
+
+/** The pairs that join, their ranks counted from 1. */
+function pairTable(merges: Int32Array): PairTable {
+  const pairs = new PairTable(merges.length / 3);
+  for (let i = 0; i < merges.length; i += 3) pairs.set(merges[i]!, merges[i + 1]!, i / 3 + 1, merges[i + 2]!);
+  return pairs;
+}
+
+/** From which rank on the merges make superwords, as Bpe has it; NEVER if they do not or not in the way that it needs. */
+function superwordRank(merges: Int32Array, tokens: ByteStrings): number {
+  let first = 0;
+  while (first < merges.length && !isSuperword(tokens.at(merges[first + 2]!))) first += 3;
+  if (first === merges.length) return NEVER;
+  const later = new Set<number>();
+  for (let i = first; i < merges.length; i += 3) later.add(merges[i + 2]!);
+  for (let i = 0; i < first; i += 3) if (later.has(merges[i]!) || later.has(merges[i + 1]!)) return NEVER;
+  return first / 3 + 1;
 }
 
 /** Special tokens are never looked for, so that it does not matter what they have. */
@@ -106,59 +151,6 @@ function readNormalizer(normalizer: Normalizer | null | undefined): boolean {
     throw new RangeError(`its normalizer has ${normalizer.type}, should have NFC or none`);
   }
   return true;
-}
-
-/**
- * The tokens that text becomes, as byte strings by id, and the bytes of the other ids: of added tokens, and of tokens that
- * are not written in the 256 characters that stand for bytes.
- */
-function readVocabulary(
-  vocab: Record<string, number>,
-  added: AddedTokenJson[],
-): { tokens: ByteStrings; others: Map<number, Uint8Array> } {
-  const written: string[] = [], special = new Set(added.filter((token) => token.special).map(({ id }) => id));
-  for (const token in vocab) written[vocab[token]!] = token;
-  const tokens = new ByteStrings(written.length, 8 * written.length), others = new Map<number, Uint8Array>();
-  const nothing = new Uint8Array(0), read = byteReader();
-  for (let id = 0; id < written.length; id++) {
-    const token = written[id];
-    const bytes = token === undefined || special.has(id) ? nothing : read(token);
-    tokens.push(bytes ?? nothing);
-    if (bytes === null) others.set(id, new TextEncoder().encode(token));
-  }
-  for (const { id, content } of added) {
-    others.set(id, read(content)?.slice() ?? new TextEncoder().encode(content));
-  }
-  return { tokens, others };
-}
-
-/** Gives the bytes that a token stands for, valid until the next call; null if a character of it stands for none. */
-function byteReader(): (token: string) => Uint8Array | null {
-  const byteOf = new Int16Array(0x10000).fill(-1);
-  byteCharacters().forEach((character, byte) => byteOf[character.charCodeAt(0)] = byte);
-  let buffer = new Uint8Array(1024);
-  return (token) => {
-    if (token.length > buffer.length) buffer = new Uint8Array(2 * token.length);
-    for (let i = 0; i < token.length; i++) {
-      const byte = byteOf[token.charCodeAt(i)]!;
-      if (byte < 0) return null;
-      buffer[i] = byte;
-    }
-    return buffer.subarray(0, token.length);
-  };
-}
-
-function readMerges(vocab: Record<string, number>, merges: ByteLevelJson["model"]["merges"]): PairTable {
-  const ids = new Map(Object.entries(vocab)), pairs = new PairTable(merges.length);
-  for (const [i, merge] of merges.entries()) {
-    const [left, right] = typeof merge === "string" ? merge.split(" ") as [string, string] : merge;
-    const a = ids.get(left), b = ids.get(right), join = ids.get(left + right);
-    if (a === undefined || b === undefined || join === undefined) {
-      throw new RangeError(`its merge ${i} is ${JSON.stringify(merge)}, should be of tokens and make one`);
-    }
-    pairs.set(a, b, i + 1, join);
-  }
-  return pairs;
 }
 
 /** Encoding that first takes added tokens out of the text. */

@@ -94,7 +94,7 @@ function split(pattern: string): Record<string, unknown> {
  * happens to the bytes of a token before they become it does not depend on what stands around them.
  */
 export function mergesOf(tokens: ByteStrings): [number, number][] {
-  const table = new PieceTable(tokens), { bytes } = tokens;
+  const table = new PieceTable(tokens, 0), { bytes } = tokens;
   const find = (from: number, to: number) => table.token(table.find(bytes, from, to));
   const merges: [number, number][] = [];
   for (let id = 0; id < tokens.length; id++) {

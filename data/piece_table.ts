@@ -3,9 +3,7 @@
 import type { ByteStrings } from "./byte_strings.ts";
 import { powerOfTwo } from "./pair_table.ts";
 
-const MAX_PIECES = 200_000;
-const POOL_BYTES = 12 * MAX_PIECES;
-const POOL_IDS = 4 * MAX_PIECES;
+const BYTES_PER_PIECE = 12, IDS_PER_PIECE = 4; // room for so many on average
 
 /** A hash table from byte strings to ids. */
 export class PieceTable {
@@ -16,18 +14,24 @@ export class PieceTable {
   // and where the ids begin in #ids or, if it is one id only, the id.
   readonly #slots: Int32Array;
   readonly #bytes: Uint8Array; // of the tokens, then of the pieces
-  readonly #ids = new Uint32Array(POOL_IDS);
+  readonly #ids: Uint32Array;
+  readonly #maxPieces: number;
   readonly #tokens: ByteStrings;
   #pieces = 0;
   #bytesEnd = 0;
   #idsEnd = 0;
 
-  /** Holds the tokens with their numbers as ids. Of equal tokens the first counts; empty ones are left out. */
-  constructor(tokens: ByteStrings) {
+  /**
+   * Holds the tokens with their numbers as ids, and so many pieces. Of equal tokens the first counts; empty ones are left
+   * out.
+   */
+  constructor(tokens: ByteStrings, maxPieces = 200_000) {
     const tokenBytes = tokens.start(tokens.length);
     this.#tokens = tokens;
-    this.#slots = new Int32Array(4 * powerOfTwo(2 * (tokens.length + MAX_PIECES)));
-    this.#bytes = new Uint8Array(tokenBytes + POOL_BYTES);
+    this.#maxPieces = maxPieces;
+    this.#slots = new Int32Array(4 * powerOfTwo(2 * (tokens.length + maxPieces)));
+    this.#bytes = new Uint8Array(tokenBytes + BYTES_PER_PIECE * maxPieces);
+    this.#ids = new Uint32Array(IDS_PER_PIECE * maxPieces);
     this.#bytes.set(tokens.bytes.subarray(0, tokenBytes));
     this.#addTokens();
   }
@@ -78,7 +82,7 @@ export class PieceTable {
     end: number,
   ): void {
     const idsEnd = this.#idsEnd + end - start, bytesEnd = this.#bytesEnd + to - from;
-    if (++this.#pieces > MAX_PIECES || idsEnd > POOL_IDS || bytesEnd > this.#bytes.length) {
+    if (++this.#pieces > this.#maxPieces || idsEnd > this.#ids.length || bytesEnd > this.#bytes.length) {
       return this.#forget();
     }
     this.#occupy(
