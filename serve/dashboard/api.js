@@ -9,13 +9,14 @@
 /**
  * What /stats answers; null where it is not known yet.
  * @typedef {{
- *   run: string, state: State, started: string | null, age_s: number, device: string | null, model: string | null, step: number, max_iters: number | null, epoch: number | null,
- *   tokens: number | null, loss: number | null, val_loss: number | null, best_val_loss: number | null,
- *   best_step: number | null, lr: number | null, grad_norm: number | null, tokens_per_sec: number | null,
- *   step_ms: number | null, mfu: number | null, memory_bytes: number | null, memory: Record<string, number> | null,
- *   skipped: number, elapsed_s: number, bad_lines: number, eta_s: number | null, sample: Sample | null,
+ *   run: string, state: State, started: string | null, age_s: number, device: string | null, model: string | null,
+ *   step: number, max_iters: number | null, epoch: number | null, tokens: number | null, loss: number | null,
+ *   val_loss: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
+ *   grad_norm: number | null, tokens_per_sec: number | null, step_ms: number | null, mfu: number | null,
+ *   memory_bytes: number | null, memory: Record<string, number> | null, skipped: number, elapsed_s: number,
+ *   eta_s: number | null, bad_lines: number, sample: Sample | null,
  *   gpu: { utilization: number | null, power_w: number | null, temperature_c: number | null } | null,
- *   versions: Record<string, string> | null, config: Record<string, unknown> | null,
+ *   versions: Record<string, string>, config: Record<string, unknown>,
  * }} Stats
  */
 
@@ -88,16 +89,8 @@ export function signIn(token) {
 }
 
 const MAIN_KEYS = ["loss", "val_loss"];
-const OTHER_KEYS = [
-  "lr",
-  "grad_norm",
-  "tokens_per_sec",
-  "mfu",
-  "memory_bytes",
-  "skipped",
-  "tokens",
-  "elapsed_s",
-];
+const OTHER_KEYS = ["lr", "grad_norm", "tokens_per_sec", "mfu", "memory_bytes", "skipped"];
+const X_KEYS = ["tokens", "elapsed_s"]; // for the x axes; they grow evenly
 
 /**
  * All a run has measured, down-sampled: enough points for the width of the charts.
@@ -105,8 +98,12 @@ const OTHER_KEYS = [
  * @returns {Promise<Measured>}
  */
 export async function getHistory(run) {
-  const [main, other] = await Promise.all([getSeries(run, MAIN_KEYS, 1000), getSeries(run, OTHER_KEYS, 400)]);
-  return { ...main, ...other };
+  const series = await Promise.all([
+    getSeries(run, MAIN_KEYS, 1000),
+    getSeries(run, OTHER_KEYS, 400),
+    getSeries(run, X_KEYS, 200),
+  ]);
+  return Object.assign({}, ...series);
 }
 
 /**

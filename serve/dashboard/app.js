@@ -39,7 +39,8 @@ let runs = /** @type {RunSummary[]} */ ([]);
 const measuredBy = new Map(); // name of a run
 /** @type {StepLine[]} */
 let recent = []; // since the connection stands: a history that was on its way may lack them
-let isFollowing = false;
+let isFollowing = false; // the connection for events stands
+let isLoading = false; // a history is on its way
 
 const charts = CHARTS.map((spec) => new Chart(byId("charts", HTMLElement), spec, setZoom));
 
@@ -50,7 +51,7 @@ async function start() {
     showStats(await getStats(run));
   } catch (error) {
     showFailure(error);
-    setTimeout(start, RETRY_MS);
+    if (!needsToken(error)) setTimeout(start, RETRY_MS); // signing in loads the page anew
     return;
   }
   follow(run, {
@@ -87,10 +88,15 @@ async function attempt(action) {
 }
 
 async function loadHistory() {
-  const loaded = await getHistory(run);
-  for (const line of recent) addLine(loaded, line);
-  measuredBy.set(run, loaded);
-  redraw();
+  isLoading = true;
+  try {
+    const loaded = await getHistory(run);
+    for (const line of recent) addLine(loaded, line);
+    measuredBy.set(run, loaded);
+    redraw();
+  } finally {
+    isLoading = false;
+  }
 }
 
 /** What the run has measured. */
@@ -103,8 +109,7 @@ function addStep(line) {
   recent = [...recent.slice(-MOST_RECENT), line];
   addLine(measured(), line);
   if (stats && line.step > stats.step) stats = { ...stats, ...line, age_s: 0 };
-  if (stats?.state !== "running") attempt(refresh);
-  if ((measured().loss?.length ?? 0) > MOST_POINTS) attempt(loadHistory);
+  if (!isLoading && (measured().loss?.length ?? 0) > MOST_POINTS) attempt(loadHistory);
   redraw();
 }
 
@@ -121,7 +126,9 @@ function addLine(to, { step, ...values }) {
 /** Brings up to date what no event of a step tells. */
 async function refresh() {
   showStats(await getStats(run));
-  showConnection(isFollowing);
+  if (!isFollowing) return;
+  showConnection(true);
+  showProblem("");
 }
 
 /** Brings up to date what is beside the run: its log, the other runs. */
@@ -151,26 +158,31 @@ function showStats(now) {
 
 /** @param {boolean} isConnected */
 function showConnection(isConnected) {
-  document.body.dataset.connection = isConnected ? "live" : "lost";
+  const { dataset } = document.body, next = isConnected ? "live" : "lost";
+  if (dataset.connection === next) return;
+  dataset.connection = next;
   setText("connection", isConnected ? "Connected" : "Disconnected");
-  if (isConnected) showProblem("");
+  showProblem(
+    isConnected ? "" : `No connection since ${clock(new Date())}: the page shows how things were then`,
+  );
 }
 
 /** @param {unknown} error */
 function showFailure(error) {
-  if (error instanceof RequestError && error.status === 401) return askForToken();
-  if (error instanceof RequestError) return showProblem(error.message);
-  showConnection(false);
-  showProblem(
-    `No connection since ${clock(new Date())}: the page shows how things were then and keeps trying`,
-  );
+  if (needsToken(error)) askForToken();
+  else if (error instanceof RequestError) showProblem(error.message);
+  else showConnection(false);
+}
+
+/** @param {unknown} error */
+function needsToken(error) {
+  return error instanceof RequestError && error.status === 401;
 }
 
 /** @param {string} text "" for none */
 function showProblem(text) {
-  const problem = byId("problem", HTMLElement);
-  if (problem.hidden || text === "") setText("problem", text); // the first one says since when
-  problem.hidden = text === "";
+  setText("problem", text);
+  byId("problem", HTMLElement).hidden = text === "";
 }
 
 let isDrawing = false;

@@ -61,7 +61,7 @@ export class Chart {
     this.#empty.hidden = lines.some(({ y }) => y.some(Number.isFinite));
     this.#legend.hidden = !this.#empty.hidden;
     this.#frame.setAttribute("aria-label", `${this.spec.title}: ${summary}`);
-    const looks = lines.map(({ label, color, style, x }) => [label, color, style, x.length === 1]);
+    const looks = lines.map(({ label, color, style }) => [label, color, style]);
     const shape = JSON.stringify([looks, axis, isLog]);
     if (this.#plot && shape === this.#shape) this.#plot.setData(this.#data());
     else this.#build();

@@ -10,10 +10,12 @@ import { search } from "./panels.js";
 
 const KEPT_AS = "loam-choices";
 
+/** @type {Choices} */
+const DEFAULTS = { axis: "step", smoothing: 0.8, isLog: false };
+
 /** @returns {Choices} those of last time */
 export function keptChoices() {
-  const kept = localStorage.getItem(KEPT_AS);
-  return kept ? JSON.parse(kept) : { axis: "step", smoothing: 0.8, isLog: false };
+  return { ...DEFAULTS, ...JSON.parse(localStorage.getItem(KEPT_AS) ?? "{}") };
 }
 
 /**

@@ -59,51 +59,40 @@ export const CHARTS = [
 ];
 
 /**
- * The curves of a chart, in the order in which they are painted.
+ * The curves of a chart, in the order in which they are painted: of each run what was measured, faint, its average over it,
+ * and the validation loss.
  * @param {ChartSpec} spec
  * @param {DrawnRun[]} runs the first has the first colour
  * @param {How} how
  * @returns {Line[]}
  */
 export function curves(spec, runs, how) {
-  const isAlone = runs.length === 1;
   return runs.flatMap(({ name, measured }, i) => {
-    const series = measured[spec.key] ?? [], color = cssColor(`run-${i + 1}`);
-    const label = isAlone && spec.key === "loss" ? "train" : isAlone ? "" : name;
-    const drawn = measuredAndSmooth(
-      spec,
-      series,
-      { label, color, x: places(series, how.axis, measured) },
-      how,
-    );
-    if (spec.key !== "loss" || !measured.val_loss?.length) return drawn;
-    const val = { label: isAlone ? "val" : `${name} val`, color: isAlone ? cssColor("val") : color };
-    return [...drawn, { ...val, style: "dots", ...points(measured.val_loss, how.axis, measured) }];
+    const isAlone = runs.length === 1,
+      isLoss = spec.key === "loss",
+      isSmoothed = spec.isSmoothed && how.smoothing > 0;
+    const series = measured[spec.key] ?? [], val_loss = measured.val_loss ?? [];
+    const color = cssColor(`run-${i + 1}`), valColor = isAlone ? cssColor("val") : color;
+    const label = isAlone ? (isLoss ? "train" : "") : name, valLabel = isAlone ? "val" : `${name} val`;
+    const lineOf = lineMaker(measured, how.axis);
+    return [
+      ...(isSmoothed ? [lineOf(series, { label, color, style: "faint" })] : []),
+      lineOf(isSmoothed ? smooth(series, how.smoothing) : series, { label, color, style: "line" }),
+      ...(isLoss && val_loss.length > 0
+        ? [lineOf(val_loss, { label: valLabel, color: valColor, style: "dots" })]
+        : []),
+    ];
   });
 }
 
 /**
- * What was measured, faint, and its average over it; or only the first where nothing is to be smoothed.
- * @param {ChartSpec} spec
- * @param {Series} series
- * @param {Pick<Line, "label" | "color" | "x">} base
- * @param {How} how
- * @returns {Line[]}
- */
-function measuredAndSmooth({ isSmoothed }, series, base, { smoothing }) {
-  const y = series.map((p) => p.value);
-  if (!isSmoothed || smoothing === 0) return [{ ...base, style: "line", y }];
-  const average = smooth(series, smoothing).map((p) => p.value);
-  return [{ ...base, style: "faint", y }, { ...base, style: "line", y: average }];
-}
-
-/**
- * @param {Series} series
- * @param {XAxis} axis
+ * Makes lines of a run's series.
  * @param {Measured} measured
+ * @param {XAxis} axis
+ * @returns {(series: Series, look: Pick<Line, "label" | "color" | "style">) => Line}
  */
-function points(series, axis, measured) {
-  return { x: places(series, axis, measured), y: series.map((p) => p.value) };
+function lineMaker(measured, axis) {
+  return (series, look) => ({ ...look, x: places(series, axis, measured), y: series.map((p) => p.value) });
 }
 
 /**

@@ -1,6 +1,6 @@
 // @ts-check
 // What a person should worry about, in words. No DOM here.
-import { duration, integer } from "./format.js";
+import { duration, integer, percent } from "./format.js";
 import { trend } from "./series.js";
 
 /** @typedef {import("./api.js").Stats} Stats */
@@ -33,49 +33,46 @@ function stalled({ state, age_s }) {
 /** @param {Stats} stats @returns {Warning[]} */
 function notFinite({ step, loss, grad_norm }) {
   if (step === 0 || (loss !== null && grad_norm !== null)) return [];
-  return [{
-    level: "bad",
-    text: `${loss === null ? "Loss" : "The gradient norm"} is not finite at step ${integer(step)}`,
-  }];
+  const what = loss === null ? "Loss" : "The gradient norm";
+  return [{ level: "bad", text: `${what} is not finite at step ${integer(step)}` }];
 }
 
 /** @param {Stats} stats @returns {Warning[]} */
 function stopped({ state, step, max_iters }) {
   if (state !== "stopped" || max_iters === null) return [];
-  const text =
-    `Stopped after step ${integer(step)} of ${
-      integer(max_iters)
-    }; deno task train --resume goes on from its ` +
-    "last checkpoint";
-  return [{ level: "warn", text }];
+  const where = `after step ${integer(step)} of ${integer(max_iters)}`;
+  return [{
+    level: "warn",
+    text: `Stopped ${where}; deno task train --resume goes on from its last checkpoint`,
+  }];
 }
 
 /** @param {Stats} stats @returns {Warning[]} */
 function skipped({ skipped }) {
   if (skipped === 0) return [];
-  const text =
-    `${integer(skipped)} ${
-      skipped === 1 ? "update was" : "updates were"
-    } skipped, because loss or gradient ` +
-    "norm was not finite";
-  return [{ level: "warn", text }];
+  const what = count(skipped, "update was", "updates were");
+  return [{ level: "warn", text: `${what} skipped, because loss or gradient norm was not finite` }];
 }
 
 /** @param {Series} loss @returns {Warning[]} */
 function rising(loss) {
   const found = trend(loss);
   if (!found?.isRising) return [];
-  const text = `Loss is rising: ${(100 * found.change).toFixed(1)}% more than ${
-    integer(found.steps)
-  } steps ago`;
+  const text = `Loss is rising: ${percent(found.change)} more than ${integer(found.steps)} steps ago`;
   return [{ level: "warn", text }];
 }
 
 /** @param {Stats} stats @returns {Warning[]} */
 function unread({ bad_lines }) {
   if (bad_lines === 0) return [];
-  const text = `${integer(bad_lines)} ${
-    bad_lines === 1 ? "line" : "lines"
-  } of metrics.jsonl could not be read`;
-  return [{ level: "warn", text }];
+  return [{ level: "warn", text: `${count(bad_lines, "line", "lines")} of metrics.jsonl could not be read` }];
+}
+
+/**
+ * @param {number} number
+ * @param {string} one
+ * @param {string} many
+ */
+function count(number, one, many) {
+  return `${integer(number)} ${number === 1 ? one : many}`;
 }

@@ -38,9 +38,8 @@ export function showNow(stats, losses) {
   showTiles(stats, losses);
   showWarnings(warnings(stats, losses));
   setText("device", [stats.device, stats.model].filter(Boolean).join(" · "));
-  document.title = `${stats.loss === null ? "" : `${loss(stats.loss)} · `}${
-    percent(share)
-  } · ${stats.run} · loam`;
+  const title = [stats.loss === null ? "" : loss(stats.loss), percent(share), stats.run, "loam"];
+  document.title = title.filter(Boolean).join(" · ");
 }
 
 /** @param {Stats} stats */
@@ -61,11 +60,8 @@ function showTiles(stats, losses) {
   byId("loss", HTMLElement).classList.toggle("bad", isLost);
   showTrend(losses);
   setText("val-loss", loss(stats.val_loss));
-  const { best_val_loss, best_step } = stats;
-  setText(
-    "val-loss-note",
-    isKnown(best_val_loss) ? `best ${loss(best_val_loss)} at step ${integer(best_step)}` : "",
-  );
+  const best = `best ${loss(stats.best_val_loss)} at step ${integer(stats.best_step)}`;
+  setText("val-loss-note", isKnown(stats.best_val_loss) ? best : "");
   setText("speed", integer(stats.tokens_per_sec));
   setText("speed-note", isKnown(stats.step_ms) ? `${stepTime(stats.step_ms)} a step` : "");
   setText("mfu", percent(stats.mfu));
@@ -99,7 +95,7 @@ function gpuNote(gpu) {
 /** The largest kind of memory; the configuration lists all. @param {Stats["memory"]} memory */
 function memoryNote(memory) {
   const [largest] = Object.entries(memory ?? {}).sort(([, a], [, b]) => b - a);
-  return largest ? `${bytes(largest[1])} ${largest[0].replaceAll("_", " ")}` : "";
+  return largest ? `${largest[0].replaceAll("_", " ")} ${bytes(largest[1])}` : "";
 }
 
 /** @param {Warning[]} list */

@@ -10,10 +10,7 @@ import { facts } from "./now.js";
 /** @param {Stats["sample"]} sample */
 export function showSample(sample) {
   setText("sample-step", sample ? `step ${integer(sample.step)}` : "");
-  setText(
-    "sample",
-    sample ? sample.text : "No sample yet: --sample_interval says how often the model writes one",
-  );
+  setText("sample", sample?.text ?? "No sample yet: --sample_interval says how often the model writes one");
   byId("sample", HTMLElement).classList.toggle("muted", !sample);
 }
 
@@ -31,11 +28,9 @@ export function showLog(lines) {
 export function showConfig(stats) {
   const groups = {
     Run: facts(stats),
-    Memory: Object.entries(stats.memory ?? {}).map((
-      [kind, size],
-    ) => [kind.replaceAll("_", " "), bytes(size)]),
-    Versions: Object.entries(stats.versions ?? {}),
-    Variables: Object.entries(stats.config ?? {}).map(([name, value]) => [name, inWords(value)]),
+    Memory: Object.entries(stats.memory ?? {}).map(([kind, size]) => [kind, bytes(size)]),
+    Versions: Object.entries(stats.versions),
+    Variables: Object.entries(stats.config).map(([name, value]) => [name, inWords(value)]),
   };
   const table = byId("config", HTMLTableElement), text = JSON.stringify(groups);
   if (table.dataset.text === text) return;

@@ -42,7 +42,8 @@ const ROUND_TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 72
  */
 export function plotOptions(spec, { lines, axis, isLog, width, height }, { zoom, onZoom, onCursor }) {
   return {
-    ...{ width, height },
+    width,
+    height,
     legend: { show: false },
     padding: [8, 16, 0, 0],
     scales: {
@@ -160,15 +161,30 @@ export function logTicks(min, max) {
  * @param {boolean} isStepped
  * @returns {import("uplot/dist/uPlot.d.ts").Series}
  */
-function seriesOptions({ color, style, x }, isStepped = false) {
+function seriesOptions({ color, style }, isStepped = false) {
   return {
     stroke: color,
     width: style === "faint" ? 1 : 2,
     alpha: style === "faint" ? 0.3 : 1,
-    points: { size: 6, fill: color, ...(style !== "dots" && { show: style === "line" && x.length === 1 }) },
+    points: {
+      size: 6,
+      fill: color,
+      show: (plot, index) => style !== "faint" && showsPoints(plot, index, style),
+    },
     ...(style === "dots" && { dash: [6, 4] }),
     ...(isStepped && uPlot.paths.stepped && { paths: uPlot.paths.stepped({ align: 1 }) }),
   };
+}
+
+/**
+ * Whether the points of a curve are marked: those of dots while there is room, a single one always.
+ * @param {Plot} plot
+ * @param {number} index
+ * @param {Line["style"]} style
+ */
+function showsPoints({ data, over }, index, style) {
+  const count = Array.from(data[index] ?? []).filter((value) => value != null).length;
+  return count === 1 || (style === "dots" && 12 * count < over.clientWidth);
 }
 
 /**
@@ -182,18 +198,14 @@ function cursorOptions(lines, onZoom) {
   return {
     y: false,
     drag: { x: true, y: false, setScale: false },
-    sync: {
-      key: "loam",
-      scales: ["x", null],
-      filters: { pub: (type) => type.startsWith("mouse") && isMove(type) },
-    },
+    sync: { key: "loam", scales: ["x", null], filters: { pub: isMove } },
     points: { size: (_plot, series) => isFaint(series) ? 0 : 8 },
     dataIdx: (plot, series, index) => nearestKnown(plot.data[series] ?? [], index),
     bind: { dblclick: () => () => (onZoom(null), null) },
   };
 }
 
-/** @param {string} type */
+/** What other charts follow: where the cursor is, not what is selected. @param {string} type */
 function isMove(type) {
   return type === "mousemove" || type === "mouseleave";
 }
