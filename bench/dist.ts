@@ -1,0 +1,153 @@
+// What it costs to train with two ranks on one machine: deno run -P=bench bench/dist.ts
+//
+// One process with two threads and two processes with one thread each, under mpirun, train the same preset on the demo data by
+// turns; and the two exchange gradients and weights of that size with nothing else to do.
+import { lines } from "./lines.ts";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { allocate, open } from "../ffi/library.ts";
+import { parseOverrides } from "../runtime/config.ts";
+import { joinRanks } from "../runtime/dist.ts";
+import { findWorld } from "../runtime/world.ts";
+import settings from "../deno.json" with { type: "json" };
+
+const defaults = {
+  steps: 30, // of each run; the first five are left out
+  turns: 3, // runs of each kind, by turns
+  gradient_accumulation_steps: 8,
+  exchange: 0, // instead: under mpirun, time exchanges of so many parameters
+  json: "", // where the results go; "" = bench/results/dist-<date>.json
+};
+
+const WARM_UP = 5;
+const EXCHANGES = 20;
+const MPIRUN = ["-n", "2", "--oversubscribe", "--bind-to", "core"];
+
+/** What is in the JSON file for each preset. */
+interface Row {
+  preset: string;
+  parameters: number;
+  /** Medians of all steps of each turn. */
+  one_process_ms: number[];
+  two_ranks_ms: number[];
+  /** Throughput of two ranks over that of one process, medians of the turns. */
+  ratio: number;
+  /** Reduce-scatter of float32 gradients and all-gather of weights. */
+  exchange_ms: number;
+  exchange_gb_per_sec: number;
+  exchange_share_of_step: number;
+}
+
+async function main(args: string[]): Promise<void> {
+  const options = parseOverrides(args, defaults), o = { ...defaults, ...options };
+  if (o.exchange > 0) return await timeExchange(o.exchange);
+  const rows: Row[] = [];
+  for (const preset of ["tiny", "small"]) rows.push(await measure(preset, o));
+  const date = new Date().toISOString().slice(0, 10);
+  const report = {
+    command: ["bench/dist.ts", ...args].join(" "),
+    date,
+    load_before: Deno.loadavg()[0],
+    rows,
+  };
+  const path = o.json || `bench/results/dist-${date}.json`;
+  Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
+  console.log(`written to ${path}`);
+}
+
+async function measure(preset: string, o: typeof defaults): Promise<Row> {
+  const one: number[] = [], two: number[] = [];
+  let parameters = 0;
+  for (let turn = 0; turn < o.turns; turn++) {
+    const alone = await train(1, preset, o), together = await train(2, preset, o);
+    one.push(alone.step_ms);
+    two.push(together.step_ms);
+    parameters = alone.parameters;
+  }
+  const exchange_ms = await exchange(parameters);
+  const ratio = median(one) / median(two), bytes = 4 * parameters; // sent and received by each: half of it twice
+  const row = {
+    preset,
+    parameters,
+    one_process_ms: one,
+    two_ranks_ms: two,
+    ratio,
+    exchange_ms,
+    exchange_gb_per_sec: bytes / exchange_ms / 1e6,
+    exchange_share_of_step: exchange_ms / median(two),
+  };
+  console.log(
+    `${preset}: one process ${median(one).toFixed(1)} ms a step, two ranks ${median(two).toFixed(1)} ms ` +
+      `(${ratio.toFixed(2)}x), exchange ${exchange_ms.toFixed(2)} ms`,
+  );
+  return row;
+}
+
+async function train(
+  ranks: number,
+  preset: string,
+  o: typeof defaults,
+): Promise<{ step_ms: number; parameters: number }> {
+  const out = Deno.makeTempDirSync({ dir: "/tmp" });
+  const flags = [
+    ...[`--preset=${preset}`, "--device=cpu", `--out_dir=${out}/run`, `--max_iters=${o.steps}`],
+    ...[`--gradient_accumulation_steps=${o.gradient_accumulation_steps}`, `--threads=${ranks === 1 ? 2 : 1}`],
+    ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0", "--data_dir=data/demo"],
+  ];
+  const command = [Deno.execPath(), ...settings.tasks.train.command.split(" ").slice(1), ...flags];
+  try {
+    await run(ranks === 1 ? command : ["mpirun", ...MPIRUN, ...command]);
+    const text = Deno.readTextFileSync(`${out}/run/metrics.jsonl`).trimEnd();
+    const times = text.split("\n").map((line) => JSON.parse(line).step_ms as number);
+    const { parameters } = JSON.parse(Deno.readTextFileSync(`${out}/run/run.json`));
+    return { step_ms: median(times.slice(WARM_UP)), parameters };
+  } finally {
+    Deno.removeSync(out, { recursive: true });
+  }
+}
+
+/** Milliseconds of one exchange between two ranks that do nothing else. */
+async function exchange(parameters: number): Promise<number> {
+  const command = [Deno.execPath(), "run", "-q", "--allow-all", "bench/dist.ts", `--exchange=${parameters}`];
+  const printed = await run(["mpirun", ...MPIRUN, ...command]);
+  return Number(/exchange (\S+) ms/.exec(printed)![1]);
+}
+
+/** As a rank under mpirun: times exchanges and prints the median. */
+async function timeExchange(parameters: number): Promise<void> {
+  open("cpu", { threads: 1 });
+  const ranks = await joinRanks(findWorld((name) => Deno.env.get(name)), 60);
+  const n = Math.ceil(parameters / 2 / 64) * 64, address = allocate(8 * n), times: number[] = [];
+  for (let i = 0; i < EXCHANGES; i++) {
+    await ranks.barrier();
+    const t0 = performance.now();
+    await ranks.reduceScatter(address, n);
+    await ranks.allGather(address, 4 * n);
+    times.push(performance.now() - t0);
+  }
+  if (ranks.rank === 0) console.log(`exchange ${median(times)} ms`);
+  ranks.finalize();
+}
+
+async function run(command: string[]): Promise<string> {
+  const env = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
+  const child = new Deno.Command(command[0]!, {
+    args: command.slice(1),
+    env,
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const stderr = new Response(child.stderr).text();
+  let printed = "";
+  for await (const line of lines(child.stdout)) printed += line + "\n";
+  if (!(await child.status).success) {
+    throw new UserError(`Cannot measure: ${command.join(" ")} failed: ${(await stderr).trim()}`);
+  }
+  return printed;
+}
+
+function median(values: number[]): number {
+  const sorted = values.toSorted((a, b) => a - b), middle = (sorted.length - 1) / 2;
+  return (sorted[Math.floor(middle)]! + sorted[Math.ceil(middle)]!) / 2;
+}
+
+if (import.meta.main) await runMain(() => main(Deno.args));
