@@ -5,9 +5,10 @@
 #   ./run.sh test    set up, build, run every test; the last line reads "N passed, N failed"
 #   ./run.sh help    print this
 #
-# Needs a C++ compiler and Deno. As root on Debian or Ubuntu it installs the compiler and a fast matrix library (oneDNN);
-# Deno comes through npm into .deno/ where it is missing. What is there already is used as it is. CUDA and NVIDIA's driver
-# are never installed: where nvcc is found the CUDA library is built too, and `deno task doctor` says what is missing.
+# Needs a C++ compiler and Deno. As root on Debian or Ubuntu it installs the compiler and a fast matrix library (oneDNN), and
+# for the tests Open MPI and Chromium; Deno comes through npm into .deno/ where it is missing. What is there already is used
+# as it is. CUDA and NVIDIA's driver are never installed: where nvcc is found the CUDA library is built too, and
+# `deno task doctor` says what is missing.
 
 set -eu
 cd "$(dirname "$0")"
@@ -86,6 +87,12 @@ find_blas() {
 }
 
 # Installs a Debian package. Fails, saying nothing, where that is not ours to do; says why where it does not work.
+# What some tests drive, and skip where it is missing.
+find_program() {
+  if command -v "$1" >/dev/null; then return; fi
+  apt_install "$2" || say "no $1 found: the tests that need it are skipped (Debian: apt-get install $2)"
+}
+
 apt_install() {
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 1; fi
   say "installing $1 with apt-get"
@@ -125,6 +132,8 @@ demo() {
 
 run_tests() {
   set_up
+  find_program mpirun openmpi-bin
+  find_program chromium chromium
   deno task -q build || die "Cannot build: see above"
   log=$(mktemp)
   trap 'rm -f "$log" "$log.code"' EXIT
