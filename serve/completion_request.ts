@@ -51,7 +51,7 @@ export function parseRequest(body: unknown, model: string): CompletionRequest {
     seed: numberOf(fields, "seed", randomSeed(), -(2 ** 53), 2 ** 53, Number.isInteger),
     stop: stopOf(fields.stop),
     stream: booleanOf(fields, "stream"),
-    include_usage: booleanOf((fields.stream_options ?? {}) as Record<string, unknown>, "include_usage"),
+    include_usage: booleanOf(optionsOf(fields.stream_options), "include_usage"),
   };
 }
 
@@ -75,6 +75,11 @@ function stopOf(value: unknown): string[] {
     400,
     `stop must be a text of 1 to ${MOST_STOP_LENGTH} characters, or a list of up to ${MOST_STOPS}`,
   );
+}
+
+function optionsOf(value: unknown): Record<string, unknown> {
+  if (typeof (value ?? {}) === "object") return (value ?? {}) as Record<string, unknown>;
+  throw new Refusal(400, 'stream_options must be an object, such as {"include_usage": true}');
 }
 
 function numberOf(

@@ -29,7 +29,7 @@ export class Model {
   readonly #waiting: Order[] = [];
   #current: Order | undefined;
   #number = 0; // of the current text
-  #failure: Error | undefined;
+  #failure: Refusal | undefined;
 
   /**
    * Loads the model at a path, which is a run, a checkpoint or a Hugging Face directory, on a device, "" for the best.
@@ -63,15 +63,13 @@ export class Model {
     worker.onmessage = ({ data }: MessageEvent<Said>) => this.#hear(data);
     worker.onerror = (event) => {
       event.preventDefault(); // or it would end the server
-      this.#fail(new Error(event.message));
+      this.#fail(event.message);
     };
   }
 
   /** Has a text written, now or after those that came before. Throws Refusal when too many wait. */
   write(order: Order): void {
-    if (this.#failure) {
-      throw new Refusal(503, `The model has failed: ${this.#failure.message}; start the server again`);
-    }
+    if (this.#failure) throw this.#failure;
     if (this.#waiting.length === MOST_WAITING) {
       const headers = { "Retry-After": `${RETRY_S}` };
       throw new Refusal(429, `The model is busy: ${MOST_WAITING} requests wait for it already`, headers);
@@ -99,13 +97,16 @@ export class Model {
     const order = this.#current!, isWanted = Atomics.load(this.stop, 0) < this.#number;
     if (said.kind === "token" && isWanted) order.onToken(said.token);
     if (said.kind === "end" && isWanted) order.onEnd();
-    if (said.kind === "error" && isWanted) order.onError(new Error(said.message));
+    if (said.kind === "error" && isWanted) {
+      order.onError(said.isUserError ? new Refusal(500, said.message) : new Error(said.message));
+    }
     if (said.kind === "token") return;
     this.#current = undefined;
     this.#next();
   }
 
-  #fail(failure: Error): void {
+  #fail(message: string): void {
+    const failure = new Refusal(503, `The model has failed: ${message}; start the server again`);
     this.#failure = failure;
     for (const order of [this.#current, ...this.#waiting.splice(0)]) order?.onError(failure);
   }

@@ -185,7 +185,8 @@ const COMPLETION_REQUEST: Schema = {
     "n, best_of, echo, logprobs, suffix, logit_bias and penalties are refused unless they ask for nothing",
 };
 
-const COMPLETION = object({
+/** An answer of POST /v1/completions. */
+export const COMPLETION: Schema = object({
   id: text("Different for each answer"),
   object: { const: "text_completion" },
   created: whole("Seconds since 1970"),

@@ -1,0 +1,172 @@
+// A model that is trained in a moment answers as OpenAI's API does.
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
+import { dataset, freshPath, SMALL, succeed } from "../tests/helpers.ts";
+import { type App, createApp } from "./app.ts";
+import { listen } from "./listen.ts";
+import { Model } from "./model.ts";
+import { COMPLETION } from "./openapi.ts";
+import { violations } from "./schema_check.ts";
+
+const run = freshPath();
+await succeed(
+  "train",
+  `--data_dir=${await dataset()}`,
+  `--out_dir=${run}`,
+  ...SMALL,
+  "--max_iters=30",
+  "--save_interval=30",
+);
+const model = await Model.load(run, "cpu");
+const app = createApp({ runs: [], model });
+Deno.test.afterAll(() => model.close());
+
+/** The model repeats itself without end at this temperature. */
+const LONG = { prompt: "On", max_tokens: 4096, temperature: 0 };
+
+type Completion = {
+  model: string;
+  choices: { index: number; text: string; logprobs: null; finish_reason: string | null }[];
+  usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number };
+  error?: { message: string };
+};
+
+function post({ hono }: App, body: unknown, headers: Record<string, string> = {}): Promise<Response> {
+  const text = typeof body === "string" ? body : JSON.stringify(body);
+  const options = { method: "POST", body: text, headers: { "Content-Type": "application/json", ...headers } };
+  return Promise.resolve(hono.request("/v1/completions", options));
+}
+
+async function complete(body: unknown): Promise<Completion> {
+  const response = await post(app, body);
+  assertEquals(response.status, 200);
+  return await response.json();
+}
+
+/** The objects of a stream, without the [DONE] that must be its end. */
+async function streamed(body: Record<string, unknown>): Promise<Completion[]> {
+  const response = await post(app, { ...body, stream: true });
+  assertEquals(response.headers.get("Content-Type"), "text/event-stream");
+  const events = (await response.text()).split("\n\n");
+  assertEquals(events.splice(-2), ["data: [DONE]", ""]);
+  return events.map((event) => JSON.parse(event.replace(/^data: /, "")));
+}
+
+Deno.test("a completion is what the document says, and counts its tokens", async () => {
+  const completion = await complete({ ...LONG, prompt: "Once", max_tokens: 12 });
+  assertEquals(violations(completion, COMPLETION), []);
+  const [choice] = completion.choices;
+  assert(choice!.text.length > 0);
+  assertEquals(completion.usage, { prompt_tokens: 5, completion_tokens: 12, total_tokens: 17 }); // bytes, and the start
+  assertEquals([choice!.finish_reason, completion.model], ["length", run.split("/").at(-1)]);
+});
+
+Deno.test("the same seed writes the same text, streamed or not; another one does not", async () => {
+  const ask = async (seed: number) => (await complete({ prompt: ["On"], max_tokens: 40, seed })).choices[0]!;
+  const { text, finish_reason } = await ask(1);
+  assertEquals((await ask(1)).text, text);
+  assert((await ask(2)).text !== text);
+  const pieces = await streamed({ prompt: "On", max_tokens: 40, seed: 1 });
+  assertEquals(pieces.map(({ choices }) => choices[0]!.text).join(""), text);
+  assertEquals(pieces.at(-1)!.choices[0]!.finish_reason, finish_reason);
+  assert(pieces.slice(0, -1).every(({ choices }) => choices[0]!.finish_reason === null));
+  const [piece, usage] = (await streamed({ ...LONG, max_tokens: 1, stream_options: { include_usage: true } }))
+    .slice(
+      -2,
+    );
+  assertEquals([piece!.choices.length, usage!.choices, usage!.usage.completion_tokens], [1, [], 1]);
+});
+
+Deno.test("a text ends before its stop string, though it comes in pieces", async () => {
+  const ask = { prompt: "On", max_tokens: 60, seed: 1 }, whole = (await complete(ask)).choices[0]!.text;
+  const stop = whole.slice(2, 4), expected = whole.slice(0, whole.indexOf(stop));
+  assertEquals(stop.length, 2);
+  const { choices, usage } = await complete({ ...ask, stop });
+  assertEquals(choices, [{ index: 0, text: expected, logprobs: null, finish_reason: "stop" }]);
+  assertEquals(usage.completion_tokens, expected.length + 2); // bytes
+  const pieces = await streamed({ ...ask, stop: ["~~~", stop] });
+  assertEquals(pieces.map(({ choices }) => choices[0]!.text).join(""), expected);
+  assertEquals(pieces.at(-1)!.choices[0]!.finish_reason, "stop");
+  assertEquals((await complete({ ...LONG, max_tokens: 3 })).usage.completion_tokens, 3); // the next is not disturbed
+});
+
+Deno.test("a text goes on beyond block_size, but its prompt must fit", async () => {
+  const { usage } = await complete({ ...LONG, prompt: "x".repeat(15), max_tokens: 40 });
+  assertEquals([usage.prompt_tokens, usage.completion_tokens], [16, 40]);
+  const { error } = await (await post(app, { prompt: "x".repeat(16) })).json();
+  assertEquals(error.message, "The prompt has 17 tokens, the model reads 16 at most");
+});
+
+Deno.test("what cannot be done is refused with one sentence", async () => {
+  const cases: [unknown, number, RegExp, Record<string, string>?][] = [
+    ["{", 400, /^The body is not JSON/],
+    ["", 400, /^The body is not JSON/],
+    [{ n: 3 }, 400, /^There is no n other than 1/],
+    [{}, 415, /^The body must be JSON/, { "Content-Type": "text/plain" }],
+    [{ prompt: "x".repeat(300_000) }, 413, /^The body is larger than 262144 bytes/],
+    [{ model: "gpt-4" }, 404, /^There is no model "gpt-4"/],
+  ];
+  for (const [body, status, sentence, headers] of cases) {
+    const response = await post(app, body, headers);
+    assertEquals(response.status, status);
+    assertMatch((await response.json()).error.message, sentence);
+  }
+});
+
+Deno.test("one text is written, eight wait, and the next is told to come again", async () => {
+  const answers = await Promise.all(
+    Array.from({ length: 10 }, () => post(app, { ...LONG, max_tokens: 1000 })),
+  );
+  const [refused, ...more] = answers.filter(({ status }) => status !== 200);
+  assertEquals([refused?.status, refused?.headers.get("Retry-After"), more], [429, "5", []]);
+  assertEquals((await post(app, { max_tokens: 1 })).status, 200);
+});
+
+Deno.test("a stream that is cancelled makes room at once", async () => {
+  const stream = { ...LONG, stream: true };
+  const bodies = (await Promise.all(Array.from({ length: 9 }, () => post(app, stream)))).map(({ body }) =>
+    body!
+  );
+  assertEquals((await post(app, stream)).status, 429);
+  for (const body of bodies) await body.cancel();
+  const answers = await Promise.all(Array.from({ length: 8 }, () => post(app, { ...LONG, max_tokens: 1 })));
+  assertEquals(answers.map(({ status }) => status), Array(8).fill(200));
+});
+
+Deno.test("a client that goes away ends its text, and the server answers others meanwhile", async () => {
+  const server = listen(app, { hostname: "127.0.0.1", port: 0, flag: "--port" });
+  const headers = { "Content-Type": "application/json" };
+  for (const stream of [false, true]) {
+    const { promise: cancelled, resolve } = Promise.withResolvers<void>();
+    model.cancel = (order) => {
+      Model.prototype.cancel.call(model, order);
+      resolve();
+    };
+    const abort = new AbortController(), body = JSON.stringify({ ...LONG, stream });
+    const text = fetch(`${server.url}v1/completions`, { method: "POST", headers, body, signal: abort.signal })
+      .then((response) => response.text());
+    text.catch(() => {});
+    await new Promise((resolve) => setTimeout(resolve, 50)); // it is under way
+    assertEquals((await fetch(`${server.url}v1/models`)).status, 200);
+    abort.abort();
+    await assertRejects(() => text);
+    await cancelled;
+    assertEquals((await complete({ ...LONG, max_tokens: 1 })).usage.completion_tokens, 1);
+  }
+  await server.close();
+});
+
+Deno.test("Model.load() says what is wrong with a path", async () => {
+  await assertRejects(() => Model.load(freshPath(), "cpu"), UserError, "Cannot find a checkpoint in");
+  await assertRejects(() => Model.load(run, "tpu"), UserError);
+});
+
+Deno.test("a model whose Worker fails says so from then on", async () => {
+  const broken = await Model.load(run, "cpu"), server = createApp({ runs: [], model: broken });
+  const answer = post(server, LONG);
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  broken.worker.dispatchEvent(new ErrorEvent("error", { message: "out of memory" }));
+  assertEquals((await answer).status, 503);
+  assertEquals((await post(server, {})).status, 503);
+  broken.close();
+});
