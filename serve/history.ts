@@ -2,16 +2,31 @@
 import type { Table } from "./table.ts";
 import type { Key, Series } from "./types.ts";
 
+/** Which part of a run: steps after since, up to until. */
+export type Range = { since: number; until: number };
+
+const ALL: Range = { since: 0, until: Infinity };
+
 /**
- * At most `points` (2 or more) of the finite values after a step, at the steps they belong to: the first and the last, and
- * of each of equally long stretches between them the smallest and the largest.
+ * At most `points` (2 or more) of the finite values in a range, at the steps they belong to: the first and the last, and of
+ * each of equally long stretches between them the smallest and the largest, with the mean of their stretch beside them.
  */
-export function history(table: Table, key: Key, points: number, since = 0): Series {
-  const first = table.rowAfter(since);
-  const steps = table.column("step").subarray(first), values = table.column(key).subarray(first);
-  const rows = finiteRows(values);
-  const kept = rows.length <= points ? rows : extremes(values, rows, points);
-  return { step: Array.from(kept, (row) => steps[row]!), value: Array.from(kept, (row) => values[row]!) };
+export function history(table: Table, key: Key, points: number, { since, until } = ALL): Series {
+  const begin = table.rowAfter(since), end = table.rowAfter(until);
+  const steps = table.column("step").subarray(begin, end), values = table.column(key).subarray(begin, end);
+  const rows = finiteRows(values), series: Series = { step: [], value: [], mean: [] };
+  const keep = (row: number, mean: number) => {
+    series.step.push(steps[row]!);
+    series.value.push(values[row]!);
+    series.mean.push(mean);
+  };
+  if (rows.length <= points) rows.forEach((row) => keep(row, values[row]!));
+  else {
+    keep(rows[0]!, values[rows[0]!]!);
+    keepExtremes(values, rows.subarray(1, -1), Math.floor(points / 2) - 1, keep);
+    keep(rows.at(-1)!, values[rows.at(-1)!]!);
+  }
+  return series;
 }
 
 function finiteRows(values: Float64Array): Uint32Array {
@@ -21,21 +36,25 @@ function finiteRows(values: Float64Array): Uint32Array {
   return rows.subarray(0, n);
 }
 
-function extremes(values: Float64Array, rows: Uint32Array, points: number): number[] {
-  const stretches = Math.floor((points - 2) / 2), inner = rows.subarray(1, -1);
-  const kept = [rows[0]!];
+/** Keeps the smallest and the largest value of each stretch of rows, in order of their steps. */
+function keepExtremes(
+  values: Float64Array,
+  rows: Uint32Array,
+  stretches: number,
+  keep: (row: number, mean: number) => void,
+): void {
   for (let i = 0; i < stretches; i++) {
-    const begin = Math.floor(i * inner.length / stretches);
-    const end = Math.floor((i + 1) * inner.length / stretches);
-    let least = inner[begin]!, most = least;
-    for (let j = begin + 1; j < end; j++) {
-      const row = inner[j]!;
-      if (values[row]! < values[least]!) least = row;
-      if (values[row]! > values[most]!) most = row;
+    const begin = Math.floor(i * rows.length / stretches),
+      end = Math.floor((i + 1) * rows.length / stretches);
+    let least = rows[begin]!, most = least, sum = 0;
+    for (let j = begin; j < end; j++) {
+      const row = rows[j]!, value = values[row]!;
+      sum += value;
+      if (value < values[least]!) least = row;
+      if (value > values[most]!) most = row;
     }
-    kept.push(Math.min(least, most));
-    if (least !== most) kept.push(Math.max(least, most));
+    const mean = sum / (end - begin);
+    keep(Math.min(least, most), mean);
+    if (least !== most) keep(Math.max(least, most), mean);
   }
-  kept.push(rows.at(-1)!);
-  return kept;
 }
