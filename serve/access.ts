@@ -17,8 +17,7 @@ const NEEDS_TOKEN = "A token is needed: send it as Authorization: Bearer TOKEN, 
 
 /** What every answer says to browsers: nothing from elsewhere, no frames, no guessing of types, nothing kept. */
 const HEADERS: Record<string, string> = {
-  "Content-Security-Policy":
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
+  "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
   "Cross-Origin-Opener-Policy": "same-origin",
   "Cross-Origin-Resource-Policy": "same-origin",

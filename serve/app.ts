@@ -107,8 +107,8 @@ const NO_RUNS = "There is no run here: start the server with --run";
 function historyOf(c: Context, run: Run): History {
   const keys = c.req.queries("key")?.map(requireKey) ?? ["loss" as const];
   const points = wholeNumber(c, "points", 1000, 2, MOST_POINTS);
-  const since = wholeNumber(c, "since", 0, 0, Number.MAX_SAFE_INTEGER);
-  const series = keys.map((key): [Key, Series] => [key, history(run.table, key, points, since)]);
+  const range = { since: stepParameter(c, "since") ?? 0, until: stepParameter(c, "until") ?? Infinity };
+  const series = keys.map((key): [Key, Series] => [key, history(run.table, key, points, range)]);
   return { run: run.name, series: Object.fromEntries(series) };
 }
 
@@ -134,6 +134,10 @@ function requireKey(name: string): Key {
     throw new Refusal(400, `There is no history of ${JSON.stringify(name)}: choose from ${KEYS.join(", ")}`);
   }
   return key;
+}
+
+function stepParameter(c: Context, name: string): number | undefined {
+  return c.req.query(name) === undefined ? undefined : wholeNumber(c, name, 0, 0, Number.MAX_SAFE_INTEGER);
 }
 
 /** A parameter of the address, which has to be a whole number in [least, most]. */

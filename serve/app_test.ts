@@ -38,10 +38,10 @@ Deno.test("GET /stats/history gives each key its own steps", async () => {
   assertEquals(run, "fake");
   assertEquals(Object.keys(series), ["loss", "val_loss", "elapsed_s"]);
   assertEquals(series.loss?.step, [10, 11, 29, 30]);
-  assertEquals(series.val_loss, {
-    step: [10, 20, 30],
-    value: [10, 20, 30].map((step) => metricsAt(step).val_loss),
-  });
+  const evaluated = [10, 20, 30].map((step) => metricsAt(step).val_loss!);
+  assertEquals(series.val_loss, { step: [10, 20, 30], value: evaluated, mean: evaluated });
+  const [, part] = await get<History>(hono, "/stats/history?since=3&until=6");
+  assertEquals(part.series.loss?.step, [4, 5, 6]);
 });
 
 Deno.test("GET /log gives the last lines, without home directories", async () => {
@@ -88,6 +88,7 @@ Deno.test("what cannot be answered is refused with one sentence, and the server 
     [`/stats/history?since=${huge}`, 400, /^since must/],
     ["/stats/history?since=-1", 400, /^since must/],
     ["/stats/history?since=%00", 400, /^since must/],
+    ["/stats/history?until=now", 400, /^until must/],
     ["/log?lines=0", 400, /^lines must/],
     ["/log?lines=NaN", 400, /^lines must/],
     ["/events?since=x", 400, /^since must/],

@@ -11,10 +11,12 @@ function tableOf(losses: (number | null)[]): Table {
 
 Deno.test("history() of few steps is all of them", () => {
   const table = tableOf([3, 1, 2]);
-  assertEquals(history(table, "loss", 3), { step: [1, 2, 3], value: [3, 1, 2] });
-  assertEquals(history(table, "loss", 3, 1), { step: [2, 3], value: [1, 2] });
-  assertEquals(history(table, "loss", 3, 3), { step: [], value: [] });
-  assertEquals(history(new Table(), "loss", 3), { step: [], value: [] });
+  const none = { step: [], value: [], mean: [] };
+  assertEquals(history(table, "loss", 3), { step: [1, 2, 3], value: [3, 1, 2], mean: [3, 1, 2] });
+  assertEquals(history(table, "loss", 3, { since: 1, until: 2 }), { step: [2], value: [1], mean: [1] });
+  assertEquals(history(table, "loss", 3, { since: 3, until: Infinity }), none);
+  assertEquals(history(table, "loss", 3, { since: 0, until: 0 }), none);
+  assertEquals(history(new Table(), "loss", 3), none);
 });
 
 Deno.test("history() of many steps keeps the ends and every spike, at their own steps", () => {
@@ -33,15 +35,23 @@ Deno.test("history() of many steps keeps the ends and every spike, at their own 
   for (const [, spike] of spikes) assert(value.includes(spike));
 });
 
+Deno.test("history() has means that add up to that of the whole run", () => {
+  const losses = Array.from({ length: 10_002 }, (_, i) => i % 100 === 0 ? 50 : 1); // spikes that min and max overrate
+  const { step, mean, value } = history(tableOf(losses), "loss", 202);
+  assertEquals(value.filter((loss) => loss === 50).length, 101);
+  assertEquals(new Set(mean.slice(1, -1)), new Set([1.49]));
+  assertEquals(step.length, mean.length);
+});
+
 Deno.test("history() takes 2 and 3 points for the ends", () => {
   const table = tableOf([1, 5, 3, 4, 2]);
-  assertEquals(history(table, "loss", 2), { step: [1, 5], value: [1, 2] });
-  assertEquals(history(table, "loss", 3), { step: [1, 5], value: [1, 2] });
-  assertEquals(history(table, "loss", 4), { step: [1, 2, 3, 5], value: [1, 5, 3, 2] });
+  assertEquals(history(table, "loss", 2), { step: [1, 5], value: [1, 2], mean: [1, 2] });
+  assertEquals(history(table, "loss", 3), { step: [1, 5], value: [1, 2], mean: [1, 2] });
+  assertEquals(history(table, "loss", 4), { step: [1, 2, 3, 5], value: [1, 5, 3, 2], mean: [1, 4, 4, 2] });
 });
 
 Deno.test("history() leaves out what was not measured or not finite", () => {
-  assertEquals(history(tableOf([1, null, 3]), "loss", 10), { step: [1, 3], value: [1, 3] });
+  assertEquals(history(tableOf([1, null, 3]), "loss", 10), { step: [1, 3], value: [1, 3], mean: [1, 3] });
   const evaluated = history(tableOf(Array(25).fill(1)), "val_loss", 10);
   assertEquals(evaluated.step, [10, 20]);
 });

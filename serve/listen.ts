@@ -37,7 +37,8 @@ export function listen(app: App, address: Address): Listening {
 function open(app: App, address: Address, signal: AbortSignal): Deno.HttpServer<Deno.NetAddr> {
   const { hostname, port, flag } = address;
   try {
-    return Deno.serve({ hostname, port, signal, onListen: () => {} }, (request) => app.hono.fetch(request));
+    const options = { hostname, port, signal, onListen: () => {}, automaticCompression: true };
+    return Deno.serve(options, (request) => app.hono.fetch(request));
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     if (!(error instanceof Deno.errors.AddrInUse)) {

@@ -122,6 +122,10 @@ const HISTORY = object({
     additionalProperties: object({
       step: list({ type: "integer" }, "Ascending"),
       value: list({ type: "number" }, "Value at each step; steps whose value is not finite are left out"),
+      mean: list(
+        { type: "number" },
+        "Of the stretch of steps that a point stands for; the value itself if for no other",
+      ),
     }),
     description: "By key",
   },
@@ -263,6 +267,7 @@ export const OPENAPI = {
         "Points of each key at most; between the first and the last they keep the extremes of equal stretches",
       ),
       query("since", { type: "integer", minimum: 0, default: 0 }, "Only later steps"),
+      query("until", { type: "integer", minimum: 0 }, "Only steps up to this one"),
       RUN,
     ]),
     "/runs": get("All runs", json("One object a run", RUNS)),
