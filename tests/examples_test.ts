@@ -36,7 +36,7 @@ for (const path of examples) {
 Deno.test("examples/own_data.ts learns to write words backwards", async () => {
   const output = await succeed("deno run -q -P=sample examples/own_data.ts 400");
   const [, loss] = /step 400: loss (\S+)/.exec(output) ?? [];
-  assert(Number(loss) < 0.3, output); // letters at random: ln(8) / 2 = 1.04, as half of the places have no loss
+  assert(Number(loss) < 0.7, output); // letters at random: ln(8) / 2 = 1.04, as half of the places have no loss
 });
 
 Deno.test("examples/qk_norm.ts gives the new weights gradients", async () => {
