@@ -2,6 +2,7 @@
 import loam from "./deno.json" with { type: "json" };
 import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader } from "./data/loader.ts";
+import { openData } from "./data/mix.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { KernelError, runMain, UserError } from "./ffi/errors.ts";
 import { device, synchronize, tokenSource } from "./ffi/library.ts";
@@ -54,7 +55,7 @@ import { ServerBeside } from "./serve/beside.ts";
 const variables = {
   preset: "", // "" = gpt-270m on a GPU, tiny on a CPU; see model/presets.ts
   device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
-  data_dir: "data/demo", // made by deno task prepare
+  data_dir: "data/demo", // made by deno task prepare; a mix: data/fineweb:0.8,data/code:0.2
   verify_data: true, // compare the sha256 of each shard with meta.json at start, about a second a GB
   out_dir: "", // "" = runs/<date>-<preset>
   resume: "", // a run directory to go on with; auto = the one in out_dir if it holds a checkpoint, else start there
@@ -128,7 +129,7 @@ export async function train(args: string[]): Promise<void> {
   const { config, checkpoint } = configure(variables, args, world);
   requireWhole(config, ["serve_port"], 0);
   requireRange(config, ["serve_port"], 0, 65535);
-  const dataset = config.verify_data ? verifyDataset(config.data_dir) : openDataset(config.data_dir);
+  const dataset = openData(config.data_dir, config.verify_data ? verifyDataset : openDataset);
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
   const c = llamaConfig(config, dataset.vocab_size);
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);

@@ -271,3 +271,22 @@ Deno.test("--debug=profile adds up the time of training steps by op and by layer
     assert(calls("layers.1") !== undefined, stdout);
   }
 });
+
+Deno.test("a mix of datasets is trained on, evaluated on the val splits of all, and resumed to the same bits", async () => {
+  const [a, b, whole, parts] = [
+    await dataset({ words: 900 }),
+    await dataset({ words: 400 }),
+    freshPath(),
+    freshPath(),
+  ];
+  const flags = [...SMALL, `--data_dir=${a}:0.7,${b}:0.3`, "--save_interval=4", "--min_lr=0.01"];
+  await succeed("train", ...flags, `--out_dir=${whole}`, "--max_iters=8");
+  await succeed("train", ...flags, `--out_dir=${parts}`, "--max_iters=4");
+  await succeed("train", `--resume=${parts}`, "--max_iters=8");
+  assertEquals(metrics(parts).map(({ loss }) => loss), metrics(whole).map(({ loss }) => loss));
+  const windows = async (dir: string) => {
+    const printed = await succeed("train", `--resume=${whole}`, `--data_dir=${dir}`, "--eval_only");
+    return Number(/over (\d+) windows/.exec(printed)![1]);
+  };
+  assertEquals(await windows(`${a}:0.7,${b}:0.3`), await windows(a) + await windows(b));
+});
