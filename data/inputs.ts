@@ -4,7 +4,7 @@ import { UserError } from "../ffi/errors.ts";
 import { type ByteSource, FileBytes } from "./bytes.ts";
 import type { Compression } from "./compression.ts";
 import { isUrl, noRanges, probeUrl, resolveUrl, UrlBytes } from "./http.ts";
-import { checkParquet } from "./parquet.ts";
+import { openTextColumn } from "./parquet_footer.ts";
 
 /** A file or URL to read documents from. */
 export interface Input {
@@ -161,11 +161,20 @@ function globMatcher(pattern: string): RegExp {
 /** Files below a directory, at most `depth` levels down, without the hidden ones. */
 function* walk(directory: string, depth: number): Generator<string> {
   if (depth === 0) return;
-  for (const { name, isDirectory } of Deno.readDirSync(directory)) {
+  for (const { name, isDirectory } of entriesOf(directory)) {
     if (name.startsWith(".")) continue;
     const path = join(directory, name);
     if (isDirectory) yield* walk(path, depth - 1);
     else yield path;
+  }
+}
+
+function entriesOf(directory: string): Deno.DirEntry[] {
+  try {
+    return Array.from(Deno.readDirSync(directory));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(`Cannot read directory "${directory}": ${(error as Error).message}`);
   }
 }
 
@@ -201,7 +210,7 @@ async function checkInput(name: string, column: string): Promise<Input> {
   if (format === undefined) throw new UserError(`Cannot read "${name}": its name should end in ${ENDINGS}`);
   if (format.kind === "parquet") {
     if (!ranges) throw noRanges(name);
-    await checkParquet(openInput(input), column);
+    await openTextColumn(openInput(input), column);
   }
   return input;
 }

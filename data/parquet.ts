@@ -1,13 +1,13 @@
 // The text column of a parquet file, page by page, so that memory stays bounded however large the row groups are (pandas
-// writes up to a million rows in one) and nothing of the other columns is read. hyparquet decodes; this file walks row
-// groups and pages, and explains what is wrong.
-import { parquetMetadata, parquetSchema } from "hyparquet";
-import type { FileMetaData, PageHeader, RowGroup, SchemaTree } from "hyparquet";
+// writes up to a million rows in one) and nothing of the other columns is read. hyparquet parses; this file walks row
+// groups and pages, and says where one cannot be read.
+import type { PageHeader } from "hyparquet";
 import { parquetHeader } from "hyparquet/src/column.js";
 import { UserError } from "../ffi/errors.ts";
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
-import { type ColumnKind, decodePage, NO_VALUES, rowsOf, type Values } from "./parquet_page.ts";
+import { brokenParquet, type ColumnChunk, openTextColumn } from "./parquet_footer.ts";
+import { decodePage, NO_VALUES, rowsOf, type Values } from "./parquet_page.ts";
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
 export interface Skip {
@@ -15,19 +15,10 @@ export interface Skip {
 }
 
 /**
- * Checks that a parquet file is whole and has the text column, without reading the data.
- *
- * @throws {UserError} if it is not.
- */
-export async function checkParquet(source: ByteSource, column: string): Promise<void> {
-  textColumn(source, await readFooter(source), column);
-}
-
-/**
  * The texts of a column in the order of the file. Null is an empty document.
  *
  * @param skip Row groups that lie in it are passed over.
- * @throws {UserError} if the file is not parquet, is truncated, or has no such text column.
+ * @throws {UserError} as openTextColumn(), and for pages that cannot be read.
  */
 export async function* readParquet(
   source: ByteSource,
@@ -35,30 +26,31 @@ export async function* readParquet(
   reportBad: ReportBad,
   skip: Skip,
 ): AsyncGenerator<Block> {
-  const metadata = await readFooter(source), builder = new BlockBuilder();
-  const schemaPath = textColumn(source, metadata, column), fileRows = Number(metadata.num_rows);
+  const { chunks, rows: fileRows } = await openTextColumn(source, column), builder = new BlockBuilder();
   let row = 0; // of the file
-  const pass = (rows: number) => {
+  const advance = (rows: number) => {
     builder.read += share(source.size, row + rows, fileRows) - share(source.size, row, fileRows);
     row += rows;
   };
-  for (const [index, group] of metadata.row_groups.entries()) {
-    const firstRow = row, groupRows = Number(group.num_rows);
-    if (groupRows <= skip.left && builder.documents === 0) { // documents in the builder are not counted off yet
-      skip.left -= groupRows;
-      pass(groupRows);
+  for (const [index, chunk] of chunks.entries()) {
+    const groupEnd = row + chunk.rows;
+    if (chunk.rows <= skip.left && builder.documents === 0) { // those in the builder are not counted off yet
+      skip.left -= chunk.rows;
+      advance(chunk.rows);
       continue;
     }
-    for await (const { values, bad } of readGroup(source, index, group, schemaPath, reportBad)) {
+    for await (const { values, bad } of readPages(source, chunk, index, reportBad)) {
       appendValues(builder, values, (i) => `row ${row + i} of "${source.name}"`, reportBad);
-      pass(values.starts.length + bad);
+      advance(values.starts.length + bad);
       if (builder.full) yield builder.take();
     }
-    if (row !== firstRow + groupRows) {
-      throw broken(
-        source,
-        `row group ${index} has ${row - firstRow} values in its pages, should have ${groupRows}`,
-      );
+    const missing = groupEnd - row;
+    if (missing > 0) {
+      const what = `row group ${index} has ${
+        chunk.rows - missing
+      } values in its pages, should have ${chunk.rows}`;
+      reportBad(brokenParquet(source, what).message, missing);
+      advance(missing);
     }
   }
   yield builder.take();
@@ -79,79 +71,13 @@ function appendValues(
   for (let i = 0; i < starts.length; i++) {
     const length = ends[i]! - starts[i]!;
     if (length > DOCUMENT_BYTES) {
-      reportBad(
-        `Cannot read ${
-          nameOf(i)
-        }: it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}; split it`,
-        1,
-      );
+      const what = `it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}; split it`;
+      reportBad(`Cannot read ${nameOf(i)}: ${what}`, 1);
       continue;
     }
     builder.append(bytes.subarray(starts[i], ends[i]));
     builder.end();
   }
-}
-
-// ---- footer: schema and the places of the columns
-
-const MAGIC = 0x31524150; // "PAR1", at both ends of the file
-const FOOTER_GUESS = 1 << 16; // bytes; a second request fetches what is longer
-
-async function readFooter(source: ByteSource): Promise<FileMetaData> {
-  const { size } = source;
-  let tail = await readBytes(source, Math.max(0, size - FOOTER_GUESS), size);
-  if (size < 12 || uint32(tail, tail.length - 4) !== MAGIC) throw await notParquet(source);
-  const length = uint32(tail, tail.length - 8) + 8; // with its length and magic
-  if (length > size - 4) throw broken(source, `its footer has ${length - 8} bytes, the file has ${size}`);
-  if (length > tail.length) tail = await readBytes(source, size - length, size);
-  try {
-    return parquetMetadata(tail.slice(-length).buffer);
-  } catch (error) {
-    throw broken(source, `footer: ${(error as Error).message}`);
-  }
-}
-
-async function notParquet(source: ByteSource): Promise<UserError> {
-  const head = await readBytes(source, 0, Math.min(4, source.size));
-  return head.length === 4 && uint32(head, 0) === MAGIC
-    ? broken(source, "it begins like parquet but does not end with a footer and PAR1")
-    : new UserError(`Cannot read "${source.name}": it is not a parquet file, which begins with PAR1`);
-}
-
-async function readBytes(source: ByteSource, from: number, to: number): Promise<Uint8Array<ArrayBuffer>> {
-  const reader = new ByteReader(source.read(from, to));
-  const bytes = await reader.peek(to - from);
-  await reader.close();
-  return bytes;
-}
-
-function uint32(bytes: Uint8Array, at: number): number {
-  return new DataView(bytes.buffer, bytes.byteOffset).getUint32(at, true);
-}
-
-/** Root and leaf of the schema for a top-level text column. */
-function textColumn(source: ByteSource, metadata: FileMetaData, name: string): SchemaTree[] {
-  const root = parquetSchema(metadata);
-  const column = root.children.find((child) => child.element.name === name);
-  if (column !== undefined && isText(column)) return [root, column];
-  const columns = root.children.map((child) => `${child.element.name} (${typeOf(child)})`).join(", ");
-  throw new UserError(
-    column === undefined
-      ? `Cannot read "${source.name}": it has no column "${name}"; choose one with --column, it has: ${columns}`
-      : `Cannot read "${source.name}": column "${name}" is ${typeOf(column)}, should be text; ` +
-        `choose another with --column, it has: ${columns}`,
-  );
-}
-
-function isText({ element, children }: SchemaTree): boolean {
-  const annotated = element.converted_type === "UTF8" || element.logical_type?.type === "STRING";
-  return children.length === 0 && element.repetition_type !== "REPEATED" && annotated;
-}
-
-function typeOf(column: SchemaTree): string {
-  const { type, converted_type, logical_type } = column.element;
-  if (isText(column)) return "text";
-  return (logical_type?.type ?? converted_type ?? type ?? "nested").toLowerCase();
 }
 
 // ---- pages
@@ -162,24 +88,22 @@ interface Page {
   bad: number;
 }
 
-/** The data pages of a row group. */
-async function* readGroup(
+/** The data pages of a column chunk. */
+async function* readPages(
   source: ByteSource,
+  chunk: ColumnChunk,
   index: number,
-  group: RowGroup,
-  schemaPath: SchemaTree[],
   reportBad: ReportBad,
 ): AsyncGenerator<Page> {
-  const { column, start, end } = columnChunk(source, index, group, schemaPath);
-  const reader = new ByteReader(source.read(start, end));
+  const { start, end } = chunk, reader = new ByteReader(source.read(start, end));
   const bad = (at: number, error: unknown, rows: number): Page => {
-    const where = `row group ${index}, page at byte ${at}`;
-    reportBad(broken(source, `${where}: ${(error as Error).message}`).message, rows);
+    const what = `row group ${index}, page at byte ${at}: ${(error as Error).message}`;
+    reportBad(brokenParquet(source, what).message, rows);
     return { values: NO_VALUES, bad: rows };
   };
   let dictionary: Values | undefined;
   try {
-    for (let at = start, left = Number(group.num_rows); at < end;) {
+    for (let at = start, left = chunk.rows; at < end;) {
       let header: PageHeader, size: number;
       try {
         ({ header, size } = await readHeader(reader, end - at, left));
@@ -188,9 +112,9 @@ async function* readGroup(
         yield bad(at, error, left); // where the next page begins is not known
         return;
       }
-      const bytes = (await reader.peek(size)).slice(size - header.compressed_page_size); // its dictionary outlives it
+      const bytes = (await reader.peek(size)).slice(size - header.compressed_page_size); // a dictionary is kept
       try {
-        const values = decodePage(bytes, header, column, dictionary);
+        const values = decodePage(bytes, header, chunk, dictionary);
         if (header.type === "DICTIONARY_PAGE") dictionary = values;
         else yield { values, bad: 0 };
       } catch (error) {
@@ -203,27 +127,6 @@ async function* readGroup(
   } finally {
     await reader.close();
   }
-}
-
-/** How the text column of a row group is stored, and where in the file. */
-function columnChunk(
-  source: ByteSource,
-  index: number,
-  group: RowGroup,
-  schemaPath: SchemaTree[],
-): { column: ColumnKind; start: number; end: number } {
-  const { element, path } = schemaPath[1]!;
-  const meta_data = group.columns.find((column) =>
-    column.meta_data?.path_in_schema.join(".") === path.join(".")
-  )?.meta_data;
-  if (meta_data === undefined) throw broken(source, `row group ${index} lacks column "${element.name}"`);
-  const { dictionary_page_offset, data_page_offset, total_compressed_size, codec } = meta_data;
-  const start = Math.min(Number(dictionary_page_offset || data_page_offset), Number(data_page_offset));
-  const end = start + Number(total_compressed_size);
-  if (start < 4 || end > source.size) {
-    throw broken(source, `row group ${index} stands at bytes ${start} to ${end} of ${source.size}`);
-  }
-  return { column: { codec, nullable: element.repetition_type !== "REQUIRED" }, start, end };
 }
 
 /**
@@ -251,13 +154,10 @@ async function readHeader(
     if (!(header.compressed_page_size >= 0) || size > available) {
       throw new Error(`it has ${size} bytes, ${available} are left`);
     }
-    if (rowsOf(header) > rows) throw new Error(`it has ${rowsOf(header)} rows, ${rows} are left`);
+    const inPage = rowsOf(header); // damage can make it anything
+    if (!Number.isInteger(inPage) || inPage < 0 || inPage > rows) {
+      throw new Error(`it has ${inPage} rows, ${rows} are left`);
+    }
     return { header, size };
   }
-}
-
-function broken(source: ByteSource, what: string): UserError {
-  return new UserError(
-    `Cannot read "${source.name}": ${what}; the file is truncated or corrupt, fetch it again`,
-  );
 }
