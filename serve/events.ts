@@ -101,12 +101,10 @@ class Client {
 
 /** What a client that knows a step missed; the word to read the history again where that is too much. */
 function missedSince(run: Run, since: number): string {
-  const { recent } = run.table, last = run.table.last("step");
+  const last = run.table.last("step");
   if (since > last) return encodeReset(last);
-  const first = run.table.column("step")[run.table.rowAfter(since)];
-  if (first === undefined) return "";
-  if (recent[0]!.step > first) return "event: resync\ndata: {}\n\n";
-  return encodeSteps(recent.filter(({ step }) => step > since));
+  const lines = run.table.linesAfter(since);
+  return lines ? encodeSteps(lines) : RESYNC_TEXT;
 }
 
 /** The bytes of a change, which all clients of a run share. */
@@ -123,6 +121,8 @@ function encodeChange(run: Run, change: Change): string {
       return encodeSteps(change.lines);
     case "reset":
       return encodeReset(change.after);
+    case "resync":
+      return RESYNC_TEXT;
     case "sample":
       return `event: sample\ndata: ${JSON.stringify(change.sample)}\n\n`;
     case "state":
@@ -146,4 +146,5 @@ function encode(text: string): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(text);
 }
 
-const RESYNC = encode("event: resync\ndata: {}\n\n"), HEARTBEAT = encode(": still here\n\n");
+const RESYNC_TEXT = "event: resync\ndata: {}\n\n";
+const RESYNC = encode(RESYNC_TEXT), HEARTBEAT = encode(": still here\n\n");

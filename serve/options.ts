@@ -40,7 +40,9 @@ export function parseOptions(args: string[]): ServeOptions {
     }
     return flags[name] ?? fallback;
   };
-  const runs = [...flags.run ?? [], ...flags._.map(String)], checkpoint = value("checkpoint", "");
+  const runs = [...flags.run ?? [], ...flags._.map(String)];
+  if (runs.includes("")) throw new UserError("Cannot use --run: it needs a directory, such as --run runs/c4");
+  const checkpoint = value("checkpoint", "");
   if (runs.length === 0 && checkpoint === "") {
     throw new UserError(
       "Cannot serve nothing: name a run with --run runs/..., or a model with --checkpoint runs/...; deno task runs lists " +

@@ -7,6 +7,7 @@ import type { RunState, Sample } from "./types.ts";
 export type Change =
   | { kind: "steps"; lines: Line[] }
   | { kind: "reset"; after: number } // a resumed run goes on after this step; what was known of later ones is void
+  | { kind: "resync" } // there is more that is new than can be told: read the history
   | { kind: "sample"; sample: Sample }
   | { kind: "state"; state: RunState };
 
@@ -68,8 +69,8 @@ export class Run {
         before ??= this.table;
         this.table = new Table();
       }
-      const added = lines.map((text) => this.table.append(text)).filter(Boolean).length;
-      if (!before && added > 0) this.#tell({ kind: "steps", lines: this.table.recent.slice(-added) });
+      const added = lines.map((text) => this.table.append(text)).filter((line) => line !== undefined);
+      if (!before) this.#tellSteps(added);
       if (!more) break;
       await new Promise((resolve) => setTimeout(resolve, 0)); // answers others meanwhile
     }
@@ -79,7 +80,12 @@ export class Run {
   #tellReset(before: Table): void {
     const after = lastCommonStep(before, this.table);
     this.#tell({ kind: "reset", after });
-    const lines = this.table.recent.filter(({ step }) => step > after);
+    const lines = this.table.linesAfter(after);
+    if (lines) this.#tellSteps(lines);
+    else this.#tell({ kind: "resync" });
+  }
+
+  #tellSteps(lines: Line[]): void {
     if (lines.length > 0) this.#tell({ kind: "steps", lines });
   }
 

@@ -49,6 +49,28 @@ Deno.test("refresh() tells up to which step a resumed run is as it was", async (
   assertEquals([run.table.last("step"), run.table.last("step_ms")], [13, 99.5]);
 });
 
+Deno.test("refresh() has listeners read the history again where a resumed run has gone far already", async () => {
+  using fake = new FakeRun(20);
+  const run = fake.run();
+  await run.refresh();
+  const heard = listen(run);
+  fake.start(12);
+  fake.append("metrics.jsonl", JSON.stringify({ ...metricsAt(13), step_ms: 99.5 }) + "\n");
+  fake.steps(14, 5000);
+  await run.refresh();
+  assertEquals(heard.slice(0, 2), [{ kind: "reset", after: 12 }, { kind: "resync" }]);
+});
+
+Deno.test("refresh() tells all steps of a burst", async () => {
+  using fake = new FakeRun(1, { config: { max_iters: 1e6 } });
+  const run = fake.run();
+  await run.refresh();
+  const heard = listen(run);
+  fake.steps(2, 9000);
+  await run.refresh();
+  assertEquals(heard, Array.from({ length: 8999 }, (_, i) => i + 2));
+});
+
 Deno.test("refresh() gets over garbage and says how much there was", async () => {
   using fake = new FakeRun(2);
   fake.append("metrics.jsonl", '\0\0\0 not json\n{"step":\n');

@@ -12,24 +12,32 @@ export class Table {
   badLines = 0;
   best: { step: number; val_loss: number } | null = null;
   lastValLoss: number | null = null;
-  recent: Line[] = [];
+  #recent: Line[] = [];
   #columns = KEYS.map(() => new Float64Array(1024));
 
-  /** Appends a line; false if it is not a later step. */
-  append(text: string): boolean {
+  /** Appends a line and returns it, or counts it if it is not a later step. */
+  append(text: string): Line | undefined {
     const row = parse(text);
     if (!row || row.step <= this.last("step")) {
       this.badLines++;
-      return false;
+      return undefined;
     }
     if (this.length === this.#columns[0]!.length) this.#columns = this.#columns.map(twice);
     row.elapsed_s = (this.last("elapsed_s") || 0) + (row.step_ms ?? 0) / 1000;
     KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] ?? NaN);
     this.length++;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
-    this.recent.push({ step: row.step, text });
-    if (this.recent.length >= 2 * RECENT) this.recent = this.recent.slice(-RECENT);
-    return true;
+    const line = { step: row.step, text };
+    this.#recent.push(line);
+    if (this.#recent.length >= 2 * RECENT) this.#recent = this.#recent.slice(-RECENT);
+    return line;
+  }
+
+  /** The lines after a step; undefined where they go further back than the text of lines is kept. */
+  linesAfter(step: number): Line[] | undefined {
+    const first = this.column("step")[this.rowAfter(step)];
+    if (first === undefined) return [];
+    return this.#recent[0]!.step <= first ? this.#recent.filter((line) => line.step > step) : undefined;
   }
 
   #evaluated(step: number, val_loss: number): void {

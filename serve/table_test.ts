@@ -43,7 +43,7 @@ Deno.test("Table counts lines that are no later step and goes on", () => {
   ];
   table.append(line(1));
   for (const text of [...garbage, line(1), line(2, { loss: "low" }), '{"step":-1}']) {
-    assertEquals(table.append(text), false, text);
+    assertEquals(table.append(text), undefined, text);
   }
   assertEquals(table.badLines, garbage.length + 3);
   assert(table.append(line(2)));
@@ -66,6 +66,8 @@ Deno.test("Table.rowAfter() finds the first later step", () => {
 Deno.test("Table keeps the text of recent lines only", () => {
   const table = new Table();
   for (let step = 1; step <= 5000; step++) table.append(line(step));
-  assert(table.recent.length <= 1000);
-  assertEquals(table.recent.at(-1), { step: 5000, text: line(5000) });
+  assertEquals(table.linesAfter(4998), [4999, 5000].map((step) => ({ step, text: line(step) })));
+  assertEquals(table.linesAfter(5000), []);
+  assertEquals(table.linesAfter(4500)?.length, 500);
+  assertEquals(table.linesAfter(3000), undefined);
 });
