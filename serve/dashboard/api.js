@@ -3,7 +3,7 @@
 // Talks to the server: JSON, history and live events. /openapi.json explains every field.
 
 /** @typedef {import("./series.js").Measured} Measured */
-/** @typedef {import("./series.js").Series} Series */
+/** @typedef {import("./series.js").StepRange} StepRange */
 /** @typedef {"running" | "stalled" | "stopped" | "finished"} State */
 
 /**
@@ -50,7 +50,7 @@ export class RequestError extends Error {
 /**
  * The JSON at a path. Throws RequestError for an error status, and what fetch() throws where no server answers.
  * @param {string} path
- * @param {Record<string, string> | [string, string][]} parameters
+ * @param {Record<string, string> | URLSearchParams} parameters
  */
 async function getJson(path, parameters = {}) {
   const query = new URLSearchParams(parameters).toString();
@@ -93,34 +93,38 @@ const OTHER_KEYS = ["lr", "grad_norm", "tokens_per_sec", "mfu", "memory_bytes", 
 const X_KEYS = ["tokens", "elapsed_s"]; // for the x axes; they grow evenly
 
 /**
- * All a run has measured, down-sampled: enough points for the width of the charts.
+ * What a run has measured, down-sampled: enough points for the width of the charts.
  * @param {string} run
+ * @param {StepRange} [range] all of it without
  * @returns {Promise<Measured>}
  */
-export async function getHistory(run) {
+export async function getHistory(run, range) {
   const series = await Promise.all([
-    getSeries(run, MAIN_KEYS, 1000),
-    getSeries(run, OTHER_KEYS, 400),
-    getSeries(run, X_KEYS, 200),
+    getSeries(run, range, MAIN_KEYS, 1000),
+    getSeries(run, range, OTHER_KEYS, 400),
+    getSeries(run, range, X_KEYS, 200),
   ]);
   return Object.assign({}, ...series);
 }
 
 /**
  * @param {string} run
+ * @param {StepRange | undefined} range
  * @param {string[]} keys
  * @param {number} points
  * @returns {Promise<Measured>}
  */
-async function getSeries(run, keys, points) {
-  /** @type {[string, string][]} */
-  const asked = keys.map((key) => ["key", key]);
-  /** @type {{ series: Record<string, { step: number[], value: (number | null)[] }> }} */
-  const { series } = await getJson("stats/history", [...asked, ["points", String(points)], ["run", run]]);
+async function getSeries(run, range, keys, points) {
+  const parameters = new URLSearchParams(keys.map((key) => ["key", key]));
+  for (const [name, value] of Object.entries({ run, points, ...range })) {
+    parameters.append(name, String(value));
+  }
+  /** @type {{ series: Record<string, { step: number[], value: number[], mean: number[] }> }} */
+  const { series } = await getJson("stats/history", parameters);
   return Object.fromEntries(
-    Object.entries(series).map(([key, { step, value }]) => [
+    Object.entries(series).map(([key, { step, value, mean }]) => [
       key,
-      step.map((s, i) => ({ step: s, value: value[i] ?? NaN })),
+      step.map((s, i) => ({ step: s, value: value[i] ?? NaN, mean: mean[i] ?? NaN })),
     ]),
   );
 }

@@ -10,7 +10,7 @@ import { clock } from "./format.js";
 import { showNow } from "./now.js";
 import { showConfig, showLog, showSample } from "./panels.js";
 import { MOST_RUNS, showRuns } from "./runs.js";
-import { append, truncate } from "./series.js";
+import { append, refined, stepsBetween, truncate } from "./series.js";
 
 /** @typedef {import("./api.js").RunSummary} RunSummary */
 /** @typedef {import("./api.js").Stats} Stats */
@@ -97,6 +97,19 @@ async function loadHistory() {
   } finally {
     isLoading = false;
   }
+  await refine();
+}
+
+/** Asks for more points of the steps in view: those of the whole run are too few to zoom into. */
+async function refine() {
+  const range = zoom, { axis } = choices;
+  if (!range) return;
+  await Promise.all([run, ...compared].map(async (name) => {
+    const steps = stepsBetween(range.min, range.max, axis, measuredBy.get(name) ?? {});
+    const detail = await getHistory(name, steps);
+    measuredBy.set(name, refined(measuredBy.get(name) ?? {}, detail, steps)); // as it is by now
+  }));
+  redraw();
 }
 
 /** What the run has measured. */
@@ -231,6 +244,7 @@ function setZoom(range) {
   zoom = range;
   byId("reset-zoom", HTMLButtonElement).hidden = range === null;
   draw();
+  attempt(refine);
 }
 
 // ---- what a person does

@@ -8,7 +8,6 @@ import { places, smooth, summary } from "./series.js";
 /** @typedef {import("./plot.js").ChartSpec} ChartSpec */
 /** @typedef {import("./plot.js").Line} Line */
 /** @typedef {import("./series.js").Measured} Measured */
-/** @typedef {import("./series.js").Series} Series */
 /** @typedef {import("./series.js").XAxis} XAxis */
 
 /** @typedef {{ name: string, measured: Measured }} DrawnRun */
@@ -68,31 +67,29 @@ export const CHARTS = [
  */
 export function curves(spec, runs, how) {
   return runs.flatMap(({ name, measured }, i) => {
-    const isAlone = runs.length === 1,
-      isLoss = spec.key === "loss",
-      isSmoothed = spec.isSmoothed && how.smoothing > 0;
-    const series = measured[spec.key] ?? [], val_loss = measured.val_loss ?? [];
-    const color = cssColor(`run-${i + 1}`), valColor = isAlone ? cssColor("val") : color;
-    const label = isAlone ? (isLoss ? "train" : "") : name, valLabel = isAlone ? "val" : `${name} val`;
-    const lineOf = lineMaker(measured, how.axis);
-    return [
-      ...(isSmoothed ? [lineOf(series, { label, color, style: "faint" })] : []),
-      lineOf(isSmoothed ? smooth(series, how.smoothing) : series, { label, color, style: "line" }),
-      ...(isLoss && val_loss.length > 0
-        ? [lineOf(val_loss, { label: valLabel, color: valColor, style: "dots" })]
-        : []),
-    ];
+    const isAlone = runs.length === 1, isLoss = spec.key === "loss", color = cssColor(`run-${i + 1}`);
+    const label = isAlone ? (isLoss ? "train" : "") : name;
+    const drawn = trainCurves(spec, { label, color }, measured, how);
+    const val_loss = measured.val_loss ?? [];
+    if (!isLoss || val_loss.length === 0) return drawn;
+    const look = isAlone ? { label: "val", color: cssColor("val") } : { label: `${name} val`, color };
+    const x = places(val_loss, how.axis, measured);
+    return [...drawn, { ...look, style: "dots", x, y: val_loss.map((p) => p.value) }];
   });
 }
 
 /**
- * Makes lines of a run's series.
+ * What was measured at every step, faint under its average where it is to be smoothed.
+ * @param {ChartSpec} spec
+ * @param {Pick<Line, "label" | "color">} look
  * @param {Measured} measured
- * @param {XAxis} axis
- * @returns {(series: Series, look: Pick<Line, "label" | "color" | "style">) => Line}
+ * @param {How} how
+ * @returns {Line[]}
  */
-function lineMaker(measured, axis) {
-  return (series, look) => ({ ...look, x: places(series, axis, measured), y: series.map((p) => p.value) });
+function trainCurves({ key, isSmoothed }, look, measured, { axis, smoothing }) {
+  const series = measured[key] ?? [], x = places(series, axis, measured), y = series.map((p) => p.value);
+  if (!isSmoothed || smoothing === 0) return [{ ...look, style: "line", x, y }];
+  return [{ ...look, style: "faint", x, y }, { ...look, style: "line", x, y: smooth(series, smoothing) }];
 }
 
 /**

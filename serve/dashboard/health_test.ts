@@ -38,7 +38,7 @@ const WELL: Stats = {
 
 /** The warnings about a run that is well but for something, as "level text". */
 function about(change: Partial<Stats>, losses: number[] = []): string[] {
-  const loss = losses.map((value, i) => ({ step: i + 1, value }));
+  const loss = losses.map((value, i) => ({ step: i + 1, value, mean: value }));
   return warnings({ ...WELL, ...change }, loss).map(({ level, text }) => `${level} ${text}`);
 }
 

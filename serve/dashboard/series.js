@@ -1,10 +1,14 @@
 // @ts-check
 // What a run has measured, and what is computed from it: smoothing, trend, other x axes, summaries. No DOM here.
 
-/** @typedef {{ step: number, value: number }} Point one measurement; NaN where it was not finite */
+/**
+ * One measurement; NaN where it was not finite. mean: of the steps that a down-sampled point stands for; else the value.
+ * @typedef {{ step: number, value: number, mean: number }} Point
+ */
 /** @typedef {Point[]} Series one quantity at the steps where it was measured, steps ascending */
 /** @typedef {Record<string, Series>} Measured a series for each key of metrics.jsonl */
 /** @typedef {"step" | "tokens" | "time"} XAxis */
+/** @typedef {{ since: number, until: number }} StepRange steps after since, up to until */
 
 /**
  * Adds a measurement. One that is not newer than the last is dropped, since it is in the series already.
@@ -13,7 +17,7 @@
  * @param {number | null} value null where it was not finite, as in JSON
  */
 export function append(series, step, value) {
-  if (step > (series.at(-1)?.step ?? 0)) series.push({ step, value: value ?? NaN });
+  if (step > (series.at(-1)?.step ?? 0)) series.push({ step, value: value ?? NaN, mean: value ?? NaN });
 }
 
 /**
@@ -26,25 +30,40 @@ export function truncate(measured, step) {
 }
 
 /**
+ * Replaces what is known of some steps by something more exact.
+ * @param {Measured} measured
+ * @param {Measured} detail
+ * @param {StepRange} range the steps that the detail is about
+ * @returns {Measured}
+ */
+export function refined(measured, detail, { since, until }) {
+  const inner = Object.entries(detail).map(([key, series]) => {
+    const before = measured[key]?.filter((p) => p.step <= since) ?? [];
+    return [key, [...before, ...series, ...measured[key]?.filter((p) => p.step > until) ?? []]];
+  });
+  return { ...measured, ...Object.fromEntries(inner) };
+}
+
+/**
  * The exponential moving average with bias correction: the first values are true averages, not pulled towards 0. The
  * decay is per thousandth of the run, or per step in shorter runs, so that the curve keeps its shape where down-sampled
- * points are followed by single steps. A value that is not finite stays a gap and does not count.
+ * points are followed by single steps. A value that is not finite is a gap and does not count.
  * @param {Series} series
- * @param {number} decay 0 (off) to below 1
- * @returns {Series}
+ * @param {number} decay above 0 and below 1
+ * @returns {number[]}
  */
 export function smooth(series, decay) {
   const first = series[0], final = series.at(-1);
-  if (decay === 0 || !first || !final) return series;
+  if (!first || !final) return [];
   const unit = Math.max(1, (final.step - first.step) / 1000);
   let sum = 0, weight = 0, previous = first.step - unit;
-  return series.map(({ step, value }) => {
-    if (!Number.isFinite(value)) return { step, value };
+  return series.map(({ step, mean }) => {
+    if (!Number.isFinite(mean)) return NaN;
     const kept = decay ** ((step - previous) / unit);
     previous = step;
-    sum = kept * sum + (1 - kept) * value;
+    sum = kept * sum + (1 - kept) * mean;
     weight = kept * weight + (1 - kept);
-    return { step, value: sum / weight };
+    return sum / weight;
   });
 }
 
@@ -80,7 +99,7 @@ export function trend(series) {
  * @param {Series} series
  */
 function moments(series) {
-  const values = finite(series).map((p) => p.value);
+  const values = finite(series).map((p) => p.mean);
   const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
   const variance = values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / values.length;
   return { mean, variance };
@@ -100,17 +119,46 @@ export function finite(series) {
  */
 export function places(series, axis, measured) {
   const steps = series.map((p) => p.step);
-  const known = axis === "step" ? undefined : measured[axis === "tokens" ? "tokens" : "elapsed_s"];
-  if (!known?.length) return steps;
-  let left = { step: 0, value: 0 }, i = 0;
-  return steps.map((step) => {
-    let right = known[i];
-    while (right && right.step <= step) {
-      left = right;
-      right = known[++i];
+  return interpolate(steps, knownPlaces(axis, measured).map(({ step, value }) => [step, value]));
+}
+
+/**
+ * The steps that lie between two places of an x axis, with those at its ends.
+ * @param {number} min
+ * @param {number} max
+ * @param {XAxis} axis
+ * @param {Measured} measured
+ * @returns {StepRange}
+ */
+export function stepsBetween(min, max, axis, measured) {
+  const known = knownPlaces(axis, measured).map(({ step, value }) => [value, step]);
+  const [first = min, last = max] = interpolate([min, max], known);
+  return { since: Math.max(0, Math.floor(first) - 1), until: Math.ceil(last) };
+}
+
+/**
+ * @param {XAxis} axis
+ * @param {Measured} measured
+ * @returns {Series} the tokens or seconds at steps; empty where steps are the places
+ */
+function knownPlaces(axis, measured) {
+  return (axis === "step" ? undefined : measured[axis === "tokens" ? "tokens" : "elapsed_s"]) ?? [];
+}
+
+/**
+ * The y of each x, on straight lines from (0, 0) through known points, and on in the direction from (0, 0) to the last.
+ * @param {number[]} xs ascending
+ * @param {number[][]} known pairs [x, y], ascending; none: y is x
+ */
+function interpolate(xs, known) {
+  let [x0 = 0, y0 = 0] = [0, 0], i = 0;
+  return known.length === 0 ? xs : xs.map((x) => {
+    let [x1 = 0, y1 = 0] = known[i] ?? [];
+    while (i < known.length && x1 <= x) {
+      [x0, y0] = [x1, y1];
+      [x1 = 0, y1 = 0] = known[++i] ?? [];
     }
-    if (!right) return left.value * step / left.step; // after the last point both quantities grow as before
-    return left.value + (right.value - left.value) * (step - left.step) / (right.step - left.step);
+    return i === known.length ? y0 * x / x0 : y0 + (y1 - y0) * (x - x0) / (x1 - x0);
   });
 }
 
