@@ -97,6 +97,7 @@ const variables = {
   sample_temperature: 0.8,
   save_interval: 1000,
   keep_checkpoints: 3, // the newest so many, and the best
+  tensorboard: false, // write TensorBoard event files too
 
   // machine
   threads: 0, // CPU threads, 0 = all
@@ -418,7 +419,7 @@ function openRun(config: TrainConfig, saved: TrainerState | undefined): RunLog {
       `Cannot start a run in ${config.out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
     );
   }
-  return new RunLog(config.out_dir, json(config), saved?.step);
+  return new RunLog(config.out_dir, json(config), saved?.step, config.tensorboard);
 }
 
 /** A run goes on with the data that it began with, unless another data_dir is named. */

@@ -8,6 +8,7 @@ import { writeAtomic, writeText } from "../ffi/files.ts";
 import { device, memoryUse } from "../ffi/library.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
 import { tensor } from "./tensor.ts";
+import { EventFile } from "./tensorboard.ts";
 
 /** One line of metrics.jsonl. */
 export type StepMetrics = {
@@ -46,13 +47,15 @@ export type RunFacts = {
 export class RunLog {
   readonly #metrics: Deno.FsFile;
   readonly #log: Deno.FsFile;
+  #events: EventFile | undefined;
   #isEmpty: boolean;
 
   /**
    * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
-   * metrics.jsonl are dropped. Throws UserError when another process trains there, or the directory cannot be written.
+   * metrics.jsonl are dropped. tensorboard: write an event file too. Throws UserError when another process trains there, or
+   * the directory cannot be written.
    */
-  constructor(readonly dir: string, config: string, after?: number) {
+  constructor(readonly dir: string, config: string, after?: number, tensorboard = false) {
     try {
       Deno.mkdirSync(dir, { recursive: true });
       this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
@@ -71,6 +74,7 @@ export class RunLog {
     this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
     try {
       writeAtomic(`${dir}/config.json`, config);
+      if (tensorboard) this.#events = new EventFile(dir, after);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -87,6 +91,7 @@ export class RunLog {
   step(metrics: StepMetrics): void {
     this.#isEmpty = false;
     writeText(this.#metrics, `${this.dir}/metrics.jsonl`, JSON.stringify(metrics) + "\n");
+    this.#events?.scalars(metrics.step, scalars(metrics));
   }
 
   /** Writes run.json. */
@@ -104,11 +109,13 @@ export class RunLog {
   /** Closes the files, and removes them where nothing came of a new run. */
   [Symbol.dispose](): void {
     this.#metrics.close();
+    this.#events?.[Symbol.dispose]();
     releaseRun(this.dir); // before the lock: who takes it next writes a file of its own
     this.#log.close();
     if (!this.#isEmpty) return;
     const temporary = ["config.json", "run.json"].map((file) => `${file}.${Deno.pid}.tmp`);
-    const files = ["metrics.jsonl", "log.txt", "run.json", "config.json", ...temporary];
+    const events = this.#events ? [this.#events.name] : [];
+    const files = ["metrics.jsonl", "log.txt", "run.json", "config.json", ...temporary, ...events];
     for (const file of [...files, ""]) {
       try {
         Deno.removeSync(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty
@@ -129,6 +136,20 @@ function lock(file: Deno.FsFile): boolean {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20); // ms
   }
   return false;
+}
+
+/** A step under the names that group its charts in TensorBoard. */
+function scalars(m: StepMetrics): Record<string, number> {
+  return {
+    "loss/train": m.loss,
+    ...(m.val_loss === undefined ? {} : { "loss/val": m.val_loss }),
+    "optimizer/lr": m.lr,
+    "optimizer/grad_norm": m.grad_norm,
+    "optimizer/skipped": m.skipped,
+    "speed/tokens_per_sec": m.tokens_per_sec,
+    ...(m.mfu === null ? {} : { "speed/mfu": m.mfu }),
+    "memory/bytes": m.memory_bytes,
+  };
 }
 
 /** What a run writes to: a RunLog, or on a rank other than the first nothing. */
