@@ -1,6 +1,8 @@
 // Learns byte-pair encoding: of all pairs of neighbouring tokens the one that occurs most often becomes a token, again and
-// again. Gives the merges of BpeTrainer in Hugging Face's tokenizers. It counts pairs in words, each weighted by how often
-// it occurs, and knows where each pair stands, so that a merge visits only the places that it changes.
+// again. It counts pairs in words, each weighted by how often the word occurs, and knows where each pair stands, so that a
+// merge visits only the places that it changes.
+//
+// Gives the merges of BpeTrainer in Hugging Face's tokenizers, as long as no pair occurs 2^31 times, where its counts overflow.
 import { Pair, PairQueue } from "./pair_queue.ts";
 import type { WordCounts } from "./word_counts.ts";
 
