@@ -5,7 +5,7 @@ import settings from "../deno.json" with { type: "json" };
 
 export const ROOT = new URL("../", import.meta.url);
 
-type Task = "prepare" | "train" | "sample";
+type Task = "prepare" | "train" | "sample" | "serve" | "runs";
 export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
 
 /**
@@ -89,11 +89,12 @@ export class Running {
     }
   }
 
-  /** Waits for a line of stdout that begins so, or for the end. */
-  async line(start: string): Promise<void> {
+  /** Waits for a line of stdout that begins so, and returns it; undefined at the end. */
+  async line(start: string): Promise<string | undefined> {
     while (true) {
       const { done, value } = await this.#lines.next();
-      if (done || value.startsWith(start)) return;
+      if (done) return undefined;
+      if (value.startsWith(start)) return value;
     }
   }
 

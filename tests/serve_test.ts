@@ -1,0 +1,145 @@
+// deno task serve, and train --serve_port, as a user runs them.
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import type { Health, History, Runs, Stats } from "../serve/types.ts";
+import { dataset, freshPath, metrics, refuse, run, Running, SMALL, succeed } from "./helpers.ts";
+
+const data = await dataset();
+const finished = freshPath();
+const TRAIN = [`--data_dir=${data}`, ...SMALL];
+await succeed(
+  "train",
+  ...TRAIN,
+  `--out_dir=${finished}`,
+  "--max_iters=20",
+  "--save_interval=20",
+  "--sample_interval=20",
+);
+
+/** A free port, which nobody takes in the meantime, one hopes. */
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
+/** The JSON at an address; serve/openapi_test.ts holds its types against the answers. */
+async function getJson<T = Stats>(url: string): Promise<T> {
+  return await (await fetch(url)).json();
+}
+
+/** What deno task serve prints first, as the address that it serves at. */
+async function addressOf(server: Running): Promise<string> {
+  return /http\S+/.exec(await server.line("serving at ") ?? "")![0];
+}
+
+Deno.test("serve shows a finished run and lets others talk to its model, until SIGTERM", async () => {
+  const server = new Running(
+    "serve",
+    "--run",
+    finished,
+    "--checkpoint",
+    finished,
+    "--device=cpu",
+    "--port=0",
+  );
+  const url = await addressOf(server), name = finished.split("/").at(-1);
+  const { state, step, sample, val_loss, config, versions, parameters } = await getJson(`${url}stats`);
+  assertEquals([state, step, sample?.step, val_loss, config.max_iters], ["finished", 20, 20, null, 20]);
+  assert(versions.loam && versions.deno && parameters! > 1000);
+  assertEquals(
+    (await getJson<History>(`${url}stats/history?key=loss`)).series.loss?.value,
+    metrics(finished).map((m) => m.loss),
+  );
+  const body = JSON.stringify({ prompt: "Once", max_tokens: 5, temperature: 0 });
+  const request = { method: "POST", headers: { "Content-Type": "application/json" }, body };
+  const { model, usage } = await (await fetch(`${url}v1/completions`, request)).json();
+  assertEquals([model, usage.completion_tokens], [name, 5]);
+  const events = await fetch(`${url}events?since=0`); // open connections do not hold it up
+  server.signal("SIGTERM");
+  assertMatch(await events.text(), /id: 20\n/);
+  assertEquals((await server.end()).code, 0);
+});
+
+Deno.test("serve refuses with one line what it cannot serve", async () => {
+  assertMatch(await refuse("serve"), /^Cannot serve nothing: name a run with --run/);
+  assertMatch(await refuse("serve", "--run", freshPath()), /^Cannot serve \S+: there is no such directory/);
+  assertMatch(await refuse("serve", "--run", data), /^Cannot serve \S+: it holds no run/);
+  assertMatch(await refuse("serve", "--checkpoint", data), /^Cannot find a checkpoint in/);
+  assertMatch(
+    await refuse("serve", "--run", finished, "--host", "0.0.0.0"),
+    /^Cannot serve on 0\.0\.0\.0 without a token: .*LOAM_TOKEN/,
+  );
+  using taken = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = taken.addr;
+  assertMatch(
+    await refuse("serve", "--run", finished, `--port=${port}`),
+    new RegExp(
+      `^Cannot serve on port ${port}: another program does already; choose another, such as --port=\\d+$`,
+    ),
+  );
+  const { code, stdout } = await run("serve", "--help");
+  assertEquals(code, 0);
+  assertMatch(stdout, /--checkpoint PATH/);
+});
+
+Deno.test("train --serve_port shows the run while it trains; then the port is free", async () => {
+  const out = freshPath(), port = freePort();
+  const trainer = new Running(
+    "train",
+    ...TRAIN,
+    `--out_dir=${out}`,
+    "--max_iters=100000",
+    `--serve_port=${port}`,
+  );
+  assertEquals(await addressOf(trainer), `http://127.0.0.1:${port}/`);
+  for (let i = 0; i < 50; i++) await trainer.line("step ");
+  const stats = await getJson(`http://127.0.0.1:${port}/stats`);
+  assert(stats.step >= 50 && stats.eta_s! > 0, JSON.stringify(stats));
+  assertEquals([stats.state, stats.memory!.weights! > 0, stats.memory!.step! > 0], ["running", true, true]);
+  const events = fetch(`http://127.0.0.1:${port}/events`).then((response) => response.text());
+  await getJson(`http://127.0.0.1:${port}/stats`); // by now it listens to events
+  for (let i = 0; i < 50; i++) await trainer.line("step ");
+  trainer.signal("SIGTERM");
+  assertMatch(await events, /event: step\n[^]*event: state\ndata: \{"state":"stopped"/);
+  assertEquals((await trainer.end()).code, 0);
+  Deno.listen({ hostname: "127.0.0.1", port }).close();
+  assertMatch(
+    Deno.readTextFileSync(`${out}/log.txt`),
+    new RegExp(`^serving at http://127.0.0.1:${port}/$`, "m"),
+  );
+});
+
+Deno.test("train goes on with a warning when its port is taken", async () => {
+  using taken = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const out = freshPath(), flags = ["--max_iters=3000", `--serve_port=${taken.addr.port}`];
+  const { code, stderr } = await run("train", ...TRAIN, `--out_dir=${out}`, ...flags);
+  assertEquals(code, 0);
+  assertMatch(stderr, /^warning: Cannot serve on port \d+: [^\n]*; training goes on without the server\n$/);
+  assertEquals(metrics(out).length, 3000);
+  assertMatch(
+    await refuse("train", ...TRAIN, `--out_dir=${freshPath()}`, "--serve_port=70000"),
+    /^Cannot use serve_port/,
+  );
+});
+
+Deno.test("a trainer that is killed is seen to have stopped, and to go on when it is resumed", async () => {
+  const out = freshPath(), flags = [`--out_dir=${out}`, "--max_iters=100000", "--save_interval=20"];
+  const trainer = new Running("train", ...TRAIN, ...flags);
+  await trainer.line("saved ");
+  const server = new Running("serve", "--run", out, "--port=0"), url = await addressOf(server);
+  assertEquals((await getJson(`${url}stats`)).state, "running");
+  trainer.signal("SIGKILL");
+  await trainer.end();
+  assertEquals((await getJson<Health>(`${url}healthz`)).runs[0]?.state, "stopped");
+  const resumed = new Running("train", `--resume=${out}`);
+  await resumed.line("step ");
+  const { state, started } = await getJson(`${url}stats`);
+  assertEquals(state, "running");
+  assert(Date.parse(started!) > 0);
+  resumed.signal("SIGKILL");
+  await resumed.end();
+  Deno.removeSync(out, { recursive: true }); // while it is watched
+  assertEquals((await fetch(`${url}stats`)).status, 410);
+  assertEquals(await getJson<Runs>(`${url}runs`), { runs: [] });
+  server.signal("SIGINT");
+  assertEquals((await server.end()).code, 0);
+});
