@@ -8,6 +8,25 @@ export interface AddedToken {
   special: boolean;
 }
 
+/**
+ * Added tokens with the ids that tokenizers gives them, whatever the file says: that of the token in the vocabulary, or else
+ * the next one behind the vocabulary and the added tokens before it.
+ */
+export function withIds<T extends AddedToken>(
+  added: T[],
+  vocabularySize: number,
+  idOf: (token: string) => number | undefined,
+): T[] {
+  const ids = new Map<string, number>();
+  let next = vocabularySize;
+  return added.map((token) => {
+    const id = ids.get(token.content) ?? idOf(token.content) ?? next;
+    ids.set(token.content, id);
+    next = Math.max(next, id + 1);
+    return { ...token, id };
+  });
+}
+
 /** Finds added tokens in UTF-8 text: the leftmost, of those the longest. */
 export class AddedTokens {
   /** After next(): where the token begins and ends, and its id. */
@@ -17,6 +36,7 @@ export class AddedTokens {
 
   // By first byte, the longest first. Special tokens are among them, since their text hides others that overlap it.
   readonly #byFirst: ({ bytes: Uint8Array; id: number; special: boolean }[] | undefined)[] = [];
+  readonly #begins = new Uint8Array(256); // 1 for bytes with which a token begins
 
   constructor(tokens: AddedToken[]) {
     if (tokens.every(({ special }) => special)) return; // nothing to find
@@ -26,6 +46,7 @@ export class AddedTokens {
       if (bytes.length > 0) (this.#byFirst[bytes[0]!] ??= []).push({ bytes, id, special });
     }
     for (const list of this.#byFirst) list?.sort((a, b) => b.bytes.length - a.bytes.length);
+    this.#byFirst.forEach((_, byte) => this.#begins[byte] = 1);
   }
 
   /** Whether there are any to be found. */
@@ -36,7 +57,7 @@ export class AddedTokens {
   /** Finds the first token in bytes[from, to) and sets start, end and id; false if there is none. */
   next(bytes: Uint8Array, from: number, to: number): boolean {
     for (let i = from; i < to;) {
-      const token = this.#byFirst[bytes[i]!]?.find((token) => standsAt(token.bytes, bytes, i, to));
+      const token = this.#begins[bytes[i]!] === 0 ? undefined : this.#at(bytes, i, to);
       if (token === undefined) {
         i++;
         continue;
@@ -51,6 +72,14 @@ export class AddedTokens {
       i = end;
     }
     return false;
+  }
+
+  #at(
+    bytes: Uint8Array,
+    i: number,
+    to: number,
+  ): { bytes: Uint8Array; id: number; special: boolean } | undefined {
+    return this.#byFirst[bytes[i]!]!.find((token) => standsAt(token.bytes, bytes, i, to));
   }
 }
 

@@ -1,11 +1,11 @@
 // Byte-level BPE from tokenizer.json, by our own encoder: the tokenizers of GPT-2, Llama 3, Qwen, SmolLM, DeepSeek, gpt-oss,
 // SuperBPE and many others. The ids are those of Python's tokenizers when encode_special_tokens is set.
-import { type AddedToken, AddedTokens } from "./added_tokens.ts";
+import { type AddedToken, AddedTokens, withIds } from "./added_tokens.ts";
 import { Bpe, isSuperword } from "./bpe.ts";
 import { appendTo } from "./byte_level.ts";
-import { bytesOfToken, readMerges, readVocabulary } from "./byte_level_vocabulary.ts";
+import { byteToken, readMerges, readVocabulary } from "./byte_level_vocabulary.ts";
 import type { ByteStrings } from "./byte_strings.ts";
-import { isSurelyNfc, normalizeNfc } from "./nfc.ts";
+import { isInert, normalizeNfc } from "./nfc.ts";
 import { NEVER, PairTable } from "./pair_table.ts";
 import { PieceTable } from "./piece_table.ts";
 import { encoderOf, type PreTokenizer, readPreTokenizer } from "./pre_tokenizer.ts";
@@ -57,17 +57,16 @@ export interface ByteLevelBpe {
  * @throws {RangeError} saying what the file has that is not supported, and what it should have.
  */
 export function byteLevelBpe(file: TokenizerFile): ByteLevelBpe {
-  const json = file.json as unknown as ByteLevelJson, { model, added_tokens: added = [] } = json;
+  const json = file.json as unknown as ByteLevelJson, { model } = json;
   const { cuts, prefixBlank } = readPreTokenizer(json.pre_tokenizer),
     composes = readNormalizer(json.normalizer);
-  checkAddedTokens(added);
-  const special = new Set(added.filter((token) => token.special).map(({ id }) => id));
-  const { tokens, others } = readVocabulary(file.bytes, file.vocab!, special),
-    table = new PieceTable(tokens, 0);
+  const { size, tokens, others } = readVocabulary(file.bytes, file.vocab!), table = new PieceTable(tokens, 0);
   checkModel(model, table);
+  const added = withIds(json.added_tokens ?? [], size, (content) => vocabularyId(content, table, others));
+  checkAddedTokens(added);
   const merges = readMerges(file.bytes, file.merges!, table);
   const bpe = new Bpe({
-    tokens,
+    tokens: tokens.without(added.filter((token) => token.special).map(({ id }) => id)),
     merges: pairTable(merges),
     wholePieces: model.ignore_merges ?? false,
     superwords: superwordRank(merges, tokens),
@@ -81,20 +80,37 @@ export function byteLevelBpe(file: TokenizerFile): ByteLevelBpe {
   encodeUtf8 = withAddedTokens(new AddedTokens(normalized), encodeUtf8);
   if (composes) encodeUtf8 = withNfc(encodeUtf8);
   encodeUtf8 = withAddedTokens(new AddedTokens(added.filter((token) => !token.normalized)), encodeUtf8);
-
-  for (const { id, content } of added) others.set(id, content);
-  const bytes = new Map(Array.from(others, ([id, token]) => [id, bytesOfToken(token)])),
-    nothing = new Uint8Array(0);
-  const bytesOf = (id: number) => bytes.get(id) ?? (id < tokens.length ? tokens.at(id) : nothing);
-  const vocab_size = Array.from(others.keys()).reduce((size, id) => Math.max(size, id + 1), tokens.length);
-  return { vocab_size, encodeUtf8, bytesOf, idOf: (token) => idOf(token, others, tokens) };
+  return { ...decoding(tokens, others, added), encodeUtf8 };
 }
 
-function idOf(token: string, others: Map<number, string>, tokens: ByteStrings): number | undefined {
-  for (const [id, other] of others) if (other === token) return id;
-  const bytes = bytesOfToken(token).join();
-  for (let id = 0; id < tokens.length; id++) if (tokens.at(id).join() === bytes) return id;
-  return undefined;
+/** Everything of the tokenizer but encoding. */
+function decoding(
+  tokens: ByteStrings,
+  others: Map<number, string>,
+  added: AddedToken[],
+): Omit<ByteLevelBpe, "encodeUtf8"> {
+  const names = new Map([...others, ...added.map(({ id, content }) => [id, content] as const)]);
+  const bytes = new Map<number, Uint8Array>(), ids = new Map<string, number>(), utf8 = new TextEncoder();
+  let vocab_size = tokens.length;
+  for (const [id, name] of names) {
+    bytes.set(id, byteToken(name) ?? utf8.encode(name));
+    ids.set(name, id);
+    vocab_size = Math.max(vocab_size, id + 1);
+  }
+  const nothing = new Uint8Array(0);
+  return {
+    vocab_size,
+    bytesOf: (id) => bytes.get(id) ?? (id < tokens.length ? tokens.at(id) : nothing),
+    idOf: (token) => ids.get(token) ?? tokens.indexOf(byteToken(token) ?? nothing),
+  };
+}
+
+/** The id of a token in the vocabulary. */
+function vocabularyId(token: string, table: PieceTable, others: Map<number, string>): number | undefined {
+  const bytes = byteToken(token);
+  if (bytes === undefined) return Array.from(others).find(([, other]) => other === token)?.[0];
+  const id = table.token(table.find(bytes, 0, bytes.length));
+  return id < 0 ? undefined : id;
 }
 
 function checkModel(model: ByteLevelJson["model"], table: PieceTable): void {
@@ -171,7 +187,7 @@ function withAddedTokens(added: AddedTokens, encode: EncodeUtf8): EncodeUtf8 {
 function withNfc(encode: EncodeUtf8): EncodeUtf8 {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true }), encoder = new TextEncoder();
   return (bytes, from, to, out) => {
-    if (isSurelyNfc(bytes, from, to)) return encode(bytes, from, to, out);
+    if (isInert(bytes, from, to)) return encode(bytes, from, to, out);
     const text = decoder.decode(bytes.subarray(from, to)), normal = normalizeNfc(text);
     if (normal === text) return encode(bytes, from, to, out);
     const other = encoder.encode(normal);

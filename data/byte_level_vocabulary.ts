@@ -6,56 +6,54 @@ import type { PieceTable } from "./piece_table.ts";
 import type { Span } from "./tokenizer_file.ts";
 
 const LONGEST = 1 << 16; // units of a string in the file, at most
+const LARGEST_ID = 1 << 24;
 
 /** Byte of each UTF-16 unit in a byte-level vocabulary, -1 for those that stand for none. */
 const BYTES = new Int16Array(0x10000).fill(-1);
 byteCharacters().forEach((character, byte) => BYTES[character.charCodeAt(0)] = byte);
 
-/** The bytes that a token stands for; of one with other characters than the 256 that stand for bytes, those of its text. */
-export function bytesOfToken(token: string): Uint8Array {
+/** The bytes that a token stands for, undefined if a character of it stands for none. */
+export function byteToken(token: string): Uint8Array | undefined {
   const bytes = Int16Array.from({ length: token.length }, (_, i) => BYTES[token.charCodeAt(i)]!);
-  return bytes.includes(-1) ? new TextEncoder().encode(token) : Uint8Array.from(bytes);
+  return bytes.includes(-1) ? undefined : Uint8Array.from(bytes);
 }
 
 /** A vocabulary by ids. */
 export interface Vocabulary {
-  /** The bytes of each id that text can become; none for the others. */
+  /** Tokens of both kinds. */
+  size: number;
+  /** The bytes that ids stand for; none for ids that have no token or one of the others. */
   tokens: ByteStrings;
-  /** Tokens that text cannot become, since not all of their characters stand for bytes. */
+  /** Tokens that text cannot become, since a character of them stands for no byte. */
   others: Map<number, string>;
 }
 
-/** Reads model.vocab without the tokens of some ids. */
-export function readVocabulary(file: Uint8Array, { from }: Span, without: Set<number>): Vocabulary {
-  const walker = new JsonWalker(file, from),
-    units = new Uint16Array(LONGEST),
-    bytes = new Uint8Array(LONGEST);
+/** Reads model.vocab. */
+export function readVocabulary(file: Uint8Array, { from }: Span): Vocabulary {
+  const walker = new JsonWalker(file, from), { units, bytes } = new Room();
   const written = new ByteStrings(1 << 16, 1 << 19),
     places: number[] = [],
     others = new Map<number, string>();
-  walker.enter();
-  while (walker.step()) {
+  for (walker.enter(); walker.step();) {
     const length = readString(walker, units);
     walker.toValue();
     const id = walker.number();
-    places[id] = written.length;
-    if (toBytes(units, 0, length, bytes, 0)) written.push(bytes, 0, without.has(id) ? 0 : length);
-    else {
-      written.push(bytes, 0, 0);
-      others.set(id, String.fromCharCode(...units.subarray(0, length)));
+    if (id > LARGEST_ID) {
+      throw new RangeError(`its vocabulary has the id ${id}, should have none above ${LARGEST_ID}`);
     }
+    places[id] = written.length;
+    const known = toBytes(units, 0, length, bytes, 0);
+    written.push(bytes, 0, known ? length : 0);
+    if (!known) others.set(id, String.fromCharCode(...units.subarray(0, length)));
   }
-  return { tokens: inOrder(written, places), others };
+  return { size: written.length, tokens: inOrder(written, places), others };
 }
 
 /** The joins of model.merges in the order of their ranks, three numbers each: left id, right id and id of the join. */
 export function readMerges(file: Uint8Array, { from }: Span, table: PieceTable): Int32Array {
-  const walker = new JsonWalker(file, from),
-    units = new Uint16Array(LONGEST),
-    bytes = new Uint8Array(LONGEST);
+  const walker = new JsonWalker(file, from), { units, bytes } = new Room();
   let joins = new Int32Array(1 << 18), n = 0;
-  walker.enter();
-  while (walker.step()) {
+  for (walker.enter(); walker.step();) {
     const start = walker.at, [middle, end] = readMerge(walker, units, bytes);
     if (n + 3 > joins.length) joins = grown(joins);
     joins[n] = table.token(table.find(bytes, 0, middle));
@@ -70,6 +68,12 @@ export function readMerges(file: Uint8Array, { from }: Span, table: PieceTable):
   return joins.subarray(0, n);
 }
 
+/** Room for a string of the file, and for the bytes of two. */
+class Room {
+  readonly units = new Uint16Array(LONGEST);
+  readonly bytes = new Uint8Array(2 * LONGEST);
+}
+
 /** Reads one merge, "left right" or ["left", "right"], into bytes; returns where left and right end in them. */
 function readMerge(walker: JsonWalker, units: Uint16Array, bytes: Uint8Array): [number, number] {
   if (!walker.isList()) {
@@ -77,15 +81,14 @@ function readMerge(walker: JsonWalker, units: Uint16Array, bytes: Uint8Array): [
     const known = toBytes(units, 0, space, bytes, 0) && toBytes(units, space + 1, length, bytes, space);
     return known ? [space, length - 1] : [0, 0];
   }
-  walker.enter();
   let end = 0, middle = 0, known = true;
-  while (walker.step()) {
+  for (walker.enter(); walker.step();) {
     const length = readString(walker, units);
     known &&= toBytes(units, 0, length, bytes, end);
     middle = end;
     end += length;
   }
-  return known ? [middle, end] : [0, 0];
+  return known && end <= bytes.length ? [middle, end] : [0, 0];
 }
 
 /** Reads a string into units and returns its length. */

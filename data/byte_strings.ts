@@ -35,6 +35,24 @@ export class ByteStrings {
     return this.#starts[i]!;
   }
 
+  /** The number of the first string that is equal to this one, which is not empty; undefined if there is none. */
+  indexOf(bytes: Uint8Array): number | undefined {
+    for (let i = 0; i < this.length; i++) {
+      const string = this.at(i);
+      if (string.length === bytes.length && string.every((byte, k) => byte === bytes[k])) return i;
+    }
+    return undefined;
+  }
+
+  /** A list in which the strings of these numbers are empty. */
+  without(numbers: number[]): ByteStrings {
+    const left = new ByteStrings(this.length, this.#bytes.length), gone = new Set(numbers);
+    for (let i = 0; i < this.length; i++) {
+      left.push(this.#bytes, this.start(i), this.start(gone.has(i) ? i : i + 1));
+    }
+    return left;
+  }
+
   /** String i; a view, not a copy. */
   at(i: number): Uint8Array {
     return this.#bytes.subarray(this.#starts[i], this.#starts[i + 1]);

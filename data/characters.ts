@@ -62,7 +62,7 @@ function kindOf(character: string): number {
 }
 
 /** The code point of two to four bytes that begins at byte i of valid UTF-8. */
-function codePointAt(bytes: Uint8Array, i: number): number {
+export function codePointAt(bytes: Uint8Array, i: number): number {
   const first = bytes[i]!, second = bytes[i + 1]! & 0x3f;
   if (first < 0xe0) return (first & 0x1f) << 6 | second;
   const third = bytes[i + 2]! & 0x3f;

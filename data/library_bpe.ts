@@ -2,6 +2,7 @@
 // Mistral and Gemma, by the library @huggingface/tokenizers. For these its ids are those of Python's tokenizers; for Unigram,
 // WordPiece and other normalizers they are not always (it breaks ties differently and has another Unicode).
 import { Tokenizer as Library } from "@huggingface/tokenizers";
+import { type AddedToken, withIds } from "./added_tokens.ts";
 import { encodeText } from "./byte_level.ts";
 import type { TextStream, Tokenizer } from "./tokenizer.ts";
 import type { Json } from "./tokenizer_file.ts";
@@ -30,13 +31,15 @@ export interface LibraryBpe
  */
 export function libraryBpe(json: Json, config: Json): LibraryBpe {
   checkSupported(json);
-  const library = new Library(json, config);
+  const vocab = (json.model as Json).vocab as Record<string, number>, size = Object.keys(vocab).length;
+  const idOf = (token: string) => Object.hasOwn(vocab, token) ? vocab[token] : undefined;
+  const added = withIds((json.added_tokens ?? []) as AddedToken[], size, idOf);
+  const library = new Library({ ...json, added_tokens: added }, config);
   // One that knows no special tokens: their text inside a document stays text.
-  const added = (json.added_tokens ?? []) as { id: number; special?: boolean }[];
   const plain = new Library({ ...json, added_tokens: added.filter((token) => !token.special) }, config);
   const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   let vocab_size = 0;
-  for (const id of library.get_vocab().values()) vocab_size = Math.max(vocab_size, id + 1);
+  for (const id of Object.values(vocab)) vocab_size = Math.max(vocab_size, id + 1);
   for (const { id } of added) vocab_size = Math.max(vocab_size, id + 1);
 
   const encodeUtf8: Tokenizer["encodeUtf8"] = (bytes, from, to, out) => {
@@ -54,7 +57,7 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
 
   return {
     vocab_size,
-    idOf: (token) => library.token_to_id(token),
+    idOf: (token) => added.find(({ content }) => content === token)?.id ?? idOf(token),
     encode: (text) => encodeText(text, encodeUtf8),
     encodeUtf8,
     decode,

@@ -1,6 +1,7 @@
 // Unicode's composed normal form as Hugging Face's tokenizers computes it. Its tables are of Unicode 10, so the marks that
 // came later neither move nor compose: text between them is normalised by JavaScript, which is of Unicode 17.
-// tests/oracle/nfc.py lists the characters for which the two differ.
+// nfc_test.ts looks for characters for which the two differ.
+import { codePointAt, widthAt } from "./characters.ts";
 
 const LATER = new RegExp(
   "[\\u07fd\\u0897-\\u089f\\u08ca-\\u08d3\\u09fe\\u0c3c\\u0d3b\\u0d3c\\u0eba\\u1715\\u1abf-\\u1ace\\u1df6-\\u1dfa\\ua82c" +
@@ -21,8 +22,25 @@ export function normalizeNfc(text: string): string {
   return text.split(BETWEEN_LATER).map((part, i) => i % 2 === 0 ? part.normalize("NFC") : part).join("");
 }
 
-/** Whether every text like this one is its own composed form, by the looks of it: no character above U+02FF. */
-export function isSurelyNfc(bytes: Uint8Array, from: number, to: number): boolean {
-  for (let i = from; i < to; i++) if (bytes[i]! >= 0xcc) return false; // the first byte of U+0300
+/**
+ * Whether UTF-8 text has only characters that never change nor let others change, so that it is its own composed form. Most
+ * text is of this kind, and need not become a string to be sure.
+ */
+export function isInert(bytes: Uint8Array, from: number, to: number): boolean {
+  for (let i = from; i < to; i += widthAt(bytes, i)) {
+    if (bytes[i]! < 0xcc) continue; // below U+0300
+    const point = codePointAt(bytes, i);
+    if ((inert[point] || (inert[point] = inertness(String.fromCodePoint(point)))) === 2) return false;
+  }
   return true;
+}
+
+const inert = new Uint8Array(0x110000); // of each code point: 1 inert, 2 not, 0 not asked for yet
+
+/** Marks move and compose, the medial and final letters of Hangul compose, and some characters become others. */
+function inertness(character: string): number {
+  return /[\p{M}\u1161-\u1175\u11a8-\u11c2]/u.test(character) || LATER.test(character) ||
+      character.normalize("NFC") !== character
+    ? 2
+    : 1;
 }

@@ -32,6 +32,8 @@ export const PATTERNS = {
   cl100k: String.raw`${CONTRACTION}|${WORDS}|\p{N}{1,3}|${SYMBOLS}|\s+(?![\s\S])|${LINES}`,
   llama3: String.raw`${CONTRACTION}|${WORDS}|\p{N}{1,3}|${SYMBOLS}|${LINES}`,
   qwen: String.raw`${CONTRACTION}|${WORDS}|\p{N}|${SYMBOLS}|${LINES}`,
+  qwen35: String
+    .raw`${CONTRACTION}|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|${LINES}`,
   o200k: [
     String.raw`[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+${CONTRACTION}?`,
     String.raw`[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*${CONTRACTION}?`,
@@ -62,24 +64,27 @@ export interface Cl100kVariant {
   /** Characters in a piece of a number, at most. */
   digits: number;
   /** White space at the end of the text is one piece, line ends included. */
-  wholeTail: boolean;
+  wholeTail?: boolean;
+  /** Marks count as letters. */
+  marks?: boolean;
 }
 
-/** Cuts by PATTERNS.cl100k, or by that of Llama 3 (digits 3) or Qwen (digits 1), which have no whole tail. */
-export function cl100kScanner({ digits, wholeTail }: Cl100kVariant): Scanner {
+/** Cuts by PATTERNS.cl100k, llama3, qwen or qwen35. */
+export function cl100kScanner({ digits, wholeTail = false, marks = false }: Cl100kVariant): Scanner {
+  const letter = marks ? LETTER | MARK : LETTER, symbol = marks ? OTHER : SYMBOL;
   return (bytes, i, to) => {
     if (bytes[i] === APOSTROPHE) {
       const suffix = contraction(bytes, i, to);
       if (suffix > 0) return i + suffix;
     }
     const kind = kindAt(bytes, i), next = i + widthAt(bytes, i);
-    if (kind & LETTER) return runEnd(bytes, next, to, LETTER);
+    if (kind & letter) return runEnd(bytes, next, to, letter);
     if (kind & NUMBER) return numberEnd(bytes, next, to, digits);
     if (kind !== NEWLINE) {
-      const end = runEnd(bytes, next, to, LETTER);
+      const end = runEnd(bytes, next, to, letter);
       if (end > next) return end;
     }
-    const start = bytes[i] === BLANK ? next : i, symbols = runEnd(bytes, start, to, SYMBOL);
+    const start = bytes[i] === BLANK ? next : i, symbols = runEnd(bytes, start, to, symbol);
     if (symbols > start) return runEnd(bytes, symbols, to, NEWLINE);
     return lines(bytes, i, to, wholeTail);
   };
@@ -198,8 +203,9 @@ export function scannerOf(pattern: string): Scanner | undefined {
 const SCANNERS = new Map<string, Scanner>([
   [PATTERNS.gpt2, gpt2Scanner],
   [PATTERNS.cl100k, cl100kScanner({ digits: 3, wholeTail: true })],
-  [PATTERNS.llama3, cl100kScanner({ digits: 3, wholeTail: false })],
-  [PATTERNS.qwen, cl100kScanner({ digits: 1, wholeTail: false })],
+  [PATTERNS.llama3, cl100kScanner({ digits: 3 })],
+  [PATTERNS.qwen, cl100kScanner({ digits: 1 })],
+  [PATTERNS.qwen35, cl100kScanner({ digits: 1, marks: true })],
   [PATTERNS.o200k, o200kScanner],
   [PATTERNS.digits, digitScanner],
 ]);
