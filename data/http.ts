@@ -1,6 +1,7 @@
 // Files on web servers: their bytes by range requests, going on where a connection broke.
 import { UserError } from "../ffi/errors.ts";
 import type { ByteSource } from "./bytes.ts";
+import { credentials, isHub } from "./hub.ts";
 
 /** How long to put up with a server. */
 export interface Patience {
@@ -16,40 +17,9 @@ const LONGEST_PAUSE_MS = 600_000; // even if a server asks for more
 const REDIRECTS = 10; // at most
 const BUSY = [408, 425, 429, 500, 502, 503, 504]; // answers after which another try may succeed
 
-// ---- addresses
-
 /** Whether a name is a URL. */
 export function isUrl(name: string): boolean {
   return /^(https?|hf):\/\//.test(name);
-}
-
-/**
- * The address to open for a URL. hf://datasets/OWNER/NAME@REVISION/PATH stands for a file of a dataset on huggingface.co, or
- * on HF_ENDPOINT; without a revision it is main.
- *
- * @throws {UserError} for hf:// and something else.
- */
-export function resolveUrl(url: string): string {
-  if (!url.startsWith("hf://")) return url;
-  const match = /^hf:\/\/datasets\/([^/@]+\/[^/@]+)(?:@(refs\/\w+\/[^/]+|[^/]+))?\/(.+)$/.exec(url);
-  if (match === null) {
-    throw new UserError(
-      `Cannot read "${url}": it should be like hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH`,
-    );
-  }
-  const [, dataset, revision = "main", path] = match;
-  return `${hub()}/datasets/${dataset}/resolve/${encodeURIComponent(revision)}/${path}`;
-}
-
-/** Where Hugging Face's files are. */
-function hub(): string {
-  return (Deno.env.get("HF_ENDPOINT") || "https://huggingface.co").replace(/\/+$/, "");
-}
-
-/** The token goes to the hub and nowhere else, in particular not to the servers that it redirects to. */
-function credentials(url: string): Record<string, string> {
-  const token = Deno.env.get("HF_TOKEN");
-  return token && new URL(url).origin === new URL(hub()).origin ? { authorization: `Bearer ${token}` } : {};
 }
 
 // ---- requests
@@ -78,6 +48,38 @@ export async function probeUrl(url: string, patience: Patience = PATIENCE): Prom
       if (status === 416 || total === 0) throw new UserError(`Cannot read "${url}": it is empty`);
       return { bytes: total ?? 0, version, ranges: status === 206 };
     } catch (error) {
+      await retries.pause(error);
+    } finally {
+      connection.close();
+    }
+  }
+}
+
+/** A part of a list. */
+export interface JsonPage {
+  value: unknown;
+  /** Address of the next part, undefined for the last one. */
+  next: string | undefined;
+}
+
+/**
+ * Fetches JSON from a server that sends long lists in parts.
+ *
+ * @throws {UserError} if it may not be read, is not JSON, or the server cannot be reached.
+ */
+export async function fetchJson(url: string, patience: Patience = PATIENCE): Promise<JsonPage> {
+  const retries = new Retries(url, patience);
+  while (true) {
+    const connection = new Connection(patience);
+    try {
+      const { next } = await connection.request(url), utf8 = new TextDecoder();
+      let text = "";
+      for (let bytes; (bytes = await connection.next()) !== undefined;) {
+        text += utf8.decode(bytes, { stream: true });
+      }
+      return { value: JSON.parse(text), next };
+    } catch (error) {
+      if (error instanceof SyntaxError) throw new UserError(`Cannot read "${url}": ${error.message}`);
       await retries.pause(error);
     } finally {
       connection.close();
@@ -157,6 +159,8 @@ interface Answer {
   total: number | undefined;
   /** ETag or Last-Modified, "" if it has neither. */
   version: string;
+  /** Address of the next part of a list. */
+  next: string | undefined;
 }
 
 /** One request and what comes back. */
@@ -170,15 +174,15 @@ class Connection {
   }
 
   /**
-   * Asks for a range, wherever the URL redirects to. A server may send the whole file instead.
+   * Asks for a file or a range of it, wherever the URL redirects to. A server may send the whole file in any case.
    *
    * @throws {UserError} for answers that will not get better, {Busy} for those that may.
    */
-  async request(url: string, range: string): Promise<Answer> {
+  async request(url: string, range?: string): Promise<Answer> {
     let address = url, linked: string | null = null;
     for (let redirects = 0; redirects <= REDIRECTS; redirects++) {
       const { signal } = this.#controller;
-      const headers = { range, "accept-encoding": "identity", ...credentials(address) };
+      const headers = { "accept-encoding": "identity", ...range && { range }, ...credentials(address) };
       const response = await this.#timed(fetch(address, { headers, redirect: "manual", signal }));
       linked ??= response.headers.get("x-linked-etag"); // the hub's, where the servers it redirects to have their own
       const location = response.headers.get("location");
@@ -190,9 +194,10 @@ class Connection {
       if (BUSY.includes(response.status)) throw new Busy(response);
       if (!response.ok && response.status !== 416) throw refused(url, response);
       this.#body = response.body?.getReader();
-      const { headers: got } = response;
+      const { status, headers: got } = response;
       const version = linked ?? got.get("etag") ?? got.get("last-modified") ?? "";
-      return { status: response.status, version, ...place(response) };
+      const next = /<([^>]+)>;\s*rel="next"/.exec(got.get("link") ?? "")?.[1];
+      return { status, version, next, ...place(response) };
     }
     throw new UserError(`Cannot read "${url}": it redirects more than ${REDIRECTS} times; check the address`);
   }
@@ -283,8 +288,8 @@ function reasonOf(error: unknown): string {
 function refused(url: string, { status, statusText }: Response): UserError {
   const hint = status !== 401 && status !== 403
     ? "check the address"
-    : new URL(url).origin === new URL(hub()).origin
-    ? "set HF_TOKEN to a token that may read it"
+    : isHub(url)
+    ? "check the address, or set HF_TOKEN to a token that may read it"
     : "it needs a login, so download the file and name that";
   return new UserError(`Cannot read "${url}": the server says ${`${status} ${statusText}`.trim()}; ${hint}`);
 }

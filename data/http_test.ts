@@ -1,9 +1,10 @@
 import { assertEquals } from "@std/assert";
 import { gzipSync } from "node:zlib";
 import { readBlocks, type ReadOptions } from "./documents.ts";
-import { type Patience, probeUrl, resolveUrl, UrlBytes } from "./http.ts";
+import { fetchJson, type Patience, probeUrl, UrlBytes } from "./http.ts";
 import { findSources } from "./inputs.ts";
 import { assertRefused, textsOf } from "./test_documents.ts";
+import { type Answer, ranged, type Server, withEnvironment, withServer } from "./test_server.ts";
 
 const fixtures = new URL("../tests/fixtures/", import.meta.url).pathname;
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
@@ -17,82 +18,6 @@ const OPTIONS: ReadOptions = {
   skip_bad: false,
 };
 
-// ---- a server that does what a test says
-
-interface Request {
-  path: string;
-  headers: Headers;
-}
-
-interface Answer {
-  status?: number;
-  headers?: Record<string, string>;
-  body?: Uint8Array;
-  /** Send so many bytes of the body and break off. */
-  cut?: number;
-  /** Send nothing and wait. */
-  silent?: boolean;
-}
-
-interface Server {
-  url: string;
-  requests: Request[];
-  /** Bytes of bodies that were sent. */
-  sent: number;
-}
-
-/** Runs with a server on a port of its own. */
-async function withServer(
-  answer: (request: Request, number: number) => Answer,
-  run: (server: Server) => Promise<void>,
-): Promise<void> {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const server: Server = { url: `http://127.0.0.1:${listener.addr.port}`, requests: [], sent: 0 };
-  const serving = (async () => {
-    for await (const connection of listener) serve(connection, server, answer).catch(() => {}); // clients hang up
-  })();
-  await run(server);
-  listener.close();
-  await serving;
-}
-
-async function serve(
-  connection: Deno.Conn,
-  server: Server,
-  answer: (request: Request, number: number) => Answer,
-): Promise<void> {
-  using _ = connection;
-  const head = new Uint8Array(4096), length = await connection.read(head);
-  const [first, ...lines] = new TextDecoder().decode(head.subarray(0, length ?? 0)).trim().split("\r\n");
-  const headers = new Headers(
-    lines.map((line): [string, string] => [line.split(": ")[0]!, line.split(": ")[1]!]),
-  );
-  const request = { path: first!.split(" ")[1]!, headers };
-  server.requests.push(request);
-  const { status = 200, headers: own = {}, body = new Uint8Array(), cut = body.length, silent } = answer(
-    request,
-    server.requests.length,
-  );
-  if (silent) return await new Promise((resolve) => setTimeout(resolve, 2 * HASTIER.silence_ms));
-  const all = { "content-length": `${body.length}`, connection: "close", ...own };
-  const text = Object.entries(all).filter(([, value]) => value !== "").map(([name, value]) =>
-    `${name}: ${value}\r\n`
-  );
-  const writer = connection.writable.getWriter();
-  await writer.write(new TextEncoder().encode(`HTTP/1.1 ${status} Said\r\n${text.join("")}\r\n`));
-  await writer.write(body.subarray(0, cut));
-  server.sent += Math.min(cut, body.length);
-  writer.releaseLock();
-}
-
-/** The part of a file that a request asks for. */
-function ranged(file: Uint8Array, { headers }: Request, etag = '"v1"'): Answer {
-  const [, from, to] = /^bytes=(\d+)-(\d*)$/.exec(headers.get("range")!)!;
-  const body = file.subarray(Number(from), to === "" ? undefined : Number(to) + 1);
-  const range = `bytes ${from}-${Number(from) + body.length - 1}/${file.length}`;
-  return { status: 206, headers: { "content-range": range, etag }, body };
-}
-
 /** Bytes that all differ from those around them. */
 const file = Uint8Array.from({ length: 100_000 }, (_, i) => i * 31 + (i >> 8));
 
@@ -104,46 +29,6 @@ async function readAll(url: UrlBytes, from = 0, to = url.size): Promise<Uint8Arr
 
 async function open(url: string, patience = HASTY): Promise<UrlBytes> {
   return new UrlBytes(url, await probeUrl(url, patience), patience);
-}
-
-// ---- addresses
-
-Deno.test("resolveUrl() gives the address of hf://", () => {
-  const base = "https://huggingface.co/datasets";
-  const urls: [string, string][] = [
-    ["hf://datasets/o/n/a.parquet", `${base}/o/n/resolve/main/a.parquet`],
-    ["hf://datasets/o/n.x/dir/sub/a.parquet", `${base}/o/n.x/resolve/main/dir/sub/a.parquet`],
-    ["hf://datasets/o/n@v1.0/dir/a.txt", `${base}/o/n/resolve/v1.0/dir/a.txt`],
-    [
-      "hf://datasets/o/n@refs/convert/parquet/default/a.parquet",
-      `${base}/o/n/resolve/refs%2Fconvert%2Fparquet/default/a.parquet`,
-    ],
-    ["https://example.org/a.txt", "https://example.org/a.txt"],
-  ];
-  withEnvironment({ HF_ENDPOINT: "" }, () => {
-    for (const [url, address] of urls) assertEquals(resolveUrl(url), address);
-  });
-  withEnvironment({ HF_ENDPOINT: "https://mirror.example/" }, () => {
-    assertEquals(
-      resolveUrl("hf://datasets/o/n/a.txt"),
-      "https://mirror.example/datasets/o/n/resolve/main/a.txt",
-    );
-  });
-});
-
-/** Runs with variables, and puts back what they were. */
-function withEnvironment<T>(variables: Record<string, string>, run: () => T): T {
-  const before = Object.keys(variables).map((name) => [name, Deno.env.get(name)] as const);
-  const restore = () => {
-    for (const [name, value] of before) {
-      value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
-    }
-  };
-  for (const [name, value] of Object.entries(variables)) Deno.env.set(name, value);
-  const result = run();
-  if (result instanceof Promise) return result.finally(restore) as T;
-  restore();
-  return result;
 }
 
 // ---- bytes
@@ -289,9 +174,9 @@ Deno.test("probeUrl() says why a server refuses", async () => {
     ({ url }) =>
       withEnvironment({ HF_ENDPOINT: url, HF_TOKEN: "" }, () =>
         assertRefused(
-          () => probeUrl(resolveUrl("hf://datasets/o/n/a.txt"), HASTY),
-          `Cannot read "${url}/datasets/o/n/resolve/main/a.txt": the server says 401 Unauthorized; ` +
-            "set HF_TOKEN to a token that may read it",
+          () => probeUrl(`${url}/a`, HASTY),
+          `Cannot read "${url}/a": the server says 401 Unauthorized; ` +
+            "check the address, or set HF_TOKEN to a token that may read it",
         )),
   );
 });
@@ -302,7 +187,7 @@ Deno.test("HF_TOKEN goes to the hub and to no other server", () =>
       () => ({ status: 302, headers: { location: `${storage.url}/stored`, "x-linked-etag": '"linked"' } }),
       (hub) =>
         withEnvironment({ HF_ENDPOINT: hub.url, HF_TOKEN: "secret" }, async () => {
-          const url = resolveUrl("hf://datasets/o/n/a.txt"), info = await probeUrl(url, HASTY);
+          const url = `${hub.url}/a.txt`, info = await probeUrl(url, HASTY);
           assertEquals(info, { bytes: 100_000, version: '"linked"', ranges: true });
           assertEquals(await readAll(new UrlBytes(url, info, HASTY)), file);
           await probeUrl(`${storage.url}/a.txt`, HASTY);
@@ -312,6 +197,21 @@ Deno.test("HF_TOKEN goes to the hub and to no other server", () =>
           assertEquals(tokens(storage), [null, null, null]);
         }),
     )));
+
+Deno.test("fetchJson() gives the address of what comes next", async () => {
+  const body = new TextEncoder().encode('["é"]'), link = '<https://example.org/?b=1>; rel="next"';
+  await withServer((_, n) => n === 1 ? { status: 503 } : { body, headers: { link } }, async ({ url }) => {
+    assertEquals(await fetchJson(`${url}/a`, HASTY), { value: ["é"], next: "https://example.org/?b=1" });
+  });
+  await withServer(() => ({ body }), async ({ url }) => {
+    assertEquals(await fetchJson(`${url}/a`, HASTY), { value: ["é"], next: undefined });
+  });
+  await withServer(() => ({ body: new TextEncoder().encode("<html>") }), ({ url }) =>
+    assertRefused(
+      () => fetchJson(`${url}/a`, HASTY),
+      `Cannot read "${url}/a": Unexpected token '<', "<html>" is not valid JSON`,
+    ));
+});
 
 // ---- documents
 

@@ -1,9 +1,10 @@
-// What --input names: files, globs, directories and URLs, each perhaps with a weight.
-import { dirname, join } from "node:path";
+// What --input names: files, globs, directories, URLs and datasets on the Hugging Face hub, each perhaps with a weight.
 import { UserError } from "../ffi/errors.ts";
 import { type ByteSource, FileBytes } from "./bytes.ts";
 import type { Compression } from "./compression.ts";
-import { isUrl, noRanges, probeUrl, resolveUrl, UrlBytes } from "./http.ts";
+import { filesBelow, globFiles, globMatcher, globRoot, isDirectory, isGlob } from "./globs.ts";
+import { fetchJson, isUrl, type JsonPage, noRanges, probeUrl, UrlBytes } from "./http.ts";
+import { hubFileUrl, hubListUrl, parseHubUrl } from "./hub.ts";
 import { openTextColumn } from "./parquet_footer.ts";
 
 /** A file or URL to read documents from. */
@@ -53,14 +54,14 @@ export function openInput(input: Input): ByteSource {
 /**
  * Finds the inputs that each pattern names.
  *
- * @param patterns Files, directories (whatever can be read in them, by name), URLs, and globs: * and ? stand for characters of
- * a name, ** for any directories. NAME:0.8 gives a weight; all have one or none has.
+ * @param patterns Files, directories (for whatever in them can be read), globs, URLs, and each of these on the hub as
+ * hf://datasets/OWNER/NAME@REVISION/PATH. NAME:0.8 gives a weight; all have one or none has.
  * @throws {UserError} for what cannot be read: missing, empty, an unknown format, no such parquet column, named twice.
  */
 export async function findSources(patterns: string[], { column }: { column: string }): Promise<Source[]> {
-  const found = patterns.map((pattern) => {
+  const found = await inParallel(patterns, async (pattern) => {
     const { name, weight } = splitWeight(pattern);
-    return { pattern, weight, names: expand(name) };
+    return { pattern, weight, names: await expand(name) };
   });
   requireWeightsOfAll(found);
   refuseDuplicates(found);
@@ -117,74 +118,45 @@ function realPath(path: string): string {
   }
 }
 
-// ---- files, directories and globs
+// ---- what names stand for
 
 /** The files or URLs that the name in a pattern stands for. */
-function expand(name: string): string[] {
-  if (isUrl(name)) return [resolveUrl(name)];
-  if (/[*?]/.test(name)) return expandGlob(name);
-  return isDirectory(name) ? filesBelow(name) : [name];
+async function expand(name: string): Promise<string[]> {
+  if (name.startsWith("hf://")) return await expandHubUrl(name);
+  if (isUrl(name)) return [name];
+  if (isGlob(name)) return chosen(name, globFiles(name));
+  return isDirectory(name) ? chosen(name, filesBelow(name).filter(formatOf)) : [name];
 }
 
-function filesBelow(directory: string): string[] {
-  const paths = Array.from(walk(directory, Infinity)).filter((path) => formatOf(path) !== undefined).sort();
-  if (paths.length === 0) {
-    throw new UserError(
-      `Cannot find input: directory "${directory}" has no file whose name ends in ${ENDINGS}`,
-    );
+/** The addresses of files on the hub, which tells what is in a directory. */
+async function expandHubUrl(url: string): Promise<string[]> {
+  const place = parseHubUrl(url), pattern = place.path;
+  if (!isGlob(pattern) && formatOf(pattern) !== undefined) return [hubFileUrl(place)];
+  const root = isGlob(pattern) ? globRoot(pattern) : pattern.replace(/\/+$/, ""), paths: string[] = [];
+  for (let list: string | undefined = hubListUrl({ ...place, path: root }); list !== undefined;) {
+    const page: JsonPage = await fetchJson(list);
+    paths.push(...hubPaths(list, page.value));
+    list = page.next;
   }
-  return paths;
-}
-
-function expandGlob(pattern: string): string[] {
-  let root = dirname(pattern); // the part before the first name with a wildcard
-  while (/[*?]/.test(root)) root = dirname(root);
   const matcher = globMatcher(pattern);
-  const depth = pattern.includes("**") ? Infinity : pattern.split("/").length;
-  const paths = Array.from(isDirectory(root) ? walk(root, depth) : [])
-    .filter((path) => matcher.test(path))
-    .sort();
-  if (paths.length === 0) throw new UserError(`Cannot find input: no file matches "${pattern}"`);
-  return paths;
+  const wanted = paths.filter((path) => isGlob(pattern) ? matcher.test(path) : formatOf(path) !== undefined);
+  return chosen(url, wanted).map((path) => hubFileUrl({ ...place, path }));
 }
 
-function globMatcher(pattern: string): RegExp {
-  const source = join(pattern).replace(/\*\*\/|\*\*|\*|\?|[^\w/]/g, (part) => {
-    if (part === "**/") return "(?:[^/]+/)*";
-    if (part === "**") return ".*";
-    if (part === "*") return "[^/]*";
-    return part === "?" ? "[^/]" : `\\${part}`;
-  });
-  return new RegExp(`^${source}$`);
+/** The files in a list of the hub: [{type: "file", path: "dir/a.parquet", ...}, ...]. */
+function hubPaths(url: string, list: unknown): string[] {
+  if (!Array.isArray(list)) throw new UserError(`Cannot read "${url}": it should be a list of files`);
+  return list.filter(({ type }) => type === "file").map(({ path }) => path);
 }
 
-/** Files below a directory, at most `depth` levels down, without the hidden ones. */
-function* walk(directory: string, depth: number): Generator<string> {
-  if (depth === 0) return;
-  for (const { name, isDirectory } of entriesOf(directory)) {
-    if (name.startsWith(".")) continue;
-    const path = join(directory, name);
-    if (isDirectory) yield* walk(path, depth - 1);
-    else yield path;
-  }
-}
-
-function entriesOf(directory: string): Deno.DirEntry[] {
-  try {
-    return Array.from(Deno.readDirSync(directory));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new UserError(`Cannot read directory "${directory}": ${(error as Error).message}`);
-  }
-}
-
-function isDirectory(path: string): boolean {
-  try {
-    return Deno.statSync(path).isDirectory;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return false;
-  }
+/** The paths in the order of their names, of which there must be one. */
+function chosen(name: string, paths: string[]): string[] {
+  if (paths.length > 0) return paths.sort();
+  throw new UserError(
+    isGlob(name)
+      ? `Cannot find input: no file matches "${name}"`
+      : `Cannot find input: directory "${name}" has no file whose name ends in ${ENDINGS}`,
+  );
 }
 
 // ---- checks
