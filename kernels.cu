@@ -396,6 +396,10 @@ int device_info(char* json, int32_t capacity) {
   CUDA(cudaRuntimeGetVersion(&runtime));
   const cudaDeviceProp& p = gpu.properties;
   int arch = p.major * 10 + p.minor;
+  char uuid[48] = "GPU-";  // as nvidia-smi writes it: 16 bytes with dashes before the fifth, seventh, ninth and eleventh
+  for (int i = 0, at = 4; i < 16; i++)
+    at += snprintf(uuid + at, sizeof uuid - at, i >= 4 && i <= 10 && i % 2 == 0 ? "-%02x" : "%02x",
+                   (unsigned char)p.uuid.bytes[i]);
   char emulator[128] = "";
 #ifdef LOAM_EMU
   snprintf(emulator, sizeof emulator, ", \"seed\": %llu, \"launches\": %ld, \"bank_conflicts\": %ld",
@@ -406,9 +410,9 @@ int device_info(char* json, int32_t capacity) {
       "{\"name\": \"%s\", \"library\": \"" LOAM_LIBRARY
       "\", \"act\": \"bf16\", \"isa\": \"sm_%d\", \"threads\": 0, "
       "\"blas\": \"cuBLASLt %zu.%zu.%zu %s\", \"arch\": \"sm_%d\", \"compiled_archs\": [%s], \"multiprocessors\": %d, "
-      "\"driver\": \"%d.%d\", \"runtime\": \"%d.%d\"%s}",
+      "\"uuid\": \"%s\", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\"%s}",
       p.name, arch, blas.version / 10000, blas.version / 100 % 100, blas.version % 100, blas.path, arch,
-      compiled_archs("\"").c_str(), p.multiProcessorCount, driver / 1000, driver / 10 % 100, runtime / 1000,
+      compiled_archs("\"").c_str(), p.multiProcessorCount, uuid, driver / 1000, driver / 10 % 100, runtime / 1000,
       runtime / 10 % 100, emulator);
   CHECK(length < capacity, "no room for the text: %d bytes needed, capacity is %d", length + 1, capacity);
   return 0;

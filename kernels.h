@@ -66,7 +66,7 @@ int last_error(HOST char* text, int32_t capacity);
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const char* blas);
 
 // A JSON object about the open device: name, library ("cpu", "cuda" or "emu"), act ("f32" or "bf16"), isa, threads, blas
-// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, driver, runtime. Ends with 0.
+// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, uuid ("GPU-..." as nvidia-smi writes it), driver, runtime. Ends with 0.
 int device_info(HOST char* json, int32_t capacity);
 
 // bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device.

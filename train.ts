@@ -443,7 +443,7 @@ function changes(config: TrainConfig, before: Record<string, unknown>): string[]
 function runFacts(
   config: TrainConfig,
   c: LlamaConfig,
-  device: string,
+  description: string,
   parameters: Parameters,
   data: Loader,
   peak: Peak | undefined,
@@ -452,7 +452,8 @@ function runFacts(
   return {
     started: new Date().toISOString(),
     after,
-    device,
+    device: description,
+    gpu: device.uuid ?? null,
     model: modelSize(c),
     parameters: parameters.count(),
     tokens_per_step: tokensPerStep(config),

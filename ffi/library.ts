@@ -17,6 +17,7 @@ export type DeviceInfo = {
   threads?: number;
   blas?: string;
   arch?: string;
+  uuid?: string; // of a GPU
 };
 
 /** How to open a device. */

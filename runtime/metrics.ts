@@ -30,6 +30,7 @@ export type RunFacts = {
   started: string; // ISO 8601
   after: number; // the step that it went on after; 0 for a new run
   device: string;
+  gpu: string | null; // its UUID
   model: string; // its size, as printed
   parameters: number;
   tokens_per_step: number;

@@ -1,4 +1,5 @@
 // GET /stats and GET /runs: a run as one object.
+import { gpuState } from "../ffi/nvml.ts";
 import type { Run } from "./runs.ts";
 import type { Table } from "./table.ts";
 import type { Gpu, RunSummary, Stats } from "./types.ts";
@@ -38,7 +39,7 @@ export function statsOf(run: Run): Stats {
     eta_s: eta_s(run),
     bad_lines: table.badLines,
     sample: run.sample,
-    gpu: gpu(),
+    gpu: run.state === "running" ? gpuOf(text(facts.gpu)) : null,
     versions: withoutHome(object(facts.versions)) as Record<string, string>,
     config: withoutHome(config),
   };
@@ -71,9 +72,9 @@ function overhead(table: Table, facts: Run["facts"], age_s: number): number {
   return Number.isFinite(ratio) ? Math.max(1, ratio) : 1;
 }
 
-/** What the graphics card reports. */
-function gpu(): Gpu | null {
-  return null;
+/** What the graphics card of a run reports, if it is in this machine. */
+function gpuOf(uuid: string | null): Gpu | null {
+  return uuid === null ? null : gpuState(uuid);
 }
 
 /** A copy of a value in which home directories read "~": they name the user. */

@@ -7,6 +7,7 @@ export const CONFIG = { preset: "tiny", max_iters: 1000, learning_rate: 0.003, d
 
 /** run.json of a fake run. */
 export const FACTS: RunFacts = {
+  gpu: null,
   started: "2026-01-02T03:04:05.000Z",
   after: 0,
   device: "cpu (as asked): a processor, 2 threads, avx2, GEMM: onednn",

@@ -26,8 +26,12 @@ enum cudaError_t {
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
 enum { cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
 enum { cudaStreamNonBlocking, cudaHostAllocDefault, cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaUUID_t {
+  char bytes[16];
+};
 struct cudaDeviceProp {
   char name[256];
+  cudaUUID_t uuid;
   int major, minor, multiProcessorCount;
   size_t totalGlobalMem;
 };
@@ -76,7 +80,7 @@ inline cudaError_t cudaSetDevice(int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  *p = {"emulated GPU", 8, 0, 4, emu::memory_total};
+  *p = {"emulated GPU", {"emulated GPU"}, 8, 0, 4, emu::memory_total};
   if (emu::pretends("wrong_arch"))
     p->major = 7, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
   return cudaSuccess;
