@@ -2,7 +2,7 @@
  * loam trains Llama-style language models on Deno: from raw text to a usable model in TypeScript over one compiled library.
  *
  * This is the public interface for programs of your own: `train.ts` is the worked example of its use, `examples/` has smaller
- * ones.
+ * ones. Run as a program, it is the command line of the binary that `deno task compile` makes.
  *
  * @example Build a model, train it on one line of text, read the metrics, sample
  * ```ts
@@ -118,3 +118,9 @@ export { type Dataset, openDataset, type Shard } from "./data/bins.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
 export { TokenBuffer } from "./data/token_buffer.ts";
 export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer.ts";
+
+// As a program: the command line. A program that imports this module gets none of it.
+if (import.meta.main) {
+  const [{ main }, { runMain }] = await Promise.all([import("./cli.ts"), import("./ffi/errors.ts")]);
+  await runMain(() => main(Deno.args));
+}

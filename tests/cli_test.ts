@@ -1,0 +1,208 @@
+// The command line of the binary, run as the source of it: mod.ts by its path, from directories that are not the repository,
+// with the permissions that the binary has.
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
+import { SUBCOMMANDS } from "../ffi/command.ts";
+import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./helpers.ts";
+
+const MOD = new URL("mod.ts", ROOT).pathname;
+
+async function loam(cwd: string, ...args: string[]): Promise<Result> {
+  return await output(cwd, Deno.execPath(), "run", "-q", "-P=loam", MOD, ...args);
+}
+
+async function output(cwd: string, program: string, ...args: string[]): Promise<Result> {
+  const command = new Deno.Command(program, { args, cwd, stdin: "null" });
+  const { code, signal, stdout, stderr } = await command.output(), decoder = new TextDecoder();
+  return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+}
+
+/** Runs a subcommand that has to succeed and print nothing to stderr; returns stdout. */
+async function succeed(cwd: string, ...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await loam(cwd, ...args);
+  assertEquals({ code, stderr }, { code: 0, stderr: "" }, args.join(" "));
+  return stdout;
+}
+
+/** Runs a subcommand that has to fail with one line on stderr and nothing on stdout; returns the line after "error: ". */
+async function refuse(cwd: string, ...args: string[]): Promise<string> {
+  const { code, stdout, stderr } = await loam(cwd, ...args);
+  assertEquals({ code, stdout }, { code: 1, stdout: "" }, stderr);
+  return errorLine(stderr);
+}
+
+function emptyDirectory(): string {
+  const path = freshPath();
+  Deno.mkdirSync(path);
+  return path;
+}
+
+// ---- one command at a time
+
+Deno.test("loam --help names every subcommand within 300 ms, as does loam alone", async () => {
+  const times_ms: number[] = [];
+  let help = "";
+  for (let i = 0; i < 5; i++) { // the best of five: other programs run at the same time
+    const start = performance.now();
+    help = await succeed("/", "--help");
+    times_ms.push(performance.now() - start);
+  }
+  for (const name of [...SUBCOMMANDS, "completions"]) {
+    assertMatch(help, new RegExp(`^  loam ${name} +[A-Z]`, "m"));
+  }
+  assertEquals(await succeed("/"), help);
+  assert(Math.min(...times_ms) <= 300, `--help took ${times_ms.map(Math.round).join(", ")} ms`);
+});
+
+Deno.test("loam --version names the versions of loam and Deno", async () => {
+  const wanted = `loam ${settings.version} (Deno ${Deno.version.deno}, ${Deno.build.target})\n`;
+  assertEquals(await succeed("/", "--version"), wanted);
+});
+
+for (const name of [...SUBCOMMANDS, "completions"]) {
+  Deno.test(`loam ${name} --help explains the subcommand`, async () => {
+    const help = await succeed("/", name, "--help");
+    assertMatch(help, /^[A-Z].*\n/);
+    assert(!help.includes("deno task"), help);
+  });
+}
+
+Deno.test("loam names the nearest subcommand to one that it does not have", async () => {
+  assertEquals(
+    await refuse("/", "trian"),
+    "Cannot run trian: there is no such subcommand; did you mean loam train?",
+  );
+  assertEquals(
+    await refuse("/", "--hlep"),
+    "Cannot run --hlep: there is no such subcommand; did you mean loam --help?",
+  );
+});
+
+Deno.test("loam train without data says what to do next", async () => {
+  const error = await refuse(emptyDirectory(), "train", "--device=cpu");
+  assertEquals(
+    error,
+    'Cannot open dataset "data/demo": there is no such directory; make it: loam prepare --input FILES --out data/demo',
+  );
+});
+
+Deno.test("loam prepare alone, without the demo corpus, asks for text", async () => {
+  assertStringIncludes(await refuse(emptyDirectory(), "prepare"), "loam prepare --input FILES --out DIR");
+});
+
+Deno.test("a subcommand keeps its own exit code and one-line error", async () => {
+  assertMatch(await refuse("/", "train", "--n_layers=3"), /did you mean --n_layer\?$/);
+  assertMatch(
+    await refuse("/", "sample", "--checkpoint=/nonexistent"),
+    /loam train --out_dir=\/nonexistent$/,
+  );
+});
+
+/** The first page that loam serve shows; ends the server. */
+async function page(cwd: string, ...args: string[]): Promise<string> {
+  const command = ["run", "-q", "-P=loam", MOD, "serve", "--port=0", ...args];
+  await using server = new Deno.Command(Deno.execPath(), {
+    args: command,
+    cwd,
+    stdin: "null",
+    stdout: "piped",
+  })
+    .spawn();
+  for await (const text of server.stdout.pipeThrough(new TextDecoderStream())) {
+    const [url] = /http:\S+/.exec(text) ?? [];
+    if (url) return await (await fetch(url)).text();
+  }
+  return "the server ended";
+}
+
+// ---- from text to text, in a directory of one's own
+
+Deno.test("every subcommand works in any directory, on paths relative to it", async () => {
+  const cwd = emptyDirectory();
+  const lines = Array.from({ length: 300 }, (_, day) => `On day ${day} a small loom wove the long cloth.`);
+  Deno.writeTextFileSync(`${cwd}/corpus.txt`, lines.join("\n\n"));
+  const flags = ["--tokenizer=bytes", "--val_fraction=0.3", "--split_on=blank_line", "--workers=2"];
+  await succeed(cwd, "prepare", "--input", "corpus.txt", "--out", "data/mine", ...flags);
+  assertMatch(await succeed(cwd, "data", "--dir", "data/mine"), /bytes/);
+  const train = ["--data_dir=data/mine", "--out_dir=runs/mine", "--max_iters=3", "--save_interval=3"];
+  assertMatch(await succeed(cwd, "train", ...SMALL, ...train), /saved runs\/mine\/checkpoints\/step_000003/);
+  assertMatch(await succeed(cwd, "runs"), /mine/);
+  const sample = ["--checkpoint=runs/mine", "--prompt=Once", "--max_new_tokens=5", "--device=cpu"];
+  assertMatch(await succeed(cwd, "sample", ...sample), /^Once/);
+  assertMatch(await succeed(cwd, "doctor"), /CPU library +cpu/);
+  assertStringIncludes(await page(cwd, "--run", "runs/mine"), "<title>");
+  assertEquals(list(cwd), ["corpus.txt", "data", "runs"]);
+});
+
+Deno.test("the permissions of the binary cover those of each subcommand", () => {
+  const { loam, ...sets } = settings.permissions;
+  const refused = SUBCOMMANDS.flatMap((name) =>
+    Object.keys(sets[name === "tokenizer" ? "prepare" : name]).filter((kind) => !(kind in loam))
+  );
+  assertEquals(refused, []);
+  assert(Object.values(loam).every((grant) => grant === true));
+});
+
+// ---- mod.ts as a library
+
+Deno.test("importing mod.ts runs no command line and needs no permissions", async () => {
+  const path = `${freshPath()}.ts`;
+  Deno.writeTextFileSync(
+    path,
+    `import * as loam from "${MOD}";\nconsole.log(typeof loam.init, typeof loam.open);`,
+  );
+  const result = await output("/", Deno.execPath(), "run", "-q", "--no-prompt", path, "train");
+  assertEquals(result, { code: 0, signal: null, stdout: "function function\n", stderr: "" });
+});
+
+// ---- completions
+
+Deno.test("loam completions names the shells it knows", async () => {
+  assertMatch(await refuse("/", "completions"), /name one shell, such as loam completions bash$/);
+  assertMatch(
+    await refuse("/", "completions", "bsh"),
+    /the shells are bash, zsh, fish; did you mean bash\?$/,
+  );
+});
+
+/** A directory with a program named loam, to put on PATH. */
+function directoryWithLoam(): string {
+  const path = emptyDirectory();
+  Deno.writeTextFileSync(
+    `${path}/loam`,
+    `#!/bin/sh\nexec "${Deno.execPath()}" run -q -P=loam "${MOD}" "$@"\n`,
+  );
+  Deno.chmodSync(`${path}/loam`, 0o755);
+  return path;
+}
+
+Deno.test("completions for bash complete subcommands, their flags and shells", async () => {
+  const script = `PATH="${directoryWithLoam()}:$PATH"; source <(loam completions bash)
+    complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _loam loam; echo "\${COMPREPLY[@]}"; }
+    complete_words loam s; complete_words loam train --n_; complete_words loam completions ""; complete_words loam data x`;
+  const { stdout, stderr } = await output("/", "bash", "-c", script);
+  const expected = [
+    "sample serve",
+    "--n_layer --n_embd --n_head --n_kv_head --n_inner",
+    "bash zsh fish",
+    "",
+    "",
+  ];
+  assertEquals({ lines: stdout.split("\n"), stderr }, { lines: expected, stderr: "" });
+});
+
+for (const shell of ["zsh", "fish"]) {
+  const isHere = ["/bin", "/usr/bin", "/usr/local/bin"].some((folder) => list(folder).includes(shell));
+  const name = `completions for ${shell} are a script without errors${
+    isHere ? "" : ` (${shell} is not installed)`
+  }`;
+  Deno.test({
+    name,
+    ignore: !isHere,
+    fn: async () => {
+      const path = freshPath();
+      Deno.writeTextFileSync(path, await succeed("/", "completions", shell));
+      assertEquals(await output("/", shell, "-n", path), { code: 0, signal: null, stdout: "", stderr: "" });
+    },
+  });
+}
