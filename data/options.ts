@@ -14,10 +14,10 @@ export const HELP = `Turn text into a dataset of token bins
 The same command again goes on where it was interrupted, and leaves a finished dataset as it is.
 
 input
-  --input PATTERN        files, globs, directories, https:// and hf://datasets/OWNER/NAME/PATH, of .parquet,
-                         .jsonl and .txt (.gz, .zst); more may follow, and are read in this order. With a
-                         weight behind each, as in 'web/*:0.8', they are mixed by bytes of text until one of
-                         them has no more
+  --input PATTERN        files, globs and directories, here or as hf://datasets/OWNER/NAME@REVISION/PATH, and
+                         URLs, of .parquet, .jsonl and .txt (.gz, .zst); more may follow, and are read in this
+                         order. With a weight behind each, as in 'web/*:0.8', they are mixed by bytes of text
+                         until one of them has no more
   --column NAME          parquet column or jsonl field with the text           (text)
   --split_on WHERE       where documents of .txt files end: blank_line, line, or a text such as '\\n---\\n'
                                                                                (each file is one document)
