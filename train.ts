@@ -47,6 +47,7 @@ import {
 } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep, noGrad } from "./runtime/tape.ts";
+import { telemetry } from "./runtime/telemetry.ts";
 import { rows } from "./runtime/tensor.ts";
 import { findWorld } from "./runtime/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
@@ -180,7 +181,7 @@ async function run(
   await ranks?.requireSame({ config, data: dataset.sha256, versions, weights: parameters.sha256() });
 
   await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
-  using log = isFirst ? openRun(config, saved) : silentLog;
+  using log = isFirst ? await openRun(config, saved) : silentLog;
   server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
   const peak = peakOfAll(world_size);
   let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
@@ -410,7 +411,7 @@ function sampleText(model: Llama, c: LlamaConfig, config: TrainConfig, tokenizer
 }
 
 /** Makes the run directory, or goes on in it. Stops if a new run would mix with an old one. */
-function openRun(config: TrainConfig, saved: TrainerState | undefined): RunLog {
+async function openRun(config: TrainConfig, saved: TrainerState | undefined): Promise<RunLog> {
   if (!saved && holdsRun(config.out_dir)) {
     const [what, next] = listCheckpoints(config.out_dir).length > 0
       ? ["one", `go on with --resume=${config.out_dir}`]
@@ -419,7 +420,8 @@ function openRun(config: TrainConfig, saved: TrainerState | undefined): RunLog {
       `Cannot start a run in ${config.out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
     );
   }
-  return new RunLog(config.out_dir, json(config), saved?.step, config.tensorboard);
+  const onStep = await telemetry(config.out_dir);
+  return new RunLog(config.out_dir, json(config), saved?.step, { tensorboard: config.tensorboard, onStep });
 }
 
 /** A run goes on with the data that it began with, unless another data_dir is named. */

@@ -48,15 +48,21 @@ export type RunFacts = {
 export class RunLog {
   readonly #metrics: Deno.FsFile;
   readonly #log: Deno.FsFile;
+  readonly #onStep: ((metrics: StepMetrics) => void) | undefined;
   #events: EventFile | undefined;
   #isEmpty: boolean;
 
   /**
    * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
-   * metrics.jsonl are dropped. tensorboard: write an event file too. Throws UserError when another process trains there, or
-   * the directory cannot be written.
+   * metrics.jsonl are dropped. more.tensorboard: write an event file too; more.onStep: call this with each step. Throws
+   * UserError when another process trains there, or the directory cannot be written.
    */
-  constructor(readonly dir: string, config: string, after?: number, tensorboard = false) {
+  constructor(
+    readonly dir: string,
+    config: string,
+    after?: number,
+    more: { tensorboard?: boolean; onStep?: ((metrics: StepMetrics) => void) | undefined } = {},
+  ) {
     try {
       Deno.mkdirSync(dir, { recursive: true });
       this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
@@ -70,12 +76,13 @@ export class RunLog {
       );
     }
     claimRun(dir);
+    this.#onStep = more.onStep;
     this.#isEmpty = after === undefined;
     if (after !== undefined) truncateMetrics(dir, after);
     this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
     try {
       writeAtomic(`${dir}/config.json`, config);
-      if (tensorboard) this.#events = new EventFile(dir, after);
+      if (more.tensorboard) this.#events = new EventFile(dir, after);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -93,6 +100,7 @@ export class RunLog {
     this.#isEmpty = false;
     writeText(this.#metrics, `${this.dir}/metrics.jsonl`, JSON.stringify(metrics) + "\n");
     this.#events?.scalars(metrics.step, scalars(metrics));
+    this.#onStep?.(metrics);
   }
 
   /** Writes run.json. */
