@@ -14,7 +14,7 @@ export interface ByteSource {
 /** Bytes in order, piece by piece. */
 export type Chunks = Iterable<Uint8Array<ArrayBuffer>> | AsyncIterable<Uint8Array<ArrayBuffer>>;
 
-const CHUNK_BYTES = 1 << 20;
+const CHUNK_BYTES = 1 << 18;
 
 /** A local file. */
 export class FileBytes implements ByteSource {

@@ -4,6 +4,7 @@ import { withoutMark } from "./bytes.ts";
 import type { TextInput } from "./text.ts";
 
 const NEWLINE = 0x0a;
+const RUN_BYTES = 1 << 18; // of lines parsed at once; the strings of more would only lie about longer
 
 /** The texts of a field, in the order of the lines. Null is an empty document; a blank line is none. */
 export async function* readJsonLines(
@@ -44,7 +45,7 @@ async function* wholeLines(
   chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
   reportLongLine: () => void,
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  const runs = new BlockBuilder(); // a document of it is a run of lines
+  const runs = new BlockBuilder(2 * RUN_BYTES); // a document of it is a run of lines
   let dropping = false; // the open line
   for await (const chunk of chunks) {
     const end = chunk.lastIndexOf(NEWLINE) + 1;
@@ -52,7 +53,7 @@ async function* wholeLines(
       runs.append(chunk.subarray(dropping ? chunk.indexOf(NEWLINE) : 0, end));
       runs.end();
       dropping = false;
-      if (runs.full) yield runs.take().text;
+      if (runs.bytes >= RUN_BYTES) yield runs.take().text;
     }
     if (!dropping) runs.append(chunk.subarray(end));
     if (runs.open <= DOCUMENT_BYTES) continue;
