@@ -1,0 +1,86 @@
+// `deno task runs`: the runs below a directory, one a line.
+import { parseArgs } from "@std/cli/parse-args";
+import { asTyped } from "../ffi/command.ts";
+import { nearest, runMain, UserError } from "../ffi/errors.ts";
+import { holdsRun } from "../runtime/checkpoint.ts";
+import { table } from "../runtime/debug.ts";
+import { Run } from "./runs.ts";
+import { summaryOf } from "./stats.ts";
+import type { RunSummary } from "./types.ts";
+
+const HELP = `List runs with step, loss, speed and state, the latest last
+
+  deno task runs                 those in runs/
+  deno task runs /mnt/runs       those in other directories
+
+  --json                         one object a line, as GET /runs has them`;
+
+const HEAD = ["run", "state", "step", "loss", "val loss", "tok/s", "left", "preset", "started"];
+
+/** The command line: prints a table, or a JSON object a line. */
+export async function main(args: string[]): Promise<void> {
+  const flags = parseArgs(args, { boolean: ["help", "json"], unknown: refuseFlag });
+  if (flags.help) return console.log(asTyped(HELP));
+  const parents = flags._.length > 0 ? flags._.map(String) : ["runs"];
+  const found = await Promise.all(parents.flatMap(runsIn).map(describe));
+  found.sort((a, b) => (a.started ?? "").localeCompare(b.started ?? "") || a.name.localeCompare(b.name));
+  if (flags.json) return found.forEach((run) => console.log(JSON.stringify(run)));
+  if (found.length === 0) {
+    return console.log(asTyped(`no runs in ${parents.join(", ")}; start one with: deno task train`));
+  }
+  console.log(table([HEAD, ...found.map(row)]));
+}
+
+function refuseFlag(arg: string, name?: string): boolean {
+  if (name === undefined) return true;
+  throw new UserError(
+    `Cannot use ${arg}: there is no such flag; did you mean --${nearest(name, ["json", "help"])}?`,
+  );
+}
+
+/** The run directories directly in a directory; or itself. */
+function runsIn(parent: string): string[] {
+  if (holdsRun(parent)) return [parent];
+  try {
+    const names = Array.from(Deno.readDirSync(parent), ({ name }) => name).sort();
+    return names.map((name) => `${parent}/${name}`).filter(holdsRun);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound && parent === "runs") return []; // nothing was trained here yet
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(
+      `Cannot list the runs in ${parent}: ${
+        (error as Error).message.replace(/ \(os error.*/, "")
+      }; name a directory of runs`,
+    );
+  }
+}
+
+async function describe(dir: string): Promise<RunSummary> {
+  const run = new Run(dir, Deno.realPathSync(dir));
+  await run.refresh();
+  return summaryOf(run);
+}
+
+function row(run: RunSummary): string[] {
+  const number = (value: number | null, digits: number) => value === null ? "-" : value.toFixed(digits);
+  return [
+    run.name,
+    run.state,
+    `${run.step}/${run.max_iters ?? "?"}`,
+    number(run.loss, 4),
+    number(run.val_loss, 4),
+    run.tokens_per_sec === null ? "-" : Math.round(run.tokens_per_sec).toLocaleString("en-US"),
+    run.eta_s === null ? "-" : duration(run.eta_s),
+    run.preset ?? "-",
+    run.started?.slice(0, 16).replace("T", " ") ?? "-",
+  ];
+}
+
+/** "45 s", "12 min", "3.2 h", "2.1 d". */
+function duration(seconds: number): string {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
+  return seconds < 36 * 3600 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} d`;
+}
+
+if (import.meta.main) await runMain(() => main(Deno.args));

@@ -1,0 +1,65 @@
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
+import { main } from "./list.ts";
+
+const dir = Deno.makeTempDirSync();
+Deno.test.afterAll(() => Deno.removeSync(dir, { recursive: true }));
+
+/** What main() prints. */
+async function printed(...args: string[]): Promise<string> {
+  const log = console.log, lines: string[] = [];
+  console.log = (text: string) => lines.push(text);
+  try {
+    await main(args);
+  } finally {
+    console.log = log;
+  }
+  return lines.join("\n");
+}
+
+function writeRun(name: string, started: string, steps: number, max_iters: number): void {
+  const run = `${dir}/${name}`;
+  Deno.mkdirSync(run);
+  Deno.writeTextFileSync(`${run}/config.json`, JSON.stringify({ max_iters, preset: "tiny" }));
+  Deno.writeTextFileSync(`${run}/run.json`, JSON.stringify({ started }));
+  Deno.writeTextFileSync(`${run}/log.txt`, "");
+  const lines = Array.from({ length: steps }, (_, i) => ({
+    step: i + 1,
+    loss: 5 - i / 10,
+    tokens: 100 * (i + 1),
+    tokens_per_sec: 12345.6,
+    step_ms: 10,
+    ...(i === steps - 1 ? { val_loss: 4.25 } : {}),
+  }));
+  Deno.writeTextFileSync(`${run}/metrics.jsonl`, lines.map((line) => JSON.stringify(line) + "\n").join(""));
+}
+
+Deno.test("main() lists runs by when they started, with what became of them", async () => {
+  writeRun("b", "2026-01-01T10:00:00.000Z", 20, 20);
+  writeRun("a", "2026-02-01T10:00:00.000Z", 3, 20);
+  Deno.mkdirSync(`${dir}/no_run`);
+  const [head, first, second, ...more] = (await printed(dir)).split("\n").map((line) =>
+    line.trim().split(/ {2,}/)
+  );
+  assertEquals(head, ["run", "state", "step", "loss", "val loss", "tok/s", "left", "preset", "started"]);
+  const b = [`${dir}/b`, "finished", "20/20", "3.1000", "4.2500", "12,346", "-", "tiny", "2026-01-01 10:00"];
+  const a = [`${dir}/a`, "stopped", "3/20", "4.8000", "4.2500", "12,346", "-", "tiny", "2026-02-01 10:00"];
+  assertEquals([first, second, more], [b, a, []]);
+});
+
+Deno.test("main() takes a run itself, and prints JSON", async () => {
+  const { name, state, step } = JSON.parse(await printed(`${dir}/a`, "--json"));
+  assertEquals([name, state, step], [`${dir}/a`, "stopped", 3]);
+});
+
+Deno.test("main() says what to do where there is nothing, and what is wrong", async () => {
+  assertMatch(await printed(`${dir}/no_run`), /^no runs in .*no_run; start one with: deno task train$/);
+  assertEquals(
+    (await assertRejects(() => main(["/nowhere/at/all"]), UserError)).message,
+    "Cannot list the runs in /nowhere/at/all: No such file or directory; name a directory of runs",
+  );
+  assertEquals(
+    (await assertRejects(() => main(["--jsn"]), UserError)).message,
+    "Cannot use --jsn: there is no such flag; did you mean --json?",
+  );
+});
