@@ -1,5 +1,6 @@
 // deno task serve: shows runs in a browser and to programs, and lets others talk to a model. It reads run directories only,
 // and never needs the trainer. createApp() makes the Hono app; serve/ holds its parts.
+import { asTyped } from "./ffi/command.ts";
 import { runMain } from "./ffi/errors.ts";
 import { requireToken } from "./serve/access.ts";
 import { createApp } from "./serve/app.ts";
@@ -11,7 +12,7 @@ export { type App, type AppOptions, createApp } from "./serve/app.ts";
 
 /** The command line: serves until SIGINT or SIGTERM. */
 export async function serve(args: string[]): Promise<void> {
-  if (args.includes("--help")) return console.log(HELP);
+  if (args.includes("--help")) return console.log(asTyped(HELP));
   const options = parseOptions(args), { host: hostname, port } = options;
   const token = requireToken(hostname, Deno.env.get("LOAM_TOKEN"));
   const runs = openRuns(options.runs);

@@ -4,6 +4,7 @@ import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
+import { asTyped } from "./ffi/command.ts";
 import { KernelError, runMain, UserError } from "./ffi/errors.ts";
 import { device, synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
@@ -293,7 +294,7 @@ async function run(
   }
   if (stopping) {
     const next = config.save_interval > 0
-      ? `go on with: deno task train --resume=${config.out_dir}`
+      ? asTyped(`go on with: deno task train --resume=${config.out_dir}`)
       : "nothing was saved, as save_interval is 0";
     log.line(`stopped by ${stop.asked || "a signal to another rank"} after step ${step}; ${next}`);
   }

@@ -1,5 +1,6 @@
 // The command line of `deno task data`, which shows what a dataset holds, and checks it.
 import { parseArgs } from "@std/cli/parse-args";
+import { asTyped } from "../ffi/command.ts";
 import { nearest, runMain, UserError } from "../ffi/errors.ts";
 import { type Dataset, openDataset } from "./bins.ts";
 import { documentText, inspectDataset, type Split } from "./inspect_dataset.ts";
@@ -30,7 +31,7 @@ if (import.meta.main) await runMain(() => main(Deno.args));
 
 /** The command line. Throws UserError, so that the exit code is 1, also for a dataset in which something is wrong. */
 export async function main(args: string[], print: (text: string) => void = console.log): Promise<void> {
-  if (args.includes("--help")) return print(HELP);
+  if (args.includes("--help")) return print(asTyped(HELP));
   const options = parseOptions(args);
   const { dataset, tokenizer } = await openNamed(options.dir, options.tokenizer);
   if (options.doc === null) inspectDataset(dataset, tokenizer, print);

@@ -2,6 +2,7 @@
 // and writes shards and meta.json, in an order that depends on inputs and options alone. What is done is committed every few
 // seconds in DIR/unfinished, where the next run goes on; DIR gets the dataset when it is whole.
 import { join } from "node:path";
+import { asTyped } from "../ffi/command.ts";
 import { explain, runMain, UserError } from "../ffi/errors.ts";
 import type { Block } from "./block.ts";
 import { readBlocks, type ReadCounts } from "./documents.ts";
@@ -25,7 +26,7 @@ if (import.meta.main) await runMain(() => main(Deno.args));
 
 /** The command line: prepares or merges what the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {
-  if (args.includes("--help")) return console.log(HELP);
+  if (args.includes("--help")) return console.log(asTyped(HELP));
   const command = parseCommand(args);
   if ("merge" in command) return console.log(mergeSummary(command.merge.out, merge(command.merge)));
   const options = command.prepare;

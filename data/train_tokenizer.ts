@@ -1,6 +1,7 @@
 // deno task tokenizer: trains a byte-level BPE tokenizer. Counts the words of all documents, learns which tokens to merge
 // from these counts, and writes the files from which openTokenizer() and Hugging Face's libraries read the tokenizer.
 import { join } from "node:path";
+import { asTyped } from "../ffi/command.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { isFile, writeSynced } from "../ffi/files.ts";
 import { bpeMerges } from "./bpe_trainer.ts";
@@ -21,7 +22,7 @@ if (import.meta.main) await runMain(() => main(Deno.args));
 
 /** The command line: trains as the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {
-  if (args.includes("--help")) return console.log(HELP);
+  if (args.includes("--help")) return console.log(asTyped(HELP));
   const start = performance.now(), options = parseOptions(args);
   const trained = await trainTokenizer(options, console.error);
   console.log(await trainSummary(options, trained, (performance.now() - start) / 1000));

@@ -108,22 +108,28 @@ function compiledArchs(): string {
   }`;
 }
 
-if (import.meta.main) {
-  await runMain(async () => {
-    if (Deno.args.length > 0) {
-      throw new UserError(`Cannot use ${Deno.args[0]}: doctor takes no arguments; run: deno task doctor`);
-    }
-    const findings: Finding[] = [
-      { what: "Deno", found: `${Deno.version.deno} on ${Deno.build.target}` },
-      await compiler(),
-      ...cpuLibrary(),
-      ...await gpu(),
-    ];
-    const width = Math.max(...findings.map(({ what }) => what.length));
-    for (const { what, found, advice } of findings) {
-      console.log(`${what.padEnd(width)}  ${found}`);
-      if (advice) console.log(`${" ".repeat(width)}  -> ${advice}`);
-    }
-    if (findings.some(({ needed }) => needed)) Deno.exit(1);
-  });
+/** The command line: prints what is here, a line each, with advice below. */
+export async function main(args: string[]): Promise<void> {
+  if (args.includes("--help")) {
+    return console.log(
+      "Say what is installed here and what to do about what is missing; exits with 1 where training cannot run",
+    );
+  }
+  if (args.length > 0) {
+    throw new UserError(`Cannot use ${args[0]}: doctor takes no arguments; run: deno task doctor`);
+  }
+  const findings: Finding[] = [
+    { what: "Deno", found: `${Deno.version.deno} on ${Deno.build.target}` },
+    await compiler(),
+    ...cpuLibrary(),
+    ...await gpu(),
+  ];
+  const width = Math.max(...findings.map(({ what }) => what.length));
+  for (const { what, found, advice } of findings) {
+    console.log(`${what.padEnd(width)}  ${found}`);
+    if (advice) console.log(`${" ".repeat(width)}  -> ${advice}`);
+  }
+  if (findings.some(({ needed }) => needed)) Deno.exit(1);
 }
+
+if (import.meta.main) await runMain(() => main(Deno.args));

@@ -17,8 +17,9 @@ const defaults = {
   device: "", // "" = cuda if it answers, else cpu
 };
 
-async function main(): Promise<void> {
-  if (Deno.args.includes("--help")) {
+/** The command line: writes what the flags ask for. */
+export async function main(args: string[]): Promise<void> {
+  if (args.includes("--help")) {
     return console.log(
       help(
         "Write text with a trained model. The variables are explained at the top of model/sample.ts",
@@ -26,7 +27,7 @@ async function main(): Promise<void> {
       ),
     );
   }
-  const o = { ...defaults, ...parseOverrides(Deno.args, defaults) };
+  const o = { ...defaults, ...parseOverrides(args, defaults) };
   if (!o.checkpoint) throw new UserError("Cannot sample: name a model with --checkpoint=runs/...");
   requireWhole(o, ["max_new_tokens", "top_k", "seed"], 0);
   requireRange(o, ["temperature"], 0, Infinity);
@@ -61,4 +62,4 @@ function print(text: string): void {
   }
 }
 
-if (import.meta.main) await runMain(main);
+if (import.meta.main) await runMain(() => main(Deno.args));

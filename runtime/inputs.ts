@@ -13,6 +13,7 @@ export class Inputs {
   readonly targets: Tensor;
   readonly #host: { x: Address; y: Address }[];
 
+  /** Allocates both, and host memory for the micro-steps of two steps. */
   constructor(B: number, T: number, gradient_accumulation_steps: number) {
     this.idx = fixed([B, T], "i32", "inputs");
     this.targets = fixed([B, T], "i32", "inputs");
