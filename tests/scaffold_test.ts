@@ -30,7 +30,9 @@ Deno.test("train, prepare and sample run no program and write to named places on
   for (const name of ["train", "prepare", "sample"]) {
     const { run = false, write = [], ffi = [], net = [] } = settings.permissions[name]!;
     assertEquals(run, false, name);
-    for (const grant of [write, ffi, net]) assert(Array.isArray(grant), `${name} may do anything: ${grant}`);
+    assert(Array.isArray(write), `${name} may write anywhere`);
+    // The system's MPI and NCCL are found by their names, for which Deno wants all of ffi; prepare reads from any host.
+    assertEquals([name, ffi === true, net === true], [name, name === "train", name === "prepare"]);
   }
 });
 
