@@ -156,16 +156,17 @@ test("the dashboard shows a step within two seconds, and the curves grow", async
   await using server = serve({ runs: [run.run()] });
   await using view = await open(server.url);
   await view.drawn(100);
-  const before = await painted(view.page, "skipped", "run-1");
-  for (const step of [101, 102]) {
+  const before = await picture(view.page, "loss");
+  for (const step of [109, 110]) {
     const start = performance.now();
     run.steps(step, step);
     await view.page.locator("#step", { hasText: String(step) }).waitFor();
     await view.drawn(step);
     assert(performance.now() - start < 2000, `${performance.now() - start} ms`);
   }
-  assert(before > 0);
-  run.sample(102, "A new text");
+  assertMatch(await view.text("val-loss-note"), /at step 110$/);
+  assert(await picture(view.page, "loss") !== before);
+  run.sample(110, "A new text");
   await view.page.getByText("A new text").waitFor({ timeout: 2000 });
   run.stop();
   await view.page.locator("#state", { hasText: "Stopped" }).waitFor({ timeout: 2000 });

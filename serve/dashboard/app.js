@@ -121,9 +121,21 @@ function measured() {
 function addStep(line) {
   recent = [...recent.slice(-MOST_RECENT), line];
   addLine(measured(), line);
-  if (stats && line.step > stats.step) stats = { ...stats, ...line, age_s: 0 };
+  if (stats && line.step > stats.step) stats = afterStep(stats, line);
   if (!isLoading && (measured().loss?.length ?? 0) > MOST_POINTS) attempt(loadHistory);
   redraw();
+}
+
+/**
+ * What /stats would say after a step.
+ * @param {Stats} before
+ * @param {StepLine} line
+ * @returns {Stats}
+ */
+function afterStep(before, line) {
+  const now = { ...before, ...line, age_s: 0 }, { val_loss = null } = line;
+  if (val_loss === null || val_loss >= (before.best_val_loss ?? Infinity)) return now;
+  return { ...now, best_val_loss: val_loss, best_step: line.step };
 }
 
 /**
