@@ -45,6 +45,7 @@ export async function probeUrl(url: string, patience: Patience = PATIENCE): Prom
     const connection = new Connection(patience);
     try {
       const { status, total, version } = await connection.request(url, "bytes=0-0");
+      if (status === 206) await connection.end();
       if (status === 416 || total === 0) throw new UserError(`Cannot read "${url}": it is empty`);
       return { bytes: total ?? 0, version, ranges: status === 206 };
     } catch (error) {
@@ -142,6 +143,7 @@ export class UrlBytes implements ByteSource {
         const chunk = bytes.subarray(skip, skip + left);
         skip = Math.max(0, skip - bytes.length);
         left -= chunk.length;
+        if (left === 0 && status === 206) await connection.end();
         if (chunk.length > 0) yield chunk;
       }
     } finally {
@@ -208,7 +210,12 @@ class Connection {
     return (await this.#timed(this.#body.read())).value;
   }
 
-  /** Ends the connection, whatever is still to come. */
+  /** Reads to the end of the answer, after which the connection can serve another request. */
+  async end(): Promise<void> {
+    while (await this.next() !== undefined);
+  }
+
+  /** Ends the connection if something is still to come. */
   close(): void {
     this.#controller.abort();
   }

@@ -92,6 +92,7 @@ class Splitter {
     if (this.#builder.open <= DOCUMENT_BYTES) return;
     this.#tooLong(this.#number);
     this.#builder.cut(0);
+    this.#textEnd = 0;
     this.#dropping = true;
   }
 
