@@ -93,7 +93,7 @@ test("the dashboard asks for single steps where a long run is zoomed into", asyn
 test("the dashboard paints within 300 ms", async () => {
   using run = new FakeRun(1000);
   await using server = serve({ runs: [run.run()] });
-  await using view = await open(`${server.url}icon.svg`); // starts the browser's processes
+  await using view = await open("about:blank"); // starts the processes of a page
   const times: number[] = [];
   while (times.length < 5 && !times.some((ms) => ms <= 300)) { // other tests may take the machine meanwhile
     await view.page.goto(server.url);
