@@ -1,5 +1,4 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
-import loam from "./deno.json" with { type: "json" };
 import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
@@ -11,9 +10,10 @@ import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/
 import { configure, llamaConfig } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
-import { generate } from "./model/generate.ts";
-import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
-import { doesNotFit, modelSize } from "./model/plan.ts";
+import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
+import { init, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
+import { doesNotFit } from "./model/plan.ts";
+import { banner, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
 import {
   holdsRun,
   json,
@@ -35,21 +35,10 @@ import { help, requireRange, requireWhole } from "./runtime/config.ts";
 import { joinRanks, type Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { memoryByKind } from "./runtime/memory.ts";
-import {
-  type Log,
-  memoryBytes,
-  type Peak,
-  peakFlops,
-  type RunFacts,
-  RunLog,
-  silentLog,
-  stepLine,
-  type StepMetrics,
-} from "./runtime/metrics.ts";
+import { RunLog, silentLog, stepLine, type StepMetrics } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
-import { backward, endStep, noGrad } from "./runtime/tape.ts";
+import { backward, endStep } from "./runtime/tape.ts";
 import { telemetry } from "./runtime/telemetry.ts";
-import { rows } from "./runtime/tensor.ts";
 import { findWorld } from "./runtime/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
@@ -179,7 +168,12 @@ async function run(
     resumeFrom(checkpoint, c, optimizer);
   }
   if (config.eval_only) return await evaluateAll(model, c, config, dataset, inputs, ranks);
-  await ranks?.requireSame({ config, data: dataset.sha256, versions, weights: parameters.sha256() });
+  await ranks?.requireSame({
+    config,
+    data: dataset.sha256,
+    versions: VERSIONS,
+    weights: parameters.sha256(),
+  });
 
   await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
   using log = isFirst ? await openRun(config, saved) : silentLog;
@@ -236,7 +230,7 @@ async function run(
       const [result, metrics] = await readResult(step);
       log.step(metrics);
       if (step % config.log_interval === 0) log.line(stepLine(metrics));
-      guard(config, data, step, result);
+      if (result.skipped_row > 0) guard(config, data, step, result, isFirst);
     }
     step++;
     if (step === before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
@@ -252,7 +246,7 @@ async function run(
     }
     log.step(metrics);
     if (step % config.log_interval === 0 || evaluates || isLast) log.line(stepLine(metrics));
-    guard(config, data, step, result);
+    if (result.skipped_row > 0) guard(config, data, step, result, isFirst);
     if (saves) {
       const val_loss = metrics.val_loss ?? null;
       if (val_loss !== null && val_loss < (best_val_loss ?? Infinity)) {
@@ -275,7 +269,7 @@ async function run(
             tokenizer: dataset.tokenizer,
             data: dataset.sha256,
             config,
-            versions,
+            versions: VERSIONS,
           },
         },
         config.keep_checkpoints,
@@ -304,20 +298,12 @@ async function run(
 const ALONE = { rank: 0, world_size: 1, meet: <T>(_what: string, work: Promise<T>) => work };
 const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null as number | null };
 const PROFILE_STEPS = 4;
-const versions = { loam: loam.version, deno: Deno.version.deno };
 
 /** Lets signals and timers in where a step takes long, as on a CPU: after the first micro-step to end a second later. */
 async function serveSignals(last_ms: number): Promise<number> {
   if (performance.now() - last_ms < 1000) return last_ms;
   await synchronize();
   return performance.now();
-}
-
-/** The peak of the devices of all ranks, which are taken to be alike. */
-function peakOfAll(world_size: number): Peak | undefined {
-  const peak = peakFlops();
-  if (peak === undefined || world_size === 1) return peak;
-  return { flops: world_size * peak.flops, how: `${world_size} x ${peak.how}` };
 }
 
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
@@ -332,97 +318,20 @@ function isEventful(config: TrainConfig, step: number): boolean {
     [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
 }
 
-function stepMetrics(
-  config: TrainConfig,
-  c: LlamaConfig,
-  peak: Peak | undefined,
-  step: number,
-  step_ms: number,
-  result: StepResult,
-): StepMetrics {
-  const tokens = tokensPerStep(config), seconds = step_ms / 1000;
-  return {
-    step,
-    loss: result.loss,
-    lr: cosineSchedule(step - 1, config),
-    grad_norm: result.grad_norm,
-    tokens: step * tokens,
-    tokens_per_sec: tokens / seconds,
-    step_ms,
-    mfu: peak ? flopsPerToken(c, c.block_size) * tokens / seconds / peak.flops : null,
-    memory_bytes: memoryBytes(),
-    skipped: result.skipped,
-  };
-}
-
-function tokensPerStep(config: TrainConfig): number {
-  return config.batch_size * config.gradient_accumulation_steps * config.block_size;
-}
-
-/** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them. */
-async function evaluate(
-  model: Llama,
-  c: LlamaConfig,
-  head_chunk: number,
-  val: Loader,
-  inputs: Inputs,
-  batches: number,
-  ranks: Ranks | undefined,
-): Promise<number> {
-  let sum = 0, windows = 0;
-  const { rank, world_size } = ranks ?? ALONE;
-  for (let i = rank; i < Math.min(batches, val.n_evalBatches); i += world_size) {
-    let n = 0;
-    inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
-    const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
-    sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
-    windows += n;
-    endStep();
-  }
-  if (ranks) [sum, windows] = await ranks.sum(sum, windows) as [number, number];
-  return sum / windows;
-}
-
-/** --eval_only: the mean loss over all windows of the val split. */
-async function evaluateAll(
-  model: Llama,
-  c: LlamaConfig,
-  config: TrainConfig,
-  dataset: Dataset,
-  inputs: Inputs,
-  ranks: Ranks | undefined,
-): Promise<void> {
-  const val = new Loader(tokenSource, dataset, { ...config, vocab_size: c.vocab_size, split: "val" });
-  const mean = await evaluate(model, c, config.head_chunk, val, inputs, Infinity, ranks);
-  if (ranks && ranks.rank > 0) return;
-  console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
-}
-
-function sampleText(model: Llama, c: LlamaConfig, config: TrainConfig, tokenizer: Tokenizer): string {
-  const options = {
-    temperature: config.sample_temperature,
-    top_k: 0,
-    top_p: 1,
-    seed: config.seed,
-    stop: tokenizer.eot,
-  };
-  return tokenizer.decode(
-    generate(model, c, [tokenizer.eot], { ...options, max_new_tokens: config.sample_tokens }),
-  );
-}
-
 /** Makes the run directory, or goes on in it. Stops if a new run would mix with an old one. */
 async function openRun(config: TrainConfig, saved: TrainerState | undefined): Promise<RunLog> {
-  if (!saved && holdsRun(config.out_dir)) {
-    const [what, next] = listCheckpoints(config.out_dir).length > 0
-      ? ["one", `go on with --resume=${config.out_dir}`]
+  const { out_dir } = config, isAuto = config.resume === "auto"; // a restart before the first checkpoint begins anew
+  if (!saved && holdsRun(out_dir) && !isAuto) {
+    const [what, next] = listCheckpoints(out_dir).length > 0
+      ? ["one", `go on with --resume=${out_dir}`]
       : ["one that saved no checkpoint", "remove it"];
     throw new UserError(
-      `Cannot start a run in ${config.out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
+      `Cannot start a run in ${out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
     );
   }
-  const onStep = await telemetry(config.out_dir);
-  return new RunLog(config.out_dir, json(config), saved?.step, { tensorboard: config.tensorboard, onStep });
+  const onStep = await telemetry(out_dir),
+    after = saved?.step ?? (isAuto && holdsRun(out_dir) ? 0 : undefined);
+  return new RunLog(out_dir, json(config), after, { tensorboard: config.tensorboard, onStep });
 }
 
 /** A run goes on with the data that it began with, unless another data_dir is named. */
@@ -435,72 +344,14 @@ function requireSameData(config: TrainConfig, dataset: Dataset, state: TrainerSt
   );
 }
 
-/** What differs from the configuration that the checkpoint was trained with: "batch_size 8 -> 4". */
-function changes(config: TrainConfig, before: Record<string, unknown>): string[] {
-  const transient = ["resume", "eval_only", "dry_run", "debug", "serve_port"];
-  return Object.entries(config).filter(([name, value]) => !transient.includes(name) && before[name] !== value)
-    .map(([name, value]) => `${name} ${before[name]} -> ${value}`);
-}
-
-/** What run.json says before the first step. */
-function runFacts(
-  config: TrainConfig,
-  c: LlamaConfig,
-  description: string,
-  parameters: Parameters,
-  data: Loader,
-  peak: Peak | undefined,
-  after: number,
-): RunFacts {
-  return {
-    started: new Date().toISOString(),
-    after,
-    device: description,
-    gpu: device.uuid ?? null,
-    model: modelSize(c),
-    parameters: parameters.count(),
-    tokens_per_step: tokensPerStep(config),
-    tokens_per_epoch: data.n_windows * c.block_size,
-    flops_per_token: flopsPerToken(c, c.block_size),
-    peak_flops: peak?.flops ?? null,
-    memory: memoryByKind(),
-    versions,
-  };
-}
-
-/** What will be trained, on what, before the first step. */
-function banner(
-  log: Log,
-  config: TrainConfig,
-  c: LlamaConfig,
-  device: string,
-  peak: Peak | undefined,
-  saved: TrainerState | undefined,
-): void {
-  log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
-  log.line(`device ${device}`);
-  log.line(
-    `model ${modelSize(c)}; ${(flopsPerToken(c, c.block_size) / 1e9).toFixed(4)} GFLOP a token, ${
-      tokensPerStep(config)
-    } tokens a step`,
-  );
-  log.line(
-    peak
-      ? `MFU against ${(peak.flops / 1e9).toFixed(0)} GFLOP/s, ${peak.how}`
-      : "MFU n/a: no peak is known for this device",
-  );
-  if (!saved) return log.line(`writing to ${config.out_dir}`);
-  const changed = changes(config, saved.config);
-  if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);
-  log.line(`going on in ${config.out_dir} after step ${saved.step}`);
-}
-
-/** Stops the run when too many updates in a row were not finite, saying what is needed to see it again. */
-function guard(config: TrainConfig, data: Loader, step: number, result: StepResult): void {
-  if (result.skipped_row === 0) return;
-  console.error(
-    `warning: the update of step ${step} was skipped: loss ${result.loss}, gradient norm ${result.grad_norm}`,
-  );
+/** After a skipped update: stops the run when they are too many in a row, saying what is needed to see it again. */
+function guard(config: TrainConfig, data: Loader, step: number, result: StepResult, warns: boolean): void {
+  const { loss, grad_norm } = result;
+  if (warns) {
+    console.error(
+      `warning: the update of step ${step} was skipped: loss ${loss}, gradient norm ${grad_norm}`,
+    );
+  }
   if (config.max_skipped === 0 || result.skipped_row < config.max_skipped) return;
   const { seed, gradient_accumulation_steps } = config, all = { rank: 0, world_size: 1 }; // of all ranks: the same windows
   const micros = Array.from({ length: gradient_accumulation_steps }, (_, micro) => micro);

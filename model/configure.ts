@@ -53,31 +53,27 @@ export function configure<T extends RunVariables>(
   { world_size }: { world_size: number } = { world_size: 1 },
 ): Configured<T> {
   const overrides = parseOverrides(args, defaults, { debug: "check" } as Partial<Record<keyof T, string>>);
-  if (overrides.resume === "auto") {
-    const resume = newestOf(overrides.out_dir);
-    if (resume) overrides.resume = resume;
-    else delete overrides.resume;
-  }
+  const resume = overrides.resume === "auto" ? newestOf(overrides.out_dir) : overrides.resume;
   const check = (config: T) => checkConfig(config, world_size);
   if (overrides.resume === "") {
     throw new UserError("Cannot resume: --resume needs a run directory, such as --resume=runs/c4");
   }
-  if (overrides.resume) {
-    const checkpoint = findCheckpoint(overrides.resume);
+  if (resume) {
+    const checkpoint = findCheckpoint(resume);
     const saved = readTrainerState(checkpoint).config as T;
     for (const name of ["preset", "out_dir"] as const) {
       if (
         overrides[name] !== undefined && overrides[name] !== saved[name] &&
-        overrides[name] !== runOfCheckpoint(overrides.resume)
+        overrides[name] !== runOfCheckpoint(resume)
       ) {
         throw new UserError(
-          `Cannot set ${name} with --resume: the run in ${overrides.resume} keeps its own; leave --${name} out`,
+          `Cannot set ${name} with --resume: the run in ${resume} keeps its own; leave --${name} out`,
         );
       }
     }
     const config = { ...defaults, ...saved, eval_only: false, dry_run: false, debug: "", ...overrides };
-    if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, overrides.resume);
-    return { config: check({ ...config, out_dir: runOfCheckpoint(overrides.resume) }), checkpoint };
+    if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, resume);
+    return { config: check({ ...config, out_dir: runOfCheckpoint(resume) }), checkpoint };
   }
   if (overrides.eval_only) {
     throw new UserError("Cannot evaluate without a model: name one with --resume=runs/...");

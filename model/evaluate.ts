@@ -1,0 +1,69 @@
+// How good a model is: its loss on the validation split, and a text that it writes.
+import type { Dataset } from "../data/bins.ts";
+import { Loader } from "../data/loader.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { tokenSource } from "../ffi/library.ts";
+import type { Ranks } from "../runtime/dist.ts";
+import type { Inputs } from "../runtime/inputs.ts";
+import { endStep, noGrad } from "../runtime/tape.ts";
+import { rows } from "../runtime/tensor.ts";
+import { generate } from "./generate.ts";
+import { type Llama, type LlamaConfig, loss } from "./llama.ts";
+
+/** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them. */
+export async function evaluate(
+  model: Llama,
+  c: LlamaConfig,
+  head_chunk: number,
+  val: Loader,
+  inputs: Inputs,
+  batches: number,
+  ranks: Ranks | undefined,
+): Promise<number> {
+  let sum = 0, windows = 0;
+  const { rank, world_size } = ranks ?? { rank: 0, world_size: 1 };
+  for (let i = rank; i < Math.min(batches, val.n_evalBatches); i += world_size) {
+    let n = 0;
+    inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
+    const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
+    sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
+    windows += n;
+    endStep();
+  }
+  if (ranks) [sum, windows] = await ranks.sum(sum, windows) as [number, number];
+  return sum / windows;
+}
+
+/** --eval_only: the mean loss over all windows of the val split. */
+export async function evaluateAll(
+  model: Llama,
+  c: LlamaConfig,
+  settings: { head_chunk: number; batch_size: number; block_size: number },
+  dataset: Dataset,
+  inputs: Inputs,
+  ranks: Ranks | undefined,
+): Promise<void> {
+  const val = new Loader(tokenSource, dataset, { ...settings, vocab_size: c.vocab_size, split: "val" });
+  const mean = await evaluate(model, c, settings.head_chunk, val, inputs, Infinity, ranks);
+  if (ranks && ranks.rank > 0) return;
+  console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
+}
+
+/** A text that the model writes from nothing, the same every time for the same weights. */
+export function sampleText(
+  model: Llama,
+  c: LlamaConfig,
+  s: { sample_temperature: number; sample_tokens: number; seed: number },
+  tokenizer: Tokenizer,
+): string {
+  const options = {
+    temperature: s.sample_temperature,
+    top_k: 0,
+    top_p: 1,
+    seed: s.seed,
+    stop: tokenizer.eot,
+  };
+  return tokenizer.decode(
+    generate(model, c, [tokenizer.eot], { ...options, max_new_tokens: s.sample_tokens }),
+  );
+}

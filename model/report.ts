@@ -1,0 +1,124 @@
+// What a training run says of itself: at its start, in run.json, and with each step.
+import loam from "../deno.json" with { type: "json" };
+import type { Loader } from "../data/loader.ts";
+import { device } from "../ffi/library.ts";
+import type { TrainerState } from "../runtime/checkpoint.ts";
+import { memoryByKind } from "../runtime/memory.ts";
+import {
+  type Log,
+  memoryBytes,
+  type Peak,
+  peakFlops,
+  type RunFacts,
+  type StepMetrics,
+} from "../runtime/metrics.ts";
+import { cosineSchedule, type Parameters, type Schedule, type StepResult } from "../runtime/optim.ts";
+import { flopsPerToken, type LlamaConfig } from "./llama.ts";
+import { modelSize } from "./plan.ts";
+
+/** What is read here of the variables of train.ts. */
+export type RunConfig = Schedule & {
+  batch_size: number;
+  gradient_accumulation_steps: number;
+  block_size: number;
+  out_dir: string;
+};
+
+/** Of what a run depends on. */
+export const VERSIONS: Record<string, string> = { loam: loam.version, deno: Deno.version.deno };
+
+/** The peak of the devices of all ranks, which are taken to be alike. */
+export function peakOfAll(world_size: number): Peak | undefined {
+  const peak = peakFlops();
+  if (peak === undefined || world_size === 1) return peak;
+  return { flops: world_size * peak.flops, how: `${world_size} x ${peak.how}` };
+}
+
+/** A line of metrics.jsonl. step: from 1; step_ms: what it took. */
+export function stepMetrics(
+  config: RunConfig,
+  c: LlamaConfig,
+  peak: Peak | undefined,
+  step: number,
+  step_ms: number,
+  result: StepResult,
+): StepMetrics {
+  const tokens = tokensPerStep(config), seconds = step_ms / 1000;
+  return {
+    step,
+    loss: result.loss,
+    lr: cosineSchedule(step - 1, config),
+    grad_norm: result.grad_norm,
+    tokens: step * tokens,
+    tokens_per_sec: tokens / seconds,
+    step_ms,
+    mfu: peak ? flopsPerToken(c, c.block_size) * tokens / seconds / peak.flops : null,
+    memory_bytes: memoryBytes(),
+    skipped: result.skipped,
+  };
+}
+
+/** Tokens of a step, of all ranks. */
+export function tokensPerStep(config: RunConfig): number {
+  return config.batch_size * config.gradient_accumulation_steps * config.block_size;
+}
+
+/** What run.json says before the first step. */
+export function runFacts(
+  config: RunConfig,
+  c: LlamaConfig,
+  description: string,
+  parameters: Parameters,
+  data: Loader,
+  peak: Peak | undefined,
+  after: number,
+): RunFacts {
+  return {
+    started: new Date().toISOString(),
+    after,
+    device: description,
+    gpu: device.uuid ?? null,
+    model: modelSize(c),
+    parameters: parameters.count(),
+    tokens_per_step: tokensPerStep(config),
+    tokens_per_epoch: data.n_windows * c.block_size,
+    flops_per_token: flopsPerToken(c, c.block_size),
+    peak_flops: peak?.flops ?? null,
+    memory: memoryByKind(),
+    versions: VERSIONS,
+  };
+}
+
+/** What will be trained, on what, before the first step. */
+export function banner(
+  log: Log,
+  config: RunConfig,
+  c: LlamaConfig,
+  device: string,
+  peak: Peak | undefined,
+  saved: TrainerState | undefined,
+): void {
+  log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
+  log.line(`device ${device}`);
+  log.line(
+    `model ${modelSize(c)}; ${(flopsPerToken(c, c.block_size) / 1e9).toFixed(4)} GFLOP a token, ${
+      tokensPerStep(config)
+    } tokens a step`,
+  );
+  log.line(
+    peak
+      ? `MFU against ${(peak.flops / 1e9).toFixed(0)} GFLOP/s, ${peak.how}`
+      : "MFU n/a: no peak is known for this device",
+  );
+  if (!saved) return log.line(`writing to ${config.out_dir}`);
+  const changed = changes(config, saved.config);
+  if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);
+  log.line(`going on in ${config.out_dir} after step ${saved.step}`);
+}
+
+/** What differs from the configuration that the checkpoint was trained with: "batch_size 8 -> 4". */
+function changes(config: RunConfig, before: Record<string, unknown>): string[] {
+  const transient = ["resume", "eval_only", "dry_run", "debug", "serve_port"];
+  return Object.entries(config).filter(([name, value]) => !transient.includes(name) && before[name] !== value)
+    .map(([name, value]) => `${name} ${before[name]} -> ${value}`);
+}
