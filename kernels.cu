@@ -729,14 +729,13 @@ int data_close(int32_t handle) {
 
 /**
  * Unmaps the pages of a window again (the system still caches them): a long run would end with the whole file resident. A
- * page fault maps the cached pages around it too, 64 KiB on Linux.
+ * page fault maps what is cached around it too: a large page, 2 MiB aligned in the file.
  */
 static void release_pages(const TokenFile& f, int64_t start, int64_t tokens) {
-  const uintptr_t span = 1 << 16, first = (uintptr_t)f.tokens + start * f.token_bytes;
-  uintptr_t from = first / span * span, to = (first + tokens * f.token_bytes + span - 1) / span * span;
-  const uintptr_t begin = (uintptr_t)f.map, end = begin + f.map_bytes;
-  from = from > begin ? from : begin, to = to < end ? to : end;
-  madvise((void*)from, to - from, MADV_DONTNEED);
+  const int64_t span = 1 << 21, first = f.tokens - (const char*)f.map + start * f.token_bytes;
+  int64_t from = first / span * span, to = ceil_div(first + tokens * f.token_bytes, span) * span;
+  if (to > (int64_t)f.map_bytes) to = f.map_bytes;
+  madvise((char*)f.map + from, to - from, MADV_DONTNEED);
 }
 
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
