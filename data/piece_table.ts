@@ -13,6 +13,7 @@ export class PieceTable {
   // A slot is four numbers: hash, where the string begins in #bytes, its length << 16 | number of ids (0 for a free slot),
   // and where the ids begin in #ids or, if it is one id only, the id.
   readonly #slots: Int32Array;
+  readonly #tokenSlots: Int32Array; // as long as there are no pieces
   readonly #bytes: Uint8Array; // of the tokens, then of the pieces
   readonly #ids: Uint32Array;
   readonly #maxPieces: number;
@@ -25,15 +26,17 @@ export class PieceTable {
    * Holds the tokens with their numbers as ids, and so many pieces. Of equal tokens the first counts; empty ones are left
    * out.
    */
-  constructor(tokens: ByteStrings, maxPieces = 200_000) {
+  constructor(tokens: ByteStrings, maxPieces = 120_000) {
     const tokenBytes = tokens.start(tokens.length);
     this.#tokens = tokens;
     this.#maxPieces = maxPieces;
-    this.#slots = new Int32Array(4 * powerOfTwo(2 * (tokens.length + maxPieces)));
+    this.#slots = new Int32Array(4 * powerOfTwo(1.5 * (tokens.length + maxPieces) + 1));
     this.#bytes = new Uint8Array(tokenBytes + BYTES_PER_PIECE * maxPieces);
     this.#ids = new Uint32Array(IDS_PER_PIECE * maxPieces);
     this.#bytes.set(tokens.bytes.subarray(0, tokenBytes));
     this.#addTokens();
+    this.#bytesEnd = tokenBytes;
+    this.#tokenSlots = this.#slots.slice();
   }
 
   /** The slot of the string bytes[from, to), -1 if it is not known. */
@@ -97,10 +100,9 @@ export class PieceTable {
   }
 
   #forget(): void {
-    this.#slots.fill(0);
-    this.#pieces = 0;
-    this.#idsEnd = 0;
-    this.#addTokens();
+    this.#slots.set(this.#tokenSlots);
+    this.#pieces = this.#idsEnd = 0;
+    this.#bytesEnd = this.#tokens.start(this.#tokens.length);
   }
 
   #addTokens(): void {
@@ -109,7 +111,6 @@ export class PieceTable {
       const from = tokens.start(id), to = tokens.start(id + 1);
       if (from < to && this.find(tokens.bytes, from, to) < 0) this.#occupy(this.hash, from, to - from, 1, id);
     }
-    this.#bytesEnd = tokens.start(tokens.length);
   }
 
   #occupy(hash: number, start: number, length: number, count: number, ids: number): void {

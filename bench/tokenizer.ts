@@ -1,0 +1,158 @@
+// Times tokenizers against Python's on the same text: opening, the first pass in a fresh process, and warm ones. Both sides run
+// by turns on one thread: tiktoken for OpenAI's encodings, tokenizers for a tokenizer.json. Prints a table of medians.
+//
+//   LOAM_PYTHON=python3 deno run -P=bench bench/tokenizer.ts --sample=c4_validation_2k.parquet
+import { PATTERNS } from "../data/scanners.ts";
+import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { parseOverrides } from "../runtime/config.ts";
+import { table } from "../runtime/debug.ts";
+
+const defaults = {
+  sample: "", // a parquet file with a column text
+  tokenizers: "gpt2,cl100k,o200k,llama3_like", // names, or directories with tokenizer.json
+  rounds: 5, // turns of each side
+  passes: 4, // over the sample
+  work_dir: "/tmp/loam_bench_tokenizers", // emptied before and after
+};
+type Options = typeof defaults;
+
+/** What one process of either side prints. */
+interface Timing {
+  library: string;
+  open_ms: number;
+  /** What opening added to the memory of the process. */
+  open_mb: number;
+  /** Of each pass. */
+  mb_per_sec: number[];
+  tokens: number;
+}
+
+const ROOT = `${import.meta.dirname}/..`;
+
+if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
+
+async function main(o: Options): Promise<void> {
+  const python = Deno.env.get("LOAM_PYTHON");
+  if (!o.sample || python === undefined) {
+    throw new UserError(
+      "Cannot time tokenizers: --sample or LOAM_PYTHON is missing; " +
+        "give a parquet file with a column text, and a Python with tiktoken, tokenizers and pyarrow",
+    );
+  }
+  const load = Deno.loadavg()[0]!;
+  if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
+  remove(o.work_dir);
+  Deno.mkdirSync(o.work_dir, { recursive: true });
+  try {
+    const rows = [["tokenizer", "side", "open ms", "open MB", "first MB/s", "warm MB/s", "tokens"]];
+    for (const name of o.tokenizers.split(",")) rows.push(...await compare(o, python, name));
+    console.log(table(rows));
+  } finally {
+    remove(o.work_dir);
+  }
+}
+
+/** Has both sides open a tokenizer and encode the sample, by turns; two rows of the table. */
+async function compare(o: Options, python: string, name: string): Promise<string[][]> {
+  const path = name in VOCABULARIES || isDirectory(name) ? name : `${o.work_dir}/${name}`;
+  if (name === "llama3_like") await writeLlama3Like(path);
+  else if (path !== name) {
+    throw new UserError(`Cannot time "${name}": it is no tokenizer and no directory of one`);
+  }
+  const theirs = name in VOCABULARIES ? await writeRanks(o, name) : `${path}/tokenizer.json`;
+  const loam: Timing[] = [], other: Timing[] = [], rest = [String(o.passes), o.sample];
+  for (let round = 0; round < o.rounds; round++) {
+    other.push(await run(python, ["bench/tokenizer_side.py", theirs, ...rest]));
+    loam.push(
+      await run(Deno.execPath(), ["run", "-q", "-P=bench", "bench/tokenizer_side.ts", path, ...rest]),
+    );
+  }
+  if (loam[0]!.tokens !== other[0]!.tokens) {
+    throw new UserError(
+      `Cannot compare ${name}: loam has ${loam[0]!.tokens} tokens, ${other[0]!.library} ${other[0]!.tokens}`,
+    );
+  }
+  return [row(name, loam), row(name, other)];
+}
+
+async function run(command: string, args: string[]): Promise<Timing> {
+  const process = new Deno.Command(command, { args, cwd: ROOT, stderr: "inherit" });
+  const { success, stdout } = await process.output();
+  if (!success) throw new UserError(`Cannot time tokenizers: ${args.join(" ")} failed`);
+  return JSON.parse(new TextDecoder().decode(stdout));
+}
+
+function row(name: string, timings: Timing[]): string[] {
+  const of = (value: (timing: Timing) => number) => median(timings.map(value)).toFixed(1);
+  return [
+    name,
+    timings[0]!.library,
+    of(({ open_ms }) => open_ms),
+    of(({ open_mb }) => open_mb),
+    of(({ mb_per_sec }) => mb_per_sec[0]!),
+    of(({ mb_per_sec }) => median(mb_per_sec.slice(1))),
+    String(timings[0]!.tokens),
+  ];
+}
+
+/** A tokenizer.json of the size of Llama 3's: cl100k's tokens, cut by the pattern of Llama 3. */
+async function writeLlama3Like(directory: string): Promise<void> {
+  const json = JSON.parse((await openTokenizer("cl100k")).files()["tokenizer.json"]!);
+  json.pre_tokenizer.pretokenizers[0].pattern.Regex = PATTERNS.llama3;
+  Deno.mkdirSync(directory);
+  Deno.writeTextFileSync(`${directory}/tokenizer.json`, JSON.stringify(json));
+}
+
+/** The rank file of one of OpenAI's encodings, under the name that tiktoken has for it. */
+async function writeRanks(o: Options, name: string): Promise<string> {
+  switch (name) {
+    case "gpt2":
+      return write(
+        o,
+        "r50k_base",
+        await import("gpt-tokenizer/data/r50k_base.tiktoken", { with: { type: "text" } }),
+      );
+    case "cl100k":
+      return write(
+        o,
+        "cl100k_base",
+        await import("gpt-tokenizer/data/cl100k_base.tiktoken", { with: { type: "text" } }),
+      );
+    case "o200k":
+      return write(
+        o,
+        "o200k_base",
+        await import("gpt-tokenizer/data/o200k_base.tiktoken", { with: { type: "text" } }),
+      );
+    default:
+      throw new UserError(`Cannot time "${name}": tiktoken has no such encoding`);
+  }
+}
+
+function write(o: Options, encoding: string, ranks: { default: string }): string {
+  const path = `${o.work_dir}/${encoding}.tiktoken`;
+  Deno.writeTextFileSync(path, ranks.default);
+  return path;
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return Deno.statSync(path).isDirectory;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+function remove(path: string): void {
+  try {
+    Deno.removeSync(path, { recursive: true });
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+}
+
+function median(values: number[]): number {
+  return values.toSorted((a, b) => a - b)[values.length >> 1]!;
+}

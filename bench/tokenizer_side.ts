@@ -1,0 +1,37 @@
+// The loam side of bench/tokenizer.ts. Prints one line of JSON.
+//
+//   deno run -P=bench bench/tokenizer_side.ts TOKENIZER PASSES SAMPLE
+import type { Block } from "../data/block.ts";
+import { readBlocks, type ReadOptions } from "../data/documents.ts";
+import { findSources } from "../data/inputs.ts";
+import { TokenBuffer } from "../data/token_buffer.ts";
+import { openTokenizer } from "../data/tokenizer.ts";
+
+const [name, passes, sample] = Deno.args;
+const options: ReadOptions = {
+  column: "text",
+  split_on: "",
+  limit: null,
+  shuffle_docs: null,
+  dedup: "",
+  skip_bad: false,
+};
+const blocks: Block[] = [];
+const sources = await findSources([sample!], options);
+for await (const block of readBlocks(sources, options, { bad: 0, duplicates: 0 })) blocks.push(block);
+const bytes = blocks.reduce((sum, { text }) => sum + text.length, 0);
+
+const before = Deno.memoryUsage().rss, start = performance.now();
+const tokenizer = await openTokenizer(name!);
+const open_ms = performance.now() - start, open_mb = (Deno.memoryUsage().rss - before) / 1e6;
+
+const out = new TokenBuffer(), mb_per_sec: number[] = [];
+for (let pass = 0; pass < Number(passes); pass++) {
+  out.length = 0;
+  const start = performance.now();
+  for (const { text, ends } of blocks) {
+    for (let d = 0; d < ends.length; d++) tokenizer.encodeUtf8(text, d > 0 ? ends[d - 1]! : 0, ends[d]!, out);
+  }
+  mb_per_sec.push(bytes / 1000 / (performance.now() - start));
+}
+console.log(JSON.stringify({ library: "loam", open_ms, open_mb, mb_per_sec, tokens: out.length }));
