@@ -14,6 +14,7 @@ const defaults = {
   steps: 30, // of each run; the first five are left out
   turns: 3, // runs of each kind, by turns
   gradient_accumulation_steps: 8,
+  presets: "tiny,small",
   exchange: 0, // instead: under mpirun, time exchanges of so many parameters
   json: "", // where the results go; "" = bench/results/dist-<date>.json
 };
@@ -41,7 +42,7 @@ async function main(args: string[]): Promise<void> {
   const options = parseOverrides(args, defaults), o = { ...defaults, ...options };
   if (o.exchange > 0) return await timeExchange(o.exchange);
   const rows: Row[] = [];
-  for (const preset of ["tiny", "small"]) rows.push(await measure(preset, o));
+  for (const preset of o.presets.split(",")) rows.push(await measure(preset, o));
   const date = new Date().toISOString().slice(0, 10);
   const report = {
     command: ["bench/dist.ts", ...args].join(" "),
