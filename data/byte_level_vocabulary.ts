@@ -5,7 +5,7 @@ import { JsonWalker } from "./json_walker.ts";
 import type { PieceTable } from "./piece_table.ts";
 import type { Span } from "./tokenizer_file.ts";
 
-const LONGEST = 1 << 16; // units of a string in the file, at most
+const LONGEST = (1 << 16) - 1; // units of a string in the file, at most
 const LARGEST_ID = 1 << 24;
 
 /** Byte of each UTF-16 unit in a byte-level vocabulary, -1 for those that stand for none. */

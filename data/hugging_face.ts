@@ -47,7 +47,7 @@ export function openTokenizerJson(name: string, path: string): Tokenizer {
     const end = endOfText(path, config.json, idOf);
     return { name, eot: end.id, files: files(end.token), ...rest };
   } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
+    if (!(error instanceof RangeError || error instanceof SyntaxError)) throw error;
     throw new UserError(`Cannot use "${path}": ${error.message}; ${SUPPORTED}`);
   }
 }

@@ -31,6 +31,9 @@ export const PATTERNS = {
   gpt2: String.raw`'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`,
   cl100k: String.raw`${CONTRACTION}|${WORDS}|\p{N}{1,3}|${SYMBOLS}|\s+(?![\s\S])|${LINES}`,
   llama3: String.raw`${CONTRACTION}|${WORDS}|\p{N}{1,3}|${SYMBOLS}|${LINES}`,
+  /** The same as llama3 in other words, as in Phi 4. */
+  gpt4: String
+    .raw`'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+`,
   qwen: String.raw`${CONTRACTION}|${WORDS}|\p{N}|${SYMBOLS}|${LINES}`,
   qwen35: String
     .raw`${CONTRACTION}|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|${LINES}`,
@@ -69,7 +72,7 @@ export interface Cl100kVariant {
   marks?: boolean;
 }
 
-/** Cuts by PATTERNS.cl100k, llama3, qwen or qwen35. */
+/** Cuts by PATTERNS.cl100k, llama3, gpt4, qwen or qwen35. */
 export function cl100kScanner({ digits, wholeTail = false, marks = false }: Cl100kVariant): Scanner {
   const letter = marks ? LETTER | MARK : LETTER, symbol = marks ? OTHER : SYMBOL;
   return (bytes, i, to) => {
@@ -204,6 +207,7 @@ const SCANNERS = new Map<string, Scanner>([
   [PATTERNS.gpt2, gpt2Scanner],
   [PATTERNS.cl100k, cl100kScanner({ digits: 3, wholeTail: true })],
   [PATTERNS.llama3, cl100kScanner({ digits: 3 })],
+  [PATTERNS.gpt4, cl100kScanner({ digits: 3 })],
   [PATTERNS.qwen, cl100kScanner({ digits: 1 })],
   [PATTERNS.qwen35, cl100kScanner({ digits: 1, marks: true })],
   [PATTERNS.o200k, o200kScanner],
