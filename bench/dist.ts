@@ -11,7 +11,7 @@ import { findWorld } from "../runtime/world.ts";
 import settings from "../deno.json" with { type: "json" };
 
 const defaults = {
-  steps: 30, // of each run; the first five are left out
+  steps: 45, // of each run; the first fifteen are left out
   turns: 3, // runs of each kind, by turns
   gradient_accumulation_steps: 8,
   presets: "tiny,small",
@@ -19,7 +19,7 @@ const defaults = {
   json: "", // where the results go; "" = bench/results/dist-<date>.json
 };
 
-const WARM_UP = 5;
+const WARM_UP = 15; // the first steps compile JavaScript
 const EXCHANGES = 20;
 const MPIRUN = ["-n", "2", "--oversubscribe", "--bind-to", "core"];
 
