@@ -197,7 +197,7 @@ export class Bpe {
   #look(bytes: Uint8Array, left: number, right: number, end: number): void {
     if (this.#pairs === null) {
       const start = this.#start[left]!;
-      const id = end - start <= this.#longest ? this.#pieces.token(this.#pieces.find(bytes, start, end)) : -1;
+      const id = end - start > this.#longest ? -1 : this.#pieces.findToken(bytes, start, end);
       this.#rank[left] = id < 0 ? NEVER : id;
       this.#join[left] = id;
     } else {

@@ -3,6 +3,7 @@
 import type { ByteStrings } from "./byte_strings.ts";
 import { powerOfTwo } from "./pair_table.ts";
 
+const FILTER_BITS = 1 << 21;
 const BYTES_PER_PIECE = 12, IDS_PER_PIECE = 4; // room for so many on average
 
 /** A hash table from byte strings to ids. */
@@ -18,6 +19,8 @@ export class PieceTable {
   readonly #ids: Uint32Array;
   readonly #maxPieces: number;
   readonly #tokens: ByteStrings;
+  // A bit for each hash of a token, in less memory than a cache has: most neighbours do not join, and need no look at a slot.
+  readonly #filter = new Int32Array(FILTER_BITS / 32);
   #pieces = 0;
   #bytesEnd = 0;
   #idsEnd = 0;
@@ -41,10 +44,19 @@ export class PieceTable {
 
   /** The slot of the string bytes[from, to), -1 if it is not known. */
   find(bytes: Uint8Array, from: number, to: number): number {
-    let hash = to - from;
-    for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193); // FNV-1a
-    hash ^= hash >>> 15;
-    this.hash = hash;
+    this.hash = hashOf(bytes, from, to);
+    return this.#find(this.hash, bytes, from, to);
+  }
+
+  /** The token bytes[from, to), -1 if it is none. Faster than find() where it mostly is none. */
+  findToken(bytes: Uint8Array, from: number, to: number): number {
+    const hash = hashOf(bytes, from, to), bit = hash >>> 8 & FILTER_BITS - 1;
+    return (this.#filter[bit >> 5]! >> (bit & 31) & 1) === 0
+      ? -1
+      : this.token(this.#find(hash, bytes, from, to));
+  }
+
+  #find(hash: number, bytes: Uint8Array, from: number, to: number): number {
     const slots = this.#slots, mask = slots.length - 1;
     for (let slot = hash << 2 & mask;; slot = slot + 4 & mask) {
       const lengths = slots[slot + 2]!;
@@ -109,7 +121,10 @@ export class PieceTable {
     const tokens = this.#tokens;
     for (let id = 0; id < tokens.length; id++) {
       const from = tokens.start(id), to = tokens.start(id + 1);
-      if (from < to && this.find(tokens.bytes, from, to) < 0) this.#occupy(this.hash, from, to - from, 1, id);
+      if (from === to || this.find(tokens.bytes, from, to) >= 0) continue;
+      this.#occupy(this.hash, from, to - from, 1, id);
+      const bit = this.hash >>> 8 & FILTER_BITS - 1;
+      this.#filter[bit >> 5]! |= 1 << (bit & 31);
     }
   }
 
@@ -128,4 +143,11 @@ export class PieceTable {
     for (let i = from, j = start; i < to; i++, j++) if (own[j] !== bytes[i]) return false;
     return true;
   }
+}
+
+/** FNV-1a over bytes[from, to), folded so that its low bits depend on all of it. */
+function hashOf(bytes: Uint8Array, from: number, to: number): number {
+  let hash = to - from;
+  for (let i = from; i < to; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193);
+  return hash ^ hash >>> 15;
 }
