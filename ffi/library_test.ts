@@ -28,7 +28,7 @@ type Copy = { library: typeof library; build: string } & Disposable;
 async function freshCopy(): Promise<Copy> {
   const root = Deno.makeTempDirSync({ prefix: "loam copy " });
   for (const folder of ["ffi", "build"]) Deno.mkdirSync(`${root}/${folder}`);
-  for (const name of ["library.ts", "symbols.ts", "errors.ts"]) {
+  for (const name of ["library.ts", "symbols.ts", "errors.ts", "command.ts"]) {
     Deno.copyFileSync(`${import.meta.dirname}/${name}`, `${root}/ffi/${name}`);
   }
   return {
