@@ -116,7 +116,7 @@ export { generate, type GenerateOptions } from "./model/generate.ts";
 export { loadModel } from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard } from "./data/bins.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
-export { TokenBuffer } from "./data/token_buffer.ts";
+export { TokenBuffer } from "./data/tokenizers/token_buffer.ts";
 export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer.ts";
 
 // As a program: the command line. A program that imports this module gets none of it.

@@ -1,10 +1,10 @@
 // Times one of prepare's encoders on the documents of files; bench/prepare.ts runs it. Prints one line of JSON.
 //
 //   deno run -P=bench bench/encode.ts TOKENIZER PASSES FILE...
-import type { Block } from "../data/block.ts";
-import { readBlocks, type ReadOptions } from "../data/documents.ts";
-import { BlockEncoder } from "../data/encode.ts";
-import { findSources } from "../data/inputs.ts";
+import type { Block } from "../data/read/block.ts";
+import { readBlocks, type ReadOptions } from "../data/read/documents.ts";
+import { BlockEncoder } from "../data/prepare/encode.ts";
+import { findSources } from "../data/read/inputs.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 
 const [name, passes, ...files] = Deno.args;

@@ -2,7 +2,7 @@
 // by turns on one thread: tiktoken for OpenAI's encodings, tokenizers for a tokenizer.json. Prints a table of medians.
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/tokenizer.ts --sample=c4_validation_2k.parquet
-import { PATTERNS } from "../data/scanners.ts";
+import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { parseOverrides } from "../runtime/config.ts";

@@ -1,10 +1,10 @@
 // The loam side of bench/tokenizer.ts. Prints one line of JSON.
 //
 //   deno run -P=bench bench/tokenizer_side.ts TOKENIZER PASSES SAMPLE
-import type { Block } from "../data/block.ts";
-import { readBlocks, type ReadOptions } from "../data/documents.ts";
-import { findSources } from "../data/inputs.ts";
-import { TokenBuffer } from "../data/token_buffer.ts";
+import type { Block } from "../data/read/block.ts";
+import { readBlocks, type ReadOptions } from "../data/read/documents.ts";
+import { findSources } from "../data/read/inputs.ts";
+import { TokenBuffer } from "../data/tokenizers/token_buffer.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 
 const [name, passes, sample] = Deno.args;

@@ -3,7 +3,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../ffi/command.ts";
 import { nearest, runMain, UserError } from "../ffi/errors.ts";
 import { type Dataset, openDataset } from "./bins.ts";
-import { documentText, inspectDataset, type Split } from "./inspect_dataset.ts";
+import { documentText, inspectDataset, type Split } from "./inspect/inspect_dataset.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 const HELP = `Show what a dataset holds, and check it

@@ -1,7 +1,7 @@
 // meta.json, which describes a dataset: what it holds, and whether what stands in the file can be used.
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import type { Recipe } from "./recipe.ts";
+import type { Recipe } from "./prepare/recipe.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
 
 /** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */

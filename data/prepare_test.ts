@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { verifyDataset } from "./bins.ts";
-import type { SplitOptions } from "./encode.ts";
-import { workerEncoders } from "./encoders.ts";
-import { documentsOf, fails, inDirectory, jsonl, readAll } from "./test_prepare.ts";
-import { ROOT, runPrepare, runTask, TEXTS, writeTokenizer } from "./test_prepare.ts";
+import type { SplitOptions } from "./prepare/encode.ts";
+import { workerEncoders } from "./prepare/encoders.ts";
+import { documentsOf, fails, inDirectory, jsonl, readAll } from "./prepare/test_prepare.ts";
+import { ROOT, runPrepare, runTask, TEXTS, writeTokenizer } from "./prepare/test_prepare.ts";
 
 const fixtures = `${ROOT}tests/fixtures/`;
 

@@ -2,10 +2,10 @@
 // Text never turns into a special token: "<|endoftext|>" inside a document is thirteen characters like any others.
 import { UserError } from "../ffi/errors.ts";
 import { isFile } from "../ffi/files.ts";
-import { byteLevelTokenizer } from "./byte_level.ts";
-import { byteLevelFiles } from "./byte_level_files.ts";
-import { ByteStrings } from "./byte_strings.ts";
-import type { TokenBuffer } from "./token_buffer.ts";
+import { byteLevelTokenizer } from "./tokenizers/byte_level.ts";
+import { byteLevelFiles } from "./tokenizers/byte_level_files.ts";
+import { ByteStrings } from "./tokenizers/byte_strings.ts";
+import type { TokenBuffer } from "./tokenizers/token_buffer.ts";
 
 /** Turns text into ids and back. */
 export interface Tokenizer {
@@ -57,7 +57,7 @@ export const VOCABULARIES: Readonly<Record<string, number>> = {
 export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
   if (nameOrPath === "bytes") return bytesTokenizer();
   if (nameOrPath === "gpt2" || nameOrPath === "cl100k" || nameOrPath === "o200k") {
-    return (await import("./tiktoken.ts")).tiktokenTokenizer(nameOrPath);
+    return (await import("./tokenizers/tiktoken.ts")).tiktokenTokenizer(nameOrPath);
   }
   const path = nameOrPath.endsWith(".json") ? nameOrPath : `${nameOrPath}/tokenizer.json`;
   if (!isFile(path)) {
@@ -66,7 +66,7 @@ export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
         `nor a tokenizer.json or a directory that holds one`,
     );
   }
-  const { loamTokenizerOf, openTokenizerJson } = await import("./hugging_face.ts");
+  const { loamTokenizerOf, openTokenizerJson } = await import("./tokenizers/hugging_face.ts");
   const known = loamTokenizerOf(path);
   return known !== undefined && known in VOCABULARIES
     ? openTokenizer(known)

@@ -1,6 +1,6 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { askPython, python, TEXTS, withFiles } from "./test_tokenizers.ts";
+import { askPython, python, TEXTS, withFiles } from "./tokenizers/test_tokenizers.ts";
 import { openTokenizer, type Tokenizer, VOCABULARIES } from "./tokenizer.ts";
 
 for (const name of Object.keys(VOCABULARIES)) {

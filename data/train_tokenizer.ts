@@ -4,17 +4,17 @@ import { join } from "node:path";
 import { asTyped } from "../ffi/command.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { isFile, writeSynced } from "../ffi/files.ts";
-import { bpeMerges } from "./bpe_trainer.ts";
-import { byteCharacters, byteLevelFiles } from "./byte_level_files.ts";
-import { ByteStrings } from "./byte_strings.ts";
-import { readBlocks, type ReadCounts } from "./documents.ts";
-import { findSources, type Source } from "./inputs.ts";
-import { DirectoryLock } from "./lock.ts";
-import { PATTERNS } from "./scanners.ts";
-import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_options.ts";
-import { number, size, trainSummary } from "./train_summary.ts";
-import { TrainingText } from "./training_text.ts";
-import { WORD_LIMITS, type WordLimits } from "./word_counts.ts";
+import { bpeMerges } from "./train_tokenizer/bpe_trainer.ts";
+import { byteCharacters, byteLevelFiles } from "./tokenizers/byte_level_files.ts";
+import { ByteStrings } from "./tokenizers/byte_strings.ts";
+import { readBlocks, type ReadCounts } from "./read/documents.ts";
+import { findSources, type Source } from "./read/inputs.ts";
+import { DirectoryLock } from "./prepare/lock.ts";
+import { PATTERNS } from "./tokenizers/scanners.ts";
+import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
+import { number, size, trainSummary } from "./train_tokenizer/train_summary.ts";
+import { TrainingText } from "./train_tokenizer/training_text.ts";
+import { WORD_LIMITS, type WordLimits } from "./train_tokenizer/word_counts.ts";
 
 const REPORT_MS = 5_000;
 

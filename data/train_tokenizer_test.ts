@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { openDataset } from "./bins.ts";
-import { documentsOf, inDirectory, jsonl, readAll, ROOT, runPrepare } from "./test_prepare.ts";
+import { documentsOf, inDirectory, jsonl, readAll, ROOT, runPrepare } from "./prepare/test_prepare.ts";
 import { openTokenizer } from "./tokenizer.ts";
-import { parseOptions } from "./train_options.ts";
+import { parseOptions } from "./train_tokenizer/train_options.ts";
 import { type Trained, trainTokenizer } from "./train_tokenizer.ts";
 
 const python = Deno.env.get("LOAM_PYTHON");

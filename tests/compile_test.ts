@@ -68,7 +68,7 @@ async function fakedCompile(): Promise<Result> {
 Deno.test("compile puts the whole module graph, the workers and what they reach into the program", async () => {
   const embedded = pathsIn((await fakedCompile()).stdout), files = await graphOf("mod.ts");
   const workers = workersOf(files);
-  assertEquals(workers.sort(), ["data/encode_worker.ts", "serve/model_worker.ts", "serve/worker.ts"]);
+  assertEquals(workers.sort(), ["data/prepare/encode_worker.ts", "serve/model_worker.ts", "serve/worker.ts"]);
   for (const worker of workers) files.push(...await graphOf(worker));
   assertEquals([...new Set(files)].filter((path) => !holds(embedded, path)), []);
 });

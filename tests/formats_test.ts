@@ -4,7 +4,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { openDataset, readTokens, type Shard } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
-import { findDocument, readRange } from "../data/scan.ts";
+import { findDocument, readRange } from "../data/inspect/scan.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
 import { allocateHost, copyToHost, libraryExists, open, tokenSource } from "../ffi/library.ts";

@@ -1,0 +1,157 @@
+// What `deno task data` finds out about a dataset. Reads every shard once, in bounded memory.
+import { createHash } from "node:crypto";
+import { relative } from "node:path";
+import { UserError } from "../../ffi/errors.ts";
+import type { Dataset, Shard } from "../bins.ts";
+import {
+  decodeKnown,
+  documentLine,
+  frequentTokens,
+  heading,
+  histogram,
+  number,
+  rate,
+  shardLine,
+  splitTable,
+} from "./inspect_text.ts";
+import { readMeta, type SplitSize } from "../meta.ts";
+import { chunksOf, findDocument, findOutside, locate, type Range, readRange, Tally } from "./scan.ts";
+import type { Tokenizer } from "../tokenizer.ts";
+
+/** The parts of a dataset. */
+export type Split = "train" | "val";
+
+const FIRST_DOCUMENTS = 3; // are shown,
+const SHOWN_TOKENS = 160; // so many of each at most
+const DECODED = 1 << 18; // tokens that bytes per token is measured on where no meta.json says it
+
+/**
+ * Prints what a dataset holds, as it is read.
+ *
+ * @throws {UserError} at the end, if a checksum or a count is not that of meta.json, or an id is not of the vocabulary.
+ */
+export function inspectDataset(
+  dataset: Dataset,
+  tokenizer: Tokenizer | null,
+  print: (text: string) => void,
+): void {
+  const meta = dataset.format === "loam" ? readMeta(dataset.dir) : null;
+  print(heading(dataset));
+  print("\nshards");
+  const start = performance.now(), wrong: string[] = [];
+  const train = readSplit(dataset, "train", meta, print, wrong);
+  const val = readSplit(dataset, "val", meta, print, wrong);
+  print(rate([...dataset.train, ...dataset.val], performance.now() - start));
+
+  const bytes = (split: Split) => bytesPerToken(dataset, split, meta, tokenizer);
+  print(`\n${splitTable(dataset, { train, val }, bytes)}`);
+  if (!meta && tokenizer) print(`bytes/token: of the first ${number(DECODED)} tokens, decoded`);
+  print(`\ntokens per document, train\n${histogram(train.lengths)}`);
+  print(`\nmost frequent tokens, train\n${frequentTokens(train.counts, tokenizer)}`);
+  print(`\nfirst documents, train\n${firstDocuments(dataset, tokenizer, train.lengths.count)}`);
+  if (wrong.length === 0) return;
+  const next = meta
+    ? "write the dataset again: deno task prepare --overwrite ..."
+    : "copy it again, or name the tokenizer that made it with --tokenizer";
+  throw new UserError(`Cannot use "${dataset.dir}": ${wrong.join(", ")}; ${next}`);
+}
+
+/** Reads the shards of a split, prints a line for each, and adds to `wrong` what is wrong with them. */
+function readSplit(
+  dataset: Dataset,
+  split: Split,
+  meta: Record<Split, SplitSize> | null,
+  print: (text: string) => void,
+  wrong: string[],
+): Tally {
+  const tally = new Tally(dataset.vocab_size, dataset.eot);
+  for (const shard of dataset[split]) {
+    const file = relative(dataset.dir, shard.path), expected = dataset.sha256[file];
+    const actual = readShard(shard, tally, expected !== undefined);
+    print(shardLine(file, shard.tokens, actual, expected));
+    if (actual !== expected) wrong.push(`${file} has another SHA-256 than meta.json says`);
+  }
+  tally.endSplit();
+  const differs = (what: string, found: number, said: number) => {
+    if (found !== said) wrong.push(`${split} has ${number(found)} ${what}, meta.json says ${number(said)}`);
+  };
+  if (meta) {
+    differs("documents", tally.lengths.count, meta[split].documents);
+    differs("tokens", tokensOf(dataset[split]), meta[split].tokens);
+  }
+  if (tally.outside > 0) wrong.push(outsideText(dataset, split, tally.outside));
+  return tally;
+}
+
+/** Counts the tokens of a shard. Returns its SHA-256, where that is wanted. */
+function readShard(shard: Shard, tally: Tally, hashed: boolean): string | undefined {
+  const hash = hashed ? createHash("sha256") : undefined;
+  for (const ids of chunksOf(shard, (bytes) => hash?.update(bytes))) tally.add(ids);
+  return hash?.digest("hex");
+}
+
+function outsideText({ dir, vocab_size, ...shards }: Dataset, split: Split, count: number): string {
+  const first = findOutside(shards[split], vocab_size)!; // there is one
+  const { shard, token } = locate(shards[split], first.position);
+  return `${number(count)} tokens of ${split} are not below vocab_size ${vocab_size}, ` +
+    `the first is ${first.id} at token ${token} of ${relative(dir, shard.path)}`;
+}
+
+function tokensOf(shards: Shard[]): number {
+  return shards.reduce((sum, { tokens }) => sum + tokens, 0);
+}
+
+/** Bytes of text by token, end-of-text tokens included; null without tokens or where nothing says how to decode them. */
+function bytesPerToken(
+  dataset: Dataset,
+  split: Split,
+  meta: Record<Split, SplitSize> | null,
+  tokenizer: Tokenizer | null,
+): number | null {
+  const tokens = tokensOf(dataset[split]);
+  if (tokens === 0) return null;
+  if (meta) return meta[split].bytes / tokens;
+  if (!tokenizer) return null;
+  const ids = readRange(dataset[split], { start: 0, end: Math.min(tokens, DECODED) });
+  const text = decodeKnown(tokenizer, ids.filter((id) => id !== dataset.eot));
+  return new TextEncoder().encode(text).length / ids.length;
+}
+
+function firstDocuments(dataset: Dataset, tokenizer: Tokenizer | null, documents: number): string {
+  const numbers = Array.from({ length: Math.min(documents, FIRST_DOCUMENTS) }, (_, i) => i);
+  return numbers.map((n) => {
+    const { start, end } = findDocument(dataset.train, dataset.eot, n) as Range; // there are as many
+    const ids = readRange(dataset.train, { start, end: Math.min(end, start + SHOWN_TOKENS) });
+    return documentLine(n, end - start, ids, tokenizer);
+  }).join("\n");
+}
+
+/**
+ * A document of a split, decoded, below a line that says where it is.
+ *
+ * @throws {UserError} if there is no such document, or nothing says how to decode it.
+ */
+export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, split: Split, n: number): string {
+  const { dir, eot } = dataset, shards = dataset[split];
+  if (!tokenizer) {
+    throw new UserError(
+      `Cannot decode document ${n} of "${dir}": its files do not name their tokenizer; name it with --tokenizer`,
+    );
+  }
+  const found = findDocument(shards, eot, n);
+  if ("documents" in found) {
+    const range = found.documents === 0 ? "" : `, from 0 to ${found.documents - 1}`;
+    throw new UserError(
+      `Cannot show document ${n} of the ${split} split of "${dir}": it has ${
+        number(found.documents)
+      } documents${range}`,
+    );
+  }
+  const tokens = found.end - found.start;
+  if (tokens === 0) return `${split} document ${n}: empty`;
+  const { shard, token } = locate(shards, found.start);
+  const text = decodeKnown(tokenizer, readRange(shards, found));
+  return `${split} document ${n}: ${number(tokens)} tokens from token ${token} of ${
+    relative(dir, shard.path)
+  }\n\n${text}`;
+}

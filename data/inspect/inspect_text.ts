@@ -1,0 +1,137 @@
+// The words and tables of `deno task data`.
+import type { Dataset, Shard } from "../bins.ts";
+import type { Lengths } from "./lengths.ts";
+import type { Tally } from "./scan.ts";
+import type { Tokenizer } from "../tokenizer.ts";
+
+const BAR = 40; // characters
+const FREQUENT = 20; // tokens are listed
+const SHOWN = 160; // characters of a document
+
+/** A whole number with commas. */
+export function number(n: number): string {
+  return n.toLocaleString("en-US");
+}
+
+/** What kind of dataset it is, in one line. */
+export function heading({ dir, format, tokenizer, vocab_size, eot }: Dataset): string {
+  const bins =
+    { "loam": "loam's bins", "llm.c": "llm.c's bins", "nanoGPT": "nanoGPT's bins", "mix": "a mix" }[format];
+  const assumed = format === "loam" || tokenizer === null ? "" : " (assumed)";
+  return `${dir}: ${bins}, tokenizer ${tokenizer ?? "not known (name it with --tokenizer)"}${assumed}, ` +
+    `vocabulary ${number(vocab_size)}, end of text ${eot}`;
+}
+
+/** A shard and how its checksum compares, where meta.json has one. */
+export function shardLine(file: string, tokens: number, actual?: string, expected?: string): string {
+  const size = `${file}  ${number(tokens)} tokens`;
+  if (expected === undefined) return `  -      ${size}  no checksum to compare`;
+  if (actual === expected) return `  ok     ${size}  sha256 ${expected.slice(0, 16)}`;
+  return `  WRONG  ${size}  sha256 is ${actual}, meta.json says ${expected}`;
+}
+
+/** How fast shards were read. */
+export function rate(shards: Shard[], ms: number): string {
+  const bytes = shards.reduce((sum, shard) => sum + shard.header_bytes + shard.tokens * shard.token_bytes, 0);
+  const mb = (bytes / 1e6).toFixed(1), mb_per_sec = (bytes / ms / 1000).toFixed(0);
+  return `  ${mb} MB read in ${(ms / 1000).toFixed(2)} s, ${mb_per_sec} MB/s`;
+}
+
+/** Documents, tokens and their ratios, by split. */
+export function splitTable(
+  dataset: Dataset,
+  tallies: Record<"train" | "val", Tally>,
+  bytesPerToken: (split: "train" | "val") => number | null,
+): string {
+  const rows = (["train", "val"] as const).map((split) => {
+    const shards = dataset[split], { lengths } = tallies[split], bytes = bytesPerToken(split);
+    return [
+      split,
+      number(lengths.count),
+      number(shards.reduce((sum, { tokens }) => sum + tokens, 0)),
+      lengths.count === 0 ? "-" : (lengths.sum / lengths.count).toFixed(1),
+      bytes === null ? "-" : bytes.toFixed(3),
+      number(shards.length),
+    ];
+  });
+  return columns([["", "documents", "tokens", "tokens/document", "bytes/token", "shards"], ...rows]);
+}
+
+/** Bars of the lengths by powers of two, and percentiles. */
+export function histogram(lengths: Lengths): string {
+  if (lengths.count === 0) return "  there are no documents";
+  const octaves = lengths.octaves(), most = Math.max(...octaves);
+  const first = octaves.findIndex((count) => count > 0);
+  const rows = octaves.map((count, octave) => [
+    octaveName(octave),
+    number(count),
+    "█".repeat(Math.round(count / most * BAR)) || (count > 0 ? "▏" : ""),
+  ]).slice(first);
+  const at = (share: number) => `${share * 100}% ${number(lengths.quantile(share))}`;
+  return `${bars(rows)}\n  least ${number(lengths.least)}, ${
+    [0.05, 0.25, 0.5, 0.75, 0.95, 0.99].map(at).join(", ")
+  }, ` +
+    `most ${number(lengths.most)}, mean ${(lengths.sum / lengths.count).toFixed(1)}`;
+}
+
+function octaveName(octave: number): string {
+  if (octave < 2) return `${octave}`;
+  return `${number(2 ** (octave - 1))} to ${number(2 ** octave - 1)}`;
+}
+
+/** The ids that occur most, with their share and text, and how many of the vocabulary occur at all. */
+export function frequentTokens(counts: Float64Array, tokenizer: Tokenizer | null): string {
+  const total = counts.reduce((a, b) => a + b, 0);
+  const occurring = Array.from(counts.keys()).filter((id) => counts[id]! > 0);
+  const frequent = occurring.sort((a, b) => counts[b]! - counts[a]! || a - b).slice(0, FREQUENT);
+  const rows = frequent.map((id) => [
+    `${id}`,
+    number(counts[id]!),
+    `${(100 * counts[id]! / total).toFixed(2)}%`,
+    tokenizer ? quoted(decodeKnown(tokenizer, [id])) : "",
+  ]);
+  const share = (100 * occurring.length / counts.length).toFixed(1);
+  return `${bars(rows)}\n  ${number(occurring.length)} of ${number(counts.length)} ids occur (${share}%)`;
+}
+
+/** The beginning of a document. ids: its first tokens. */
+export function documentLine(
+  n: number,
+  tokens: number,
+  ids: Uint32Array,
+  tokenizer: Tokenizer | null,
+): string {
+  const text = tokenizer ? decodeKnown(tokenizer, ids) : ids.slice(0, 20).join(" ");
+  const cut = ids.length < tokens || text.length > SHOWN ? " ..." : "";
+  return `  ${n}  ${number(tokens)} tokens  ${quoted(text.slice(0, SHOWN).toWellFormed())}${cut}`;
+}
+
+/** The text of ids, without those that the tokenizer does not have. */
+export function decodeKnown(tokenizer: Tokenizer, ids: Iterable<number>): string {
+  return tokenizer.decode(Array.from(ids).filter((id) => id < tokenizer.vocab_size));
+}
+
+/** A text in one line, between quotation marks, without the characters that steer a terminal. */
+function quoted(text: string): string {
+  return JSON.stringify(text).replace(/[\x7f-\x9f]/g, (c) => `\\u00${c.charCodeAt(0).toString(16)}`);
+}
+
+/** Rows as columns: the first to the left, the others to the right. */
+function columns(rows: string[][]): string {
+  const widths = widthsOf(rows);
+  return rows.map((row) =>
+    "  " + row.map((cell, i) => i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!)).join("  ")
+  ).join("\n");
+}
+
+/** Rows as columns: the last to the left, the others to the right. */
+function bars(rows: string[][]): string {
+  const widths = widthsOf(rows);
+  return rows.map((row) =>
+    "  " + row.map((cell, i) => i === row.length - 1 ? cell : cell.padStart(widths[i]!)).join("  ").trimEnd()
+  ).join("\n");
+}
+
+function widthsOf(rows: string[][]): number[] {
+  return (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
+}

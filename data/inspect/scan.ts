@@ -1,0 +1,152 @@
+// Reads the tokens of a split from front to back, in memory that does not grow with them.
+//
+// The end-of-text token stands between documents: our own bins and llm.c's begin each document with it, nanoGPT's end each
+// document with it. Either way the documents of a split are the pieces between its end-of-text tokens, across shards, where
+// an empty piece before the first or after the last of them is none.
+import { readTokens, type Shard } from "../bins.ts";
+import { Lengths } from "./lengths.ts";
+import { damaged } from "../meta.ts";
+
+const CHUNK_BYTES = 1 << 22;
+
+/** Tokens as they are in a file. */
+export type Ids = Uint16Array | Uint32Array;
+
+/**
+ * The tokens of a shard, some millions at a time, in an array that the next ones overwrite.
+ *
+ * @param onBytes Is shown every byte of the file, in order.
+ * @throws {UserError} if the file ends before its last token.
+ */
+export function* chunksOf(shard: Shard, onBytes: (bytes: Uint8Array) => void = () => {}): Generator<Ids> {
+  const { path, tokens, header_bytes, token_bytes } = shard;
+  const buffer = new ArrayBuffer(CHUNK_BYTES);
+  using file = Deno.openSync(path);
+  const read = (length: number) => {
+    const bytes = new Uint8Array(buffer, 0, length);
+    if (!fill(file, bytes)) throw damaged(path, `it ended before its ${tokens} tokens, while they were read`);
+    onBytes(bytes);
+  };
+  read(header_bytes);
+  for (let left = tokens; left > 0;) {
+    const n = Math.min(left, CHUNK_BYTES / token_bytes);
+    read(n * token_bytes);
+    yield token_bytes === 2 ? new Uint16Array(buffer, 0, n) : new Uint32Array(buffer, 0, n);
+    left -= n;
+  }
+}
+
+/** Fills bytes from a file. Returns whether there were enough. */
+function fill(file: Deno.FsFile, bytes: Uint8Array): boolean {
+  for (let done = 0; done < bytes.length;) {
+    const n = file.readSync(bytes.subarray(done));
+    if (n === null) return false;
+    done += n;
+  }
+  return true;
+}
+
+/** What is counted of the tokens of a dataset. */
+export class Tally {
+  /** How often each id of the vocabulary occurs. */
+  readonly counts: Float64Array;
+  /** Tokens whose id is not of the vocabulary. */
+  outside = 0;
+  /** Tokens of each document, without the end-of-text token. */
+  readonly lengths = new Lengths();
+  readonly #eot: number;
+  #length = 0; // of the document that is being read
+  #first = true; // no end-of-text token has been seen in the split
+
+  constructor(vocab_size: number, eot: number) {
+    this.counts = new Float64Array(vocab_size);
+    this.#eot = eot;
+  }
+
+  /** Counts the tokens that follow those before. */
+  add(ids: Ids): void {
+    const counts = this.counts, eot = this.#eot;
+    let length = this.#length;
+    for (let i = 0; i < ids.length; i++) {
+      const id = ids[i]!;
+      if (id < counts.length) counts[id]!++;
+      else this.outside++;
+      if (id !== eot) {
+        length++;
+        continue;
+      }
+      if (length > 0 || !this.#first) this.lengths.add(length);
+      this.#first = false;
+      length = 0;
+    }
+    this.#length = length;
+  }
+
+  /** Says that the split ends here. */
+  endSplit(): void {
+    if (this.#length > 0) this.lengths.add(this.#length);
+    this.#length = 0;
+    this.#first = true;
+  }
+}
+
+/** Tokens [start, end) of a split, counted over its shards. */
+export interface Range {
+  start: number;
+  end: number;
+}
+
+/** Finds a document by its number, from 0. Returns its tokens, without the end-of-text token, or how many documents there are. */
+export function findDocument(shards: Shard[], eot: number, number: number): Range | { documents: number } {
+  let documents = 0, start = 0, position = 0; // of the piece, and of the chunk
+  for (const shard of shards) {
+    for (const ids of chunksOf(shard)) {
+      for (let i = ids.indexOf(eot); i >= 0; i = ids.indexOf(eot, i + 1)) {
+        const end = position + i;
+        if (end > 0 && documents++ === number) return { start, end };
+        start = end + 1;
+      }
+      position += ids.length;
+    }
+  }
+  if (position > start && documents++ === number) return { start, end: position };
+  return { documents };
+}
+
+/** Tokens [start, end) of a split. */
+export function readRange(shards: Shard[], { start, end }: Range): Uint32Array {
+  const ids = new Uint32Array(end - start);
+  let first = 0; // token of the split that the shard begins with
+  for (const shard of shards) {
+    const from = Math.max(start, first), to = Math.min(end, first + shard.tokens);
+    if (from < to) ids.set(readTokens(shard, from - first, to - from), from - start);
+    first += shard.tokens;
+  }
+  return ids;
+}
+
+/** The shard that holds a token of a split, and which token of that shard it is. */
+export function locate(shards: Shard[], position: number): { shard: Shard; token: number } {
+  let token = position;
+  for (const shard of shards) {
+    if (token < shard.tokens) return { shard, token };
+    token -= shard.tokens;
+  }
+  throw new RangeError(`Cannot find token ${position}: the split ends ${token} tokens before it`);
+}
+
+/** The first token whose id is not below vocab_size: its place in the split and its id. */
+export function findOutside(
+  shards: Shard[],
+  vocab_size: number,
+): { position: number; id: number } | undefined {
+  let position = 0;
+  for (const shard of shards) {
+    for (const ids of chunksOf(shard)) {
+      const i = ids.findIndex((id: number) => id >= vocab_size);
+      if (i >= 0) return { position: position + i, id: ids[i]! };
+      position += ids.length;
+    }
+  }
+  return undefined;
+}

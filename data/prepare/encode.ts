@@ -1,0 +1,101 @@
+// From a block of documents to token ids: what an encoder does, on the main thread or in a worker.
+import type { Block } from "../read/block.ts";
+import { bytesFraction } from "../hash.ts";
+import { TokenBuffer } from "../tokenizers/token_buffer.ts";
+import type { Tokenizer } from "../tokenizer.ts";
+import type { Ids } from "./writer.ts";
+
+/** What decides where a document goes. */
+export interface SplitOptions {
+  /** Share of the documents that goes to val. */
+  val_fraction: number;
+  /** Chooses which documents go to val. */
+  seed: number;
+}
+
+/** The documents of a block that belong to one split. */
+export interface EncodedSplit {
+  /** Each document as the end-of-text token and its own. */
+  ids: Ids;
+  /** Where each document ends in ids. */
+  ends: Uint32Array<ArrayBuffer>;
+  /** Bytes of text in the documents. */
+  bytes: number;
+}
+
+/** A block as token ids. */
+export interface Encoded {
+  /** Documents in the block. */
+  documents: number;
+  /** Those without text, which are left out. */
+  empty: number;
+  train: EncodedSplit;
+  val: EncodedSplit;
+  /** Extremes of the documents' fractions. */
+  smallest: number;
+  largest: number;
+}
+
+const LARGEST_ROOM = 1 << 24; // ids: room that a huge document made is given back
+
+/** Encodes blocks with one tokenizer. The document's text and the seed decide its split, so order and place do not matter. */
+export class BlockEncoder {
+  readonly #tokenizer: Tokenizer;
+  readonly #options: SplitOptions;
+  #train = new SplitBuffer();
+  #val = new SplitBuffer();
+
+  constructor(tokenizer: Tokenizer, options: SplitOptions) {
+    this.#tokenizer = tokenizer;
+    this.#options = options;
+  }
+
+  /** The arrays of the result belong to it alone. */
+  encode({ text, ends }: Pick<Block, "text" | "ends">): Encoded {
+    const { val_fraction, seed } = this.#options;
+    let empty = 0, smallest = 1, largest = 0;
+    for (let d = 0, from = 0; d < ends.length; d++) {
+      const to = ends[d]!;
+      if (to === from) {
+        empty++;
+        continue;
+      }
+      const fraction = bytesFraction(text, from, to, seed);
+      smallest = Math.min(smallest, fraction);
+      largest = Math.max(largest, fraction);
+      (fraction < val_fraction ? this.#val : this.#train).add(this.#tokenizer, text, from, to);
+      from = to;
+    }
+    const train = this.#take(this.#train), val = this.#take(this.#val);
+    return { documents: ends.length, empty, train, val, smallest, largest };
+  }
+
+  #take(buffer: SplitBuffer): EncodedSplit {
+    return buffer.take(this.#tokenizer.vocab_size > 65_535 ? Uint32Array : Uint16Array);
+  }
+}
+
+/** The documents of one split while a block is encoded. */
+class SplitBuffer {
+  #ids = new TokenBuffer();
+  #ends: number[] = [];
+  #bytes = 0;
+
+  add(tokenizer: Tokenizer, text: Uint8Array, from: number, to: number): void {
+    this.#ids.push(tokenizer.eot);
+    tokenizer.encodeUtf8(text, from, to, this.#ids);
+    this.#ends.push(this.#ids.length);
+    this.#bytes += to - from;
+  }
+
+  /** Hands out what was added and starts again. */
+  take(Kind: Uint16ArrayConstructor | Uint32ArrayConstructor): EncodedSplit {
+    const ids = new Kind(this.#ids.ids.subarray(0, this.#ids.length));
+    const taken = { ids, ends: Uint32Array.from(this.#ends), bytes: this.#bytes };
+    if (this.#ids.ids.length > LARGEST_ROOM) this.#ids = new TokenBuffer();
+    this.#ids.length = 0;
+    this.#ends.length = 0;
+    this.#bytes = 0;
+    return taken;
+  }
+}

@@ -1,0 +1,36 @@
+/// <reference lib="deno.worker" />
+// A worker of prepare: opens the tokenizer that its first message names, then answers each block with its token ids, in order.
+import { explain, UserError } from "../../ffi/errors.ts";
+import type { Block } from "../read/block.ts";
+import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
+import { openTokenizer } from "../tokenizer.ts";
+
+/** The first message to a worker; the others are blocks. */
+export interface Start {
+  /** What openTokenizer() takes. */
+  tokenizer: string;
+  options: SplitOptions;
+}
+
+/** A message from a worker: the ids of a block, or what is in the way. Text of a UserError is meant for the user alone. */
+export type Answer = { encoded: Encoded } | { error: string; isUserError: boolean };
+
+let encoder: Promise<BlockEncoder>;
+
+self.onmessage = ({ data }: MessageEvent<Start>) => {
+  encoder = openTokenizer(data.tokenizer).then((tokenizer) => new BlockEncoder(tokenizer, data.options));
+  encoder.catch(() => {}); // reported with the first block
+  self.onmessage = answerBlock;
+};
+
+async function answerBlock({ data }: MessageEvent<Pick<Block, "text" | "ends">>): Promise<void> {
+  try {
+    const encoded = (await encoder).encode(data);
+    const buffers = [encoded.train, encoded.val].flatMap(({ ids, ends }) => [ids.buffer, ends.buffer]);
+    self.postMessage({ encoded } satisfies Answer, buffers);
+  } catch (error) {
+    const isUserError = error instanceof UserError;
+    const text = isUserError ? error.message : explain(error);
+    self.postMessage({ error: text, isUserError } satisfies Answer);
+  }
+}

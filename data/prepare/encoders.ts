@@ -1,0 +1,80 @@
+// Encodes blocks on several threads. Blocks go to the workers in turn and every worker answers in order, so that the results
+// are the same for any number of workers.
+import { UserError } from "../../ffi/errors.ts";
+import type { Block } from "../read/block.ts";
+import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
+import type { Answer, Start } from "./encode_worker.ts";
+import type { Tokenizer } from "../tokenizer.ts";
+
+/** Text that may wait for each worker, so that none runs dry while the reader unpacks the next stretch of a file. */
+const WAITING_BYTES = 8 << 20;
+
+/** Something that encodes blocks. Declare it with `using`, which ends the workers. */
+export interface Encoders extends Disposable {
+  /** Bytes of text that may be on their way through encode() before the caller should wait for a result. */
+  readonly room: number;
+  /** Encodes a block, whose buffers are gone afterwards. Rejects with a UserError if the tokenizer throws one. */
+  encode(block: Block): Promise<Encoded>;
+}
+
+/** Encodes on this thread. */
+export function oneEncoder(tokenizer: Tokenizer, options: SplitOptions): Encoders {
+  const encoder = new BlockEncoder(tokenizer, options);
+  return {
+    room: 0,
+    encode: (block) => Promise.resolve(encoder.encode(block)),
+    [Symbol.dispose]() {},
+  };
+}
+
+/**
+ * Encodes in workers, each of which starts with the first block that it gets.
+ *
+ * @param tokenizer What openTokenizer() takes.
+ */
+export function workerEncoders(tokenizer: string, options: SplitOptions, n_workers: number): Encoders {
+  const workers: EncodeWorker[] = [];
+  let blocks = 0;
+  return {
+    room: n_workers * WAITING_BYTES,
+    encode(block) {
+      const worker = workers[blocks++ % n_workers] ??= new EncodeWorker({ tokenizer, options });
+      return worker.encode(block);
+    },
+    [Symbol.dispose]() {
+      for (const worker of workers) worker.end();
+    },
+  };
+}
+
+class EncodeWorker {
+  readonly #worker = new Worker(new URL("./encode_worker.ts", import.meta.url), { type: "module" });
+  readonly #waiting: PromiseWithResolvers<Encoded>[] = []; // one for each block without an answer, oldest first
+
+  constructor(start: Start) {
+    this.#worker.onmessage = ({ data }: MessageEvent<Answer>) => {
+      const { resolve, reject } = this.#waiting.shift()!;
+      if ("encoded" in data) resolve(data.encoded);
+      else reject(data.isUserError ? new UserError(data.error) : new Error(data.error));
+    };
+    this.#worker.onerror = (event) => { // such as a worker that ran out of memory: there will be no more answers
+      event.preventDefault();
+      for (const { reject } of this.#waiting.splice(0)) {
+        reject(new Error(`An encoder failed: ${event.message}`));
+      }
+    };
+    this.#worker.postMessage(start);
+  }
+
+  encode({ text, ends }: Block): Promise<Encoded> {
+    const answer = Promise.withResolvers<Encoded>();
+    answer.promise.catch(() => {}); // it may fail before the caller comes to wait for it
+    this.#waiting.push(answer);
+    this.#worker.postMessage({ text, ends }, [text.buffer, ends.buffer]);
+    return answer.promise;
+  }
+
+  end(): void {
+    this.#worker.terminate();
+  }
+}

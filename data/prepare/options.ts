@@ -1,0 +1,257 @@
+// The command line of prepare: flags, defaults and what is wrong with a value.
+import { parseArgs } from "@std/cli/parse-args";
+import { nearest, UserError } from "../../ffi/errors.ts";
+
+/** Text of --help. */
+export const HELP = `Turn text into a dataset of token bins
+
+  deno task prepare                                         the demo: data/demo.txt into data/demo, as bytes
+  deno task prepare --input 'c4/*.parquet' --out data/c4    files, globs, directories, URLs
+  deno task prepare --input 'web/*.parquet:0.8' 'code/*.jsonl.zst:0.2' --out data/mix
+  deno task prepare --input ... --out data/c4 --shard 2/8   one of eight parts, on one of eight machines
+  deno task prepare --merge --out data/c4                   the eight parts as one dataset
+
+The same command again goes on where it was interrupted, and leaves a finished dataset as it is.
+
+input
+  --input PATTERN        files, globs and directories, here or as hf://datasets/OWNER/NAME@REVISION/PATH, and
+                         URLs, of .parquet, .jsonl and .txt (.gz, .zst); more may follow, and are read in this
+                         order. With a weight behind each, as in 'web/*:0.8', they are mixed by bytes of text
+                         until one of them has no more
+  --column NAME          parquet column or jsonl field with the text           (text)
+  --split_on WHERE       where documents of .txt files end: blank_line, line, or a text such as '\\n---\\n'
+                                                                               (each file is one document)
+  --limit NUMBER         read this many documents at most                      (all)
+  --dedup exact          leave out documents whose text came before            (keep them)
+  --shuffle_docs SEED    take files in shuffled order and documents from a window of 64 MB. Only local, but
+                         training shuffles windows over the whole dataset      (as they come)
+  --skip_bad             leave out and count what cannot be read               (stop there)
+
+output
+  --out DIR              where the dataset goes
+  --tokenizer NAME       gpt2, cl100k, o200k, bytes, or a tokenizer.json       (gpt2)
+  --val_fraction NUMBER  share of the documents that goes to val               (0.005)
+  --seed NUMBER          chooses which documents go to val, by their text      (1337)
+  --shard_tokens NUMBER  a shard ends with the document that reaches this many (100000000)
+  --overwrite            replace the dataset in --out, once the new one is done
+
+work
+  --workers NUMBER       threads that encode; the dataset is the same for any  (one per core)
+  --shard I/N            prepare part I of N, from 1, of the input files; --limit and --dedup see it alone
+  --merge                make one dataset of the N parts in --out
+
+docs/prepare.md has more on resuming, several machines and mixing.`;
+
+/** One of the parts that several machines prepare. */
+export interface PartNumber {
+  /** From 1 to count. */
+  index: number;
+  count: number;
+}
+
+/** What to prepare. */
+export interface PrepareOptions {
+  /** Files, globs, directories and URLs, with weights or without. */
+  inputs: string[];
+  out: string;
+  column: string;
+  /** Where documents of .txt files end: "blank_line", "line" or a text; "" if each file is one document. */
+  split_on: string;
+  /** Documents to read at most; null for all. */
+  limit: number | null;
+  dedup: "" | "exact";
+  /** Seed; null for the order of the inputs. */
+  shuffle_docs: number | null;
+  skip_bad: boolean;
+  tokenizer: string;
+  val_fraction: number;
+  seed: number;
+  shard_tokens: number;
+  overwrite: boolean;
+  workers: number;
+  /** null for all of the inputs. */
+  shard: PartNumber | null;
+}
+
+/** Which parts to make one dataset of. */
+export interface MergeOptions {
+  out: string;
+  overwrite: boolean;
+}
+
+/** What a command line asks for. */
+export type Command = { merge: MergeOptions } | { prepare: PrepareOptions };
+
+const DEFAULTS: PrepareOptions = {
+  inputs: [],
+  out: "",
+  column: "text",
+  split_on: "",
+  limit: null,
+  dedup: "",
+  shuffle_docs: null,
+  skip_bad: false,
+  tokenizer: "gpt2",
+  val_fraction: 0.005,
+  seed: 1337,
+  shard_tokens: 100_000_000, // as llm.c's
+  overwrite: false,
+  workers: navigator.hardwareConcurrency,
+  shard: null,
+};
+
+/** What is prepared when no input is named. */
+export const DEMO: PrepareOptions = {
+  ...DEFAULTS,
+  inputs: ["data/demo.txt"],
+  out: "data/demo",
+  split_on: "blank_line", // between declarations with their comments
+  tokenizer: "bytes",
+  val_fraction: 0.1,
+};
+
+const STRINGS = [
+  "input",
+  "out",
+  "column",
+  "split_on",
+  "limit",
+  "dedup",
+  "shuffle_docs",
+  "tokenizer",
+  "val_fraction",
+  "seed",
+  "shard_tokens",
+  "workers",
+  "shard",
+] as const;
+const BOOLEANS = ["skip_bad", "overwrite", "merge"] as const;
+const FLAGS = [...STRINGS, ...BOOLEANS, "help"];
+const WITH_MERGE = ["--out", "--overwrite", "--merge"]; // the rest is in the parts
+
+const MOST_TOKENS = 1e9; // in a shard
+const MOST_SEED = 2 ** 31 - 1;
+
+/**
+ * What a command line asks for.
+ *
+ * @throws {UserError} for unknown flags, missing values and values out of range.
+ */
+export function parseCommand(args: string[]): Command {
+  const named = nameInputs(args);
+  const flags = parseArgs(named, {
+    string: STRINGS,
+    collect: ["input"],
+    boolean: BOOLEANS,
+    unknown: refuseFlag,
+  });
+  const value = (name: Exclude<typeof STRINGS[number], "input">): string | undefined => {
+    if (flags[name] === "") {
+      throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
+    }
+    return flags[name];
+  };
+  for (const name of STRINGS) if (name !== "input") value(name);
+  const inputs = flags.input, out = value("out");
+  if (flags.merge) return { merge: mergeOptions(named, out, flags.overwrite) };
+  if (inputs.includes("")) {
+    throw new UserError("Cannot use --input: it needs a file, such as --input corpus.parquet");
+  }
+  const demo = inputs.length === 0;
+  if (demo && out !== undefined) {
+    throw new UserError(`Cannot prepare "${out}": --input is missing, such as --input corpus.parquet`);
+  }
+  if (!demo && out === undefined) {
+    throw new UserError(`Cannot prepare "${inputs[0]}": --out is missing, such as --out data/c4`);
+  }
+  const defaults = demo ? DEMO : DEFAULTS;
+  const number = (
+    name: "limit" | "shuffle_docs" | "seed" | "shard_tokens" | "workers",
+    least: number,
+    most: number,
+  ) => wholeNumber(name, value(name), least, most);
+  return {
+    prepare: {
+      inputs: demo ? DEMO.inputs : inputs,
+      out: out ?? defaults.out,
+      column: value("column") ?? defaults.column,
+      split_on: unescape(value("split_on")) ?? defaults.split_on,
+      limit: number("limit", 1, Infinity) ?? defaults.limit,
+      dedup: exact(value("dedup")) ?? defaults.dedup,
+      shuffle_docs: number("shuffle_docs", 0, MOST_SEED) ?? defaults.shuffle_docs,
+      skip_bad: flags.skip_bad,
+      tokenizer: value("tokenizer") ?? defaults.tokenizer,
+      val_fraction: fraction(value("val_fraction")) ?? defaults.val_fraction,
+      seed: number("seed", 0, MOST_SEED) ?? defaults.seed,
+      shard_tokens: number("shard_tokens", 1, MOST_TOKENS) ?? defaults.shard_tokens,
+      overwrite: flags.overwrite,
+      workers: number("workers", 1, 256) ?? defaults.workers,
+      shard: partNumber(value("shard")) ?? defaults.shard,
+    },
+  };
+}
+
+/** Puts --input before every plain word that is no value of a flag, so that all inputs stay in order. */
+function nameInputs(args: string[]): string[] {
+  let isValue = false;
+  return args.map((arg) => {
+    const isInput = !isValue && (arg === "-" || !arg.startsWith("-"));
+    isValue = STRINGS.some((name) => arg === `--${name}`);
+    return isInput ? `--input=${arg}` : arg;
+  });
+}
+
+/** Called with each argument that is no known flag, and with the "" of --out "". */
+function refuseFlag(arg: string, name?: string): boolean {
+  if (name === undefined) return true;
+  throw new UserError(
+    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`,
+  );
+}
+
+function mergeOptions(args: string[], out: string | undefined, overwrite: boolean): MergeOptions {
+  const names = args.filter((arg) => arg.startsWith("--")).map((arg) => arg.split("=")[0]!);
+  const other = names.find((name) => !WITH_MERGE.includes(name));
+  if (other !== undefined) {
+    throw new UserError(`Cannot use ${other} with --merge: the parts have it already; leave it out`);
+  }
+  if (out === undefined) throw new UserError("Cannot merge: --out is missing, such as --out data/c4");
+  return { out, overwrite };
+}
+
+function wholeNumber(
+  name: string,
+  text: string | undefined,
+  least: number,
+  most: number,
+): number | undefined {
+  if (text === undefined) return undefined;
+  const number = /^\d+$/.test(text) ? Number(text) : NaN;
+  if (number >= least && number <= most) return number;
+  const range = most === Infinity ? `of at least ${least}` : `from ${least} to ${most}`;
+  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number ${range}`);
+}
+
+function fraction(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const number = /^\d*\.?\d+(e-\d+)?$/.test(text) ? Number(text) : NaN;
+  if (number > 0 && number < 1) return number;
+  throw new UserError(`Cannot use --val_fraction=${text}: it should be a number above 0 and below 1`);
+}
+
+function exact(text: string | undefined): "exact" | undefined {
+  if (text === undefined || text === "exact") return text;
+  throw new UserError(`Cannot use --dedup=${text}: it should be exact`);
+}
+
+function partNumber(text: string | undefined): PartNumber | undefined {
+  if (text === undefined) return undefined;
+  const [index, count] = /^\d+\/\d+$/.test(text) ? text.split("/").map(Number) : [];
+  if (index !== undefined && count !== undefined && index >= 1 && index <= count) return { index, count };
+  throw new UserError(`Cannot use --shard=${text}: it should be I/N with I from 1 to N, such as 1/8`);
+}
+
+/** Turns \n, \t and \\ into what they stand for, since a shell passes them on as they are. */
+function unescape(text: string | undefined): string | undefined {
+  return text?.replace(/\\([nt\\])/g, (_, letter) => letter === "n" ? "\n" : letter === "t" ? "\t" : "\\");
+}

@@ -1,0 +1,140 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../../ffi/errors.ts";
+import { DEMO, HELP, parseCommand, type PrepareOptions } from "./options.ts";
+
+const required = ["--input", "a.parquet", "--out", "data/a"];
+
+/** The options of a command line that prepares. */
+function parse(args: string[]): PrepareOptions {
+  const command = parseCommand(args);
+  assert("prepare" in command);
+  return command.prepare;
+}
+
+Deno.test("parseCommand() means the demo when no input is named", () => {
+  assertEquals(parse([]), DEMO);
+  assertEquals(parse(["--tokenizer=gpt2", "--overwrite"]), { ...DEMO, tokenizer: "gpt2", overwrite: true });
+});
+
+Deno.test("parseCommand() takes inputs after --input, repeated and as plain words", () => {
+  const { inputs } = parse(["--input", "a.txt", "b.txt", "--input=c.txt", "--out", "data/a", "d.txt"]);
+  assertEquals(inputs, ["a.txt", "b.txt", "c.txt", "d.txt"]);
+});
+
+Deno.test("parseCommand() has the documented defaults", () => {
+  assertEquals(parse(required), {
+    inputs: ["a.parquet"],
+    out: "data/a",
+    column: "text",
+    split_on: "",
+    limit: null,
+    dedup: "",
+    shuffle_docs: null,
+    skip_bad: false,
+    tokenizer: "gpt2",
+    val_fraction: 0.005,
+    seed: 1337,
+    shard_tokens: 100_000_000,
+    overwrite: false,
+    workers: navigator.hardwareConcurrency,
+    shard: null,
+  });
+});
+
+Deno.test("parseCommand() reads every flag", () => {
+  const reading = ["--column=body", "--split_on=\\n--\\n", "--dedup=exact", "--shuffle_docs=7", "--skip_bad"];
+  const rest = ["--tokenizer", "bytes", "--val_fraction=.1", "--seed", "0", "--workers=3", "--shard=2/8"];
+  assertEquals(
+    parse([...required, ...reading, ...rest, "--limit=10", "--shard_tokens=1000", "--overwrite"]),
+    {
+      inputs: ["a.parquet"],
+      out: "data/a",
+      column: "body",
+      split_on: "\n--\n",
+      limit: 10,
+      dedup: "exact",
+      shuffle_docs: 7,
+      skip_bad: true,
+      tokenizer: "bytes",
+      val_fraction: 0.1,
+      seed: 0,
+      shard_tokens: 1000,
+      overwrite: true,
+      workers: 3,
+      shard: { index: 2, count: 8 },
+    },
+  );
+});
+
+Deno.test("parseCommand() takes --merge with --out and --overwrite alone", () => {
+  assertEquals(parseCommand(["--merge", "--out=data/a"]), { merge: { out: "data/a", overwrite: false } });
+  assertEquals(parseCommand(["--out", "data/a", "--overwrite", "--merge"]), {
+    merge: { out: "data/a", overwrite: true },
+  });
+  const mistakes: [string[], string][] = [
+    [["--merge"], "Cannot merge: --out is missing, such as --out data/c4"],
+    [
+      ["--merge", "--out=a", "--shard=1/2"],
+      "Cannot use --shard with --merge: the parts have it already; leave it out",
+    ],
+    [
+      ["--merge", "--out=a", "--input", "a.txt"],
+      "Cannot use --input with --merge: the parts have it already; leave it out",
+    ],
+    [
+      ["--merge", "--out=a", "b.txt"],
+      "Cannot use --input with --merge: the parts have it already; leave it out",
+    ],
+  ];
+  for (const [args, message] of mistakes) {
+    assertEquals(assertThrows(() => parseCommand(args), UserError).message, message);
+  }
+});
+
+const mistakes: [string[], string][] = [
+  [["--colum=body"], "Cannot use --colum: there is no such flag; did you mean --column?"],
+  [
+    ["--val-fraction", "0.1"],
+    "Cannot use --val-fraction: there is no such flag; did you mean --val_fraction?",
+  ],
+  [["--limit=abc"], "Cannot use --limit=abc: it should be a whole number of at least 1"],
+  [["--limit=0"], "Cannot use --limit=0: it should be a whole number of at least 1"],
+  [["--limit=1.5"], "Cannot use --limit=1.5: it should be a whole number of at least 1"],
+  [["--seed=-1"], "Cannot use --seed=-1: it should be a whole number from 0 to 2147483647"],
+  [["--shuffle_docs=yes"], "Cannot use --shuffle_docs=yes: it should be a whole number from 0 to 2147483647"],
+  [["--shard_tokens=2e9"], "Cannot use --shard_tokens=2e9: it should be a whole number from 1 to 1000000000"],
+  [["--val_fraction=2"], "Cannot use --val_fraction=2: it should be a number above 0 and below 1"],
+  [["--val_fraction=0"], "Cannot use --val_fraction=0: it should be a number above 0 and below 1"],
+  [["--val_fraction"], "Cannot use --val_fraction: it needs a value, such as --val_fraction=..."],
+  [["--workers=0"], "Cannot use --workers=0: it should be a whole number from 1 to 256"],
+  [["--dedup=fuzzy"], "Cannot use --dedup=fuzzy: it should be exact"],
+  [["--shard=0/8"], "Cannot use --shard=0/8: it should be I/N with I from 1 to N, such as 1/8"],
+  [["--shard=9/8"], "Cannot use --shard=9/8: it should be I/N with I from 1 to N, such as 1/8"],
+  [["--shard=1of8"], "Cannot use --shard=1of8: it should be I/N with I from 1 to N, such as 1/8"],
+  [["--shard=/8"], "Cannot use --shard=/8: it should be I/N with I from 1 to N, such as 1/8"],
+  [["--out", ""], "Cannot use --out: it needs a value, such as --out=..."],
+  [["--seed", ""], "Cannot use --seed: it needs a value, such as --seed=..."],
+  [["--input", ""], "Cannot use --input: it needs a file, such as --input corpus.parquet"],
+  [["--input="], "Cannot use --input: it needs a file, such as --input corpus.parquet"],
+];
+
+for (const [args, message] of mistakes) {
+  Deno.test(`parseCommand() explains ${args.join(" ")}`, () => {
+    assertEquals(assertThrows(() => parseCommand([...required, ...args]), UserError).message, message);
+  });
+}
+
+Deno.test("parseCommand() wants input and output together", () => {
+  assertThrows(
+    () => parseCommand(["--out=data/a"]),
+    UserError,
+    'Cannot prepare "data/a": --input is missing',
+  );
+  assertThrows(() => parseCommand(["--input=a.txt"]), UserError, 'Cannot prepare "a.txt": --out is missing');
+});
+
+Deno.test("--help names every flag and fits into 110 columns", () => {
+  const flags = Object.keys(DEMO).map((name) => name === "inputs" ? "input" : name).concat("merge");
+  for (const flag of flags) assert(HELP.includes(`\n  --${flag} `), flag);
+  for (const line of HELP.split("\n")) assert(line.length <= 110, line);
+});

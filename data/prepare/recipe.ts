@@ -1,0 +1,145 @@
+// What determines the tokens of a dataset. Two prepares of equal recipes write equal files, so an interrupted one is gone on
+// with, and a finished one left alone, when its recipe is the same; otherwise differences() says what is not.
+
+import { createHash } from "node:crypto";
+import { tokenBytes } from "../bins.ts";
+import type { Source } from "../read/inputs.ts";
+import type { PrepareOptions } from "./options.ts";
+import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
+
+/** A file that was read. */
+export interface InputFile {
+  /** Its path or URL. */
+  name: string;
+  /** Size as it is stored. */
+  bytes: number;
+  /** Changes when the content does, such as the time of the last change; "" if nothing does. */
+  version: string;
+}
+
+/** Which part of the inputs a dataset holds that was prepared with --shard. */
+export interface Part {
+  /** From 1 to count. */
+  index: number;
+  count: number;
+  /** Number, bytes and SHA-256 of the list of the input files of all parts. */
+  files: number;
+  bytes: number;
+  sha256: string;
+}
+
+/** What was asked for. */
+export interface Recipe {
+  /** A name that openTokenizer() knows, or "." for the tokenizer.json beside meta.json. */
+  tokenizer: string;
+  /** Of the tokenizer's files for ".", otherwise "". */
+  tokenizer_sha256: string;
+  vocab_size: number;
+  /** Id of the end-of-text token, which stands before each document. */
+  eot: number;
+  token_bytes: 2 | 4;
+  /** Every file, in the order of reading. */
+  inputs: InputFile[];
+  /** The files in groups: so many of inputs after those of the group before. Without weights it is one group. */
+  sources: { weight: number | null; files: number }[];
+  options: Record<string, string | number | boolean | null>;
+  /** null for a dataset that holds all inputs. */
+  part: Part | null;
+}
+
+/** The recipe of what a command line asks for. */
+export function describe(
+  sources: Source[],
+  part: Part | null,
+  tokenizer: Tokenizer,
+  options: PrepareOptions,
+): Recipe {
+  const { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens } =
+    options;
+  const named = Object.hasOwn(VOCABULARIES, tokenizer.name);
+  return {
+    tokenizer: named ? tokenizer.name : ".",
+    tokenizer_sha256: named ? "" : sha256Of(JSON.stringify(tokenizer.files())),
+    vocab_size: tokenizer.vocab_size,
+    eot: tokenizer.eot,
+    token_bytes: tokenBytes(tokenizer.vocab_size),
+    inputs: sources.flatMap(({ inputs }) =>
+      inputs.map(({ name, bytes, version }) => ({ name, bytes, version }))
+    ),
+    sources: groups(sources),
+    options: { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens },
+    part,
+  };
+}
+
+function groups(sources: Source[]): Recipe["sources"] {
+  if (sources.some(({ weight }) => weight !== null)) {
+    return sources.map(({ weight, inputs }) => ({ weight, files: inputs.length }));
+  }
+  return [{ weight: null, files: sources.reduce((sum, { inputs }) => sum + inputs.length, 0) }];
+}
+
+function sha256Of(text: string): string {
+  return createHash("sha256").update(text).digest("hex");
+}
+
+const LISTED = 3; // differences of inputs that are named one by one
+
+/**
+ * What differs between the recipe of a dataset and the one that is asked for now, both values each, such as
+ * "limit is 100 there and 200 here". Empty if they are equal.
+ *
+ * Turning skip_bad on is no difference: up to where it stopped, the dataset without it had no bad input.
+ */
+export function differences(there: Partial<Recipe>, here: Recipe): string[] {
+  const found: string[] = [];
+  const compare = (name: string, a: unknown, b: unknown) => {
+    if (show(a) !== show(b)) {
+      found.push(`${name} is ${show(a)} there and ${show(b)} here`);
+    }
+  };
+  compare("tokenizer", tokenizerOf(there), tokenizerOf(here));
+  const options: Recipe["options"] = there.options ?? {};
+  for (const name of Object.keys(here.options)) {
+    if (name === "skip_bad" && options[name] === false) continue;
+    compare(name, options[name], here.options[name]);
+  }
+  compare("the number of parts", there.part?.count ?? 1, here.part?.count ?? 1);
+  compare("the mix of inputs", mixOf(there), mixOf(here));
+  return [...found, ...inputDifferences(there.inputs ?? [], here.inputs)];
+}
+
+function inputDifferences(there: InputFile[], here: InputFile[]): string[] {
+  const before = new Map(there.map((file) => [file.name, file])), now = new Set(here.map(({ name }) => name));
+  const found = here.flatMap((file) => {
+    const old = before.get(file.name);
+    if (old === undefined) return [`input "${file.name}" is new`];
+    if (old.bytes !== file.bytes) {
+      return [`input "${file.name}" has ${old.bytes} bytes there and ${file.bytes} here`];
+    }
+    if (old.version === file.version) return [];
+    return [`input "${file.name}" is of ${show(old.version)} there and ${show(file.version)} here`];
+  });
+  found.push(
+    ...there.filter(({ name }) => !now.has(name)).map(({ name }) => `input "${name}" is missing here`),
+  );
+  if (found.length > LISTED) return [...found.slice(0, LISTED), `and ${found.length - LISTED} more inputs`];
+  const moved = here.findIndex(({ name }, i) => name !== there[i]?.name);
+  if (found.length > 0 || moved < 0) return found;
+  return [`input ${moved + 1} is "${there[moved]?.name}" there and "${here[moved]?.name}" here`];
+}
+
+function tokenizerOf({ tokenizer, tokenizer_sha256 }: Partial<Recipe>): string | undefined {
+  return tokenizer === "." ? `a tokenizer.json of SHA-256 ${tokenizer_sha256?.slice(0, 12)}...` : tokenizer;
+}
+
+/** The weights of a mix, with how many files each has; "none" without weights. */
+function mixOf({ sources = [] }: Partial<Recipe>): string {
+  const weighted = sources.filter(({ weight }) => weight !== null);
+  return weighted.map(({ weight, files }) => `${weight} of ${files} files`).join(" and ") || "none";
+}
+
+function show(value: unknown): string {
+  if (value === undefined || value === null || value === "") return "not given";
+  return typeof value === "string" ? value : JSON.stringify(value);
+}

@@ -1,0 +1,128 @@
+// A dataset in the making: its shards and counts in DIR/unfinished, and the commit points from which a killed run goes on.
+import { join } from "node:path";
+import { UserError } from "../../ffi/errors.ts";
+import type { Encoded } from "./encode.ts";
+import type { Meta } from "../meta.ts";
+import type { Work } from "./progress.ts";
+import { publish, syncDirectory, UNFINISHED } from "./publish.ts";
+import type { Recipe } from "./recipe.ts";
+import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
+import type { Tokenizer } from "../tokenizer.ts";
+import { ShardWriter, SPLITS } from "./writer.ts";
+
+const COMMIT_MS = 5_000; // a killed run repeats this much work at most
+
+/** Declare it with `using`: where nothing was committed, nothing stays. */
+export class Run implements Disposable {
+  /** What is written. */
+  readonly counts: Counts;
+  readonly #dir: string;
+  readonly #unfinished: string;
+  readonly #recipe: Recipe;
+  readonly #writer: ShardWriter;
+  #committed: { at_ms: number; documents: number; shards: number };
+  #keep: boolean; // unfinished holds what the next run goes on with
+  #passedOver: number; // bytes of input that the reader will count once more, since it skips what is done
+
+  /** Goes on from a state, or begins. */
+  constructor(dir: string, recipe: Recipe, state?: State) {
+    this.#dir = dir;
+    this.#unfinished = join(dir, UNFINISHED);
+    this.#recipe = recipe;
+    this.#keep = state !== undefined;
+    this.counts = state?.counts ?? emptyCounts();
+    this.#passedOver = this.counts.read;
+    Deno.mkdirSync(this.#unfinished, { recursive: true });
+    syncDirectory(dir);
+    const shard_tokens = recipe.options.shard_tokens as number;
+    this.#writer = new ShardWriter(this.#unfinished, { ...recipe, shard_tokens }, state?.written);
+    this.#committed = this.#now();
+  }
+
+  /** Writes a block that took `read` bytes of input; returns how much work it was. */
+  add(encoded: Encoded, read: number): Work {
+    const { counts } = this, { documents } = encoded, again = Math.min(read, this.#passedOver);
+    const work: Work = { read: read - again, documents, text: 0, tokens: 0 };
+    this.#passedOver -= again;
+    for (const split of SPLITS) {
+      const { ids, ends, bytes } = encoded[split];
+      this.#writer.append(split, ids, ends);
+      counts[split].documents += ends.length;
+      counts[split].tokens += ids.length;
+      counts[split].bytes += bytes;
+      work.text += bytes;
+      work.tokens += ids.length;
+    }
+    counts.documents += documents;
+    counts.read += work.read;
+    counts.empty += encoded.empty;
+    counts.smallest = Math.min(counts.smallest, encoded.smallest);
+    counts.largest = Math.max(counts.largest, encoded.largest);
+    if (this.#isDue()) this.commit();
+    return work;
+  }
+
+  /** All that has been written, by this run and those before. */
+  work(): Work {
+    const { read, documents, train, val } = this.counts;
+    return { read, documents, text: train.bytes + val.bytes, tokens: train.tokens + val.tokens };
+  }
+
+  /** Makes this the point from which a killed run goes on. */
+  commit(): void {
+    writeState(this.#unfinished, this.#recipe, this.counts, this.#writer.commit());
+    this.#committed = this.#now();
+    this.#keep = true;
+  }
+
+  /** Adds to a mistake how the user goes on when it is mended. */
+  explain(error: UserError): UserError {
+    const { documents } = this.#committed;
+    if (!this.#keep || documents === 0) return error;
+    const count = documents.toLocaleString("en-US");
+    return new UserError(
+      `${error.message}; the first ${count} documents are done, the same command goes on behind them`,
+    );
+  }
+
+  /** Gives up what has been written. */
+  discard(): void {
+    this.#keep = false;
+  }
+
+  /** Ends the dataset and puts it in the place of the one that is in the directory. */
+  publish({ bad, duplicates }: { bad: number; duplicates: number }, tokenizer: Tokenizer): Meta {
+    this.commit();
+    const { train, val, empty } = this.counts;
+    const meta: Meta = {
+      format: "loam-bins",
+      version: 1,
+      ...this.#recipe,
+      train,
+      val,
+      left_out: { empty, duplicates, bad },
+      shards: this.#writer.finish(),
+    };
+    publish(this.#dir, meta, meta.tokenizer === "." ? tokenizer.files() : {});
+    return meta;
+  }
+
+  [Symbol.dispose](): void {
+    this.#writer[Symbol.dispose]();
+    if (this.#keep) return;
+    Deno.removeSync(this.#unfinished, { recursive: true });
+  }
+
+  #isDue(): boolean {
+    return this.#writer.shards > this.#committed.shards ||
+      performance.now() - this.#committed.at_ms > COMMIT_MS;
+  }
+
+  #now(): { at_ms: number; documents: number; shards: number } {
+    return {
+      at_ms: performance.now(),
+      documents: this.counts.documents,
+      shards: this.#writer.shards,
+    };
+  }
+}

@@ -1,0 +1,45 @@
+// A dataset needs documents to train on and others to evaluate on; says what to change where it lacks either.
+import { UserError } from "../../ffi/errors.ts";
+import type { PrepareOptions } from "./options.ts";
+import type { Counts } from "./state.ts";
+
+/** What to say if a split got no documents, naming a val_fraction that gives both some; undefined if both have some. */
+export function splitMistake(
+  counts: Counts,
+  { inputs, val_fraction, limit }: PrepareOptions,
+): UserError | undefined {
+  const { train, val, empty, smallest, largest } = counts;
+  const documents = train.documents + val.documents, name = inputs.join(" ");
+  if (documents === 0) {
+    return new UserError(
+      `Cannot prepare "${name}": it has no documents${
+        empty > 0 ? `, ${empty} were empty` : ""
+      }; give files with text`,
+    );
+  }
+  if (train.documents > 0 && val.documents > 0) return undefined;
+  if (smallest === largest && limit !== null && counts.documents >= limit) {
+    return new UserError(
+      `Cannot split "${name}" into train and val: --limit=${limit} leaves one document only; use a larger --limit`,
+    );
+  }
+  if (smallest === largest) {
+    return new UserError(
+      `Cannot split "${name}" into train and val: it has one document only; give more, or say where ` +
+        "the documents of a .txt file end, such as --split_on=blank_line",
+    );
+  }
+  return new UserError(
+    `Cannot split the ${documents} documents of "${name}" with --val_fraction=${val_fraction}: ` +
+      `none is left for ${val.documents === 0 ? "val" : "train"}; ` +
+      `use more input or --val_fraction=${between(smallest, largest)}`,
+  );
+}
+
+/** The shortest decimal number above a and up to b. */
+function between(a: number, b: number): number {
+  for (let scale = 100;; scale *= 10) {
+    const number = Math.floor(a * scale + 1) / scale;
+    if (number <= b) return number;
+  }
+}

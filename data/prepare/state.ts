@@ -1,0 +1,65 @@
+// The state of an interrupted prepare: unfinished/state.json beside the shards that it names. It is replaced in one step at
+// each commit point, after the tokens that it speaks of are on the disk; what the shards hold beyond it is cut off again.
+import { join } from "node:path";
+import { UserError } from "../../ffi/errors.ts";
+import { writeAtomic } from "../../ffi/files.ts";
+import type { SplitSize } from "../meta.ts";
+import type { Recipe } from "./recipe.ts";
+import type { Written } from "./writer.ts";
+
+/** What has been counted while writing. */
+export interface Counts {
+  /** Documents taken from the reader, empty ones too. */
+  documents: number;
+  /** Bytes of input, as they are stored, from which they came. */
+  read: number;
+  /** Documents without text, which are left out. */
+  empty: number;
+  train: SplitSize;
+  val: SplitSize;
+  /** Extremes of the fractions in [0, 1) by which documents go to train or val. */
+  smallest: number;
+  largest: number;
+}
+
+/** The contents of state.json. */
+export interface State {
+  format: "loam-unfinished";
+  version: 1;
+  recipe: Recipe;
+  counts: Counts;
+  written: Written;
+}
+
+const FILE = "state.json";
+
+/** No documents. */
+export function emptyCounts(): Counts {
+  const empty = () => ({ documents: 0, tokens: 0, bytes: 0 });
+  return { documents: 0, read: 0, empty: 0, train: empty(), val: empty(), smallest: 1, largest: 0 };
+}
+
+/** Replaces the state in a directory `unfinished`, in one step. */
+export function writeState(unfinished: string, recipe: Recipe, counts: Counts, written: Written): void {
+  const state: State = { format: "loam-unfinished", version: 1, recipe, counts, written };
+  writeAtomic(join(unfinished, FILE), `${JSON.stringify(state)}\n`);
+}
+
+/**
+ * Reads the state in a directory `unfinished`; undefined if there is none, because nothing was committed there.
+ *
+ * @throws {UserError} if it was written by another version of loam, or is no state.
+ */
+export function readState(unfinished: string): State | undefined {
+  const path = join(unfinished, FILE);
+  try {
+    const state: State = JSON.parse(Deno.readTextFileSync(path));
+    if (state.format === "loam-unfinished" && state.version === 1) return state;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    if (!(error instanceof SyntaxError)) throw error;
+  }
+  throw new UserError(
+    `Cannot go on with "${path}": it is no state that this loam wrote; start over with --overwrite`,
+  );
+}

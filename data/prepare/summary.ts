@@ -1,0 +1,55 @@
+// What prepare prints when it is done.
+import type { Meta } from "../meta.ts";
+import type { RunWork } from "../prepare.ts";
+
+/** After a run that wrote a dataset. */
+export function runSummary(
+  dir: string,
+  meta: Meta,
+  { seconds, tokens, text, documents_before }: RunWork,
+): string {
+  const rates = `${(text / seconds / 1e6).toFixed(1)} MB/s of text, ${count(tokens / seconds)} tokens/s`;
+  const before = documents_before > 0
+    ? [`  went on behind ${count(documents_before)} documents that were done before`]
+    : [];
+  return [`${head(dir, meta)} in ${seconds.toFixed(1)} s, ${rates}`, ...splits(meta), ...before].join("\n");
+}
+
+/** After a run that found the dataset finished. */
+export function finishedSummary(dir: string, meta: Meta): string {
+  return [`${head(dir, meta)}, finished before; nothing to do`, ...splits(meta)].join("\n");
+}
+
+/** After parts became one dataset. */
+export function mergeSummary(dir: string, meta: Meta): string {
+  return [`${head(dir, meta)}, merged`, ...splits(meta)].join("\n");
+}
+
+function head(dir: string, { tokenizer, vocab_size, train, val }: Meta): string {
+  const tokens = count(train.tokens + val.tokens);
+  return `${dir}: ${tokens} tokens (${tokenizer}, vocabulary ${count(vocab_size)})`;
+}
+
+function splits(meta: Meta): string[] {
+  const { empty, duplicates, bad } = meta.left_out;
+  const left_out = [
+    ...(empty > 0 ? [`${count(empty)} without text`] : []),
+    ...(duplicates > 0 ? [`${count(duplicates)} duplicates`] : []),
+    ...(bad > 0 ? [`${count(bad)} that cannot be read`] : []),
+  ];
+  const lines = [splitLine(meta, "train"), splitLine(meta, "val")];
+  if (left_out.length > 0) lines.push(`  left out  ${left_out.join(", ")}`);
+  return lines;
+}
+
+function splitLine(meta: Meta, split: "train" | "val"): string {
+  const { documents, tokens, bytes } = meta[split];
+  const shards = meta.shards.filter(({ file }) => file.split("/").at(-1)!.startsWith(split)).length;
+  const ratio = tokens === 0 ? "" : `, ${(bytes / tokens).toFixed(2)} bytes per token`;
+  return `  ${split.padEnd(5)}  ${count(documents)} documents, ${count(tokens)} tokens${ratio}, ` +
+    `${shards} shard${shards === 1 ? "" : "s"}`;
+}
+
+function count(n: number): string {
+  return Math.round(n).toLocaleString("en-US");
+}

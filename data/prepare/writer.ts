@@ -1,0 +1,220 @@
+// Writes the shards of a dataset in a directory of its own, so that a kill at any moment loses only what came after the last
+// commit(): the shard that grows is NAME.bin.tmp, and gets its name when its header, its tokens and its checksum are done.
+import { join } from "node:path";
+import { UserError } from "../../ffi/errors.ts";
+import { isFile, sha256OfFile } from "../../ffi/files.ts";
+import { HEADER_BYTES, shardHeader } from "../bins.ts";
+import type { Meta } from "../meta.ts";
+import { syncDirectory } from "./publish.ts";
+
+/** The two parts of a dataset. */
+export const SPLITS = ["train", "val"] as const;
+/** One of them. */
+export type Split = typeof SPLITS[number];
+
+/** Token ids as they stand on disk. */
+export type Ids = Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
+
+/** How to write shards. */
+export interface WriterOptions {
+  /** Bytes of one id. */
+  token_bytes: 2 | 4;
+  /** Tokens after which a shard ends, with the document that is being written. */
+  shard_tokens: number;
+}
+
+/** What is on the disk, by split. */
+export type Written = Record<Split, {
+  /** Those that have their names. */
+  shards: Meta["shards"];
+  /** Tokens in the one that grows; null if there is none. */
+  open: number | null;
+}>;
+
+/** Shards that are being written. Declare it with `using`, which closes the files. */
+export class ShardWriter implements Disposable {
+  readonly #dir: string;
+  readonly #splits: Record<Split, SplitWriter>;
+
+  /** Goes on with what checkWritten() found on the disk; without `written`, begins. */
+  constructor(dir: string, options: WriterOptions, written?: Written) {
+    this.#dir = dir;
+    removeOthers(dir, written);
+    this.#splits = {
+      train: new SplitWriter(dir, "train", options, written?.train),
+      val: new SplitWriter(dir, "val", options, written?.val),
+    };
+  }
+
+  /**
+   * Appends documents, each of which ids begins with the end-of-text token.
+   *
+   * @param ends Where each document ends in ids.
+   */
+  append(split: Split, ids: Ids, ends: Uint32Array): void {
+    this.#splits[split].append(ids, ends);
+  }
+
+  /** Shards that have been finished. */
+  get shards(): number {
+    return this.#splits.train.shards.length + this.#splits.val.shards.length;
+  }
+
+  /** Waits until everything is on the disk; returns what that is. */
+  commit(): Written {
+    const written = { train: this.#splits.train.sync(), val: this.#splits.val.sync() };
+    syncDirectory(this.#dir);
+    return written;
+  }
+
+  /** Ends the last shards; returns all of them, train first. Nothing may follow. */
+  finish(): Meta["shards"] {
+    for (const split of SPLITS) this.#splits[split].endShard();
+    syncDirectory(this.#dir);
+    return SPLITS.flatMap((split) => this.#splits[split].shards);
+  }
+
+  [Symbol.dispose](): void {
+    for (const split of SPLITS) this.#splits[split].close();
+  }
+}
+
+/**
+ * Checks that a directory holds what was written, if perhaps more.
+ *
+ * @throws {UserError} naming a shard that is missing or too short.
+ */
+export function checkWritten(dir: string, token_bytes: 2 | 4, written: Written): void {
+  for (const split of SPLITS) {
+    const { shards, open } = written[split];
+    for (const { file, tokens } of shards) checkSize(dir, [file], HEADER_BYTES + tokens * token_bytes);
+    if (open === null) continue;
+    const name = shardName(split, shards.length); // which it has if it ended after the last commit
+    checkSize(dir, [`${name}.tmp`, name], HEADER_BYTES + open * token_bytes);
+  }
+}
+
+function checkSize(dir: string, names: string[], wanted: number): void {
+  const path = names.map((name) => join(dir, name)).find(isFile);
+  const bytes = path === undefined ? 0 : Deno.statSync(path).size;
+  if (bytes >= wanted) return;
+  throw new UserError(
+    `Cannot go on in "${dir}": ${
+      names[0]
+    } has ${bytes} bytes, state.json says ${wanted}; start over with --overwrite`,
+  );
+}
+
+/** Removes what was written after the last commit, and what an earlier program left. */
+function removeOthers(dir: string, written?: Written): void {
+  const kept = new Set(written === undefined ? [] : ["state.json"]);
+  for (const split of written === undefined ? [] : SPLITS) {
+    const { shards, open } = written![split];
+    for (const { file } of shards) kept.add(file);
+    if (open === null) continue;
+    kept.add(shardName(split, shards.length)).add(`${shardName(split, shards.length)}.tmp`);
+  }
+  for (const { name } of Array.from(Deno.readDirSync(dir))) {
+    if (!kept.has(name)) Deno.removeSync(join(dir, name), { recursive: true });
+  }
+}
+
+function shardName(split: Split, number: number): string {
+  return `${split}_${String(number).padStart(6, "0")}.bin`;
+}
+
+/** The shards of one split. */
+class SplitWriter {
+  readonly shards: Meta["shards"];
+  readonly #dir: string;
+  readonly #split: Split;
+  readonly #options: WriterOptions;
+  #file: Deno.FsFile | undefined; // the shard that grows
+  #tokens = 0; // in it
+
+  constructor(dir: string, split: Split, options: WriterOptions, written?: Written[Split]) {
+    this.#dir = dir;
+    this.#split = split;
+    this.#options = options;
+    this.shards = [...written?.shards ?? []];
+    if (written !== undefined && written.open !== null) this.#reopen(written.open);
+  }
+
+  append(ids: Ids, ends: Uint32Array): void {
+    for (let from = 0, document = 0; from < ids.length;) {
+      const room = this.#options.shard_tokens - this.#tokens;
+      while (document < ends.length && ends[document]! - from < room) document++;
+      const to = ends[document++] ?? ids.length; // with the document that fills the shard
+      this.#write(ids.subarray(from, to));
+      from = to;
+      if (this.#tokens >= this.#options.shard_tokens) this.endShard();
+    }
+  }
+
+  sync(): Written[Split] {
+    this.#orExplain(() => this.#file?.syncSync());
+    return { shards: [...this.shards], open: this.#file === undefined ? null : this.#tokens };
+  }
+
+  endShard(): void {
+    if (this.#file === undefined) return;
+    this.#file.seekSync(0, Deno.SeekMode.Start);
+    this.#writeBytes(this.#file, shardHeader(this.#options.token_bytes, this.#tokens));
+    this.sync();
+    this.close();
+    const name = this.#name, path = join(this.#dir, name);
+    const sha256 = sha256OfFile(`${path}.tmp`);
+    Deno.renameSync(`${path}.tmp`, path);
+    this.shards.push({ file: name, tokens: this.#tokens, sha256 });
+    this.#tokens = 0;
+  }
+
+  close(): void {
+    this.#file?.close();
+    this.#file = undefined;
+  }
+
+  /** Of the shard that grows. */
+  get #name(): string {
+    return shardName(this.#split, this.shards.length);
+  }
+
+  #write({ buffer, byteOffset, byteLength, length }: Ids): void {
+    this.#file ??= this.#begin();
+    this.#writeBytes(this.#file, new Uint8Array(buffer, byteOffset, byteLength));
+    this.#tokens += length;
+  }
+
+  #begin(): Deno.FsFile {
+    const path = join(this.#dir, `${this.#name}.tmp`);
+    const file = this.#orExplain(() => Deno.openSync(path, { write: true, create: true, truncate: true }));
+    this.#writeBytes(file, new Uint8Array(HEADER_BYTES)); // the count is known at the end
+    return file;
+  }
+
+  #writeBytes(file: Deno.FsFile, bytes: Uint8Array): void {
+    this.#orExplain(() => {
+      for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
+    });
+  }
+
+  /** Names the shard when the operating system refuses to write it, because the disk is full for example. */
+  #orExplain<T>(write: () => T): T {
+    try {
+      return write();
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      throw new UserError(`Cannot write "${join(this.#dir, this.#name)}": ${(error as Error).message}`);
+    }
+  }
+
+  /** Cuts the shard that grew back to so many tokens, whether it got its name after the last commit or not. */
+  #reopen(tokens: number): void {
+    const name = this.#name, path = join(this.#dir, name);
+    if (isFile(path)) Deno.renameSync(path, `${path}.tmp`);
+    this.#file = Deno.openSync(`${path}.tmp`, { write: true });
+    this.#file.truncateSync(HEADER_BYTES + tokens * this.#options.token_bytes);
+    this.#file.seekSync(0, Deno.SeekMode.End);
+    this.#tokens = tokens;
+  }
+}

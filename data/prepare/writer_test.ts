@@ -1,0 +1,146 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../../ffi/errors.ts";
+import { sha256OfFile } from "../../ffi/files.ts";
+import { checkWritten, type Ids, ShardWriter, type Written } from "./writer.ts";
+
+function withDirectory(run: (directory: string) => void): void {
+  const directory = Deno.makeTempDirSync();
+  try {
+    run(directory);
+  } finally {
+    Deno.removeSync(directory, { recursive: true });
+  }
+}
+
+function names(dir: string): string[] {
+  return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
+}
+
+/** Documents of these lengths: 9 0, 9 1 1, 9 2 2 2, ... with 9 for the end-of-text token, counted in their length. */
+function documents(...lengths: number[]): [Uint16Array<ArrayBuffer>, Uint32Array] {
+  const ids = lengths.flatMap((length, d) => [9, ...new Array(length - 1).fill(d)]);
+  let end = 0;
+  return [Uint16Array.from(ids), Uint32Array.from(lengths, (length) => end += length)];
+}
+
+/** The tokens of a shard of uint16. */
+function tokens(path: string): number[] {
+  return Array.from(new Uint16Array(Deno.readFileSync(path).buffer, 1024));
+}
+
+const options = { token_bytes: 2, shard_tokens: 6 } as const;
+
+Deno.test("ShardWriter ends a shard with the document that fills it, wherever appends begin and end", () =>
+  withDirectory((dir) => {
+    const lengths = [4, 1, 3, 2, 4, 13, 2, 2];
+    for (const cuts of [[8], [1, 1, 1, 1, 1, 1, 1, 1], [3, 5], [5, 3]]) {
+      using writer = new ShardWriter(dir, options);
+      let from = 0;
+      for (const n of cuts) writer.append("train", ...documents(...lengths.slice(from, from += n)));
+      const shards = writer.finish();
+      assertEquals(shards.map(({ tokens }) => tokens), [8, 6, 13, 4]);
+      assertEquals(shards.map(({ file }) => file), names(dir));
+      assertEquals(
+        shards.map(({ sha256 }) => sha256),
+        names(dir).map((name) => sha256OfFile(`${dir}/${name}`)),
+      );
+      assertEquals(tokens(`${dir}/train_000001.bin`).length, 6);
+    }
+  }));
+
+Deno.test("ShardWriter writes llm.c's header byte for byte", () =>
+  withDirectory((dir) => {
+    using writer = new ShardWriter(dir, options);
+    writer.append("val", Uint16Array.of(299, 7, 8), Uint32Array.of(3));
+    writer.finish();
+    const bytes = Deno.readFileSync(`${dir}/val_000000.bin`), header = new Int32Array(bytes.buffer, 0, 256);
+    assertEquals([...header.subarray(0, 3)], [20240520, 1, 3]);
+    assertEquals(header.subarray(3).every((word) => word === 0), true);
+    assertEquals([...bytes.subarray(1024)], [43, 1, 7, 0, 8, 0]);
+  }));
+
+Deno.test("ShardWriter writes ids of 4 bytes behind the header that says so", () =>
+  withDirectory((dir) => {
+    using writer = new ShardWriter(dir, { token_bytes: 4, shard_tokens: 6 });
+    writer.append("val", Uint32Array.of(70_000, 7), Uint32Array.of(2));
+    writer.finish();
+    const words = new Int32Array(Deno.readFileSync(`${dir}/val_000000.bin`).buffer);
+    assertEquals([...words.subarray(0, 3), ...words.subarray(256)], [20240801, 7, 2, 70_000, 7]);
+  }));
+
+/** Appends to train and val, several times. */
+function appendSome(writer: ShardWriter): void {
+  for (let i = 0; i < 3; i++) {
+    writer.append("train", ...documents(3, 2));
+    writer.append("val", ...documents(2));
+  }
+}
+
+Deno.test("ShardWriter goes on from its last commit and cuts off what came after", () =>
+  withDirectory((parent) => {
+    const whole = `${parent}/whole`, killed = `${parent}/killed`;
+    for (const dir of [whole, killed]) Deno.mkdirSync(dir);
+    {
+      using writer = new ShardWriter(whole, options);
+      for (let i = 0; i < 3; i++) appendSome(writer);
+      writer.finish();
+    }
+    let written: Written | undefined;
+    for (let i = 0; i < 3; i++) {
+      using writer = new ShardWriter(killed, options, written);
+      appendSome(writer);
+      written = writer.commit();
+      appendSome(writer); // lost
+      if (i === 1) writer.finish(); // also when the shards got their names
+    }
+    using writer = new ShardWriter(killed, options, written);
+    writer.finish();
+    assertEquals(names(killed), names(whole));
+    for (const name of names(whole)) {
+      assertEquals(Deno.readFileSync(`${killed}/${name}`), Deno.readFileSync(`${whole}/${name}`), name);
+    }
+  }));
+
+Deno.test("ShardWriter without a commit to go on from removes what is there", () =>
+  withDirectory((dir) => {
+    for (const name of ["state.json", "train_000000.bin", "train_000001.bin.tmp"]) {
+      Deno.writeTextFileSync(`${dir}/${name}`, "old");
+    }
+    using writer = new ShardWriter(dir, options);
+    assertEquals(names(dir), []);
+    writer.append("train", ...documents(2));
+    assertEquals(names(dir), ["train_000000.bin.tmp"]);
+  }));
+
+Deno.test("checkWritten() refuses shards that are shorter than was committed", () =>
+  withDirectory((dir) => {
+    let written: Written | undefined;
+    {
+      using writer = new ShardWriter(dir, options);
+      writer.append("train", ...documents(7, 5));
+      written = writer.commit();
+    }
+    Deno.truncateSync(`${dir}/train_000001.bin.tmp`, 1030);
+    const goOn = () => checkWritten(dir, 2, written!);
+    const advice = "start over with --overwrite";
+    assertThrows(
+      goOn,
+      UserError,
+      `Cannot go on in "${dir}": train_000001.bin.tmp has 1030 bytes, state.json says 1034; ${advice}`,
+    );
+    Deno.removeSync(`${dir}/train_000000.bin`);
+    assertThrows(goOn, UserError, `train_000000.bin has 0 bytes, state.json says 1038; ${advice}`);
+  }));
+
+Deno.test("ShardWriter names the shard that it cannot write", () =>
+  withDirectory((dir) => {
+    Deno.mkdirSync(`${dir}/train_000000.bin.tmp`);
+    using writer = new ShardWriter(dir, options);
+    Deno.mkdirSync(`${dir}/train_000000.bin.tmp`);
+    const ids: Ids = Uint16Array.of(9);
+    assertThrows(
+      () => writer.append("train", ids, Uint32Array.of(1)),
+      UserError,
+      `Cannot write "${dir}/train_000000.bin": `,
+    );
+  }));

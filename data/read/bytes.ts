@@ -1,0 +1,115 @@
+// The bytes of an input, wherever it is: read in order from any place, or looked at through a window that moves forward.
+import { UserError } from "../../ffi/errors.ts";
+
+/** Something with bytes to read. */
+export interface ByteSource {
+  /** For messages. */
+  readonly name: string;
+  /** Bytes in it. */
+  readonly size: number;
+  /** Bytes [from, to), in chunks that stay as they are until the next one is asked for. */
+  read(from: number, to: number): Chunks;
+}
+
+/** Bytes in order, piece by piece. */
+export type Chunks = Iterable<Uint8Array<ArrayBuffer>> | AsyncIterable<Uint8Array<ArrayBuffer>>;
+
+const CHUNK_BYTES = 1 << 18;
+
+/** A local file. */
+export class FileBytes implements ByteSource {
+  readonly name: string;
+  readonly size: number;
+
+  constructor(path: string, size: number) {
+    this.name = path;
+    this.size = size;
+  }
+
+  /** @throws {UserError} if the file has become shorter than it was. */
+  *read(from: number, to: number): Generator<Uint8Array<ArrayBuffer>> {
+    using file = Deno.openSync(this.name);
+    file.seekSync(from, Deno.SeekMode.Start);
+    const buffer = new Uint8Array(Math.min(CHUNK_BYTES, to - from));
+    while (from < to) {
+      const n = file.readSync(buffer.subarray(0, to - from));
+      if (n === null) {
+        throw new UserError(
+          `Cannot read "${this.name}": it ends at byte ${from}, it had ${this.size} when it was opened; ` +
+            `prepare again once nobody writes to it`,
+        );
+      }
+      yield buffer.subarray(0, n);
+      from += n;
+    }
+  }
+}
+
+/** Chunks without the byte-order mark that may stand at their start. */
+export async function* withoutMark(chunks: Chunks): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+  let start: Uint8Array<ArrayBuffer> | null = new Uint8Array(); // what came before there was enough to tell
+  for await (const chunk of chunks) {
+    if (start === null) {
+      yield chunk;
+      continue;
+    }
+    start = concatenate(start, chunk);
+    if (start.length < 3) continue;
+    yield start[0] === 0xef && start[1] === 0xbb && start[2] === 0xbf ? start.subarray(3) : start;
+    start = null;
+  }
+  if (start !== null) yield start;
+}
+
+/** The bytes of a and then those of b. */
+export function concatenate(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
+  const both = new Uint8Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
+}
+
+/** A window on chunks of bytes that moves forward. */
+export class ByteReader {
+  readonly #chunks: Iterator<Uint8Array> | AsyncIterator<Uint8Array>;
+  #buffer = new Uint8Array();
+  #start = 0; // the window is #buffer[#start .. #end)
+  #end = 0;
+
+  constructor(chunks: Chunks) {
+    this.#chunks = Symbol.iterator in chunks ? chunks[Symbol.iterator]() : chunks[Symbol.asyncIterator]();
+  }
+
+  /** The next n bytes, or as many as there are; a view that the next call may overwrite. */
+  async peek(n: number): Promise<Uint8Array<ArrayBuffer>> {
+    while (this.#end - this.#start < n) {
+      const { done, value } = await this.#chunks.next();
+      if (done) break;
+      this.#add(value, n);
+    }
+    return this.#buffer.subarray(this.#start, Math.min(this.#start + n, this.#end));
+  }
+
+  /** Moves past n bytes that peek() has shown. */
+  skip(n: number): void {
+    this.#start += n;
+  }
+
+  /** Lets go of what the chunks come from. */
+  async close(): Promise<void> {
+    await this.#chunks.return?.();
+  }
+
+  #add(chunk: Uint8Array, wanted: number): void {
+    const old = this.#buffer, length = this.#end - this.#start;
+    if (this.#end + chunk.length > old.length) {
+      const needed = Math.max(length + chunk.length, wanted);
+      if (needed > old.length) this.#buffer = new Uint8Array(Math.max(needed, 2 * old.length));
+      this.#buffer.set(old.subarray(this.#start, this.#end));
+      this.#start = 0;
+      this.#end = length;
+    }
+    this.#buffer.set(chunk, this.#end);
+    this.#end += chunk.length;
+  }
+}

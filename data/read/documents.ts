@@ -1,0 +1,148 @@
+// The documents of all inputs in the order in which they are encoded, as blocks of UTF-8.
+import { UserError } from "../../ffi/errors.ts";
+import type { Block, ReportBad } from "./block.ts";
+import { decompress } from "./compression.ts";
+import { type Format, formatOf, type Input, openInput, type Source } from "./inputs.ts";
+import { interleave, type Stream } from "./interleave.ts";
+import { readJsonLines } from "./json_lines.ts";
+import { readParquet, type Skip } from "./parquet.ts";
+import { shuffled, shuffleDocuments } from "./shuffle.ts";
+import { readText, type TextInput } from "./text.ts";
+
+/** What to read and in which order. */
+export interface ReadOptions {
+  /** Name of the parquet column or JSON field with the text. */
+  column: string;
+  /** What separates the documents of plain text: "" nothing, "line", "blank_line", or any text. */
+  split_on: string;
+  /** Read so many documents at most; null for all. */
+  limit: number | null;
+  /** Seed to shuffle documents with; null for the order of the inputs. */
+  shuffle_docs: number | null;
+  /** "exact" leaves out documents whose text came before. */
+  dedup: "" | "exact";
+  /** Leave out what cannot be read, and count it. */
+  skip_bad: boolean;
+}
+
+/** Counted while reading. */
+export interface ReadCounts {
+  /** Documents left out because they cannot be read. */
+  bad: number;
+  /** Documents left out because their text came before. */
+  duplicates: number;
+}
+
+/**
+ * Reads the documents of all sources: mixed if they have weights, one source behind the other if they have none. Null and
+ * empty ones are among them, with no bytes. The sequence of documents depends on sources and options only; where a block ends
+ * may differ.
+ *
+ * @param counts Counted up while reading, for documents that are skipped too.
+ * @param skip Leave out the first so many documents of the sequence.
+ * @throws {UserError} for what cannot be read.
+ */
+export async function* readBlocks(
+  sources: Source[],
+  options: ReadOptions,
+  counts: ReadCounts,
+  skip = 0,
+): AsyncGenerator<Block> {
+  const reportBad: ReportBad = (message, documents) => {
+    if (!options.skip_bad) throw new UserError(`${message}, or leave it out with --skip_bad`);
+    counts.bad += documents;
+  };
+  const { limit, dedup, shuffle_docs, skip_bad } = options,
+    weighted = sources.some((source) => source.weight !== null);
+  const left: Skip = { left: skip };
+  if (!weighted && dedup === "" && shuffle_docs === null && !skip_bad) { // what is skipped need not be looked at
+    yield* take(drop(readSources(sources, options, reportBad, left), left), (limit ?? Infinity) - skip);
+    return;
+  }
+  const streams: Stream[] = (weighted ? sources.map((source) => [source]) : [sources]).map((part) => ({
+    blocks: readSources(part, options, reportBad, { left: 0 }),
+    weight: part[0]?.weight ?? 1,
+  }));
+  const documents = interleave(streams, options, () => counts.duplicates++);
+  yield* drop(shuffle_docs === null ? documents : shuffleDocuments(documents, shuffle_docs), left);
+}
+
+/** The documents of sources one behind the other. */
+async function* readSources(
+  sources: Source[],
+  options: ReadOptions,
+  reportBad: ReportBad,
+  passOver: Skip,
+): AsyncGenerator<Block> {
+  const { shuffle_docs } = options;
+  for (const { inputs } of sources) {
+    for (const input of shuffle_docs === null ? inputs : shuffled(inputs, shuffle_docs)) {
+      yield* readInput(input, options, reportBad, passOver);
+    }
+  }
+}
+
+function readInput(
+  input: Input,
+  { column, split_on }: ReadOptions,
+  reportBad: ReportBad,
+  passOver: Skip,
+): AsyncGenerator<Block> {
+  const format = formatOf(input.name)!; // findSources() has checked it
+  if (format.kind === "parquet") return readParquet(openInput(input), column, reportBad, passOver);
+  const text = openText(input, format);
+  return format.kind === "jsonl"
+    ? readJsonLines(text, column, reportBad)
+    : readText(text, split_on, reportBad);
+}
+
+/** A file of text, decompressed while it is read. */
+function openText(input: Input, { compression }: Format): TextInput {
+  const source = openInput(input);
+  let read = 0; // bytes as stored since takeRead()
+  async function* counted() {
+    for await (const chunk of source.read(0, source.size)) {
+      read += chunk.length;
+      yield chunk;
+    }
+  }
+  const takeRead = () => {
+    const bytes = read;
+    read = 0;
+    return bytes;
+  };
+  return { name: input.name, chunks: decompress(counted(), compression, input.name), takeRead };
+}
+
+// ---- parts of a sequence
+
+/** The documents without the first skip.left, and without blocks that have none. */
+async function* drop(blocks: AsyncIterable<Block>, skip: Skip): AsyncGenerator<Block> {
+  let read = 0; // for the documents dropped
+  for await (const block of blocks) {
+    read += block.read;
+    const { length } = block.ends, dropped = Math.min(skip.left, length);
+    skip.left -= dropped;
+    if (dropped === length) continue;
+    yield { ...part(block, dropped, length), read };
+    read = 0;
+  }
+}
+
+/** The first n documents. */
+async function* take(blocks: AsyncIterable<Block>, n: number): AsyncGenerator<Block> {
+  if (n <= 0) return;
+  for await (const block of blocks) {
+    yield part(block, 0, Math.min(n, block.ends.length));
+    n -= block.ends.length;
+    if (n <= 0) return;
+  }
+}
+
+/** Documents [from, to) of a block. */
+function part(block: Block, from: number, to: number): Block {
+  if (from === 0 && to === block.ends.length) return block;
+  const start = from === 0 ? 0 : block.ends[from - 1]!;
+  const ends = block.ends.slice(from, to).map((end) => end - start);
+  return { text: block.text.subarray(start, start + (ends.at(-1) ?? 0)), ends, read: block.read };
+}

@@ -1,0 +1,65 @@
+// Patterns for names of files: * and ? stand for characters of a name, ** for any directories.
+import { join } from "node:path";
+import { UserError } from "../../ffi/errors.ts";
+
+/** Whether a name is a pattern. */
+export function isGlob(name: string): boolean {
+  return /[*?]/.test(name);
+}
+
+/** The directory that all paths of a pattern are in: its part before the first name with a wildcard; "" if it has none. */
+export function globRoot(pattern: string): string {
+  const names = pattern.split("/");
+  return names.slice(0, names.findIndex(isGlob)).join("/") || (pattern.startsWith("/") ? "/" : "");
+}
+
+/** Matches the paths that a pattern means. */
+export function globMatcher(pattern: string): RegExp {
+  const source = pattern.replace(/\*\*\/|\*\*|\*|\?|[^\w/]/g, (part) => {
+    if (part === "**/") return "(?:[^/]+/)*";
+    if (part === "**") return ".*";
+    if (part === "*") return "[^/]*";
+    return part === "?" ? "[^/]" : `\\${part}`;
+  });
+  return new RegExp(`^${source}$`);
+}
+
+/** The files that match a pattern, in no order. Hidden ones and those in hidden directories are left out. */
+export function globFiles(pattern: string): string[] {
+  const root = globRoot(pattern) || ".", matcher = globMatcher(join(pattern));
+  const depth = pattern.includes("**") ? Infinity : pattern.split("/").length;
+  return isDirectory(root) ? filesBelow(root, depth).filter((path) => matcher.test(path)) : [];
+}
+
+/**
+ * The files below a directory, at most so many levels down, in no order. Hidden ones and those in hidden directories are left
+ * out.
+ *
+ * @throws {UserError} for a directory that may not be read.
+ */
+export function filesBelow(directory: string, depth = Infinity): string[] {
+  if (depth === 0) return [];
+  return entriesOf(directory).filter(({ name }) => !name.startsWith(".")).flatMap(({ name, isDirectory }) => {
+    const path = join(directory, name);
+    return isDirectory ? filesBelow(path, depth - 1) : [path];
+  });
+}
+
+/** Whether there is a directory of that name. */
+export function isDirectory(path: string): boolean {
+  try {
+    return Deno.statSync(path).isDirectory;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return false;
+  }
+}
+
+function entriesOf(directory: string): Deno.DirEntry[] {
+  try {
+    return Array.from(Deno.readDirSync(directory));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(`Cannot read directory "${directory}": ${(error as Error).message}`);
+  }
+}

@@ -1,0 +1,54 @@
+// Datasets on the Hugging Face hub: what hf:// means, which files there are, and where the token may go.
+import { UserError } from "../../ffi/errors.ts";
+
+/** A file, a directory or a pattern in a dataset on the hub. */
+export interface HubPath {
+  /** OWNER/NAME */
+  dataset: string;
+  /** Branch, tag or commit. */
+  revision: string;
+  path: string;
+}
+
+/**
+ * The parts of hf://datasets/OWNER/NAME@REVISION/PATH. Without a revision it is main.
+ *
+ * @throws {UserError} for hf:// and something else.
+ */
+export function parseHubUrl(url: string): HubPath {
+  const match = /^hf:\/\/datasets\/([^/@]+\/[^/@]+)(?:@(refs\/\w+\/[^/]+|[^/]+))?\/(.*)$/.exec(url);
+  if (match === null) {
+    throw new UserError(
+      `Cannot read "${url}": it should be like hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH`,
+    );
+  }
+  const [, dataset, revision = "main", path] = match;
+  return { dataset: dataset!, revision, path: path! };
+}
+
+/** Where the hub is: huggingface.co, or what HF_ENDPOINT says. */
+export function hubEndpoint(): string {
+  return (Deno.env.get("HF_ENDPOINT") || "https://huggingface.co").replace(/\/+$/, "");
+}
+
+/** Whether the hub itself answers at an address. */
+export function isHub(url: string): boolean {
+  return new URL(url).origin === new URL(hubEndpoint()).origin;
+}
+
+/** The headers that show HF_TOKEN to the hub; none for any other server, in particular those that the hub redirects to. */
+export function credentials(url: string): Record<string, string> {
+  const token = Deno.env.get("HF_TOKEN");
+  return token && isHub(url) ? { authorization: `Bearer ${token}` } : {};
+}
+
+/** The address of a file. */
+export function hubFileUrl({ dataset, revision, path }: HubPath): string {
+  return `${hubEndpoint()}/datasets/${dataset}/resolve/${encodeURIComponent(revision)}/${encodeURI(path)}`;
+}
+
+/** The address of a list of all files below a directory. */
+export function hubListUrl({ dataset, revision, path }: HubPath): string {
+  const tree = `${hubEndpoint()}/api/datasets/${dataset}/tree/${encodeURIComponent(revision)}`;
+  return `${tree}${path === "" ? "" : `/${encodeURIComponent(path)}`}?recursive=true`;
+}

@@ -1,0 +1,82 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../../ffi/errors.ts";
+import { hubFileUrl, hubListUrl, type HubPath, parseHubUrl } from "./hub.ts";
+import { findSources } from "./inputs.ts";
+import { assertRefused } from "./test_documents.ts";
+import { type Answer, ranged, type Request, withEnvironment, withServer } from "./test_server.ts";
+
+const file = new TextEncoder().encode("a text");
+
+Deno.test("parseHubUrl() takes hf:// apart", () => {
+  const urls: [string, HubPath][] = [
+    ["hf://datasets/o/n.x/a.parquet", { dataset: "o/n.x", revision: "main", path: "a.parquet" }],
+    ["hf://datasets/o/n/", { dataset: "o/n", revision: "main", path: "" }],
+    ["hf://datasets/o/n@v1.0/dir/a.txt", { dataset: "o/n", revision: "v1.0", path: "dir/a.txt" }],
+    [
+      "hf://datasets/o/n@refs/convert/parquet/default/a.parquet",
+      { dataset: "o/n", revision: "refs/convert/parquet", path: "default/a.parquet" },
+    ],
+  ];
+  for (const [url, parts] of urls) assertEquals(parseHubUrl(url), parts);
+  for (const url of ["hf://datasets/name.parquet", "hf://o/n/a.parquet", "hf://datasets/o/n"]) {
+    const { message } = assertThrows(() => parseHubUrl(url), UserError);
+    assertEquals(
+      message,
+      `Cannot read "${url}": it should be like hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH`,
+    );
+  }
+});
+
+Deno.test("hubFileUrl() and hubListUrl() give addresses on the hub", () => {
+  const main = { dataset: "o/n", revision: "main", path: "dir/a 1.txt" };
+  const converted = { dataset: "o/n", revision: "refs/convert/parquet", path: "" };
+  withEnvironment({ HF_ENDPOINT: "" }, () => {
+    assertEquals(hubFileUrl(main), "https://huggingface.co/datasets/o/n/resolve/main/dir/a%201.txt");
+    assertEquals(
+      hubListUrl(converted),
+      "https://huggingface.co/api/datasets/o/n/tree/refs%2Fconvert%2Fparquet?recursive=true",
+    );
+  });
+  withEnvironment({ HF_ENDPOINT: "https://mirror.example/" }, () => {
+    assertEquals(
+      hubListUrl(main),
+      "https://mirror.example/api/datasets/o/n/tree/main/dir%2Fa%201.txt?recursive=true",
+    );
+  });
+});
+
+/** Lists dir/b.txt and dir/README.md, then dir/sub, dir/a.txt and dir/sub/c.txt; every file is a text. */
+function hub(request: Request): Answer {
+  const { path, headers } = request;
+  if (!path.startsWith("/api/")) return ranged(file, request);
+  const list = path.includes("cursor")
+    ? [["directory", "dir/sub"], ["file", "dir/a.txt"], ["file", "dir/sub/c.txt"]]
+    : [["file", "dir/b.txt"], ["file", "dir/README.md"]];
+  const next = `<http://${headers.get("host")}${path}&cursor=x>; rel="next"`;
+  return {
+    body: new TextEncoder().encode(JSON.stringify(list.map(([type, path]) => ({ type, path, size: 6 })))),
+    headers: path.includes("cursor") ? {} : { link: next },
+  };
+}
+
+Deno.test("findSources() expands patterns and directories on the hub", () =>
+  withServer(hub, (server) =>
+    withEnvironment({ HF_ENDPOINT: server.url, HF_TOKEN: "" }, async () => {
+      const names = async (pattern: string) => {
+        const [source] = await findSources([`hf://datasets/o/n@v1/${pattern}`], { column: "text" });
+        return source!.inputs.map(({ name }) =>
+          name.replace(`${server.url}/datasets/o/n/resolve/v1/dir/`, "")
+        );
+      };
+      assertEquals(await names("dir/*.txt"), ["a.txt", "b.txt"]);
+      assertEquals(await names("dir/**/*.txt"), ["a.txt", "b.txt", "sub/c.txt"]);
+      assertEquals(await names("dir/"), ["a.txt", "b.txt", "sub/c.txt"]);
+      assertEquals(await names("dir/other.txt"), ["other.txt"]); // as it stands
+      const lists = server.requests.map(({ path }) => path).filter((path) => path.startsWith("/api/"));
+      const list = "/api/datasets/o/n/tree/v1/dir?recursive=true";
+      assertEquals(lists, [1, 2, 3].flatMap(() => [list, `${list}&cursor=x`]));
+      await assertRefused(
+        () => names("dir/*.jsonl"),
+        'Cannot find input: no file matches "hf://datasets/o/n@v1/dir/*.jsonl"',
+      );
+    })));

@@ -1,0 +1,119 @@
+// BPE over characters, with bytes for those that the vocabulary lacks, as sentencepiece makes it: the tokenizers of Llama 2,
+// Mistral and Gemma, by the library @huggingface/tokenizers. For these its ids are those of Python's tokenizers; for Unigram,
+// WordPiece and other normalizers they are not always (it breaks ties differently and has another Unicode).
+import { Tokenizer as Library } from "@huggingface/tokenizers";
+import { type AddedToken, withIds } from "./added_tokens.ts";
+import { encodeText } from "./byte_level.ts";
+import type { TextStream, Tokenizer } from "../tokenizer.ts";
+import type { Json } from "./tokenizer_file.ts";
+
+const NORMALIZERS = ["Prepend", "Replace"], PRE_TOKENIZERS = ["Metaspace", "Split"];
+
+/** A normalizer or pre-tokenizer. */
+interface Step {
+  type: string;
+  normalizers?: Step[];
+  pretokenizers?: Step[];
+  pattern?: { String?: string };
+}
+
+/** How the library encodes and decodes, and which ids it knows. */
+export interface LibraryBpe
+  extends Pick<Tokenizer, "vocab_size" | "encode" | "encodeUtf8" | "decode" | "stream"> {
+  /** The id of a token as it is written, undefined if there is none. */
+  idOf(token: string): number | undefined;
+}
+
+/**
+ * Reads a tokenizer.json of BPE over characters, and the tokenizer_config.json that belongs to it.
+ *
+ * @throws {RangeError} saying what the file has that is not supported, and what it should have.
+ */
+export function libraryBpe(json: Json, config: Json): LibraryBpe {
+  checkSupported(json);
+  const vocab = (json.model as Json).vocab as Record<string, number>, size = Object.keys(vocab).length;
+  const idOf = (token: string) => Object.hasOwn(vocab, token) ? vocab[token] : undefined;
+  const added = withIds((json.added_tokens ?? []) as AddedToken[], size, idOf);
+  const library = new Library({ ...json, added_tokens: added }, config);
+  // One that knows no special tokens: their text inside a document stays text.
+  const plain = new Library({ ...json, added_tokens: added.filter((token) => !token.special) }, config);
+  const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+  let vocab_size = 0;
+  for (const id of Object.values(vocab)) vocab_size = Math.max(vocab_size, id + 1);
+  for (const { id } of added) vocab_size = Math.max(vocab_size, id + 1);
+
+  const encodeUtf8: Tokenizer["encodeUtf8"] = (bytes, from, to, out) => {
+    const text = utf8.decode(bytes.subarray(from, to));
+    const { ids } = plain.encode(text, { add_special_tokens: false });
+    out.reserve(ids.length);
+    out.ids.set(ids, out.length);
+    out.length += ids.length;
+  };
+
+  function decode(ids: Iterable<number>): string {
+    const list = Array.from(ids);
+    return list.length === 0 ? "" : library.decode(list, { clean_up_tokenization_spaces: false });
+  }
+
+  return {
+    vocab_size,
+    idOf: (token) => added.find(({ content }) => content === token)?.id ?? idOf(token),
+    encode: (text) => encodeText(text, encodeUtf8),
+    encodeUtf8,
+    decode,
+    stream: () => textStream(decode),
+  };
+}
+
+function checkSupported({ model, normalizer, pre_tokenizer }: Json): void {
+  const { type, merges, byte_fallback } = model as Json;
+  if ((type ?? "BPE") !== "BPE" || !Array.isArray(merges)) {
+    throw new RangeError(`its model is ${type}, should be BPE`);
+  }
+  if (!byte_fallback) {
+    throw new RangeError(
+      "its pre_tokenizer has no ByteLevel and its model no byte_fallback, should have one of them",
+    );
+  }
+  checkSteps("normalizer", normalizer as Step | null, NORMALIZERS);
+  checkSteps("pre_tokenizer", pre_tokenizer as Step | null, PRE_TOKENIZERS);
+}
+
+function checkSteps(name: string, step: Step | null | undefined, supported: string[]): void {
+  if (step === null || step === undefined) return;
+  if (step.type === "Sequence") {
+    for (const inner of step.normalizers ?? step.pretokenizers!) checkSteps(name, inner, supported);
+    return;
+  }
+  if (!supported.includes(step.type)) {
+    throw new RangeError(`its ${name} has ${step.type}, should have ${supported.join(" or ")}`);
+  }
+  if (step.pattern !== undefined && step.pattern.String === undefined) {
+    throw new RangeError(`its ${name} has a ${step.type} of a regular expression, should have one of a text`);
+  }
+}
+
+/** Decodes everything anew for each id, since a decoder may treat a token by what stands around it. */
+function textStream(decode: (ids: number[]) => string): TextStream {
+  let ids: number[] = []; // since the last line that was whole
+  let shown = ""; // of the text of ids
+  function take(complete: boolean): string {
+    const text = decode(ids);
+    if (!complete && text.endsWith("\ufffd")) return ""; // a character of which more bytes may come
+    const fresh = text.slice(shown.length);
+    shown = text;
+    return fresh;
+  }
+  return {
+    write(id) {
+      ids.push(id);
+      const fresh = take(false);
+      if (fresh.endsWith("\n")) { // start over, so that long texts stay cheap, but not as at the beginning of a text
+        ids = [id];
+        shown = decode(ids);
+      }
+      return fresh;
+    },
+    end: () => take(true),
+  };
+}

@@ -1,0 +1,183 @@
+// The command line of the tokenizer's training: flags, defaults and what is wrong with a value.
+import { parseArgs } from "@std/cli/parse-args";
+import { nearest, UserError } from "../../ffi/errors.ts";
+import { PATTERNS, scannerOf } from "../tokenizers/scanners.ts";
+
+/** The special token that every tokenizer has: it goes between documents. */
+export const END_OF_TEXT = "<|endoftext|>";
+
+/**
+ * How text may be cut into words, by names of PATTERNS. llama3, which is cl100k's but for the end of a text, is the default:
+ * numbers in groups of three leave the vocabulary to words and still make short texts, runs of spaces before code stay whole,
+ * and its tokenizer.json is read by every other program. qwen is for arithmetic, o200k for text in many scripts.
+ */
+const CUTS = ["llama3", "o200k", "qwen", "gpt2"] as const;
+
+/** Text of --help. */
+export const HELP = `Train a byte-level BPE tokenizer on your own text
+
+  deno task tokenizer --train 'c4/*.parquet' --out data/c4_32k
+  deno task tokenizer --train 'web/*.parquet:0.8' 'code/*.jsonl.zst:0.2' --vocab_size 50000 --out data/mixed_50k
+  deno task prepare --input 'c4/*.parquet' --tokenizer data/c4_32k --out data/c4    encodes with it
+
+The same text and options give the same tokens as BpeTrainer of Hugging Face's tokenizers, in ids and merges; its
+libraries load the directory. Of 100 documents the last is held out to measure bytes per token, until that is 1 MB.
+
+  --train PATTERN        files, globs, directories and URLs of .parquet, .jsonl and .txt, as --input of prepare;
+                         more may follow, all or none with a weight
+  --out DIR              gets tokenizer.json and tokenizer_config.json
+  --vocab_size NUMBER    tokens, the special ones included                     (32000)
+  --special_tokens LIST  more than ${END_OF_TEXT}, such as '<|im_start|>,<|im_end|>'
+  --pattern NAME         where words end: llama3, o200k (also before a capital), qwen (digits singly),
+                         gpt2 (numbers whole); no token reaches over the end of a word
+                                                                               (llama3)
+  --min_frequency NUMBER merge two tokens if they stand together so often      (2)
+  --column NAME          parquet column or jsonl field with the text           (text)
+  --split_on WHERE       where documents of .txt files end: blank_line, line, or a text such as '\\n---\\n'
+                                                                               (each file is one document)
+  --limit NUMBER         read this many documents at most                      (all)
+  --skip_bad             leave out and count what cannot be read               (stop there)
+  --overwrite            replace the tokenizer in --out`;
+
+/** How to train a tokenizer. */
+export interface TrainOptions {
+  /** Files, globs, directories and URLs, with weights or without. */
+  train: string[];
+  out: string;
+  vocab_size: number;
+  /** Their ids are 0, 1 and so on. */
+  special_tokens: string[];
+  pattern: typeof CUTS[number];
+  min_frequency: number;
+  column: string;
+  split_on: string;
+  /** Documents to read at most; null for all. */
+  limit: number | null;
+  skip_bad: boolean;
+  overwrite: boolean;
+}
+
+const STRINGS = [
+  "train",
+  "out",
+  "vocab_size",
+  "special_tokens",
+  "pattern",
+  "min_frequency",
+  "column",
+  "split_on",
+  "limit",
+] as const;
+const BOOLEANS = ["skip_bad", "overwrite"] as const;
+const FLAGS = [...STRINGS, ...BOOLEANS, "help"];
+
+const MOST_TOKENS = 1_000_000; // the largest vocabularies in use have a quarter of it
+
+/**
+ * The options that a command line means.
+ *
+ * @throws {UserError} for unknown flags, missing values and values out of range.
+ */
+export function parseOptions(args: string[]): TrainOptions {
+  const flags = parseArgs(nameFiles(args), {
+    string: STRINGS,
+    collect: ["train"],
+    boolean: BOOLEANS,
+    unknown: refuseFlag,
+  });
+  for (const name of STRINGS) {
+    if (flags[name] === "") {
+      throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
+    }
+  }
+  const { train, out, vocab_size, column = "text", split_on = "", skip_bad, overwrite } = flags;
+  if (train.length === 0) throw new UserError("Cannot train: --train is missing, such as --train corpus.txt");
+  if (train.includes("")) {
+    throw new UserError("Cannot use --train: it needs a file, such as --train corpus.txt");
+  }
+  if (out === undefined) {
+    throw new UserError(`Cannot train on "${train[0]}": --out is missing, such as --out data/tokenizer`);
+  }
+  const pattern = cut(flags.pattern ?? "llama3"),
+    special_tokens = specialTokens(flags.special_tokens, pattern);
+  return {
+    train,
+    out,
+    vocab_size: vocabularySize(vocab_size ?? "32000", special_tokens.length),
+    special_tokens,
+    pattern,
+    min_frequency: wholeNumber("min_frequency", flags.min_frequency ?? "2", 1),
+    column,
+    split_on: unescape(split_on),
+    limit: flags.limit === undefined ? null : wholeNumber("limit", flags.limit, 1),
+    skip_bad,
+    overwrite,
+  };
+}
+
+/** Puts --train before every plain word that is no value of a flag, so that all files stay in order. */
+function nameFiles(args: string[]): string[] {
+  return args.map((arg, i) => {
+    const isValue = STRINGS.some((name) => args[i - 1] === `--${name}`);
+    return isValue || arg.startsWith("-") ? arg : `--train=${arg}`;
+  });
+}
+
+/** Called with each argument that is no known flag, and with the "" of --out "". */
+function refuseFlag(arg: string, name?: string): boolean {
+  if (name === undefined) return true;
+  throw new UserError(
+    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`,
+  );
+}
+
+function cut(name: string): TrainOptions["pattern"] {
+  const found = CUTS.find((known) => known === name);
+  if (found !== undefined) return found;
+  throw new UserError(
+    `Cannot use --pattern=${name}: it should be ${CUTS.join(", ")}; did you mean ${nearest(name, CUTS)}?`,
+  );
+}
+
+/** The end of text and the special tokens of a list with commas. */
+function specialTokens(list: string | undefined, pattern: TrainOptions["pattern"]): string[] {
+  const tokens = [END_OF_TEXT, ...list?.split(",") ?? []];
+  for (const token of tokens.slice(1)) checkSpecial(token, pattern);
+  return [...new Set(tokens)];
+}
+
+/** Throws unless text can never become a token that is written like this special one. */
+function checkSpecial(token: string, pattern: TrainOptions["pattern"]): void {
+  const advice = "such as <|im_start|>";
+  if (!/^[!-~]+$/.test(token)) {
+    throw new UserError(
+      `Cannot use special token "${token}": it should consist of letters, digits and signs of ASCII, ${advice}`,
+    );
+  }
+  const bytes = new TextEncoder().encode(token), end = scannerOf(PATTERNS[pattern])!(bytes, 0, bytes.length);
+  if (end < bytes.length) return;
+  throw new UserError(
+    `Cannot use special token "${token}": it is one word in a text, which could become the same token; ` +
+      `choose one of several words, ${advice}`,
+  );
+}
+
+function vocabularySize(text: string, special: number): number {
+  const least = 256 + special, size = /^\d+$/.test(text) ? Number(text) : NaN;
+  if (size >= least && size <= MOST_TOKENS) return size;
+  const needed = `${least}, for 256 bytes and ${special} special token${special === 1 ? "" : "s"}`;
+  throw new UserError(
+    `Cannot use --vocab_size=${text}: it should be a whole number from ${needed}, to ${MOST_TOKENS}`,
+  );
+}
+
+function wholeNumber(name: string, text: string, least: number): number {
+  const number = /^\d+$/.test(text) ? Number(text) : NaN;
+  if (number >= least && Number.isSafeInteger(number)) return number;
+  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number of at least ${least}`);
+}
+
+/** Turns \n, \t and \\ into what they stand for, since a shell passes them on as they are. */
+function unescape(text: string): string {
+  return text.replace(/\\([nt\\])/g, (_, letter) => letter === "n" ? "\n" : letter === "t" ? "\t" : "\\");
+}

@@ -1,0 +1,43 @@
+// What the training of a tokenizer prints when it is done.
+import { TokenBuffer } from "../tokenizers/token_buffer.ts";
+import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
+import type { TrainOptions } from "./train_options.ts";
+import type { Trained } from "../train_tokenizer.ts";
+
+/** What came of it, with bytes per token beside those of gpt2. */
+export async function trainSummary(
+  { out, pattern }: TrainOptions,
+  { text, counts, vocab_size }: Trained,
+  seconds: number,
+): Promise<string> {
+  const own = bytesPerToken(await openTokenizer(out), text.sample);
+  const gpt2 = bytesPerToken(await openTokenizer("gpt2"), text.sample);
+  const where = text.heldOut ? "held out" : "of the text (of 100 documents one would be held out)";
+  const lines = [
+    `${out}: ${number(vocab_size)} tokens (pattern ${pattern}) in ${seconds.toFixed(1)} s`,
+    `  ${number(text.documents)} documents, ${size(text.bytes)}, ${number(text.words.size)} different words`,
+    `  ${own} bytes per token on ${size(bytesOf(text.sample))} ${where}; gpt2: ${gpt2}`,
+  ];
+  if (counts.bad > 0) lines.push(`  left out ${number(counts.bad)} documents that cannot be read`);
+  return lines.join("\n");
+}
+
+function bytesPerToken(tokenizer: Tokenizer, texts: Uint8Array[]): string {
+  const out = new TokenBuffer();
+  for (const text of texts) tokenizer.encodeUtf8(text, 0, text.length, out);
+  return (bytesOf(texts) / out.length).toFixed(2);
+}
+
+function bytesOf(texts: Uint8Array[]): number {
+  return texts.reduce((sum, { length }) => sum + length, 0);
+}
+
+/** "32,000" */
+export function number(n: number): string {
+  return n.toLocaleString("en-US");
+}
+
+/** "37.0 kB" or "4.2 MB" */
+export function size(bytes: number): string {
+  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
