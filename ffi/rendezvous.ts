@@ -1,5 +1,5 @@
 // How ranks find each other before NCCL can: rank 0 listens at MASTER_ADDR:MASTER_PORT and hands a few bytes, NCCL's unique
-// id, to every other rank. They may come in any order and late; a connection that is none of ours is dropped.
+// id, to every other rank. They may come in any order and late; a connection that is none of ours, on either side, is dropped.
 import { UserError } from "./errors.ts";
 
 /** Where to meet, and who. */
@@ -14,8 +14,9 @@ export interface Meeting {
 }
 
 const MAGIC = 0x6c6f616d; // "loam"
+const MAGIC_BYTES = new Uint8Array(Uint32Array.of(MAGIC).buffer);
 const RETRY_MS = 200;
-const HELLO_MS = 5000; // for a connection to say which rank it is
+const HELLO_MS = 5000; // for a connection to say which rank it is, and for rank 0 to answer
 
 /**
  * The bytes that rank 0 passes, on every rank.
@@ -73,7 +74,7 @@ function listen(port: number): Deno.Listener {
     throw new UserError(
       `Cannot listen at port ${port} for the other ranks: ${
         (error as Error).message
-      }; set MASTER_PORT to a port that is free`,
+      }; set MASTER_PORT to a port that is free, under torchrun --master-port to one below it`,
     );
   }
 }
@@ -90,7 +91,7 @@ async function greet(
   try {
     const [magic, size, rank] = new Uint32Array((await readAll(connection, 12)).buffer);
     if (magic !== MAGIC || size !== world_size || !missing.has(rank!)) return;
-    await writeAll(connection, bytes);
+    await writeAll(connection, Uint8Array.of(...MAGIC_BYTES, ...bytes));
     missing.delete(rank!);
   } catch {
     // it left, or said too little: no rank of ours, or one that will try again
@@ -106,9 +107,7 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
   const hello = new Uint8Array(Uint32Array.of(MAGIC, world_size, rank).buffer);
   for (let reason = "";;) {
     try {
-      using connection = await Deno.connect({ hostname: address, port });
-      await writeAll(connection, hello);
-      return await readAll(connection, length);
+      return await request(meeting, hello, length);
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) {
         throw new UserError(
@@ -125,6 +124,31 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
       );
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+  }
+}
+
+/** Says hello to what listens there, and returns what rank 0 hands out. */
+async function request(
+  { address, port, timeout_s }: Meeting,
+  hello: Uint8Array,
+  length: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const connection = await Deno.connect({ hostname: address, port });
+  using _ = { [Symbol.dispose]: () => closeQuietly(connection) };
+  let isSilent = false;
+  const timer = setTimeout(() => {
+    isSilent = true;
+    closeQuietly(connection);
+  }, Math.min(HELLO_MS, 1000 * timeout_s || HELLO_MS));
+  try {
+    await writeAll(connection, hello);
+    const magic = await readAll(connection, MAGIC_BYTES.length);
+    if (magic.some((byte, i) => byte !== MAGIC_BYTES[i])) throw new Error("another program listens there");
+    return await readAll(connection, length);
+  } catch (error) {
+    throw isSilent ? new Error("what listens there does not answer") : error;
+  } finally {
+    clearTimeout(timer);
   }
 }
 

@@ -66,6 +66,27 @@ Deno.test("share() says which rank waited for which", async () => {
   assertEquals(alone.message.includes("Connection refused"), true, alone.message);
 });
 
+Deno.test("share() takes no bytes from a program that is not rank 0, and waits for no answer for ever", async () => {
+  const talks = async (connection: Deno.Conn) => await connection.write(new Uint8Array(200).fill(0x41));
+  const isSilent = () => Promise.resolve();
+  for (
+    const [answer, reason] of [[talks, "another program listens"], [isSilent, "does not answer"]] as const
+  ) {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const connections: Deno.Conn[] = [], { port } = listener.addr as Deno.NetAddr;
+    const serving = (async () => {
+      for await (const connection of listener) {
+        connections.push(connection);
+        await answer(connection);
+      }
+    })();
+    await assertRejects(() => join(meeting(1, 2, port, 0.3)), UserError, reason);
+    listener.close();
+    await serving;
+    for (const connection of connections) connection.close();
+  }
+});
+
 Deno.test("share() names a port that is taken", async () => {
   using taken = Deno.listen({ hostname: "0.0.0.0", port: 0 });
   const { port } = taken.addr as Deno.NetAddr;
