@@ -8,7 +8,7 @@ import type { Address } from "./symbols.ts";
 const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
 
 const symbols = {
-  MPI_Init_thread: { parameters: ["usize", "usize", INT, "buffer"], result: INT },
+  MPI_Init_thread: { parameters: ["usize", "usize", INT, "buffer"], result: INT }, // on this thread, which stays: see open()
   MPI_Comm_rank: { parameters: [HANDLE, "buffer"], result: INT },
   MPI_Comm_size: { parameters: [HANDLE, "buffer"], result: INT },
   MPI_Comm_set_errhandler: { parameters: [HANDLE, HANDLE], result: INT },
@@ -48,7 +48,7 @@ interface Handles {
 }
 
 const LIBRARIES = {
-  openmpi: ["libmpi.so.40", "libmpi.dylib"], // 4 and 5 have the same number
+  openmpi: [Deno.build.os === "darwin" ? "libmpi.dylib" : "libmpi.so.40"], // 4 and 5 have the same number
   mpich: ["libmpi.so.12", "libmpich.so.12"], // the second as Debian names it
 };
 const THREAD_SERIALIZED = 2; // one thread at a time: calls alternate between this thread and those that wait
@@ -93,24 +93,16 @@ export class Mpi {
   }
 
   /**
-   * Opens MPI and joins the processes of this job.
+   * Opens MPI and joins the processes of this job. Waits for them on this thread: on one of those that Deno keeps for calls that
+   * wait, which end when idle, Open MPI leaves clean-up code of plugins that it has closed by then.
    *
    * @param path Library to open; "" for the one that belongs to the launcher.
    * @param launcher Whose mpirun started this process: with the library of the other one, each process would be alone.
    * @throws {UserError} where none is found, saying what was searched and what to install.
    */
-  static open(path: string, launcher: "openmpi" | "mpich"): Mpi {
-    const names = path ? [path] : LIBRARIES[launcher];
-    for (const name of names) {
-      const library = tryOpen(name);
-      if (library) return new Mpi(library, openMpiHandles(name) ?? MPICH);
-    }
-    throw new UserError(
-      `Cannot open MPI: the system finds none of ${
-        names.join(", ")
-      }; install it (Debian: openmpi-bin), or set ` +
-        "LOAM_MPI to the path of libmpi",
-    );
+  static open(path: string, launcher: keyof typeof LIBRARIES): Mpi {
+    const { library, name } = openFirst(path ? [path] : LIBRARIES[launcher]);
+    return new Mpi(library, openMpiHandles(name) ?? MPICH);
   }
 
   /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
@@ -172,13 +164,22 @@ export class Mpi {
   }
 }
 
-function tryOpen(name: string): Library | undefined {
-  try {
-    return Deno.dlopen(name, symbols).symbols;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return undefined;
+function openFirst(names: readonly string[]): { library: Library; name: string } {
+  const reasons: string[] = [];
+  for (const name of names) {
+    try {
+      return { library: Deno.dlopen(name, symbols).symbols, name };
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      reasons.push((error as Error).message.replace(/^(Could not open library: )+/, ""));
+    }
   }
+  throw new UserError(
+    `Cannot open MPI: ${
+      reasons.join("; ")
+    } (searched: LD_LIBRARY_PATH and the system's directories); install it ` +
+      "(Debian: openmpi-bin), or set LOAM_MPI to the path of libmpi",
+  );
 }
 
 /** The addresses of Open MPI's predefined objects, which are its handles; undefined for another MPI. */

@@ -162,9 +162,10 @@ function open(name: string): Library {
     return Deno.dlopen(name, symbols).symbols;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
+    const reason = (error as Error).message.replace(/^(Could not open library: )+/, "");
     throw new UserError(
-      `Cannot open NCCL: the system does not find ${name}; install it (Debian: libnccl2 of NVIDIA's repository; pip: ` +
-        "nvidia-nccl-cu13), or set LOAM_NCCL to the path of libnccl.so.2",
+      `Cannot open NCCL: ${reason} (searched: LD_LIBRARY_PATH and the system's directories); install it (Debian: libnccl2 ` +
+        "of NVIDIA's repository; pip: nvidia-nccl-cu13), or set LOAM_NCCL to the path of libnccl.so.2",
     );
   }
 }

@@ -135,6 +135,6 @@ Deno.test("a NCCL that is not there is said with what to install", async () => {
   const [{ stderr }] = await torchrun([flags, flags], { LOAM_NCCL: missing }) as [Result, Result];
   assertMatch(
     errorLine(stderr),
-    /^Cannot open NCCL: the system does not find \/nowhere\/libnccl\.so\.2; install it /,
+    /^Cannot open NCCL: \/nowhere\/libnccl\.so\.2: cannot open shared object file: .* \(searched: .*\); install it /,
   );
 });
