@@ -126,7 +126,7 @@ async function timeExchange(parameters: number): Promise<void> {
     times.push(performance.now() - t0);
   }
   if (ranks.rank === 0) console.log(`exchange ${median(times)} ms`);
-  ranks.finalize();
+  await ranks.finalize();
 }
 
 async function run(command: string[]): Promise<string> {

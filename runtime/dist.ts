@@ -1,10 +1,10 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
 // NCCL carry the data. A process on its own never comes here.
-import { KernelError, UserError } from "../ffi/errors.ts";
-import { isFile, writeAtomic } from "../ffi/files.ts";
-import { allocate, copyToDevice, copyToHost, device } from "../ffi/library.ts";
+import { explain, KernelError, UserError } from "../ffi/errors.ts";
+import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
 import type { Exchange } from "./optim.ts";
 import { hostname } from "./owner.ts";
+import { RollCall } from "./roll_call.ts";
 import type { Address } from "./tensor.ts";
 import type { World } from "./world.ts";
 
@@ -23,9 +23,9 @@ export interface Engine extends Exchange {
 }
 
 const MAX_SUMS = 8; // numbers that sum() takes
-const BEAT_MS = 5000; // between two writes of a rank's file
 const WATCH_MS = 500; // between two looks at whether it goes on
-const GRACE_MS = 2000; // for the others to write theirs once the time is up
+const ANSWER_MS = 5000; // a rank that waits for so long says so in its file
+const SIGHT_MS = 60_000; // for a file of rank 0 to come in sight on other machines: NFS looks up names so late
 
 /** The ranks of a run, as one of them sees them. All of them make the same calls in the same order. */
 export class Ranks implements Exchange {
@@ -34,8 +34,8 @@ export class Ranks implements Exchange {
   readonly #engine: Engine;
   readonly #timeout_ms: number;
   #sums: Address = 0n;
-  #directory = ""; // where each rank keeps a file, once the run directory is known
-  #beat = { step: 0, written_ms: -Infinity };
+  #rollCall: RollCall | undefined; // once the run directory is known
+  #step = 0; // what is under way; 0 = the start
 
   /** timeout_s: a rank that does not come to a meeting of all for so long ends the run; 0 = never. */
   constructor({ rank, world_size }: World, engine: Engine, timeout_s: number) {
@@ -68,7 +68,8 @@ export class Ranks implements Exchange {
     this.#sums ||= allocate(8 * MAX_SUMS);
     const array = Float64Array.from(values);
     copyToDevice(this.#sums, array);
-    await this.allReduce(this.#sums, values.length, "double");
+    const work = this.#engine.allReduce(this.#sums, values.length, "double");
+    await this.meet("all-reduce", work.then(synchronize)); // a GPU's only queues it, and copyToHost() would wait for ever
     copyToHost(array, this.#sums);
     return Array.from(array);
   }
@@ -95,90 +96,100 @@ export class Ranks implements Exchange {
     );
   }
 
-  /** Says that this rank works on a step: what the others read when it does not come. Cheap. */
+  /**
+   * Makes a run directory known, where each rank leaves word of itself for the message about one that does not come. Returns
+   * that of rank 0. Throws UserError on a rank that does not see there what rank 0 has written.
+   */
+  async enter(directory: string): Promise<string> {
+    const [shared, job] = await this.fromFirst([directory, crypto.randomUUID()] as const);
+    const rollCall = this.#rollCall = new RollCall(shared, job, this.rank, this.world_size);
+    try {
+      rollCall.answer("");
+    } catch (error) {
+      if (error instanceof Deno.errors.NotCapable) throw error;
+      throw new UserError(`Cannot write to ${shared}: ${(error as Error).message}; choose another --out_dir`);
+    }
+    await this.barrier();
+    const began = performance.now(), patience_ms = Math.min(SIGHT_MS, this.#timeout_ms || SIGHT_MS);
+    while (!rollCall.hasAnswered(0)) {
+      if (performance.now() - began > patience_ms) {
+        throw new UserError(
+          `Cannot train in ${shared}: on ${hostname()} it is not the directory that rank 0 writes to; choose an --out_dir on ` +
+            "a file system that all ranks share",
+        );
+      }
+      await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
+    }
+    return shared;
+  }
+
+  /** Says which step is under way, and where the ranks leave word of themselves, for messages. */
   beat(directory: string, step: number): void {
-    this.#directory = directory;
-    this.#beat.step = step;
-    if (performance.now() - this.#beat.written_ms < BEAT_MS) return;
-    this.#writeFile("");
+    this.#step = step;
+    if (this.#rollCall) return;
+    this.#rollCall = new RollCall(directory, "", this.rank, this.world_size);
+    this.#answer("");
   }
 
   /** Prints an error and ends all ranks. */
   fail(error: unknown): never {
-    const isMessage = error instanceof UserError || error instanceof KernelError;
-    const text = isMessage ? error.message : (error as Error).stack ?? String(error);
+    const text = error instanceof KernelError ? error.message : explain(error).replace(/^error: /, "");
     console.error(`error: rank ${this.rank}: ${text}`);
     this.#engine.abort(1);
     Deno.exit(1);
   }
 
-  /** Leaves in good order. */
-  finalize(): void {
+  /** Leaves in good order, once all ranks are done. */
+  async finalize(): Promise<void> {
+    await this.meet("end", this.#engine.barrier());
     this.#engine.finalize();
+    this.#rollCall?.leave();
   }
 
   /** Waits for work that the others take part in, at most for the time allowed. */
   async meet<T>(what: string, work: Promise<T>): Promise<T> {
-    const began = performance.now();
+    const began = performance.now(), answer_ms = Math.min(ANSWER_MS, this.#timeout_ms / 2 || ANSWER_MS);
+    let hasAnswered = false;
     const timer = setInterval(() => {
       const failure = this.#engine.failure?.();
-      if (failure) this.fail(new KernelError(`${what} of step ${this.#beat.step}: ${failure}`));
-      if (this.#timeout_ms === 0 || performance.now() - began < this.#timeout_ms) return;
-      clearInterval(timer);
-      this.#giveUp(what);
+      if (failure) this.fail(new KernelError(`${this.#place(what)}: ${failure}`));
+      const waited_ms = performance.now() - began;
+      if (!hasAnswered && waited_ms > answer_ms) {
+        hasAnswered = true;
+        this.#answer(what);
+      }
+      if (this.#timeout_ms === 0 || waited_ms < this.#timeout_ms + answer_ms + WATCH_MS) return; // the others have answered
+      this.fail(new UserError(this.#missing(what)));
     }, WATCH_MS);
     try {
       return await work;
     } finally {
       clearInterval(timer);
+      if (hasAnswered) this.#answer("");
     }
   }
 
-  /** Says who did not come, and ends all ranks. */
-  async #giveUp(what: string): Promise<void> {
-    if (this.#directory) {
-      this.#writeFile(what);
-      await new Promise((resolve) => setTimeout(resolve, GRACE_MS));
+  #answer(waits_at: string): void {
+    try {
+      this.#rollCall?.answer(waits_at);
+    } catch {
+      // a full disk: this rank cannot say that it waits, but those that it waits for may yet come
     }
-    console.error(
-      `error: rank ${this.rank}: ${this.#missing(what)} within ${this.#timeout_ms / 1000} s ` +
-        "(--dist_timeout_s); the last checkpoint is whole: go on with --resume=auto",
-    );
-    this.#engine.abort(1);
-    Deno.exit(1);
   }
 
+  /** Says who did not come. */
   #missing(what: string): string {
-    const where = `the ${what} of step ${this.#beat.step}`;
-    const others = Array.from({ length: this.world_size }, (_, rank) => rank).filter((r) => r !== this.rank);
-    const files = this.#directory ? others.map((rank) => readFile(this.#directory, rank)) : [];
-    const late = files.filter((file) => file !== undefined && file.waiting_for === "");
-    if (late.length === 0) return `not all ranks came to ${where}`;
-    const names = late.map((file) => `rank ${file!.rank} (process ${file!.pid} on ${file!.host})`);
-    return `${names.join(", ")} did not come to ${where}`;
+    const late = this.#rollCall?.late(), seconds = this.#timeout_ms / 1000;
+    const who = late ? `${late} did not come` : "not all ranks came";
+    return `${who} to ${
+      this.#place(what)
+    } within ${seconds} s (--dist_timeout_s); the last checkpoint is whole: go on with ` +
+      "--resume=auto";
   }
 
-  #writeFile(waiting_for: string): void {
-    this.#beat.written_ms = performance.now();
-    const { step } = this.#beat;
-    const file: RankFile = { rank: this.rank, host: hostname(), pid: Deno.pid, step, waiting_for };
-    Deno.mkdirSync(`${this.#directory}/ranks`, { recursive: true });
-    writeAtomic(`${this.#directory}/ranks/${this.rank}.json`, JSON.stringify(file) + "\n");
+  #place(what: string): string {
+    return `the ${what} ${this.#step === 0 ? "at the start" : `of step ${this.#step}`}`;
   }
-}
-
-/** What a rank says of itself in the run directory. */
-interface RankFile {
-  rank: number;
-  host: string;
-  pid: number;
-  step: number;
-  waiting_for: string;
-}
-
-function readFile(directory: string, rank: number): RankFile | undefined {
-  const path = `${directory}/ranks/${rank}.json`;
-  return isFile(path) ? JSON.parse(Deno.readTextFileSync(path)) : undefined;
 }
 
 /** { a: { b: 1 } } as { "a.b": "1" }. */

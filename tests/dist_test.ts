@@ -199,8 +199,12 @@ Deno.test("what cannot work with several ranks is refused", mpi, async () => {
   );
   assertEquals(
     await first(new Job([flags, flags], { LOAM_MPI: "/nowhere/libmpi.so" })),
-    "error: Cannot open MPI: the system finds none of /nowhere/libmpi.so; install it (Debian: openmpi-bin), or set " +
-      "LOAM_MPI to the path of libmpi",
+    "error: Cannot open MPI: /nowhere/libmpi.so: cannot open shared object file: No such file or directory (searched: " +
+      "LD_LIBRARY_PATH and the system's directories); install it (Debian: openmpi-bin), or set LOAM_MPI to the path of libmpi",
+  );
+  assertMatch(
+    (await first(new Job([flags, flags].map((flags) => [...flags, "--out_dir=/nowhere/run"]))))!,
+    /^error: rank \d: Requires write access to "\/nowhere\/run.*": deno\.json grants this task less; /,
   );
   assertMatch(
     (await first(new Job([flags, flags], { RANK: "0", WORLD_SIZE: "3" })))!,

@@ -1,0 +1,87 @@
+// Ranks in one process; tests/dist_test.ts has them in processes of their own, as mpirun starts them.
+import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
+import { type Engine, Ranks } from "./dist.ts";
+import { hostname } from "./owner.ts";
+import { findWorld } from "./world.ts";
+
+const scratch = Deno.makeTempDirSync();
+Deno.test.afterAll(() => Deno.removeSync(scratch, { recursive: true }));
+
+/** n ranks whose engines meet in this process; afterBarrier is called by each rank. */
+function ranksOf(n: number, timeout_s: number, afterBarrier = (_rank: number) => {}): Ranks[] {
+  const sent: Uint8Array[] = []; // by rank 0, in order
+  let arrivals = 0;
+  const until = async (isSo: () => boolean) => {
+    while (!isSo()) await new Promise((resolve) => setTimeout(resolve, 1));
+  };
+  return Array.from({ length: n }, (_, rank) => {
+    let received = 0, barriers = 0;
+    const nothing = () => Promise.resolve();
+    const engine: Engine = {
+      reduceScatter: nothing,
+      allGather: nothing,
+      allReduce: nothing,
+      async broadcast(bytes) {
+        if (rank === 0) sent.push(bytes.slice());
+        await until(() => sent.length > received);
+        bytes.set(sent[received++]!);
+      },
+      async barrier() {
+        arrivals++;
+        const all = n * ++barriers;
+        await until(() => arrivals >= all);
+        afterBarrier(rank);
+      },
+      abort() {},
+      finalize() {},
+    };
+    const variables: Record<string, string> = { RANK: `${rank}`, WORLD_SIZE: `${n}` };
+    return new Ranks(findWorld((name) => variables[name]), engine, timeout_s);
+  });
+}
+
+Deno.test("enter() brings all ranks to the directory of rank 0, and finalize() leaves nothing of them there", async () => {
+  const ranks = ranksOf(3, 60);
+  const where = await Promise.all(ranks.map((rank, i) => rank.enter(`${scratch}/run${i}`)));
+  assertEquals(where, Array(3).fill(`${scratch}/run0`));
+  const files = Array.from(Deno.readDirSync(`${scratch}/run0/ranks`), ({ name }) => name);
+  assertEquals(files.sort(), ["0.json", "1.json", "2.json"]);
+  await Promise.all(ranks.map((rank) => rank.finalize()));
+  assertEquals(Array.from(Deno.readDirSync(`${scratch}/run0`)), []);
+});
+
+Deno.test("enter() refuses a directory that is not the one of rank 0", async () => {
+  const out = `${scratch}/local`; // on another machine it holds the file of that machine's rank only
+  const [first, second] = ranksOf(2, 0.1, (rank) => rank === 0 || Deno.removeSync(`${out}/ranks/0.json`));
+  const [, refused] = await Promise.all([
+    assertRejects(() => first!.enter(out), UserError),
+    assertRejects(() => second!.enter(out), UserError),
+  ]);
+  assertEquals(
+    refused.message,
+    `Cannot train in ${out}: on ${hostname()} it is not the directory that rank 0 writes to; choose an --out_dir on a file ` +
+      "system that all ranks share",
+  );
+});
+
+Deno.test("enter() says what keeps it from writing", async () => {
+  Deno.writeTextFileSync(`${scratch}/file`, "");
+  const [rank] = ranksOf(1, 60);
+  const { message } = await assertRejects(() => rank!.enter(`${scratch}/file`), UserError);
+  assertMatch(message, /^Cannot write to \S+file: Not a directory .*; choose another --out_dir$/);
+});
+
+Deno.test("requireSame() names each value that differs, of objects too", async () => {
+  const [first, second] = ranksOf(2, 60);
+  const refused = assertRejects(
+    () => second!.requireSame({ config: { seed: 7, n_layer: 2 }, weights: "b" }),
+    UserError,
+  );
+  await first!.requireSame({ config: { seed: 1, n_layer: 2, n_head: 4 }, weights: "a" });
+  assertEquals(
+    (await refused).message,
+    "Cannot train with rank 0: config.seed is 7 here and 1 on rank 0, config.n_head is undefined here and 4 on rank 0, " +
+      "weights is b here and a on rank 0; start all ranks with the same code, data and flags",
+  );
+});
