@@ -258,9 +258,10 @@ async function output(program: string, args: string[], env: Record<string, strin
 
 function save(o: Options, load: number, encodings: Encoding[], runs: WholeRun[]): string {
   const date = new Date().toISOString().slice(0, 10);
+  const args = Deno.args.map((arg) => arg.replace(/=.*\//, "=")); // without the directories of this machine
   const path = o.json || `${import.meta.dirname}/results/prepare-${date}.json`;
   const report = {
-    command: `deno run -P=bench bench/prepare.ts ${Deno.args.join(" ")}`.trim(),
+    command: `deno run -P=bench bench/prepare.ts ${args.join(" ")}`.trim(),
     date,
     cpu: os.cpus()[0]?.model ?? "unknown",
     cores: navigator.hardwareConcurrency,
