@@ -9,7 +9,7 @@ import {
   resolveCheckpoint,
   type SavedTensor,
 } from "../runtime/checkpoint.ts";
-import { type AdamW, Parameters, type Slot } from "../runtime/optim.ts";
+import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { device } from "../ffi/library.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
@@ -34,17 +34,17 @@ function hfTensorsAt(
 }
 
 /**
- * Adam's moments, and the float32 master weights where the weights are bfloat16, under our own names, without padding. Of a
- * rank that keeps a part of them, the ranges that it has.
+ * Adam's moments, and the float32 master weights where the weights are bfloat16, under our own names, without padding: the
+ * ranges in `wanted`, which this rank must have. To save, its part of them: the other ranks save theirs.
  */
-export function optimizerTensors(optimizer: AdamW): SavedTensor[] {
+export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.parameters.part): SavedTensor[] {
   const p = optimizer.parameters, { updated } = p;
   const parts: [string, Address][] = [["m", optimizer.m.address], ["v", optimizer.v.address]];
   if (p.master !== p.weights) parts.unshift(["master", p.master.address]);
   return parts.flatMap(([kind, base]) =>
     p.slots.map((slot) => {
       const shape = unpaddedShape(slot), size = shape.reduce((a, b) => a * b, 1);
-      const from = Math.max(0, updated.from - slot.offset), to = Math.min(size, updated.to - slot.offset);
+      const from = Math.max(0, wanted.from - slot.offset), to = Math.min(size, wanted.to - slot.offset);
       const range = from < to ? { from, to } : { from: 0, to: 0 };
       const address = base + BigInt(4 * Math.max(0, slot.offset + range.from - updated.from));
       return { name: `${kind}.${slot.name}`, shape, address, dtype: "f32" as const, range };
@@ -110,7 +110,7 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
   loadTensors(`${directory}/model.safetensors`, modelTensors(p, c), state.sha256["model.safetensors"]);
   loadTensors(
     `${directory}/optimizer.safetensors`,
-    optimizerTensors(optimizer),
+    optimizerTensors(optimizer, p.updated),
     state.sha256["optimizer.safetensors"],
   );
   optimizer.restore(state);
