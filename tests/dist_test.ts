@@ -127,8 +127,9 @@ Deno.test("a run goes on with another number of ranks, and bit by bit with the s
   });
 
   await ranks(2, ...flags, `--out_dir=${two}`);
-  await ranks(2, ...flags, `--out_dir=${resumed}`, "--max_iters=5", "--resume=auto");
-  await ranks(2, `--out_dir=${resumed}`, "--max_iters=15", "--resume=auto");
+  await ranks(2, ...flags, `--out_dir=${resumed}/`, "--max_iters=5", "--resume=auto");
+  await ranks(2, `--out_dir=${resumed}/`, "--max_iters=10", "--resume=auto");
+  await ranks(2, `--out_dir=${resumed}/`, "--max_iters=15", "--resume=auto");
   assertEquals(numbers(resumed), numbers(two));
   assertEquals(state(resumed, 15), state(two, 15));
 });
