@@ -2,11 +2,13 @@
 // machines, not all of which carry locks from one to another.
 import { UserError } from "../ffi/errors.ts";
 import { isFile, writeAtomic } from "../ffi/files.ts";
+import { jobName } from "./world.ts";
 
 /** A process that trains. */
 export interface Owner {
   host: string;
   pid: number;
+  job: string; // jobName()
 }
 
 const FRESH_MS = 600_000; // a run that has written this lately may still be at work on another machine
@@ -18,19 +20,21 @@ export function ownerOf(dir: string): string {
 }
 
 /**
- * Writes owner.json; the caller holds the lock of the directory. What a process that has ended left there is replaced.
+ * Writes owner.json; the caller holds the lock of the directory. What a process that has ended left there is replaced, such as
+ * one of the same job: a launcher starts a job once more, maybe on another machine, when all processes of it have ended.
  *
  * @throws {UserError} if a process of another machine seems to be at work there.
  */
 export function claimRun(dir: string): void {
-  const owner = readOwner(dir), here = hostname();
-  if (owner && owner.host !== here && Date.now() - lastWrite(dir) < FRESH_MS) {
+  const owner = readOwner(dir), here = hostname(), job = jobName((name) => Deno.env.get(name));
+  const isOurs = owner?.host === here || job !== "" && owner?.job === job;
+  if (owner && !isOurs && Date.now() - lastWrite(dir) < FRESH_MS) {
     throw new UserError(
       `Cannot train in ${dir}: process ${owner.pid} on ${owner.host} wrote there in the last ten minutes and has not ended ` +
         `in good order; if it is gone, remove ${dir}/owner.json, or choose another --out_dir`,
     );
   }
-  writeAtomic(path(dir), JSON.stringify({ host: here, pid: Deno.pid } satisfies Owner) + "\n");
+  writeAtomic(path(dir), JSON.stringify({ host: here, pid: Deno.pid, job } satisfies Owner) + "\n");
 }
 
 /** Removes owner.json. */
@@ -44,8 +48,8 @@ function path(dir: string): string {
 
 function readOwner(dir: string): Owner | undefined {
   try {
-    const { host, pid } = JSON.parse(Deno.readTextFileSync(path(dir)));
-    return { host: String(host), pid: Number(pid) };
+    const { host, pid, job } = JSON.parse(Deno.readTextFileSync(path(dir)));
+    return { host: String(host), pid: Number(pid), job: String(job) };
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return undefined; // not there, or not whole

@@ -24,6 +24,21 @@ Deno.test("claimRun() replaces what a crash left on this machine, and what is no
   }
 });
 
+Deno.test("claimRun() goes on after a crash of the same job on another machine", () => {
+  Deno.env.set("SLURM_JOB_ID", "12");
+  try {
+    for (const [job, takes] of [["Slurm 12", true], ["Slurm 13", false]] as const) {
+      Deno.writeTextFileSync(file, JSON.stringify({ host: "elsewhere", pid: 7, job }));
+      Deno.writeTextFileSync(metrics, "");
+      if (takes) claimRun(dir);
+      else assertThrows(() => claimRun(dir), UserError);
+      assertEquals(ownerOf(dir), takes ? `process ${Deno.pid} on ${hostname()}` : "process 7 on elsewhere");
+    }
+  } finally {
+    Deno.env.delete("SLURM_JOB_ID");
+  }
+});
+
 Deno.test("claimRun() refuses a run that another machine has written to lately, and takes one that it has left", () => {
   Deno.writeTextFileSync(file, JSON.stringify({ host: "elsewhere", pid: 7 }));
   Deno.writeTextFileSync(metrics, "");

@@ -31,12 +31,16 @@ export const WORLD_VARIABLES = [
   ...LAUNCHERS.flatMap(([, ...names]) => names),
   "MASTER_ADDR",
   "MASTER_PORT",
+  "SLURM_JOB_ID",
   "SLURM_JOB_NODELIST",
   "SLURM_STEP_ID",
+  "SLURM_STEP_NUM_NODES",
   "SLURM_STEP_NUM_TASKS",
+  "TORCHELASTIC_RUN_ID",
 ];
 
 const DEFAULT_PORT = 29500; // torchrun's
+const SLURM_PORTS = { first: 20_000, count: 10_000 }; // by job, as two jobs may share a node; systems hand out those above 32767
 
 /**
  * Reads the world from the environment.
@@ -55,8 +59,9 @@ export function findWorld(get: (name: string) => string | undefined): World {
     return { rank: 0, world_size: 1, local_rank: 0, launcher: "", ...master(get) };
   }
   for (const other of found.slice(1)) {
-    // A launcher that starts another one, such as srun --ntasks-per-node=1 torchrun, leaves its own variables behind.
-    if (other.world_size === 1 || first.launcher === "torchrun" && other.launcher === "Slurm") continue;
+    // A launcher that starts another one leaves its own variables behind: srun starts one torchrun on each node, or mpirun's
+    // helpers on all nodes but its own.
+    if (other.world_size === 1 || other.launcher === "Slurm" && isOneTaskANode(get)) continue;
     if (other.rank === first.rank && other.world_size === first.world_size) continue;
     throw new UserError(
       `Cannot tell which process this is: ${first.launcher} says rank ${first.rank} of ${first.world_size}, ` +
@@ -90,13 +95,25 @@ function isSlurmTask(get: Get): boolean {
   return /^\d+$/.test(get("SLURM_STEP_ID") ?? "") && get("SLURM_STEP_NUM_TASKS") !== undefined;
 }
 
+function isOneTaskANode(get: Get): boolean {
+  return get("SLURM_STEP_NUM_TASKS") === get("SLURM_STEP_NUM_NODES");
+}
+
 function master(get: Get): { master_addr: string; master_port: number } {
-  const nodes = get("SLURM_JOB_NODELIST");
-  const port = get("MASTER_PORT");
+  const nodes = get("SLURM_JOB_NODELIST") ?? "", job = Number(get("SLURM_JOB_ID"));
+  const isOneNode = firstHost(nodes) === nodes;
+  const port = job > 0 ? SLURM_PORTS.first + job % SLURM_PORTS.count : DEFAULT_PORT;
   return {
-    master_addr: get("MASTER_ADDR") ?? (nodes ? firstHost(nodes) : "127.0.0.1"),
-    master_port: port === undefined ? DEFAULT_PORT : number(get, "torchrun", "MASTER_PORT", 1, 65_535),
+    master_addr: get("MASTER_ADDR") ?? (isOneNode ? "127.0.0.1" : firstHost(nodes)),
+    master_port: get("MASTER_PORT") === undefined ? port : number(get, "torchrun", "MASTER_PORT", 1, 65_535),
   };
+}
+
+/** What the launcher calls this job, the same when it starts it once more; "" where it does not say. */
+export function jobName(get: Get): string {
+  const slurm = get("SLURM_JOB_ID"), torchrun = get("TORCHELASTIC_RUN_ID");
+  if (slurm) return `Slurm ${slurm}`;
+  return torchrun && torchrun !== "none" ? `torchrun ${torchrun}` : ""; // "none" without --rdzv-id
 }
 
 /** The first host of a Slurm list: "gpu[003-007,9],cpu1" begins with gpu003. */

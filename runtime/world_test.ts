@@ -1,6 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { findWorld, firstHost, WORLD_VARIABLES } from "./world.ts";
+import settings from "../deno.json" with { type: "json" };
+import { findWorld, firstHost, jobName, WORLD_VARIABLES } from "./world.ts";
 
 type Variables = Record<string, string>;
 
@@ -63,7 +64,38 @@ Deno.test("findWorld() reads torchrun, Open MPI, MPICH and Slurm", () => {
 
 Deno.test("findWorld() takes two launchers that agree, and one that starts another", () => {
   assertEquals(world({ ...openMpi, ...srun, SLURM_PROCID: "1", SLURM_NTASKS: "2" }).launcher, "Open MPI");
-  assertEquals(world({ ...torchrun, ...srun }).world_size, 8); // srun started torchrun, which started this
+  const starter = { ...srun, SLURM_STEP_NUM_NODES: "4" }; // one task on each node
+  assertEquals(world({ ...torchrun, ...starter }).launcher, "torchrun");
+  assertEquals(world({ ...openMpi, ...starter }).launcher, "Open MPI");
+  const several = { ...srun, SLURM_STEP_NUM_NODES: "1" }; // srun -n 4 mpirun: four jobs by mistake
+  assertEquals(
+    message({ ...openMpi, ...several }),
+    "Cannot tell which process this is: Open MPI says rank 1 of 2, Slurm says rank 3 of 4; start it with one launcher, or " +
+      "unset the variables of the other",
+  );
+});
+
+Deno.test("findWorld() finds rank 0 of Slurm where MASTER_ADDR and MASTER_PORT are not set", () => {
+  const at = (variables: Variables) => {
+    const { master_addr, master_port } = world({ ...srun, ...variables });
+    return `${master_addr}:${master_port}`;
+  };
+  assertEquals(at({ SLURM_JOB_ID: "1234567" }), "gpu03:24567");
+  assertEquals(at({ SLURM_JOB_NODELIST: "gpu03" }), "127.0.0.1:29500"); // what no task may connect to otherwise
+  assertEquals(at({ SLURM_JOB_ID: "1234567", MASTER_ADDR: "a", MASTER_PORT: "1" }), "a:1");
+});
+
+Deno.test("jobName() is what a job keeps when it is started once more", () => {
+  const of = (variables: Variables) => jobName((name) => variables[name]);
+  assertEquals(of({}), "");
+  assertEquals(of({ TORCHELASTIC_RUN_ID: "none" }), "");
+  assertEquals(of({ TORCHELASTIC_RUN_ID: "c4" }), "torchrun c4");
+  assertEquals(of({ TORCHELASTIC_RUN_ID: "c4", SLURM_JOB_ID: "7" }), "Slurm 7");
+});
+
+Deno.test("train may read the variables of all launchers", () => {
+  const allowed = settings.permissions.train.env;
+  assertEquals(WORLD_VARIABLES.filter((name) => !allowed.includes(name)), []);
 });
 
 Deno.test("findWorld() shows what two launchers say that do not agree", () => {
