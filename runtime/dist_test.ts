@@ -85,3 +85,30 @@ Deno.test("requireSame() names each value that differs, of objects too", async (
       "weights is b here and a on rank 0; start all ranks with the same code, data and flags",
   );
 });
+
+/** What a rank of three prints that waits at a barrier for ever, and its exit code. failure: what its engine says of queued work. */
+async function waiting(timeout_s: number, failure: string | undefined): Promise<[number, string]> {
+  const program = `
+    import { Ranks } from "${new URL("dist.ts", import.meta.url)}";
+    const nothing = () => Promise.resolve(), ever = () => new Promise(() => {});
+    const engine = { reduceScatter: nothing, allGather: nothing, allReduce: nothing, broadcast: nothing, barrier: ever };
+    const more = { failure: () => ${
+    JSON.stringify(failure)
+  }, abort: () => console.error("aborted"), finalize: () => {} };
+    await new Ranks({ rank: 2, world_size: 3 }, { ...engine, ...more }, ${timeout_s}).barrier();
+  `;
+  const args = ["eval", program];
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, stderr: "piped" }).output();
+  return [code, new TextDecoder().decode(stderr)];
+}
+
+Deno.test("meet() ends all ranks when queued work fails, and when others do not come in time", async () => {
+  assertEquals(await Promise.all([waiting(60, "remote process exited"), waiting(0.1, undefined)]), [
+    [1, "error: rank 2: the barrier at the start: remote process exited\naborted\n"],
+    [
+      1,
+      "error: rank 2: not all ranks came to the barrier at the start within 0.1 s (--dist_timeout_s); the last checkpoint is " +
+      "whole: go on with --resume=auto\naborted\n",
+    ],
+  ]);
+});

@@ -3,6 +3,9 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
 import { findCompiler } from "../ffi/build.ts";
+import { allocate, copyToDevice, copyToHost, open } from "../ffi/library.ts";
+import { joinRanks } from "../runtime/dist.ts";
+import { findWorld } from "../runtime/world.ts";
 import {
   dataset,
   errorLine,
@@ -71,7 +74,7 @@ function compare(actual: string, expected: string, tolerance: number): void {
   });
 }
 
-Deno.test("one, two and three ranks over NCCL follow one process", async () => {
+Deno.test("two and three ranks over NCCL follow one process", async () => {
   const alone = freshPath();
   await succeed("train", ...FLAGS, `--out_dir=${alone}`, "--eval_interval=4");
   for (const n of [2, 3]) {
@@ -81,6 +84,25 @@ Deno.test("one, two and three ranks over NCCL follow one process", async () => {
     compare(out, alone, 2e-5);
     assertEquals(list(`${out}/checkpoints`), ["step_000008"]);
   }
+});
+
+Deno.test("a rank on its own exchanges with itself", { sanitizeResources: false }, async () => { // libraries stay open
+  open("cpu");
+  Deno.env.set("LOAM_NCCL", library);
+  const ranks = await joinRanks(findWorld(() => undefined), 10);
+  Deno.env.delete("LOAM_NCCL");
+  const values = Float32Array.from({ length: 64 }, (_, i) => i),
+    address = allocate(256),
+    after = new Float32Array(64);
+  copyToDevice(address, values);
+  await ranks.reduceScatter(address, 64);
+  await ranks.allGather(address, 256);
+  await ranks.allReduce(address, 64, "float");
+  copyToHost(after, address);
+  assertEquals(after, values);
+  assertEquals(await ranks.sum(0.5, 2), [0.5, 2]);
+  assertEquals(await ranks.fromFirst({ a: "b" }), { a: "b" });
+  await ranks.finalize();
 });
 
 Deno.test("two ranks of the emulated GPU follow one, and go on bit by bit from their shares of the state", async () => {
