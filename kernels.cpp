@@ -23,6 +23,7 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -1386,6 +1387,27 @@ static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64
   return 0;
 }
 
+static sigset_t async_signals() {  // all but those that a fault of the thread itself raises
+  sigset_t signals;
+  sigfillset(&signals);
+  for (int fault : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP}) sigdelset(&signals, fault);
+  return signals;
+}
+
+// Blocks signals in the calling thread and, for good, in its OpenMP threads, which come and go. Gives back what the
+// calling thread had blocked.
+static sigset_t block_signals() {
+  static const sigset_t signals = async_signals();
+  sigset_t before;
+  pthread_sigmask(SIG_BLOCK, &signals, &before);
+#pragma omp parallel num_threads(thread_count)
+  {
+    static thread_local bool blocks = false;
+    if (!blocks && omp_get_thread_num() > 0) blocks = !pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  }
+  return before;
+}
+
 static int blas_gemm(const char* function, void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a,
                      const void* b, bool accumulate, float* c) {
   omp_set_num_threads(thread_count);  // belongs to the calling thread, which may be a new one
@@ -1393,7 +1415,11 @@ static int blas_gemm(const char* function, void* gemm, bool ta, bool tb, int64_t
     cblas(gemm, ta, tb, m, n, k, a, b, accumulate ? 1.0f : 0.0f, c);
     return 0;
   }
+  // Its code for AVX-512 keeps data below the stack pointer, where the frame of a signal handler goes: one SIGTERM at the
+  // wrong moment makes sums NaN or breaks the heap.
+  sigset_t before = block_signals();
   int status = one_dnn(gemm, ta, tb, m, n, k, a, b, accumulate ? 1.0f : 0.0f, c);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return status ? fail("%s: oneDNN returned status %d (%s)", function, status, SizeText(LIST(m, n, k)).text) : 0;
 }
 
