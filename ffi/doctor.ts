@@ -7,6 +7,7 @@ import { device, libraryExists, open, pathOf } from "./library.ts";
 import { answer } from "./programs.ts";
 import { parsePtxas } from "./ptxas.ts";
 
+const isBinary = Deno.build.standalone; // which builds nothing
 type Finding = { what: string; found: string; advice?: string; needed?: boolean };
 
 async function compiler(): Promise<Finding> {
@@ -34,7 +35,7 @@ function cpuLibrary(): Finding[] {
   }
   const { name, isa, isa_best, threads, blas } = device;
   return [
-    { what: "CPU library", found: `${variants.join(", ")} in build/` },
+    { what: "CPU library", found: `${variants.join(", ")} in ${isBinary ? "this program" : "build/"}` },
     {
       what: "processor",
       found: `${name}, ${threads} threads, using ${isa}`,
@@ -58,19 +59,18 @@ function cpuLibrary(): Finding[] {
 async function gpu(): Promise<Finding[]> {
   const query = ["--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"];
   const cards = (await answer("nvidia-smi", query))?.split("\n") ?? [];
-  const toolkit = await findToolkit();
   return [
     ...cards.map((card) => ({ what: "GPU", found: describe(card) })),
     ...(cards.length > 0 ? [] : [{ what: "GPU", found: "none (nvidia-smi does not answer)" }]),
-    typeof toolkit === "string"
-      ? {
-        what: "CUDA toolkit",
-        found: "none to build with",
-        ...(cards.length > 0 ? { advice: toolkit } : {}),
-      }
-      : { what: "CUDA toolkit", found: `nvcc ${toolkit.release}, cuBLASLt in ${toolkit.lib}` },
+    ...(isBinary ? [] : [await toolkit(cards.length > 0)]),
     ...cudaLibrary(cards.length > 0),
   ];
+}
+
+async function toolkit(hasGpu: boolean): Promise<Finding> {
+  const found = await findToolkit(), what = "CUDA toolkit";
+  if (typeof found !== "string") return { what, found: `nvcc ${found.release}, cuBLASLt in ${found.lib}` };
+  return { what, found: "none to build with", ...(hasGpu ? { advice: found } : {}) };
 }
 
 /** "NVIDIA H100, driver 580.65, 81559 MiB, sm_90" of a line from nvidia-smi. */
@@ -82,8 +82,10 @@ function describe(card: string): string {
 /** What the library was compiled for, and the GPU, driver and cuBLASLt that it finds, or in its words why not. */
 function cudaLibrary(hasGpu: boolean): Finding[] {
   if (!libraryExists("cuda")) {
-    const advice = "run: deno task build";
-    return [{ what: "CUDA library", found: "not built", ...(hasGpu ? { advice } : {}) }];
+    const [found, advice] = isBinary
+      ? ["not in this program", "where it is built, make a program that holds it: deno task compile"]
+      : ["not built", "run: deno task build"];
+    return [{ what: "CUDA library", found, ...(hasGpu ? { advice } : {}) }];
   }
   const library = { what: "CUDA library", found: `built${compiledArchs()}` };
   try {
@@ -120,7 +122,7 @@ export async function main(args: string[]): Promise<void> {
   }
   const findings: Finding[] = [
     { what: "Deno", found: `${Deno.version.deno} on ${Deno.build.target}` },
-    await compiler(),
+    ...(isBinary ? [] : [await compiler()]),
     ...cpuLibrary(),
     ...await gpu(),
   ];

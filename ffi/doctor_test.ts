@@ -46,6 +46,7 @@ Deno.test("doctor does without the compiler's report on the CUDA library", async
   const copy = Deno.makeTempDirSync();
   Deno.mkdirSync(`${copy}/ffi`);
   Deno.mkdirSync(`${copy}/build`);
+  Deno.copyFileSync(`${ROOT}deno.json`, `${copy}/deno.json`);
   for (const { name } of Deno.readDirSync(`${ROOT}ffi`)) {
     Deno.copyFileSync(`${ROOT}ffi/${name}`, `${copy}/ffi/${name}`);
   }

@@ -1,4 +1,5 @@
 // The three kinds of failure a user of loam can meet.
+import settings from "../deno.json" with { type: "json" };
 
 /** A mistake of the person at the keyboard: printed as one line, exit code 1, no stack trace. */
 export class UserError extends Error {
@@ -32,12 +33,26 @@ export function explain(error: unknown): string {
     const flag = /--allow-[a-z]+/.exec(error.message)?.[0] ?? "--allow-...";
     const what = /access to "([^"]+)"/.exec(error.message)?.[1];
     const grant = what ? `${flag}="${what}"` : flag;
-    const script = /((data|model|ffi|bench)\/)?[^/]+$/.exec(Deno.mainModule)![0];
-    const task = script.replace(/^.*\//, "").replace(/\.ts$/, "");
-    return `error: ${error.message.split(",")[0]}: deno.json grants this task less; ` +
-      `grant it with: deno run -q -P=${task} ${grant} ${script} ...`;
+    return `error: ${
+      error.message.split(",")[0]
+    }: this program was granted less; grant it with: deno run -q ${
+      [...permissionSet(), grant, programPath()].join(" ")
+    } ...`;
   }
   return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
+}
+
+/** The main module as one types it in the repository's root; elsewhere its whole path. */
+function programPath(): string {
+  const root = new URL("../", import.meta.url).href, main = Deno.mainModule;
+  return main.startsWith(root) ? main.slice(root.length) : decodeURIComponent(new URL(main).pathname);
+}
+
+/** The flag for the permissions that the task of the main module has; none for a program that is no task. */
+function permissionSet(): string[] {
+  const commands = Object.values(settings.tasks).map(({ command }) => command.split(" "));
+  const own = commands.find((words) => words.includes(programPath()));
+  return own?.filter((word) => word.startsWith("-P=")) ?? [];
 }
 
 /** The name among known that needs the fewest single-letter edits to become name: for "did you mean". */

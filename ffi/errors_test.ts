@@ -32,7 +32,18 @@ Deno.test("runMain() names the flag that grants a missing permission", async () 
   assertEquals(code, 1);
   assertMatch(
     stderr,
-    /^error: Requires write access to "\/no\/where": .* --allow-write="\/no\/where" \S+\.ts \.\.\.\n$/,
+    /^error: Requires write access to "\/no\/where": .* deno run -q --allow-write="\/no\/where" \/\S+\.ts \.\.\.\n$/,
+  );
+});
+
+Deno.test("runMain() names the permissions of the task that the program belongs to", async () => {
+  const args = ["run", "-q", "--no-prompt", "-P=data", "model/sample.ts", "--checkpoint=runs/none"];
+  const options = { args, cwd: new URL("../", import.meta.url), env: { NO_COLOR: "1" } };
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), options).output();
+  assertEquals(code, 1);
+  assertMatch(
+    new TextDecoder().decode(stderr),
+    /^error: Requires .* deno run -q -P=sample --allow-\S+ model\/sample\.ts \.\.\.\n$/,
   );
 });
 

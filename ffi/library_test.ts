@@ -28,8 +28,8 @@ type Copy = { library: typeof library; build: string } & Disposable;
 async function freshCopy(): Promise<Copy> {
   const root = Deno.makeTempDirSync({ prefix: "loam copy " });
   for (const folder of ["ffi", "build"]) Deno.mkdirSync(`${root}/${folder}`);
-  for (const name of ["library.ts", "symbols.ts", "errors.ts", "command.ts"]) {
-    Deno.copyFileSync(`${import.meta.dirname}/${name}`, `${root}/ffi/${name}`);
+  for (const name of ["deno.json", "ffi/library.ts", "ffi/symbols.ts", "ffi/errors.ts", "ffi/command.ts"]) {
+    Deno.copyFileSync(`${import.meta.dirname}/../${name}`, `${root}/${name}`);
   }
   return {
     library: await import(`file://${root}/ffi/library.ts`),
