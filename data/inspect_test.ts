@@ -64,6 +64,7 @@ function writeDataset(dir: string, shards: Record<string, number[]> = SHARDS): v
     token_bytes: 2,
     train: sizeOf("train"),
     val: sizeOf("val"),
+    left_out: { empty: 0, duplicates: 0, bad: 0 },
     inputs: [],
     options: {},
     shards: Object.entries(shards).map(([file, { length }]) => ({
@@ -154,6 +155,20 @@ Deno.test("data marks the shards whose checksum is wrong and fails at the end", 
       message,
       `Cannot use "${dir}": train_000000.bin has another SHA-256 than meta.json says; ` +
         "write the dataset again: deno task prepare --overwrite ...",
+    );
+  }));
+
+Deno.test("data names the size that meta.json lacks", () =>
+  withDirectory(async (dir) => {
+    writeDataset(dir);
+    const meta = JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`));
+    delete meta.val.bytes;
+    Deno.writeTextFileSync(`${dir}/meta.json`, JSON.stringify(meta));
+    const { message } = await failure("--dir", dir);
+    assertEquals(
+      message,
+      `Cannot use "${dir}/meta.json": val is {"documents":1,"tokens":20}, should be an object with the numbers documents, ` +
+        "tokens, bytes; write the dataset again: deno task prepare --overwrite ...",
     );
   }));
 

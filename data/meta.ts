@@ -42,6 +42,25 @@ export function readMeta(dir: string): Meta {
   return meta as unknown as Meta;
 }
 
+/**
+ * Reads meta.json of a directory and checks the sizes too, which people and prepare read.
+ *
+ * @throws {UserError} naming the file and the field that is missing or wrong.
+ */
+export function readWholeMeta(dir: string): Meta {
+  const meta = readMeta(dir), split = ["documents", "tokens", "bytes"];
+  const sizes = { train: split, val: split, left_out: ["empty", "duplicates", "bad"] };
+  for (const [field, names] of Object.entries(sizes)) {
+    const value: unknown = meta[field as keyof typeof sizes];
+    if (isObject(value) && names.every((name) => isCount(value[name]))) continue;
+    throw damaged(
+      join(dir, "meta.json"),
+      `${field} is ${show(value)}, should be an object with the numbers ${names.join(", ")}`,
+    );
+  }
+  return meta;
+}
+
 /** What to say of a file of a dataset that is not as prepare wrote it. */
 export function damaged(path: string, what: string): UserError {
   return new UserError(

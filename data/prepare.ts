@@ -43,8 +43,8 @@ function requireDemoCorpus(): void {
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     throw new UserError(
-      `Cannot read "${path}": the demo corpus is not there yet; write it with: deno task demo-corpus, ` +
-        `or name your own text: deno task prepare --input FILES --out DIR`,
+      `Cannot read "${path}": the demo corpus is not there yet; name your own text: deno task prepare --input FILES ` +
+        "--out DIR, or write the demo corpus: deno types > data/demo.txt",
     );
   }
 }

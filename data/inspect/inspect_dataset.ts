@@ -14,7 +14,7 @@ import {
   shardLine,
   splitTable,
 } from "./inspect_text.ts";
-import { readMeta, type SplitSize } from "../meta.ts";
+import { readWholeMeta, type SplitSize } from "../meta.ts";
 import { chunksOf, findDocument, findOutside, locate, type Range, readRange, Tally } from "./scan.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 
@@ -35,7 +35,7 @@ export function inspectDataset(
   tokenizer: Tokenizer | null,
   print: (text: string) => void,
 ): void {
-  const meta = dataset.format === "loam" ? readMeta(dataset.dir) : null;
+  const meta = dataset.format === "loam" ? readWholeMeta(dataset.dir) : null;
   print(heading(dataset));
   print("\nshards");
   const start = performance.now(), wrong: string[] = [];

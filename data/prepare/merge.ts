@@ -5,7 +5,7 @@ import { UserError } from "../../ffi/errors.ts";
 import { isFile, writeAtomic } from "../../ffi/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
-import { type Meta, readMeta, type SplitSize } from "../meta.ts";
+import { type Meta, readWholeMeta, type SplitSize } from "../meta.ts";
 import type { MergeOptions } from "./options.ts";
 import { describeFiles, parsePartName, partName } from "./parts.ts";
 import { metaText, removeOthers, syncDirectory, UNFINISHED } from "./publish.ts";
@@ -79,7 +79,7 @@ function openPart(out: string, name: string): PartOf {
       `Cannot merge "${out}": ${name} is not finished; run its prepare with --shard ${index}/${count} to the end`,
     );
   }
-  const meta = readMeta(dir);
+  const meta = readWholeMeta(dir);
   openDataset(dir); // checks that the shards are there
   if (meta.part?.index === index && meta.part.count === count) return { name, meta };
   const is = meta.part ? `part ${meta.part.index} of ${meta.part.count}` : "no part";
@@ -161,7 +161,7 @@ function filesOf({ inputs, sources }: Meta, source: number): InputFile[] {
 /** Refuses to replace a dataset that is not the merge of these parts. */
 function refuseOther(out: string, meta: Meta): void {
   const names = Array.from(Deno.readDirSync(out), ({ name }) => name);
-  const same = names.includes("meta.json") && metaText(readMeta(out)) === metaText(meta);
+  const same = names.includes("meta.json") && metaText(readWholeMeta(out)) === metaText(meta);
   const other = names.filter((name) => name === "meta.json" || name === UNFINISHED || name.endsWith(".bin"));
   if (same || other.length === 0) return;
   throw new UserError(

@@ -2,7 +2,7 @@
 // before anything moves, so that a kill anywhere in between is finished by the next run: each step may be done again.
 import { join } from "node:path";
 import { isFile, writeAtomic, writeSynced } from "../../ffi/files.ts";
-import { type Meta, readMeta } from "../meta.ts";
+import { type Meta, readWholeMeta } from "../meta.ts";
 
 /** Name of the directory, within that of a dataset, in which the dataset is written. */
 export const UNFINISHED = "unfinished";
@@ -27,7 +27,7 @@ export function completePublishing(dir: string): Meta | undefined {
   const unfinished = join(dir, UNFINISHED);
   removeIfEmpty(unfinished);
   if (!isFile(join(unfinished, "meta.json"))) return undefined;
-  const meta = readMeta(unfinished);
+  const meta = readWholeMeta(unfinished);
   removeOld(dir, meta);
   for (const { name } of Array.from(Deno.readDirSync(unfinished))) {
     if (OUR_FILES.test(name)) Deno.renameSync(join(unfinished, name), join(dir, name));

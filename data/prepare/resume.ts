@@ -2,7 +2,7 @@
 import { basename, dirname, join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
 import { openDataset } from "../bins.ts";
-import { type Meta, readMeta } from "../meta.ts";
+import { type Meta, readWholeMeta } from "../meta.ts";
 import { parsePartName } from "./parts.ts";
 import { completePublishing, UNFINISHED } from "./publish.ts";
 import { differences, type Recipe } from "./recipe.ts";
@@ -32,7 +32,7 @@ export function takeUp(dir: string, recipe: Recipe, overwrite: boolean): Before 
 
 /** The dataset in a directory, if it is of this recipe. */
 function finishedDataset(dir: string, recipe: Recipe): Meta {
-  const meta = readMeta(dir), different = differences(meta, recipe);
+  const meta = readWholeMeta(dir), different = differences(meta, recipe);
   if (different.length > 0) {
     throw new UserError(
       `Cannot write to "${dir}": it holds a finished dataset, and ${different.join(", ")}; ` +
