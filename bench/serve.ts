@@ -32,8 +32,11 @@ type Overhead = { without_ms: number[]; with_ms: number[]; medianRatio: number }
 
 // ---- processes
 
+const ENDED = new UserError("Cannot measure: the process ended early; the cause stands above");
+
 /** A task of deno.json that runs until it is stopped. */
 class Running {
+  hasEnded = false; // known while it is drained
   readonly #child: Deno.ChildProcess;
   readonly #lines: AsyncGenerator<string, void>;
 
@@ -47,7 +50,7 @@ class Running {
   async line(start: string): Promise<string> {
     while (true) {
       const { value, done } = await this.#lines.next();
-      if (done) throw new UserError("Cannot measure: the process ended early; the cause stands above");
+      if (done) throw ENDED;
       if (value.startsWith(start)) return value;
     }
   }
@@ -55,6 +58,7 @@ class Running {
   /** Reads on without looking, so that the process does not wait for a reader. */
   async drain(): Promise<void> {
     for await (const _ of this.#lines);
+    this.hasEnded = true;
   }
 
   async stop(): Promise<void> {
@@ -84,7 +88,10 @@ class Trainer {
   async warmUp(hasServer: boolean): Promise<string> {
     const url = hasServer ? (await this.#process.line("serving at ")).split(" ").at(-1)! : "";
     this.#process.drain();
-    while (this.step_ms().length === 0) await sleep(0.1);
+    while (this.step_ms().length === 0) {
+      if (this.#process.hasEnded) throw ENDED;
+      await sleep(0.1);
+    }
     await sleep(WARMUP_S);
     return url;
   }
