@@ -115,7 +115,10 @@ export type TrainConfig = typeof variables;
 /** One training run, from command-line arguments to the last checkpoint. */
 export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
-    return console.log(help("Train a Llama. The variables are explained at the top of train.ts", variables));
+    const { default: source } = await import("./train.ts", { with: { type: "text" } });
+    return console.log(
+      help("Train a Llama. Presets: gpt-270m, gpt-270m-80gb, small, tiny", variables, source),
+    );
   }
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, args, world);

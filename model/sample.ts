@@ -9,23 +9,19 @@ import { generate } from "./generate.ts";
 const defaults = {
   checkpoint: "", // a run directory, one of its checkpoints, or a Hugging Face Llama directory
   prompt: "", // empty: the start of a document
-  max_new_tokens: 100,
+  max_new_tokens: 100, // fewer where the model ends the document
   temperature: 0.8, // 0 = always the likeliest token
   top_k: 50, // 0 = all tokens
-  top_p: 1,
-  seed: 1,
+  top_p: 1, // of the likeliest tokens only so many that their probabilities add up to this; 1 = all
+  seed: 1, // the same seed writes the same text
   device: "", // "" = cuda if it answers, else cpu
 };
 
 /** The command line: writes what the flags ask for. */
 export async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) {
-    return console.log(
-      help(
-        "Write text with a trained model. The variables are explained at the top of model/sample.ts",
-        defaults,
-      ),
-    );
+    const { default: source } = await import("./sample.ts", { with: { type: "text" } });
+    return console.log(help("Write text with a trained model", defaults, source));
   }
   const o = { ...defaults, ...parseOverrides(args, defaults) };
   if (!o.checkpoint) throw new UserError("Cannot sample: name a model with --checkpoint=runs/...");

@@ -1,12 +1,25 @@
 // Configuration is variables: a literal object at the top of train.ts. --name=value overrides any of them and takes the type
 // of the default; everything else is an error that names the nearest variable.
+import { asTyped } from "../ffi/command.ts";
 import { nearest, UserError } from "../ffi/errors.ts";
 
 export type Values = Record<string, number | string | boolean>;
 
-/** What --help prints: what the command does, and each variable with its default. */
-export function help(what: string, defaults: Values): string {
-  return [what, "", ...Object.entries(defaults).map(([name, value]) => `  --${name}=${value}`)].join("\n");
+/**
+ * What --help prints: what the command does, and each variable with its default and the comment that stands behind it.
+ *
+ * @param source Text of the module that begins with the variables: an object literal, a line each, `  name: value, // comment`.
+ * Groups of them follow an empty line and a comment, which becomes their heading.
+ */
+export function help(what: string, defaults: Values, source: string): string {
+  const [, literal = ""] = /^const \w+ = \{\n([^]*?)\n\};$/m.exec(source) ?? [];
+  const flag = (name: string) => `  --${name}=${defaults[name]}`;
+  const width = Math.max(...Object.keys(defaults).map((name) => flag(name).length));
+  const lines = literal.split("\n").map((line) => {
+    const [, name, comment = ""] = /^ *(\w+): .*?,(?: \/\/ (.*))?$/.exec(line) ?? [];
+    return name ? `${flag(name).padEnd(width)}  ${comment}`.trimEnd() : line.replace("  // ", "");
+  });
+  return asTyped([what, "", ...lines].join("\n"));
 }
 
 /** What the command line sets: only variables of defaults, with their types. `--flag` alone is true, or its value in `bare`. */

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { parseOverrides, requireRange, requireWhole } from "./config.ts";
+import { help, parseOverrides, requireRange, requireWhole } from "./config.ts";
 
 const DEFAULTS = { n_layer: 24, learning_rate: 3e-4, data: "data/demo", compile: true, debug: "" };
 
@@ -65,6 +65,37 @@ Deno.test("parseOverrides() names what is wrong and the nearest variable", () =>
   assertEquals(mistake("--n_layer"), "Cannot set n_layer: it needs a value, --n_layer=24");
   assertEquals(mistake("--data", "--compile"), "Cannot set data: it needs a value, --data=data/demo");
   assertEquals(mistake("--debug"), "Cannot set debug: it needs a value, --debug=...");
+});
+
+Deno.test("help() prints variables with their defaults and comments, below the headings of their groups", () => {
+  const source = `import { a } from "a";
+
+const DEFAULTS = {
+  n_layer: 24,
+  learning_rate: 3e-4, // where the cosine begins, after warm-up
+
+  // data: from deno task prepare
+  data: "data/demo", // a: b, c // d
+  compile: true,
+  debug: "", // --debug: stops
+};
+
+const more = {
+  data: "", // no variable
+};
+`;
+  assertEquals(
+    help("Do it", DEFAULTS, source),
+    `Do it
+
+  --n_layer=24
+  --learning_rate=0.0003  where the cosine begins, after warm-up
+
+data: from deno task prepare
+  --data=data/demo        a: b, c // d
+  --compile=true
+  --debug=                --debug: stops`,
+  );
 });
 
 Deno.test("requireWhole() stops at the first variable that is not a whole number of at least min", () => {

@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
 import { SUBCOMMANDS } from "../ffi/command.ts";
+import { presets } from "../model/presets.ts";
 import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./helpers.ts";
 
 const MOD = new URL("mod.ts", ROOT).pathname;
@@ -66,6 +67,31 @@ for (const name of [...SUBCOMMANDS, "completions"]) {
     assert(!help.includes("deno task"), help);
   });
 }
+
+/** Variables that mean the same in every trainer, or what the heading of their group says. */
+const KNOWN = new Set(
+  ("seed n_layer n_embd n_head n_kv_head block_size rope_theta norm_eps learning_rate warmup_iters max_iters beta1 beta2 eps " +
+    "log_interval eval_interval sample_interval sample_tokens sample_temperature save_interval").split(" "),
+);
+
+for (const [name, path] of [["train", "train.ts"], ["sample", "model/sample.ts"]] as const) {
+  Deno.test(`loam ${name} --help prints every variable with its explanation`, async () => {
+    const [, literal = ""] = / = \{\n([^]*?)\n\};/.exec(Deno.readTextFileSync(new URL(path, ROOT))) ?? [];
+    const names = Array.from(literal.matchAll(/^ {2}(\w+):/gm), ([, name]) => name!);
+    const lines = Array.from(
+      (await succeed("/", name, "--help")).matchAll(/^ {2}--(\w+)=\S*( {2,}\S.*)?$/gm),
+    );
+    assertEquals(lines.map(([, name]) => name), names);
+    assert(names.length > 7);
+    const unexplained = lines.filter(([, name, comment]) => !comment && !KNOWN.has(name!));
+    assertEquals(unexplained.map(([line]) => line), []);
+  });
+}
+
+Deno.test("loam train --help names the presets", async () => {
+  const [first] = (await succeed("/", "train", "--help")).split("\n");
+  assertEquals(/Presets: (.*)/.exec(first!)?.[1]?.split(", ").sort(), Object.keys(presets).sort());
+});
 
 Deno.test("loam names the nearest subcommand to one that it does not have", async () => {
   assertEquals(
