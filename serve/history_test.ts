@@ -29,7 +29,8 @@ Deno.test("history() of many steps keeps the ends and every spike, at their own 
     assertEquals([step[0], step.at(-1)], [1, 10_000]);
     step.forEach((s, i) => assertEquals(value[i], losses[s - 1]));
     assert(step.every((s, i) => i === 0 || s > step[i - 1]!));
-    assertEquals([Math.min(...value), Math.max(...value)], [-3, 11]);
+    const known = value.filter((loss) => loss !== null);
+    assertEquals([Math.min(...known), Math.max(...known)], [-3, 11]);
   }
   const { value } = history(tableOf(losses), "loss", 1000);
   for (const [, spike] of spikes) assert(value.includes(spike));
@@ -50,8 +51,16 @@ Deno.test("history() takes 2 and 3 points for the ends", () => {
   assertEquals(history(table, "loss", 4), { step: [1, 2, 3, 5], value: [1, 5, 3, 2], mean: [1, 4, 4, 2] });
 });
 
-Deno.test("history() leaves out what was not measured or not finite", () => {
-  assertEquals(history(tableOf([1, null, 3]), "loss", 10), { step: [1, 3], value: [1, 3], mean: [1, 3] });
+Deno.test("history() leaves out what was not measured, and has null for what was not finite", () => {
+  const lost = { step: [1, 2, 3], value: [1, null, 3], mean: [1, null, 3] };
+  assertEquals(history(tableOf([1, null, 3]), "loss", 10), lost);
   const evaluated = history(tableOf(Array(25).fill(1)), "val_loss", 10);
   assertEquals(evaluated.step, [10, 20]);
+});
+
+Deno.test("history() of many steps has a gap where a whole stretch was not finite, and none for single steps", () => {
+  const losses = Array.from({ length: 10_002 }, (_, i) => i > 4000 && i <= 4500 || i % 50 === 7 ? null : i);
+  const { step, value, mean } = history(tableOf(losses), "loss", 202); // stretches of 100 steps
+  assertEquals(step.filter((_, i) => value[i] === null), [4002, 4102, 4202, 4302, 4402]);
+  assertEquals(mean.map((m) => m === null), value.map((v) => v === null));
 });

@@ -121,9 +121,9 @@ const HISTORY = object({
     type: "object",
     additionalProperties: object({
       step: list({ type: "integer" }, "Ascending"),
-      value: list({ type: "number" }, "Value at each step; steps whose value is not finite are left out"),
+      value: list({ type: ["number", "null"] }, "Value at each step; null where it was not finite"),
       mean: list(
-        { type: "number" },
+        { type: ["number", "null"] },
         "Of the stretch of steps that a point stands for; the value itself if for no other",
       ),
     }),

@@ -6,7 +6,7 @@ export type Line = { step: number; text: string };
 
 const RECENT = 500; // lines kept as text, for clients that connect again
 
-/** Rows of metrics in order of their steps. A value that is missing or not finite is NaN. */
+/** Rows of metrics in order of their steps. A value that is missing is NaN; one that was not finite, Infinity. */
 export class Table {
   length = 0;
   badLines = 0;
@@ -24,7 +24,7 @@ export class Table {
     }
     if (this.length === this.#columns[0]!.length) this.#columns = this.#columns.map(twice);
     row.elapsed_s = (this.last("elapsed_s") || 0) + (row.step_ms ?? 0) / 1000;
-    KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] ?? NaN);
+    KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] === null ? Infinity : row[key] ?? NaN);
     this.length++;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
     const line = { step: row.step, text };

@@ -54,7 +54,7 @@ Deno.test("Table takes null for what was not finite, and does not take it for th
   const table = new Table();
   table.append(line(1, { val_loss: 3 }));
   table.append(line(2, { loss: null, grad_norm: null, val_loss: null }));
-  assertEquals([table.last("loss"), table.lastValLoss, table.best?.step], [NaN, 3, 1]);
+  assertEquals([table.last("loss"), table.lastValLoss, table.best?.step], [Infinity, 3, 1]);
 });
 
 Deno.test("Table.rowAfter() finds the first later step", () => {

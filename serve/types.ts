@@ -75,8 +75,11 @@ export type RunSummary =
 /** GET /runs */
 export type Runs = { runs: RunSummary[] };
 
-/** Values at steps, in order. mean: of the stretch of steps that a point stands for; the value itself if for no other. */
-export type Series = { step: number[]; value: number[]; mean: number[] };
+/**
+ * Values at steps, in order; null where they were not finite. mean: of the stretch of steps that a point stands for; the value
+ * itself if for no other.
+ */
+export type Series = { step: number[]; value: (number | null)[]; mean: (number | null)[] };
 
 /** GET /stats/history */
 export type History = { run: string; series: Partial<Record<Key, Series>> };

@@ -136,6 +136,21 @@ test("the dashboard warns of a loss that is not finite, of skipped steps, and of
   assert(await painted(view.page, "loss", "run-1") > 100, "what came before is there");
 });
 
+test("the dashboard leaves a gap where the loss was not finite, before the page was opened too", async () => {
+  using run = new FakeRun(100);
+  run.start(100);
+  await using server = serve({ runs: [run.run()] });
+  await using live = await open(server.url);
+  await live.drawn(100);
+  const lost = Array.from({ length: 50 }, (_, i) => ({ ...metricsAt(101 + i), loss: null, val_loss: null }));
+  run.append("metrics.jsonl", lost.map((line) => JSON.stringify(line) + "\n").join(""));
+  run.steps(151, 250);
+  await live.drawn(250);
+  await using later = await open(server.url);
+  await later.drawn(250);
+  assertEquals(await picture(later.page, "loss"), await picture(live.page, "loss"));
+});
+
 test("the dashboard says that a run was deleted, and lives on", async () => {
   using run = new FakeRun(50), other = new FakeRun(60, { name: "other" });
   await using server = serve({ runs: [run.run(), other.run()] });

@@ -119,7 +119,7 @@ async function getSeries(run, range, keys, points) {
   for (const [name, value] of Object.entries({ run, points, ...range })) {
     parameters.append(name, String(value));
   }
-  /** @type {{ series: Record<string, { step: number[], value: number[], mean: number[] }> }} */
+  /** @type {{ series: Record<string, { step: number[], value: (number | null)[], mean: (number | null)[] }> }} */
   const { series } = await getJson("stats/history", parameters);
   return Object.fromEntries(
     Object.entries(series).map(([key, { step, value, mean }]) => [

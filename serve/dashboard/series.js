@@ -142,7 +142,7 @@ export function stepsBetween(min, max, axis, measured) {
  * @returns {Series} the tokens or seconds at steps; empty where steps are the places
  */
 function knownPlaces(axis, measured) {
-  return (axis === "step" ? undefined : measured[axis === "tokens" ? "tokens" : "elapsed_s"]) ?? [];
+  return finite((axis === "step" ? undefined : measured[axis === "tokens" ? "tokens" : "elapsed_s"]) ?? []);
 }
 
 /**
@@ -176,5 +176,5 @@ export function summary(series, format) {
   const at = (/** @type {Point} */ { step, value }) => `${format(value)} at step ${step}`;
   const lost = series.length - points.length;
   return `from ${at(first)} to ${at(final)}, lowest ${at(lowest)}, highest ${at(highest)}` +
-    (lost > 0 ? `, ${lost} not finite` : "");
+    (lost > 0 ? ", with values that are not finite" : "");
 }

@@ -90,7 +90,7 @@ Deno.test("summary() says where a curve begins, ends and has been", () => {
   const text = summary(series([3, NaN, 1, 2]), (value) => value.toFixed(1));
   assertEquals(
     text,
-    "from 3.0 at step 1 to 2.0 at step 4, lowest 1.0 at step 3, highest 3.0 at step 1, 1 not finite",
+    "from 3.0 at step 1 to 2.0 at step 4, lowest 1.0 at step 3, highest 3.0 at step 1, with values that are not finite",
   );
   assertEquals(summary([], String), "no values yet");
 });
