@@ -2,7 +2,8 @@
  * loam trains Llama-style language models on Deno: from raw text to a usable model in TypeScript over one compiled library.
  *
  * This is the public interface for programs of your own: `train.ts` is the worked example of its use, `examples/` has smaller
- * ones. Run as a program, it is the command line of the binary that `deno task compile` makes.
+ * ones. Wherever a program lies, `deno run --config path/to/loam/deno.json program.ts` gives it `@loam/loam`. Run as a program,
+ * this module is the command line of the binary that `deno task compile` makes.
  *
  * @example Build a model, train it on one line of text, read the metrics, sample
  * ```ts
@@ -43,6 +44,7 @@ export {
   open,
   type OpenOptions,
   synchronize,
+  tokenSource,
 } from "./ffi/library.ts";
 export {
   backward,
@@ -111,10 +113,12 @@ export {
   loss,
   type LossOptions,
   type Recompute,
+  ropeTable,
 } from "./model/llama.ts";
 export { generate, type GenerateOptions } from "./model/generate.ts";
 export { loadModel } from "./model/checkpoint.ts";
-export { type Dataset, openDataset, type Shard } from "./data/bins.ts";
+export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bins.ts";
+export { type Mix, openData, type Part } from "./data/mix.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
 export { TokenBuffer } from "./data/tokenizers/token_buffer.ts";
 export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer.ts";

@@ -7,11 +7,13 @@ import { CYCLE, slotsOf } from "./order.ts";
 
 /** A dataset made of others. Its shards are those of its parts, one part behind the other. */
 export interface Mix extends Dataset {
+  /** What it is made of, in the order of its name. */
   parts: Part[];
 }
 
 /** A dataset of a mix. */
 export interface Part {
+  /** Its shards, tokenizer and so on. */
   dataset: Dataset;
   /** How many of CYCLE training windows come from it. */
   slots: number;

@@ -23,6 +23,7 @@ import {
   qkNorm,
   rmsnorm,
   rope,
+  ropeTable,
   swigluLinear,
   type Tensor,
 } from "../mod.ts";
@@ -52,7 +53,7 @@ function loss(m: Model, idx: Tensor, targets: Tensor): Tensor {
   for (const w of m.layers) {
     let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps); // (B, T, (H + 2K) * D)
     if (w.q_norm && w.k_norm) qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps); // <- the line
-    x = linear(attention(rope(qkv, angles, c), c), w.o_proj, x); // (B, T, C)
+    x = linear(attention(rope(qkv, ropeTable(c), c), c), w.o_proj, x); // (B, T, C)
     const gate_up = normLinear(x, w.post_attention_layernorm, w.gate_up_proj, c.norm_eps); // (B, T, 2F)
     x = swigluLinear(gate_up, w.down_proj, x); // (B, T, C)
   }
@@ -90,17 +91,6 @@ function train(name: string, model: Model): void {
   }
 }
 
-/** The angles by which rope() turns position p: cosines, then sines of p * theta^(-2j/D), (T, D). */
-function ropeTable(): Tensor {
-  const values = Float32Array.from({ length: T * D }, (_, i) => {
-    const angle = Math.floor(i / D) * c.rope_theta ** (-2 * (i % (D / 2)) / D);
-    return i % D < D / 2 ? Math.cos(angle) : Math.sin(angle);
-  });
-  const table = fixed([T, D], "f32", "constants");
-  copyToDevice(table.address, values);
-  return table;
-}
-
 /** The same windows of the text for the same step. */
 function fillBatch(step: number): void {
   for (let b = 0; b < B; b++) {
@@ -114,7 +104,6 @@ function fillBatch(step: number): void {
 
 open("cpu");
 const text = Deno.readFileSync(new URL("../CONTRIBUTING.md", import.meta.url));
-const angles = ropeTable();
 const idx = fixed([B, T], "i32", "inputs"), targets = fixed([B, T], "i32", "inputs");
 const x = new Int32Array(B * T), y = new Int32Array(B * T);
 

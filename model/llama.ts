@@ -203,8 +203,8 @@ function head(m: Llama): Tensor {
   return m.lm_head ?? m.embed_tokens;
 }
 
-/** Cosines then sines of p * theta^(-2j/D) for each position p: (block_size, D), made once a configuration. */
-function ropeTable(c: LlamaConfig): Tensor {
+/** Cosines then sines of p * theta^(-2j/D) for each position p: (block_size, D), made once a configuration, for rope(). */
+export function ropeTable(c: LlamaConfig): Tensor {
   const known = ropeTables.get(c);
   if (known) return known;
   const D = c.head_dim, values = new Float32Array(c.block_size * D);

@@ -1,12 +1,12 @@
 // Runs the scripts of examples/ as their first lines say, for a few steps, and the examples in docstrings.
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { ROOT } from "./helpers.ts";
+import { dataset, freshPath, ROOT } from "./helpers.ts";
 
-/** Runs a line of shell words that begins with deno in the root, with a program on stdin if there is one; returns stdout. */
-async function succeed(line: string, program = ""): Promise<string> {
+/** Runs a line of shell words that begins with deno, with a program on stdin if there is one; returns stdout. */
+async function succeed(line: string, program = "", cwd: string | URL = ROOT): Promise<string> {
   const child = new Deno.Command(Deno.execPath(), {
     args: line.split(" ").slice(1),
-    cwd: ROOT,
+    cwd,
     stdin: "piped",
     stdout: "piped",
     stderr: "piped",
@@ -68,6 +68,43 @@ for (const path of sources()) {
     });
   }
 }
+
+/** Runs a program that lies elsewhere, as the head of mod.ts says. */
+async function runElsewhere(program: string): Promise<string> {
+  const cwd = freshPath(), config = new URL("deno.json", ROOT).pathname;
+  Deno.mkdirSync(cwd);
+  Deno.writeTextFileSync(`${cwd}/program.ts`, program);
+  return await succeed(`deno run -q --check --config ${config} -P=sample program.ts`, "", cwd);
+}
+
+Deno.test("the example of mod.ts runs outside of the repository, with a vocabulary that is in a package too", async () => {
+  const [program = ""] = examplesOf(read("mod.ts"));
+  assertMatch(await runElsewhere(program), /Once upon a time there was a loo\n$/);
+  const gpt2 = program.replace('"bytes"', '"gpt2"').replace("step < 60", "step < 1").replace(
+    /T = 32/,
+    "T = 4",
+  );
+  assertMatch(await runElsewhere(gpt2), /updates: 1,/);
+});
+
+Deno.test("a program elsewhere trains on a mix of datasets with nothing but the public interface", async () => {
+  const [a, b] = [await dataset(), await dataset()];
+  const program = `
+    import { backward, init, Inputs, Loader, loss, open, openData, openDataset, Parameters, tokenSource } from "@loam/loam";
+    open("cpu");
+    const data = openData("${a}:3,${b}:1", openDataset), T = 16;
+    const loader = new Loader(tokenSource, data, { split: "train", batch_size: 2, block_size: T, vocab_size: 257 });
+    const shape = { n_layer: 1, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 16, n_inner: 48, block_size: T };
+    const c = { ...shape, vocab_size: 257, rope_theta: 1e4, norm_eps: 1e-6, tie_word_embeddings: true };
+    const model = init(c), inputs = new Inputs(2, T, 1);
+    new Parameters(model, { seed: 1, train: true });
+    const place = { seed: 1, step: 0, micro: 0, gradient_accumulation_steps: 1, rank: 0, world_size: 1 };
+    inputs.fill(0, (x, y) => loader.trainBatch(x, y, place));
+    const mean = loss(model, inputs.idx, inputs.targets, c);
+    backward(mean);
+    console.log("parts" in data && data.parts.map(({ slots }) => slots).join(), mean.toArray()[0]!.toFixed(1));`;
+  assertEquals(await runElsewhere(program), "7500,2500 5.5\n"); // ln 257 = 5.55
+});
 
 Deno.test("the example of mod.ts is there, and 20 lines long besides its import", () => {
   const [program = ""] = examplesOf(read("mod.ts"));
