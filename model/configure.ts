@@ -52,7 +52,7 @@ export function configure<T extends RunVariables>(
   args: string[],
   { world_size }: { world_size: number } = { world_size: 1 },
 ): Configured<T> {
-  const overrides = parseOverrides(args, defaults, { debug: "check" } as Partial<Record<keyof T, string>>);
+  const overrides = parseOverrides(args, defaults, { debug: "check" });
   if (overrides.out_dir) overrides.out_dir = overrides.out_dir.replace(/(?<=.)\/+$/, ""); // as the checkpoints of a run have it
   const resume = overrides.resume === "auto" ? newestOf(overrides.out_dir) : overrides.resume;
   const check = (config: T) => checkConfig(config, world_size);

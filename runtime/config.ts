@@ -26,7 +26,7 @@ export function help(what: string, defaults: Values, source: string): string {
 export function parseOverrides<T extends Values>(
   args: string[],
   defaults: T,
-  bare: Partial<Record<keyof T, string>> = {},
+  bare: Record<string, string> = {},
 ): Partial<T> {
   const overrides: Values = {};
   for (let i = 0; i < args.length; i++) {
