@@ -58,8 +58,8 @@ async function whole(
     model.cancel(order);
     reject(new Refusal(400, "The client went away"));
   };
-  c.req.raw.signal.addEventListener("abort", leave);
   model.write(order);
+  c.req.raw.signal.addEventListener("abort", leave);
   return await promise.finally(() => c.req.raw.signal.removeEventListener("abort", leave));
 }
 
