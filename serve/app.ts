@@ -105,7 +105,7 @@ async function findRun(c: Context, runs: Run[]): Promise<Run> {
 const NO_RUNS = "There is no run here: start the server with --run";
 
 function historyOf(c: Context, run: Run): History {
-  const keys = c.req.queries("key")?.map(requireKey) ?? ["loss" as const];
+  const keys = Array.from(new Set(c.req.queries("key") ?? ["loss"]), requireKey); // each once, however often it is named
   const points = wholeNumber(c, "points", 1000, 2, MOST_POINTS);
   const range = { since: stepParameter(c, "since") ?? 0, until: stepParameter(c, "until") ?? Infinity };
   const series = keys.map((key): [Key, Series] => [key, history(run.table, key, points, range)]);

@@ -44,6 +44,20 @@ Deno.test("GET /stats/history gives each key its own steps", async () => {
   assertEquals(part.series.loss?.step, [4, 5, 6]);
 });
 
+Deno.test("GET /stats/history computes a key once, however often it is named", async () => {
+  using fake = new FakeRun(100);
+  const run = fake.run(), { hono } = createApp({ runs: [run] });
+  await run.refresh();
+  let count = 0;
+  const column = run.table.column;
+  run.table.column = (key) => {
+    if (key === "loss") count++;
+    return column.call(run.table, key);
+  };
+  await get<History>(hono, `/stats/history?${"key=loss&".repeat(200)}`);
+  assertEquals(count, 1);
+});
+
 Deno.test("GET /log gives the last lines, without home directories", async () => {
   using fake = new FakeRun(1);
   fake.append("log.txt", "data_dir=/home/alice/data\nstep 1\nstep 2\n");
