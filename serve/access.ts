@@ -37,13 +37,19 @@ export function isLoopback(hostname: string): boolean {
 /**
  * The token that requests need, or undefined where none is set.
  *
- * @throws {UserError} if the address can be reached from elsewhere and there is no token, or it is easy to guess.
+ * @throws {UserError} if the address can be reached from elsewhere and there is no token, or it is easy to guess or cannot be
+ * sent in a header.
  */
 export function requireToken(hostname: string, token: string | undefined): string | undefined {
   const advice = "set one with: export LOAM_TOKEN=$(openssl rand -hex 16)";
   if (token && token.length < LEAST_TOKEN) {
     throw new UserError(
       `Cannot use LOAM_TOKEN: it has ${token.length} characters and must have ${LEAST_TOKEN} at least; ${advice}`,
+    );
+  }
+  if (token && !/^[\x21-\x7e]+$/.test(token)) {
+    throw new UserError(
+      `Cannot use LOAM_TOKEN: it holds a space or a character beyond ASCII, which headers do not carry; ${advice}`,
     );
   }
   if (token || isLoopback(hostname)) return token || undefined;
@@ -83,6 +89,7 @@ function requireShape(c: Context): void {
   if (c.req.url.length > MOST_URL) {
     throw new Refusal(414, `The address is longer than ${MOST_URL} characters`);
   }
+  if (!URL.canParse(c.req.url)) throw new Refusal(400, "The Host is not the name of a server");
   const allowed = c.req.path === COMPLETIONS ? "POST" : "GET";
   if (c.req.method === allowed) return;
   throw new Refusal(405, `${c.req.path} takes ${allowed}, not ${c.req.method}`, { Allow: allowed });

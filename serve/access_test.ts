@@ -35,6 +35,9 @@ Deno.test("requireToken() wants a token beyond this machine, and one that is har
     assertStringIncludes(error.message, "LOAM_TOKEN");
   }
   assertThrows(() => requireToken("127.0.0.1", "short"), UserError, "it has 5 characters and must have 16");
+  for (const token of ["pässword-of-16-characters", "a token of many words", TOKEN + "\n"]) {
+    assertThrows(() => requireToken("127.0.0.1", token), UserError, "which headers do not carry", token);
+  }
 });
 
 Deno.test("without a token the server answers under the names of this machine only", async () => {
@@ -153,6 +156,15 @@ Deno.test("pages from elsewhere may send nothing", async () => {
   const headers = { Origin: "http://localhost:8000" };
   const response = await hono.request("http://localhost:8000/v1/completions", { method: "POST", headers });
   assertEquals((await answer(response))[0], 404); // no model, but let in
+});
+
+Deno.test("a Host that is no name is refused", async () => {
+  const { hono } = createApp({ runs: [] });
+  for (const host of ["[", "a b", "127.0.0.1:99999"]) {
+    const request = new Request("http://localhost/runs");
+    Object.defineProperty(request, "url", { value: `http://${host}/runs` }); // as Deno.serve makes it of any Host
+    assertEquals((await answer(await hono.fetch(request)))[0], 400, host);
+  }
 });
 
 Deno.test("an address without end is refused", async () => {
