@@ -17,6 +17,7 @@ const NEEDS_TOKEN = "A token is needed: send it as Authorization: Bearer TOKEN, 
 
 /** What every answer says to browsers: nothing from elsewhere, no frames, no guessing of types, nothing kept. */
 const HEADERS: Record<string, string> = {
+  "Cache-Control": "no-store",
   "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; " +
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
   "Cross-Origin-Opener-Policy": "same-origin",
@@ -77,7 +78,7 @@ export function access(token: string | undefined): MiddlewareHandler {
       if (token === undefined) requireLocalHost(c);
       else if (knowsToken(c, token)) rememberToken(c, token);
       else if (!(c.req.path in ASSETS)) throw new Refusal(401, NEEDS_TOKEN, { "WWW-Authenticate": "Bearer" });
-      if (c.req.path === "/" && c.req.query("token") !== undefined) return c.redirect("/", 303); // shows it no longer
+      if (c.req.path === "/" && c.req.query("token") !== undefined) return c.redirect(withoutToken(c), 303);
       await next();
     } finally {
       inFlight--;
@@ -122,6 +123,13 @@ function knowsToken(c: Context, token: string): boolean {
 function rememberToken(c: Context, token: string): void {
   if (c.req.query("token") === undefined) return;
   setCookie(c, cookieName(token), cookieValue(token), { path: "/", httpOnly: true, sameSite: "Lax" });
+}
+
+/** The address of the page that shows the token no longer. */
+function withoutToken(c: Context): string {
+  const { searchParams } = new URL(c.req.url);
+  searchParams.delete("token");
+  return searchParams.size > 0 ? `/?${searchParams}` : "/";
 }
 
 /** Compares in a time that tells nothing about where the texts differ. */

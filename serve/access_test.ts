@@ -92,6 +92,8 @@ Deno.test("a browser that came with ?token= goes on with a cookie, which is not 
   const { hono } = createApp({ runs: [fake.run()], token: TOKEN });
   const page = await hono.request(`http://gpu-box:8000/?token=${TOKEN}`);
   assertEquals([page.status, page.headers.get("Location")], [303, "/"]);
+  const link = await hono.request(`http://gpu-box:8000/?run=a&token=${TOKEN}&compare=b`);
+  assertEquals(link.headers.get("Location"), "/?run=a&compare=b");
   const cookie = page.headers.get("Set-Cookie")!;
   assertMatch(cookie, /^loam_[0-9a-f]{8}=[0-9a-f]{64}; Path=\/; HttpOnly; SameSite=Lax$/);
   assert(!cookie.includes(TOKEN));
@@ -127,6 +129,7 @@ Deno.test("every answer has the security headers, failures too", async () => {
     assert(!policy.includes("unsafe"));
     assertEquals(response.headers.get("X-Content-Type-Options"), "nosniff");
     assertEquals(response.headers.get("Referrer-Policy"), "no-referrer");
+    assertEquals(response.headers.get("Cache-Control"), path === "/" ? "no-cache" : "no-store");
     assertEquals(response.headers.get("Access-Control-Allow-Origin"), null);
     await response.body?.cancel();
   }
