@@ -1,12 +1,14 @@
-// `loam completions SHELL`: a script that completes subcommands, their flags and file names. It asks `loam train --help` for
-// the flags of train when it needs them, so that it never goes out of date.
+// `loam completions SHELL`: a script that completes subcommands, their flags, presets and file names. It asks `loam train
+// --help` for the flags of train when it needs them, so that it never goes out of date.
 import { nearest, UserError } from "./ffi/errors.ts";
+import { presets } from "./model/presets.ts";
 
 /** Names and descriptions of all subcommands. */
 type Subcommands = readonly (readonly [name: string, what: string])[];
 
 const SHELLS = { bash, zsh, fish };
 const KNOWN = Object.keys(SHELLS) as (keyof typeof SHELLS)[];
+const PRESETS = Object.keys(presets).join(" ");
 
 const HELP = `Print completions for a shell. To have them in every new shell, write this in its start file
 
@@ -37,11 +39,15 @@ const FLAGS = String.raw`sed -n 's/^ *\(--[a-z][a-z0-9_]*\).*/\1/p'`;
 
 function bash(subcommands: Subcommands): string {
   return `_loam() {
-  local word=\${COMP_WORDS[COMP_CWORD]} subcommand=\${COMP_WORDS[1]}
+  local word=\${COMP_WORDS[COMP_CWORD]} before=\${COMP_WORDS[COMP_CWORD - 1]} subcommand=\${COMP_WORDS[1]}
+  # --preset=tiny is three words here
+  if [ "$word" = "=" ]; then word=; elif [ "$before" = "=" ]; then before=\${COMP_WORDS[COMP_CWORD - 2]}; fi
   if [ "$COMP_CWORD" = 1 ]; then
     COMPREPLY=($(compgen -W "${subcommands.map(([name]) => name).join(" ")} --help --version" -- "$word"))
   elif [ "$subcommand" = completions ]; then
     COMPREPLY=($(compgen -W "${KNOWN.join(" ")}" -- "$word"))
+  elif [ "$before" = --preset ]; then
+    COMPREPLY=($(compgen -W "${PRESETS}" -- "$word"))
   elif [ "\${word#-}" != "$word" ]; then
     COMPREPLY=($(compgen -W "$("$1" "$subcommand" --help 2>/dev/null | ${FLAGS})" -- "$word"))
   fi
@@ -56,6 +62,11 @@ function zsh(subcommands: Subcommands): string {
     _describe subcommand subcommands
   elif [[ $words[2] == completions ]]; then
     compadd ${KNOWN.join(" ")}
+  elif [[ $words[CURRENT] == --preset=* || $words[CURRENT-1] == --preset ]]; then
+    compset -P --preset=
+    compadd ${PRESETS}
+  elif compset -P '--*='; then
+    _files
   elif [[ $words[CURRENT] == -* ]]; then
     compadd -- \${(f)"$($words[1] $words[2] --help 2>/dev/null | ${FLAGS})"}
   else
@@ -75,5 +86,6 @@ ${
       .join("\n")
   }
 complete -c loam -n '__fish_seen_subcommand_from completions' -f -a '${KNOWN.join(" ")}'
-complete -c loam -n 'not __fish_use_subcommand; and string match -q -- "-*" (commandline -ct)' -f -a '(__loam_flags)'`;
+complete -c loam -n '__fish_seen_subcommand_from train' -l preset -x -a '${PRESETS}'
+complete -c loam -n 'not __fish_use_subcommand; and string match -qr -- "^-[^=]*\\$" (commandline -ct)' -f -a '(__loam_flags)'`;
 }

@@ -202,21 +202,6 @@ function directoryWithLoam(): string {
   return path;
 }
 
-Deno.test("completions for bash complete subcommands, their flags and shells", async () => {
-  const script = `PATH="${directoryWithLoam()}:$PATH"; source <(loam completions bash)
-    complete_words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _loam loam; echo "\${COMPREPLY[@]}"; }
-    complete_words loam s; complete_words loam train --n_; complete_words loam completions ""; complete_words loam data x`;
-  const { stdout, stderr } = await output("/", "bash", "-c", script);
-  const expected = [
-    "sample serve",
-    "--n_layer --n_embd --n_head --n_kv_head --n_inner",
-    "bash zsh fish",
-    "",
-    "",
-  ];
-  assertEquals({ lines: stdout.split("\n"), stderr }, { lines: expected, stderr: "" });
-});
-
 /** Whether a program is on PATH. */
 function isInstalled(program: string): boolean {
   try {
@@ -227,18 +212,66 @@ function isInstalled(program: string): boolean {
   }
 }
 
-for (const shell of ["zsh", "fish"]) {
-  const isHere = isInstalled(shell);
-  const name = `completions for ${shell} are a script without errors${
-    isHere ? "" : ` (${shell} is not installed)`
-  }`;
+/** What is typed behind loam, in a directory with a file named corpus, and what the tab key makes of its last word. */
+const TYPED = [
+  ["sam", "sample"],
+  ["train --n_l", "train --n_layer"],
+  ["train --preset=ti", "train --preset=tiny"],
+  ["train --preset ti", "train --preset tiny"],
+  ["train --data_dir=cor", "train --data_dir=corpus"],
+  ["data --dir cor", "data --dir corpus"],
+  ["completions f", "completions fish"],
+] as const;
+
+/** Types lines in a shell that runs in a terminal; loam only says what it was called with. Returns that. */
+async function typeIn(shell: string, setUp: string, cwd: string): Promise<string[]> {
+  const lines = [
+    `PS1=; PATH="${directoryWithLoam()}:$PATH"; ${setUp}`,
+    `source <(loam completions ${shell.split(" ")[0]})`,
+    'loam() { case "$*" in *--help) command loam "$@" ;; *) printf "<%s>\\n" "$*" ;; esac; }',
+    ...TYPED.map(([typed]) => `loam ${typed}\t`),
+    "exit",
+  ];
+  const child = new Deno.Command("script", {
+    args: ["-qec", shell, "/dev/null"],
+    cwd,
+    env: { TERM: "dumb" },
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "null",
+  }).spawn();
+  await new Blob([lines.join("\n") + "\n"]).stream().pipeTo(child.stdin);
+  const { stdout } = await child.output();
+  return Array.from(new TextDecoder().decode(stdout).matchAll(/^<(.*)>\r$/gm), ([, line]) => line!);
+}
+
+/** What fish offers for each line, in place of its last word. */
+async function askFish(cwd: string): Promise<string[]> {
+  const ask = TYPED.map(([typed]) =>
+    `complete -C "loam ${typed}" | string replace -r "\\t.*" "" | string join " "`
+  );
+  const script = `set PATH ${directoryWithLoam()} $PATH; loam completions fish | source; ${ask.join("; ")}`;
+  const { stdout, stderr } = await output(cwd, "fish", "--no-config", "-c", script);
+  assertEquals(stderr, "");
+  return stdout.trimEnd().split("\n").map((word, i) => TYPED[i]![0].replace(/\S+$/, word));
+}
+
+const SHELLS = {
+  bash: (cwd: string) => typeIn("bash --norc --noprofile -i", "", cwd),
+  zsh: (cwd: string) => typeIn("zsh -f -i", "autoload -Uz compinit; compinit -u -D", cwd),
+  fish: askFish,
+};
+
+for (const [shell, complete] of Object.entries(SHELLS)) {
+  const missing = [shell, ...shell === "fish" ? [] : ["script"]].filter((program) => !isInstalled(program));
+  const why = missing.length > 0 ? ` (${missing.join(" and ")} not installed)` : "";
   Deno.test({
-    name,
-    ignore: !isHere,
+    name: `completions for ${shell} complete subcommands, flags, presets and file names${why}`,
+    ignore: missing.length > 0,
     fn: async () => {
-      const path = freshPath();
-      Deno.writeTextFileSync(path, await succeed("/", "completions", shell));
-      assertEquals(await output("/", shell, "-n", path), { code: 0, signal: null, stdout: "", stderr: "" });
+      const cwd = emptyDirectory();
+      Deno.writeTextFileSync(`${cwd}/corpus`, "");
+      assertEquals(await complete(cwd), TYPED.map(([, completed]) => completed));
     },
   });
 }
