@@ -1,6 +1,5 @@
 // The command line of serve.
 import { parseArgs } from "@std/cli/parse-args";
-import { basename } from "node:path";
 import { nearest, UserError } from "../ffi/errors.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
@@ -70,17 +69,19 @@ function portOf(text: string): number {
 }
 
 /**
- * The runs in some directories, each under its last name, or its path where two have the same.
+ * The runs in some directories, each under its last name, with as many before it as tell it from the others.
  *
  * @throws {UserError} if a directory is missing or holds no run.
  */
 export function openRuns(paths: string[]): Run[] {
   const clean = [...new Set(paths.map((path) => path.replace(/(?<=.)\/+$/, "")))];
-  const names = clean.map((path) => basename(path));
-  return clean.map((path, i) => {
-    const isAlone = names.indexOf(names[i]!) === names.lastIndexOf(names[i]!);
-    return new Run(isAlone ? names[i]! : path, directoryOf(path));
-  });
+  return clean.map((path) => new Run(shortName(path, clean), directoryOf(path)));
+}
+
+/** The shortest end of a path that is the end of no other one: a whole path may tell the name of the user. */
+function shortName(path: string, paths: string[]): string {
+  const names = path.split("/"), ends = names.map((_, i) => names.slice(-1 - i).join("/"));
+  return ends.find((end) => paths.filter((other) => `/${other}`.endsWith(`/${end}`)).length === 1) ?? path;
 }
 
 function directoryOf(path: string): string {

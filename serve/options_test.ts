@@ -33,12 +33,16 @@ Deno.test("parseOptions() refuses what it does not understand", () => {
   }
 });
 
-Deno.test("openRuns() names runs by their directories, and by their paths where these are called the same", () => {
+Deno.test("openRuns() names runs by their directories, with those above where these are called the same", () => {
   using a = new FakeRun(1, { name: "a" });
   using b = new FakeRun(1, { name: "b" });
   using other = new FakeRun(1, { name: "a" });
   assertEquals(openRuns([a.dir, `${b.dir}/`, b.dir]).map(({ name }) => name), ["a", "b"]);
-  assertEquals(openRuns([a.dir, other.dir]).map(({ name }) => name), [a.dir, other.dir]);
+  const names = openRuns([a.dir, b.dir, other.dir]).map(({ name }) => name);
+  assertEquals(
+    names,
+    [a, b, other].map(({ dir }) => dir.split("/").slice(dir === b.dir ? -1 : -2).join("/")),
+  );
   Deno.symlinkSync(a.dir, `${b.dir}/link`); // which whoever starts the server may name
   assertEquals(openRuns([`${b.dir}/link`]).map(({ name, dir }) => [name, dir]), [["link", a.dir]]);
 });
