@@ -133,20 +133,17 @@ async function request(
   hello: Uint8Array,
   length: number,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const connection = await Deno.connect({ hostname: address, port });
-  using _ = { [Symbol.dispose]: () => closeQuietly(connection) };
-  let isSilent = false;
-  const timer = setTimeout(() => {
-    isSilent = true;
-    closeQuietly(connection);
-  }, Math.min(HELLO_MS, 1000 * timeout_s || HELLO_MS));
+  const patience = new AbortController(), { signal } = patience;
+  const timer = setTimeout(() => patience.abort(), Math.min(HELLO_MS, 1000 * timeout_s || HELLO_MS));
   try {
+    using connection = await Deno.connect({ hostname: address, port, signal }); // a host that is off lets it wait for minutes
+    signal.addEventListener("abort", () => closeQuietly(connection));
     await writeAll(connection, hello);
     const magic = await readAll(connection, MAGIC_BYTES.length);
     if (magic.some((byte, i) => byte !== MAGIC_BYTES[i])) throw new Error("another program listens there");
     return await readAll(connection, length);
   } catch (error) {
-    throw isSilent ? new Error("what listens there does not answer") : error;
+    throw signal.aborted ? new Error("no answer from there") : error;
   } finally {
     clearTimeout(timer);
   }

@@ -70,7 +70,7 @@ Deno.test("share() takes no bytes from a program that is not rank 0, and waits f
   const talks = async (connection: Deno.Conn) => await connection.write(new Uint8Array(200).fill(0x41));
   const isSilent = () => Promise.resolve();
   for (
-    const [answer, reason] of [[talks, "another program listens"], [isSilent, "does not answer"]] as const
+    const [answer, reason] of [[talks, "another program listens"], [isSilent, "no answer"]] as const
   ) {
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
     const connections: Deno.Conn[] = [], { port } = listener.addr as Deno.NetAddr;
@@ -85,6 +85,15 @@ Deno.test("share() takes no bytes from a program that is not rank 0, and waits f
     await serving;
     for (const connection of connections) connection.close();
   }
+});
+
+Deno.test("share() waits no longer for a connection than for an answer", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0, tcpBacklog: 1 }); // takes two, and drops what others send
+  const { port } = listener.addr as Deno.NetAddr;
+  const waiting = [await Deno.connect({ port }), await Deno.connect({ port })], began = performance.now();
+  await assertRejects(() => join(meeting(1, 2, port, 0.3)), UserError, "waited 0.3 s for rank 0");
+  assertEquals(performance.now() - began < 5000, true);
+  for (const connection of waiting) connection.close();
 });
 
 Deno.test("share() names a port that is taken", async () => {
