@@ -16,6 +16,8 @@ export type CompletionRequest = {
 const MOST_TOKENS = 4096; // to write
 const MOST_STOPS = 4, MOST_STOP_LENGTH = 256; // 4 is OpenAI's
 
+const MOST_SHOWN = 80; // characters of what was sent, in a message
+
 /** Fields that clients send though they ask for nothing by it: this value is accepted and no other. */
 const NEUTRAL: Record<string, unknown> = {
   n: 1,
@@ -28,7 +30,7 @@ const NEUTRAL: Record<string, unknown> = {
   logit_bias: null,
 };
 const SUPPORTED = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream"];
-const KNOWN = [...SUPPORTED, "stream_options", "user", ...Object.keys(NEUTRAL)];
+const KNOWN = [...SUPPORTED, "stream_options", "user"];
 
 /** Reads the body of a request for the model of this name. Throws Refusal naming the field that does not fit. */
 export function parseRequest(body: unknown, model: string): CompletionRequest {
@@ -41,7 +43,7 @@ export function parseRequest(body: unknown, model: string): CompletionRequest {
   const fields = body as Record<string, unknown>;
   for (const [name, value] of Object.entries(fields)) requireSupported(name, value);
   if (fields.model !== undefined && fields.model !== model) {
-    throw new Refusal(404, `There is no model ${JSON.stringify(fields.model)}: here is ${model}`);
+    throw new Refusal(404, `There is no model ${shown(fields.model)}: here is ${model}`);
   }
   return {
     prompt: promptOf(fields.prompt),
@@ -56,8 +58,9 @@ export function parseRequest(body: unknown, model: string): CompletionRequest {
 }
 
 function requireSupported(name: string, value: unknown): void {
-  if (KNOWN.includes(name) && (!(name in NEUTRAL) || value === null || value === NEUTRAL[name])) return;
-  const what = name in NEUTRAL ? `${name} other than ${JSON.stringify(NEUTRAL[name])}` : name;
+  const isNeutral = Object.hasOwn(NEUTRAL, name);
+  if (isNeutral ? value === null || value === NEUTRAL[name] : KNOWN.includes(name)) return;
+  const what = isNeutral ? `${name} other than ${JSON.stringify(NEUTRAL[name])}` : name.slice(0, MOST_SHOWN);
   throw new Refusal(400, `There is no ${what} here: ${SUPPORTED.join(", ")} are supported`);
 }
 
@@ -94,13 +97,19 @@ function numberOf(
   if (typeof value === "number" && value >= least && value <= most && fits(value)) return value;
   const kind = fits === Number.isInteger ? "a whole number" : "a number";
   const from = least === Number.MIN_VALUE ? "above 0" : `from ${least}`;
-  throw new Refusal(400, `${name} must be ${kind} ${from} to ${most}, not ${JSON.stringify(value)}`);
+  throw new Refusal(400, `${name} must be ${kind} ${from} to ${most}, not ${shown(value)}`);
 }
 
 function booleanOf(fields: Record<string, unknown>, name: string): boolean {
   const value = fields[name] ?? false;
   if (typeof value === "boolean") return value;
-  throw new Refusal(400, `${name} must be true or false, not ${JSON.stringify(value)}`);
+  throw new Refusal(400, `${name} must be true or false, not ${shown(value)}`);
+}
+
+/** A value in a message, which must not be as long as a body. */
+function shown(value: unknown): string {
+  if (typeof value === "object" && value !== null) return Array.isArray(value) ? "a list" : "an object";
+  return JSON.stringify(typeof value === "string" ? value.slice(0, MOST_SHOWN) : value);
 }
 
 function randomSeed(): number {
