@@ -58,7 +58,7 @@ export async function main([name, ...args]: string[]): Promise<void> {
     );
   }
   try {
-    await (await subcommands[found].load())(args);
+    await (await subcommands[found].load())(args[0] === "-h" ? ["--help"] : args);
   } catch (error) {
     throw error instanceof UserError ? new UserError(asTyped(error.message)) : error;
   }

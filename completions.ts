@@ -19,7 +19,7 @@ const HELP = `Print completions for a shell. To have them in every new shell, wr
 /** What `loam completions ...` prints. Throws UserError for a shell that it does not know. */
 export function completions(args: string[], subcommands: Subcommands): string {
   const [shell] = args;
-  if (shell === "--help" || shell === "-h") return HELP;
+  if (shell === "--help") return HELP;
   const found = KNOWN.find((known) => known === shell);
   if (found && args.length === 1) return SHELLS[found](subcommands);
   if (shell === undefined || found) {

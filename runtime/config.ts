@@ -35,10 +35,9 @@ export function parseOverrides<T extends Values>(
     if (!match) throw new UserError(`Cannot read the argument ${arg}: variables are set as --name=value`);
     const name = match[1]!;
     if (!Object.hasOwn(defaults, name)) {
+      const known = Object.keys(defaults).concat(name === "help" ? [] : "help");
       throw new UserError(
-        `Cannot set ${name}: there is no such variable; did you mean --${
-          nearest(name, Object.keys(defaults))
-        }?`,
+        `Cannot set ${name}: there is no such variable; did you mean --${nearest(name, known)}?`,
       );
     }
     let text = match[2];

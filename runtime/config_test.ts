@@ -55,6 +55,7 @@ Deno.test("parseOverrides() names what is wrong and the nearest variable", () =>
     mistake("--lerning_rate=3"),
     "Cannot set lerning_rate: there is no such variable; did you mean --learning_rate?",
   );
+  assertEquals(mistake("--hlep"), "Cannot set hlep: there is no such variable; did you mean --help?");
   assertEquals(mistake("--toString=3").startsWith("Cannot set toString: there is no such variable"), true);
   assertEquals(mistake("n_layer=3"), "Cannot read the argument n_layer=3: variables are set as --name=value");
   assertEquals(

@@ -63,6 +63,7 @@ Deno.test("loam --version names the versions of loam and Deno", async () => {
 for (const name of [...SUBCOMMANDS, "completions"]) {
   Deno.test(`loam ${name} --help explains the subcommand`, async () => {
     const help = await succeed("/", name, "--help");
+    assertEquals(await succeed("/", name, "-h"), help);
     assertMatch(help, /^[A-Z].*\n/);
     assert(!help.includes("deno task"), help);
   });
