@@ -167,10 +167,11 @@ Deno.test("Model.load() says what is wrong with a path", async () => {
   await assertRejects(() => Model.load(run, "tpu"), UserError);
 });
 
-Deno.test("a model whose Worker fails says so from then on", async () => {
+Deno.test("a model whose Worker fails says so from then on, but not to who has left", async () => {
   const broken = await Model.load(run, "cpu"), server = createApp({ runs: [], model: broken });
-  const answer = post(server, LONG);
+  const left = await post(server, { ...LONG, stream: true }), answer = post(server, LONG);
   await new Promise((resolve) => setTimeout(resolve, 5));
+  await left.body!.cancel();
   broken.worker.dispatchEvent(new ErrorEvent("error", { message: "out of memory" }));
   assertEquals((await answer).status, 503);
   assertEquals((await post(server, {})).status, 503);

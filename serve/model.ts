@@ -94,11 +94,11 @@ export class Model {
   }
 
   #hear(said: Said): void {
-    const order = this.#current!, isWanted = Atomics.load(this.stop, 0) < this.#number;
-    if (said.kind === "token" && isWanted) order.onToken(said.token);
-    if (said.kind === "end" && isWanted) order.onEnd();
-    if (said.kind === "error" && isWanted) {
-      order.onError(said.isUserError ? new Refusal(500, said.message) : new Error(said.message));
+    const order = this.#wanted();
+    if (said.kind === "token") order?.onToken(said.token);
+    if (said.kind === "end") order?.onEnd();
+    if (said.kind === "error") {
+      order?.onError(said.isUserError ? new Refusal(500, said.message) : new Error(said.message));
     }
     if (said.kind === "token") return;
     this.#current = undefined;
@@ -108,7 +108,12 @@ export class Model {
   #fail(message: string): void {
     const failure = new Refusal(503, `The model has failed: ${message}; start the server again`);
     this.#failure = failure;
-    for (const order of [this.#current, ...this.#waiting.splice(0)]) order?.onError(failure);
+    for (const order of [this.#wanted(), ...this.#waiting.splice(0)]) order?.onError(failure);
+  }
+
+  /** The current text, unless it was cancelled: then nobody listens any more. */
+  #wanted(): Order | undefined {
+    return Atomics.load(this.stop, 0) < this.#number ? this.#current : undefined;
   }
 
   /** Ends the Worker. */
