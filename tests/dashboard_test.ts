@@ -163,6 +163,15 @@ test("the dashboard says that a run was deleted, and lives on", async () => {
   Deno.mkdirSync(run.dir); // which the end of the block removes
 });
 
+test("the dashboard offers the other runs where the one in the address is gone", async () => {
+  using run = new FakeRun(60, { name: "other" });
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(`${server.url}?run=old`, { expected: /404/ });
+  await view.page.getByText('There is no run "old" here').waitFor();
+  await view.page.selectOption("#run", "other");
+  await view.drawn(60);
+});
+
 // ---- live
 
 test("the dashboard shows a step within two seconds, and the curves grow", async () => {

@@ -51,8 +51,9 @@ async function start() {
     showStats(await getStats(run));
   } catch (error) {
     showFailure(error);
-    if (!needsToken(error)) setTimeout(start, RETRY_MS); // signing in loads the page anew
-    return;
+    if (needsToken(error)) return; // signing in loads the page anew
+    setTimeout(start, RETRY_MS);
+    return attempt(refreshRuns); // there may be others to look at
   }
   follow(run, {
     connected(isConnected) {
@@ -158,16 +159,18 @@ async function refresh() {
 
 /** Brings up to date what is beside the run: its log, the other runs. */
 async function refreshOthers() {
-  const [lines, listed] = await Promise.all([getLog(run), getRuns()]);
-  showLog(lines);
-  runs = listed;
-  compared = compared.filter((name) => name !== run && runs.some((other) => other.name === name));
-  listRuns();
+  await Promise.all([getLog(run).then(showLog), refreshRuns()]);
   const isLive = (/** @type {string} */ name) =>
     runs.find((other) => other.name === name)?.state === "running";
   const wanted = compared.filter((name) => isLive(name) || !measuredBy.has(name));
   await Promise.all(wanted.map(async (name) => measuredBy.set(name, await getHistory(name))));
   redraw();
+}
+
+async function refreshRuns() {
+  runs = await getRuns();
+  compared = compared.filter((name) => name !== run && runs.some((other) => other.name === name));
+  listRuns();
 }
 
 // ---- what is on the page

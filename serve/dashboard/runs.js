@@ -20,16 +20,29 @@ export function showRuns(runs, current, compared, onCompare) {
   const text = JSON.stringify([runs, current, compared]), list = byId("runs", HTMLTableSectionElement);
   if (list.dataset.text === text) return;
   list.dataset.text = text;
-  const select = byId("run", HTMLSelectElement);
-  select.replaceChildren(
-    ...runs.map(({ name }) => make("option", name === current ? { selected: "" } : {}, name)),
-  );
-  select.disabled = runs.length < 2;
+  showChoice(runs.map(({ name }) => name), current);
   const focused = document.activeElement instanceof HTMLInputElement ? document.activeElement.value : "";
   list.replaceChildren(...runs.map((run) => runRow(run, current, compared, onCompare)));
   [...list.querySelectorAll("input")].find(({ value }) => value === focused)?.focus();
   byId("compare", HTMLDetailsElement).hidden = runs.length < 2;
   setText("compared", compared.length > 0 ? String(compared.length + 1) : "");
+}
+
+/**
+ * The choice in the head of the page. It stays as it is while the names do, for it may be open.
+ * @param {string[]} names
+ * @param {string} current
+ */
+function showChoice(names, current) {
+  const select = byId("run", HTMLSelectElement);
+  const options = names.includes(current) ? names : [current, ...names]; // it may be gone
+  const text = JSON.stringify([options, current]);
+  if (select.dataset.text === text) return;
+  select.dataset.text = text;
+  select.replaceChildren(
+    ...options.map((name) => make("option", name === current ? { selected: "" } : {}, name)),
+  );
+  select.disabled = options.length < 2;
 }
 
 /**
