@@ -2,6 +2,7 @@
 // names, tokenizer data, dashboard and every library that is built. Around them goes denort, which is Deno without its tools.
 import loam from "../deno.json" with { type: "json" };
 import { parseArgs } from "@std/cli/parse-args";
+import { resolve } from "node:path";
 import { runMain, UserError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { libraryExists, libraryUrl, pathOf } from "./library.ts";
@@ -44,10 +45,10 @@ export function reason(text: string): string {
 
 /** Any file passes for a runtime until it runs: even deno itself, which then ignores what was put into it. */
 async function start(output: string, denort: string | undefined): Promise<void> {
-  const path = output.startsWith("/") ? output : pathOf(new URL(output, ROOT));
+  const path = resolve(pathOf(ROOT), output);
   const wanted = `loam ${loam.version} `, said = await answer(path, ["--version"]);
   if (said?.startsWith(wanted)) return console.log(`${path}: ${said}`);
-  await Deno.remove(path);
+  await Deno.remove(path).catch(() => {}); // elsewhere than in build/ and /tmp it may not
   throw new UserError(
     `Cannot compile ${output}: it starts, but not as loam; ${
       denort ? `DENORT_BIN=${denort} should be` : "the runtime should be"
@@ -63,6 +64,7 @@ if (import.meta.main) {
         throw new UserError(`Cannot compile: unknown argument ${arg}; the only flag is --output=PATH`);
       },
     });
+    if (!output) throw new UserError("Cannot compile: --output needs a path, such as --output=build/loam");
     return compile(output);
   });
 }

@@ -120,6 +120,14 @@ Deno.test("compile says what DENORT_BIN should be when it names no file", async 
   );
 });
 
+Deno.test("compile removes what does not run from any path, and wants one", async () => {
+  const { stderr } = await compile("/bin/true", "build/loam test #1");
+  assertMatch(errorLine(stderr), /^Cannot compile build\/loam test #1: it starts, but not as loam;/);
+  assertEquals(list(new URL("build", ROOT).pathname).filter((name) => name.startsWith("loam test")), []);
+  const none = await compile("/bin/true", "");
+  assertEquals(errorLine(none.stderr), "Cannot compile: --output needs a path, such as --output=build/loam");
+});
+
 Deno.test("compile says where to fetch the runtime when it cannot be downloaded", () => {
   const text = `Compile mod.ts to build/loam
 error: Writing deno compile executable to temporary file 'build/loam.tmp-8426e0bc4cc219d4'
@@ -160,6 +168,7 @@ Deno.test({
     const help_ms = performance.now() - start;
     assert(help_ms <= 300, `--help took ${help_ms} ms`);
 
+    assertMatch(await succeed("train", "--help"), /^ {2}--head_dim=0 +0 = n_embd/m); // from its source, which is inside
     const lines = Array.from({ length: 300 }, (_, day) => `On day ${day} a small loom wove the long cloth.`);
     Deno.writeTextFileSync(`${cwd}/corpus.txt`, lines.join("\n\n"));
     const flags = ["--val_fraction=0.3", "--split_on=blank_line", "--workers=2"]; // the vocabulary of gpt2 is inside
