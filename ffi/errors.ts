@@ -48,8 +48,9 @@ function programPath(): string {
   return main.startsWith(root) ? main.slice(root.length) : decodeURIComponent(new URL(main).pathname);
 }
 
-/** The flag for the permissions that the task of the main module has; none for a program that is no task. */
+/** The flag for the permissions that the task of the main module has, or the binary; none for a program of others. */
 function permissionSet(): string[] {
+  if (programPath() === "mod.ts") return ["-P=loam"];
   const commands = Object.values(settings.tasks).map(({ command }) => command.split(" "));
   const own = commands.find((words) => words.includes(programPath()));
   return own?.filter((word) => word.startsWith("-P=")) ?? [];

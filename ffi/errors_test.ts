@@ -36,16 +36,23 @@ Deno.test("runMain() names the flag that grants a missing permission", async () 
   );
 });
 
-Deno.test("runMain() names the permissions of the task that the program belongs to", async () => {
-  const args = ["run", "-q", "--no-prompt", "-P=data", "model/sample.ts", "--checkpoint=runs/none"];
-  const options = { args, cwd: new URL("../", import.meta.url), env: { NO_COLOR: "1" } };
-  const { code, stderr } = await new Deno.Command(Deno.execPath(), options).output();
-  assertEquals(code, 1);
-  assertMatch(
-    new TextDecoder().decode(stderr),
-    /^error: Requires .* deno run -q -P=sample --allow-\S+ model\/sample\.ts \.\.\.\n$/,
-  );
-});
+for (
+  const [program, wanted] of [
+    [
+      ["model/sample.ts"],
+      /^error: Requires .* deno run -q -P=sample --allow-\S+ model\/sample\.ts \.\.\.\n$/,
+    ],
+    [["mod.ts", "sample"], /^error: Requires .* deno run -q -P=loam --allow-\S+ mod\.ts \.\.\.\n$/],
+  ] as const
+) {
+  Deno.test(`runMain() names the permissions that ${program[0]} should have`, async () => {
+    const args = ["run", "-q", "--no-prompt", "-P=data", ...program, "--checkpoint=runs/none"];
+    const options = { args, cwd: new URL("../", import.meta.url), env: { NO_COLOR: "1" } };
+    const { code, stderr } = await new Deno.Command(Deno.execPath(), options).output();
+    assertEquals(code, 1);
+    assertMatch(new TextDecoder().decode(stderr), wanted);
+  });
+}
 
 Deno.test("runMain() exits with 0 when main returns", async () => {
   assertEquals(await run(`await e.runMain(() => console.log("done"));`), {
