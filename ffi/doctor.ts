@@ -1,7 +1,7 @@
 // deno task doctor: what is here, and what to do about what is missing. Exits with 1 if training cannot run at all.
 import { findCompiler } from "./build.ts";
 import { findToolkit } from "./cuda_toolkit.ts";
-import { explain, runMain, UserError } from "./errors.ts";
+import { runMain, UserError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { device, libraryExists, open, pathOf } from "./library.ts";
 import { answer } from "./programs.ts";
@@ -31,17 +31,16 @@ function cpuLibrary(): Finding[] {
   try {
     open("cpu");
   } catch (error) {
-    return [{ what: "CPU library", found: "does not open", advice: explain(error), needed: true }];
+    return [{ what: "CPU library", found: "does not open", advice: (error as Error).message, needed: true }];
   }
   const { name, isa, isa_best, threads, blas } = device;
+  const remedy = variants.includes(`cpu_${isa_best}`) ? "unset LOAM_ISA" : "run deno task build";
   return [
     { what: "CPU library", found: `${variants.join(", ")} in ${isBinary ? "this program" : "build/"}` },
     {
       what: "processor",
       found: `${name}, ${threads} threads, using ${isa}`,
-      ...(isa === isa_best
-        ? {}
-        : { advice: `it could use ${isa_best}: run deno task build, or unset LOAM_ISA` }),
+      ...(isa === isa_best ? {} : { advice: `it could use ${isa_best}: ${remedy}` }),
     },
     {
       what: "BLAS",

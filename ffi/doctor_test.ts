@@ -1,17 +1,18 @@
 // What doctor says: of GPUs, shown by a program that answers in place of nvidia-smi, and of what is not as it should be.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { basename } from "node:path";
-import { libraryUrl, pathOf } from "./library.ts";
+import { libraryExists, libraryUrl, pathOf } from "./library.ts";
 
 const ROOT = new URL("../", import.meta.url).pathname;
 
 /** Runs doctor, or a copy of it. */
 async function run(
   script: string,
+  env: Record<string, string> = {},
   ...flags: string[]
 ): Promise<{ code: number; stdout: string; stderr: string }> {
   const args = ["run", "-q", "-A", "--config", `${ROOT}deno.json`, script, ...flags];
-  const result = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: { NO_COLOR: "1" } })
+  const result = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env: { NO_COLOR: "1", ...env } })
     .output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { code: result.code, stdout: text(result.stdout), stderr: text(result.stderr) };
@@ -57,8 +58,21 @@ Deno.test("doctor does without the compiler's report on the CUDA library", async
   assertMatch(stdout, /^CUDA library +built\nCUDA device +none opens\n/m);
 });
 
+Deno.test("doctor says how to get the processor's best, and exits with 1 where nothing can train", async () => {
+  const portable = await run("ffi/doctor.ts", { LOAM_ISA: "portable" });
+  assertEquals(portable.code, 0);
+  const best = /it could use (\w+): (.*)/.exec(portable.stdout);
+  if (best) assertEquals(best[2], libraryExists(`cpu_${best[1]}`) ? "unset LOAM_ISA" : "run deno task build");
+  const wrong = await run("ffi/doctor.ts", { LOAM_ISA: "sse9" });
+  assertEquals(wrong.code, 1);
+  assertMatch(
+    wrong.stdout,
+    /^CPU library +does not open\n +-> Cannot open the CPU library for LOAM_ISA=sse9: /m,
+  );
+});
+
 Deno.test("doctor refuses arguments in one line", async () => {
-  const { code, stderr } = await run("ffi/doctor.ts", "--foo");
+  const { code, stderr } = await run("ffi/doctor.ts", {}, "--foo");
   assertEquals(code, 1);
   assertEquals(stderr, "error: Cannot use --foo: doctor takes no arguments; run: deno task doctor\n");
 });
