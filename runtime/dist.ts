@@ -83,12 +83,15 @@ export class Ranks implements Exchange {
     return JSON.parse(new TextDecoder().decode(bytes));
   }
 
-  /** Throws UserError on a rank where something differs from rank 0, with both values. facts: values or objects of values. */
+  /**
+   * Returns once all ranks are alike; until then rank 0 writes nothing either. facts: values or objects of values. Throws
+   * UserError on a rank where something differs from rank 0, with both values.
+   */
   async requireSame(facts: Record<string, unknown>): Promise<void> {
     const first = flat(await this.fromFirst(facts)), here = flat(facts);
     const differences = Object.keys({ ...first, ...here }).filter((name) => here[name] !== first[name])
       .map((name) => `${name} is ${here[name]} here and ${first[name]} on rank 0`);
-    if (differences.length === 0) return;
+    if (differences.length === 0) return await this.barrier();
     throw new UserError(
       `Cannot train with rank 0: ${
         differences.join(", ")

@@ -74,16 +74,22 @@ Deno.test("enter() says what keeps it from writing", async () => {
 
 Deno.test("requireSame() names each value that differs, of objects too", async () => {
   const [first, second] = ranksOf(2, 60);
+  let goesOn = false;
   const refused = assertRejects(
     () => second!.requireSame({ config: { seed: 7, n_layer: 2 }, weights: "b" }),
     UserError,
   );
-  await first!.requireSame({ config: { seed: 1, n_layer: 2, n_head: 4 }, weights: "a" });
+  const passed = first!.requireSame({ config: { seed: 1, n_layer: 2, n_head: 4 }, weights: "a" })
+    .then(() => goesOn = true);
   assertEquals(
     (await refused).message,
     "Cannot train with rank 0: config.seed is 7 here and 1 on rank 0, config.n_head is undefined here and 4 on rank 0, " +
       "weights is b here and a on rank 0; start all ranks with the same code, data and flags",
   );
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assertEquals(goesOn, false); // it waits for the other, which would end the job
+  await second!.barrier();
+  await passed;
 });
 
 /** What a rank of three prints that waits at a barrier for ever, and its exit code. failure: what its engine says of queued work. */

@@ -179,9 +179,10 @@ Deno.test("a rank that stalls is named by the others", mpi, async () => {
 });
 
 Deno.test("a rank that differs from rank 0 is refused, with both values", mpi, async () => {
-  const flags = [...FLAGS, `--out_dir=${freshPath()}`];
+  const out = freshPath(), flags = [...FLAGS, `--out_dir=${out}`];
   const [message, ...more] = await failing(new Job([flags, [...flags, "--seed=7"]]));
   assertEquals(more, []);
+  assertEquals(list(out).filter((name) => name !== "ranks"), []); // no run that would be in the way of the next start
   assertMatch(
     message!,
     /^error: rank 1: Cannot train with rank 0: config\.seed is 7 here and 1337 on rank 0, weights is /,
