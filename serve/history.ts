@@ -9,8 +9,9 @@ const ALL: Range = { since: 0, until: Infinity };
 
 /**
  * At most `points` (2 or more) of the values in a range, at the steps they belong to: the first and the last, and of each of
- * equally long stretches between them the smallest and the largest, with the mean of their stretch beside them. A value that
- * was not finite is null, and so is a stretch that has no finite one: charts show a gap there.
+ * equally long stretches between them the smallest and the largest, with the mean of their stretch beside them; the last one
+ * has that of the stretch before it. A value that was not finite is null, and so is a stretch that has no finite one: charts
+ * show a gap there.
  */
 export function history(table: Table, key: Key, points: number, { since, until } = ALL): Series {
   const begin = table.rowAfter(since), end = table.rowAfter(until);
@@ -24,8 +25,9 @@ export function history(table: Table, key: Key, points: number, { since, until }
   if (rows.length <= points) rows.forEach((row) => keep(row));
   else {
     keep(rows[0]!);
-    keepExtremes(values, rows.subarray(1, -1), Math.floor(points / 2) - 1, keep);
-    keep(rows.at(-1)!);
+    const mean = keepExtremes(values, rows.subarray(1, -1), Math.floor(points / 2) - 1, keep);
+    const last = rows.at(-1)!;
+    keep(last, Number.isFinite(values[last]) ? mean : undefined); // alone it would weigh as much as a stretch
   }
   return series;
 }
@@ -41,13 +43,14 @@ function finite(value: number): number | null {
   return Number.isFinite(value) ? value : null;
 }
 
-/** Keeps the smallest and the largest finite value of each stretch of rows, in order of their steps. */
+/** Keeps the smallest and the largest finite value of each stretch of rows, in order of their steps; the mean of the last. */
 function keepExtremes(
   values: Float64Array,
   rows: Uint32Array,
   stretches: number,
   keep: (row: number, mean?: number) => void,
-): void {
+): number | undefined {
+  let mean: number | undefined;
   for (let i = 0; i < stretches; i++) {
     const begin = Math.floor(i * rows.length / stretches),
       end = Math.floor((i + 1) * rows.length / stretches);
@@ -60,8 +63,9 @@ function keepExtremes(
       sum += value;
       n++;
     }
-    const mean = sum / n;
+    mean = n > 0 ? sum / n : undefined;
     keep(Math.min(least, most), mean);
     if (least !== most) keep(Math.max(least, most), mean);
   }
+  return mean;
 }

@@ -124,7 +124,7 @@ const HISTORY = object({
       value: list({ type: ["number", "null"] }, "Value at each step; null where it was not finite"),
       mean: list(
         { type: ["number", "null"] },
-        "Of the stretch of steps that a point stands for; the value itself if for no other",
+        "Of the stretch of steps that a point stands for, the last one of that before it; the value itself if for no other",
       ),
     }),
     description: "By key",
