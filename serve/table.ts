@@ -23,7 +23,8 @@ export class Table {
       return undefined;
     }
     if (this.length === this.#columns[0]!.length) this.#columns = this.#columns.map(twice);
-    row.elapsed_s = (this.last("elapsed_s") || 0) + (row.step_ms ?? 0) / 1000;
+    const step_s = Number.isFinite(row.step_ms) ? row.step_ms! / 1000 : 0; // JSON has 1e999 too
+    row.elapsed_s = (this.last("elapsed_s") || 0) + step_s;
     KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] === null ? Infinity : row[key] ?? NaN);
     this.length++;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);

@@ -57,6 +57,14 @@ Deno.test("Table takes null for what was not finite, and does not take it for th
   assertEquals([table.last("loss"), table.lastValLoss, table.best?.step], [Infinity, 3, 1]);
 });
 
+Deno.test("Table counts no time for a step that took none that is finite", () => {
+  const table = new Table();
+  for (const [i, step_ms] of ["1000", "null", "1e999", "2000"].entries()) {
+    table.append(`{"step":${i + 1},"step_ms":${step_ms}}`);
+  }
+  assertEquals([...table.column("elapsed_s")], [1, 1, 1, 3]);
+});
+
 Deno.test("Table.rowAfter() finds the first later step", () => {
   const table = new Table();
   for (const step of [5, 6, 10]) table.append(line(step));
