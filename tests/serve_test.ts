@@ -47,7 +47,7 @@ Deno.test("serve shows a finished run and lets others talk to its model, until S
   assert(versions.loam && versions.deno && parameters! > 1000);
   assertEquals(
     (await getJson<History>(`${url}stats/history?key=loss`)).series.loss?.value,
-    metrics(finished).map((m) => m.loss),
+    metrics(finished).map((m) => m.loss ?? null),
   );
   const body = JSON.stringify({ prompt: "Once", max_tokens: 5, temperature: 0 });
   const request = { method: "POST", headers: { "Content-Type": "application/json" }, body };
