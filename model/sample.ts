@@ -50,11 +50,12 @@ export async function main(args: string[]): Promise<void> {
 
 /** Writes to stdout at once. Ends the program when nobody reads on, as in `... | head`. */
 function print(text: string): void {
+  const bytes = new TextEncoder().encode(text);
   try {
-    Deno.stdout.writeSync(new TextEncoder().encode(text));
+    for (let done = 0; done < bytes.length;) done += Deno.stdout.writeSync(bytes.subarray(done));
   } catch (error) {
     if (error instanceof Deno.errors.BrokenPipe) Deno.exit(0);
-    throw error;
+    throw new UserError(`Cannot write the text: ${(error as Error).message}`);
   }
 }
 

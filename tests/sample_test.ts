@@ -1,6 +1,17 @@
 // What deno task sample prints: the text of a trained model and nothing else.
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
-import { copy, dataset, freshPath, refuse, Running, SMALL, succeed, VOCABULARY } from "./helpers.ts";
+import {
+  copy,
+  dataset,
+  errorLine,
+  freshPath,
+  refuse,
+  ROOT,
+  Running,
+  SMALL,
+  succeed,
+  VOCABULARY,
+} from "./helpers.ts";
 
 /** A model that has learned to write short sentences and to end them. */
 let trained: Promise<string> | undefined;
@@ -68,6 +79,17 @@ Deno.test("sample ends without a word when nobody reads on", async () => {
   await running.close();
   const { code, stderr } = await running.end();
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
+});
+
+Deno.test("sample says in one line that its text cannot be written", async () => {
+  const script = 'exec "$0" task -q sample "$@" >/dev/full', flags = ["--device=cpu", "--max_new_tokens=1"];
+  const { code, stderr } = await new Deno.Command("sh", {
+    args: ["-c", script, Deno.execPath(), `--checkpoint=${await model()}`, ...flags],
+    cwd: ROOT,
+    stdin: "null",
+  }).output();
+  assertEquals(code, 1);
+  assertMatch(errorLine(new TextDecoder().decode(stderr)), /^Cannot write the text: No space left on device/);
 });
 
 Deno.test("sample refuses flags that make no sense", async () => {
