@@ -107,6 +107,7 @@ export class Ranks implements Exchange {
     const [shared, job] = await this.fromFirst([directory, crypto.randomUUID()] as const);
     const rollCall = this.#rollCall = new RollCall(shared, job, this.rank, this.world_size);
     try {
+      Deno.mkdirSync(shared, { recursive: true }); // where that is not allowed, the message asks for all of it
       rollCall.answer("");
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;

@@ -69,7 +69,7 @@ Deno.test("enter() says what keeps it from writing", async () => {
   Deno.writeTextFileSync(`${scratch}/file`, "");
   const [rank] = ranksOf(1, 60);
   const { message } = await assertRejects(() => rank!.enter(`${scratch}/file`), UserError);
-  assertMatch(message, /^Cannot write to \S+file: Not a directory .*; choose another --out_dir$/);
+  assertMatch(message, /^Cannot write to \S+file: File exists .*; choose another --out_dir$/);
 });
 
 Deno.test("requireSame() names each value that differs, of objects too", async () => {

@@ -206,7 +206,7 @@ Deno.test("what cannot work with several ranks is refused", mpi, async () => {
   );
   assertMatch(
     (await first(new Job([flags, flags].map((flags) => [...flags, "--out_dir=/nowhere/run"]))))!,
-    /^error: rank \d: Requires write access to "\/nowhere\/run.*": deno\.json grants this task less; /,
+    /^error: rank \d: Requires write access to "\/nowhere\/run": this program was granted less; grant it with: /,
   );
   assertMatch(
     (await first(new Job([flags, flags], { RANK: "0", WORLD_SIZE: "3" })))!,
