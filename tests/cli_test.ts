@@ -151,7 +151,7 @@ Deno.test("every subcommand works in any directory, on paths relative to it", as
   const flags = ["--tokenizer=bytes", "--val_fraction=0.3", "--split_on=blank_line", "--workers=2"];
   await succeed(cwd, "prepare", "--input", "corpus.txt", "--out", "data/mine", ...flags);
   assertMatch(await succeed(cwd, "data", "--dir", "data/mine"), /bytes/);
-  const tokenizer = ["--train", "corpus.txt", "--split_on=blank_line", "--vocab_size=260", "--out", "data/bpe"];
+  const tokenizer = ["--train", "corpus.txt", "--split_on=blank_line", "--vocab_size=260", "--out=data/bpe"];
   assertMatch(await succeed(cwd, "tokenizer", ...tokenizer), /260 tokens/);
   const train = ["--data_dir=data/mine", "--out_dir=runs/mine", "--max_iters=3", "--save_interval=3"];
   assertMatch(await succeed(cwd, "train", ...SMALL, ...train), /saved runs\/mine\/checkpoints\/step_000003/);
