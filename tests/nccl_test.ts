@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
 import { findCompiler } from "../ffi/build.ts";
 import { allocate, copyToDevice, copyToHost, open } from "../ffi/library.ts";
+import { Nccl } from "../ffi/nccl.ts";
 import { joinRanks } from "../runtime/dist.ts";
 import { findWorld } from "../runtime/world.ts";
 import {
@@ -103,6 +104,17 @@ Deno.test("a rank on its own exchanges with itself", { sanitizeResources: false 
   assertEquals(await ranks.sum(0.5, 2), [0.5, 2]);
   assertEquals(await ranks.fromFirst({ a: "b" }), { a: "b" });
   await ranks.finalize();
+});
+
+Deno.test("failure() is what NCCL says of queued work", { sanitizeResources: false }, async () => {
+  open("cpu");
+  const alone = { rank: 0, world_size: 1, address: "127.0.0.1", port: 1, timeout_s: 1 };
+  const nccl = await Nccl.join(library, alone);
+  assertEquals(nccl.failure(), undefined);
+  Deno.env.set("LOAM_FAKE_NCCL_FAULT", "async");
+  assertEquals(nccl.failure(), "internal error: said the stand-in (NCCL 2.30.7)");
+  Deno.env.delete("LOAM_FAKE_NCCL_FAULT");
+  nccl.finalize();
 });
 
 Deno.test("two ranks of the emulated GPU follow one, and go on bit by bit from their shares of the state", async () => {
