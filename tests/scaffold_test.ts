@@ -37,7 +37,10 @@ Deno.test("train, prepare and sample run no program and write to named places on
 });
 
 Deno.test("every task that a page or script names exists", () => {
-  for (const page of ["README.md", "CONTRIBUTING.md", "run.sh", "bench/README.md", ".ci/run"]) {
+  const docs = Array.from(Deno.readDirSync(new URL("docs", ROOT)), ({ name }) => `docs/${name}`)
+    .filter((path) => path.endsWith(".md"));
+  assert(docs.length > 0);
+  for (const page of ["README.md", "CONTRIBUTING.md", "run.sh", "bench/README.md", ".ci/run", ...docs]) {
     for (const [, task] of read(page).matchAll(/deno task (?:-q )?([a-z][\w:-]*)/g)) {
       assert(task! in settings.tasks, `${page} names deno task ${task}, which deno.json lacks`);
     }
