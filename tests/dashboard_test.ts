@@ -217,6 +217,25 @@ test("the dashboard says that the server is gone, and shows what it missed when 
   await view.drawn(151);
 });
 
+test("the dashboard holds no connection while nobody sees it, and shows what it missed when it is seen", async () => {
+  using run = new FakeRun(100);
+  const watched = run.run();
+  await using server = serve({ runs: [watched] });
+  await using view = await open(server.url);
+  await view.drawn(100);
+  const see = (isSeen: boolean) =>
+    view.page.evaluate((hidden) => {
+      Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }, !isSeen);
+  await see(false);
+  while (watched.listeners.size > 0) await view.page.waitForTimeout(10);
+  run.steps(101, 120);
+  await see(true);
+  await view.drawn(120);
+  assertEquals(watched.listeners.size, 1);
+});
+
 test("the dashboard cuts its curves when a run goes on from an earlier step", async () => {
   using run = new FakeRun(200);
   await using server = serve({ runs: [run.run()] });

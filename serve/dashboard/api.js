@@ -141,21 +141,39 @@ async function getSeries(run, range, keys, points) {
  */
 
 /**
- * Follows a run live. The browser reconnects by itself and names the last step it has seen; where it gives up, because the
- * server refused, we begin again.
+ * Follows a run live while the page is seen: browsers open six connections to a server, which tabs in the background would
+ * take. The browser reconnects by itself and names the last step it has seen; where it gives up, because the server refused,
+ * we begin again.
  * @param {string} run
  * @param {Listener} listener
  */
 export function follow(run, listener) {
+  /** @type {EventSource | undefined} */
+  let source;
+  const restart = () => {
+    source?.close();
+    source = document.hidden ? undefined : listen(run, listener, restart);
+  };
+  document.addEventListener("visibilitychange", restart);
+  restart();
+}
+
+/**
+ * @param {string} run
+ * @param {Listener} listener
+ * @param {() => void} restart
+ */
+function listen(run, listener, restart) {
   const source = new EventSource(`events?${new URLSearchParams({ run })}`);
   source.addEventListener("open", () => listener.connected(true));
   source.addEventListener("error", () => {
     listener.connected(false);
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, RETRY_MS, run, listener);
+    if (source.readyState === EventSource.CLOSED) setTimeout(restart, RETRY_MS);
   });
   source.addEventListener("step", ({ data }) => listener.step(JSON.parse(data)));
   source.addEventListener("reset", ({ data }) => listener.reset(JSON.parse(data).after));
   source.addEventListener("resync", () => listener.missed());
   source.addEventListener("sample", () => listener.changed());
   source.addEventListener("state", () => listener.changed());
+  return source;
 }
