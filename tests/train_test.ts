@@ -222,14 +222,14 @@ Deno.test({
   },
 });
 
-Deno.test("--help lists the variables with their defaults", async () => {
+Deno.test("--help lists the variables with their defaults and comments", async () => {
   assertMatch(
     await succeed("train", "--help"),
-    /^Train a Llama\. .*\n\n {2}--preset=\n(.*\n)+ {2}--learning_rate=0\.0003\n/,
+    /^Train a Llama\. .*\n\n {2}--preset= .*\n(.*\n)+ {2}--min_lr=0\.00003 +where the cosine ends\n/,
   );
   assertMatch(
     await succeed("sample", "--help"),
-    /^Write text .*\n\n {2}--checkpoint=\n(.*\n)+ {2}--temperature=0\.8\n/,
+    /^Write text .*\n\n {2}--checkpoint= .*\n(.*\n)+ {2}--temperature=0\.8 +0 = always .*\n/,
   );
 });
 
