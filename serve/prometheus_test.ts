@@ -83,3 +83,30 @@ Deno.test("prometheusText() keeps the rules of promtool", async () => {
 Deno.test("prometheusText() of no runs is empty", () => {
   assertEquals(prometheusText([]), "");
 });
+
+Deno.test({
+  name: "promtool reads prometheusText() and finds nothing to say",
+  ignore: !isInstalled("promtool"), // Debian: prometheus
+  fn: async () => {
+    using fake = new FakeRun(25, { name: 'a "b" \\ c' });
+    fake.start(25);
+    const run = fake.run();
+    await run.refresh();
+    const args = ["check", "metrics"], piped = { stdin: "piped", stdout: "piped", stderr: "piped" } as const;
+    const promtool = new Deno.Command("promtool", { args, ...piped }).spawn();
+    const stdin = promtool.stdin.getWriter();
+    await stdin.write(new TextEncoder().encode(prometheusText([run])));
+    await stdin.close();
+    const { code, stdout, stderr } = await promtool.output();
+    assertEquals([code, new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr)], [0, ""]);
+  },
+});
+
+function isInstalled(program: string): boolean {
+  try {
+    return new Deno.Command(program, { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
+      .success;
+  } catch {
+    return false;
+  }
+}
