@@ -129,7 +129,7 @@ test("the dashboard warns of a loss that is not finite, of skipped steps, and of
   await using server = serve({ runs: [run.run()] });
   await using view = await open(server.url);
   await view.page.getByText("Loss is not finite at step 101").waitFor();
-  assertEquals(await view.text("loss"), "NaN");
+  assertEquals([await view.text("loss"), await view.text("loss-note")], ["NaN", ""]);
   assertEquals(await view.text("mfu"), "–");
   assertStringIncludes(await view.text("warnings"), "1 update was skipped");
   assertStringIncludes(await view.text("warnings"), "1 line of metrics.jsonl could not be read");

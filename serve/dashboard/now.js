@@ -58,7 +58,7 @@ function showTiles(stats, losses) {
   const isLost = stats.step > 0 && stats.loss === null;
   setText("loss", isLost ? "NaN" : loss(stats.loss));
   byId("loss", HTMLElement).classList.toggle("bad", isLost);
-  showTrend(losses);
+  showTrend(isLost ? [] : losses); // a loss that is lost does not fall
   setText("val-loss", loss(stats.val_loss));
   const best = `best ${loss(stats.best_val_loss)} at step ${integer(stats.best_step)}`;
   setText("val-loss-note", isKnown(stats.best_val_loss) ? best : "");
