@@ -5,6 +5,7 @@ import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta } from "./meta.ts";
+import { orMistake } from "./system_error.ts";
 
 export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
@@ -169,7 +170,10 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
 
 /** Reads the header of a shard and checks the size of the file. tokens: what meta.json says, where there is one. */
 function openShard(path: string, tokens?: number): Shard {
-  const bytes = sizeOf(path), [magic, version, count] = readHeader(path);
+  const [bytes, magic, version, count] = orMistake(
+    `Cannot read "${path}"`,
+    () => [sizeOf(path), ...readHeader(path)] as const,
+  );
   const refuse = tokens === undefined ? foreign : damaged;
   for (const token_bytes of [2, 4] as const) {
     const [wantedMagic, wantedVersion] = SHARD_KINDS[token_bytes];

@@ -129,6 +129,16 @@ Deno.test("openDataset() finds a shard of the wrong size", () =>
     assertThrows(() => openDataset(dir), UserError, "the file is missing");
   }));
 
+Deno.test("openDataset() refuses a directory that is called like a shard", () =>
+  withDirectory((dir) => {
+    Deno.mkdirSync(`${dir}/train.bin`);
+    assertThrows(
+      () => openDataset(dir),
+      UserError,
+      `Cannot read "${dir}/train.bin": Is a directory (os error 21)`,
+    );
+  }));
+
 Deno.test("openDataset() refuses shards and meta.json of another kind", () =>
   withDirectory((dir) => {
     writeDataset(dir, SHARDS);

@@ -20,6 +20,7 @@ import { takeUp } from "./prepare/resume.ts";
 import { Run } from "./prepare/run.ts";
 import { splitMistake } from "./prepare/split_check.ts";
 import { finishedSummary, mergeSummary, runSummary } from "./prepare/summary.ts";
+import { orMistake } from "./system_error.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 if (import.meta.main) await runMain(() => main(Deno.args));
@@ -28,7 +29,10 @@ if (import.meta.main) await runMain(() => main(Deno.args));
 export async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) return console.log(asTyped(HELP));
   const command = parseCommand(args);
-  if ("merge" in command) return console.log(mergeSummary(command.merge.out, merge(command.merge)));
+  if ("merge" in command) {
+    const { out } = command.merge;
+    return console.log(mergeSummary(out, orMistake(`Cannot merge "${out}"`, () => merge(command.merge))));
+  }
   const options = command.prepare;
   if (options.inputs === DEMO.inputs) requireDemoCorpus();
   const { dir, meta, work } = await prepare(options, showProgress);
@@ -81,9 +85,10 @@ export async function prepare(options: PrepareOptions, show: (task: Task) => Pro
   const recipe = describe(sources, part, tokenizer, options);
   const dir = options.shard === null ? options.out : join(options.out, partName(options.shard));
   using _lock = DirectoryLock.take(dir);
-  const before = takeUp(dir, recipe, options.overwrite);
+  const refused = `Cannot prepare "${dir}"`;
+  const before = orMistake(refused, () => takeUp(dir, recipe, options.overwrite));
   if ("finished" in before) return { dir, meta: before.finished, work: null };
-  using run = new Run(dir, recipe, before.state);
+  using run = orMistake(refused, () => new Run(dir, recipe, before.state));
   const { tokens, text, documents } = run.work(); // before this run
   try {
     const counts = await encodeAll(run, sources, tokenizer, options, show);
@@ -96,7 +101,7 @@ export async function prepare(options: PrepareOptions, show: (task: Task) => Pro
       work: { seconds, tokens: all.tokens - tokens, text: all.text - text, documents_before: documents },
     };
   } catch (error) {
-    throw error instanceof UserError ? run.explain(error) : error;
+    throw run.explain(error);
   }
 }
 
@@ -189,6 +194,6 @@ function commit(run: Run): string {
     const documents = run.counts.documents.toLocaleString("en-US");
     return `stopped with ${documents} documents done; the same command goes on behind them`;
   } catch (error) {
-    return explain(error instanceof UserError ? run.explain(error) : error);
+    return explain(run.explain(error));
   }
 }

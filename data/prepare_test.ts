@@ -98,6 +98,18 @@ Deno.test("prepare() stops at a broken line and leaves nothing where nothing was
     );
   }));
 
+Deno.test("prepare() says in one line what the operating system refuses", () =>
+  inDirectory(async (dir) => {
+    jsonl(`${dir}/a.jsonl`, TEXTS);
+    Deno.mkdirSync(`${dir}/out`);
+    Deno.writeTextFileSync(`${dir}/out/unfinished`, "no directory");
+    await fails(
+      dir,
+      ["--input", `${dir}/a.jsonl`],
+      "Cannot prepare \"DIR/out\": Not a directory (os error 20): readdir 'DIR/out/unfinished'",
+    );
+  }));
+
 Deno.test("prepare() names a fraction that gives both splits documents", () =>
   inDirectory(async (dir) => {
     jsonl(`${dir}/a.jsonl`, TEXTS.slice(0, 10));

@@ -10,6 +10,7 @@ import { ByteStrings } from "./tokenizers/byte_strings.ts";
 import { readBlocks, type ReadCounts } from "./read/documents.ts";
 import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
+import { orMistake } from "./system_error.ts";
 import { PATTERNS } from "./tokenizers/scanners.ts";
 import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
 import { number, size, trainSummary } from "./train_tokenizer/train_summary.ts";
@@ -61,7 +62,10 @@ export async function trainTokenizer(
   const special = Object.fromEntries(special_tokens.map((token, id) => [token, id]));
   const eot = special[END_OF_TEXT]!;
   const files = byteLevelFiles({ name: "", tokens, special, eot, merges, pattern: PATTERNS[pattern] });
-  writeTokenizer(out, files["tokenizer.json"]!, configJson(special_tokens));
+  orMistake(
+    `Cannot write to "${out}"`,
+    () => writeTokenizer(out, files["tokenizer.json"]!, configJson(special_tokens)),
+  );
   return { text, counts, vocab_size: tokens.length };
 }
 

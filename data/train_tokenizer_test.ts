@@ -173,6 +173,17 @@ Deno.test("trainTokenizer() refuses input without text and leaves nothing behind
     assertEquals(Object.keys(readAll(dir)), ["corpus.jsonl"]);
   }));
 
+Deno.test("trainTokenizer() says in one line what the operating system refuses", () =>
+  inDirectory(async (dir) => {
+    Deno.mkdirSync(`${dir}/tokenizer/tokenizer.json.tmp`, { recursive: true });
+    const error = await assertRejects(() => train(dir, documents), UserError);
+    const path = `${dir}/tokenizer/tokenizer.json.tmp`;
+    assertEquals(
+      error.message,
+      `Cannot write to "${dir}/tokenizer": Is a directory (os error 21): open '${path}'`,
+    );
+  }));
+
 /** Runs deno task tokenizer as a program. */
 async function runTask(...args: string[]): Promise<{ code: number; out: string; error: string }> {
   const { tasks } = JSON.parse(Deno.readTextFileSync(`${ROOT}deno.json`));

@@ -289,3 +289,30 @@ Deno.test("prepare() keeps what is done when a server loses a file, and goes on 
     assert(work!.documents_before > 0);
     assertEquals(readAll(`${dir}/out`), readAll(`${dir}/whole`));
   }));
+
+Deno.test("prepare() names an input that is gone when its turn comes, and says what is done", () =>
+  inDirectory(async (dir) => {
+    for (const name of ["a", "b"]) jsonl(`${dir}/${name}.jsonl`, TEXTS);
+    const command = parseCommand(
+      [
+        "--workers=1",
+        "--input",
+        `${dir}/a.jsonl`,
+        `${dir}/b.jsonl`,
+        "--shard_tokens=10",
+        "--out",
+        `${dir}/out`,
+      ],
+    );
+    assert("prepare" in command);
+    const show = () => ({
+      advance: () => Promise.resolve(Deno.removeSync(`${dir}/b.jsonl`)),
+      stop: () => Promise.resolve(),
+    });
+    const error = await assertRejects(() => prepare(command.prepare, show), UserError);
+    assertEquals(
+      error.message.replaceAll(dir, "DIR"),
+      "Cannot prepare \"DIR/out\": No such file or directory (os error 2): open 'DIR/b.jsonl'; " +
+        "the first 50 documents are done, the same command goes on behind them",
+    );
+  }));

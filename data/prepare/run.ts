@@ -6,6 +6,7 @@ import type { Meta } from "../meta.ts";
 import type { Work } from "./progress.ts";
 import { publish, syncDirectory, UNFINISHED } from "./publish.ts";
 import type { Recipe } from "./recipe.ts";
+import { asMistake } from "../system_error.ts";
 import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import { ShardWriter, SPLITS } from "./writer.ts";
@@ -75,13 +76,13 @@ export class Run implements Disposable {
     this.#keep = true;
   }
 
-  /** Adds to a mistake how the user goes on when it is mended. */
-  explain(error: UserError): UserError {
-    const { documents } = this.#committed;
-    if (!this.#keep || documents === 0) return error;
+  /** Adds to a mistake how the user goes on when it is mended; leaves any other error as it is. */
+  explain(error: unknown): unknown {
+    const mistake = asMistake(`Cannot prepare "${this.#dir}"`, error), { documents } = this.#committed;
+    if (!(mistake instanceof UserError) || !this.#keep || documents === 0) return mistake;
     const count = documents.toLocaleString("en-US");
     return new UserError(
-      `${error.message}; the first ${count} documents are done, the same command goes on behind them`,
+      `${mistake.message}; the first ${count} documents are done, the same command goes on behind them`,
     );
   }
 

@@ -5,6 +5,7 @@ import { UserError } from "../../ffi/errors.ts";
 import { isFile, sha256OfFile } from "../../ffi/files.ts";
 import { HEADER_BYTES, shardHeader } from "../bins.ts";
 import type { Meta } from "../meta.ts";
+import { orMistake } from "../system_error.ts";
 import { syncDirectory } from "./publish.ts";
 
 /** The two parts of a dataset. */
@@ -200,12 +201,7 @@ class SplitWriter {
 
   /** Names the shard when the operating system refuses to write it, because the disk is full for example. */
   #orExplain<T>(write: () => T): T {
-    try {
-      return write();
-    } catch (error) {
-      if (error instanceof Deno.errors.NotCapable) throw error;
-      throw new UserError(`Cannot write "${join(this.#dir, this.#name)}": ${(error as Error).message}`);
-    }
+    return orMistake(`Cannot write "${join(this.#dir, this.#name)}"`, write);
   }
 
   /** Cuts the shard that grew back to so many tokens, whether it got its name after the last commit or not. */
