@@ -44,49 +44,49 @@ import { ServerBeside } from "./serve/beside.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
 const variables = {
-  preset: "", // "" = gpt-270m on a GPU, tiny on a CPU; see model/presets.ts
+  preset: "", // "" = gpt-270m on a GPU, tiny on a CPU
   device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
   data_dir: "data/demo", // made by deno task prepare; a mix: data/fineweb:0.8,data/code:0.2
   verify_data: true, // compare the sha256 of each shard with meta.json at start, about a second a GB
   out_dir: "", // "" = runs/<date>-<preset>
   resume: "", // a run directory to go on with; auto = the one in out_dir if it holds a checkpoint, else start there
-  seed: 1337,
+  seed: 1337, // of the first weights and of the order of the data
 
   // model
-  n_layer: 24,
-  n_embd: 1024,
-  n_head: 16,
-  n_kv_head: 4,
+  n_layer: 24, // blocks of attention and feed-forward
+  n_embd: 1024, // channels of a token between blocks: C
+  n_head: 16, // query heads: H
+  n_kv_head: 4, // key and value heads, shared by n_head / n_kv_head query heads each
   head_dim: 0, // 0 = n_embd / n_head
   n_inner: 0, // 0 = 8/3 n_embd rounded up to 256
-  block_size: 2048,
-  rope_theta: 10000,
-  norm_eps: 1e-6,
+  block_size: 2048, // tokens of context: T
+  rope_theta: 10000, // base of the rotary positions
+  norm_eps: 1e-6, // added to the mean square in RMSNorm
 
   // batch: batch_size * gradient_accumulation_steps * block_size = 262,144 tokens a step
   batch_size: 4, // windows of block_size tokens in one micro-step
   gradient_accumulation_steps: 32, // micro-steps of a step, shared by all ranks
 
   // optimizer
-  learning_rate: 3e-4,
+  learning_rate: 3e-4, // highest, after the warm-up
   min_lr: 3e-5, // where the cosine ends
-  warmup_iters: 2000,
-  max_iters: 100_000,
-  beta1: 0.9,
-  beta2: 0.95,
-  eps: 1e-8,
+  warmup_iters: 2000, // steps in which it rises from 0
+  max_iters: 100_000, // steps in all
+  beta1: 0.9, // decay of Adam's mean of gradients
+  beta2: 0.95, // and of their squares
+  eps: 1e-8, // added to the root of Adam's mean square
   weight_decay: 0.1, // on matrices, never on norms
   grad_clip: 1.0, // 0 = off
   max_skipped: 10, // stop after so many non-finite steps in a row
 
   // what happens how often, in steps; 0 = never
-  log_interval: 1,
-  eval_interval: 250,
+  log_interval: 1, // lines on the screen and in log.txt; metrics.jsonl has every step
+  eval_interval: 250, // loss on the val split
   eval_batches: 20, // the same windows of the val split every time
-  sample_interval: 1000,
-  sample_tokens: 200,
-  sample_temperature: 0.8,
-  save_interval: 1000,
+  sample_interval: 1000, // text written by the model
+  sample_tokens: 200, // of each such text
+  sample_temperature: 0.8, // 0 = the likeliest token always
+  save_interval: 1000, // checkpoints
   keep_checkpoints: 3, // the newest so many, and the best
   tensorboard: false, // write TensorBoard event files too
 
