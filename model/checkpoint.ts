@@ -1,6 +1,6 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
 import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { isFile, writeAtomic } from "../ffi/files.ts";
 import {
   json,
   loadTensors,
@@ -8,6 +8,7 @@ import {
   readTrainerState,
   resolveCheckpoint,
   type SavedTensor,
+  saveTensors,
 } from "../runtime/checkpoint.ts";
 import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
@@ -88,6 +89,27 @@ export function loadModel(path: string): { model: Llama; config: LlamaConfig; di
     expectedSha256(directory, "model.safetensors"),
   );
   return { model, config, directory };
+}
+
+/**
+ * Writes the weights, config.json and the files of the tokenizer to a directory, as loadModel() and Hugging Face's
+ * transformers read it. Throws UserError when they cannot be written.
+ */
+export function saveModel(
+  directory: string,
+  parameters: Parameters,
+  c: LlamaConfig,
+  tokenizer: { eot: number; files(): Record<string, string> },
+): void {
+  try {
+    Deno.mkdirSync(directory, { recursive: true });
+    const files = Object.entries(modelFiles(c, tokenizer.eot, tokenizer.files()));
+    for (const [name, text] of files) writeAtomic(`${directory}/${name}`, text);
+  } catch (error) {
+    if (error instanceof UserError || error instanceof Deno.errors.NotCapable) throw error;
+    throw new UserError(`Cannot write ${directory}: ${(error as Error).message}; choose another directory`);
+  }
+  saveTensors(`${directory}/model.safetensors`, modelTensors(parameters, c));
 }
 
 /** Puts weights and optimizer state of a checkpoint back into a run that goes on. The architecture must be the same. */

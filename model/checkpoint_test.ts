@@ -1,7 +1,9 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
+import { openTokenizer } from "../data/tokenizer.ts";
+import { UserError } from "../ffi/errors.ts";
 import { open } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
-import { optimizerTensors } from "./checkpoint.ts";
+import { loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 
 const c: LlamaConfig = {
@@ -24,4 +26,35 @@ Deno.test("optimizerTensors() gives each value to one rank to save, with either 
       assertEquals(ranges.at(-1)?.to, shape.reduce((a, b) => a * b), name);
     });
   }
+});
+
+Deno.test("saveModel() writes a directory that loadModel() and openTokenizer() read, also over an earlier one", async () => {
+  open("cpu");
+  const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
+  const directory = `${Deno.makeTempDirSync()}/models/a`;
+  for (const seed of [1, 2]) {
+    const model = init(config), parameters = new Parameters(model, { seed, train: false });
+    saveModel(directory, parameters, config, tokenizer);
+    const loaded = loadModel(directory);
+    assertEquals(loaded.config, config);
+    assertEquals(loaded.model.layers[0]!.qkv_proj.toArray(), model.layers[0]!.qkv_proj.toArray());
+    assertEquals((await openTokenizer(directory)).encode("Loom"), tokenizer.encode("Loom"));
+    assertEquals(
+      Array.from(Deno.readDirSync(directory), ({ name }) => name).filter((name) => name.endsWith("tmp")),
+      [],
+    );
+  }
+  Deno.removeSync(directory, { recursive: true });
+});
+
+Deno.test("saveModel() says where it cannot write", () => {
+  open("cpu");
+  const parameters = new Parameters(init(c), { seed: 1, train: false });
+  const file = Deno.makeTempFileSync(), tokenizer = { eot: 0, files: () => ({}) };
+  assertThrows(
+    () => saveModel(`${file}/model`, parameters, c, tokenizer),
+    UserError,
+    `Cannot write ${file}/model: `,
+  );
+  Deno.removeSync(file);
 });

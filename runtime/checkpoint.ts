@@ -248,6 +248,18 @@ function loadTensor(file: SafetensorsFile, { name, address, dtype, range, shape 
 
 // ---- writing
 
+/** Writes tensors to a file, aside first: a file that is there stays whole. Throws UserError when it cannot be written. */
+export function saveTensors(path: string, tensors: SavedTensor[]): void {
+  const temporary = `${path}.${Deno.pid}.tmp`;
+  try {
+    writeSafetensors(temporary, entries(tensors));
+    Deno.renameSync(temporary, path);
+  } catch (error) {
+    removeIfThere(temporary);
+    throw error;
+  }
+}
+
 /** The tensors as writeSafetensors() wants them; they share one staging buffer. */
 function entries(tensors: SavedTensor[]): Entry[] {
   const staging = new Uint8Array(CHUNK_BYTES);
