@@ -86,13 +86,13 @@ find_blas() {
     say "no BLAS found, training on the CPU will be slow: install oneDNN or OpenBLAS (Debian: apt-get install libdnnl-dev)"
 }
 
-# Installs a Debian package. Fails, saying nothing, where that is not ours to do; says why where it does not work.
 # What some tests drive, and skip where it is missing.
 find_program() {
   if command -v "$1" >/dev/null; then return; fi
   apt_install "$2" || say "no $1 found: the tests that need it are skipped (Debian: apt-get install $2)"
 }
 
+# Installs a Debian package. Fails, saying nothing, where that is not ours to do; says why where it does not work.
 apt_install() {
   if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then return 1; fi
   say "installing $1 with apt-get"
