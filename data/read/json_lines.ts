@@ -83,10 +83,14 @@ function parseLine(
     const reason = (error as Error).message.replace(/ \(line .*/, ""); // it counts lines within this one
     return void reportBad(`Cannot read ${place}: ${reason}; each line should be one JSON object`, 1);
   }
-  if (typeof row !== "object" || row === null || !Object.hasOwn(row, field)) {
-    const fields = typeof row === "object" && row !== null ? Object.keys(row).join(", ") : "";
+  if (typeof row !== "object" || row === null || Array.isArray(row)) {
+    const what = `it is ${Array.isArray(row) ? "a list" : line.trim().slice(0, 40)}`;
+    return void reportBad(`Cannot read ${place}: ${what}; each line should be one JSON object`, 1);
+  }
+  if (!Object.hasOwn(row, field)) {
+    const fields = Object.keys(row).join(", ") || "none";
     return void reportBad(
-      `Cannot read ${place}: it has no field "${field}" but ${fields || "none"}; choose one with --column`,
+      `Cannot read ${place}: it has no field "${field}" but ${fields}; choose one with --column`,
       1,
     );
   }

@@ -27,7 +27,8 @@ const mistakes: [string, string][] = [
   ['{"text":"tw', "Unterminated string in JSON at position 11; each line should be one JSON object"],
   ['{"body":"two","id":2}', 'it has no field "text" but body, id; choose one with --column'],
   ["{}", 'it has no field "text" but none; choose one with --column'],
-  ["17", 'it has no field "text" but none; choose one with --column'],
+  ["17", "it is 17; each line should be one JSON object"],
+  ['[{"text":"two"}]', "it is a list; each line should be one JSON object"],
   ['{"text":["two"]}', 'field "text" is ["two"], should be a text; choose another with --column'],
 ];
 
