@@ -21,7 +21,8 @@ export interface ColumnChunk extends ColumnKind {
   end: number;
 }
 
-const MAGIC = 0x31524150; // "PAR1", at both ends of the file
+const MAGIC = 0x31524150; // "PAR1", at both ends of the file,
+const ENCRYPTED_MAGIC = 0x45524150; // or "PARE", if its footer is encrypted
 const FOOTER_GUESS = 1 << 16; // bytes; a second request fetches what is longer
 
 /**
@@ -52,9 +53,18 @@ async function readFooter(source: ByteSource): Promise<Uint8Array<ArrayBuffer>> 
 
 async function notParquet(source: ByteSource): Promise<UserError> {
   const head = await readBytes(source, 0, Math.min(4, source.size));
-  return head.length === 4 && uint32(head, 0) === MAGIC
-    ? brokenParquet(source, "it begins like parquet but does not end with a footer and PAR1")
-    : new UserError(`Cannot read "${source.name}": it is not a parquet file, which begins with PAR1`);
+  const magic = head.length === 4 ? uint32(head, 0) : undefined;
+  if (magic === MAGIC) {
+    return brokenParquet(source, "it begins like parquet but does not end with a footer and PAR1");
+  }
+  if (magic === ENCRYPTED_MAGIC) return encrypted(source, "it");
+  return new UserError(`Cannot read "${source.name}": it is not a parquet file, which begins with PAR1`);
+}
+
+function encrypted(source: ByteSource, what: string): UserError {
+  return new UserError(
+    `Cannot read "${source.name}": ${what} is encrypted, which cannot be read; write it again without encryption`,
+  );
 }
 
 async function readBytes(source: ByteSource, from: number, to: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -118,9 +128,9 @@ function placeChunk(
 ): ColumnChunk {
   const rows = Number(group.num_rows);
   if (!(rows >= 0)) throw brokenParquet(source, `row group ${index} has ${rows} rows`);
-  const meta_data = group.columns.find((column) =>
-    column.meta_data?.path_in_schema.join(".") === path.join(".")
-  )?.meta_data;
+  const { meta_data, crypto_metadata } =
+    group.columns.find((column) => column.meta_data?.path_in_schema.join(".") === path.join(".")) ?? {};
+  if (crypto_metadata !== undefined) throw encrypted(source, `column "${element.name}"`);
   if (meta_data === undefined) {
     throw brokenParquet(source, `row group ${index} lacks column "${element.name}"`);
   }

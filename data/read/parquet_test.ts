@@ -9,6 +9,7 @@ import { readParquet, type Skip } from "./parquet.ts";
 import { assertRefused, refuse, textsOf, withFiles } from "./test_documents.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
+const NO_KEYS = "which cannot be read; write it again without encryption";
 const ADVICE = "the file is truncated or corrupt, fetch it again";
 
 /** The text of row i, as tests/fixtures/make_fixtures.py has it; "" for null. */
@@ -107,8 +108,13 @@ Deno.test("readParquet() refuses a text of more than 256 MB", async () => {
  * A parquet file with a column "text" and one row group, written out in Thrift's compact protocol.
  *
  * @param pages Contents of plain pages of one row each, which are compressed with zstd.
+ * @param more Fields of the column chunk behind its metadata.
  */
-function parquetOf(pages: Uint8Array<ArrayBuffer>[], rows: number): Uint8Array<ArrayBuffer> {
+function parquetOf(
+  pages: Uint8Array<ArrayBuffer>[],
+  rows: number,
+  more: number[] = [],
+): Uint8Array<ArrayBuffer> {
   const chunk = Uint8Array.from(pages.flatMap((page) => {
     const content = zstdCompressSync(page);
     const header = [0x15, 0, 0x15, ...zigzag(page.length), 0x15, ...zigzag(content.length)];
@@ -127,7 +133,7 @@ function parquetOf(pages: Uint8Array<ArrayBuffer>[], rows: number): Uint8Array<A
     ...zigzag(4),
   ];
   const column = [0x15, BYTE_ARRAY, 0x19, 5, 0x19, 0x18, ...text, 0x15, ZSTD, ...sizes, 0];
-  const group = [0x19, 0x1c, 0x26, 0, 0x1c, ...column, 0, 0x16, 0, 0x16, ...zigzag(rows), 0];
+  const group = [0x19, 0x1c, 0x26, 0, 0x1c, ...column, ...more, 0, 0x16, 0, 0x16, ...zigzag(rows), 0];
   const footer = [0x15, 2, 0x19, 0x2c, ...schema, 0x16, ...zigzag(rows), 0x19, 0x1c, ...group, 0];
   const magic = new TextEncoder().encode("PAR1");
   return Uint8Array.of(...magic, ...chunk, ...footer, footer.length, 0, 0, 0, ...magic);
@@ -197,6 +203,8 @@ Deno.test("readParquet() says what is wrong with the ends of a file", async () =
     [new TextEncoder().encode("<html>404</html>"), "it is not a parquet file, which begins with PAR1"],
     [Uint8Array.of(1), "it is not a parquet file, which begins with PAR1"],
     [parquetOf([], 1), `row group 0 has 0 values in its pages, should have 1; ${ADVICE}`],
+    [new TextEncoder().encode("PARE, secrets, PARE"), `it is encrypted, ${NO_KEYS}`],
+    [parquetOf([], 1, [0x5c, 0x1c, 0, 0]), `column "text" is encrypted, ${NO_KEYS}`], // with the footer's key
   ];
   for (const [bytes, message] of cases) {
     await withFiles({ "a.parquet": bytes }, (directory) =>
