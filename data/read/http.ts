@@ -308,9 +308,9 @@ function changed(url: string, is: string, was: string): UserError {
   );
 }
 
-/** The error for a server that sends only whole files, where parts are needed. */
+/** The error for a server that sends only whole files, or parts without the size of the whole, where that does not do. */
 export function noRanges(url: string): UserError {
   return new UserError(
-    `Cannot read "${url}": its server does not send parts of a file, which parquet needs; download the file and name that`,
+    `Cannot read "${url}": its server does not send parts of a file and its size, which parquet needs; download the file and name that`,
   );
 }

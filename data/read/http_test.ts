@@ -144,7 +144,7 @@ Deno.test("UrlBytes reads from a server that sends no parts, and passes over wha
     assertEquals(server.requests.length, 3);
     await assertRefused(
       () => readAll(url, 10, 20),
-      `Cannot read "${server.url}/a": its server does not send parts of a file, which parquet needs; ` +
+      `Cannot read "${server.url}/a": its server does not send parts of a file and its size, which parquet needs; ` +
         "download the file and name that",
     );
   }));
@@ -246,10 +246,17 @@ Deno.test("readBlocks() reads a compressed URL over connections that break", () 
   );
 });
 
-Deno.test("findSources() refuses parquet from a server that sends no parts", () =>
-  withServer(() => ({ body: file }), ({ url }) =>
-    assertRefused(
-      () => findSources([`${url}/a.parquet`], { column: "text" }),
-      `Cannot read "${url}/a.parquet": its server does not send parts of a file, which parquet needs; ` +
-        "download the file and name that",
-    )));
+const partial: Answer = {
+  status: 206,
+  headers: { "content-range": "bytes 0-0/*" },
+  body: file.subarray(0, 1),
+};
+for (const [what, answer] of Object.entries({ "no parts": { body: file }, "no size": partial })) {
+  Deno.test(`findSources() refuses parquet from a server that sends ${what}`, () =>
+    withServer(() => answer, ({ url }) =>
+      assertRefused(
+        () => findSources([`${url}/a.parquet`], { column: "text" }),
+        `Cannot read "${url}/a.parquet": its server does not send parts of a file and its size, which parquet needs; ` +
+          "download the file and name that",
+      )));
+}

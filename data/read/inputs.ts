@@ -181,7 +181,7 @@ async function checkInput(name: string, column: string): Promise<Input> {
   const format = formatOf(name);
   if (format === undefined) throw new UserError(`Cannot read "${name}": its name should end in ${ENDINGS}`);
   if (format.kind === "parquet") {
-    if (!ranges) throw noRanges(name);
+    if (!ranges || input.bytes === 0) throw noRanges(name);
     await openTextColumn(openInput(input), column);
   }
   return input;
