@@ -5,7 +5,7 @@
 import { lines } from "./lines.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { parseOverrides, requireWhole } from "../runtime/config.ts";
 import { joinRanks } from "../runtime/dist.ts";
 import { findWorld } from "../runtime/world.ts";
 import settings from "../deno.json" with { type: "json" };
@@ -39,7 +39,9 @@ interface Row {
 }
 
 async function main(args: string[]): Promise<void> {
-  const options = parseOverrides(args, defaults), o = { ...defaults, ...options };
+  const o = { ...defaults, ...parseOverrides(args, defaults) };
+  requireWhole(o, ["turns"], 1);
+  requireWhole(o, ["steps"], WARM_UP + 1);
   if (o.exchange > 0) return await timeExchange(o.exchange);
   const rows: Row[] = [];
   for (const preset of o.presets.split(",")) rows.push(await measure(preset, o));

@@ -213,3 +213,37 @@ Deno.test("what cannot work with several ranks is refused", mpi, async () => {
     /^error: Cannot tell which process this is: torchrun says rank 0 of 3, Open MPI says rank \d of 2; /,
   );
 });
+
+Deno.test(
+  "bench/dist.ts times an exchange, and refuses what leaves nothing to take the median of",
+  mpi,
+  async () => {
+    const run = async (program: string, ...args: string[]) => {
+      const env = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
+      const { code, stdout, stderr } = await new Deno.Command(program, { args, cwd: ROOT, env }).output();
+      return [code, new TextDecoder().decode(stdout), new TextDecoder().decode(stderr)] as const;
+    };
+    const bench = ["run", "-q", "--allow-all", "bench/dist.ts"];
+    const [code, printed] = await run(
+      "mpirun",
+      ...MPIRUN,
+      "-n",
+      "2",
+      Deno.execPath(),
+      ...bench,
+      "--exchange=1000",
+    );
+    assertEquals(code, 0);
+    assertMatch(printed, /^exchange [\d.]+ ms\n$/);
+    for (
+      const [flag, message] of [["turns=0", "turns 0: .* at least 1"], [
+        "steps=15",
+        "steps 15: .* at least 16",
+      ]]
+    ) {
+      const [code, , stderr] = await run(Deno.execPath(), ...bench, `--${flag}`);
+      assertEquals(code, 1);
+      assertMatch(stderr, new RegExp(`^error: Cannot use ${message}\n$`));
+    }
+  },
+);
