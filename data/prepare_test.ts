@@ -4,7 +4,7 @@ import { verifyDataset } from "./bins.ts";
 import type { SplitOptions } from "./prepare/encode.ts";
 import { workerEncoders } from "./prepare/encoders.ts";
 import { documentsOf, fails, inDirectory, jsonl, readAll } from "./prepare/test_prepare.ts";
-import { ROOT, runPrepare, runTask, TEXTS, writeTokenizer } from "./prepare/test_prepare.ts";
+import { ROOT, runPrepare, runTask, runTaskIn, TEXTS, writeTokenizer } from "./prepare/test_prepare.ts";
 
 const fixtures = `${ROOT}tests/fixtures/`;
 
@@ -229,4 +229,20 @@ Deno.test("deno task prepare prints one line and exits with 1 for a mistake, and
       /\/out: 1,\d+ tokens \(gpt2, vocabulary 50,257\), finished before; nothing to do$/,
     );
     assertEquals(restAgain, [train, val, left_out, ""]);
+  }));
+
+Deno.test("deno task prepare alone leaves the demo as it is when the same corpus is written again", () =>
+  inDirectory(async (dir) => {
+    const path = `${dir}/data/demo.txt`, corpus = TEXTS.join("\n\n");
+    Deno.mkdirSync(`${dir}/data`);
+    const runs = [];
+    for (const [text, time] of [[corpus, 1000], [corpus, 2000], [`${corpus}.`, 2000]] as const) {
+      Deno.writeTextFileSync(path, text);
+      Deno.utimeSync(path, time, time);
+      const { out, error } = await runTaskIn(dir);
+      runs.push(out + error);
+    }
+    assertMatch(runs[0]!, /^data\/demo: 3,\d+ tokens \(bytes, vocabulary 257\) in /);
+    assertMatch(runs[1]!, /, finished before; nothing to do\n/);
+    assertMatch(runs[2]!, /^error: Cannot write to "data\/demo": it holds a finished dataset, and input /);
   }));

@@ -45,10 +45,17 @@ export function runMerge(...args: string[]): Meta {
 }
 
 /** Runs deno task prepare as a program. */
-export async function runTask(...args: string[]): Promise<{ code: number; out: string; error: string }> {
+export function runTask(...args: string[]): Promise<{ code: number; out: string; error: string }> {
+  return runTaskIn(ROOT, ...args);
+}
+
+/** Runs it in another directory than the repository. */
+export async function runTaskIn(
+  cwd: string,
+  ...args: string[]
+): Promise<{ code: number; out: string; error: string }> {
   const command = ["run", "-q", "-P=prepare", `${ROOT}data/prepare.ts`, ...args];
-  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args: command, cwd: ROOT })
-    .output();
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args: command, cwd }).output();
   return { code, out: new TextDecoder().decode(stdout), error: new TextDecoder().decode(stderr) };
 }
 
