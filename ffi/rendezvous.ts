@@ -16,6 +16,7 @@ export interface Meeting {
 const MAGIC = 0x6c6f616d; // "loam"
 const MAGIC_BYTES = new Uint8Array(Uint32Array.of(MAGIC).buffer);
 const RETRY_MS = 200;
+const MOST_MS = 2 ** 31 - 1; // that a timer waits, 24 days: it calls at once where it is asked for more
 const HELLO_MS = 5000; // for a connection to say which rank it is, and for rank 0 to answer
 
 /**
@@ -41,7 +42,9 @@ async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<
   const { world_size, port, timeout_s } = meeting, missing = new Set<number>();
   for (let rank = 1; rank < world_size; rank++) missing.add(rank);
   using listener = listen(port);
-  const timer = timeout_s > 0 ? setTimeout(() => listener.close(), timeout_s * 1000) : undefined;
+  const timer = timeout_s > 0
+    ? setTimeout(() => listener.close(), Math.min(timeout_s * 1000, MOST_MS))
+    : undefined;
   try {
     const greetings = new Set<Promise<void>>();
     while (missing.size > 0) {

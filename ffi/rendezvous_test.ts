@@ -28,6 +28,10 @@ Deno.test("share() gives rank 0's bytes to all ranks, whatever the order they co
     assertEquals(all, Array(4).fill(SECRET));
   }
   assertEquals(await join(meeting(0, 1, 1)), SECRET); // alone: opens no port
+  const port = freePort(), month_s = 30 * 86400; // more than a timer counts to
+  const first = join(meeting(0, 2, port, month_s));
+  await pause(50);
+  assertEquals(await Promise.all([first, join(meeting(1, 2, port, month_s))]), [SECRET, SECRET]);
 });
 
 Deno.test("share() drops connections that are none of ours", async () => {
