@@ -1,6 +1,6 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
-import { parseArgs } from "@std/cli/parse-args";
-import { nearest, UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../ffi/errors.ts";
+import { type Flags, parseFlags, unescape, wholeNumber } from "../flags.ts";
 
 /** Text of --help. */
 export const HELP = `Turn text into a dataset of token bins
@@ -110,24 +110,26 @@ export const DEMO: PrepareOptions = {
   val_fraction: 0.1,
 };
 
-const STRINGS = [
-  "input",
-  "out",
-  "column",
-  "split_on",
-  "limit",
-  "dedup",
-  "shuffle_docs",
-  "tokenizer",
-  "val_fraction",
-  "seed",
-  "shard_tokens",
-  "workers",
-  "shard",
-] as const;
-const BOOLEANS = ["skip_bad", "overwrite", "merge"] as const;
-const FLAGS = [...STRINGS, ...BOOLEANS, "help"];
-const WITH_MERGE = ["--out", "--overwrite", "--merge"]; // the rest is in the parts
+const FLAGS = {
+  files: "input",
+  values: [
+    "out",
+    "column",
+    "split_on",
+    "limit",
+    "dedup",
+    "shuffle_docs",
+    "tokenizer",
+    "val_fraction",
+    "seed",
+    "shard_tokens",
+    "workers",
+    "shard",
+  ],
+  switches: ["skip_bad", "overwrite", "merge"],
+} as const;
+type Given = Flags<typeof FLAGS.values[number], typeof FLAGS.switches[number]>;
+const WITH_MERGE = ["out", "overwrite", "merge"]; // the rest is in the parts
 
 const MOST_TOKENS = 1e9; // in a shard
 const MOST_SEED = 2 ** 31 - 1;
@@ -138,25 +140,8 @@ const MOST_SEED = 2 ** 31 - 1;
  * @throws {UserError} for unknown flags, missing values and values out of range.
  */
 export function parseCommand(args: string[]): Command {
-  const named = nameInputs(args);
-  const flags = parseArgs(named, {
-    string: STRINGS,
-    collect: ["input"],
-    boolean: BOOLEANS,
-    unknown: refuseFlag,
-  });
-  const value = (name: Exclude<typeof STRINGS[number], "input">): string | undefined => {
-    if (flags[name] === "") {
-      throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
-    }
-    return flags[name];
-  };
-  for (const name of STRINGS) if (name !== "input") value(name);
-  const inputs = flags.input, out = value("out");
-  if (flags.merge) return { merge: mergeOptions(named, out, flags.overwrite) };
-  if (inputs.includes("")) {
-    throw new UserError("Cannot use --input: it needs a file, such as --input corpus.parquet");
-  }
+  const given = parseFlags(args, FLAGS), { files: inputs, values, switches } = given, { out } = values;
+  if (switches.merge) return { merge: mergeOptions(given) };
   const demo = inputs.length === 0;
   if (demo && out !== undefined) {
     throw new UserError(`Cannot prepare "${out}": --input is missing, such as --input corpus.parquet`);
@@ -168,68 +153,37 @@ export function parseCommand(args: string[]): Command {
   const number = (
     name: "limit" | "shuffle_docs" | "seed" | "shard_tokens" | "workers",
     least: number,
-    most: number,
-  ) => wholeNumber(name, value(name), least, most);
+    most?: number,
+  ) => wholeNumber(name, values[name], least, most);
   return {
     prepare: {
       inputs: demo ? DEMO.inputs : inputs,
       out: out ?? defaults.out,
-      column: value("column") ?? defaults.column,
-      split_on: unescape(value("split_on")) ?? defaults.split_on,
-      limit: number("limit", 1, Infinity) ?? defaults.limit,
-      dedup: exact(value("dedup")) ?? defaults.dedup,
+      column: values.column ?? defaults.column,
+      split_on: unescape(values.split_on) ?? defaults.split_on,
+      limit: number("limit", 1) ?? defaults.limit,
+      dedup: exact(values.dedup) ?? defaults.dedup,
       shuffle_docs: number("shuffle_docs", 0, MOST_SEED) ?? defaults.shuffle_docs,
-      skip_bad: flags.skip_bad,
-      tokenizer: value("tokenizer") ?? defaults.tokenizer,
-      val_fraction: fraction(value("val_fraction")) ?? defaults.val_fraction,
+      skip_bad: switches.skip_bad,
+      tokenizer: values.tokenizer ?? defaults.tokenizer,
+      val_fraction: fraction(values.val_fraction) ?? defaults.val_fraction,
       seed: number("seed", 0, MOST_SEED) ?? defaults.seed,
       shard_tokens: number("shard_tokens", 1, MOST_TOKENS) ?? defaults.shard_tokens,
-      overwrite: flags.overwrite,
+      overwrite: switches.overwrite,
       workers: number("workers", 1, 256) ?? defaults.workers,
-      shard: partNumber(value("shard")) ?? defaults.shard,
+      shard: partNumber(values.shard) ?? defaults.shard,
     },
   };
 }
 
-/** Puts --input before every plain word that is no value of a flag, so that all inputs stay in order. */
-function nameInputs(args: string[]): string[] {
-  let isValue = false;
-  return args.map((arg) => {
-    const isInput = !isValue && (arg === "-" || !arg.startsWith("-"));
-    isValue = STRINGS.some((name) => arg === `--${name}`);
-    return isInput ? `--input=${arg}` : arg;
-  });
-}
-
-/** Called with each argument that is no known flag, and with the "" of --out "". */
-function refuseFlag(arg: string, name?: string): boolean {
-  if (name === undefined) return true;
-  throw new UserError(
-    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`,
-  );
-}
-
-function mergeOptions(args: string[], out: string | undefined, overwrite: boolean): MergeOptions {
-  const names = args.filter((arg) => arg.startsWith("--")).map((arg) => arg.split("=")[0]!);
-  const other = names.find((name) => !WITH_MERGE.includes(name));
+function mergeOptions({ files, values, switches }: Given): MergeOptions {
+  const given = Object.entries({ input: files[0], ...values, ...switches });
+  const other = given.find(([name, value]) => value && !WITH_MERGE.includes(name))?.[0];
   if (other !== undefined) {
-    throw new UserError(`Cannot use ${other} with --merge: the parts have it already; leave it out`);
+    throw new UserError(`Cannot use --${other} with --merge: the parts have it already; leave it out`);
   }
-  if (out === undefined) throw new UserError("Cannot merge: --out is missing, such as --out data/c4");
-  return { out, overwrite };
-}
-
-function wholeNumber(
-  name: string,
-  text: string | undefined,
-  least: number,
-  most: number,
-): number | undefined {
-  if (text === undefined) return undefined;
-  const number = /^\d+$/.test(text) ? Number(text) : NaN;
-  if (number >= least && number <= most) return number;
-  const range = most === Infinity ? `of at least ${least}` : `from ${least} to ${most}`;
-  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number ${range}`);
+  if (values.out === undefined) throw new UserError("Cannot merge: --out is missing, such as --out data/c4");
+  return { out: values.out, overwrite: switches.overwrite };
 }
 
 function fraction(text: string | undefined): number | undefined {
@@ -249,9 +203,4 @@ function partNumber(text: string | undefined): PartNumber | undefined {
   const [index, count] = /^\d+\/\d+$/.test(text) ? text.split("/").map(Number) : [];
   if (index !== undefined && count !== undefined && index >= 1 && index <= count) return { index, count };
   throw new UserError(`Cannot use --shard=${text}: it should be I/N with I from 1 to N, such as 1/8`);
-}
-
-/** Turns \n, \t and \\ into what they stand for, since a shell passes them on as they are. */
-function unescape(text: string | undefined): string | undefined {
-  return text?.replace(/\\([nt\\])/g, (_, letter) => letter === "n" ? "\n" : letter === "t" ? "\t" : "\\");
 }

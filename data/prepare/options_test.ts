@@ -21,6 +21,11 @@ Deno.test("parseCommand() takes inputs after --input, repeated and as plain word
   assertEquals(inputs, ["a.txt", "b.txt", "c.txt", "d.txt"]);
 });
 
+Deno.test("parseCommand() takes what follows -- as if it were not there", () => {
+  const { inputs, overwrite } = parse(["--", "--input=a.txt", "--out=data/a", "--", "b.txt", "--overwrite"]);
+  assertEquals([inputs, overwrite], [["a.txt", "b.txt"], true]);
+});
+
 Deno.test("parseCommand() has the documented defaults", () => {
   assertEquals(parse(required), {
     inputs: ["a.parquet"],
@@ -99,6 +104,10 @@ const mistakes: [string[], string][] = [
   ],
   [["--limit=abc"], "Cannot use --limit=abc: it should be a whole number of at least 1"],
   [["--limit=0"], "Cannot use --limit=0: it should be a whole number of at least 1"],
+  [
+    ["--limit=9007199254740992"],
+    "Cannot use --limit=9007199254740992: it should be a whole number of at least 1",
+  ],
   [["--limit=1.5"], "Cannot use --limit=1.5: it should be a whole number of at least 1"],
   [["--seed=-1"], "Cannot use --seed=-1: it should be a whole number from 0 to 2147483647"],
   [["--shuffle_docs=yes"], "Cannot use --shuffle_docs=yes: it should be a whole number from 0 to 2147483647"],

@@ -1,6 +1,6 @@
 // The command line of the tokenizer's training: flags, defaults and what is wrong with a value.
-import { parseArgs } from "@std/cli/parse-args";
 import { nearest, UserError } from "../../ffi/errors.ts";
+import { parseFlags, unescape, wholeNumber } from "../flags.ts";
 import { PATTERNS, scannerOf } from "../tokenizers/scanners.ts";
 
 /** The special token that every tokenizer has: it goes between documents. */
@@ -57,19 +57,11 @@ export interface TrainOptions {
   overwrite: boolean;
 }
 
-const STRINGS = [
-  "train",
-  "out",
-  "vocab_size",
-  "special_tokens",
-  "pattern",
-  "min_frequency",
-  "column",
-  "split_on",
-  "limit",
-] as const;
-const BOOLEANS = ["skip_bad", "overwrite"] as const;
-const FLAGS = [...STRINGS, ...BOOLEANS, "help"];
+const FLAGS = {
+  files: "train",
+  values: ["out", "vocab_size", "special_tokens", "pattern", "min_frequency", "column", "split_on", "limit"],
+  switches: ["skip_bad", "overwrite"],
+} as const;
 
 const MOST_TOKENS = 1_000_000; // the largest vocabularies in use have a quarter of it
 
@@ -79,56 +71,25 @@ const MOST_TOKENS = 1_000_000; // the largest vocabularies in use have a quarter
  * @throws {UserError} for unknown flags, missing values and values out of range.
  */
 export function parseOptions(args: string[]): TrainOptions {
-  const flags = parseArgs(nameFiles(args), {
-    string: STRINGS,
-    collect: ["train"],
-    boolean: BOOLEANS,
-    unknown: refuseFlag,
-  });
-  for (const name of STRINGS) {
-    if (flags[name] === "") {
-      throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
-    }
-  }
-  const { train, out, vocab_size, column = "text", split_on = "", skip_bad, overwrite } = flags;
+  const { files: train, values, switches } = parseFlags(args, FLAGS), { out } = values;
   if (train.length === 0) throw new UserError("Cannot train: --train is missing, such as --train corpus.txt");
-  if (train.includes("")) {
-    throw new UserError("Cannot use --train: it needs a file, such as --train corpus.txt");
-  }
   if (out === undefined) {
     throw new UserError(`Cannot train on "${train[0]}": --out is missing, such as --out data/tokenizer`);
   }
-  const pattern = cut(flags.pattern ?? "llama3"),
-    special_tokens = specialTokens(flags.special_tokens, pattern);
+  const pattern = cut(values.pattern ?? "llama3");
+  const special_tokens = specialTokens(values.special_tokens, pattern);
   return {
     train,
     out,
-    vocab_size: vocabularySize(vocab_size ?? "32000", special_tokens.length),
+    vocab_size: vocabularySize(values.vocab_size ?? "32000", special_tokens.length),
     special_tokens,
     pattern,
-    min_frequency: wholeNumber("min_frequency", flags.min_frequency ?? "2", 1),
-    column,
-    split_on: unescape(split_on),
-    limit: flags.limit === undefined ? null : wholeNumber("limit", flags.limit, 1),
-    skip_bad,
-    overwrite,
+    min_frequency: wholeNumber("min_frequency", values.min_frequency, 1) ?? 2,
+    column: values.column ?? "text",
+    split_on: unescape(values.split_on) ?? "",
+    limit: wholeNumber("limit", values.limit, 1) ?? null,
+    ...switches,
   };
-}
-
-/** Puts --train before every plain word that is no value of a flag, so that all files stay in order. */
-function nameFiles(args: string[]): string[] {
-  return args.map((arg, i) => {
-    const isValue = STRINGS.some((name) => args[i - 1] === `--${name}`);
-    return isValue || arg.startsWith("-") ? arg : `--train=${arg}`;
-  });
-}
-
-/** Called with each argument that is no known flag, and with the "" of --out "". */
-function refuseFlag(arg: string, name?: string): boolean {
-  if (name === undefined) return true;
-  throw new UserError(
-    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`,
-  );
 }
 
 function cut(name: string): TrainOptions["pattern"] {
@@ -169,15 +130,4 @@ function vocabularySize(text: string, special: number): number {
   throw new UserError(
     `Cannot use --vocab_size=${text}: it should be a whole number from ${needed}, to ${MOST_TOKENS}`,
   );
-}
-
-function wholeNumber(name: string, text: string, least: number): number {
-  const number = /^\d+$/.test(text) ? Number(text) : NaN;
-  if (number >= least && Number.isSafeInteger(number)) return number;
-  throw new UserError(`Cannot use --${name}=${text}: it should be a whole number of at least ${least}`);
-}
-
-/** Turns \n, \t and \\ into what they stand for, since a shell passes them on as they are. */
-function unescape(text: string): string {
-  return text.replace(/\\([nt\\])/g, (_, letter) => letter === "n" ? "\n" : letter === "t" ? "\t" : "\\");
 }

@@ -46,7 +46,7 @@ const MISTAKES: [string[], string][] = [
   [[], "Cannot train: --train is missing, such as --train corpus.txt"],
   [["--out=x"], "Cannot train: --train is missing, such as --train corpus.txt"],
   [["--train", "a.txt"], 'Cannot train on "a.txt": --out is missing, such as --out data/tokenizer'],
-  [["--train=", "--out=x"], "Cannot use --train: it needs a file, such as --train corpus.txt"],
+  [["--train=", "--out=x"], "Cannot use --train: it needs a file, such as --train corpus.parquet"],
   [[...GIVEN, "--column="], "Cannot use --column: it needs a value, such as --column=..."],
   [[...GIVEN, "--vocabsize=9"], "Cannot use --vocabsize: there is no such flag; did you mean --vocab_size?"],
   [[...GIVEN, "-x"], "Cannot use -x: there is no such flag; did you mean --out?"],
@@ -58,7 +58,7 @@ const MISTAKES: [string[], string][] = [
     [...GIVEN, "--vocab_size=32k", "--special_tokens=<|a|>"],
     "Cannot use --vocab_size=32k: it should be a whole number from 258, for 256 bytes and 2 special tokens, to 1000000",
   ],
-  [[...GIVEN, "--limit=0"], "Cannot use --limit=0: it should be a whole number of at least 1"],
+  [[...GIVEN, "--", "--limit=0"], "Cannot use --limit=0: it should be a whole number of at least 1"],
   [
     [...GIVEN, "--min_frequency=1.5"],
     "Cannot use --min_frequency=1.5: it should be a whole number of at least 1",
