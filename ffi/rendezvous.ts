@@ -46,14 +46,11 @@ async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<
     ? setTimeout(() => listener.close(), Math.min(timeout_s * 1000, MOST_MS))
     : undefined;
   try {
-    const greetings = new Set<Promise<void>>();
     while (missing.size > 0) {
       const connection = await listener.accept();
-      const greeting = greet(connection, bytes, world_size, missing).finally(() => {
-        greetings.delete(greeting);
-        if (missing.size === 0) closeQuietly(listener);
+      greet(connection, bytes, world_size, missing).then(() => {
+        if (missing.size === 0) closeQuietly(listener); // ends the wait for one more
       });
-      greetings.add(greeting);
     }
   } catch (error) {
     if (!(error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted)) throw error;
