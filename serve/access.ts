@@ -11,7 +11,7 @@ export const COMPLETIONS = "/v1/completions";
 
 const LEAST_TOKEN = 16; // characters
 const MOST_URL = 4096; // characters
-const MOST_IN_FLIGHT = 256; // requests, of which connections to /events count until they have their first bytes
+const MOST_IN_FLIGHT = 256; // requests, from the first byte to the last of the answer; for /events to the first
 
 const NEEDS_TOKEN = "A token is needed: send it as Authorization: Bearer TOKEN, or as ?token=TOKEN";
 
@@ -81,9 +81,15 @@ export function access(token: string | undefined): MiddlewareHandler {
       if (c.req.path === "/" && c.req.query("token") !== undefined) return c.redirect(withoutToken(c), 303);
       await next();
     } finally {
-      inFlight--;
+      delivered(c).then(() => inFlight--);
     }
   };
+}
+
+/** Resolves when the client has its answer or is gone: until then the answer takes memory. /events has its own limits. */
+async function delivered(c: Context): Promise<void> {
+  const { completed } = (c.env ?? {}) as Partial<Deno.ServeHandlerInfo>; // none where a test asks the app itself
+  if (c.req.path !== "/events") await completed?.catch(() => {});
 }
 
 function requireShape(c: Context): void {

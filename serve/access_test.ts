@@ -188,3 +188,20 @@ Deno.test("the server works on a limited number of requests at a time", async ()
   await Promise.all(waiting);
   assertEquals((await hono.request("/openapi.json")).status, 200);
 });
+
+Deno.test("a request counts until its client has the answer or is gone, but not where it follows a run", async () => {
+  using fake = new FakeRun(1);
+  const { hono, close } = createApp({ runs: [fake.run()] });
+  const { promise: completed, reject } = Promise.withResolvers<void>();
+  const ask = async (path: string) => (await hono.request(path, {}, { completed })).status;
+  for (const path of ["/stats", "/events"]) {
+    for (let i = 0; i < 200; i++) assertEquals(await ask(path), 200);
+  }
+  for (let i = 200; i < 256; i++) assertEquals(await ask("/none"), 404);
+  assertEquals(await ask("/stats"), 503);
+  reject(new Error("connection closed"));
+  await completed.catch(() => {});
+  await new Promise((resolve) => setTimeout(resolve, 0));
+  assertEquals(await ask("/stats"), 200);
+  close();
+});

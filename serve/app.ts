@@ -106,7 +106,7 @@ const NO_RUNS = "There is no run here: start the server with --run";
 
 function historyOf(c: Context, run: Run): History {
   const keys = Array.from(new Set(c.req.queries("key") ?? ["loss"]), requireKey); // each once, however often it is named
-  const points = wholeNumber(c, "points", 1000, 2, MOST_POINTS);
+  const points = wholeNumber(c, "points", 1000, 2, Math.floor(MOST_POINTS / keys.length));
   const range = { since: stepParameter(c, "since") ?? 0, until: stepParameter(c, "until") ?? Infinity };
   const series = keys.map((key): [Key, Series] => [key, history(run.table, key, points, range)]);
   return { run: run.name, series: Object.fromEntries(series) };

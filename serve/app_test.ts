@@ -98,6 +98,7 @@ Deno.test("what cannot be answered is refused with one sentence, and the server 
     ["/stats/history?key=__proto__", 400, /^There is no history/],
     ["/stats/history?points=1", 400, /^points must be a whole number from 2 to 20000/],
     ["/stats/history?points=1e9", 400, /^points must/],
+    ["/stats/history?key=loss&key=lr&points=10001", 400, /^points must be a whole number from 2 to 10000/],
     [`/stats/history?points=${huge}`, 400, /^points must/],
     [`/stats/history?since=${huge}`, 400, /^since must/],
     ["/stats/history?since=-1", 400, /^since must/],

@@ -38,7 +38,7 @@ function open(app: App, address: Address, signal: AbortSignal): Deno.HttpServer<
   const { hostname, port, flag } = address;
   try {
     const options = { hostname, port, signal, onListen: () => {}, automaticCompression: true };
-    return Deno.serve(options, (request) => app.hono.fetch(request));
+    return Deno.serve(options, (request, info) => app.hono.fetch(request, info));
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     if (!(error instanceof Deno.errors.AddrInUse)) {

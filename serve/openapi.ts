@@ -264,7 +264,7 @@ export const OPENAPI = {
       query(
         "points",
         { type: "integer", minimum: 2, maximum: 20000, default: 1000 },
-        "Points of each key at most; between the first and the last they keep the extremes of equal stretches",
+        "Points of each key at most, 20000 of all keys; between the first and the last they keep the extremes of equal stretches",
       ),
       query("since", { type: "integer", minimum: 0, default: 0 }, "Only later steps"),
       query("until", { type: "integer", minimum: 0 }, "Only steps up to this one"),
