@@ -61,11 +61,8 @@ export async function trainTokenizer(
   const { tokens, merges } = learn(text, options, report);
   const special = Object.fromEntries(special_tokens.map((token, id) => [token, id]));
   const eot = special[END_OF_TEXT]!;
-  const files = byteLevelFiles({ name: "", tokens, special, eot, merges, pattern: PATTERNS[pattern] });
-  orMistake(
-    `Cannot write to "${out}"`,
-    () => writeTokenizer(out, files["tokenizer.json"]!, configJson(special_tokens)),
-  );
+  const files = byteLevelFiles({ name: null, tokens, special, eot, merges, pattern: PATTERNS[pattern] });
+  orMistake(`Cannot write to "${out}"`, () => writeTokenizer(out, files));
   return { text, counts, vocab_size: tokens.length };
 }
 
@@ -144,24 +141,12 @@ function bytesInOrder(): number[] {
   return characters.map((_, byte) => byte).sort((a, b) => characters[a]! < characters[b]! ? -1 : 1);
 }
 
-/** Contents of tokenizer_config.json, where transformers finds out what the special tokens are for. */
-function configJson(special_tokens: string[]): string {
-  const config = {
-    tokenizer_class: "PreTrainedTokenizerFast",
-    bos_token: END_OF_TEXT, // stands before every document
-    eos_token: END_OF_TEXT,
-    additional_special_tokens: special_tokens.filter((token) => token !== END_OF_TEXT),
-    clean_up_tokenization_spaces: false,
-  };
-  return `${JSON.stringify(config, null, 2)}\n`;
-}
-
 /** Replaces the files of a tokenizer once both are on the disk. Without tokenizer.json the directory holds none. */
-function writeTokenizer(out: string, tokenizerJson: string, configJson: string): void {
+function writeTokenizer(out: string, files: ReturnType<typeof byteLevelFiles>): void {
   const path = join(out, "tokenizer.json"), config = join(out, "tokenizer_config.json");
   try {
-    writeSynced(`${path}.tmp`, tokenizerJson);
-    writeSynced(`${config}.tmp`, configJson);
+    writeSynced(`${path}.tmp`, files["tokenizer.json"]);
+    writeSynced(`${config}.tmp`, files["tokenizer_config.json"]);
   } catch (error) {
     for (const file of [path, config]) if (isFile(`${file}.tmp`)) Deno.removeSync(`${file}.tmp`);
     throw error;

@@ -5,8 +5,8 @@ import { PATTERNS } from "./scanners.ts";
 
 /** A byte-level tokenizer. */
 export interface ByteLevelFiles {
-  /** The name by which openTokenizer() knows it without the files. */
-  name: string;
+  /** The name by which openTokenizer() knows it without the files; null if there is none. */
+  name: string | null;
   /** Byte strings of the ids from 0 on. */
   tokens: ByteStrings;
   /** Ids of the special tokens. */
@@ -19,18 +19,21 @@ export interface ByteLevelFiles {
   pattern: string | null;
 }
 
-/** Contents by name of tokenizer.json and tokenizer_config.json. */
-export function byteLevelFiles(tokenizer: ByteLevelFiles): Record<string, string> {
-  const { name, special, eot } = tokenizer;
-  const endOfText = Object.keys(special).find((text) => special[text] === eot)!;
+/** Contents of tokenizer.json and of tokenizer_config.json, where transformers finds out what special tokens are for. */
+export function byteLevelFiles(
+  tokenizer: ByteLevelFiles,
+): Record<"tokenizer.json" | "tokenizer_config.json", string> {
+  const { name, special, eot } = tokenizer, tokens = Object.keys(special);
+  const endOfText = tokens.find((text) => special[text] === eot)!;
   const config = {
     tokenizer_class: "PreTrainedTokenizerFast",
-    bos_token: endOfText,
+    bos_token: endOfText, // stands before every document
     eos_token: endOfText,
     unk_token: endOfText,
+    additional_special_tokens: tokens.filter((text) => text !== endOfText),
     add_prefix_space: false,
     clean_up_tokenization_spaces: false,
-    loam_tokenizer: name,
+    ...name !== null && { loam_tokenizer: name },
   };
   return {
     "tokenizer.json": `${JSON.stringify(tokenizerJson(tokenizer))}\n`,
