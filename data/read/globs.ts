@@ -39,10 +39,16 @@ export function globFiles(pattern: string): string[] {
  */
 export function filesBelow(directory: string, depth = Infinity): string[] {
   if (depth === 0) return [];
-  return entriesOf(directory).filter(({ name }) => !name.startsWith(".")).flatMap(({ name, isDirectory }) => {
-    const path = join(directory, name);
-    return isDirectory ? filesBelow(path, depth - 1) : [path];
+  return entriesOf(directory).filter(({ name }) => !name.startsWith(".")).flatMap((entry) => {
+    const path = join(directory, entry.name);
+    const isBelow = entry.isDirectory || entry.isSymlink && isDirectory(path) && !leadsUp(path, directory);
+    return isBelow ? filesBelow(path, depth - 1) : [path];
   });
+}
+
+/** Whether a link in a directory leads to that directory or to one that it is in, where files would be found for ever. */
+function leadsUp(link: string, directory: string): boolean {
+  return `${Deno.realPathSync(directory)}/`.startsWith(`${Deno.realPathSync(link)}/`);
 }
 
 /** Whether there is a directory of that name. */

@@ -49,6 +49,18 @@ Deno.test("findSources() expands globs and directories in the order of the names
     assertEquals(await names("/.hidden/*.txt"), [[".hidden/h.txt"]]);
   }));
 
+Deno.test("findSources() follows links to directories, but not back up", () =>
+  withFiles({ "far/a.txt": "a", "far/b.txt": "b", "in/c.txt": "c" }, async (dir) => {
+    Deno.symlinkSync("../far", `${dir}/in/link`);
+    Deno.symlinkSync("..", `${dir}/in/top`);
+    const names = async (pattern: string) => {
+      const [source] = await findSources([dir + pattern], { column: "text" });
+      return source!.inputs.map(({ name }) => name.slice(dir.length + 1));
+    };
+    assertEquals(await names("/in/*/*.txt"), ["in/link/a.txt", "in/link/b.txt"]);
+    assertEquals(await names("/in"), ["in/c.txt", "in/link/a.txt", "in/link/b.txt"]);
+  }));
+
 Deno.test("findSources() gives size and time of each file", () =>
   withFiles({ "a.txt": "abc" }, async (dir) => {
     Deno.utimeSync(`${dir}/a.txt`, 1, 2.5);
