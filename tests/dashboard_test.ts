@@ -151,6 +151,19 @@ test("the dashboard leaves a gap where the loss was not finite, before the page 
   assertEquals(await picture(later.page, "loss"), await picture(live.page, "loss"));
 });
 
+test("the dashboard marks values between steps that were not finite, where no line leads", async () => {
+  using run = new FakeRun(0);
+  const lines = Array.from(
+    { length: 30 },
+    (_, i) => ({ ...metricsAt(i + 1), ...(i % 2 === 1 && { loss: null }) }),
+  );
+  run.append("metrics.jsonl", lines.map((line) => JSON.stringify(line) + "\n").join(""));
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(29);
+  assert(await painted(view.page, "loss", "run-1") > 100);
+});
+
 test("the dashboard says that a run was deleted, and lives on", async () => {
   using run = new FakeRun(50), other = new FakeRun(60, { name: "other" });
   await using server = serve({ runs: [run.run(), other.run()] });

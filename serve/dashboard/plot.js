@@ -169,7 +169,8 @@ function seriesOptions({ color, style }, isStepped = false) {
     points: {
       size: 6,
       fill: color,
-      show: (plot, index) => style !== "faint" && showsPoints(plot, index, style),
+      show: (plot, index) => style === "dots" && hasRoom(plot, index),
+      filter: (plot, index, isShown) => isShown || style === "faint" ? null : lonely(plot.data[index] ?? []),
     },
     ...(style === "dots" && { dash: [6, 4] }),
     ...(isStepped && uPlot.paths.stepped && { paths: uPlot.paths.stepped({ align: 1 }) }),
@@ -177,14 +178,23 @@ function seriesOptions({ color, style }, isStepped = false) {
 }
 
 /**
- * Whether the points of a curve are marked: those of dots while there is room, a single one always.
+ * Whether there is room to mark every point of a curve.
  * @param {Plot} plot
  * @param {number} index
- * @param {Line["style"]} style
  */
-function showsPoints({ data, over }, index, style) {
+function hasRoom({ data, over }, index) {
   const count = Array.from(data[index] ?? []).filter((value) => value != null).length;
-  return count === 1 || (style === "dots" && 12 * count < over.clientWidth);
+  return 12 * count < over.clientWidth;
+}
+
+/**
+ * Where a value stands between gaps or alone: no line leads there, so that it has to be marked.
+ * @param {ArrayLike<number | null | undefined>} values undefined at the steps of other curves
+ */
+function lonely(values) {
+  const own = Array.from(values, (_, i) => i).filter((i) => values[i] !== undefined);
+  const isKnown = (/** @type {number | undefined} */ i) => i !== undefined && values[i] !== null;
+  return own.filter((i, k) => isKnown(i) && !isKnown(own[k - 1]) && !isKnown(own[k + 1]));
 }
 
 /**
