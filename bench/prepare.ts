@@ -16,7 +16,7 @@ const defaults = {
   jsonl_mb: 100, // .jsonl.zst
   tokenizer: "gpt2", // of whole runs
   workers: `1,${navigator.hardwareConcurrency}`,
-  work_dir: "/tmp/loam_bench_prepare", // emptied before and after
+  work_dir: "/tmp", // gets a directory for the time of the run
   json: "", // where the results go; "" = bench/results/prepare-<date>.json
 };
 type Options = typeof defaults;
@@ -68,19 +68,19 @@ interface WholeRun extends Usage {
 
 if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
 
-async function main(o: Options): Promise<void> {
-  if (!o.sample) {
+async function main(options: Options): Promise<void> {
+  if (!options.sample) {
     throw new UserError("Cannot time prepare: --sample is missing, a parquet file with a column text");
   }
   const load = Deno.loadavg()[0]!;
   if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
-  remove(o.work_dir);
-  Deno.mkdirSync(o.work_dir, { recursive: true });
+  const work_dir = Deno.makeTempDirSync({ dir: options.work_dir, prefix: "loam_prepare_" });
+  const o = { ...options, work_dir };
   try {
     const encodings = await timeEncoders(o), runs = await timeRuns(o);
     console.log(`every figure is in ${save(o, load, encodings, runs)}`);
   } finally {
-    remove(o.work_dir);
+    Deno.removeSync(work_dir, { recursive: true });
   }
 }
 
@@ -184,7 +184,7 @@ async function timeRuns(o: Options): Promise<WholeRun[]> {
     for (const workers of o.workers.split(",").map(Number)) {
       runs.push(await timeRun(o, corpus, format, workers));
     }
-    remove(corpus);
+    Deno.removeSync(corpus, { recursive: true });
   }
   return runs;
 }
@@ -202,7 +202,7 @@ async function timeRun(o: Options, corpus: string, format: string, workers: numb
   const prepare = [Deno.execPath(), "run", "-q", "-P=prepare", "data/prepare.ts", ...flags];
   const measured: Usage = JSON.parse(await output(python(), ["bench/measure.py", ...prepare]));
   const { train, val, inputs } = JSON.parse(Deno.readTextFileSync(`${out}/meta.json`));
-  remove(out);
+  Deno.removeSync(out, { recursive: true });
   const text_bytes = train.bytes + val.bytes, tokens = train.tokens + val.tokens;
   const run: WholeRun = {
     corpus: format,
@@ -272,14 +272,6 @@ function save(o: Options, load: number, encodings: Encoding[], runs: WholeRun[])
   };
   Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
   return path;
-}
-
-function remove(path: string): void {
-  try {
-    Deno.removeSync(path, { recursive: true });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }
 
 function median(values: number[]): number {

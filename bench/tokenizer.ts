@@ -13,7 +13,7 @@ const defaults = {
   tokenizers: "gpt2,cl100k,o200k,llama3_like", // names, or directories with tokenizer.json
   rounds: 5, // turns of each side
   passes: 4, // over the sample
-  work_dir: "/tmp/loam_bench_tokenizers", // emptied before and after
+  work_dir: "/tmp", // gets a directory for the time of the run
 };
 type Options = typeof defaults;
 
@@ -32,9 +32,9 @@ const ROOT = `${import.meta.dirname}/..`;
 
 if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
 
-async function main(o: Options): Promise<void> {
+async function main(options: Options): Promise<void> {
   const python = Deno.env.get("LOAM_PYTHON");
-  if (!o.sample || python === undefined) {
+  if (!options.sample || python === undefined) {
     throw new UserError(
       "Cannot time tokenizers: --sample or LOAM_PYTHON is missing; " +
         "give a parquet file with a column text, and a Python with tiktoken, tokenizers and pyarrow",
@@ -42,14 +42,14 @@ async function main(o: Options): Promise<void> {
   }
   const load = Deno.loadavg()[0]!;
   if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
-  remove(o.work_dir);
-  Deno.mkdirSync(o.work_dir, { recursive: true });
+  const work_dir = Deno.makeTempDirSync({ dir: options.work_dir, prefix: "loam_tokenizers_" });
+  const o = { ...options, work_dir };
   try {
     const rows = [["tokenizer", "side", "open ms", "open MB", "first MB/s", "warm MB/s", "tokens"]];
     for (const name of o.tokenizers.split(",")) rows.push(...await compare(o, python, name));
     console.log(table(rows));
   } finally {
-    remove(o.work_dir);
+    Deno.removeSync(work_dir, { recursive: true });
   }
 }
 
@@ -142,14 +142,6 @@ function isDirectory(path: string): boolean {
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return false;
     throw error;
-  }
-}
-
-function remove(path: string): void {
-  try {
-    Deno.removeSync(path, { recursive: true });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
 }
 

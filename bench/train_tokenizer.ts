@@ -12,7 +12,7 @@ const defaults = {
   vocab_size: 32000,
   rounds: 3, // turns of each side
   threads: "1", // of the Python side; loam uses one
-  work_dir: "/tmp/loam_bench_tokenizer", // emptied before and after
+  work_dir: "/tmp", // gets a directory for the time of the run
   json: "", // where the results go; "" = bench/results/tokenizer-<date>.json
 };
 type Options = typeof defaults;
@@ -49,20 +49,20 @@ interface Result {
 
 if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
 
-async function main(o: Options): Promise<void> {
-  if (!o.sample) {
+async function main(options: Options): Promise<void> {
+  if (!options.sample) {
     throw new UserError("Cannot time training: --sample is missing, a parquet file with a column text");
   }
   const load = Deno.loadavg()[0]!;
   if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
-  remove(o.work_dir);
-  Deno.mkdirSync(o.work_dir, { recursive: true });
+  const work_dir = Deno.makeTempDirSync({ dir: options.work_dir, prefix: "loam_train_tokenizer_" });
+  const o = { ...options, work_dir };
   try {
     const results: Result[] = [];
     for (const mb of o.corpora_mb.split(",").map(Number)) results.push(await timeCorpus(o, mb));
     console.log(`every figure is in ${save(o, load, results)}`);
   } finally {
-    remove(o.work_dir);
+    Deno.removeSync(work_dir, { recursive: true });
   }
 }
 
@@ -138,8 +138,7 @@ function checkSame(o: Options): void {
 }
 
 async function makeCorpus(o: Options, mb: number): Promise<string> {
-  const dir = `${o.work_dir}/corpus`;
-  remove(dir);
+  const dir = `${o.work_dir}/corpus_${mb}`;
   await output([
     "bench/make_corpus.py",
     o.sample,
@@ -191,12 +190,4 @@ function save(o: Options, load: number, results: Result[]): string {
 
 function median(values: number[]): number {
   return values.toSorted((a, b) => a - b)[values.length >> 1]!;
-}
-
-function remove(path: string): void {
-  try {
-    Deno.removeSync(path, { recursive: true });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }
