@@ -132,8 +132,9 @@ export class UrlBytes implements ByteSource {
     const connection = new Connection(this.#patience);
     try {
       const range = `bytes=${at}-${to === Infinity ? "" : to - 1}`;
-      const { status, start, version } = await connection.request(this.name, range);
-      if (version !== this.#version) throw changed(this.name, version, this.#version);
+      const { status, start, version, total = this.size } = await connection.request(this.name, range);
+      if (version !== this.#version) throw changed(this.name, "version", version, this.#version);
+      if (total !== this.size && this.size !== Infinity) throw changed(this.name, "size", total, this.size);
       if (status !== 206 && from > 0) throw noRanges(this.name);
       if (start > at) throw new Error(`the server sent bytes from ${start} on, should be ${at}`);
       let skip = at - start; // of a server that begins at 0 whatever one asks for
@@ -301,9 +302,9 @@ function refused(url: string, { status, statusText }: Response): UserError {
   return new UserError(`Cannot read "${url}": the server says ${`${status} ${statusText}`.trim()}; ${hint}`);
 }
 
-function changed(url: string, is: string, was: string): UserError {
+function changed(url: string, what: string, is: string | number, was: string | number): UserError {
   return new UserError(
-    `Cannot read "${url}": it has changed on the server: its version is ${is || "unknown"}, ` +
+    `Cannot read "${url}": it has changed on the server: its ${what} is ${is || "unknown"}, ` +
       `was ${was || "unknown"} at the start; prepare again with --overwrite`,
   );
 }

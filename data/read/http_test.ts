@@ -137,6 +137,19 @@ Deno.test("UrlBytes refuses a file that changes", () =>
     },
   ));
 
+Deno.test("UrlBytes refuses a file whose size changes on a server that tells no version", () =>
+  withServer(
+    (request, n) => ({ ...ranged(n < 4 ? file : file.subarray(0, 90_000), request, ""), cut: 30_000 }),
+    async (server) => {
+      const url = await open(`${server.url}/a`);
+      await assertRefused(
+        () => readAll(url),
+        `Cannot read "${server.url}/a": it has changed on the server: its size is 90000, was 100000 at the start; ` +
+          "prepare again with --overwrite",
+      );
+    },
+  ));
+
 Deno.test("UrlBytes reads from a server that sends no parts, and passes over what it has when it goes on", () =>
   withServer((_, n) => ({ body: file, ...n === 2 ? { cut: 40_000 } : {} }), async (server) => {
     const url = await open(`${server.url}/a`);
