@@ -116,13 +116,13 @@ function limitSpinning(): void {
 }
 
 /**
- * The device to use when the user named none: cuda if its library is built and a GPU answers, else cpu. The reason is
- * there to be printed.
+ * The device to use when the user named none: cuda if its library is built and the GPU of this index answers, else cpu. The
+ * reason is there to be printed.
  */
-export function chooseDevice(): { name: DeviceName; reason: string } {
+export function chooseDevice(index = 0): { name: DeviceName; reason: string } {
   if (!libraryExists("cuda")) return { name: "cpu", reason: "the CUDA library is not built" };
   try {
-    open("cuda");
+    open("cuda", { index }); // a process has one GPU: another index could not be opened after this
     return { name: "cuda", reason: device.name };
   } catch (error) {
     const noGpu = asTyped("the CUDA library opens no GPU, see deno task doctor");

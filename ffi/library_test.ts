@@ -38,18 +38,20 @@ async function freshCopy(): Promise<Copy> {
   };
 }
 
-type Fake = { version?: number; info?: string; openError?: string; without?: string };
+type Fake = { version?: number; info?: string; openError?: string; index?: number; without?: string };
 
 /** Compiles a library with every function of kernels.h; each returns 0, and does nothing but what fake says. */
 async function compileFake(
   path: string,
-  { version = library.ABI_VERSION, info = "{}", openError = "", without }: Fake,
+  { version = library.ABI_VERSION, info = "{}", openError = "", index, without }: Fake,
 ): Promise<void> {
   const special: Record<string, string> = {
     abi_version: `int abi_version(void) { return ${version}; }`,
     device_info:
       `int device_info(char* json, int n) { return n < (int)strlen(info) || !strcpy(json, info); }`,
-    device_open: `int device_open(int i, int t, int b, const char* s) { return ${openError ? 1 : 0}; }`,
+    device_open: `int device_open(int i, int t, int b, const char* s) { return ${
+      openError ? 1 : index === undefined ? 0 : `i != ${index}`
+    }; }`,
     last_error: `int last_error(char* text, int n) { return n < 100 || !strcpy(text, error); }`,
   };
   const functions = FUNCTIONS.filter((name) => name !== without).map((name) =>
@@ -144,6 +146,9 @@ Deno.test("chooseDevice() takes the GPU, or the CPU with the reason why no GPU a
   using one = await freshCopy();
   await compileFake(`${one.build}/libloam_cuda.so`, { info: '{"name":"H100","library":"cuda"}' });
   assertEquals(one.library.chooseDevice(), { name: "cuda", reason: "H100" });
+  using eight = await freshCopy();
+  await compileFake(`${eight.build}/libloam_cuda.so`, { info: '{"name":"H100","library":"cuda"}', index: 7 });
+  assertEquals(eight.library.chooseDevice(7), { name: "cuda", reason: "H100" }); // a rank opens its own and no other
 });
 
 // ---- what can

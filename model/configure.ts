@@ -10,6 +10,7 @@ import {
 } from "../runtime/checkpoint.ts";
 import { chooseDevice } from "../ffi/library.ts";
 import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
+import type { World } from "../runtime/world.ts";
 import { requireDevice } from "./device.ts";
 import { type LlamaConfig, RECOMPUTE, type Recompute } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";
@@ -50,7 +51,7 @@ export type Configured<T> = { config: T; checkpoint: string | undefined };
 export function configure<T extends RunVariables>(
   defaults: T,
   args: string[],
-  { world_size }: { world_size: number } = { world_size: 1 },
+  { world_size, local_rank }: Pick<World, "world_size" | "local_rank"> = { world_size: 1, local_rank: 0 },
 ): Configured<T> {
   const overrides = parseOverrides(args, defaults, { debug: "check" });
   if (overrides.out_dir) overrides.out_dir = overrides.out_dir.replace(/(?<=.)\/+$/, ""); // as the checkpoints of a run have it
@@ -79,7 +80,7 @@ export function configure<T extends RunVariables>(
   if (overrides.eval_only) {
     throw new UserError("Cannot evaluate without a model: name one with --resume=runs/...");
   }
-  const device = (overrides.device ?? defaults.device) || chooseDevice().name;
+  const device = (overrides.device ?? defaults.device) || chooseDevice(local_rank).name;
   const preset = overrides.preset || (device === "cpu" ? "tiny" : "gpt-270m");
   if (!Object.hasOwn(presets, preset)) {
     throw new UserError(
