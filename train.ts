@@ -35,7 +35,7 @@ import { help, requireRange, requireWhole } from "./runtime/config.ts";
 import { joinRanks, type Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { memoryByKind } from "./runtime/memory.ts";
-import { RunLog, silentLog, stepLine, type StepMetrics } from "./runtime/metrics.ts";
+import { requireIdle, RunLog, silentLog, stepLine, type StepMetrics } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep } from "./runtime/tape.ts";
 import { telemetry } from "./runtime/telemetry.ts";
@@ -131,9 +131,9 @@ export async function train(args: string[]): Promise<void> {
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : undefined;
   try {
-    if (ranks) config.out_dir = await ranks.fromFirst(config.out_dir);
+    if (ranks) config.out_dir = await ranks.enter(config.out_dir);
     await run(config, c, dataset, tokenizer, checkpoint, description, ranks);
-    ranks?.finalize();
+    await ranks?.finalize();
   } catch (error) {
     const isMemory = error instanceof KernelError && error.message.startsWith("mem_alloc");
     const cause = isMemory ? doesNotFit(error, c, config) : error;
@@ -165,6 +165,7 @@ async function run(
   const model = init(c), { seed, zero_stage } = config;
   const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage });
   const optimizer = new AdamW(parameters, config);
+  if (isFirst && !config.eval_only) requireIdle(config.out_dir);
   const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
   if (checkpoint && saved) {
     requireSameData(config, dataset, saved);
@@ -193,7 +194,8 @@ async function run(
   }
   const before = step; // what earlier processes did
   // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
-  const readsLate = device.library !== "cpu" && config.debug === "";
+  // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
+  const readsLate = device.library !== "cpu" && config.debug === "" && !ranks;
   let unread = false; // the result of step `step`
   let read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
   startTiming();
@@ -208,7 +210,7 @@ async function run(
 
   while (step < config.max_iters && !stopping) {
     debug.step = step + 1;
-    ranks?.beat(config.out_dir, step + 1);
+    ranks?.beat(step + 1);
     let served = performance.now();
     for (let micro = 0; micro < micro_steps; micro++) {
       const at = { seed, step, micro, gradient_accumulation_steps: micro_steps, rank, world_size };

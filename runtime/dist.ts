@@ -127,12 +127,9 @@ export class Ranks implements Exchange {
     return shared;
   }
 
-  /** Says which step is under way, and where the ranks leave word of themselves, for messages. */
-  beat(directory: string, step: number): void {
+  /** Says which step is under way, for messages. */
+  beat(step: number): void {
     this.#step = step;
-    if (this.#rollCall) return;
-    this.#rollCall = new RollCall(directory, "", this.rank, this.world_size);
-    this.#answer("");
   }
 
   /** Prints an error and ends all ranks. */

@@ -4,7 +4,7 @@ import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
 import { UserError } from "../ffi/errors.ts";
 import process from "node:process";
-import { writeAtomic, writeText } from "../ffi/files.ts";
+import { isFile, writeAtomic, writeText } from "../ffi/files.ts";
 import { device, memoryUse } from "../ffi/library.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
 import { tensor } from "./tensor.ts";
@@ -70,11 +70,7 @@ export class RunLog {
       if (error instanceof Deno.errors.NotCapable) throw error;
       throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
     }
-    if (!lock(this.#log)) {
-      throw new UserError(
-        `Cannot train in ${dir}: ${ownerOf(dir)} is training there; choose another --out_dir`,
-      );
-    }
+    if (!lock(this.#log)) throw isBusy(dir);
     claimRun(dir);
     this.#onStep = more.onStep;
     this.#isEmpty = after === undefined;
@@ -133,6 +129,17 @@ export class RunLog {
       }
     }
   }
+}
+
+/** Throws UserError when another process trains in a directory, before anything there is read that it may change. */
+export function requireIdle(dir: string): void {
+  if (!isFile(`${dir}/log.txt`)) return;
+  using log = Deno.openSync(`${dir}/log.txt`, { append: true });
+  if (!lock(log)) throw isBusy(dir);
+}
+
+function isBusy(dir: string): UserError {
+  return new UserError(`Cannot train in ${dir}: ${ownerOf(dir)} is training there; choose another --out_dir`);
 }
 
 /**

@@ -180,19 +180,21 @@ Deno.test("a new run that fails before its first step leaves nothing behind", as
   assertEquals(list(`${out}/b`), ["notes.txt"]);
 });
 
-Deno.test("a run that is being trained cannot be resumed by a second process", async () => {
-  const out = freshPath();
-  const given = await flags("--max_iters=1_000_000", "--save_interval=2");
-  const running = new Running("train", `--out_dir=${out}`, ...given);
-  await running.line("saved");
-  const { code, stderr } = await run("train", `--resume=${out}`);
-  running.signal("SIGTERM");
-  await running.end();
-  assertEquals(code, 1);
-  const who = /^Cannot train in (\S+): process \d+ on .+ is training there; choose another --out_dir$/.exec(
-    errorLine(stderr),
-  );
-  assertEquals(who?.[1], out);
+Deno.test("a run that is being trained cannot be resumed or started by a second process", async () => {
+  for (const save_interval of [0, 2]) {
+    const out = freshPath(), given = await flags("--max_iters=1_000_000", `--save_interval=${save_interval}`);
+    const running = new Running("train", `--out_dir=${out}`, ...given);
+    await running.line(save_interval === 0 ? "step 2 " : "saved");
+    const second = save_interval === 0 ? [`--out_dir=${out}`, ...given] : [`--resume=${out}`];
+    const { code, stderr } = await run("train", ...second);
+    running.signal("SIGTERM");
+    await running.end();
+    assertEquals(code, 1);
+    const who = /^Cannot train in (\S+): process \d+ on .+ is training there; choose another --out_dir$/.exec(
+      errorLine(stderr),
+    );
+    assertEquals(who?.[1], out);
+  }
 });
 
 Deno.test("a run moved to another directory goes on there", async () => {
