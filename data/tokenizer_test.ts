@@ -51,6 +51,13 @@ for (const name of Object.keys(VOCABULARIES)) {
       assertEquals((await openTokenizer(directory)).name, name);
     }));
 
+  Deno.test(`${name} is another tokenizer when its tokenizer.json was changed`, () => {
+    const { "tokenizer.json": json, ...config } = tokenizer.files();
+    return withFiles({ "tokenizer.json": `${json}\n`, ...config }, async (directory) => {
+      assertEquals((await openTokenizer(directory)).name, directory);
+    });
+  });
+
   Deno.test({
     name: `${name} gives the same ids in transformers and tokenizers (LOAM_PYTHON)`,
     ignore: python === undefined,

@@ -1,4 +1,5 @@
 // Writes byte-level tokenizers as the two files from which Hugging Face's tokenizers and transformers load them.
+import { createHash } from "node:crypto";
 import type { ByteStrings } from "./byte_strings.ts";
 import { PieceTable } from "./piece_table.ts";
 import { PATTERNS } from "./scanners.ts";
@@ -25,6 +26,7 @@ export function byteLevelFiles(
 ): Record<"tokenizer.json" | "tokenizer_config.json", string> {
   const { name, special, eot } = tokenizer, tokens = Object.keys(special);
   const endOfText = tokens.find((text) => special[text] === eot)!;
+  const json = `${JSON.stringify(tokenizerJson(tokenizer))}\n`;
   const config = {
     tokenizer_class: "PreTrainedTokenizerFast",
     bos_token: endOfText, // stands before every document
@@ -33,10 +35,13 @@ export function byteLevelFiles(
     additional_special_tokens: tokens.filter((text) => text !== endOfText),
     add_prefix_space: false,
     clean_up_tokenization_spaces: false,
-    ...name !== null && { loam_tokenizer: name },
+    ...name !== null && {
+      loam_tokenizer: name,
+      loam_tokenizer_sha256: createHash("sha256").update(json).digest("hex"),
+    },
   };
   return {
-    "tokenizer.json": `${JSON.stringify(tokenizerJson(tokenizer))}\n`,
+    "tokenizer.json": json,
     "tokenizer_config.json": `${JSON.stringify(config, null, 2)}\n`,
   };
 }

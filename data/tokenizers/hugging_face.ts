@@ -1,7 +1,7 @@
 // Tokenizers of a Hugging Face tokenizer.json, with the ids of Python's tokenizers. Byte-level BPE, which most models of today
 // have, goes through our own encoder, BPE over characters through the library @huggingface/tokenizers at about 1 MB/s.
 import { UserError } from "../../ffi/errors.ts";
-import { isFile } from "../../ffi/files.ts";
+import { isFile, sha256OfFile } from "../../ffi/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { byteLevelBpe } from "./byte_level_bpe.ts";
 import { libraryBpe } from "./library_bpe.ts";
@@ -15,10 +15,14 @@ const SUPPORTED =
   "supported are byte-level BPE (as of GPT-2, Llama 3, Qwen, SmolLM, DeepSeek, gpt-oss and SuperBPE) " +
   "and BPE with byte_fallback (as of Llama 2, Mistral and Gemma)";
 
-/** Which of loam's own tokenizers the tokenizer.json at a path is, by the tokenizer_config.json beside it. */
+/**
+ * Which of loam's own tokenizers the tokenizer.json at a path is, by the tokenizer_config.json beside it. That may also be of
+ * one to which tokens were added: transformers keeps what it does not know of the configuration when it saves a tokenizer.
+ */
 export function loamTokenizerOf(path: string): string | undefined {
-  const { loam_tokenizer } = readConfig(path).json;
-  return typeof loam_tokenizer === "string" ? loam_tokenizer : undefined;
+  const { loam_tokenizer: name, loam_tokenizer_sha256: sha256 } = readConfig(path).json;
+  if (typeof name !== "string" || sha256 !== undefined && sha256 !== sha256OfFile(path)) return undefined;
+  return name;
 }
 
 /**
