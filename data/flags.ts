@@ -40,6 +40,7 @@ export function parseFlags<V extends string, S extends string>(
       unknown: (arg, name) => refuse(arg, name, [...strings, ...switches, "help"]),
     },
   );
+  for (const name of switches) refuseValue(name, args);
   const named = flags[files] as string[], empty = values.find((name) => flags[name] === "");
   if (empty !== undefined) {
     throw new UserError(`Cannot use --${empty}: it needs a value, such as --${empty}=...`);
@@ -69,6 +70,14 @@ function refuse(arg: string, name: string | undefined, known: string[]): boolean
   throw new UserError(
     `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, known)}?`,
   );
+}
+
+/** Refuses --overwrite=no, which would mean yes. */
+function refuseValue(name: string, args: string[]): void {
+  const wrong = args.find((arg) => arg.startsWith(`--${name}=`) && !/=(true|false)$/.test(arg));
+  if (wrong !== undefined) {
+    throw new UserError(`Cannot use ${wrong}: it has no value; give --${name} or leave it out`);
+  }
 }
 
 /** The value of a flag that is a whole number, undefined if it was not given. */

@@ -115,6 +115,7 @@ const mistakes: [string[], string][] = [
   [["--val_fraction=2"], "Cannot use --val_fraction=2: it should be a number above 0 and below 1"],
   [["--val_fraction=0"], "Cannot use --val_fraction=0: it should be a number above 0 and below 1"],
   [["--val_fraction"], "Cannot use --val_fraction: it needs a value, such as --val_fraction=..."],
+  [["--overwrite=no"], "Cannot use --overwrite=no: it has no value; give --overwrite or leave it out"],
   [["--workers=0"], "Cannot use --workers=0: it should be a whole number from 1 to 256"],
   [["--dedup=fuzzy"], "Cannot use --dedup=fuzzy: it should be exact"],
   [["--shard=0/8"], "Cannot use --shard=0/8: it should be I/N with I from 1 to N, such as 1/8"],
