@@ -5,7 +5,7 @@ import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta } from "./meta.ts";
-import { orMistake } from "./system_error.ts";
+import { orMistake } from "../ffi/system_error.ts";
 
 export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */

@@ -21,7 +21,7 @@ import { takeUp } from "./prepare/resume.ts";
 import { Run } from "./prepare/run.ts";
 import { splitMistake } from "./prepare/split_check.ts";
 import { finishedSummary, mergeSummary, runSummary } from "./prepare/summary.ts";
-import { orMistake } from "./system_error.ts";
+import { orMistake } from "../ffi/system_error.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 if (import.meta.main) await runMain(() => main(Deno.args));

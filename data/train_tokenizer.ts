@@ -10,7 +10,7 @@ import { ByteStrings } from "./tokenizers/byte_strings.ts";
 import { readBlocks, type ReadCounts } from "./read/documents.ts";
 import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
-import { orMistake } from "./system_error.ts";
+import { orMistake } from "../ffi/system_error.ts";
 import { PATTERNS } from "./tokenizers/scanners.ts";
 import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
 import { number, size, trainSummary } from "./train_tokenizer/train_summary.ts";

@@ -1,6 +1,7 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
 import { UserError } from "../ffi/errors.ts";
 import { isFile, writeAtomic } from "../ffi/files.ts";
+import { orMistake } from "../ffi/system_error.ts";
 import {
   json,
   loadTensors,
@@ -101,15 +102,12 @@ export function saveModel(
   c: LlamaConfig,
   tokenizer: { eot: number; files(): Record<string, string> },
 ): void {
-  try {
+  orMistake(`Cannot write ${directory}`, () => {
     Deno.mkdirSync(directory, { recursive: true });
     const files = Object.entries(modelFiles(c, tokenizer.eot, tokenizer.files()));
     for (const [name, text] of files) writeAtomic(`${directory}/${name}`, text);
-  } catch (error) {
-    if (error instanceof UserError || error instanceof Deno.errors.NotCapable) throw error;
-    throw new UserError(`Cannot write ${directory}: ${(error as Error).message}; choose another directory`);
-  }
-  saveTensors(`${directory}/model.safetensors`, modelTensors(parameters, c));
+    saveTensors(`${directory}/model.safetensors`, modelTensors(parameters, c));
+  });
 }
 
 /** Puts weights and optimizer state of a checkpoint back into a run that goes on. The architecture must be the same. */

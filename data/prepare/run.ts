@@ -6,7 +6,7 @@ import type { Meta } from "../meta.ts";
 import type { Work } from "./progress.ts";
 import { publish, syncDirectory, UNFINISHED } from "./publish.ts";
 import type { Recipe } from "./recipe.ts";
-import { asMistake } from "../system_error.ts";
+import { asMistake } from "../../ffi/system_error.ts";
 import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import { ShardWriter, SPLITS } from "./writer.ts";

@@ -5,7 +5,7 @@ import { UserError } from "../../ffi/errors.ts";
 import { isFile, sha256OfFile } from "../../ffi/files.ts";
 import { HEADER_BYTES, shardHeader } from "../bins.ts";
 import type { Meta } from "../meta.ts";
-import { orMistake } from "../system_error.ts";
+import { orMistake } from "../../ffi/system_error.ts";
 import { syncDirectory } from "./publish.ts";
 
 /** The two parts of a dataset. */

@@ -1,5 +1,5 @@
 // What the operating system refuses, such as writing to a full disk or reading what is gone, in one line for the user.
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "./errors.ts";
 
 /** The error, as a UserError that says what could not be done if it is one of the operating system. */
 export function asMistake(what: string, error: unknown): unknown {
