@@ -13,6 +13,7 @@ import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
 import { init, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { doesNotFit } from "./model/plan.ts";
+import { presets } from "./model/presets.ts";
 import { banner, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
 import {
   holdsRun,
@@ -117,7 +118,7 @@ export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     const { default: source } = await import("./train.ts", { with: { type: "text" } });
     return console.log(
-      help("Train a Llama. Presets: gpt-270m, gpt-270m-80gb, small, tiny", variables, source),
+      help(`Train a Llama. Presets: ${Object.keys(presets).join(", ")}`, variables, source),
     );
   }
   const world = findWorld((name) => Deno.env.get(name));
