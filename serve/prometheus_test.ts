@@ -1,6 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { prometheusText } from "./prometheus.ts";
 import { FakeRun } from "./testing.ts";
+import { isInstalled } from "../tests/helpers.ts";
 
 type Sample = { name: string; labels: Record<string, string>; value: number };
 type Family = { name: string; help: string; type: string; samples: Sample[] };
@@ -101,12 +102,3 @@ Deno.test({
     assertEquals([code, new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr)], [0, ""]);
   },
 });
-
-function isInstalled(program: string): boolean {
-  try {
-    return new Deno.Command(program, { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
-      .success;
-  } catch {
-    return false;
-  }
-}

@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import settings from "../deno.json" with { type: "json" };
 import { SUBCOMMANDS } from "../ffi/command.ts";
 import { presets } from "../model/presets.ts";
-import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./helpers.ts";
+import { errorLine, freshPath, isInstalled, list, type Result, ROOT, SMALL } from "./helpers.ts";
 
 const MOD = new URL("mod.ts", ROOT).pathname;
 
@@ -198,16 +198,6 @@ function directoryWithLoam(): string {
   );
   Deno.chmodSync(`${path}/loam`, 0o755);
   return path;
-}
-
-/** Whether a program is on PATH. */
-function isInstalled(program: string): boolean {
-  try {
-    return new Deno.Command(program, { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
-      .success;
-  } catch {
-    return false;
-  }
 }
 
 /** What is typed behind loam, in a directory with a file named corpus, and what the tab key makes of its last word. */

@@ -131,6 +131,16 @@ function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
   return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
 }
 
+/** Whether a program is on PATH. */
+export function isInstalled(program: string): boolean {
+  try {
+    return new Deno.Command(program, { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
+      .success;
+  } catch {
+    return false;
+  }
+}
+
 // ---- data
 
 /** A dataset of many short documents, made by prepare from DATASET.txt. 3,000 words are 14 kB. */
