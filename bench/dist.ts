@@ -3,6 +3,7 @@
 // One process with two threads and two processes with one thread each, under mpirun, train the same preset on the demo data by
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
 import { lines } from "./lines.ts";
+import { median } from "./median.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
 import { parseOverrides, requireWhole } from "../runtime/config.ts";
@@ -146,11 +147,6 @@ async function run(command: string[]): Promise<string> {
     throw new UserError(`Cannot measure: ${command.join(" ")} failed: ${(await stderr).trim()}`);
   }
   return printed;
-}
-
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b), middle = (sorted.length - 1) / 2;
-  return (sorted[Math.floor(middle)]! + sorted[Math.ceil(middle)]!) / 2;
 }
 
 if (import.meta.main) await runMain(() => main(Deno.args));

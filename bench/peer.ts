@@ -7,6 +7,7 @@ import { runMain, UserError } from "../ffi/errors.ts";
 import { parseOverrides } from "../runtime/config.ts";
 import { lines } from "./lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
+import { median } from "./median.ts";
 
 const defaults = {
   preset: "small", // tiny, small or gpt-270m
@@ -172,11 +173,6 @@ function summarise(side: Side, tokens: number): Result {
     step_ms: side.step_ms,
     ready: side.ready!,
   };
-}
-
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b), middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
 function table(results: Record<string, Result>): string {

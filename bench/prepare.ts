@@ -4,8 +4,10 @@
 //   LOAM_PYTHON=python3 deno run -P=bench bench/prepare.ts --sample=c4_validation_2k.parquet --parquet_mb=5000
 import { createHash } from "node:crypto";
 import os from "node:os";
+import { type EncodingName, rankFile } from "../data/tokenizers/tiktoken.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { parseOverrides } from "../runtime/config.ts";
+import { median } from "./median.ts";
 
 const defaults = {
   sample: "", // a parquet file with a column text
@@ -162,16 +164,8 @@ async function tiktokenCache(o: Options): Promise<string> {
 }
 
 async function vocabulary(tokenizer: string): Promise<string> {
-  switch (tokenizer) {
-    case "gpt2":
-      return (await import("gpt-tokenizer/data/r50k_base.tiktoken", { with: { type: "text" } })).default;
-    case "cl100k":
-      return (await import("gpt-tokenizer/data/cl100k_base.tiktoken", { with: { type: "text" } })).default;
-    case "o200k":
-      return (await import("gpt-tokenizer/data/o200k_base.tiktoken", { with: { type: "text" } })).default;
-    default:
-      throw new UserError(`Cannot compare ${tokenizer}: tiktoken has ${Object.keys(TIKTOKEN).join(", ")}`);
-  }
+  if (Object.hasOwn(TIKTOKEN, tokenizer)) return await rankFile(tokenizer as EncodingName);
+  throw new UserError(`Cannot compare ${tokenizer}: tiktoken has ${Object.keys(TIKTOKEN).join(", ")}`);
 }
 
 // ---- whole runs
@@ -272,9 +266,4 @@ function save(o: Options, load: number, encodings: Encoding[], runs: WholeRun[])
   };
   Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
   return path;
-}
-
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b), middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }

@@ -8,6 +8,7 @@ import { isFile } from "../ffi/files.ts";
 import { parseOverrides } from "../runtime/config.ts";
 import { FakeRun } from "../serve/testing.ts";
 import { lines } from "./lines.ts";
+import { median } from "./median.ts";
 
 const defaults = {
   presets: "tiny,small",
@@ -203,11 +204,6 @@ async function longRun(o: Options): Promise<Record<string, Latency | number>> {
   };
   await server.stop();
   return figures;
-}
-
-function median(values: number[]): number {
-  const sorted = values.toSorted((a, b) => a - b), middle = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
 }
 
 // ---- report

@@ -45,7 +45,7 @@ export async function tiktokenTokenizer(name: EncodingName): Promise<Tokenizer> 
 }
 
 /** The rank file of an encoding; the others are not loaded. */
-async function rankFile(name: EncodingName): Promise<string> {
+export async function rankFile(name: EncodingName): Promise<string> {
   switch (name) {
     case "gpt2":
       return (await import("gpt-tokenizer/data/r50k_base.tiktoken", { with: { type: "text" } })).default;
