@@ -2,22 +2,14 @@
 //
 //   deno run -P=bench bench/encode.ts TOKENIZER PASSES FILE...
 import type { Block } from "../data/read/block.ts";
-import { readBlocks, type ReadOptions } from "../data/read/documents.ts";
+import { READ_ALL, readBlocks } from "../data/read/documents.ts";
 import { BlockEncoder } from "../data/prepare/encode.ts";
 import { findSources } from "../data/read/inputs.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 
 const [name, passes, ...files] = Deno.args;
-const options: ReadOptions = {
-  column: "text",
-  split_on: "",
-  limit: null,
-  shuffle_docs: null,
-  dedup: "",
-  skip_bad: false,
-};
-const sources = await findSources(files, options), blocks: Block[] = [];
-for await (const block of readBlocks(sources, options, { bad: 0, duplicates: 0 })) blocks.push(block);
+const sources = await findSources(files, READ_ALL), blocks: Block[] = [];
+for await (const block of readBlocks(sources, READ_ALL, { bad: 0, duplicates: 0 })) blocks.push(block);
 
 const encoder = new BlockEncoder(await openTokenizer(name!), { val_fraction: 0.005, seed: 1337 });
 const text = new TextEncoder().encode("The vocabulary is loaded.");

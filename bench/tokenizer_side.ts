@@ -2,23 +2,15 @@
 //
 //   deno run -P=bench bench/tokenizer_side.ts TOKENIZER PASSES SAMPLE
 import type { Block } from "../data/read/block.ts";
-import { readBlocks, type ReadOptions } from "../data/read/documents.ts";
+import { READ_ALL, readBlocks } from "../data/read/documents.ts";
 import { findSources } from "../data/read/inputs.ts";
 import { TokenBuffer } from "../data/tokenizers/token_buffer.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 
 const [name, passes, sample] = Deno.args;
-const options: ReadOptions = {
-  column: "text",
-  split_on: "",
-  limit: null,
-  shuffle_docs: null,
-  dedup: "",
-  skip_bad: false,
-};
 const blocks: Block[] = [];
-const sources = await findSources([sample!], options);
-for await (const block of readBlocks(sources, options, { bad: 0, duplicates: 0 })) blocks.push(block);
+const sources = await findSources([sample!], READ_ALL);
+for await (const block of readBlocks(sources, READ_ALL, { bad: 0, duplicates: 0 })) blocks.push(block);
 const bytes = blocks.reduce((sum, { text }) => sum + text.length, 0);
 
 const before = Deno.memoryUsage().rss, start = performance.now();

@@ -1,5 +1,6 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
 import { UserError } from "../../ffi/errors.ts";
+import { READ_ALL } from "../read/documents.ts";
 import { type Flags, parseFlags, unescape, wholeNumber } from "../flags.ts";
 
 /** Text of --help. */
@@ -83,14 +84,9 @@ export interface MergeOptions {
 export type Command = { merge: MergeOptions } | { prepare: PrepareOptions };
 
 const DEFAULTS: PrepareOptions = {
+  ...READ_ALL,
   inputs: [],
   out: "",
-  column: "text",
-  split_on: "",
-  limit: null,
-  dedup: "",
-  shuffle_docs: null,
-  skip_bad: false,
   tokenizer: "gpt2",
   val_fraction: 0.005,
   seed: 1337,

@@ -25,6 +25,16 @@ export interface ReadOptions {
   skip_bad: boolean;
 }
 
+/** Everything, in the order of the inputs. */
+export const READ_ALL: ReadOptions = {
+  column: "text",
+  split_on: "",
+  limit: null,
+  shuffle_docs: null,
+  dedup: "",
+  skip_bad: false,
+};
+
 /** Counted while reading. */
 export interface ReadCounts {
   /** Documents left out because they cannot be read. */

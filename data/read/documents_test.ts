@@ -1,20 +1,11 @@
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { assertEquals, assertNotEquals } from "@std/assert";
-import { readBlocks, type ReadCounts, type ReadOptions } from "./documents.ts";
+import { READ_ALL, readBlocks, type ReadCounts, type ReadOptions } from "./documents.ts";
 import { findSources, type Source } from "./inputs.ts";
 import { Random } from "./shuffle.ts";
 import { assertRefused, textsOf, withFiles } from "./test_documents.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
-
-const DEFAULTS: ReadOptions = {
-  column: "text",
-  split_on: "",
-  limit: null,
-  shuffle_docs: null,
-  dedup: "",
-  skip_bad: false,
-};
 
 interface ReadSome extends Partial<ReadOptions> {
   skip?: number;
@@ -26,7 +17,7 @@ async function read(
   patterns: string[],
   { skip, counts = { bad: 0, duplicates: 0 }, ...options }: ReadSome = {},
 ): Promise<string[]> {
-  const all = { ...DEFAULTS, ...options }, sources = await findSources(patterns, all);
+  const all = { ...READ_ALL, ...options }, sources = await findSources(patterns, all);
   const blocks = await Array.fromAsync(readBlocks(sources, all, counts, skip));
   for (const { ends } of blocks) assertNotEquals(ends.length, 0);
   checkRead(sources, blocks.reduce((sum, block) => sum + block.read, 0), all, skip);
@@ -211,10 +202,10 @@ Deno.test("readBlocks() refuses a file of 2 GB as one document", () =>
 
 Deno.test("readBlocks() says when a file has become shorter", () =>
   withFiles({ "a.txt": "a text" }, async (dir) => {
-    const sources = await findSources([dir], DEFAULTS), counts = { bad: 0, duplicates: 0 };
+    const sources = await findSources([dir], READ_ALL), counts = { bad: 0, duplicates: 0 };
     Deno.truncateSync(`${dir}/a.txt`, 2);
     await assertRefused(
-      () => Array.fromAsync(readBlocks(sources, DEFAULTS, counts)),
+      () => Array.fromAsync(readBlocks(sources, READ_ALL, counts)),
       `Cannot read "${dir}/a.txt": it ends at byte 2, it had 6 when it was opened; prepare again once nobody writes to it`,
     );
   }));

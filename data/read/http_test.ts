@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { gzipSync } from "node:zlib";
-import { readBlocks, type ReadOptions } from "./documents.ts";
+import { READ_ALL, readBlocks } from "./documents.ts";
 import { fetchJson, type Patience, probeUrl, UrlBytes } from "./http.ts";
 import { findSources } from "./inputs.ts";
 import { assertRefused, textsOf } from "./test_documents.ts";
@@ -9,14 +9,6 @@ import { type Answer, ranged, type Server, withEnvironment, withServer } from ".
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
 const HASTIER: Patience = { retry_ms: 1, silence_ms: 150 };
-const OPTIONS: ReadOptions = {
-  column: "text",
-  split_on: "",
-  limit: null,
-  shuffle_docs: null,
-  dedup: "",
-  skip_bad: false,
-};
 
 /** Bytes that all differ from those around them. */
 const file = Uint8Array.from({ length: 100_000 }, (_, i) => i * 31 + (i >> 8));
@@ -230,7 +222,7 @@ Deno.test("fetchJson() gives the address of what comes next", async () => {
 
 async function readUrl(url: string): Promise<string[]> {
   const sources = await findSources([url], { column: "text" });
-  return (await Array.fromAsync(readBlocks(sources, OPTIONS, { bad: 0, duplicates: 0 }))).flatMap(textsOf);
+  return (await Array.fromAsync(readBlocks(sources, READ_ALL, { bad: 0, duplicates: 0 }))).flatMap(textsOf);
 }
 
 Deno.test("readBlocks() reads the footer and the text column of a parquet URL, and no other column", () => {
