@@ -2,15 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { openDataset, readTokens, shardHeader, tokenBytes, verifyDataset } from "./bins.ts";
-
-function withDirectory(run: (directory: string) => void): void {
-  const directory = Deno.makeTempDirSync();
-  try {
-    run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
-}
+import { inDirectory } from "./test_directory.ts";
 
 /** Bytes of a shard in llm.c's format. */
 function shard(token_bytes: 2 | 4, tokens: number[]): Uint8Array {
@@ -53,7 +45,7 @@ const SHARDS = {
 for (const vocab_size of [300, 65_535, 65_536]) {
   const token_bytes = vocab_size > 65_535 ? 4 : 2;
   Deno.test(`openDataset() reads shards and meta.json of ${vocab_size} ids`, () =>
-    withDirectory((dir) => {
+    inDirectory((dir) => {
       writeDataset(dir, SHARDS, vocab_size);
       const dataset = verifyDataset(dir), header_bytes = 1024;
       assertEquals(dataset, {
@@ -77,7 +69,7 @@ for (const vocab_size of [300, 65_535, 65_536]) {
 }
 
 Deno.test("openDataset() refuses what prepare has not finished", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     const refuse = (message: string) =>
       assertEquals(assertThrows(() => openDataset(dir), UserError).message, message);
     const interrupted =
@@ -99,7 +91,7 @@ Deno.test("openDataset() refuses what prepare has not finished", () =>
   }));
 
 Deno.test("openDataset() names the command that makes a dataset where there is none", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     assertThrows(
       () => openDataset(dir),
       UserError,
@@ -113,7 +105,7 @@ Deno.test("openDataset() names the command that makes a dataset where there is n
   }));
 
 Deno.test("openDataset() finds a shard of the wrong size", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     writeDataset(dir, SHARDS);
     const path = `${dir}/train_000001.bin`;
     Deno.truncateSync(path, 1030);
@@ -130,7 +122,7 @@ Deno.test("openDataset() finds a shard of the wrong size", () =>
   }));
 
 Deno.test("openDataset() refuses a directory that is called like a shard", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     Deno.mkdirSync(`${dir}/train.bin`);
     assertThrows(
       () => openDataset(dir),
@@ -140,7 +132,7 @@ Deno.test("openDataset() refuses a directory that is called like a shard", () =>
   }));
 
 Deno.test("openDataset() refuses shards and meta.json of another kind", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     writeDataset(dir, SHARDS);
     Deno.writeFileSync(`${dir}/val_000000.bin`, new Uint8Array(1030));
     assertThrows(() => openDataset(dir), UserError, "it begins with 0 0, should be 20240520 1 or 20240801 7");
@@ -151,7 +143,7 @@ Deno.test("openDataset() refuses shards and meta.json of another kind", () =>
   }));
 
 Deno.test("openDataset() names the field of meta.json that is missing or wrong", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     writeDataset(dir, SHARDS);
     const path = `${dir}/meta.json`, meta = JSON.parse(Deno.readTextFileSync(path));
     const refuse = (contents: unknown, what: string) => {
@@ -179,7 +171,7 @@ Deno.test("openDataset() names the field of meta.json that is missing or wrong",
   }));
 
 Deno.test("openDataset() refuses a vocab_size that is not the tokenizer's", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     writeDataset(dir, { "train_000000.bin": [256, 5], "val_000000.bin": [256] }, 257);
     const path = `${dir}/meta.json`, meta = JSON.parse(Deno.readTextFileSync(path));
     const write = (tokenizer: string) => Deno.writeTextFileSync(path, JSON.stringify({ ...meta, tokenizer }));
@@ -194,7 +186,7 @@ Deno.test("openDataset() refuses a vocab_size that is not the tokenizer's", () =
   }));
 
 Deno.test("verifyDataset() finds a changed byte", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     writeDataset(dir, SHARDS);
     const bytes = Deno.readFileSync(`${dir}/val_000000.bin`);
     bytes[1025]! ^= 1;

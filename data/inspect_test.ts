@@ -4,18 +4,10 @@ import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { shardHeader } from "./bins.ts";
 import { main } from "./inspect.ts";
+import { inDirectory } from "./test_directory.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const EOT = 256;
-
-async function withDirectory(run: (dir: string) => Promise<void>): Promise<void> {
-  const dir = Deno.makeTempDirSync();
-  try {
-    await run(dir);
-  } finally {
-    Deno.removeSync(dir, { recursive: true });
-  }
-}
 
 /** What the command prints. */
 async function output(...args: string[]): Promise<string> {
@@ -77,7 +69,7 @@ function writeDataset(dir: string, shards: Record<string, number[]> = SHARDS): v
 }
 
 Deno.test("data shows what a dataset holds", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     writeDataset(dir);
     const sha = (file: string) => sha256OfFile(`${dir}/${file}`).slice(0, 16);
     const text = (await output("--dir", dir)).replace(/\S+ s, \S+ MB\/s/, "TIME");
@@ -113,7 +105,7 @@ first documents, train
   }));
 
 Deno.test("data cuts long documents and quotes what steers a terminal", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     const train = bytes("x".repeat(1000), "a\x1b[31m\x9b2J\x7f\n");
     writeDataset(dir, { "train_000000.bin": train, "val_000000.bin": bytes("v") });
     const text = await output("--dir", dir);
@@ -122,7 +114,7 @@ Deno.test("data cuts long documents and quotes what steers a terminal", () =>
   }));
 
 Deno.test("data --doc shows one document", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     writeDataset(dir);
     assertEquals(
       await output("--dir", dir, "--doc", "1"),
@@ -141,7 +133,7 @@ Deno.test("data --doc shows one document", () =>
   }));
 
 Deno.test("data marks the shards whose checksum is wrong and fails at the end", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     writeDataset(dir);
     const was = sha256OfFile(`${dir}/train_000000.bin`);
     write(`${dir}/train_000000.bin`, 2, bytes("To be; or not to be", "that is the question:"));
@@ -159,7 +151,7 @@ Deno.test("data marks the shards whose checksum is wrong and fails at the end", 
   }));
 
 Deno.test("data names the size that meta.json lacks", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     writeDataset(dir);
     const meta = JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`));
     delete meta.val.bytes;
@@ -173,7 +165,7 @@ Deno.test("data names the size that meta.json lacks", () =>
   }));
 
 Deno.test("data finds ids outside of the vocabulary and counts that differ from meta.json", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     writeDataset(dir, { ...SHARDS, "val_000000.bin": [EOT, 65, 300, 66, 900] });
     const meta = JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`));
     meta.train.documents = 4;
@@ -187,7 +179,7 @@ Deno.test("data finds ids outside of the vocabulary and counts that differ from 
   }));
 
 Deno.test("data reads nanoGPT's files, whose documents end with the end-of-text token", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     const [hello, world, eot] = [15496, 995, 50256];
     write(`${dir}/train.bin`, 2, [hello, eot, hello, world, eot], false);
     write(`${dir}/val.bin`, 2, [hello, eot], false);
@@ -203,7 +195,7 @@ Deno.test("data reads nanoGPT's files, whose documents end with the end-of-text 
   }));
 
 Deno.test("data names what keeps it from decoding, and takes --tokenizer where the files name none", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     for (const split of ["train", "val"]) write(`${dir}/shakespeare_${split}.bin`, 4, [128_000, 72, 105]);
     const text = await output("--dir", dir);
     assertStringIncludes(
@@ -220,7 +212,7 @@ Deno.test("data names what keeps it from decoding, and takes --tokenizer where t
   }));
 
 Deno.test("data --tokenizer says what assumed GPT-2 tokens are, and may not contradict meta.json", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     for (const split of ["train", "val"]) write(`${dir}/${split}.bin`, 2, bytes("Hi", "Ho"), false);
     const text = await output("--dir", dir, "--tokenizer=bytes");
     assertStringIncludes(text, "tokenizer bytes (assumed), vocabulary 257, end of text 256");
@@ -249,7 +241,7 @@ for (const [args, message] of mistakes) {
 }
 
 Deno.test("data says when there is no dataset, no whole one, or a damaged one", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     const refuse = async (dir: string, message: string) =>
       assertStringIncludes((await failure("--dir", dir)).message, message);
     await refuse(
@@ -267,7 +259,7 @@ Deno.test("data says when there is no dataset, no whole one, or a damaged one", 
   }));
 
 Deno.test("the task data runs with the permissions of deno.json and exits with 1 for a damaged dataset", () =>
-  withDirectory(async (dir) => {
+  inDirectory(async (dir) => {
     const run = async () => {
       const args = [...settings.tasks.data.command.split(" ").slice(1), "--dir", dir];
       const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();

@@ -3,7 +3,8 @@ import { UserError } from "../ffi/errors.ts";
 import { verifyDataset } from "./bins.ts";
 import type { SplitOptions } from "./prepare/encode.ts";
 import { workerEncoders } from "./prepare/encoders.ts";
-import { documentsOf, fails, inDirectory, jsonl, readAll } from "./prepare/test_prepare.ts";
+import { documentsOf, fails, jsonl, readAll } from "./prepare/test_prepare.ts";
+import { inDirectory } from "./test_directory.ts";
 import { ROOT, runPrepare, runTask, runTaskIn, TEXTS, writeTokenizer } from "./prepare/test_prepare.ts";
 
 const fixtures = `${ROOT}tests/fixtures/`;

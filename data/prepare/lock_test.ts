@@ -1,22 +1,10 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
 import { DirectoryLock } from "./lock.ts";
-
-function withDirectory(run: (directory: string) => void): void {
-  const directory = Deno.makeTempDirSync();
-  try {
-    run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
-}
-
-function names(dir: string): string[] {
-  return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
-}
+import { inDirectory, names } from "../test_directory.ts";
 
 Deno.test("DirectoryLock keeps a second writer out until it is disposed of", () =>
-  withDirectory((parent) => {
+  inDirectory((parent) => {
     const dir = `${parent}/new`;
     {
       using _lock = DirectoryLock.take(dir);
@@ -30,7 +18,7 @@ Deno.test("DirectoryLock keeps a second writer out until it is disposed of", () 
   }));
 
 Deno.test("DirectoryLock removes the directory that it made if nothing came into it", () =>
-  withDirectory((parent) => {
+  inDirectory((parent) => {
     DirectoryLock.take(`${parent}/new`)[Symbol.dispose]();
     assertEquals(names(parent), []);
     {
@@ -44,14 +32,14 @@ Deno.test("DirectoryLock removes the directory that it made if nothing came into
   }));
 
 Deno.test("DirectoryLock takes over the file of a program that was killed", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     Deno.writeTextFileSync(`${dir}/prepare.lock`, "");
     DirectoryLock.take(dir)[Symbol.dispose]();
     assertEquals(names(dir), []);
   }));
 
 Deno.test("DirectoryLock says what keeps it from writing", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     Deno.writeTextFileSync(`${dir}/file`, "");
     for (const out of [`${dir}/file`, `${dir}/file/out`]) {
       assertThrows(() => DirectoryLock.take(out), UserError, `Cannot write to "${out}": `);

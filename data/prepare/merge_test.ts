@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
 import { readTokens, type Shard, verifyDataset } from "../bins.ts";
-import { fails, inDirectory, jsonl, readAll, runMerge, runPrepare, runTask, TEXTS } from "./test_prepare.ts";
+import { fails, jsonl, readAll, runMerge, runPrepare, runTask, TEXTS } from "./test_prepare.ts";
+import { inDirectory } from "../test_directory.ts";
 import { writeTokenizer } from "./test_prepare.ts";
 
 const FLAGS = ["--tokenizer=bytes", "--val_fraction=0.3", "--shard_tokens=300"];

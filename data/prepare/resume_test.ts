@@ -3,7 +3,8 @@ import { UserError } from "../../ffi/errors.ts";
 import { verifyDataset } from "../bins.ts";
 import { parseCommand } from "./options.ts";
 import { prepare } from "../prepare.ts";
-import { fails, inDirectory, jsonl, readAll, runPrepare, TEXTS, writeTokenizer } from "./test_prepare.ts";
+import { fails, jsonl, readAll, runPrepare, TEXTS, writeTokenizer } from "./test_prepare.ts";
+import { inDirectory, names } from "../test_directory.ts";
 
 /** More than five blocks of documents. */
 function blocks(path: string): void {
@@ -29,10 +30,6 @@ async function interrupt(n: number, ...args: string[]): Promise<void> {
 function copy(from: string, to: string): void {
   Deno.mkdirSync(to);
   for (const { name } of Deno.readDirSync(from)) Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
-}
-
-function names(dir: string): string[] {
-  return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
 }
 
 Deno.test("prepare() goes on after any block and ends with the same files", () =>

@@ -17,16 +17,6 @@ export const TEXTS = Array.from(
   (_, i) => `Document ${i}. ` + "More of it, <|endoftext|> too. ".repeat(i % 5),
 );
 
-/** Runs in an empty directory. */
-export async function inDirectory(run: (directory: string) => Promise<void>): Promise<void> {
-  const directory = Deno.makeTempDirSync({ dir: "/tmp" }); // which the permission set "prepare" may write to
-  try {
-    await run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
-}
-
 /** Prepares on this thread, unless --workers says otherwise. */
 export function runPrepare(...args: string[]): Promise<Prepared> {
   const command = parseCommand(["--workers=1", ...args]);

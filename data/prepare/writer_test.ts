@@ -2,19 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
 import { sha256OfFile } from "../../ffi/files.ts";
 import { checkWritten, type Ids, ShardWriter, type Written } from "./writer.ts";
-
-function withDirectory(run: (directory: string) => void): void {
-  const directory = Deno.makeTempDirSync();
-  try {
-    run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
-}
-
-function names(dir: string): string[] {
-  return Array.from(Deno.readDirSync(dir), (entry) => entry.name).sort();
-}
+import { inDirectory, names } from "../test_directory.ts";
 
 /** Documents of these lengths: 9 0, 9 1 1, 9 2 2 2, ... with 9 for the end-of-text token, counted in their length. */
 function documents(...lengths: number[]): [Uint16Array<ArrayBuffer>, Uint32Array] {
@@ -31,7 +19,7 @@ function tokens(path: string): number[] {
 const options = { token_bytes: 2, shard_tokens: 6 } as const;
 
 Deno.test("ShardWriter ends a shard with the document that fills it, wherever appends begin and end", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     const lengths = [4, 1, 3, 2, 4, 13, 2, 2];
     for (const cuts of [[8], [1, 1, 1, 1, 1, 1, 1, 1], [3, 5], [5, 3]]) {
       using writer = new ShardWriter(dir, options);
@@ -49,7 +37,7 @@ Deno.test("ShardWriter ends a shard with the document that fills it, wherever ap
   }));
 
 Deno.test("ShardWriter writes llm.c's header byte for byte", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     using writer = new ShardWriter(dir, options);
     writer.append("val", Uint16Array.of(299, 7, 8), Uint32Array.of(3));
     writer.finish();
@@ -60,7 +48,7 @@ Deno.test("ShardWriter writes llm.c's header byte for byte", () =>
   }));
 
 Deno.test("ShardWriter writes ids of 4 bytes behind the header that says so", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     using writer = new ShardWriter(dir, { token_bytes: 4, shard_tokens: 6 });
     writer.append("val", Uint32Array.of(70_000, 7), Uint32Array.of(2));
     writer.finish();
@@ -77,7 +65,7 @@ function appendSome(writer: ShardWriter): void {
 }
 
 Deno.test("ShardWriter goes on from its last commit and cuts off what came after", () =>
-  withDirectory((parent) => {
+  inDirectory((parent) => {
     const whole = `${parent}/whole`, killed = `${parent}/killed`;
     for (const dir of [whole, killed]) Deno.mkdirSync(dir);
     {
@@ -102,7 +90,7 @@ Deno.test("ShardWriter goes on from its last commit and cuts off what came after
   }));
 
 Deno.test("ShardWriter without a commit to go on from removes what is there", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     for (const name of ["state.json", "train_000000.bin", "train_000001.bin.tmp"]) {
       Deno.writeTextFileSync(`${dir}/${name}`, "old");
     }
@@ -113,7 +101,7 @@ Deno.test("ShardWriter without a commit to go on from removes what is there", ()
   }));
 
 Deno.test("checkWritten() refuses shards that are shorter than was committed", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     let written: Written | undefined;
     {
       using writer = new ShardWriter(dir, options);
@@ -133,7 +121,7 @@ Deno.test("checkWritten() refuses shards that are shorter than was committed", (
   }));
 
 Deno.test("ShardWriter names the shard that it cannot write", () =>
-  withDirectory((dir) => {
+  inDirectory((dir) => {
     Deno.mkdirSync(`${dir}/train_000000.bin.tmp`);
     using writer = new ShardWriter(dir, options);
     Deno.mkdirSync(`${dir}/train_000000.bin.tmp`);
