@@ -21,9 +21,10 @@ export interface Tokenizer {
   encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void;
   /**
    * The text of ids. Bytes that are not UTF-8 become U+FFFD; a special token reads as it is written, such as
-   * "<|endoftext|>"; ids below vocab_size that stand for nothing, of which cl100k and o200k have some, give no text.
+   * "<|endoftext|>". Ids that stand for nothing give no text, as in transformers: cl100k and o200k have some, and a model's
+   * vocabulary may be larger than its tokenizer's.
    *
-   * @throws {RangeError} for an id that is not below vocab_size.
+   * @throws {RangeError} for a number that is not a whole one of at least 0.
    */
   decode(ids: Iterable<number>): string;
   /** Decodes ids that come one by one. */

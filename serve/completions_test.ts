@@ -1,7 +1,7 @@
 // A model that is trained in a moment answers as OpenAI's API does.
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { dataset, freshPath, SMALL, succeed } from "../tests/helpers.ts";
+import { dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/helpers.ts";
 import { type App, createApp } from "./app.ts";
 import { listen } from "./listen.ts";
 import { Model } from "./model.ts";
@@ -88,6 +88,19 @@ Deno.test("a text ends before its stop string, though it comes in pieces", async
   assertEquals(pieces.map(({ choices }) => choices[0]!.text).join(""), expected);
   assertEquals(pieces.at(-1)!.choices[0]!.finish_reason, "stop");
   assertEquals((await complete({ ...LONG, max_tokens: 3 })).usage.completion_tokens, 3); // the next is not disturbed
+});
+
+Deno.test("a token that the model has and its tokenizer lacks counts, and gives no text", async () => {
+  const padded = await Model.load(await modelDirectory({ vocab_size: 512 }), "cpu");
+  const response = await post(createApp({ runs: [], model: padded }), {
+    prompt: "ab",
+    max_tokens: 60,
+    seed: 1,
+  });
+  padded.close();
+  const { choices, usage } = await response.json() as Completion;
+  assertEquals(usage.completion_tokens, 60);
+  assert(choices[0]!.text.length < 45, choices[0]!.text); // about half of them are lacked
 });
 
 Deno.test("a text goes on beyond block_size, but its prompt must fit", async () => {

@@ -1,7 +1,10 @@
 // Runs loam's command lines as a user does: the tasks of deno.json, from the repository root, in directories below /tmp
 // that are removed after the tests of a file.
 import { assertEquals, assertMatch } from "@std/assert";
+import { openTokenizer } from "../data/tokenizer.ts";
 import settings from "../deno.json" with { type: "json" };
+import { configToHF, hfShape, hfTensors } from "../model/hf.ts";
+import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
 export const ROOT = new URL("../", import.meta.url);
 
@@ -167,6 +170,38 @@ function documents(words: number): string {
     n += length;
   }
   return text;
+}
+
+// ---- models
+
+/** What modelDirectory() makes if nothing else is asked for. */
+export const SMALL_MODEL = {
+  ...{ vocab_size: 257, n_layer: 1, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 16, n_inner: 32 },
+  ...{ block_size: 64, rope_theta: 10000, norm_eps: 1e-6, tie_word_embeddings: false },
+};
+
+/** A model directory as from elsewhere, without a run, of weights by chance. The files of the tokenizer are the named one's. */
+export async function modelDirectory(change: Partial<typeof SMALL_MODEL> = {}): Promise<string> {
+  const directory = freshPath(), config = { ...SMALL_MODEL, ...change };
+  const options = { bos_token_id: 256, eos_token_id: 256, dtype: "float32" as const };
+  const files = { "config.json": JSON.stringify(configToHF(config, options), null, 2) };
+  Deno.mkdirSync(directory);
+  for (const [name, text] of Object.entries({ ...files, ...(await openTokenizer("bytes")).files() })) {
+    Deno.writeTextFileSync(`${directory}/${name}`, text);
+  }
+  writeSafetensors(`${directory}/model.safetensors`, randomTensors(config));
+  return directory;
+}
+
+/** Float32 tensors of a model, uniform between -0.5 and 0.5, by their names in Hugging Face. */
+function randomTensors(config: typeof SMALL_MODEL): Entry[] {
+  let state = 1;
+  const next = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32 - 0.5;
+  return hfTensors(config).map((tensor) => {
+    const shape = hfShape(tensor),
+      values = Float32Array.from({ length: shape.reduce((a, b) => a * b) }, next);
+    return { name: tensor.hf, dtype: "F32", shape, bytes: () => new Uint8Array(values.buffer) };
+  });
 }
 
 // ---- what a run leaves behind

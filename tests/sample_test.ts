@@ -5,8 +5,10 @@ import {
   dataset,
   errorLine,
   freshPath,
+  modelDirectory,
   refuse,
   ROOT,
+  run,
   Running,
   SMALL,
   succeed,
@@ -55,9 +57,20 @@ Deno.test("sample at temperature 0 or with --top_k=1 is the same for every seed"
 
 Deno.test("sample writes past block_size and through characters of several bytes", async () => {
   const prompt = "wörld € 🧵 ".repeat(8); // longer than block_size by itself
-  const text = await sample("--prompt", prompt, "--temperature=3", "--top_k=0", "--max_new_tokens=200");
-  assert(text.startsWith(prompt), text);
-  assertEquals(await sample("--prompt", prompt, "--max_new_tokens=0"), prompt + "\n");
+  const flags = ["--device=cpu", `--checkpoint=${await model()}`, "--temperature=3", "--top_k=0"];
+  const { code, stdout, stderr } = await run("sample", ...flags, "--prompt", prompt, "--max_new_tokens=200");
+  assert(stdout.startsWith(prompt), stdout);
+  const note = "warning: the prompt has 129 tokens, the model sees the last 32 of them (its block_size)\n"; // of 16 bytes each
+  assertEquals({ code, stderr }, { code: 0, stderr: note });
+  const fits = "x".repeat(31); // and the start of the document
+  assertEquals(await sample("--prompt", fits, "--max_new_tokens=0"), fits + "\n");
+});
+
+Deno.test("sample shows nothing for a token that the model has and its tokenizer lacks", async () => {
+  const padded = await modelDirectory({ vocab_size: 512 }), flags = ["--temperature=5", "--top_k=0"];
+  const text = await succeed("sample", "--device=cpu", `--checkpoint=${padded}`, "--prompt=ab", ...flags);
+  assert(text.startsWith("ab"), text);
+  assert(text.length < 90, text); // of the 100 tokens half are lacked
 });
 
 Deno.test("sample takes a run, a checkpoint, and a copy of one without the optimizer", async () => {

@@ -4,7 +4,6 @@ import { relative } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
 import type { Dataset, Shard } from "../bins.ts";
 import {
-  decodeKnown,
   documentLine,
   frequentTokens,
   heading,
@@ -113,7 +112,7 @@ function bytesPerToken(
   if (meta) return meta[split].bytes / tokens;
   if (!tokenizer) return null;
   const ids = readRange(dataset[split], { start: 0, end: Math.min(tokens, DECODED) });
-  const text = decodeKnown(tokenizer, ids.filter((id) => id !== dataset.eot));
+  const text = tokenizer.decode(ids.filter((id) => id !== dataset.eot));
   return new TextEncoder().encode(text).length / ids.length;
 }
 
@@ -150,7 +149,7 @@ export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, spli
   const tokens = found.end - found.start;
   if (tokens === 0) return `${split} document ${n}: empty`;
   const { shard, token } = locate(shards, found.start);
-  const text = decodeKnown(tokenizer, readRange(shards, found));
+  const text = tokenizer.decode(readRange(shards, found));
   return `${split} document ${n}: ${number(tokens)} tokens from token ${token} of ${
     relative(dir, shard.path)
   }\n\n${text}`;

@@ -88,7 +88,7 @@ export function frequentTokens(counts: Float64Array, tokenizer: Tokenizer | null
     `${id}`,
     number(counts[id]!),
     `${(100 * counts[id]! / total).toFixed(2)}%`,
-    tokenizer ? quoted(decodeKnown(tokenizer, [id])) : "",
+    tokenizer ? quoted(tokenizer.decode([id])) : "",
   ]);
   const share = (100 * occurring.length / counts.length).toFixed(1);
   return `${bars(rows)}\n  ${number(occurring.length)} of ${number(counts.length)} ids occur (${share}%)`;
@@ -101,14 +101,9 @@ export function documentLine(
   ids: Uint32Array,
   tokenizer: Tokenizer | null,
 ): string {
-  const text = tokenizer ? decodeKnown(tokenizer, ids) : ids.slice(0, 20).join(" ");
+  const text = tokenizer ? tokenizer.decode(ids) : ids.slice(0, 20).join(" ");
   const cut = ids.length < tokens || text.length > SHOWN ? " ..." : "";
   return `  ${n}  ${number(tokens)} tokens  ${quoted(text.slice(0, SHOWN).toWellFormed())}${cut}`;
-}
-
-/** The text of ids, without those that the tokenizer does not have. */
-export function decodeKnown(tokenizer: Tokenizer, ids: Iterable<number>): string {
-  return tokenizer.decode(Array.from(ids).filter((id) => id < tokenizer.vocab_size));
 }
 
 /** A text in one line, between quotation marks, without the characters that steer a terminal. */

@@ -16,19 +16,17 @@ export type EncodeSegment = (
 /** What makes a tokenizer whose tokens are byte strings. */
 export interface ByteLevelOptions
   extends Pick<Tokenizer, "name" | "vocab_size" | "eot" | "encodeUtf8" | "files"> {
-  /** The bytes of an id below vocab_size: none for an id that stands for nothing, the text of a special token. */
+  /** The bytes of an id below vocab_size: none for one that stands for nothing, the text of a special token. */
   bytesOf(id: number): Uint8Array;
 }
 
 /** A tokenizer whose tokens are byte strings. */
 export function byteLevelTokenizer({ bytesOf, ...options }: ByteLevelOptions): Tokenizer {
-  const { name, vocab_size } = options;
+  const { vocab_size } = options, nothing = new Uint8Array(0);
 
   function checkedBytesOf(id: number): Uint8Array {
-    if (Number.isInteger(id) && id >= 0 && id < vocab_size) return bytesOf(id);
-    throw new RangeError(
-      `Cannot decode token ${id}: the ids of tokenizer "${name}" are 0 to ${vocab_size - 1}`,
-    );
+    requireId(id);
+    return id < vocab_size ? bytesOf(id) : nothing;
   }
 
   function stream(): TextStream {
@@ -50,6 +48,12 @@ export function byteLevelTokenizer({ bytesOf, ...options }: ByteLevelOptions): T
       return result + text.end();
     },
   };
+}
+
+/** Throws RangeError for a number that is the id of no token in any vocabulary. */
+export function requireId(id: number): void {
+  if (Number.isInteger(id) && id >= 0) return;
+  throw new RangeError(`Cannot decode token ${id}: an id should be a whole number of at least 0`);
 }
 
 /** The ids of a text by a function for UTF-8. A lone surrogate becomes U+FFFD. */

@@ -1,4 +1,4 @@
-import { assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
 import {
   askPython,
@@ -33,6 +33,15 @@ for (const [name, json] of TOKENIZERS) {
     }
   });
 
+  Deno.test(`${name} decodes an id that it lacks as nothing, as transformers does`, () => {
+    const ids = tokenizer.encode("one 👍 two"), lacking = tokenizer.vocab_size + 3, stream = tokenizer.stream();
+    assertEquals([tokenizer.decode([lacking]), tokenizer.decode([lacking, 1e6])], ["", ""]);
+    const mixed = Array.from(ids).flatMap((id) => [lacking, id]), text = tokenizer.decode(ids);
+    assertEquals(tokenizer.decode(mixed), text);
+    assertEquals(mixed.map((id) => stream.write(id)).join("") + stream.end(), text);
+    assertThrows(() => tokenizer.decode([-1]), RangeError, "Cannot decode token -1");
+  });
+
   Deno.test({
     name: `${name} gives the ids and texts of Python's tokenizers for random text (LOAM_PYTHON)`,
     ignore: python === undefined,
@@ -44,12 +53,14 @@ from tokenizers import Tokenizer
 tokenizer = Tokenizer.from_str(json.dumps(argument["json"]))
 tokenizer.encode_special_tokens = True
 ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in argument["texts"]]
-print(json.dumps(dict(ids=ids, decoded=[tokenizer.decode(i, skip_special_tokens=False) for i in ids])))`,
+mixed = [[m for id in i for m in (id, 5000)] for i in ids]
+print(json.dumps(dict(ids=ids, decoded=[tokenizer.decode(i, skip_special_tokens=False) for i in mixed])))`,
         { json, texts },
       );
       for (const [i, text] of texts.entries()) {
         assertEquals(Array.from(tokenizer.encode(text)), ids[i], JSON.stringify(text));
-        assertEquals(tokenizer.decode(ids[i]!), decoded[i], JSON.stringify(text));
+        const mixed = ids[i]!.flatMap((id) => [id, 5000]); // an id that none of them has
+        assertEquals(tokenizer.decode(mixed), decoded[i], JSON.stringify(text));
       }
     },
   });

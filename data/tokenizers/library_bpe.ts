@@ -3,7 +3,7 @@
 // WordPiece and other normalizers they are not always (it breaks ties differently and has another Unicode).
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { type AddedToken, withIds } from "./added_tokens.ts";
-import { encodeText } from "./byte_level.ts";
+import { encodeText, requireId } from "./byte_level.ts";
 import type { TextStream, Tokenizer } from "../tokenizer.ts";
 import type { Json } from "./tokenizer_file.ts";
 
@@ -39,8 +39,8 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
   const plain = new Library({ ...json, added_tokens: added.filter((token) => !token.special) }, config);
   const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   let vocab_size = 0;
-  for (const id of Object.values(vocab)) vocab_size = Math.max(vocab_size, id + 1);
-  for (const { id } of added) vocab_size = Math.max(vocab_size, id + 1);
+  const known = new Set([...Object.values(vocab), ...added.map(({ id }) => id)]);
+  for (const id of known) vocab_size = Math.max(vocab_size, id + 1);
 
   const encodeUtf8: Tokenizer["encodeUtf8"] = (bytes, from, to, out) => {
     const text = utf8.decode(bytes.subarray(from, to));
@@ -51,7 +51,11 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
   };
 
   function decode(ids: Iterable<number>): string {
-    const list = Array.from(ids);
+    const list: number[] = [];
+    for (const id of ids) {
+      requireId(id);
+      if (known.has(id)) list.push(id); // others would read as unk_token
+    }
     return list.length === 0 ? "" : library.decode(list, { clean_up_tokenization_spaces: false });
   }
 
