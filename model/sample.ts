@@ -40,6 +40,11 @@ export async function main(args: string[]): Promise<void> {
     );
   }
   const prompt = [tokenizer.eot, ...tokenizer.encode(o.prompt)]; // documents begin with end-of-text
+  if (prompt.length > config.block_size) {
+    console.error(
+      `warning: the prompt has ${prompt.length} tokens, the model sees the last ${config.block_size} of them (its block_size)`,
+    );
+  }
   const text = tokenizer.stream();
   print(o.prompt);
   for (const token of generate(model, config, prompt, { ...o, stop: tokenizer.eot })) {
