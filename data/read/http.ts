@@ -2,6 +2,7 @@
 import { UserError } from "../../ffi/errors.ts";
 import type { ByteSource } from "./bytes.ts";
 import { credentials, isHub } from "./hub.ts";
+import { followed } from "./redirects.ts";
 
 /** How long to put up with a server. */
 export interface Patience {
@@ -78,7 +79,10 @@ export async function fetchJson(url: string, patience: Patience = PATIENCE): Pro
       for (let bytes; (bytes = await connection.next()) !== undefined;) {
         text += utf8.decode(bytes, { stream: true });
       }
-      return { value: JSON.parse(text), next };
+      const value: unknown = JSON.parse(text);
+      if (next === undefined) return { value, next };
+      const token = "authorization" in credentials(url);
+      return { value, next: await followed({ named: url, from: url, location: next, token }) };
     } catch (error) {
       if (error instanceof SyntaxError) throw new UserError(`Cannot read "${url}": ${error.message}`);
       await retries.pause(error);
@@ -177,21 +181,24 @@ class Connection {
   }
 
   /**
-   * Asks for a file or a range of it, wherever the URL redirects to. A server may send the whole file in any case.
+   * Asks for a file or a range of it, where the URL redirects to if that may be followed. A server may send the whole file in
+   * any case.
    *
    * @throws {UserError} for answers that will not get better, {Busy} for those that may.
    */
   async request(url: string, range?: string): Promise<Answer> {
-    let address = url, linked: string | null = null;
+    let address = url, linked: string | null = null, token = false;
     for (let redirects = 0; redirects <= REDIRECTS; redirects++) {
       const { signal } = this.#controller;
-      const headers = { "accept-encoding": "identity", ...range && { range }, ...credentials(address) };
+      const login = credentials(address);
+      token ||= "authorization" in login;
+      const headers = { "accept-encoding": "identity", ...range && { range }, ...login };
       const response = await this.#timed(fetch(address, { headers, redirect: "manual", signal }));
       linked ??= response.headers.get("x-linked-etag"); // the hub's, where the servers it redirects to have their own
       const location = response.headers.get("location");
       if (response.status >= 300 && response.status < 400 && location !== null) {
-        address = new URL(location, address).href;
         await response.body?.cancel();
+        address = await followed({ named: url, from: address, location, token });
         continue;
       }
       if (BUSY.includes(response.status)) throw new Busy(response);

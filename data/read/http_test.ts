@@ -3,8 +3,16 @@ import { gzipSync } from "node:zlib";
 import { READ_ALL, readBlocks } from "./documents.ts";
 import { fetchJson, type Patience, probeUrl, UrlBytes } from "./http.ts";
 import { findSources } from "./inputs.ts";
+import { followed } from "./redirects.ts";
 import { assertRefused, textsOf } from "./test_documents.ts";
-import { type Answer, ranged, type Server, withEnvironment, withServer } from "./test_server.ts";
+import {
+  type Answer,
+  ranged,
+  type Request,
+  type Server,
+  withEnvironment,
+  withServer,
+} from "./test_server.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
@@ -203,10 +211,106 @@ Deno.test("HF_TOKEN goes to the hub and to no other server", () =>
         }),
     )));
 
+Deno.test("followed() follows no redirect from one kind of network into another", async () => {
+  // 93.184.216.34 is public; RFC 1918, 3927, 4193, 4291 and 6598 say what the others are.
+  const refused: [string, string, string][] = [
+    ["http://93.184.216.34/a", "http://127.0.0.1/b", "loopback"],
+    ["http://93.184.216.34/a", "http://0x7f.1/b", "loopback"],
+    ["http://93.184.216.34/a", "http://2130706433/b", "loopback"],
+    ["http://93.184.216.34/a", "http://0.0.0.0/b", "loopback"],
+    ["http://93.184.216.34/a", "http://[::1]:8080/b", "loopback"],
+    ["http://93.184.216.34/a", "http://[::ffff:127.0.0.1]/b", "loopback"],
+    ["http://93.184.216.34/a", "//localhost/b", "loopback"],
+    ["http://93.184.216.34/a", "http://LOCALHOST./b", "loopback"],
+    ["http://93.184.216.34/a", "http://a.localhost/b", "loopback"],
+    ["http://93.184.216.34/a", "http://169.254.169.254/latest/meta-data/", "link-local"],
+    ["http://93.184.216.34/a", "http://[fe80::1]/b", "link-local"],
+    ["http://93.184.216.34/a", "http://10.1.2.3/b", "private"],
+    ["http://93.184.216.34/a", "http://172.31.0.1/b", "private"],
+    ["http://93.184.216.34/a", "http://192.168.1.1/b", "private"],
+    ["http://93.184.216.34/a", "http://100.64.0.1/b", "private"],
+    ["http://93.184.216.34/a", "http://[fd12::1]/b", "private"],
+    ["http://127.0.0.1/a", "http://192.168.1.1/b", "private"],
+    ["http://10.1.2.3/a", "http://169.254.169.254/b", "link-local"],
+    ["http://10.1.2.3/a", "http://127.0.0.1/b", "loopback"],
+  ];
+  for (const [named, location, reach] of refused) {
+    await assertRefused(
+      () => followed({ named, from: "http://93.184.216.34/hop", location, token: false }),
+      `Cannot read "${named}": it redirects to "${location}", which is a ${reach} address; if that is what you want, name it yourself`,
+    );
+  }
+  const fine: [string, string, string][] = [
+    ["http://93.184.216.34/a", "https://93.184.216.35/b", "https://93.184.216.35/b"],
+    ["http://93.184.216.34/a", "/b?c", "http://93.184.216.34/b?c"],
+    ["http://93.184.216.34/a", "http://172.32.0.1/b", "http://172.32.0.1/b"],
+    ["http://127.0.0.1:1/a", "http://127.0.0.1:2/b", "http://127.0.0.1:2/b"],
+    ["http://127.0.0.1:1/a", "http://localhost:2/b", "http://localhost:2/b"],
+    ["http://10.1.2.3/a", "http://192.168.1.1/b", "http://192.168.1.1/b"],
+    ["http://10.1.2.3/a", "http://93.184.216.34/b", "http://93.184.216.34/b"],
+  ];
+  for (const [named, location, to] of fine) {
+    assertEquals(await followed({ named, from: named, location, token: false }), to);
+  }
+});
+
+Deno.test("followed() goes from https to http without a token only", async () => {
+  const step = {
+    named: "https://93.184.216.34/a",
+    from: "https://93.184.216.34/b",
+    location: "http://93.184.216.34/c",
+  };
+  assertEquals(await followed({ ...step, token: false }), step.location);
+  await assertRefused(
+    () => followed({ ...step, token: true }),
+    `Cannot read "${step.named}": it redirects to "${step.location}", should stay with https where a token is sent; ` +
+      "check the address, or unset HF_TOKEN",
+  );
+});
+
+Deno.test("nothing but http is read where a server redirects to it, at any hop", async () => {
+  const here = import.meta.url, no = "should be an address of http or https; check the address";
+  const locations = [
+    [here, no],
+    ["FILE:///etc/passwd", no],
+    ["data:text/plain,secret", no],
+    ["hf://datasets/o/n/a.txt", no],
+    ["http://169.254.169.254/a", "which is a link-local address; if that is what you want, name it yourself"],
+    ["http://[", "which is no address; check the address"],
+  ] as const;
+  for (const [location, why] of locations) {
+    for (const hops of [1, 3]) {
+      const answer = (_: Request, n: number): Answer => ({
+        status: 302,
+        headers: { location: n % hops === 0 ? location : "/next" },
+      });
+      await withServer(answer, async ({ url, requests }) => {
+        const message = `Cannot read "${url}/a.txt": it redirects to "${location}", ${why}`;
+        await assertRefused(() => probeUrl(`${url}/a.txt`, HASTY), message);
+        await assertRefused(() => fetchJson(`${url}/a.txt`, HASTY), message);
+        await assertRefused(
+          () => readAll(new UrlBytes(`${url}/a.txt`, { bytes: 9, version: "" }, HASTY)),
+          message,
+        );
+        assertEquals(requests.length, 3 * hops);
+      });
+    }
+    const body = new TextEncoder().encode("[]");
+    await withServer(
+      () => ({ body, headers: { link: `<${location}>; rel="next"` } }),
+      ({ url }) =>
+        assertRefused(
+          () => fetchJson(`${url}/list`, HASTY),
+          `Cannot read "${url}/list": it redirects to "${location}", ${why}`,
+        ),
+    );
+  }
+});
+
 Deno.test("fetchJson() gives the address of what comes next", async () => {
-  const body = new TextEncoder().encode('["é"]'), link = '<https://example.org/?b=1>; rel="next"';
+  const body = new TextEncoder().encode('["é"]'), link = '<https://93.184.216.34/?b=1>; rel="next"';
   await withServer((_, n) => n === 1 ? { status: 503 } : { body, headers: { link } }, async ({ url }) => {
-    assertEquals(await fetchJson(`${url}/a`, HASTY), { value: ["é"], next: "https://example.org/?b=1" });
+    assertEquals(await fetchJson(`${url}/a`, HASTY), { value: ["é"], next: "https://93.184.216.34/?b=1" });
   });
   await withServer(() => ({ body }), async ({ url }) => {
     assertEquals(await fetchJson(`${url}/a`, HASTY), { value: ["é"], next: undefined });

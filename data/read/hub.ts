@@ -26,9 +26,17 @@ export function parseHubUrl(url: string): HubPath {
   return { dataset: dataset!, revision, path: path! };
 }
 
-/** Where the hub is: huggingface.co, or what HF_ENDPOINT says. */
+/**
+ * Where the hub is: huggingface.co, or what HF_ENDPOINT says.
+ *
+ * @throws {UserError} if that is no address of http or https.
+ */
 export function hubEndpoint(): string {
-  return (Deno.env.get("HF_ENDPOINT") || "https://huggingface.co").replace(/\/+$/, "");
+  const endpoint = Deno.env.get("HF_ENDPOINT") || "https://huggingface.co";
+  if (/^https?:\/\//.test(endpoint) && URL.canParse(endpoint)) return endpoint.replace(/\/+$/, "");
+  throw new UserError(
+    `Cannot find the hub: HF_ENDPOINT is "${endpoint}", should be an address such as https://huggingface.co`,
+  );
 }
 
 /** Whether the hub itself answers at an address. */
@@ -44,7 +52,12 @@ export function credentials(url: string): Record<string, string> {
 
 /** The address of a file. */
 export function hubFileUrl({ dataset, revision, path }: HubPath): string {
-  return `${hubEndpoint()}/datasets/${dataset}/resolve/${encodeURIComponent(revision)}/${encodeURI(path)}`;
+  return `${hubEndpoint()}/datasets/${dataset}/resolve/${encodeURIComponent(revision)}/${encoded(path)}`;
+}
+
+/** A path in an address, where ? and # would end it. */
+function encoded(path: string): string {
+  return encodeURI(path).replace(/[?#]/g, encodeURIComponent);
 }
 
 /** The address of a list of all files below a directory. */

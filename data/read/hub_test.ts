@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
-import { hubFileUrl, hubListUrl, type HubPath, parseHubUrl } from "./hub.ts";
+import { hubEndpoint, hubFileUrl, hubListUrl, type HubPath, parseHubUrl } from "./hub.ts";
 import { findSources } from "./inputs.ts";
 import { assertRefused } from "./test_documents.ts";
 import { type Answer, ranged, type Request, withEnvironment, withServer } from "./test_server.ts";
@@ -32,6 +32,8 @@ Deno.test("hubFileUrl() and hubListUrl() give addresses on the hub", () => {
   const converted = { dataset: "o/n", revision: "refs/convert/parquet", path: "" };
   withEnvironment({ HF_ENDPOINT: "" }, () => {
     assertEquals(hubFileUrl(main), "https://huggingface.co/datasets/o/n/resolve/main/dir/a%201.txt");
+    const marks = hubFileUrl({ ...main, path: "dir/a?b#c=1.txt" });
+    assertEquals(marks, "https://huggingface.co/datasets/o/n/resolve/main/dir/a%3Fb%23c=1.txt");
     assertEquals(
       hubListUrl(converted),
       "https://huggingface.co/api/datasets/o/n/tree/refs%2Fconvert%2Fparquet?recursive=true",
@@ -43,6 +45,19 @@ Deno.test("hubFileUrl() and hubListUrl() give addresses on the hub", () => {
       "https://mirror.example/api/datasets/o/n/tree/main/dir%2Fa%201.txt?recursive=true",
     );
   });
+});
+
+Deno.test("hubEndpoint() refuses an HF_ENDPOINT that is no address of http", () => {
+  for (const endpoint of ["file:///etc", "huggingface.co", "http://["]) {
+    const { message } = assertThrows(
+      () => withEnvironment({ HF_ENDPOINT: endpoint }, hubEndpoint),
+      UserError,
+    );
+    assertEquals(
+      message,
+      `Cannot find the hub: HF_ENDPOINT is "${endpoint}", should be an address such as https://huggingface.co`,
+    );
+  }
 });
 
 /** Lists dir/b.txt and dir/README.md, then dir/sub, dir/a.txt and dir/sub/c.txt; every file is a text. */
