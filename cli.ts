@@ -45,7 +45,7 @@ const names: Name[] = [...SUBCOMMANDS, "completions"];
 
 /** Runs the subcommand that the first argument names. Throws UserError where there is none of that name. */
 export async function main([name, ...args]: string[]): Promise<void> {
-  if (name === undefined || name === "--help" || name === "-h") return console.log(help());
+  if (name === undefined || name === "--help") return console.log(help());
   if (name === "--version") {
     return console.log(`loam ${loam.version} (Deno ${Deno.version.deno}, ${Deno.build.target})`);
   }
@@ -58,7 +58,7 @@ export async function main([name, ...args]: string[]): Promise<void> {
     );
   }
   try {
-    await (await subcommands[found].load())(args[0] === "-h" ? ["--help"] : args);
+    await (await subcommands[found].load())(args);
   } catch (error) {
     throw error instanceof UserError ? new UserError(asTyped(error.message)) : error;
   }

@@ -126,5 +126,5 @@ export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer
 // As a program: the command line. A program that imports this module gets none of it.
 if (import.meta.main) {
   const [{ main }, { runMain }] = await Promise.all([import("./cli.ts"), import("./ffi/errors.ts")]);
-  await runMain(() => main(Deno.args));
+  await runMain(main);
 }

@@ -39,4 +39,4 @@ function stopSignal(): Promise<void> {
   return promise;
 }
 
-if (import.meta.main) await runMain(() => serve(Deno.args));
+if (import.meta.main) await runMain(serve);

@@ -387,4 +387,4 @@ function stopOnSignal(): { asked: string } {
   return stop;
 }
 
-if (import.meta.main) await runMain(() => train(Deno.args));
+if (import.meta.main) await runMain(train);

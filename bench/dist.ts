@@ -149,4 +149,4 @@ async function run(command: string[]): Promise<string> {
   return printed;
 }
 
-if (import.meta.main) await runMain(() => main(Deno.args));
+if (import.meta.main) await runMain(main);

@@ -16,7 +16,7 @@ import {
   open,
   synchronizeNow,
 } from "../ffi/library.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { help, parseOverrides } from "../runtime/config.ts";
 import { table } from "../runtime/debug.ts";
 import { peakFlops } from "../runtime/metrics.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
@@ -180,8 +180,12 @@ export type Report = {
 };
 
 if (import.meta.main) {
-  await runMain(() => {
-    const o = { ...defaults, ...parseOverrides(Deno.args, defaults) };
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      const { default: source } = await import("./kernels.ts", { with: { type: "text" } });
+      return console.log(help("Time every op of a training step", defaults, source));
+    }
+    const o = { ...defaults, ...parseOverrides(args, defaults) };
     open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });
     o.preset ||= device.library === "cuda" ? "gpt-270m" : "small";
     const preset = SHAPES[o.preset];

@@ -4,7 +4,7 @@
 //   LOAM_PYTHON=python3 deno task bench:peer --preset=small --V=50257 --B=4
 import os from "node:os";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { help, parseOverrides } from "../runtime/config.ts";
 import { lines } from "./lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";
@@ -240,8 +240,12 @@ function save(
 }
 
 if (import.meta.main) {
-  await runMain(async () => {
-    const options = { ...defaults, ...parseOverrides(Deno.args, defaults) };
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      const { default: source } = await import("./peer.ts", { with: { type: "text" } });
+      return console.log(help("Train the same model in loam and in PyTorch, by turns", defaults, source));
+    }
+    const options = { ...defaults, ...parseOverrides(args, defaults) };
     const shape = shapeOf(options), load = Deno.loadavg();
     console.log(
       `${options.preset}: ${flags(shape).join(" ")}, ${options.dtype}, ${options.device}, ` +

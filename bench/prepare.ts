@@ -68,7 +68,7 @@ interface WholeRun extends Usage {
   tokens_per_sec: number;
 }
 
-if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
+if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
 
 async function main(options: Options): Promise<void> {
   if (!options.sample) {

@@ -30,7 +30,7 @@ interface Timing {
 
 const ROOT = `${import.meta.dirname}/..`;
 
-if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
+if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
 
 async function main(options: Options): Promise<void> {
   const python = Deno.env.get("LOAM_PYTHON");

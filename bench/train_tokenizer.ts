@@ -47,7 +47,7 @@ interface Result {
   version: string;
 }
 
-if (import.meta.main) await runMain(() => main({ ...defaults, ...parseOverrides(Deno.args, defaults) }));
+if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
 
 async function main(options: Options): Promise<void> {
   if (!options.sample) {

@@ -27,7 +27,7 @@ interface Options {
   tokenizer: string;
 }
 
-if (import.meta.main) await runMain(() => main(Deno.args));
+if (import.meta.main) await runMain((args) => main(args));
 
 /** The command line. Throws UserError, so that the exit code is 1, also for a dataset in which something is wrong. */
 export async function main(args: string[], print: (text: string) => void = console.log): Promise<void> {

@@ -24,7 +24,7 @@ import { finishedSummary, mergeSummary, runSummary } from "./prepare/summary.ts"
 import { orMistake } from "../ffi/system_error.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
-if (import.meta.main) await runMain(() => main(Deno.args));
+if (import.meta.main) await runMain(main);
 
 /** The command line: prepares or merges what the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {

@@ -19,7 +19,7 @@ import { WORD_LIMITS, type WordLimits } from "./train_tokenizer/word_counts.ts";
 
 const REPORT_MS = 5_000;
 
-if (import.meta.main) await runMain(() => main(Deno.args));
+if (import.meta.main) await runMain(main);
 
 /** The command line: trains as the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {

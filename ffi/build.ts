@@ -206,6 +206,14 @@ function exportsMap(): string {
   return `{\n  global:\n${FUNCTIONS.map((name) => `    ${name};`).join("\n")}\n  local: *;\n};\n`;
 }
 
+const HELP =
+  `Compile what is out of date in build/: the libraries of the CPU, of the emulator, and of CUDA where nvcc is found
+
+  --only=KINDS    cpu, emu, cuda or several with commas                                  (all)
+  --arch=ARCH     CUDA: all, native (the GPUs at hand) or one by its number, such as 120 (all)
+  --force         compile what is up to date, too
+  --verbose       print the registers that each CUDA kernel takes`;
+
 function readOptions(args: string[]): BuildOptions {
   const flags = parseArgs(args, {
     boolean: ["force", "verbose"],
@@ -226,4 +234,6 @@ function readOptions(args: string[]): BuildOptions {
   return { only, force: flags.force, arch: flags.arch, verbose: flags.verbose };
 }
 
-if (import.meta.main) await runMain(() => build(readOptions(Deno.args)));
+if (import.meta.main) {
+  await runMain((args) => args.includes("--help") ? console.log(HELP) : build(readOptions(args)));
+}

@@ -56,9 +56,16 @@ async function start(output: string, denort: string | undefined): Promise<void> 
   );
 }
 
+const HELP = `Put everything into one program: code, libraries, vocabularies, dashboard
+
+  --output=PATH    below build/ or /tmp                            (build/loam)
+
+DENORT_BIN=path/to/denort takes Deno's runtime from there, not from dl.deno.land.`;
+
 if (import.meta.main) {
-  await runMain(() => {
-    const { output = "build/loam" } = parseArgs(Deno.args, {
+  await runMain((args) => {
+    if (args.includes("--help")) return console.log(HELP);
+    const { output = "build/loam" } = parseArgs(args, {
       string: ["output"],
       unknown: (arg) => {
         throw new UserError(`Cannot compile: unknown argument ${arg}; the only flag is --output=PATH`);

@@ -133,4 +133,4 @@ export async function main(args: string[]): Promise<void> {
   if (findings.some(({ needed }) => needed)) Deno.exit(1);
 }
 
-if (import.meta.main) await runMain(() => main(Deno.args));
+if (import.meta.main) await runMain(main);

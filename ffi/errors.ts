@@ -14,12 +14,13 @@ export class KernelError extends Error {
 }
 
 /**
- * Runs a command-line main function. A UserError prints as one line and exits with 1; a missing permission prints the
- * flag that grants it; anything else is a bug in loam (or in a model under development) and keeps its stack.
+ * Runs a command-line main function with the arguments of the program, in which -h stands for --help. A UserError prints as
+ * one line and exits with 1; a missing permission prints the flag that grants it; anything else is a bug in loam (or in a
+ * model under development) and keeps its stack.
  */
-export async function runMain(main: () => void | Promise<void>): Promise<void> {
+export async function runMain(main: (args: string[]) => void | Promise<void>): Promise<void> {
   try {
-    await main();
+    await main(Deno.args.map((arg) => arg === "-h" ? "--help" : arg));
   } catch (error) {
     console.error(explain(error));
     Deno.exit(1);

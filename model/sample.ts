@@ -64,4 +64,4 @@ function print(text: string): void {
   }
 }
 
-if (import.meta.main) await runMain(() => main(Deno.args));
+if (import.meta.main) await runMain(main);

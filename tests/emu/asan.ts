@@ -57,7 +57,10 @@ async function sanitizerEnvironment(): Promise<Record<string, string>> {
   return { LD_PRELOAD: new TextDecoder().decode(stdout).trim(), ASAN_OPTIONS: "detect_leaks=0" };
 }
 
-await runMain(async () => {
+await runMain(async (args) => {
+  if (args.includes("--help")) {
+    return console.log("Run the op suites on the emulated GPU under AddressSanitizer, ten minutes on two cores");
+  }
   const shadow = shadowOfRepository();
   try {
     await compile(shadow);

@@ -1,6 +1,7 @@
 // Plants faults in kernels.cu, one at a time, and expects attention_check.ts to catch each of them on the emulator.
 // deno task test:mutants
 // A fault that only some order of threads shows is caught when one of the seeds shows it.
+import { runMain } from "../../ffi/errors.ts";
 
 type Mutant = { name: string; search: string; occurrence: number; replace: string };
 
@@ -54,20 +55,25 @@ async function firstComplaint(library: string): Promise<string> {
   return "";
 }
 
-const source = await Deno.readTextFile(`${root}kernels.cu`);
-const mutants: Mutant[] = JSON.parse(await Deno.readTextFile(`${root}tests/emu/mutants.json`));
-const directory = await Deno.makeTempDir({ prefix: "mutants-" });
-let failed = 0;
-try {
-  const complaint = await firstComplaint(await compile(source, directory, "original"));
-  if (complaint) throw new Error(`The unchanged kernels fail already: ${complaint}`);
-  for (const [i, mutant] of mutants.entries()) {
-    const caught = await firstComplaint(await compile(plant(source, mutant), directory, `mutant${i}`));
-    if (!caught) failed++;
-    console.log(`${caught ? "caught" : "MISSED"}  ${mutant.name}${caught && `: ${caught}`}`);
+await runMain(async (args) => {
+  if (args.includes("--help")) {
+    return console.log("Plant faults in the attention kernels, and expect the tests to catch each");
   }
-} finally {
-  await Deno.remove(directory, { recursive: true });
-}
-console.log(`${mutants.length - failed} caught, ${failed} missed`);
-Deno.exit(failed ? 1 : 0);
+  const source = await Deno.readTextFile(`${root}kernels.cu`);
+  const mutants: Mutant[] = JSON.parse(await Deno.readTextFile(`${root}tests/emu/mutants.json`));
+  const directory = await Deno.makeTempDir({ prefix: "mutants-" });
+  let failed = 0;
+  try {
+    const complaint = await firstComplaint(await compile(source, directory, "original"));
+    if (complaint) throw new Error(`The unchanged kernels fail already: ${complaint}`);
+    for (const [i, mutant] of mutants.entries()) {
+      const caught = await firstComplaint(await compile(plant(source, mutant), directory, `mutant${i}`));
+      if (!caught) failed++;
+      console.log(`${caught ? "caught" : "MISSED"}  ${mutant.name}${caught && `: ${caught}`}`);
+    }
+  } finally {
+    await Deno.remove(directory, { recursive: true });
+  }
+  console.log(`${mutants.length - failed} caught, ${failed} missed`);
+  Deno.exit(failed ? 1 : 0);
+});
