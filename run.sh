@@ -6,8 +6,8 @@
 #   ./run.sh help    print this
 #
 # Needs a C++ compiler and Deno. As root on Debian or Ubuntu it installs the compiler and a fast matrix library (oneDNN), and
-# for the tests Open MPI and Chromium; Deno comes through npm into .deno/ where it is missing. What is there already is used
-# as it is. CUDA and NVIDIA's driver are never installed: where nvcc is found the CUDA library is built too, and
+# for the tests Open MPI and Chromium; Deno comes through npm into .deno/ where it is missing, and the last line says how to
+# put it on PATH. What is there already is used as it is. CUDA and NVIDIA's driver are never installed: where nvcc is found the CUDA library is built too, and
 # `deno task doctor` says what is missing.
 
 set -eu
@@ -18,6 +18,7 @@ demo_iters=500     # training steps of the demo: half a minute on two CPU cores 
 data=data/demo
 run=runs/demo
 mode=${1:-demo}
+shell= # commands after which `deno task` works in the user's own shell, too
 
 say() { printf '== %s\n' "$*"; }
 
@@ -35,6 +36,7 @@ set_up() {
   if [ ! -d "${HOME:-}" ] || [ ! -w "$HOME" ]; then
     HOME=${TMPDIR:-/tmp}/loam-home-$(id -u)
     export HOME
+    shell="export HOME=\"$HOME\"; "
     mkdir -p "$HOME" || die "Cannot make a directory for caches: set HOME to a directory that can be written"
   fi
   find_deno
@@ -55,6 +57,7 @@ find_deno() {
   esac
   # The package with the program itself: the one named deno starts it through Node.js, which may not pass signals on.
   PATH=$PWD/.deno/node_modules/$package:$PATH
+  shell="${shell}export PATH=\"$PWD/.deno/node_modules/$package:\$PATH\"; "
   if is_recent_deno; then return; fi
   if ! command -v npm >/dev/null; then
     die "Cannot find Deno 2.9 or later, nor npm to install it: install Deno (https://deno.com), then run ./run.sh again"
@@ -127,7 +130,8 @@ demo() {
   fi
   say "writing text with it"
   deno task -q sample --checkpoint=$run --prompt="  /** Returns" --max_new_tokens=300 || die "Cannot sample from $run"
-  say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)   next: deno task"
+  say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)"
+  say "next: ${shell}deno task"
 }
 
 run_tests() {

@@ -4,7 +4,16 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import settings from "../deno.json" with { type: "json" };
 import { SUBCOMMANDS } from "../ffi/command.ts";
 import { presets } from "../model/presets.ts";
-import { errorLine, freshPath, isInstalled, list, type Result, ROOT, SMALL } from "./helpers.ts";
+import {
+  emptyDirectory,
+  errorLine,
+  freshPath,
+  isInstalled,
+  list,
+  type Result,
+  ROOT,
+  SMALL,
+} from "./helpers.ts";
 
 const MOD = new URL("mod.ts", ROOT).pathname;
 
@@ -30,12 +39,6 @@ async function refuse(cwd: string, ...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await loam(cwd, ...args);
   assertEquals({ code, stdout }, { code: 1, stdout: "" }, stderr);
   return errorLine(stderr);
-}
-
-function emptyDirectory(): string {
-  const path = freshPath();
-  Deno.mkdirSync(path);
-  return path;
 }
 
 // ---- one command at a time

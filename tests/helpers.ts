@@ -30,6 +30,13 @@ export function freshPath(): string {
   return `${scratch}/${++paths}`;
 }
 
+/** A directory below /tmp that is empty. */
+export function emptyDirectory(): string {
+  const path = freshPath();
+  Deno.mkdirSync(path);
+  return path;
+}
+
 /** The command that a task runs, without the name of the program. */
 function taskArgs(task: Task, args: string[]): string[] {
   return [...settings.tasks[task].command.split(" ").slice(1), ...args];

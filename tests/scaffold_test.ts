@@ -1,5 +1,7 @@
 // Keeps deno.json, run.sh and the pages that name tasks in step with one another.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { existsSync } from "node:fs";
+import { emptyDirectory } from "./helpers.ts";
 
 const ROOT = new URL("../", import.meta.url);
 
@@ -88,6 +90,57 @@ Deno.test("run.sh explains itself and refuses unknown arguments", async () => {
     text: "error: Unknown argument tset: use ./run.sh, ./run.sh test or ./run.sh help\n",
   });
 });
+
+const TOOLS = "awk cat cp dirname env grep id mkdir mktemp rm sed sh tail uname".split(" "); // which run.sh needs
+
+/** A directory of programs: run.sh's tools, and scripts under their names. */
+function programs(scripts: Record<string, string>): string {
+  const bin = emptyDirectory(), dirs = Deno.env.get("PATH")!.split(":");
+  for (const tool of TOOLS) {
+    const found = dirs.map((dir) => `${dir}/${tool}`).find((path) => existsSync(path));
+    if (found) Deno.symlinkSync(found, `${bin}/${tool}`);
+  }
+  for (const [name, script] of Object.entries(scripts)) {
+    Deno.writeTextFileSync(`${bin}/${name}`, `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  }
+  return bin;
+}
+
+// Deno as npm would install it, which says how it was called, and does nothing for the steps of run.sh.
+const FAKE_DENO = `case "$*" in
+  --version) echo "deno 2.9.6" ;;
+  install*|"task -q "*) ;;
+  *) echo "deno $* in $HOME" ;;
+esac`;
+
+for (const home of ["/tmp", "/proc/none"]) { // one to write to, one that run.sh replaces
+  Deno.test(`the last line of run.sh works where no deno is on PATH and HOME is ${home}`, async () => {
+    const root = `${emptyDirectory()}/with a blank`, fake = `${programs({ deno: FAKE_DENO })}/deno`;
+    Deno.mkdirSync(root);
+    for (const name of ["run.sh", "deno.json"]) Deno.copyFileSync(new URL(name, ROOT), `${root}/${name}`);
+    const npm = `for last; do :; done
+      dir=.deno/node_modules/\${last%@*}; mkdir -p "$dir"; cp "${fake}" "$dir/deno"`;
+    const PATH = programs({ npm, "g++": "" }),
+      options = { cwd: root, clearEnv: true, stdin: "null" } as const;
+    const made = await new Deno.Command("/bin/sh", {
+      args: ["./run.sh"],
+      env: { PATH, HOME: home, TMPDIR: root },
+      ...options,
+    }).output();
+    const lines = new TextDecoder().decode(made.stdout).trimEnd().split("\n");
+    assertEquals({ code: made.code, stderr: new TextDecoder().decode(made.stderr) }, { code: 0, stderr: "" });
+    const [, command] = /^== next: (.*)$/.exec(lines.at(-1)!) ?? [];
+    const { code, stdout } = await new Deno.Command("/bin/sh", {
+      args: ["-c", command ?? "false"],
+      env: { PATH, HOME: home },
+      ...options,
+      cwd: "/",
+    }).output();
+    const said = /^deno task in (.*)\n$/.exec(new TextDecoder().decode(stdout))?.[1] ?? "";
+    assertEquals(code, 0);
+    assertMatch(said, home === "/tmp" ? /^\/tmp$/ : /\/with a blank\/loam-home-\d+$/);
+  });
+}
 
 /** The text of a file, empty where there is none. */
 function read(path: string): string {
