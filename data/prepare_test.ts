@@ -1,8 +1,5 @@
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { verifyDataset } from "./bins.ts";
-import type { SplitOptions } from "./prepare/encode.ts";
-import { workerEncoders } from "./prepare/encoders.ts";
 import { documentsOf, fails, jsonl, readAll } from "./prepare/test_prepare.ts";
 import { inDirectory } from "./test_directory.ts";
 import { ROOT, runPrepare, runTask, runTaskIn, TEXTS, writeTokenizer } from "./prepare/test_prepare.ts";
@@ -159,47 +156,6 @@ Deno.test("prepare() says that there are no documents", () =>
       'Cannot prepare "DIR/blank.jsonl": it has no documents; give files with text',
     );
   }));
-
-// ---- workers
-
-/** More than three blocks of documents of all kinds. */
-function manyBlocks(path: string): void {
-  const long = "Tokens come and go, naïve 🧵 and 中文 too. ".repeat(2000); // 100 kB
-  jsonl(
-    path,
-    Array.from({ length: 60 }, (_, i) => [`${i} ${long.slice(i * 1000)}`, "", `short ${i}`]).flat(),
-  );
-}
-
-for (const tokenizer of ["gpt2", "bytes"]) {
-  Deno.test(`prepare() writes the same files with 1, 2 and 3 workers and ${tokenizer}`, () =>
-    inDirectory(async (dir) => {
-      manyBlocks(`${dir}/a.jsonl`);
-      const flags = [`--tokenizer=${tokenizer}`, "--val_fraction=0.2", "--shard_tokens=300000"];
-      const input = ["--input", `${dir}/a.jsonl`, ...flags];
-      for (const n of [1, 2, 3]) await runPrepare(...input, "--out", `${dir}/${n}`, `--workers=${n}`);
-      const one = readAll(`${dir}/1`);
-      assert(Object.keys(one).length > 4, Object.keys(one).join());
-      assertEquals(readAll(`${dir}/2`), one);
-      assertEquals(readAll(`${dir}/3`), one);
-    }));
-}
-
-Deno.test("an error in a worker reaches the user as its own line", () =>
-  inDirectory(async (dir) => {
-    using encoders = workerEncoders(`${dir}/gone`, { val_fraction: 0.3, seed: 1 }, 2);
-    for (let i = 0; i < 3; i++) {
-      const block = { text: Uint8Array.of(65), ends: Uint32Array.of(1), read: 1 };
-      await assertRejects(() => encoders.encode(block), UserError, `Cannot open tokenizer "${dir}/gone"`);
-    }
-  }));
-
-Deno.test("a bug in a worker keeps its stack", async () => {
-  using encoders = workerEncoders("bytes", null as unknown as SplitOptions, 2);
-  const block = { text: Uint8Array.of(65), ends: Uint32Array.of(1), read: 1 };
-  const error = await assertRejects(() => encoders.encode(block), Error);
-  assertMatch(error.message, /TypeError.*\n.*BlockEncoder/);
-});
 
 // ---- the command line
 

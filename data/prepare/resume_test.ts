@@ -3,7 +3,7 @@ import { UserError } from "../../ffi/errors.ts";
 import { verifyDataset } from "../bins.ts";
 import { parseCommand } from "./options.ts";
 import { prepare } from "../prepare.ts";
-import { fails, jsonl, readAll, runPrepare, TEXTS, writeTokenizer } from "./test_prepare.ts";
+import { fails, interrupt, jsonl, readAll, runPrepare, TEXTS, writeTokenizer } from "./test_prepare.ts";
 import { inDirectory, names } from "../test_directory.ts";
 
 /** More than five blocks of documents. */
@@ -14,18 +14,6 @@ function blocks(path: string): void {
 
 /** Small shards, so that there is a commit after every block. */
 const FLAGS = ["--tokenizer=bytes", "--val_fraction=0.2", "--shard_tokens=200000", "--workers=1"];
-
-/** Prepares until so many blocks are written, then stops as if killed. */
-async function interrupt(n: number, ...args: string[]): Promise<void> {
-  const command = parseCommand(args);
-  assert("prepare" in command);
-  let left = n;
-  const show = () => ({
-    advance: () => --left === 0 ? Promise.reject(new Error("killed")) : Promise.resolve(),
-    stop: () => Promise.resolve(),
-  });
-  await assertRejects(() => prepare(command.prepare, show), Error, "killed");
-}
 
 function copy(from: string, to: string): void {
   Deno.mkdirSync(to);

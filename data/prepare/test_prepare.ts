@@ -27,6 +27,18 @@ export function runPrepare(...args: string[]): Promise<Prepared> {
   );
 }
 
+/** Prepares until so many blocks are written, then stops as if killed. */
+export async function interrupt(n: number, ...args: string[]): Promise<void> {
+  const command = parseCommand(["--workers=1", ...args]);
+  assert("prepare" in command);
+  let left = n;
+  const show = () => ({
+    advance: () => --left === 0 ? Promise.reject(new Error("killed")) : Promise.resolve(),
+    stop: () => Promise.resolve(),
+  });
+  await assertRejects(() => prepare(command.prepare, show), Error, "killed");
+}
+
 /** Merges the parts in a directory. */
 export function runMerge(...args: string[]): Meta {
   const command = parseCommand(["--merge", ...args]);

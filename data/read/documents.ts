@@ -143,8 +143,9 @@ async function* drop(blocks: AsyncIterable<Block>, skip: Skip): AsyncGenerator<B
 async function* take(blocks: AsyncIterable<Block>, n: number): AsyncGenerator<Block> {
   if (n <= 0) return;
   for await (const block of blocks) {
-    yield part(block, 0, Math.min(n, block.ends.length));
-    n -= block.ends.length;
+    const { length } = block.ends; // its buffers are gone once it is handed out
+    yield part(block, 0, Math.min(n, length));
+    n -= length;
     if (n <= 0) return;
   }
 }

@@ -1,5 +1,6 @@
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { assertEquals, assertNotEquals } from "@std/assert";
+import type { Block } from "./block.ts";
 import { READ_ALL, readBlocks, type ReadCounts, type ReadOptions } from "./documents.ts";
 import { findSources, type Source } from "./inputs.ts";
 import { Random } from "./shuffle.ts";
@@ -18,10 +19,15 @@ async function read(
   { skip, counts = { bad: 0, duplicates: 0 }, ...options }: ReadSome = {},
 ): Promise<string[]> {
   const all = { ...READ_ALL, ...options }, sources = await findSources(patterns, all);
-  const blocks = await Array.fromAsync(readBlocks(sources, all, counts, skip));
+  const blocks = await Array.fromAsync(readBlocks(sources, all, counts, skip), moved);
   for (const { ends } of blocks) assertNotEquals(ends.length, 0);
   checkRead(sources, blocks.reduce((sum, block) => sum + block.read, 0), all, skip);
   return blocks.flatMap(textsOf);
+}
+
+/** A block in the hands of another thread: its buffers are gone for whoever made it. */
+function moved(block: Block): Block {
+  return structuredClone(block, { transfer: [block.text.buffer, block.ends.buffer] });
 }
 
 /** What is read to the end is counted whole. */
