@@ -10,23 +10,16 @@
 #pragma GCC visibility push(default)
 #include "kernels.h"
 #pragma GCC visibility pop
+#include "host.h"
 
-#include <cerrno>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <initializer_list>
 #include <map>
-#include <mutex>
 
 #include <dlfcn.h>
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -37,20 +30,6 @@ static inline void omp_set_num_threads(int) {}
 #endif
 
 // ---- helpers: errors ------------------------------------------------------------------------------------------------
-
-static std::mutex error_mutex;
-static char first_error[1024];
-
-// Keeps the text of the first failure for last_error() and returns the code of a failure.
-__attribute__((format(printf, 1, 2))) static int fail(const char* format, ...) {
-  std::lock_guard<std::mutex> lock(error_mutex);
-  if (first_error[0]) return 1;
-  va_list values;
-  va_start(values, format);
-  vsnprintf(first_error, sizeof first_error, format, values);
-  va_end(values);
-  return 1;
-}
 
 // Passes values together with their names, for messages: LIST(N, C) is "N, C", {N, C}.
 #define LIST(...) #__VA_ARGS__, {__VA_ARGS__}
@@ -491,14 +470,6 @@ static int64_t free_memory() {
 
 int abi_version(void) { return LOAM_ABI_VERSION; }
 
-int last_error(char* text, int32_t capacity) {
-  if (!text || capacity < 1) return 1;
-  std::lock_guard<std::mutex> lock(error_mutex);
-  snprintf(text, capacity, "%s", first_error);
-  first_error[0] = 0;
-  return 0;
-}
-
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name) {
   if (index != 0) return fail("device_open: index=%d, but the CPU library has one device, 0", index);
   if (threads < 0 || threads > 1024) return fail("device_open: threads=%d must be 0 (all) to 1024", threads);
@@ -745,112 +716,6 @@ int init_constant(float* dst, int64_t n, float value) {
 #pragma omp parallel for simd num_threads(team(n))
   for (int64_t i = 0; i < n; i++) dst[i] = value;
   return 0;
-}
-
-// ---- token data: files of tokens mapped into memory -----------------------------------------------------------------
-
-struct TokenFile {
-  void* map = nullptr;  // 0: this handle is free
-  size_t bytes = 0;
-  const void* tokens = nullptr;
-  int64_t count = 0;
-  int token_bytes = 0;
-};
-
-static const int MAX_FILES = 4096;
-static TokenFile token_files[MAX_FILES];
-
-static int map_tokens(TokenFile* file, int descriptor, const char* path, int header_bytes, int token_bytes) {
-  struct stat status;
-  if (fstat(descriptor, &status)) return fail("data_open: could not read the size of %s: %s", path, strerror(errno));
-  int64_t bytes = status.st_size - header_bytes;
-  if (bytes < token_bytes || bytes % token_bytes) {
-    return fail("data_open: %s has %lld bytes after its header of %d, which are no whole number of %d-byte tokens",
-                path, (long long)bytes, header_bytes, token_bytes);
-  }
-  void* map = mmap(nullptr, status.st_size, PROT_READ, MAP_SHARED, descriptor, 0);
-  if (map == MAP_FAILED) return fail("data_open: could not map %s: %s", path, strerror(errno));
-  madvise(map, status.st_size, MADV_RANDOM);  // windows are read in shuffled order: reading ahead would be wasted
-  *file = {map, (size_t)status.st_size, (const char*)map + header_bytes, bytes / token_bytes, token_bytes};
-  return 0;
-}
-
-int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(info, path)));
-  if (token_bytes != 2 && token_bytes != 4) {
-    return fail("data_open: token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
-  }
-  if (header_bytes < 0 || header_bytes % token_bytes) {
-    return fail("data_open: header_bytes=%d must be a multiple of %d-byte tokens (%s)", header_bytes, token_bytes,
-                path);
-  }
-  int handle = 0;
-  while (handle < MAX_FILES && token_files[handle].map) handle++;
-  if (handle == MAX_FILES) return fail("data_open: %d files are open, no more are possible (%s)", MAX_FILES, path);
-  int descriptor = open(path, O_RDONLY | O_CLOEXEC);
-  if (descriptor < 0) return fail("data_open: could not open %s: %s", path, strerror(errno));
-  int code = map_tokens(&token_files[handle], descriptor, path, header_bytes, token_bytes);
-  close(descriptor);
-  RETURN_IF_ERROR(code);
-  info[0] = handle;
-  info[1] = token_files[handle].count;
-  return 0;
-}
-
-static TokenFile* open_file(int handle) {
-  bool valid = handle >= 0 && handle < MAX_FILES && token_files[handle].map;
-  return valid ? &token_files[handle] : nullptr;
-}
-
-int data_close(int32_t handle) {
-  TokenFile* file = open_file(handle);
-  if (!file) return fail("data_close: handle %d is not open", handle);
-  munmap(file->map, file->bytes);
-  *file = TokenFile();
-  return 0;
-}
-
-// Copies T + 1 tokens into x and y, which overlap by all but one. Returns the place of the first token >= V, or -1.
-template <class TOKEN>
-static int gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V) {
-  bool valid = tokens[0] < (uint32_t)V;
-  x[0] = (int32_t)tokens[0];
-  for (int t = 1; t < T; t++) {
-    x[t] = y[t - 1] = (int32_t)tokens[t];
-    valid &= tokens[t] < (uint32_t)V;
-  }
-  y[T - 1] = (int32_t)tokens[T];
-  valid &= tokens[T] < (uint32_t)V;
-  if (valid) return -1;
-  int t = 0;
-  while (tokens[t] < (uint32_t)V) t++;
-  return t;
-}
-
-// Unmaps the pages of a window again (the system still caches them), so that a long run over a large file does not end up
-// with the whole file resident. A page fault maps what is cached around it too: a large page, 2 MiB aligned in the file.
-static void release_pages(const TokenFile* file, int64_t start, int64_t tokens) {
-  const int64_t span = 1 << 21, first = (const char*)file->tokens - (const char*)file->map + start * file->token_bytes;
-  int64_t from = first / span * span, to = min(round_up(first + tokens * file->token_bytes, span), file->bytes);
-  madvise((char*)file->map + from, to - from, MADV_DONTNEED);
-}
-
-int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
-  RETURN_IF_ERROR(check(__func__, LIST(T, V), LIST(x, y)));
-  TokenFile* file = open_file(handle);
-  if (!file) return fail("data_gather: handle %d is not open", handle);
-  if (start < 0 || start > file->count - T - 1) {
-    return fail("data_gather: tokens %lld to %lld are outside the file of %lld tokens (handle=%d T=%d)",
-                (long long)start, (long long)(start + T), (long long)file->count, handle, T);
-  }
-  const uint16_t* tokens2 = (const uint16_t*)file->tokens + start;
-  const uint32_t* tokens4 = (const uint32_t*)file->tokens + start;
-  int wrong = file->token_bytes == 2 ? gather(x, y, tokens2, T, V) : gather(x, y, tokens4, T, V);
-  release_pages(file, start, (int64_t)T + 1);
-  if (wrong < 0) return 0;
-  uint32_t token = file->token_bytes == 2 ? tokens2[wrong] : tokens4[wrong];
-  return fail("data_gather: token %lld of the file is %u, but V=%d (handle=%d)", (long long)(start + wrong), token, V,
-              handle);
 }
 
 // ---- embedding: rows of a table -------------------------------------------------------------------------------------

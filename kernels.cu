@@ -12,25 +12,16 @@
 #pragma GCC visibility push(default)
 #include "kernels.h"
 #pragma GCC visibility pop
+#include "host.h"
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <array>
 #include <map>
-#include <string>
-#include <vector>
 
 // ---- PTX and what else differs between nvcc and the emulator -------------------------------------------------------
 
@@ -151,22 +142,10 @@ DEVICE size_t global_thread() { return (size_t)blockIdx.x * blockDim.x + threadI
 
 // ---- failures: the first one is kept as text -----------------------------------------------------------------------
 
-static char failure[1024];
-static const char* op = "";  // the function of kernels.h that was called; named in the text of a failure
+static thread_local const char* op = "";  // the function of kernels.h that was called; named in the text of a failure
 
-/** Keeps the text of the first failure: "op: what is wrong (kernels.cu:line)". Returns 1. */
-__attribute__((format(printf, 2, 3))) static int fail(int line, const char* format, ...) {
-  if (failure[0]) return 1;
-  int used = snprintf(failure, sizeof failure, "%s: ", op);
-  va_list args;
-  va_start(args, format);
-  used += vsnprintf(failure + used, sizeof failure - used, format, args);
-  va_end(args);
-  if (used < (int)sizeof failure) snprintf(failure + used, sizeof failure - used, " (kernels.cu:%d)", line);
-  return 1;
-}
-
-#define FAIL(...) return fail(__LINE__, __VA_ARGS__)
+/** "op: what is wrong (kernels.cu:line)" is the text of the failure; its format is a literal. */
+#define FAIL(format, ...) return fail("%s: " format " (kernels.cu:%d)", op, ##__VA_ARGS__, __LINE__)
 #define CHECK(condition, ...)            \
   do {                                   \
     if (!(condition)) FAIL(__VA_ARGS__); \
@@ -369,13 +348,6 @@ static int create_resources() {
 }
 
 int abi_version(void) { return LOAM_ABI_VERSION; }
-
-int last_error(char* text, int32_t capacity) {
-  if (!text || capacity < 1) return 1;
-  snprintf(text, capacity, "%s", failure);
-  failure[0] = 0;
-  return 0;
-}
 
 int device_open(int32_t index, int32_t, int32_t, const char*) {
   op = __func__;
@@ -666,94 +638,6 @@ int init_constant(float* dst, int64_t n, float value) {
   CHECK_PRESENT(dst);
   CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
   LAUNCH(init_constant_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, value);
-  return 0;
-}
-
-// ---- token data (host code) ----------------------------------------------------------------------------------------
-
-struct TokenFile {
-  void* map;  // null: the handle is free
-  size_t map_bytes;
-  const char* tokens;
-  int64_t count;
-  int token_bytes;
-};
-static std::vector<TokenFile> token_files;  // a handle is a place in it
-
-static int64_t token_at(const TokenFile& f, int64_t i) {
-  return f.token_bytes == 2 ? ((const uint16_t*)f.tokens)[i] : ((const uint32_t*)f.tokens)[i];
-}
-
-int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
-  op = __func__;
-  CHECK_PRESENT(info, path);
-  CHECK(token_bytes == 2 || token_bytes == 4, "%s: token_bytes=%d must be 2 or 4", path, token_bytes);
-  CHECK(header_bytes >= 0 && header_bytes % token_bytes == 0,
-        "%s: header_bytes=%d must be a multiple of token_bytes=%d", path, header_bytes, token_bytes);
-  int file = open(path, O_RDONLY | O_CLOEXEC);
-  CHECK(file >= 0, "cannot open %s: %s", path, strerror(errno));
-  struct stat status;
-  bool known = fstat(file, &status) == 0;
-  size_t size = known ? status.st_size : 0;
-  void* map = size ? mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
-  close(file);
-  CHECK(map != MAP_FAILED, "cannot map %s: %s", path, size ? strerror(errno) : "the file is empty");
-  if ((int64_t)size <= header_bytes || (size - header_bytes) % token_bytes) {
-    munmap(map, size);
-    FAIL("%s has %zu bytes: %d of header and then whole tokens of %d bytes expected", path, size, header_bytes,
-         token_bytes);
-  }
-  madvise(map, size, MADV_RANDOM);  // windows are read in shuffled order: reading ahead would be wasted
-  TokenFile f = {map, size, (const char*)map + header_bytes, (int64_t)(size - header_bytes) / token_bytes, token_bytes};
-  size_t handle = 0;
-  while (handle < token_files.size() && token_files[handle].map) handle++;
-  if (handle == token_files.size())
-    token_files.push_back(f);
-  else
-    token_files[handle] = f;
-  info[0] = (int64_t)handle, info[1] = f.count;
-  return 0;
-}
-
-static bool is_token_file(int32_t handle) {
-  return handle >= 0 && handle < (int32_t)token_files.size() && token_files[handle].map;
-}
-
-int data_close(int32_t handle) {
-  op = __func__;
-  CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
-  munmap(token_files[handle].map, token_files[handle].map_bytes);
-  token_files[handle] = {};
-  return 0;
-}
-
-/**
- * Unmaps the pages of a window again (the system still caches them): a long run would end with the whole file resident. A
- * page fault maps what is cached around it too: a large page, 2 MiB aligned in the file.
- */
-static void release_pages(const TokenFile& f, int64_t start, int64_t tokens) {
-  const int64_t span = 1 << 21, first = f.tokens - (const char*)f.map + start * f.token_bytes;
-  int64_t from = first / span * span, to = ceil_div(first + tokens * f.token_bytes, span) * span;
-  if (to > (int64_t)f.map_bytes) to = f.map_bytes;
-  madvise((char*)f.map + from, to - from, MADV_DONTNEED);
-}
-
-int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
-  op = __func__;
-  CHECK_PRESENT(x, y);
-  CHECK(is_token_file(handle), "%d is not the handle of an open token file", handle);
-  const TokenFile& f = token_files[handle];
-  CHECK(T > 0 && start >= 0 && start <= f.count - T - 1,
-        "tokens %lld to %lld asked for (T=%d and one more), but the file has %lld", (long long)start,
-        (long long)start + T, T, (long long)f.count);
-  for (int64_t t = 0; t <= T; t++) {
-    int64_t token = token_at(f, start + t);
-    CHECK(token < V, "token %lld at place %lld is outside the vocabulary of %d: prepare the data with this tokenizer",
-          (long long)token, (long long)(start + t), V);
-    if (t < T) x[t] = (int32_t)token;
-    if (t > 0) y[t - 1] = (int32_t)token;
-  }
-  release_pages(f, start, (int64_t)T + 1);
   return 0;
 }
 

@@ -33,6 +33,7 @@ typedef float act;
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_I32 2
+#define LOAM_BAD_FILE 2  // code of a function that failed over a file, not over how it was called
 
 // Places in the step control block, 16 floats in device memory. The host writes only the learning rate.
 #define CONTROL_LEARNING_RATE 0
@@ -119,14 +120,15 @@ int init_constant(float* dst, int64_t n, float value);
 
 // ---- token data ------------------------------------------------------------------------------------------------------
 
-// Maps a file of tokens read-only. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
-// A file that is cut short while it is mapped ends the process with SIGBUS: replace files by renaming.
+// Opens a file of tokens. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
+// It is read window by window, not mapped: a file that is cut short is an error, where a mapping ends the process.
 int data_open(HOST int64_t* info, HOST const char* path, int32_t header_bytes, int32_t token_bytes);
 int data_close(int32_t handle);
 
 // x[t] = token[start + t], y[t] = token[start + t + 1] for t < T, widened to int32. x and y are in host_alloc() memory.
-// Fails if the window leaves the file or a token is >= V (the message names place and value). The pages read are handed back
-// to the system, which may keep them cached: resident memory does not grow with the file.
+// Fails if the window leaves the file. Both return LOAM_BAD_FILE where the file is at fault (the text names it): one that
+// cannot be read, that changed since it was opened, or with a token >= V. One that was replaced by renaming or removed
+// goes on being read as it was.
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V);
 
 // ---- embedding: rows of a table ----------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ async function measure(o: Options, dir: string): Promise<Report> {
 
   open("cpu", { threads: 1 });
   const large = { B: 4, T: 2048 }; // gpt-270m's
-  const memory = watchMemory(new Reader(halves, large.B, large.T), large.B, 4 * tokens); // before others map the files
+  const memory = watchMemory(new Reader(halves, large.B, large.T), large.B, 4 * tokens); // before others open the files
   const { batch_size: B, block_size: T, gradient_accumulation_steps } = presets.tiny;
   const step_ms = await stepTime(one, o.steps, `${dir}/run`);
   const batch = timeBatch(new Reader(one, B, T), o.batches),

@@ -87,7 +87,7 @@ function randomBatches({ B, T, V }: Options): (x: bigint, y: bigint) => void {
   const n = Math.max(2 ** 20, 2 * T), path = Deno.makeTempFileSync({ dir: "/tmp", prefix: "loam_" });
   Deno.writeFileSync(path, new Uint8Array(Uint16Array.from({ length: n }, () => Math.random() * V).buffer));
   const { handle } = tokenSource.open(path, 0, 2);
-  Deno.removeSync(path); // it stays mapped
+  Deno.removeSync(path); // it stays open
   return (x, y) => {
     for (let b = 0; b < B; b++) {
       const row = BigInt(4 * b * T), start = BigInt(Math.floor(Math.random() * (n - T)));

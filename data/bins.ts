@@ -92,19 +92,32 @@ export function verifyDataset(dir: string): Dataset {
   return dataset;
 }
 
-/** Reads tokens [start, start + n) of a shard. */
-export function readTokens(shard: Shard, start: number, n: number): Uint32Array {
-  using file = Deno.openSync(shard.path);
-  const bytes = new Uint8Array(n * shard.token_bytes);
-  file.seekSync(shard.header_bytes + start * shard.token_bytes, Deno.SeekMode.Start);
-  for (let done = 0; done < bytes.length;) {
-    const read = file.readSync(bytes.subarray(done));
-    if (read === null) throw new RangeError(`Cannot read tokens ${start} to ${start + n} of ${shard.tokens}`);
-    done += read;
-  }
-  return Uint32Array.from(
-    shard.token_bytes === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer),
-  );
+/**
+ * Reads tokens [start, start + n) of a shard.
+ *
+ * @throws {UserError} if the file cannot be read or ends before them.
+ */
+export function readTokens(
+  { path, tokens, header_bytes, token_bytes }: Shard,
+  start: number,
+  n: number,
+): Uint32Array {
+  const bytes = new Uint8Array(n * token_bytes), from = header_bytes + start * token_bytes;
+  orMistake(`Cannot read "${path}"`, () => {
+    using file = Deno.openSync(path);
+    file.seekSync(from, Deno.SeekMode.Start);
+    for (let done = 0; done < bytes.length;) {
+      const read = file.readSync(bytes.subarray(done));
+      if (read === null) {
+        throw damaged(
+          path,
+          `it ends at byte ${from + done}, should have ${header_bytes + tokens * token_bytes}`,
+        );
+      }
+      done += read;
+    }
+  });
+  return Uint32Array.from(token_bytes === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer));
 }
 
 /** The header of a shard. */

@@ -3,18 +3,21 @@
 // (seed, step, micro-step, rank): nothing has to be saved to resume, ranks never overlap, and an epoch reads each window
 // once, in an order of its own (order.ts). Of a mix each dataset has epochs of its own (mix.ts).
 import { relative } from "node:path";
-import { KernelError, UserError } from "../ffi/errors.ts";
+import { UserError } from "../ffi/errors.ts";
 import { type Dataset, readTokens, type Shard } from "./bins.ts";
-import { damaged } from "./meta.ts";
 import { type Mix, partsOf } from "./mix.ts";
 import { Dealer, inTurn, permute } from "./order.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Reads shards natively; the functions data_open() and data_gather() of kernels.h. */
 export interface TokenSource {
-  /** Maps a file of tokens. */
+  /** Opens a file of tokens. */
   open(path: string, header_bytes: number, token_bytes: number): { handle: number; tokens: number };
-  /** Writes tokens [start, start + T) to x and [start + 1, start + T + 1) to y, as int32 in host memory. */
+  /**
+   * Writes tokens [start, start + T) to x and [start + 1, start + T + 1) to y, as int32 in host memory.
+   *
+   * @throws {UserError} naming a file that cannot be read, has changed since it was opened, or holds a token >= V.
+   */
   gather(x: bigint, y: bigint, handle: number, start: bigint, T: number, V: number): void;
 }
 
@@ -78,7 +81,7 @@ export class Loader {
   readonly #dealer: Dealer;
 
   /**
-   * Maps the shards of a split.
+   * Opens the shards of a split.
    *
    * @throws {UserError} if no shard of a dataset holds a window or the data has more ids than the model.
    */
@@ -106,7 +109,7 @@ export class Loader {
   /**
    * Fills x and y (B, T), int32 in host memory, with the training batch of a position.
    *
-   * @throws {UserError} for a token that the vocabulary lacks.
+   * @throws {UserError} as TokenSource.gather().
    */
   trainBatch(x: bigint, y: bigint, position: Position): void {
     this.trainWindows(position).forEach((window, b) => this.#gather(x, y, b, window));
@@ -135,7 +138,7 @@ export class Loader {
    *
    * @returns How many rows are windows. In the last batch there may be fewer than B: the rows after them repeat its last
    * window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their targets to -1).
-   * @throws {UserError} for a token that the vocabulary lacks.
+   * @throws {UserError} as TokenSource.gather().
    */
   evalBatch(x: bigint, y: bigint, index: number): number {
     const { batch_size } = this.options;
@@ -189,20 +192,7 @@ export class Loader {
   #gather(x: bigint, y: bigint, b: number, { shard, start }: Window): void {
     const { block_size: T, vocab_size: V } = this.options;
     const row = BigInt(4 * b * T); // bytes
-    try {
-      this.#source.gather(x + row, y + row, this.#handles[shard]!, BigInt(start), T, V);
-    } catch (error) {
-      throw error instanceof KernelError ? this.#wrongToken({ shard, start }) ?? error : error;
-    }
-  }
-
-  /** Names the first token of a window that the vocabulary lacks, if there is one. */
-  #wrongToken({ shard, start }: Window): UserError | undefined {
-    const { block_size: T, vocab_size: V } = this.options;
-    const { path } = this.#shards[shard]!, tokens = readTokens(this.#shards[shard]!, start, T + 1);
-    const wrong = tokens.findIndex((token) => token >= V);
-    if (wrong < 0) return undefined;
-    return damaged(path, `token ${start + wrong} is ${tokens[wrong]}, should be below vocab_size ${V}`);
+    this.#source.gather(x + row, y + row, this.#handles[shard]!, BigInt(start), T, V);
   }
 }
 

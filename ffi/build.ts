@@ -86,7 +86,7 @@ function cpuRecipes(): Recipe[] {
   return Object.entries(CPU_VARIANTS).map(([name, flags]) => ({
     name,
     args: [...CPU_FLAGS, ...OPENMP, ...flags, "kernels.cpp", ...LINK, "-ldl"],
-    sources: ["kernels.cpp", "kernels.h"],
+    sources: ["kernels.cpp", "kernels.h", "host.h"],
   }));
 }
 
@@ -97,7 +97,7 @@ function emuRecipes(): Recipe[] {
   return [{
     name: "emu",
     args: [...HOST_FLAGS, "-O2", "-march=native", ...OPENMP, ...cuda, ...LINK, "-ldl"],
-    sources: ["kernels.cu", "kernels.h", ...headers("tests/emu")],
+    sources: ["kernels.cu", "kernels.h", "host.h", ...headers("tests/emu")],
   }];
 }
 
@@ -123,7 +123,7 @@ async function cudaJob(arch: string): Promise<Job | string> {
       ...[`-DLOAM_CUBLASLT_DIR="${toolkit.lib}"`, "kernels.cu"],
       ...["-Xlinker", `--version-script=${EXPORTS}`, "-Xlinker", "-z", "-Xlinker", "nodelete", "-ldl"],
     ],
-    sources: ["kernels.cu", "kernels.h"],
+    sources: ["kernels.cu", "kernels.h", "host.h"],
   };
 }
 

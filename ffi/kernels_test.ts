@@ -1,8 +1,18 @@
 // What the library refuses, and what kernels.h promises beyond what the ops in runtime/ use. Values are tested there.
 import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { KernelError } from "./errors.ts";
+import { KernelError, UserError } from "./errors.ts";
 import * as k from "./kernels.ts";
-import { allocate, BF16, copyToDevice, copyToHost, F32, open } from "./library.ts";
+import {
+  allocate,
+  allocateHost,
+  BF16,
+  copyToDevice,
+  copyToHost,
+  F32,
+  libraryExists,
+  open,
+  tokenSource,
+} from "./library.ts";
 
 open("cpu", { threads: 2 });
 
@@ -335,3 +345,171 @@ Deno.test("attention_cached() writes keys and values of the new tokens and nothi
     assertEquals(read(cache!, marks.length), expected);
   });
 });
+
+// ---- token data
+
+const HEADER = 6; // bytes
+
+/** A file of tokens behind a header, removed at the end of the block. */
+function tokenFile(
+  tokens: Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>,
+): { path: string } & Disposable {
+  const path = Deno.makeTempFileSync();
+  Deno.writeFileSync(path, new Uint8Array(HEADER).fill(255));
+  Deno.writeFileSync(path, new Uint8Array(tokens.buffer), { append: true });
+  return { path, [Symbol.dispose]: () => Deno.removeSync(path) };
+}
+
+/** Resident memory of this process that belongs to files, in bytes. */
+function residentFileBytes(): number {
+  // Deno grants nobody but --allow-all to read /proc by itself.
+  const { stdout } = new Deno.Command("cat", { args: [`/proc/${Deno.pid}/status`] }).outputSync();
+  const status = new TextDecoder().decode(stdout);
+  return ["RssFile", "RssShmem"].reduce(
+    (sum, name) => sum + 1024 * Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(status)![1]),
+    0,
+  );
+}
+
+for (const library of ["cpu", "emu"] as const) {
+  /** A test of the token files of this library. gather: x and y of a window, as arrays; x and y: room for 2^18 ids. */
+  const test = (
+    name: string,
+    f: (
+      gather: (handle: number, start: number, T: number, V: number) => [number[], number[]],
+      x: bigint,
+      y: bigint,
+    ) => void,
+  ) =>
+    Deno.test({
+      name: `${name} (${library})`,
+      ignore: !libraryExists(library),
+      sanitizeResources: false, // libraries stay loaded
+      fn: () => {
+        open(library, { threads: 2 });
+        const x = allocateHost(1 << 20), y = allocateHost(1 << 20);
+        try {
+          f(
+            (handle, start, T, V) => {
+              tokenSource.gather(x, y, handle, BigInt(start), T, V);
+              return [x, y].map((address) => {
+                const values = new Int32Array(T);
+                copyToHost(values, address);
+                return [...values];
+              }) as [number[], number[]];
+            },
+            x,
+            y,
+          );
+        } finally {
+          open("cpu", { threads: 2 });
+        }
+      },
+    });
+
+  test("gather() reads every window of 2- and 4-byte tokens, up to the last possible place", (gather) => {
+    const ids = [7, 65_535, 0, 3, 9, 12, 300];
+    for (
+      const [Type, tokenBytes, large] of [[Uint16Array, 2, 65_535], [Uint32Array, 4, 0xfffe_ffff]] as const
+    ) {
+      using file = tokenFile(Type.from(ids));
+      const { handle, tokens } = tokenSource.open(file.path, HEADER, tokenBytes);
+      assertEquals(tokens, 7);
+      for (const T of [1, 2, 3, 6]) {
+        for (let start = 0; start + T + 1 <= 7; start++) {
+          const [x, y] = gather(handle, start, T, 65_536);
+          assertEquals([x, y], [ids.slice(start, start + T), ids.slice(start + 1, start + T + 1)]);
+        }
+        const places = `tokens ${7 - T} to 7 are outside the 7 of "${file.path}"`;
+        assertThrows(() => gather(handle, 7 - T, T, 65_536), KernelError, `data_gather: ${places}`);
+      }
+      for (const start of [-1, 7, 2 ** 40]) assertThrows(() => gather(handle, start, 1, 65_536), KernelError);
+      assertThrows(() => gather(handle, 0, 7, 65_536), KernelError, "tokens 0 to 7 are outside the 7");
+      tokenSource.close(handle);
+      assertThrows(() => gather(handle, 0, 1, 65_536), KernelError, `handle ${handle} is not open`);
+
+      using extreme = tokenFile(Type.from([large, 5])); // not negative, whatever its first bit
+      const other = tokenSource.open(extreme.path, HEADER, tokenBytes).handle;
+      assertThrows(
+        () => gather(other, 0, 1, 65_535),
+        UserError,
+        `token 0 is ${large}, should be below vocab_size`,
+      );
+      tokenSource.close(other);
+    }
+  });
+
+  test("gather() refuses a token that the vocabulary lacks, wherever in the window it is", (gather) => {
+    for (const [Type, tokenBytes] of [[Uint16Array, 2], [Uint32Array, 4]] as const) {
+      for (let place = 0; place < 6; place++) {
+        using file = tokenFile(Type.from([1, 2, 3, 4, 5, 6].with(place, 100)));
+        const { handle } = tokenSource.open(file.path, HEADER, tokenBytes);
+        const refuses = (start: number, T: number, V: number) =>
+          assertThrows(
+            () => gather(handle, start, T, V),
+            UserError,
+            `Cannot use "${file.path}": token ${place} is 100, should be below vocab_size ${V}; write the dataset again`,
+          );
+        refuses(0, 5, 100);
+        refuses(0, 5, 7);
+        if (place > 0) refuses(place - 1, 1, 100); // the last of y
+        if (place < 5) refuses(place, 1, 100); // the first of x
+        gather(handle, 0, 5, 101);
+        if (place < 4) gather(handle, place + 1, 1, 100);
+        tokenSource.close(handle);
+      }
+    }
+  });
+
+  test("gather() says in one line that a file was cut short or written to since it was opened", (gather) => {
+    using file = tokenFile(Uint16Array.from({ length: 5000 }, (_, i) => i));
+    const { handle } = tokenSource.open(file.path, HEADER, 2), whole = Deno.readFileSync(file.path);
+    const says = (start: number, what: string) =>
+      assertThrows(() => gather(handle, start, 3, 5000), UserError, `Cannot use "${file.path}": ${what}`);
+    Deno.truncateSync(file.path, HEADER + 2 * 4000 + 1);
+    says(3999, "it ends at byte 8007, should have 10006 bytes: it was cut short while it was in use");
+    says(4500, "it ends at byte 9006, should have 10006 bytes"); // wholly behind its end
+    says(0, "it has 8007 bytes, should have 10006: its size changed while it was in use");
+    Deno.writeFileSync(file.path, whole);
+    Deno.utimeSync(file.path, 1, 1);
+    says(0, "it was written to while it was in use");
+    tokenSource.close(handle);
+  });
+
+  test("gather() goes on with a file that was removed or replaced by renaming", (gather) => {
+    using file = tokenFile(Uint16Array.of(1, 2, 3));
+    const { handle } = tokenSource.open(file.path, HEADER, 2);
+    Deno.writeFileSync(`${file.path}.new`, new Uint8Array(3));
+    Deno.renameSync(`${file.path}.new`, file.path);
+    assertEquals(gather(handle, 0, 2, 10), [[1, 2], [2, 3]]);
+    tokenSource.close(handle);
+  });
+
+  test("open() of a token file says which file is no file of whole tokens", () => {
+    using file = tokenFile(Uint16Array.of(1));
+    const says = (path: string, tokenBytes: number, what: string) =>
+      assertThrows(
+        () => tokenSource.open(path, HEADER, tokenBytes),
+        UserError,
+        `Cannot use "${path}": ${what}`,
+      );
+    says(file.path, 4, "it has 8 bytes, should have 6 of header and then tokens of 4 bytes");
+    says("/nowhere/x.bin", 2, "it does not open: No such file or directory");
+    says("/tmp", 2, "it is no regular file");
+    assertThrows(() => tokenSource.open(file.path, HEADER, 3), KernelError, "token_bytes=3 must be 2 or 4");
+    assertThrows(() => tokenSource.open(file.path, -1, 2), KernelError, "header_bytes=-1 must be at least 0");
+  });
+
+  test("reading all of a large file leaves none of it in resident memory", (_, x, y) => {
+    using file = tokenFile(new Uint16Array(0));
+    const bytes = 64 << 20, T = 1 << 17;
+    Deno.writeFileSync(file.path, new Uint8Array(bytes));
+    const { handle, tokens } = tokenSource.open(file.path, 0, 2);
+    tokenSource.gather(x, y, handle, 0n, T, 1);
+    const before = residentFileBytes();
+    for (let start = 0; start + T < tokens; start += T) tokenSource.gather(x, y, handle, BigInt(start), T, 1);
+    const grown = residentFileBytes() - before;
+    assert(grown < bytes / 8, `${grown} of ${bytes} bytes stayed`);
+    tokenSource.close(handle);
+  });
+}

@@ -31,6 +31,7 @@ export type OpenOptions = {
 
 export const ABI_VERSION = 2; // LOAM_ABI_VERSION in kernels.h
 export const F32 = 0, BF16 = 1, I32 = 2; // element types in kernels.h
+const BAD_FILE = 2; // LOAM_BAD_FILE in kernels.h
 export const CONTROL = {
   learning_rate: 0,
   loss: 1,
@@ -166,7 +167,7 @@ export function check(code: number): void {
 }
 
 function lastError(): string {
-  const text = new Uint8Array(1024);
+  const text = new Uint8Array(5120);
   s.last_error(text, text.length);
   return fromCString(text);
 }
@@ -259,20 +260,29 @@ export function findNonFinite(x: Address, type: number, n: number): number {
 
 // ---- token data
 
-/** The mapped files and the gather that data/loader.ts reads windows with. */
+/** The files of tokens and the gather that data/loader.ts reads windows with. */
 export const tokenSource = {
+  /** Opens a file. Throws UserError that names a file which cannot be used. */
   open(path: string, headerBytes: number, tokenBytes: number): { handle: number; tokens: number } {
     const info = new BigInt64Array(2);
-    check(s.data_open(info, cString(path), headerBytes, tokenBytes));
+    checkFile(s.data_open(info, cString(path), headerBytes, tokenBytes));
     return { handle: Number(info[0]), tokens: Number(info[1]) };
   },
   close(handle: number): void {
     check(s.data_close(handle));
   },
+  /** Writes a window to x and y (T). Throws UserError that names a file which cannot be read, has changed, or is wrong. */
   gather(x: Address, y: Address, handle: number, start: bigint, T: number, V: number): void {
-    check(s.data_gather(x, y, handle, start, T, V));
+    checkFile(s.data_gather(x, y, handle, start, T, V));
   },
 };
+
+function checkFile(code: number): void {
+  if (code !== BAD_FILE) return check(code);
+  throw new UserError(
+    asTyped(`Cannot use ${lastError()}; write the dataset again: deno task prepare --overwrite ...`),
+  );
+}
 
 // ---- plan: the same calls, counting bytes only
 

@@ -1,5 +1,6 @@
 // What happens when a run meets a full disk, a kill, or numbers that are not finite.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { findCompiler } from "../ffi/build.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import {
@@ -10,6 +11,7 @@ import {
   metrics,
   run,
   Running,
+  runWith,
   runWithFullDisk,
   SMALL,
   succeed,
@@ -72,6 +74,82 @@ Deno.test("a disk that is full for config.json, the log or the metrics is one li
     assertMatch(errorLine(stderr), /^Cannot write /);
     assertMatch(stderr, file);
   }
+});
+
+// ---- a shard that changes under a run, or cannot be read
+
+Deno.test("a shard that is cut short under a run ends it with one line, and nothing saved is lost", async () => {
+  const data = await dataset(), out = freshPath(), shard = `${data}/train_000000.bin`;
+  const bytes = Deno.statSync(shard).size;
+  const flags = [
+    `--data_dir=${data}`,
+    `--out_dir=${out}`,
+    ...SMALL,
+    "--max_iters=1000000",
+    "--save_interval=5",
+  ];
+  const running = new Running("train", ...flags);
+  await running.line("saved ");
+  Deno.truncateSync(shard, 5000);
+  const { code, signal, stderr } = await running.end();
+  assertEquals([code, signal], [1, null]);
+  const ends = `it ends at byte \\d+, should have ${bytes} bytes: it was cut short while it was in use`;
+  const shrank = `it has 5000 bytes, should have ${bytes}: its size changed while it was in use`;
+  const next = "write the dataset again: deno task prepare --overwrite \\.\\.\\.";
+  assertMatch(errorLine(stderr), new RegExp(`^Cannot use "${shard}": (${ends}|${shrank}); ${next}$`));
+  const steps = metrics(out).map(({ step }) => step);
+  assertEquals(steps, Array.from(steps, (_, i) => i + 1));
+  const [newest] = list(`${out}/checkpoints`).map((name) => Number(name.slice(5))).reverse();
+  assert(newest! % 5 === 0 && newest! >= 5, `the newest checkpoint is of step ${newest}`);
+});
+
+/** Compiles a library whose pread() stands before the system's: C code that may use bytes, calls and real(). */
+async function pread(body: string): Promise<string> {
+  const path = `${freshPath()}.so`,
+    code = `#define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <errno.h>
+    #include <unistd.h>
+    ssize_t pread(int file, void *to, size_t bytes, off_t at) {
+      static ssize_t (*real)(int, void *, size_t, off_t);
+      static int calls;
+      if (!real) real = (ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread");
+      calls++;
+      ${body}
+    }`;
+  Deno.writeTextFileSync(`${path}.c`, code);
+  const args = ["-x", "c", "-shared", "-fPIC", `${path}.c`, "-o", path, "-ldl"];
+  const { success } = await new Deno.Command((await findCompiler()).command, { args }).output();
+  assert(success);
+  return path;
+}
+
+Deno.test("reads that give less than asked for, or are interrupted, are gone on with", async () => {
+  const data = await dataset(), flags = [`--data_dir=${data}`, ...SMALL, "--max_iters=3"];
+  const losses = async (...environment: string[]) => {
+    const out = freshPath();
+    const { code, stderr } = await runWith(environment, "train", ...flags, `--out_dir=${out}`);
+    assertEquals([code, stderr], [0, ""]);
+    return metrics(out).map(({ loss }) => loss);
+  };
+  const slow = await pread(`
+    if (calls % 3 == 0) { errno = EINTR; return -1; }
+    return real(file, to, bytes < 7 ? bytes : 7, at);`);
+  assertEquals(await losses(`LD_PRELOAD=${slow}`), await losses());
+});
+
+Deno.test("a read that fails ends a run with one line that names the shard, the place and the cause", async () => {
+  const data = await dataset(), out = freshPath();
+  const broken = await pread("if (calls < 6) return real(file, to, bytes, at); errno = EIO; return -1;");
+  const flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--save_interval=1"];
+  const { code, stderr } = await runWith([`LD_PRELOAD=${broken}`], "train", ...flags);
+  assertEquals([code, metrics(out).length, list(`${out}/checkpoints`)], [1, 1, ["step_000001"]]);
+  assertMatch(
+    errorLine(stderr),
+    new RegExp(
+      `^Cannot use "${data}/train_000000.bin": its 34 bytes at \\d+ could not be read: Input/output error; `,
+    ),
+  );
 });
 
 // ---- prepare: a full disk, kills and signals

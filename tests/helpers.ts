@@ -56,6 +56,11 @@ export async function runWithFullDisk(bytes: number, task: Task, ...args: string
   );
 }
 
+/** Runs a task with these variables in its environment, each NAME=VALUE. */
+export async function runWith(environment: string[], task: Task, ...args: string[]): Promise<Result> {
+  return result(await command("env", [...environment, Deno.execPath(), ...taskArgs(task, args)]).output());
+}
+
 /** Runs a task that has to succeed and print nothing to stderr; returns stdout. */
 export async function succeed(task: Task, ...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await run(task, ...args);

@@ -1,0 +1,200 @@
+// host.h: what kernels.cpp and kernels.cu have in common, code of the host alone: the text of the first failure, and
+// files of tokens. Each of the two includes it once, after kernels.h.
+#ifndef LOAM_HOST_H
+#define LOAM_HOST_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+// ---- failures: the first one is kept as text ------------------------------------------------------------------------
+
+static std::mutex failure_mutex;
+static char failure[5120];  // room for the longest path, 4096, and what is wrong with it
+
+// Keeps the text of the first failure for last_error() and returns the code of a failure.
+__attribute__((format(printf, 1, 2))) static int fail(const char* format, ...) {
+  std::lock_guard<std::mutex> lock(failure_mutex);
+  if (failure[0]) return 1;
+  va_list values;
+  va_start(values, format);
+  vsnprintf(failure, sizeof failure, format, values);
+  va_end(values);
+  return 1;
+}
+
+// The same where the file is at fault, not the call.
+#define FAIL_FILE(...) return fail(__VA_ARGS__), LOAM_BAD_FILE
+
+int last_error(char* text, int32_t capacity) {
+  if (!text || capacity < 1) return 1;
+  std::lock_guard<std::mutex> lock(failure_mutex);
+  snprintf(text, capacity, "%s", failure);
+  failure[0] = 0;
+  return 0;
+}
+
+// ---- token data: windows of files -----------------------------------------------------------------------------------
+//
+// Windows are read, not mapped: three times faster, resident memory does not grow with what was read, and a file that is
+// cut short is an error with a text, where a mapping ends the process by SIGBUS. The file stays open: one that is removed
+// or replaced by renaming goes on being read as it was.
+
+struct TokenFile {
+  int descriptor = -1;  // -1: this handle is free
+  int header_bytes, token_bytes;
+  int64_t tokens;
+  struct stat opened;  // what the file was when it was opened
+  std::string path;
+};
+
+static std::vector<TokenFile> token_files;  // a handle is a place in it
+
+static TokenFile* token_file(int handle) {
+  bool valid = handle >= 0 && handle < (int)token_files.size() && token_files[handle].descriptor >= 0;
+  return valid ? &token_files[handle] : nullptr;
+}
+
+static int describe_tokens(TokenFile* file, const char* path) {
+  if (fstat(file->descriptor, &file->opened)) FAIL_FILE("\"%s\": its size is not known: %s", path, strerror(errno));
+  if (!S_ISREG(file->opened.st_mode)) FAIL_FILE("\"%s\": it is no regular file", path);
+  int64_t bytes = file->opened.st_size - file->header_bytes;
+  if (bytes < file->token_bytes || bytes % file->token_bytes) {
+    FAIL_FILE("\"%s\": it has %lld bytes, should have %d of header and then tokens of %d bytes", path,
+              (long long)file->opened.st_size, file->header_bytes, file->token_bytes);
+  }
+  file->tokens = bytes / file->token_bytes;
+  return 0;
+}
+
+int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
+  if (!info || !path) return fail("data_open: the address of %s is 0", info ? "path" : "info");
+  if (token_bytes != 2 && token_bytes != 4) {
+    return fail("data_open: token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
+  }
+  if (header_bytes < 0) return fail("data_open: header_bytes=%d must be at least 0 (%s)", header_bytes, path);
+  size_t handle = 0;
+  while (handle < token_files.size() && token_files[handle].descriptor >= 0) handle++;
+  try {
+    if (handle == token_files.size()) token_files.emplace_back();
+    token_files[handle].path = path;
+  } catch (...) {
+    return fail("data_open: no memory for the list of files (%s)", path);
+  }
+  TokenFile* file = &token_files[handle];
+  file->header_bytes = header_bytes, file->token_bytes = token_bytes;
+  file->descriptor = open(path, O_RDONLY | O_CLOEXEC);
+  if (file->descriptor < 0) {
+    const char* more = errno == EMFILE ? " (each shard stays open; raise `ulimit -n`)" : "";
+    FAIL_FILE("\"%s\": it does not open: %s%s", path, strerror(errno), more);
+  }
+  if (int code = describe_tokens(file, path)) {
+    close(file->descriptor);
+    file->descriptor = -1;
+    return code;
+  }
+  info[0] = (int64_t)handle, info[1] = file->tokens;
+  return 0;
+}
+
+int data_close(int32_t handle) {
+  TokenFile* file = token_file(handle);
+  if (!file) return fail("data_close: handle %d is not open", handle);
+  close(file->descriptor);
+  file->descriptor = -1;
+  return 0;
+}
+
+// Fills `to` with n tokens from `start` on, as they are in the file.
+static int read_tokens(const TokenFile& file, void* to, int64_t start, int64_t n) {
+  int64_t bytes = n * file.token_bytes, from = file.header_bytes + start * file.token_bytes;
+  for (int64_t done = 0; done < bytes;) {
+    ssize_t got = pread(file.descriptor, (char*)to + done, bytes - done, from + done);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      FAIL_FILE("\"%s\": its %lld bytes at %lld could not be read: %s", file.path.c_str(), (long long)bytes,
+                (long long)from, strerror(errno));
+    }
+    if (got == 0) {
+      FAIL_FILE("\"%s\": it ends at byte %lld, should have %lld bytes: it was cut short while it was in use",
+                file.path.c_str(), (long long)(from + done), (long long)file.opened.st_size);
+    }
+    done += got;
+  }
+  return 0;
+}
+
+// A file that another program writes to while it is read would give a mixture of old and new tokens that nothing has
+// verified. What was only touched stops a run too; resuming compares the checksums and goes on.
+static int check_unchanged(const TokenFile& file) {
+  struct stat now;
+  if (fstat(file.descriptor, &now)) {
+    FAIL_FILE("\"%s\": its state is not known: %s", file.path.c_str(), strerror(errno));
+  }
+#ifdef __APPLE__
+#define MODIFIED(status) (status).st_mtimespec
+#else
+#define MODIFIED(status) (status).st_mtim
+#endif
+  if (now.st_size != file.opened.st_size) {
+    FAIL_FILE("\"%s\": it has %lld bytes, should have %lld: its size changed while it was in use", file.path.c_str(),
+              (long long)now.st_size, (long long)file.opened.st_size);
+  }
+  bool same = MODIFIED(now).tv_sec == MODIFIED(file.opened).tv_sec &&
+              MODIFIED(now).tv_nsec == MODIFIED(file.opened).tv_nsec;
+  if (!same) FAIL_FILE("\"%s\": it was written to while it was in use", file.path.c_str());
+  return 0;
+}
+
+// Copies T + 1 tokens into x and y, which overlap by all but one. Returns the place of the first token >= V, or -1.
+template <class TOKEN>
+static int64_t gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V) {
+  bool valid = tokens[0] < (uint32_t)V;
+  x[0] = (int32_t)tokens[0];
+  for (int t = 1; t < T; t++) {
+    x[t] = y[t - 1] = (int32_t)tokens[t];
+    valid &= tokens[t] < (uint32_t)V;
+  }
+  y[T - 1] = (int32_t)tokens[T];
+  valid &= tokens[T] < (uint32_t)V;
+  if (valid) return -1;
+  int64_t t = 0;
+  while (tokens[t] < (uint32_t)V) t++;
+  return t;
+}
+
+int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
+  if (!x || !y) return fail("data_gather: the address of %s is 0", x ? "y" : "x");
+  if (T < 1 || V < 1) return fail("data_gather: T=%d and V=%d must be at least 1", T, V);
+  TokenFile* file = token_file(handle);
+  if (!file) return fail("data_gather: handle %d is not open", handle);
+  if (start < 0 || start > file->tokens - T - 1) {
+    return fail("data_gather: tokens %lld to %lld are outside the %lld of \"%s\"", (long long)start,
+                (long long)(start + T), (long long)file->tokens, file->path.c_str());
+  }
+  static thread_local std::vector<char> window;
+  try {
+    window.resize(((int64_t)T + 1) * file->token_bytes);
+  } catch (...) {
+    return fail("data_gather: no memory for a window of T=%d", T);
+  }
+  if (int code = read_tokens(*file, window.data(), start, (int64_t)T + 1)) return code;
+  if (int code = check_unchanged(*file)) return code;
+  const uint16_t* tokens2 = (const uint16_t*)window.data();
+  const uint32_t* tokens4 = (const uint32_t*)window.data();
+  int64_t wrong = file->token_bytes == 2 ? gather(x, y, tokens2, T, V) : gather(x, y, tokens4, T, V);
+  if (wrong < 0) return 0;
+  uint32_t token = file->token_bytes == 2 ? tokens2[wrong] : tokens4[wrong];
+  FAIL_FILE("\"%s\": token %lld is %u, should be below vocab_size %d", file->path.c_str(), (long long)(start + wrong),
+            token, V);
+}
+
+#endif
