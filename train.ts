@@ -15,14 +15,7 @@ import { init, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { doesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { banner, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
-import {
-  holdsRun,
-  json,
-  listCheckpoints,
-  readTrainerState,
-  saveCheckpoint,
-  type TrainerState,
-} from "./runtime/checkpoint.ts";
+import { holdsRun, listCheckpoints, saveCheckpoint } from "./runtime/checkpoint.ts";
 import {
   debug,
   type DebugMode,
@@ -40,6 +33,7 @@ import { requireIdle, RunLog, silentLog, stepLine, type StepMetrics } from "./ru
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep } from "./runtime/tape.ts";
 import { telemetry } from "./runtime/telemetry.ts";
+import { json, readTrainerState, type TrainerState } from "./runtime/trainer_state.ts";
 import { findWorld } from "./runtime/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 

@@ -2,17 +2,11 @@
 import { UserError } from "../ffi/errors.ts";
 import { isFile, writeAtomic } from "../ffi/files.ts";
 import { orMistake } from "../ffi/system_error.ts";
-import {
-  json,
-  loadTensors,
-  readJson,
-  readTrainerState,
-  resolveCheckpoint,
-  type SavedTensor,
-  saveTensors,
-} from "../runtime/checkpoint.ts";
+import { loadTensors, resolveCheckpoint, type SavedTensor, saveTensors } from "../runtime/checkpoint.ts";
 import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
+import { readSums, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
+import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
@@ -80,15 +74,12 @@ export function modelFiles(
 
 /** A model ready to run, from a run directory, one of its checkpoints, or any Hugging Face Llama directory. */
 export function loadModel(path: string): { model: Llama; config: LlamaConfig; directory: string } {
-  const directory = resolveCheckpoint(path);
+  const directory = resolveCheckpoint(path), sums = readSums(directory);
+  if (sums) requireSums(directory, sums, (name) => /\.json$/.test(name) && isFile(`${directory}/${name}`));
   const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
   const model = init(config);
   const parameters = new Parameters(model, { seed: 0, train: false });
-  loadTensors(
-    `${directory}/model.safetensors`,
-    modelTensors(parameters, config),
-    expectedSha256(directory, "model.safetensors"),
-  );
+  loadTensors(`${directory}/model.safetensors`, modelTensors(parameters, config), sums);
   return { model, config, directory };
 }
 
@@ -127,16 +118,8 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
       `Cannot resume ${directory}: ${list}; leave these variables out, or start a new run with another out_dir`,
     );
   }
-  loadTensors(`${directory}/model.safetensors`, modelTensors(p, c), state.sha256["model.safetensors"]);
-  loadTensors(
-    `${directory}/optimizer.safetensors`,
-    optimizerTensors(optimizer, p.updated),
-    state.sha256["optimizer.safetensors"],
-  );
+  const sums = readSums(directory);
+  loadTensors(`${directory}/model.safetensors`, modelTensors(p, c), sums);
+  loadTensors(`${directory}/optimizer.safetensors`, optimizerTensors(optimizer, p.updated), sums);
   optimizer.restore(state);
-}
-
-function expectedSha256(directory: string, file: string): string | undefined {
-  if (!isFile(`${directory}/trainer_state.json`)) return undefined; // a model directory from elsewhere
-  return readTrainerState(directory).sha256[file];
 }

@@ -1,15 +1,10 @@
 // From the variables of train.ts and the command line to a configuration that holds together.
 import { basename } from "node:path";
 import { nearest, UserError } from "../ffi/errors.ts";
-import {
-  holdsRun,
-  listCheckpoints,
-  readTrainerState,
-  resolveCheckpoint,
-  runOfCheckpoint,
-} from "../runtime/checkpoint.ts";
+import { holdsRun, listCheckpoints, resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import { chooseDevice } from "../ffi/library.ts";
 import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
+import { readTrainerState } from "../runtime/trainer_state.ts";
 import type { World } from "../runtime/world.ts";
 import { requireDevice } from "./device.ts";
 import { type LlamaConfig, RECOMPUTE, type Recompute } from "./llama.ts";
@@ -62,7 +57,7 @@ export function configure<T extends RunVariables>(
   }
   if (resume) {
     const checkpoint = findCheckpoint(resume);
-    const saved = readTrainerState(checkpoint).config as T;
+    const saved = savedConfig(checkpoint, defaults, overrides);
     for (const name of ["preset", "out_dir"] as const) {
       if (
         overrides[name] !== undefined && overrides[name] !== saved[name] &&
@@ -92,6 +87,29 @@ export function configure<T extends RunVariables>(
   const config = { ...defaults, ...presets[preset as PresetName], ...overrides, preset };
   const out_dir = config.out_dir || freshRunDirectory(preset);
   return { config: check({ ...config, out_dir }), checkpoint: undefined };
+}
+
+/** What the run was trained with. Every variable is there with its type and no other is, but for those that are given anew. */
+function savedConfig<T extends Values>(checkpoint: string, defaults: T, overrides: Partial<T>): T {
+  const { config } = readTrainerState(checkpoint),
+    fits = (value: unknown, like: unknown) =>
+      typeof value === typeof like && (typeof value !== "number" || Number.isFinite(value));
+  const wrong = (what: string) =>
+    new UserError(`Cannot resume ${checkpoint}: in its trainer_state.json ${what}`);
+  for (const name of Object.keys(config)) {
+    if (Object.hasOwn(defaults, name)) continue;
+    throw wrong(
+      `config has ${
+        name.slice(0, 40)
+      }, which is no variable of train.ts; go on with the train.ts that wrote it`,
+    );
+  }
+  for (const [name, like] of Object.entries(defaults)) {
+    if (Object.hasOwn(overrides, name) || fits(config[name], like)) continue;
+    const value = JSON.stringify(config[name])?.slice(0, 40) ?? "missing";
+    throw wrong(`config.${name} is ${value}, should be a ${typeof like}; set it: --${name}=${like}`);
+  }
+  return config as T;
 }
 
 /** What --resume=auto means: the run in out_dir if it has saved a checkpoint, else none. */

@@ -2,7 +2,7 @@
 import loam from "../deno.json" with { type: "json" };
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
-import type { TrainerState } from "../runtime/checkpoint.ts";
+import type { TrainerState } from "../runtime/trainer_state.ts";
 import { memoryByKind } from "../runtime/memory.ts";
 import {
   type Log,

@@ -1,9 +1,10 @@
-// Checkpoints. Each is a Hugging Face model directory (config.json, model.safetensors, tokenizer) with two files beside it:
-// optimizer.safetensors (float32 master weights where they differ, m, v) and trainer_state.json. It is written under a
-// temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the previous one whole.
+// Checkpoints. Each is a Hugging Face model directory (config.json, model.safetensors, tokenizer) with three files beside
+// it: optimizer.safetensors (float32 master weights where they differ, m, v), trainer_state.json, and SHA256SUMS of all of
+// them. It is written under a temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the
+// previous one whole.
 import { basename, dirname } from "node:path";
 import { KernelError, UserError } from "../ffi/errors.ts";
-import { isFile, sha256OfFile, writeAtomic, writeSynced } from "../ffi/files.ts";
+import { isFile, writeAtomic, writeSynced } from "../ffi/files.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
 import type { Range } from "./optim.ts";
@@ -16,7 +17,9 @@ import {
   writeSafetensors,
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
+import { requireSum, type Sums, writeSums } from "./sums.ts";
 import { type Address, bytesPerElement } from "./tensor.ts";
+import { checkpointName, json, type TrainerState } from "./trainer_state.ts";
 
 /** A contiguous range of device memory under the name and shape it has on disk. */
 export type SavedTensor = {
@@ -27,27 +30,11 @@ export type SavedTensor = {
   range?: Range; // of elements that this process holds, where others hold the rest
 };
 
-/** What a run needs to go on, beside the tensors. */
-export type TrainerState = {
-  step: number; // optimizer steps done
-  updates: number; // of these, applied
-  skipped: number;
-  skipped_row: number;
-  val_loss: number | null; // measured at this step
-  best_val_loss: number | null; // of all checkpoints up to this one
-  best_step: number | null;
-  tokenizer: string | null; // of the data; null where it is not known
-  data: Record<string, string>; // sha256 of each shard
-  config: Record<string, unknown>; // of the run
-  versions: Record<string, string>;
-  sha256: Record<string, string>; // of each .safetensors file here
-};
-
 export type CheckpointContent = {
   model: SavedTensor[];
   optimizer: SavedTensor[];
   files: Record<string, string>; // config.json, tokenizer.json, ...
-  state: Omit<TrainerState, "sha256">;
+  state: TrainerState;
 };
 
 const CHUNK_BYTES = 1 << 24; // staging between device and file
@@ -88,11 +75,7 @@ export async function saveCheckpoint(
     fillSafetensors(optimizer, moments);
     await company.barrier();
     if (isFirst) {
-      const sha256 = {
-        "model.safetensors": sha256OfFile(model),
-        "optimizer.safetensors": sha256OfFile(optimizer),
-      };
-      finishCheckpoint(runDir, temporary, final, { ...content.state, sha256 }, content.files, keep);
+      finishCheckpoint(runDir, temporary, final, content, keep);
     }
     await company.barrier();
     return final;
@@ -114,23 +97,19 @@ function finishCheckpoint(
   runDir: string,
   temporary: string,
   final: string,
-  state: TrainerState,
-  files: Record<string, string>,
+  { files, state }: CheckpointContent,
   keep: number,
 ): void {
   const parent = dirname(final), name = basename(final);
   for (const [file, text] of Object.entries(files)) writeSynced(`${temporary}/${file}`, text);
   writeSynced(`${temporary}/trainer_state.json`, json(state));
+  writeSums(temporary);
   removeIfThere(final); // a step that is trained again after a resume from further back
   Deno.renameSync(temporary, final);
   syncDirectory(parent);
   point(runDir, "latest", name);
   if (state.best_step === state.step) point(runDir, "best", name);
   prune(parent, keep, state.best_step === null ? "" : checkpointName(state.best_step));
-}
-
-function checkpointName(step: number): string {
-  return `step_${String(step).padStart(6, "0")}`;
 }
 
 /** Names of the whole checkpoints of a run, oldest first. */
@@ -168,44 +147,13 @@ export function runOfCheckpoint(path: string): string {
   return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
 }
 
-/** Reads trainer_state.json of a checkpoint. Throws UserError when it is missing or not one. */
-export function readTrainerState(checkpoint: string): TrainerState {
-  const path = `${checkpoint}/trainer_state.json`, state = readJson(path);
-  const missing = ["step", "config", "sha256"].filter((key) => !(key in state));
-  if (missing.length === 0) return state as TrainerState;
-  throw new UserError(`Cannot read ${path}: it has no ${missing.join(" and no ")}; use another checkpoint`);
-}
-
-/** Reads a JSON file of a run or checkpoint. Throws UserError naming the file when it is missing or not JSON. */
-export function readJson(path: string): Record<string, unknown> {
-  let text: string;
-  try {
-    text = Deno.readTextFileSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-    throw new UserError(`Cannot read ${path}: there is no such file; use another checkpoint`);
-  }
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    // says the same as any other value below
-  }
-  if (typeof value === "object" && value !== null) return value as Record<string, unknown>;
-  throw new UserError(`Cannot read ${path}: it is not a JSON object; use another checkpoint`);
-}
-
 /**
- * Fills tensors from a file of a checkpoint. Every tensor must be there with the same shape. expectedSha256, where the
- * checkpoint has one, is compared first. Throws UserError naming file, tensor and difference.
+ * Fills tensors from a file of a checkpoint. Every tensor must be there with the same shape. sums: those of the
+ * directory, where it has some; they are compared first. Throws UserError naming file, tensor and difference.
  */
-export function loadTensors(path: string, tensors: SavedTensor[], expectedSha256?: string): void {
+export function loadTensors(path: string, tensors: SavedTensor[], sums?: Sums): void {
   const file = readSafetensors(path);
-  if (expectedSha256 && sha256OfFile(path) !== expectedSha256) {
-    throw new UserError(
-      `Cannot load ${path}: its sha256 is not the one in trainer_state.json, the file is damaged; use another checkpoint`,
-    );
-  }
+  if (sums) requireSum(path, sums.get(basename(path)));
   for (const tensor of tensors) {
     const found = file.tensors.get(tensor.name);
     if (!found) {
@@ -311,9 +259,4 @@ function removeIfThere(path: string): void {
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
-}
-
-/** A value as the text of a JSON file. */
-export function json(value: unknown): string {
-  return JSON.stringify(value, null, 2) + "\n";
 }

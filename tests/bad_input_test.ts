@@ -313,7 +313,7 @@ for (const file of ["model", "optimizer"]) {
     const run = await damaged("finished", (dir) => flipBit(`${dir}/${LAST}/${file}.safetensors`, 20_000));
     assertEquals(
       await refuse("train", `--resume=${run}`),
-      `Cannot load ${run}/${LAST}/${file}.safetensors: its sha256 is not the one in trainer_state.json, ` +
+      `Cannot load ${run}/${LAST}/${file}.safetensors: its sha256 is not the one in SHA256SUMS, ` +
         "the file is damaged; use another checkpoint",
     );
   });
@@ -332,18 +332,63 @@ Deno.test("each file that a checkpoint lacks is named", async () => {
   }
 });
 
-Deno.test("a trainer_state.json that is no JSON or lacks something is named", async () => {
+/** Writes the checksums of a checkpoint anew, as one does who means a change. */
+function sum(dir: string): void {
+  new Deno.Command("sh", { args: ["-c", 'cd "$0" && sha256sum *.* > SHA256SUMS', dir] }).outputSync();
+}
+
+Deno.test("a trainer_state.json that was changed is refused", async () => {
   const state = `${LAST}/trainer_state.json`;
-  const cut = await damaged("finished", (dir) => Deno.truncateSync(`${dir}/${state}`, 100));
+  const change = (from: RegExp, to: string, sums: boolean) =>
+    damaged("finished", (dir) => {
+      const text = Deno.readTextFileSync(`${dir}/${state}`);
+      assertMatch(text, from);
+      Deno.writeTextFileSync(`${dir}/${state}`, text.replace(from, to));
+      if (sums) sum(`${dir}/${LAST}`);
+    });
+  const digit = await change(/"learning_rate": 0.01/, '"learning_rate": 0.81', false);
   assertEquals(
-    await refuse("train", `--resume=${cut}`),
-    `Cannot read ${cut}/${state}: it is not a JSON object; use another checkpoint`,
+    await refuse("train", `--resume=${digit}`),
+    `Cannot load ${digit}/${state}: its sha256 is not the one in SHA256SUMS, the file is damaged; use another checkpoint`,
   );
-  const empty = await damaged("finished", (dir) => Deno.writeTextFileSync(`${dir}/${state}`, "{}"));
+  const step = await change(/"step": 2/, '"step": 1', true);
   assertEquals(
-    await refuse("train", `--resume=${empty}`),
-    `Cannot read ${empty}/${state}: it has no step and no config and no sha256; use another checkpoint`,
+    await refuse("train", `--resume=${step}`),
+    `Cannot read ${step}/${state}: step is 1, but the directory is called step_000002; use another checkpoint`,
   );
+  const key = await change(/"learning_rate": 0.01/, '"learning_rats": 0.01', true);
+  assertEquals(
+    await refuse("train", `--resume=${key}`),
+    `Cannot resume ${key}/${LAST}: in its trainer_state.json config has learning_rats, which is no variable of ` +
+      "train.ts; go on with the train.ts that wrote it",
+  );
+  const lost = await change(/"learning_rate": 0.01,/, "", true);
+  const message =
+    `Cannot resume ${lost}/${LAST}: in its trainer_state.json config.learning_rate is missing, ` +
+    "should be a number; set it: --learning_rate=0.0003";
+  assertEquals(await refuse("train", `--resume=${lost}`), message);
+  await succeed("train", `--resume=${lost}`, "--learning_rate=0.01", "--max_iters=3");
+  const type = await change(/"learning_rate": 0.01/, '"learning_rate": "0.01"', true);
+  assertStringIncludes(
+    await refuse("train", `--resume=${type}`),
+    'config.learning_rate is "0.01", should be a number',
+  );
+});
+
+Deno.test("a checkpoint without SHA256SUMS is used neither to go on nor to sample", async () => {
+  const run = await damaged("finished", (dir) => Deno.removeSync(`${dir}/${LAST}/SHA256SUMS`));
+  const expected =
+    `Cannot load ${run}/${LAST}: it has no SHA256SUMS; if an earlier version of loam wrote it, use its ` +
+    `weights after: (cd ${run}/${LAST} && sha256sum * > SHA256SUMS); else use another checkpoint`;
+  assertEquals(await refuse("train", `--resume=${run}`), expected);
+  assertEquals(await refuse("sample", `--checkpoint=${run}`), expected);
+});
+
+Deno.test("sample compares what it reads with SHA256SUMS", async () => {
+  for (const file of ["model.safetensors", "config.json", "tokenizer.json"]) {
+    const run = await damaged("finished", (dir) => flipBit(`${dir}/${LAST}/${file}`, 200));
+    assertStringIncludes(await refuse("sample", `--checkpoint=${run}`), `${run}/${LAST}/${file}`);
+  }
 });
 
 Deno.test("weights of other shapes than config.json says are named", async () => {
@@ -353,6 +398,7 @@ Deno.test("weights of other shapes than config.json says are named", async () =>
       path,
       Deno.readTextFileSync(path).replace('"intermediate_size": 48', '"intermediate_size": 64'),
     );
+    sum(`${dir}/${LAST}`);
   });
   assertEquals(
     await refuse("sample", `--checkpoint=${run}`),

@@ -54,6 +54,7 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
   assertEquals(list(`${out}/checkpoints`), ["step_000006", "step_000007"]);
   assertEquals(Deno.readTextFileSync(`${out}/latest`), "checkpoints/step_000007\n");
   assertEquals(list(`${out}/checkpoints/step_000007`), [
+    "SHA256SUMS",
     "config.json",
     "generation_config.json",
     "model.safetensors",

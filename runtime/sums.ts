@@ -1,0 +1,70 @@
+// SHA256SUMS, the checksums of all files of a checkpoint, which is written last. `sha256sum -c SHA256SUMS` reads it too.
+import { UserError } from "../ffi/errors.ts";
+import { isFile, sha256OfFile, writeSynced } from "../ffi/files.ts";
+
+/** Its name. */
+export const SUMS = "SHA256SUMS";
+
+/** Sha256 by file name. */
+export type Sums = Map<string, string>;
+
+/** Writes the checksums of the files that a directory holds. */
+export function writeSums(directory: string): void {
+  const names = Array.from(Deno.readDirSync(directory), ({ name }) => name).sort();
+  const lines = names.map((name) => `${sha256OfFile(`${directory}/${name}`)}  ${name}\n`);
+  writeSynced(`${directory}/${SUMS}`, lines.join(""));
+}
+
+/**
+ * Reads the checksums of a directory; undefined where it has none and is no checkpoint of a run, but a model from elsewhere.
+ *
+ * @throws {UserError} if the file is damaged, or missing beside a trainer_state.json.
+ */
+export function readSums(directory: string): Sums | undefined {
+  const path = `${directory}/${SUMS}`;
+  if (!isFile(path)) {
+    if (!isFile(`${directory}/trainer_state.json`)) return undefined;
+    throw new UserError(
+      `Cannot load ${directory}: it has no ${SUMS}; if an earlier version of loam wrote it, use its weights after: ` +
+        `(cd ${directory} && sha256sum * > ${SUMS}); else use another checkpoint`,
+    );
+  }
+  const sums: Sums = new Map();
+  for (const [i, line] of Deno.readTextFileSync(path).split(/\n(?!$)/).entries()) {
+    const [, sha256, name] = /^([0-9a-f]{64}) [ *]([^/\n]+)\n?$/.exec(line) ?? [];
+    if (!sha256 || !name || sums.has(name)) {
+      throw new UserError(
+        `Cannot read ${path}: line ${i + 1} is no checksum of a file; use another checkpoint`,
+      );
+    }
+    sums.set(name, sha256);
+  }
+  return sums;
+}
+
+/**
+ * Compares files of a directory with their checksums.
+ *
+ * @param which Whether the file of that name is compared; it must be there.
+ * @throws {UserError} naming the file that is missing, damaged, or in none of the lines.
+ */
+export function requireSums(directory: string, sums: Sums, which: (name: string) => boolean): void {
+  for (const { name } of Deno.readDirSync(directory)) {
+    if (sums.has(name) || !which(name) || !/\.(json|safetensors)$/.test(name)) continue;
+    throw new UserError(
+      `Cannot load ${directory}/${name}: ${SUMS} has no line for it, one of them is damaged; use another checkpoint`,
+    );
+  }
+  for (const [name, sha256] of sums) if (which(name)) requireSum(`${directory}/${name}`, sha256);
+}
+
+/** Throws UserError unless a file has the sha256 that SHA256SUMS states. */
+export function requireSum(path: string, sha256: string | undefined): void {
+  if (!isFile(path)) {
+    throw new UserError(`Cannot read ${path}: there is no such file; use another checkpoint`);
+  }
+  if (sha256OfFile(path) === sha256) return;
+  throw new UserError(
+    `Cannot load ${path}: its sha256 is not the one in ${SUMS}, the file is damaged; use another checkpoint`,
+  );
+}
