@@ -1,26 +1,25 @@
 // Several ranks on one machine, started by mpirun as a user starts them.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { dataset, freshPath, list, metrics, type Result, ROOT, SMALL, succeed } from "./helpers.ts";
+import {
+  AS_ROOT,
+  dataset,
+  freshPath,
+  isInstalled,
+  list,
+  metrics,
+  MPIRUN,
+  mpirun,
+  type Result,
+  ROOT,
+  SMALL,
+  succeed,
+} from "./helpers.ts";
 
-const mpirun = hasMpirun();
-const mpi = { ignore: !mpirun };
-if (!mpirun) console.log("ignored for want of mpirun (Debian: openmpi-bin): the tests of tests/dist_test.ts");
-
-function hasMpirun(): boolean {
-  try {
-    return new Deno.Command("mpirun", { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
-      .success;
-  } catch {
-    return false;
-  }
+const hasMpirun = isInstalled("mpirun"), mpi = { ignore: !hasMpirun };
+if (!hasMpirun) {
+  console.log("ignored for want of mpirun (Debian: openmpi-bin): the tests of tests/dist_test.ts");
 }
-
-/** mpirun's flags for containers and for machines with fewer cores than ranks. */
-const MPIRUN = [
-  ...["--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader"],
-  ...["--mca", "btl_vader_single_copy_mechanism", "none"],
-];
 
 /** A job whose ranks run `train` with their own flags. */
 class Job {
@@ -31,11 +30,10 @@ class Job {
   constructor(ranks: string[][], env: Record<string, string> = {}) {
     const task = [Deno.execPath(), ...settings.tasks.train.command.split(" ").slice(1)];
     const apps = ranks.flatMap((flags, i) => [...(i > 0 ? [":"] : []), "-n", "1", ...task, ...flags]);
-    const asRoot = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
     this.#child = new Deno.Command("mpirun", {
       args: [...MPIRUN, ...apps],
       cwd: ROOT,
-      env: { ...asRoot, ...env },
+      env: { ...AS_ROOT, ...env },
       stdin: "null",
       stdout: "piped",
       stderr: "piped",
@@ -62,13 +60,6 @@ class Job {
   }
 }
 
-/** Runs a job of n ranks with the same flags, which has to succeed; returns what it printed. */
-async function ranks(n: number, ...flags: string[]): Promise<string> {
-  const { code, stdout, stderr } = await new Job(Array(n).fill(flags)).end();
-  assertEquals({ code, stderr }, { code: 0, stderr: "" });
-  return stdout;
-}
-
 /** Runs a job that has to fail; returns the lines that the ranks wrote about it. */
 async function failing(job: Job): Promise<string[]> {
   const { code, stderr } = await job.end();
@@ -76,7 +67,7 @@ async function failing(job: Job): Promise<string[]> {
   return stderr.split("\n").filter((line) => line.startsWith("error: "));
 }
 
-const data = await (mpirun ? dataset({ words: 3000 }) : "");
+const data = await (hasMpirun ? dataset({ words: 3000 }) : "");
 const FLAGS = [`--data_dir=${data}`, ...SMALL, "--gradient_accumulation_steps=4", "--eval_batches=3"];
 const numbers = (run: string) => metrics(run).map((m) => [m.step, m.loss, m.grad_norm, m.val_loss]);
 const state = (run: string, step: number) =>
@@ -93,8 +84,8 @@ Deno.test("two ranks follow one process over 20 steps, with either zero_stage", 
   const flags = [...FLAGS, "--max_iters=20", "--eval_interval=5", "--save_interval=20"];
   const one = freshPath(), two = freshPath(), whole = freshPath();
   await succeed("train", ...flags, `--out_dir=${one}`);
-  const printed = await ranks(2, ...flags, `--out_dir=${two}`);
-  await ranks(2, ...flags, `--out_dir=${whole}`, "--zero_stage=0");
+  const printed = await mpirun(2, ...flags, `--out_dir=${two}`);
+  await mpirun(2, ...flags, `--out_dir=${whole}`, "--zero_stage=0");
 
   assertEquals(printed.match(/^step 20 /gm)?.length, 1); // one rank writes
   assertEquals(numbers(whole), numbers(two)); // to the last bit
@@ -118,7 +109,7 @@ Deno.test("a run goes on with another number of ranks, and bit by bit with the s
   const whole = freshPath(), changing = freshPath(), two = freshPath(), resumed = freshPath();
   await succeed("train", ...flags, `--out_dir=${whole}`);
   await succeed("train", ...flags, `--out_dir=${changing}`, "--max_iters=5");
-  await ranks(2, `--resume=${changing}`, "--max_iters=10");
+  await mpirun(2, `--resume=${changing}`, "--max_iters=10");
   await succeed("train", `--resume=${changing}`, "--max_iters=15");
   const expected = metrics(whole).map((m) => m.loss!);
   metrics(changing).forEach(({ loss }, i) => {
@@ -126,10 +117,10 @@ Deno.test("a run goes on with another number of ranks, and bit by bit with the s
     assert(Math.abs(loss! - should) <= 1e-4 * should, `step ${i + 1}: loss ${loss}, should be ${should}`);
   });
 
-  await ranks(2, ...flags, `--out_dir=${two}`);
-  await ranks(2, ...flags, `--out_dir=${resumed}/`, "--max_iters=5", "--resume=auto");
-  await ranks(2, `--out_dir=${resumed}/`, "--max_iters=10", "--resume=auto");
-  await ranks(2, `--out_dir=${resumed}/`, "--max_iters=15", "--resume=auto");
+  await mpirun(2, ...flags, `--out_dir=${two}`);
+  await mpirun(2, ...flags, `--out_dir=${resumed}/`, "--max_iters=5", "--resume=auto");
+  await mpirun(2, `--out_dir=${resumed}/`, "--max_iters=10", "--resume=auto");
+  await mpirun(2, `--out_dir=${resumed}/`, "--max_iters=15", "--resume=auto");
   assertEquals(numbers(resumed), numbers(two));
   assertEquals(state(resumed, 15), state(two, 15));
 });
@@ -158,7 +149,7 @@ Deno.test(
     assertMatch(stderr, /process rank 1 .* exited on signal 9/);
     const saved = Number(list(`${out}/checkpoints`).at(-1)!.slice(5));
     assert(saved >= 20);
-    const printed = await ranks(2, ...flags, "--resume=auto", `--max_iters=${saved + 2}`);
+    const printed = await mpirun(2, ...flags, "--resume=auto", `--max_iters=${saved + 2}`);
     assertStringIncludes(printed, `going on in ${out} after step ${saved}`);
   },
 );
@@ -219,8 +210,8 @@ Deno.test(
   mpi,
   async () => {
     const run = async (program: string, ...args: string[]) => {
-      const env = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
-      const { code, stdout, stderr } = await new Deno.Command(program, { args, cwd: ROOT, env }).output();
+      const options = { args, cwd: ROOT, env: AS_ROOT };
+      const { code, stdout, stderr } = await new Deno.Command(program, options).output();
       return [code, new TextDecoder().decode(stdout), new TextDecoder().decode(stderr)] as const;
     };
     const bench = ["run", "-q", "--allow-all", "bench/dist.ts"];

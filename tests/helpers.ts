@@ -137,8 +137,8 @@ export class Running {
   }
 }
 
-function command(program: string, args: string[]): Deno.Command {
-  return new Deno.Command(program, { args, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" });
+function command(program: string, args: string[], env: Record<string, string> = {}): Deno.Command {
+  return new Deno.Command(program, { args, env, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" });
 }
 
 function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
@@ -154,6 +154,25 @@ export function isInstalled(program: string): boolean {
   } catch {
     return false;
   }
+}
+
+// ---- several ranks
+
+/** mpirun's flags for containers and for machines with fewer cores than ranks. */
+export const MPIRUN = [
+  ...["--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader"],
+  ...["--mca", "btl_vader_single_copy_mechanism", "none"],
+];
+
+/** What Open MPI wants of root. */
+export const AS_ROOT = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
+
+/** Runs `train` in n ranks with the same flags, which has to succeed and print nothing to stderr; returns stdout. */
+export async function mpirun(n: number, ...flags: string[]): Promise<string> {
+  const args = [...MPIRUN, "-n", String(n), Deno.execPath(), ...taskArgs("train", flags)];
+  const { code, stdout, stderr } = result(await command("mpirun", args, AS_ROOT).output());
+  assertEquals({ code, stderr }, { code: 0, stderr: "" });
+  return stdout;
 }
 
 // ---- data

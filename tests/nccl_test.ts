@@ -3,10 +3,11 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
 import { findCompiler } from "../ffi/build.ts";
-import { allocate, copyToDevice, copyToHost, open } from "../ffi/library.ts";
+import { allocate, copyToDevice, copyToHost, libraryExists, open } from "../ffi/library.ts";
 import { Nccl } from "../ffi/nccl.ts";
 import { joinRanks } from "../runtime/dist.ts";
 import { findWorld } from "../runtime/world.ts";
+import * as golden from "./golden_run.ts";
 import {
   dataset,
   errorLine,
@@ -74,6 +75,18 @@ function compare(actual: string, expected: string, tolerance: number): void {
     assert(Math.abs(loss! - should) <= tolerance * should, `step ${step}: loss ${loss}, should be ${should}`);
   });
 }
+
+Deno.test({
+  name: "two ranks on emulated GPUs give the run in PyTorch within bfloat16 rounding",
+  ignore: !libraryExists("emu"),
+  async fn() {
+    const out = freshPath();
+    const flags = [...golden.FLAGS, ...golden.SHARED, "--device=emu", `--out_dir=${out}`];
+    const ranks = await torchrun([flags, flags]);
+    assertEquals(ranks.map(({ code, stderr }) => [code, stderr]), [[0, ""], [0, ""]]);
+    golden.compare(out, { loss: 1e-3, weights: 3e-2 });
+  },
+});
 
 Deno.test("two and three ranks over NCCL follow one process", async () => {
   const alone = freshPath();

@@ -1,0 +1,82 @@
+// A whole run of train.ts beside the same run written a second time with PyTorch (tests/oracle/train_run.py): three micro-steps
+// a step, warm-up and cosine to the end, clipping in some steps, decay, two epochs of data that twelve windows a step do not
+// divide, evaluation with a partial batch. What the flags below do not set are the defaults of train.ts.
+import { assert } from "@std/assert";
+import { libraryExists, open } from "../ffi/library.ts";
+import { modelTensors } from "../model/checkpoint.ts";
+import { init, type LlamaConfig } from "../model/llama.ts";
+import { forgetMemory } from "../runtime/memory.ts";
+import { Parameters } from "../runtime/optim.ts";
+import { readSafetensors } from "../runtime/safetensors.ts";
+import { readFloats } from "../runtime/tensor.ts";
+import { ALONE, compare, expected, FLAGS, GOLDEN, SHARED, values } from "./golden_run.ts";
+import { freshPath, isInstalled, mpirun, succeed } from "./helpers.ts";
+
+const GOLDEN_MODEL: LlamaConfig = {
+  ...{ vocab_size: 257, n_layer: 2, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 32, n_inner: 48 },
+  ...{ block_size: 16, rope_theta: 10000, norm_eps: 1e-6, tie_word_embeddings: true },
+};
+
+/** The weights that a model begins with, under the names they have on disk. */
+function firstWeights(config: LlamaConfig, seed: number) {
+  forgetMemory();
+  return modelTensors(new Parameters(init(config), { seed, train: false }), config);
+}
+
+Deno.test("the first weights are those of the generator written a second time", () => {
+  open("cpu", { threads: 2 });
+  const theirs = readSafetensors(`${GOLDEN}/first.safetensors`);
+  for (const { name, shape, address } of firstWeights(GOLDEN_MODEL, expected.seed)) {
+    const ours = readFloats(address, shape.reduce((a, b) => a * b, 1), "act"), wanted = values(theirs, name);
+    ours.forEach((value, i) =>
+      assert(Math.abs(value - wanted[i]!) <= 1e-7, `${name}[${i}] is ${value}, should be ${wanted[i]}`)
+    );
+  }
+});
+
+Deno.test("first weights have mean 0, deviation 0.02 and 0.02/sqrt(2 n_layer) on the residual path, norms 1", () => {
+  open("cpu", { threads: 2 });
+  const n_layer = 3, config = { ...GOLDEN_MODEL, n_layer, n_embd: 128, n_inner: 256, head_dim: 64 };
+  for (const { name, shape, address } of firstWeights(config, 1337)) {
+    const n = shape.reduce((a, b) => a * b, 1), w = readFloats(address, n, "act");
+    if (name.includes("norm")) {
+      assert(w.every((value) => value === 1), name);
+      continue;
+    }
+    const wanted = /o_proj|down_proj/.test(name) ? 0.02 / Math.sqrt(2 * n_layer) : 0.02;
+    const mean = w.reduce((a, b) => a + b, 0) / n;
+    const std = Math.sqrt(w.reduce((sum, value) => sum + (value - mean) ** 2, 0) / n);
+    // of n samples the mean has a deviation of std / sqrt(n), the deviation one of std / sqrt(2 n)
+    assert(Math.abs(mean) < 5 * wanted / Math.sqrt(n), `${name}: mean ${mean}`);
+    assert(
+      Math.abs(std - wanted) < 5 * wanted / Math.sqrt(2 * n),
+      `${name}: deviation ${std}, not ${wanted}`,
+    );
+  }
+});
+
+Deno.test("train gives the losses, norms, rates and weights of the same run in PyTorch", async () => {
+  const out = freshPath();
+  await succeed("train", ...FLAGS, ...ALONE, "--device=cpu", `--out_dir=${out}`);
+  compare(out, { loss: 1e-6, weights: 5e-6 });
+});
+
+Deno.test({
+  name: "two ranks give the losses, norms, rates and weights of the same run in PyTorch",
+  ignore: !isInstalled("mpirun"),
+  async fn() {
+    const out = freshPath();
+    await mpirun(2, ...FLAGS, ...SHARED, "--device=cpu", `--out_dir=${out}`);
+    compare(out, { loss: 1e-6, weights: 5e-6 });
+  },
+});
+
+Deno.test({
+  name: "train on the emulated GPU gives the run in PyTorch within bfloat16 rounding",
+  ignore: !libraryExists("emu"),
+  async fn() {
+    const out = freshPath();
+    await succeed("train", ...FLAGS, ...ALONE, "--device=emu", `--out_dir=${out}`);
+    compare(out, { loss: 1e-3, weights: 3e-2 });
+  },
+});
