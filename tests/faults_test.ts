@@ -250,7 +250,7 @@ function plantNaN(out: string, name: string, index: number): void {
   Deno.writeFileSync(path, bytes);
   const sums = Deno.readTextFileSync(`${dir}/SHA256SUMS`);
   const line = `${sha256OfFile(path)}  model.safetensors`;
-  Deno.writeTextFileSync(`${dir}/SHA256SUMS`, sums.replace(/.*  model\.safetensors/, line));
+  Deno.writeTextFileSync(`${dir}/SHA256SUMS`, sums.replace(/.* {2}model\.safetensors/, line));
 }
 
 Deno.test("--debug stops at the first NaN and names step, op, layer, tensor, shape, place and line", async () => {
