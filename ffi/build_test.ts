@@ -18,7 +18,9 @@ function project(source: string): Project {
       if (isFile) Deno.copyFileSync(`${ROOT}/${folder}/${name}`, `${root}/${folder}/${name}`);
     }
   }
-  for (const name of ["deno.json", "kernels.h", "host.h"]) Deno.copyFileSync(`${ROOT}/${name}`, `${root}/${name}`);
+  for (const name of ["deno.json", "kernels.h", "host.h"]) {
+    Deno.copyFileSync(`${ROOT}/${name}`, `${root}/${name}`);
+  }
   for (const name of ["kernels.cpp", "kernels.cu"]) Deno.writeTextFileSync(`${root}/${name}`, source);
   return {
     root,

@@ -59,7 +59,9 @@ async function sanitizerEnvironment(): Promise<Record<string, string>> {
 
 await runMain(async (args) => {
   if (args.includes("--help")) {
-    return console.log("Run the op suites on the emulated GPU under AddressSanitizer, ten minutes on two cores");
+    return console.log(
+      "Run the op suites on the emulated GPU under AddressSanitizer, ten minutes on two cores",
+    );
   }
   const shadow = shadowOfRepository();
   try {
