@@ -140,14 +140,14 @@ function load(variant: string): Symbols {
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     const cause = (error as Error).message.split(": ").at(-1);
-    throw new UserError(`Cannot load ${pathOf(url)}: ${cause}; build it again: deno task build`);
+    throw new UserError(`Cannot load ${pathOf(url)}: ${cause}; build it again: deno task build --force`);
   }
   const version = library.abi_version();
   if (version !== ABI_VERSION) {
     throw new UserError(
       `Cannot use ${
         pathOf(url)
-      }: its interface is version ${version}, this program wants ${ABI_VERSION}; run: deno task build`,
+      }: its interface is version ${version}, this program wants ${ABI_VERSION}; run: deno task build --force`,
     );
   }
   return library;

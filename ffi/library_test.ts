@@ -102,7 +102,8 @@ Deno.test("open() says what is wrong with a library that does not load", async (
   Deno.writeTextFileSync(path, "not a library");
   const message = userError(() => copy.library.open("cpu"));
   assert(
-    message.startsWith(`Cannot load ${path}: `) && message.endsWith("; build it again: deno task build"),
+    message.startsWith(`Cannot load ${path}: `) &&
+      message.endsWith("; build it again: deno task build --force"),
     message,
   );
   await compileFake(path, { without: "swiglu_forward" });
@@ -117,7 +118,7 @@ Deno.test("open() refuses a library with another version of the interface", load
   await compileFake(path, { version: 99 });
   assertEquals(
     userError(() => copy.library.open("cpu")),
-    `Cannot use ${path}: its interface is version 99, this program wants ${library.ABI_VERSION}; run: deno task build`,
+    `Cannot use ${path}: its interface is version 99, this program wants ${library.ABI_VERSION}; run: deno task build --force`,
   );
 });
 

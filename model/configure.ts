@@ -217,10 +217,13 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
   if (!modes.includes(config.debug)) {
     throw new UserError(`Cannot set debug to "${config.debug}": it must be check, tape or profile`);
   }
-  if ((config.gradient_accumulation_steps as number) % world_size !== 0) {
+  const micro_steps = config.gradient_accumulation_steps as number;
+  if (micro_steps % world_size !== 0) {
     throw new UserError(
-      `Cannot share a step among ${world_size} ranks: gradient_accumulation_steps ${config.gradient_accumulation_steps} is ` +
-        `not a multiple of ${world_size}; set --gradient_accumulation_steps to one`,
+      `Cannot share a step among ${world_size} ranks: gradient_accumulation_steps ${micro_steps} is not a multiple of ` +
+        `${world_size}; set --gradient_accumulation_steps=${
+          Math.ceil(micro_steps / world_size) * world_size
+        }`,
     );
   }
   requireDevice(config.device);

@@ -188,7 +188,7 @@ Deno.test("what cannot work with several ranks is refused", mpi, async () => {
       new Job([[...flags, "--gradient_accumulation_steps=3"], [...flags, "--gradient_accumulation_steps=3"]]),
     ),
     "error: Cannot share a step among 2 ranks: gradient_accumulation_steps 3 is not a multiple of 2; set " +
-      "--gradient_accumulation_steps to one",
+      "--gradient_accumulation_steps=4",
   );
   assertEquals(
     await first(new Job([flags, flags], { LOAM_MPI: "/nowhere/libmpi.so" })),

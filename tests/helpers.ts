@@ -259,7 +259,7 @@ export function copy(from: string): string {
   return to;
 }
 
-function copyInto(from: string, to: string): void {
+export function copyInto(from: string, to: string): void {
   Deno.mkdirSync(to);
   for (const { name, isDirectory } of Deno.readDirSync(from)) {
     const [source, target] = [`${from}/${name}`, `${to}/${name}`];

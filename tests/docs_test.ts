@@ -1,0 +1,334 @@
+// Every command in the pages for users runs as it is printed, in a copy of the program with a small world around it: data and
+// models under the names that the pages use. Only flags that make a run short are added behind it. What cannot run here is in
+// UNTESTED with the reason, and nothing is in there that the pages do not say.
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { dirname } from "node:path";
+import { copyInto, emptyDirectory, isInstalled, ROOT, SMALL } from "./helpers.ts";
+
+const PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md"].concat(
+  Array.from(Deno.readDirSync(new URL("docs", ROOT)), ({ name }) => `docs/${name}`)
+    .filter((path) => path.endsWith(".md")).sort(),
+);
+
+/** Beginnings of commands that no test runs from its text, and why. */
+const UNTESTED: Record<string, string> = {
+  "./run.sh": "sets up a whole machine; continuous integration runs it, tests/scaffold_test.ts its last line",
+  "deno task ok": "runs all tests, this one too",
+  "deno task build": "compiles for a minute; ffi/build_test.ts runs it",
+  "deno task compile": "needs Deno's runtime; tests/compile_test.ts runs it",
+  "deno task test:": "ten minutes each",
+  "LOAM_TEST_DEVICE=emu deno task test": "tests/emu_test.ts runs it",
+  "deno unlink": "needs the JSR registry; tests/std_test.ts runs with either package",
+  "deno types": "named as the source of a text",
+  "wandb sync": "a program of others, with an account",
+  "torchrun":
+    "needs PyTorch's launcher and GPUs; tests/nccl_test.ts runs such ranks with a stand-in for NCCL",
+  "env LOCAL_RANK=0 deno task train": "what torchrun starts where two ranks share a GPU",
+  "mpirun -n 16 --hostfile hosts": "several machines",
+  "mpirun.mpich": "one MPI at a time is installed",
+  "srun": "a Slurm cluster",
+  "id=$(sbatch": "a Slurm cluster",
+  "sbatch": "a Slurm cluster",
+  "#!/bin/bash\n#SBATCH": "a Slurm cluster",
+};
+
+/** What is added to commands that begin so: it makes them short, or says what the page leaves to the reader. */
+const ADDED: [start: RegExp, flags: string[]][] = [
+  [/deno task train\b|train\.ts/, [...SMALL, "--max_iters=4", "--save_interval=2"]],
+  [/^deno task sample$/, ["--checkpoint=runs/c4"]],
+  [/^deno task (sample|serve) /, ["--device=cpu"]],
+  [/^deno task serve$/, ["--run", "runs/c4"]],
+  [/^deno task serve\b/, ["--port=0"]],
+  [/^deno task tokenizer$/, ["--train", "corpus/*.parquet", "--vocab_size=300", "--out=data/tokenizer"]],
+  [/^deno task data$/, ["--dir=data/c4"]],
+  [/^deno task bench$/, [
+    ...["--device=cpu", "--preset=tiny", "--B=1", "--T=32", "--n_layer=1", "--V=65", "--copy_mb=1"],
+    ...["--rotate_mb=0.1", "--batch_ms=0", "--batches=1"],
+  ]],
+  [/^deno task bench:peer$/, ["--only=loam", "--preset=tiny", "--B=1", "--T=32", "--rounds=1", "--steps=1"]],
+  [/examples\/\w+\.ts$/, ["2"]], // steps
+];
+
+// ---- the commands of the pages
+
+const PROGRAM =
+  /^(?:[A-Z_]+=\S+ )*(?:deno (?:task|run|doc|types|unlink)|loam [a-z]|\.\/run\.sh|mpirun|srun|torchrun|env|wandb|curl|source)/;
+
+/** A run of commands that belong together: those of a block of code, or a single one between backticks. */
+type Group = { page: string; commands: string[] };
+
+function groupsOf(page: string): Group[] {
+  const text = Deno.readTextFileSync(new URL(page, ROOT)), groups: Group[] = [];
+  const prose = text.replaceAll(/^(`{3,})(\w*)\n([^]*?)^\1\n/gm, (_, _fence, language, block) => {
+    groups.push({ page, commands: commandsIn(block, language) });
+    return "";
+  });
+  for (const line of prose.replaceAll(/(?<!\|)\n(?=[^\n|#-])/g, " ").split("\n")) {
+    for (const command of commandsBetweenBackticks(line)) groups.push({ page, commands: [command] });
+  }
+  return groups.filter(({ commands }) => commands.length > 0);
+}
+
+/** In a block of shell every line is a command, but for a script; in other blocks those behind a prompt. */
+function commandsIn(block: string, language: string): string[] {
+  if (block.startsWith("#!")) return [block];
+  const lines = block.replaceAll(/ *\\\n */g, " ").split("\n");
+  const typed = language === "sh" ? lines : lines.filter((line) => line.startsWith("$ "));
+  return typed.map((line) => line.replace(/^\$ /, "").replace(/(^| +)# .*/, "").trim()).filter(Boolean);
+}
+
+/** `deno task sample`, `runs` and `=tape` in the first cell of a table are three commands. */
+function commandsBetweenBackticks(line: string): string[] {
+  const isRow = line.startsWith("| `deno task"), place = isRow ? line.split(" | ")[0]! : line;
+  const spans = Array.from(place.matchAll(/`([^`]+)`/g), ([, span]) => span!.replaceAll("\\|", "|"));
+  if (!isRow) return spans.filter((span) => PROGRAM.test(span));
+  return spans.map((span) =>
+    span.startsWith("=") ? spans[0] + span : PROGRAM.test(span) ? span : `deno task ${span}`
+  );
+}
+
+const groups = PAGES.flatMap(groupsOf), commands = groups.flatMap(({ commands }) => commands);
+
+function untested(command: string): string | undefined {
+  return Object.keys(UNTESTED).find((start) => command.startsWith(start));
+}
+
+Deno.test("the commands of the pages are found, and those that do not run here are all in one list", () => {
+  const found = (page: string) => groups.filter((group) => group.page === page).flatMap((g) => g.commands);
+  for (const command of ["./run.sh", "deno task sample", "deno task train --debug=tape", "deno doc mod.ts"]) {
+    assert(found("README.md").includes(command), command);
+  }
+  assert(found("docs/serve.md").some((command) => command.startsWith("curl ")));
+  const used = new Set(commands.map(untested));
+  assertEquals(Object.keys(UNTESTED).filter((start) => !used.has(start)), []);
+});
+
+// ---- the world in which they run
+
+const SOURCES = /\.(ts|js|json|html|css|svg|lock|md|so|dylib)$/;
+
+/** A copy of the program without its tests, data and runs. Outside of /tmp, to which every task may write. */
+function copyOfProgram(): string {
+  const root = Deno.makeTempDirSync({ dir: "/var/tmp", prefix: "loam_" });
+  Deno.test.afterAll(() => Deno.removeSync(root, { recursive: true }));
+  const visit = (folder: string) => {
+    for (const { name, isFile, isDirectory } of Deno.readDirSync(new URL(folder || ".", ROOT))) {
+      const path = `${folder}${name}`;
+      if (isFile && SOURCES.test(name) && !name.endsWith("_test.ts")) {
+        Deno.mkdirSync(`${root}/${folder}`, { recursive: true });
+        Deno.copyFileSync(new URL(path, ROOT), `${root}/${path}`);
+      }
+      if (isDirectory && isOfProgram(path)) visit(`${path}/`);
+    }
+  };
+  visit("");
+  return root;
+}
+
+/** Whether a folder is of the program: beside its folders in data/ lie datasets. */
+function isOfProgram(path: string): boolean {
+  if (/^(\.|tests|runs|docs|bench\/results)/.test(path)) return false;
+  return !path.startsWith("data/") ||
+    Array.from(Deno.readDirSync(new URL(path, ROOT))).some(({ name }) => name.endsWith(".ts"));
+}
+
+class World {
+  readonly root = copyOfProgram();
+  readonly #standard = emptyDirectory(); // data/ and runs/ as every group finds them
+  readonly #servers: Deno.ChildProcess[] = [];
+  #port = "";
+
+  static async make(): Promise<World> {
+    const world = new World(), { root } = world;
+    for (const dir of ["bin", "corpus", "c4", "elsewhere", "bench/results"]) {
+      Deno.mkdirSync(`${root}/${dir}`, { recursive: true });
+    }
+    const loam = `#!/bin/sh\nexec "${Deno.execPath()}" run -q -P=loam "${root}/mod.ts" "$@"\n`;
+    Deno.writeTextFileSync(`${root}/bin/loam`, loam, { mode: 0o755 });
+    for (const path of ["corpus/a.parquet", "c4/a.parquet", "c4_validation_2k.parquet"]) {
+      Deno.copyFileSync(new URL("tests/fixtures/texts_zstd.parquet", ROOT), `${root}/${path}`);
+    }
+    await world.run("deno task prepare");
+    await world.run("deno task prepare --input 'corpus/*.parquet' --out data/c4 --val_fraction=0.3");
+    for (const name of ["fineweb", "code"]) copyInto(`${root}/data/c4`, `${root}/data/${name}`);
+    const train = ["deno task train --data_dir=data/c4", ...SMALL, "--max_iters=2 --save_interval=2"].join(
+      " ",
+    );
+    await world.run(`${train} --out_dir=runs/c4`);
+    for (const name of ["a", "b"]) copyInto(`${root}/runs/c4`, `${root}/runs/${name}`);
+    for (const path of ["data/c4", "data/fineweb", "data/code", "runs"]) {
+      Deno.mkdirSync(dirname(`${world.#standard}/${path}`), { recursive: true });
+      copyInto(`${root}/${path}`, `${world.#standard}/${path}`);
+    }
+    return world;
+  }
+
+  /** Puts data and runs back as they were. */
+  restore(): void {
+    for (const path of ["data/c4", "data/fineweb", "data/code", "runs"]) {
+      Deno.removeSync(`${this.root}/${path}`, { recursive: true });
+      copyInto(`${this.#standard}/${path}`, `${this.root}/${path}`);
+    }
+  }
+
+  /** Runs a command as a shell would; returns what it printed. What it makes is not there before. */
+  async run(command: string): Promise<string> {
+    for (const [, made] of command.matchAll(/--out(?:_dir)?[ =](\S+)/g)) {
+      if (!/--(resume|merge)/.test(command)) {
+        await Deno.remove(`${this.root}/${made}`, { recursive: true }).catch(() => {});
+      }
+    }
+    const child = new Deno.Command("bash", {
+      args: ["-c", command.replaceAll("127.0.0.1:8000", `127.0.0.1:${this.#port}`)],
+      cwd: this.root,
+      env: {
+        PATH: `${this.root}/bin:${dirname(Deno.execPath())}:${Deno.env.get("PATH")}`,
+        NO_COLOR: "1",
+        ...MPI,
+      },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    const stderr = new Response(child.stderr).text();
+    if (/^deno task (serve|train .*--serve_port)\b/.test(command)) return await this.#serve(child);
+    const stdout = await new Response(child.stdout).text(), { code } = await child.status;
+    assertEquals(code, 0, `${command}\n${stdout}${await stderr}`);
+    return stdout + await stderr;
+  }
+
+  /** Waits for the address of a server, which goes on until end(). */
+  async #serve(child: Deno.ChildProcess): Promise<string> {
+    let text = "";
+    this.#servers.push(child);
+    for await (const part of child.stdout.pipeThrough(new TextDecoderStream())) {
+      text += part;
+      const [, port] = /http:\/\/127\.0\.0\.1:(\d+)\//.exec(text) ?? [];
+      if (port) {
+        this.#port = port;
+        break;
+      }
+    }
+    return text;
+  }
+
+  async end(): Promise<void> {
+    for (const server of this.#servers.splice(0)) {
+      server.kill();
+      await server.status;
+    }
+  }
+}
+
+/** As it runs here. What a page puts outside of the program goes to a directory of the test. */
+function asRun(command: string, root: string): string {
+  const plain = command.replace(/ &$/, ""); // run() returns when a server is there
+  const flags = ADDED.filter(([start]) => start.test(plain)).flatMap(([, flags]) => flags);
+  const elsewhere = plain.replaceAll("/mnt/", `${root}/elsewhere/`);
+  return [elsewhere, ...flags].join(" ");
+}
+
+let made: Promise<World> | undefined;
+
+for (const page of PAGES) {
+  Deno.test(`the commands of ${page} run as they are printed`, async (t) => {
+    const world = await (made ??= World.make());
+    for (const { commands } of groups.filter((group, i) => group.page === page && isFirst(group, i))) {
+      world.restore();
+      for (const command of commands) {
+        const why = untested(command) ?? missing(command);
+        await t.step({
+          name: command.split("\n")[0]!,
+          ignore: why !== undefined,
+          fn: async () => {
+            const printed = await world.run(asRun(command, world.root));
+            if (command.startsWith("curl")) assertStringIncludes(printed, '"text_completion"');
+          },
+        });
+      }
+      await world.end();
+    }
+  });
+}
+
+/** Whether no page before has the same commands. */
+function isFirst({ commands }: Group, i: number): boolean {
+  return groups.findIndex((group) => String(group.commands) === String(commands)) === i;
+}
+
+function missing(command: string): string | undefined {
+  return ["mpirun", "curl"].find((program) => command.startsWith(program) && !isInstalled(program));
+}
+
+// ---- commands of launchers, which cannot run here
+
+/** The number of ranks that a launcher starts. */
+function ranksOf(command: string): number {
+  const flag = (pattern: RegExp) => Number(pattern.exec(command)?.[1] ?? 1);
+  return flag(/(?:-n |--ntasks=)(\d+)/) * flag(/--nnodes=(\d+)/) * flag(/--nproc-per-node=(\d+)/);
+}
+
+Deno.test("what launchers start holds together for so many ranks, where it cannot run here", async (t) => {
+  const world = await (made ??= World.make());
+  const launched = commands.filter((command) => ranksOf(command) > 1);
+  assert(launched.length > 6);
+  for (const command of launched) {
+    await t.step(command.split("\n")[0]!, async () => {
+      const line = command.replaceAll(/ *\\\n */g, " ");
+      const [, args = ""] = /(?:deno task train|train\.ts)((?: --\S+)*)/.exec(line) ?? [];
+      const preset = command.startsWith("torchrun") ? "gpt-270m" : "tiny"; // the default of the device
+      const ranks = `RANK=0 LOCAL_RANK=0 WORLD_SIZE=${
+        ranksOf(command)
+      } MASTER_ADDR=localhost MASTER_PORT=29500`;
+      const flags = [
+        ...SMALL,
+        `--preset=${preset}`,
+        "--dry_run",
+        ...args.includes("auto") ? ["--out_dir=runs/new"] : [],
+      ];
+      await world.run([ranks, "deno task train", args, ...flags].join(" "));
+    });
+  }
+});
+
+// ---- commands in error messages
+
+/** Commands that are refused, and what stands for the words in capitals of the command that their message ends with. */
+const REFUSED: [command: string, files?: string][] = [
+  ["deno task train --data_dir=data/none", "corpus"],
+  ["deno task train --data_dir=data/parts"],
+  ["deno task train --resume=runs/none"],
+  ["deno task runs no_runs"],
+  ["deno task prepare --merge --out data/unmade", "corpus/*.parquet"],
+  ["deno run -q -P=data data/prepare.ts --input corpus --out data/refused --val_fraction=0.3"],
+];
+
+Deno.test("the command that an error ends with does what it says", async (t) => {
+  const world = await (made ??= World.make());
+  for (const dir of ["no_runs", "data/unmade"]) Deno.mkdirSync(`${world.root}/${dir}`);
+  for (let i = 0; i < 8; i++) {
+    Deno.copyFileSync(`${world.root}/c4/a.parquet`, `${world.root}/corpus/${i}.parquet`);
+  }
+  await world.run("deno task prepare --input corpus --out data/parts --val_fraction=0.3 --shard=1/1");
+  for (const [refused, files = ""] of REFUSED) {
+    await t.step(refused, async () => {
+      const said = await world.run(`${refused} 2>&1 || true`);
+      const [, advice] =
+        /(?:run|make it|make them|train one with|start one with|grant it with): (deno .*)/.exec(said) ?? [];
+      assert(advice, said);
+      const typed = advice.replace("FILES", files).replace(/ \.\.\.$/, refused.replace(/^.*\.ts/, ""));
+      await world.run(asRun(typed, world.root));
+    });
+  }
+});
+
+/** What Open MPI wants in a container, as root and on two cores. */
+const MPI = {
+  OMPI_ALLOW_RUN_AS_ROOT: "1",
+  OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
+  OMPI_MCA_rmaps_base_oversubscribe: "1",
+  OMPI_MCA_hwloc_base_binding_policy: "none",
+  OMPI_MCA_mpi_yield_when_idle: "1",
+  OMPI_MCA_btl: "self,vader",
+  OMPI_MCA_btl_vader_single_copy_mechanism: "none",
+};
