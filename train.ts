@@ -3,19 +3,19 @@ import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
-import { asTyped } from "./ffi/command.ts";
-import { KernelError, runMain, UserError } from "./ffi/errors.ts";
+import { runMain, UserError } from "./ffi/errors.ts";
 import { device, synchronize, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
 import { configure, llamaConfig } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
-import { init, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
-import { doesNotFit } from "./model/plan.ts";
+import { init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
+import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { banner, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
-import { holdsRun, listCheckpoints, saveCheckpoint } from "./runtime/checkpoint.ts";
+import { howToGoOn, openRun, requireSameData } from "./model/run_directory.ts";
+import { saveCheckpoint } from "./runtime/checkpoint.ts";
 import {
   debug,
   type DebugMode,
@@ -29,11 +29,17 @@ import { help, requireRange, requireWhole } from "./runtime/config.ts";
 import { joinRanks, type Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { memoryByKind } from "./runtime/memory.ts";
-import { requireIdle, RunLog, silentLog, stepLine, type StepMetrics } from "./runtime/metrics.ts";
+import {
+  type Log,
+  logOfRank,
+  type Peak,
+  requireIdle,
+  stepLine,
+  type StepMetrics,
+} from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
 import { backward, endStep } from "./runtime/tape.ts";
-import { telemetry } from "./runtime/telemetry.ts";
-import { json, readTrainerState, type TrainerState } from "./runtime/trainer_state.ts";
+import { readTrainerState, type TrainerState } from "./runtime/trainer_state.ts";
 import { findWorld } from "./runtime/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
@@ -130,14 +136,13 @@ export async function train(args: string[]): Promise<void> {
     await run(config, c, dataset, tokenizer, checkpoint, description, ranks);
     await ranks?.finalize();
   } catch (error) {
-    const isMemory = error instanceof KernelError && error.message.startsWith("mem_alloc");
-    const cause = isMemory ? doesNotFit(error, c, config) : error;
+    const cause = orDoesNotFit(error, c, config);
     if (!ranks) throw cause;
     ranks.fail(cause);
   }
 }
 
-/** Trains, or evaluates the model to resume. */
+/** Makes all that a run needs, opens its directory, and trains; or evaluates the model to resume. */
 async function run(
   config: TrainConfig,
   c: LlamaConfig,
@@ -147,17 +152,16 @@ async function run(
   description: string,
   ranks: Ranks | undefined,
 ): Promise<void> {
-  const { batch_size: B, block_size: T, head_chunk } = config;
+  const { batch_size: B, block_size: T, seed, zero_stage } = config;
   const { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
-  const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
   setDebug(config.debug as DebugMode);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = config.eval_interval > 0
     ? new Loader(tokenSource, dataset, { ...shape, split: "val" })
     : undefined;
-  const inputs = new Inputs(B, T, micro_steps);
-  const model = init(c), { seed, zero_stage } = config;
+  const inputs = new Inputs(B, T, config.gradient_accumulation_steps / world_size);
+  const model = init(c);
   const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage });
   const optimizer = new AdamW(parameters, config);
   if (isFirst && !config.eval_only) requireIdle(config.out_dir);
@@ -174,14 +178,50 @@ async function run(
     weights: parameters.sha256(),
   });
 
-  await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
-  using log = isFirst ? await openRun(config, saved) : silentLog;
-  server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
   const peak = peakOfAll(world_size);
+  const facts = runFacts(config, c, description, parameters, data, peak, saved?.step ?? 0);
+  await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
+  using log = isFirst ? await openRun(config, saved) : logOfRank(rank, config.out_dir);
+  try {
+    log.describe(facts);
+    server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
+    if (ranks) ranks.onFailure = (error) => log.fail(error);
+    banner(log, config, c, description, peak, saved);
+    const parts = { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak };
+    log.end(await steps(parts, saved, () => log.describe({ ...facts, memory: memoryByKind() })));
+  } catch (error) {
+    const cause = orDoesNotFit(error, c, config);
+    log.fail(cause);
+    throw cause;
+  }
+}
+
+/** What run() made for the steps of training. */
+type Parts = {
+  config: TrainConfig;
+  c: LlamaConfig;
+  dataset: Dataset;
+  tokenizer: Tokenizer | undefined;
+  data: Loader;
+  val: Loader | undefined;
+  inputs: Inputs;
+  model: Llama;
+  optimizer: AdamW;
+  ranks: Ranks | undefined;
+  log: Log;
+  peak: Peak | undefined;
+};
+
+/** Trains from the step that is saved to max_iters, or to a signal. firstDone is called when memory is as large as it gets. */
+async function steps(
+  { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak }: Parts,
+  saved: TrainerState | undefined,
+  firstDone: () => void,
+): Promise<"finished" | "stopped"> {
+  const { seed, head_chunk } = config, { parameters } = optimizer;
+  const { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
+  const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
   let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
-  banner(log, config, c, description, peak, saved);
-  const facts = runFacts(config, c, description, parameters, data, peak, step);
-  log.describe(facts);
   const stop = stopOnSignal();
   let stopping = false; // in company the ranks agree on it in each step
   if (step >= config.max_iters) {
@@ -219,7 +259,10 @@ async function run(
       optimizer.addLoss(l, 1 / config.gradient_accumulation_steps, micro === 0);
       backward(l);
       endStep();
-      if (config.debug === "tape") return log.line(tapeListing());
+      if (config.debug === "tape") {
+        log.line(tapeListing());
+        return "stopped";
+      }
       served = await serveSignals(served);
     }
     const lr = cosineSchedule(step, config);
@@ -233,7 +276,7 @@ async function run(
       if (result.skipped_row > 0) guard(config, data, step, result, isFirst);
     }
     step++;
-    if (step === before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
+    if (step === before + 1) firstDone();
     unread = readsLate && !stopping && !isEventful(config, step);
     if (unread) continue;
     const [result, metrics] = await readResult(step);
@@ -282,16 +325,15 @@ async function run(
     }
     if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
     if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
-      return log.line(profileReport(PROFILE_STEPS));
+      log.line(profileReport(PROFILE_STEPS));
+      return "stopped";
     }
     read_ms = performance.now();
   }
-  if (stopping) {
-    const next = config.save_interval > 0
-      ? asTyped(`go on with: deno task train --resume=${config.out_dir}`)
-      : "nothing was saved, as save_interval is 0";
-    log.line(`stopped by ${stop.asked || "a signal to another rank"} after step ${step}; ${next}`);
-  }
+  if (!stopping) return "finished";
+  const who = stop.asked || "a signal to another rank";
+  log.line(`stopped by ${who} after step ${step}; ${howToGoOn(config, step)}`);
+  return step < config.max_iters ? "stopped" : "finished";
 }
 
 /** The only rank of a process on its own. */
@@ -316,32 +358,6 @@ function isEventful(config: TrainConfig, step: number): boolean {
   const { eval_interval, save_interval, sample_interval, max_iters } = config;
   return step === max_iters ||
     [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
-}
-
-/** Makes the run directory, or goes on in it. Stops if a new run would mix with an old one. */
-async function openRun(config: TrainConfig, saved: TrainerState | undefined): Promise<RunLog> {
-  const { out_dir } = config, isAuto = config.resume === "auto"; // a restart before the first checkpoint begins anew
-  if (!saved && holdsRun(out_dir) && !isAuto) {
-    const [what, next] = listCheckpoints(out_dir).length > 0
-      ? ["one", `go on with --resume=${out_dir}`]
-      : ["one that saved no checkpoint", "remove it"];
-    throw new UserError(
-      `Cannot start a run in ${out_dir}: it already holds ${what}; choose another --out_dir, or ${next}`,
-    );
-  }
-  const onStep = await telemetry(out_dir),
-    after = saved?.step ?? (isAuto && holdsRun(out_dir) ? 0 : undefined);
-  return new RunLog(out_dir, json(config), after, { tensorboard: config.tensorboard, onStep });
-}
-
-/** A run goes on with the data that it began with, unless another data_dir is named. */
-function requireSameData(config: TrainConfig, dataset: Dataset, state: TrainerState): void {
-  const differs = JSON.stringify(state.data) !== JSON.stringify(dataset.sha256);
-  if (!differs || config.eval_only || config.data_dir !== state.config.data_dir) return;
-  throw new UserError(
-    `Cannot resume with ${config.data_dir}: its shards are not those that the run was trained on; prepare it as it was, or ` +
-      `name the new data with another --data_dir`,
-  );
 }
 
 /** After a skipped update: stops the run when they are too many in a row, saying what is needed to see it again. */

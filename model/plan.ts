@@ -1,6 +1,6 @@
 // What a run will need before it starts: parameters, memory by kind, FLOPs and speed. The memory plan runs one whole step of
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
-import { type KernelError, UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../ffi/errors.ts";
 import { device, memoryUse, open, synchronizeNow } from "../ffi/library.ts";
 import { table } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
@@ -88,8 +88,13 @@ export function settingsThatFit(
   return found.map((change) => Object.entries(change).map(([name, value]) => `--${name}=${value}`).join(" "));
 }
 
-/** What to tell the user when the open device has too little memory for a run: how much is missing and what would fit. */
-export function doesNotFit(error: KernelError, c: LlamaConfig, s: StepSettings): UserError {
+/** The error; if it is that the open device has too little memory for a run, how much is missing and what would fit. */
+export function orDoesNotFit(error: unknown, c: LlamaConfig, s: StepSettings): unknown {
+  const isMemory = error instanceof KernelError && error.message.startsWith("mem_alloc");
+  return isMemory ? doesNotFit(error, c, s) : error;
+}
+
+function doesNotFit(error: KernelError, c: LlamaConfig, s: StepSettings): UserError {
   const { now, free } = memoryUse(), act = device.act; // before the plan takes the place of the device
   const needed = formatBytes(sum(planMemory(c, s, act))), fitting = settingsThatFit(c, s, act, now + free);
   const advice = fitting.length > 0

@@ -1,6 +1,7 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
 // NCCL carry the data. A process on its own never comes here.
 import { explain, KernelError, UserError } from "../ffi/errors.ts";
+import { listCheckpoints } from "./checkpoint.ts";
 import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
 import type { Exchange } from "./optim.ts";
 import { hostname } from "./owner.ts";
@@ -31,10 +32,13 @@ const SIGHT_MS = 60_000; // for a file of rank 0 to come in sight on other machi
 export class Ranks implements Exchange {
   readonly rank: number;
   readonly world_size: number;
+  /** Called with what ends this process from within a meeting. */
+  onFailure: (error: unknown) => void = () => {};
   readonly #engine: Engine;
   readonly #timeout_ms: number;
   #sums: Address = 0n;
   #rollCall: RollCall | undefined; // once the run directory is known
+  #directory = ""; // of the run, likewise
   #step = 0; // what is under way; 0 = the start
 
   /** timeout_s: a rank that does not come to a meeting of all for so long ends the run; 0 = never. */
@@ -105,6 +109,7 @@ export class Ranks implements Exchange {
    */
   async enter(directory: string): Promise<string> {
     const [shared, job] = await this.fromFirst([directory, crypto.randomUUID()] as const);
+    this.#directory = shared;
     const rollCall = this.#rollCall = new RollCall(shared, job, this.rank, this.world_size);
     try {
       Deno.mkdirSync(shared, { recursive: true }); // where that is not allowed, the message asks for all of it
@@ -153,14 +158,14 @@ export class Ranks implements Exchange {
     let hasAnswered = false;
     const timer = setInterval(() => {
       const failure = this.#engine.failure?.();
-      if (failure) this.fail(new KernelError(`${this.#place(what)}: ${failure}`));
+      if (failure) this.#failHere(new KernelError(`${this.#place(what)}: ${failure}`));
       const waited_ms = performance.now() - began;
       if (!hasAnswered && waited_ms > answer_ms) {
         hasAnswered = true;
         this.#answer(what);
       }
       if (this.#timeout_ms === 0 || waited_ms < this.#timeout_ms + answer_ms + WATCH_MS) return; // the others have answered
-      this.fail(new UserError(this.#missing(what)));
+      this.#failHere(new UserError(this.#missing(what)));
     }, WATCH_MS);
     try {
       return await work;
@@ -168,6 +173,11 @@ export class Ranks implements Exchange {
       clearInterval(timer);
       if (hasAnswered) this.#answer("");
     }
+  }
+
+  #failHere(error: Error): never {
+    this.onFailure(error);
+    this.fail(error);
   }
 
   #answer(waits_at: string): void {
@@ -182,10 +192,11 @@ export class Ranks implements Exchange {
   #missing(what: string): string {
     const late = this.#rollCall?.late(), seconds = this.#timeout_ms / 1000;
     const who = late ? `${late} did not come` : "not all ranks came";
+    const newest = this.#directory ? listCheckpoints(this.#directory).at(-1) : undefined;
+    const next = newest ? `go on from ${newest}` : "start again";
     return `${who} to ${
       this.#place(what)
-    } within ${seconds} s (--dist_timeout_s); the last checkpoint is whole: go on with ` +
-      "--resume=auto";
+    } within ${seconds} s (--dist_timeout_s); ${next} with --resume=auto`;
   }
 
   #place(what: string): string {

@@ -113,8 +113,8 @@ Deno.test("meet() ends all ranks when queued work fails, and when others do not 
     [1, "error: rank 2: the barrier at the start: remote process exited\naborted\n"],
     [
       1,
-      "error: rank 2: not all ranks came to the barrier at the start within 0.1 s (--dist_timeout_s); the last checkpoint is " +
-      "whole: go on with --resume=auto\naborted\n",
+      "error: rank 2: not all ranks came to the barrier at the start within 0.1 s (--dist_timeout_s); start again with " +
+      "--resume=auto\naborted\n",
     ],
   ]);
 });

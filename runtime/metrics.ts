@@ -2,7 +2,7 @@
 // step), samples.jsonl (one object a sample text) and log.txt.
 import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
-import { UserError } from "../ffi/errors.ts";
+import { explain, UserError } from "../ffi/errors.ts";
 import process from "node:process";
 import { isFile, writeAtomic, writeText } from "../ffi/files.ts";
 import { device, memoryUse } from "../ffi/library.ts";
@@ -41,6 +41,15 @@ export type RunFacts = {
   versions: Record<string, string>;
 };
 
+/** What run.json says beside the facts: how the run ended, or that it has not. A killed process leaves "running" there. */
+export type RunEnd = {
+  state: "running" | "finished" | "stopped" | "failed"; // finished: max_iters reached; stopped: by a signal, say
+  ended_at: string | null; // ISO 8601
+  error: string | null; // one line, of a run that failed
+};
+
+const RUNNING: RunEnd = { state: "running", ended_at: null, error: null };
+
 /**
  * The files of a run directory beside its checkpoints. Lines go to the terminal too. When it is disposed of before the first
  * step of a new run, because something failed, it takes its files away again, so that the same command can be repeated.
@@ -49,6 +58,8 @@ export class RunLog {
   readonly #metrics: Deno.FsFile;
   readonly #log: Deno.FsFile;
   readonly #onStep: ((metrics: StepMetrics) => void) | undefined;
+  readonly #recordUncaught = ({ error, reason }: { error?: unknown; reason?: unknown }) =>
+    this.fail(error ?? reason);
   #events: EventFile | undefined;
   #isEmpty: boolean;
 
@@ -83,6 +94,7 @@ export class RunLog {
       this[Symbol.dispose]();
       throw error;
     }
+    for (const event of UNCAUGHT) addEventListener(event, this.#recordUncaught);
   }
 
   /** Appends a line to log.txt and prints it. */
@@ -99,9 +111,19 @@ export class RunLog {
     this.#onStep?.(metrics);
   }
 
-  /** Writes run.json. */
+  /** Writes run.json: the run is running. */
   describe(facts: RunFacts): void {
-    writeAtomic(`${this.dir}/run.json`, JSON.stringify(facts, null, 2) + "\n");
+    writeAtomic(runJson(this.dir), JSON.stringify({ ...facts, ...RUNNING }, null, 2) + "\n");
+  }
+
+  /** Writes into run.json that the run has ended as it should. */
+  end(state: "finished" | "stopped"): void {
+    writeEnd(this.dir, { state, ended_at: new Date().toISOString(), error: null });
+  }
+
+  /** Writes into run.json and log.txt why the run has failed. The first reason counts. */
+  fail(error: unknown): void {
+    recordFailure(this.dir, explain(error));
   }
 
   /** Appends a text that the model wrote to samples.jsonl and to the log. */
@@ -113,6 +135,7 @@ export class RunLog {
 
   /** Closes the files, and removes them where nothing came of a new run. */
   [Symbol.dispose](): void {
+    for (const event of UNCAUGHT) removeEventListener(event, this.#recordUncaught);
     this.#metrics.close();
     this.#events?.[Symbol.dispose]();
     releaseRun(this.dir); // before the lock: who takes it next writes a file of its own
@@ -127,6 +150,38 @@ export class RunLog {
       } catch {
         // not there, or not ours alone
       }
+    }
+  }
+}
+
+const UNCAUGHT = ["error", "unhandledrejection"] as const; // what ends a process beside what its main function throws
+
+function runJson(dir: string): string {
+  return `${dir}/run.json`;
+}
+
+/** Replaces what run.json says of the end of a run that is running. */
+function writeEnd(dir: string, end: RunEnd): void {
+  const facts = JSON.parse(Deno.readTextFileSync(runJson(dir)));
+  if (facts.state !== "running") return;
+  writeAtomic(runJson(dir), JSON.stringify({ ...facts, ...end }, null, 2) + "\n");
+}
+
+/**
+ * Writes why a run has failed into its run.json, if that says that it is running, and into its log.txt. Silent where that does
+ * not succeed, on a full disk for example: what matters then is the error that has been there before.
+ */
+export function recordFailure(dir: string, text: string): void {
+  const error = text.split("\n")[0]!.replace(/^error: /, "");
+  const parts = [
+    () => writeEnd(dir, { state: "failed", ended_at: new Date().toISOString(), error }),
+    () => Deno.writeTextFileSync(`${dir}/log.txt`, text + "\n", { append: true, create: false }),
+  ];
+  for (const part of parts) {
+    try {
+      part();
+    } catch {
+      // see above
     }
   }
 }
@@ -169,16 +224,20 @@ function scalars(m: StepMetrics): Record<string, number> {
 }
 
 /** What a run writes to: a RunLog, or on a rank other than the first nothing. */
-export type Log = Pick<RunLog, "line" | "step" | "sample" | "describe"> & Disposable;
+export type Log = Pick<RunLog, "line" | "step" | "sample" | "describe" | "end" | "fail"> & Disposable;
 
-/** The log of a rank other than the first. */
-export const silentLog: Log = {
-  line() {},
-  step() {},
-  sample() {},
-  describe() {},
-  [Symbol.dispose]() {},
-};
+/** The log of a rank other than the first, which writes only why it failed, into the directory of the run that all share. */
+export function logOfRank(rank: number, dir: string): Log {
+  return {
+    line() {},
+    step() {},
+    sample() {},
+    describe() {},
+    end() {},
+    fail: (error) => recordFailure(dir, `error: rank ${rank}: ${explain(error).replace(/^error: /, "")}`),
+    [Symbol.dispose]() {},
+  };
+}
 
 /** Drops the steps and samples after a step, and half-written lines: a resumed run writes them again. */
 export function truncateMetrics(dir: string, step: number): void {

@@ -2,8 +2,10 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import {
   formatBytes,
+  logOfRank,
   memoryBytes,
   peakFlops,
+  type RunFacts,
   RunLog,
   stepLine,
   type StepMetrics,
@@ -80,6 +82,58 @@ Deno.test({
     assertEquals(lines, [METRICS, { ...METRICS, step: 121, val_loss: 4.4 }]);
     assertEquals(Deno.readTextFileSync(`${dir}/log.txt`), "");
   },
+});
+
+/** run.json without its times. */
+function runJson(dir: string): Record<string, unknown> {
+  const { started: _, ended_at, ...rest } = JSON.parse(Deno.readTextFileSync(`${dir}/run.json`));
+  return { ...rest, hasEnded: ended_at !== null };
+}
+
+const FACTS = { started: "2026-01-02T03:04:05.000Z", device: "cpu" } as RunFacts;
+
+Deno.test("RunLog says in run.json that the run is running, and then how it ended", () => {
+  using run = runDirectory();
+  using log = new RunLog(`${run.dir}/a`, "{}\n", 0);
+  log.describe(FACTS);
+  const running = { device: "cpu", state: "running", error: null, hasEnded: false };
+  assertEquals(runJson(log.dir), running);
+  log.end("finished");
+  assertEquals(runJson(log.dir), { ...running, state: "finished", hasEnded: true });
+  log.describe(FACTS); // another process goes on
+  log.fail(new UserError("Cannot go on after step 5: too hot"));
+  logOfRank(1, log.dir).fail(new UserError("Cannot go on: rank 0 is gone")); // a consequence
+  const failed = { ...running, state: "failed", hasEnded: true };
+  assertEquals(runJson(log.dir), { ...failed, error: "Cannot go on after step 5: too hot" });
+  assertEquals(
+    Deno.readTextFileSync(`${log.dir}/log.txt`),
+    "error: Cannot go on after step 5: too hot\nerror: rank 1: Cannot go on: rank 0 is gone\n",
+  );
+  log.describe(FACTS);
+  logOfRank(1, log.dir).fail(new TypeError("x is not a function\nat all"));
+  assertEquals(runJson(log.dir), { ...failed, error: "rank 1: TypeError: x is not a function" });
+});
+
+Deno.test("RunLog records what ends the process outside of its main function", async () => {
+  for (
+    const [name, uncaught] of Object.entries({
+      error: 'setTimeout(() => { throw new TypeError("a timer\'s") })',
+      unhandledrejection: 'Promise.reject(new TypeError("a promise\'s"))',
+    })
+  ) {
+    using run = runDirectory();
+    const program = `
+      import { RunLog } from "${new URL("metrics.ts", import.meta.url)}";
+      const log = new RunLog("${run.dir}", "{}", 0);
+      log.describe({ device: "cpu" });
+      ${uncaught};
+    `;
+    const args = ["eval", program];
+    const { code } = await new Deno.Command(Deno.execPath(), { args, stderr: "null" }).output();
+    assertEquals(code, 1);
+    const { state, error } = runJson(run.dir), whose = name === "error" ? "a timer's" : "a promise's";
+    assertEquals([state, error], ["failed", `TypeError: ${whose}`]);
+  }
 });
 
 Deno.test("truncateMetrics() drops later steps and a half-written last line", () => {

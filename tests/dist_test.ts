@@ -164,9 +164,11 @@ Deno.test("a rank that stalls is named by the others", mpi, async () => {
     message!,
     new RegExp(
       `^error: rank 1: rank 0 \\(process ${pid} on \\S+\\) did not come to the [a-z -]+ of step \\d+ ` +
-        "within 2 s \\(--dist_timeout_s\\); the last checkpoint is whole: go on with --resume=auto$",
+        "within 2 s \\(--dist_timeout_s\\); start again with --resume=auto$", // nothing is saved
     ),
   );
+  const { state, error } = JSON.parse(Deno.readTextFileSync(`${out}/run.json`));
+  assertEquals({ state, error }, { state: "failed", error: message!.slice("error: ".length) });
 });
 
 Deno.test("a rank that differs from rank 0 is refused, with both values", mpi, async () => {

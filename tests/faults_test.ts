@@ -5,6 +5,7 @@ import { sha256OfFile } from "../ffi/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import {
   dataset,
+  ending,
   errorLine,
   freshPath,
   list,
@@ -40,6 +41,7 @@ Deno.test("a disk that fills up while a checkpoint is written leaves the earlier
   );
   assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002"]);
   assertEquals(Deno.readTextFileSync(`${out}/latest`), "checkpoints/step_000002\n");
+  assertEquals(ending(out), { state: "failed", error: line });
 
   await succeed("train", ...flags);
   assertEquals(metrics(out).map((m) => m.step), [1, 2, 3, 4]);
@@ -299,6 +301,8 @@ Deno.test("updates that are not finite are skipped, counted, and end the run aft
   assertMatch(stdout, /^step 5 \| loss NaN \| .* \| 3 skipped$/m);
   const measured = metrics(out).slice(2).map((m) => [m.step, m.loss, m.skipped]);
   assertEquals(JSON.stringify(measured), "[[3,null,1],[4,null,2],[5,null,3]]");
+  assertEquals(ending(out), { state: "failed", error: lines[3]!.slice("error: ".length) });
+  assertEquals(Deno.readTextFileSync(`${out}/log.txt`).trimEnd().split("\n").at(-1), lines[3]);
 });
 
 Deno.test("a learning rate that is far too high ends the run, and its last checkpoint still loads", async () => {

@@ -242,6 +242,14 @@ export function metrics(run: string): Record<string, number>[] {
   return Deno.readTextFileSync(`${run}/metrics.jsonl`).trimEnd().split("\n").map((line) => JSON.parse(line));
 }
 
+/** What run.json says of the end of a run; ended_at is only looked at. */
+export function ending(run: string): { state: string; error: string | null } {
+  const { state, ended_at, error } = JSON.parse(Deno.readTextFileSync(`${run}/run.json`));
+  const age_s = (Date.now() - Date.parse(ended_at)) / 1000;
+  if (!(age_s >= 0 && age_s < 3600)) throw new Error(`${run} ended at ${ended_at}`);
+  return { state, error };
+}
+
 /** The names in a directory, sorted; none where it is missing. */
 export function list(dir: string): string[] {
   try {

@@ -3,6 +3,7 @@ import { assert, assertEquals, assertMatch, assertNotEquals, assertStringInclude
 import {
   copy,
   dataset,
+  ending,
   errorLine,
   freshPath,
   list,
@@ -105,6 +106,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const) {
     });
     const step = metrics(out).length;
     assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
+    assertEquals(ending(out), { state: "stopped", error: null });
     assertStringIncludes(
       stdout,
       `\nstopped by ${signal} after step ${step}; go on with: deno task train --resume=${out}\n`,
@@ -115,12 +117,24 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const) {
 }
 
 Deno.test("a run that saves nothing says so when a signal ends it", async () => {
-  const running = new Running("train", `--out_dir=${freshPath()}`, ...await flags("--max_iters=1_000_000"));
-  await running.line("step 3 ");
-  running.signal("SIGTERM");
-  const { code, stdout } = await running.end();
-  assertEquals(code, 0);
-  assertMatch(stdout, /\nstopped by SIGTERM after step \d+; nothing was saved, as save_interval is 0\n$/);
+  const out = freshPath(), given = await flags("--max_iters=1_000_000");
+  const stop = async (running: Running, at: string) => {
+    await running.line(at);
+    running.signal("SIGTERM");
+    const { code, stdout } = await running.end();
+    assertEquals(code, 0);
+    return /\nstopped by SIGTERM after step (\d+; .*)\n$/.exec(stdout)![1]!;
+  };
+  const fresh = await stop(new Running("train", `--out_dir=${out}`, ...given), "step 3 ");
+  assertMatch(fresh, /^\d+; nothing was saved, as save_interval is 0$/);
+  await succeed("train", `--out_dir=${out}/a`, ...given, "--max_iters=2", "--save_interval=2");
+  const resumed = ["--max_iters=1_000_000", "--save_interval=0"];
+  const said = await stop(new Running("train", `--resume=${out}/a`, ...resumed), "step 5 ");
+  const command = `deno task train --resume=${out}/a`;
+  assertEquals(
+    said.replace(/^\d+/, "N"),
+    `N; this step was not saved; go on from step_000002 with: ${command}`,
+  );
 });
 
 Deno.test("a second signal ends a run at once, even while it samples", async () => {
@@ -195,6 +209,22 @@ Deno.test("a run that is being trained cannot be resumed or started by a second 
     );
     assertEquals(who?.[1], out);
   }
+});
+
+Deno.test("a directory with a model in it is not taken for a run that saved nothing", async () => {
+  const out = freshPath(), given = await flags("--max_iters=2", "--save_interval=2");
+  await succeed("train", `--out_dir=${out}`, ...given);
+  const model = copy(`${out}/checkpoints/step_000002`);
+  const config = Deno.readTextFileSync(`${model}/config.json`);
+  for (const resume of [[], ["--resume=auto"]]) {
+    const { code, stderr } = await run("train", `--out_dir=${model}`, ...given, ...resume);
+    assertEquals(code, 1);
+    assertStringIncludes(
+      errorLine(stderr),
+      `Cannot start a run in ${model}: its config.json is not that of a run`,
+    );
+  }
+  assertEquals(Deno.readTextFileSync(`${model}/config.json`), config);
 });
 
 Deno.test("a run moved to another directory goes on there", async () => {

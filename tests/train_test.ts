@@ -6,7 +6,7 @@ import { loadModel } from "../model/checkpoint.ts";
 import { forward, logits, paddedVocab } from "../model/llama.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty } from "../runtime/tensor.ts";
-import { dataset, freshPath, list, metrics, ROOT, run, SMALL, succeed } from "./helpers.ts";
+import { dataset, ending, freshPath, list, metrics, ROOT, run, SMALL, succeed } from "./helpers.ts";
 
 const hasGPU = chooseDevice().name === "cuda";
 open("cpu", { threads: 2 });
@@ -48,6 +48,7 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
     "--- sample after step 5",
     "--- sample after step 7",
   ]);
+  assertEquals(ending(out), { state: "finished", error: null });
   const { learning_rate, max_iters, out_dir } = JSON.parse(Deno.readTextFileSync(`${out}/config.json`));
   assertEquals({ learning_rate, max_iters, out_dir }, { learning_rate: 0.01, max_iters: 7, out_dir: out });
 
