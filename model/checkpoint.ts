@@ -2,9 +2,17 @@
 import { UserError } from "../ffi/errors.ts";
 import { isFile, writeAtomic } from "../ffi/files.ts";
 import { orMistake } from "../ffi/system_error.ts";
-import { loadTensors, resolveCheckpoint, type SavedTensor, saveTensors } from "../runtime/checkpoint.ts";
+import {
+  fillTensors,
+  loadTensors,
+  requireTensors,
+  resolveCheckpoint,
+  type SavedTensor,
+  saveTensors,
+} from "../runtime/checkpoint.ts";
+import { readWeights } from "../runtime/safetensors.ts";
 import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
-import { readSums, requireSums } from "../runtime/sums.ts";
+import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
@@ -77,9 +85,11 @@ export function loadModel(path: string): { model: Llama; config: LlamaConfig; di
   const directory = resolveCheckpoint(path), sums = readSums(directory);
   if (sums) requireSums(directory, sums, (name) => /\.json$/.test(name) && isFile(`${directory}/${name}`));
   const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  const weights = readWeights(directory);
+  if (sums) requireSum(`${directory}/model.safetensors`, sums.get("model.safetensors"));
+  requireTensors(directory, weights, hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) })));
   const model = init(config);
-  const parameters = new Parameters(model, { seed: 0, train: false });
-  loadTensors(`${directory}/model.safetensors`, modelTensors(parameters, config), sums);
+  fillTensors(weights, modelTensors(new Parameters(model, { seed: 0, train: false }), config));
   return { model, config, directory };
 }
 

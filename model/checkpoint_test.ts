@@ -1,10 +1,13 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
-import { open } from "../ffi/library.ts";
+import { copyToDevice, open } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
+import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
+import { endStep, noGrad } from "../runtime/tape.ts";
+import { fixed } from "../runtime/tensor.ts";
 import { loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
-import { init, type LlamaConfig } from "./llama.ts";
+import { forward, init, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
 const c: LlamaConfig = {
   ...{ vocab_size: 65, n_layer: 1, n_embd: 16, n_head: 2, n_kv_head: 1, head_dim: 8, n_inner: 24 },
@@ -45,6 +48,71 @@ Deno.test("saveModel() writes a directory that loadModel() and openTokenizer() r
     );
   }
   Deno.removeSync(directory, { recursive: true });
+});
+
+const GOLDEN = new URL("../tests/golden/", import.meta.url).pathname;
+
+Deno.test("loadModel() reads float16 in several files, and computes what transformers does", () => {
+  open("cpu");
+  const { model, config } = loadModel(`${GOLDEN}sharded`), V = config.vocab_size;
+  const { tensors, read } = readSafetensors(`${GOLDEN}sharded.safetensors`);
+  const idx = fixed(tensors.get("idx")!.shape, "i32", "inputs");
+  copyToDevice(idx.address, read("idx"));
+  const padded = noGrad(() => logits(model, forward(model, idx, config)).toArray());
+  endStep();
+  toFloat32(read("logits"), "F32").forEach((expected, i) => {
+    assertAlmostEquals(padded[Math.floor(i / V) * paddedVocab(config) + i % V]!, expected, 1e-5);
+  });
+});
+
+Deno.test("loadModel() names what shards, their index and config.json do not agree on", () => {
+  open("cpu");
+  const cases: [string, (text: string) => string, string][] = [
+    [
+      "index",
+      (text) => text.replace('"lm_head.weight": "model-00004', '"lm_head.weight": "model-00009'),
+      "Cannot read DIR/model-00009-of-00004.safetensors: there is no such file, model.safetensors.index.json names it; put it there",
+    ],
+    [
+      "index",
+      (text) => text.replace('"lm_head.weight": "model-00004', '"lm_head.weight": "model-00001'),
+      "Cannot read DIR/model-00001-of-00004.safetensors: it has no lm_head.weight, which model.safetensors.index.json expects there",
+    ],
+    [
+      "index",
+      (text) => text.replace(/"model.norm.weight": "[^"]*",?/, "").replace(/,(\s*})/, "$1"),
+      "it has model.norm.weight, which model.safetensors.index.json does not expect there",
+    ],
+    [
+      "index",
+      (text) => text.replace('"model-00004-of', '"../model-00004-of'),
+      'its weight_map has "../model-00004-of-00004.safetensors", should have names of files beside it',
+    ],
+    ["index", () => "{}", "Cannot read DIR/model.safetensors.index.json: it has no weight_map"],
+    [
+      "config",
+      (text) => text.replace('"vocab_size": 40', '"vocab_size": 50'),
+      "model.embed_tokens.weight is (40,16), the model wants (50,16)",
+    ],
+    [
+      "config",
+      (text) => text.replace('"num_hidden_layers": 1', '"num_hidden_layers": 2'),
+      "Cannot load DIR: it has no tensor model.layers.1.input_layernorm.weight of shape (16)",
+    ],
+  ];
+  for (const [file, change, message] of cases) {
+    const directory = Deno.makeTempDirSync();
+    for (const { name } of Deno.readDirSync(`${GOLDEN}sharded`)) {
+      Deno.copyFileSync(`${GOLDEN}sharded/${name}`, `${directory}/${name}`);
+    }
+    const path = `${directory}/${file === "index" ? "model.safetensors.index" : file}.json`;
+    const before = Deno.readTextFileSync(path), after = change(before);
+    assert(after !== before, message);
+    Deno.writeTextFileSync(path, after);
+    const error = assertThrows(() => loadModel(directory), UserError);
+    assertStringIncludes(error.message.replaceAll(directory, "DIR"), message);
+    Deno.removeSync(directory, { recursive: true });
+  }
 });
 
 Deno.test("saveModel() says where it cannot write", () => {

@@ -12,8 +12,10 @@ import {
   createSafetensors,
   type Entry,
   fillSafetensors,
+  INDEX,
   readSafetensors,
   type SafetensorsFile,
+  toFloat32,
   writeSafetensors,
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
@@ -114,31 +116,50 @@ function finishCheckpoint(
 
 /** Names of the whole checkpoints of a run, oldest first. */
 export function listCheckpoints(runDir: string): string[] {
-  try {
-    return Array.from(Deno.readDirSync(`${runDir}/checkpoints`), (entry) => entry.name)
-      .filter((name) => /^step_\d+$/.test(name)).sort((a, b) => Number(a.slice(5)) - Number(b.slice(5)));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
-    throw error;
-  }
+  return namesIn(`${runDir}/checkpoints`).filter((name) => /^step_\d+$/.test(name))
+    .sort((a, b) => Number(a.slice(5)) - Number(b.slice(5)));
 }
 
-/** Whether a directory already holds a training run. */
+/** Whether a directory already holds a training run. A config.json alone says nothing: each model has one. */
 export function holdsRun(dir: string): boolean {
-  return isFile(`${dir}/metrics.jsonl`) || isFile(`${dir}/config.json`) || listCheckpoints(dir).length > 0;
+  return isFile(`${dir}/metrics.jsonl`) || isFile(`${dir}/run.json`) || listCheckpoints(dir).length > 0;
 }
 
 /** The directory that holds the weights: path itself, or the newest checkpoint of the run at path. */
 export function resolveCheckpoint(path: string): string {
-  if (isFile(`${path}/model.safetensors`)) return path;
+  if (isFile(`${path}/model.safetensors`) || isFile(`${path}/${INDEX}`)) return path;
   const newest = listCheckpoints(path).at(-1);
   if (newest) return `${path}/checkpoints/${newest}`;
   throw new UserError(
-    holdsRun(path)
-      ? `Cannot find a checkpoint in ${path}: its run ended before it saved one; remove it and train again`
-      : `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory with checkpoints/; ` +
-        `train one with: deno task train --out_dir=${path}`,
+    otherWeights(path) ??
+      (holdsRun(path)
+        ? `Cannot find a checkpoint in ${path}: its run has saved none; wait for one if it is still training, else ` +
+          "train again with another --out_dir"
+        : `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory with checkpoints/; ` +
+          `train one with: deno task train --out_dir=${path}`),
   );
+}
+
+/** What to say of a directory that holds a model without the weights that are looked for; undefined for others. */
+function otherWeights(path: string): string | undefined {
+  const names = namesIn(path).sort(), cannot = `Cannot load the model in ${path}: it has`;
+  if (!names.includes("config.json") || holdsRun(path)) return undefined;
+  const shard = names.find((name) => name.endsWith(".safetensors"));
+  if (shard) return `${cannot} ${shard} but not ${INDEX}, which lists such files; put that there too`;
+  const pickled = names.find((name) => /^pytorch_model.*\.bin$/.test(name));
+  if (!pickled) return `${cannot} a config.json but no model.safetensors; put that there too`;
+  const convert = "import transformers as t; " +
+    `[c.from_pretrained('${path}').save_pretrained('${path}-safetensors') for c in (t.AutoModelForCausalLM, t.AutoTokenizer)]`;
+  return `${cannot} ${pickled} but no model.safetensors; convert it: python3 -c "${convert}"`;
+}
+
+function namesIn(dir: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(dir), ({ name }) => name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
+    throw error;
+  }
 }
 
 /** The run directory of a path given to --resume: a run, or one of its checkpoints. */
@@ -154,30 +175,46 @@ export function runOfCheckpoint(path: string): string {
 export function loadTensors(path: string, tensors: SavedTensor[], sums?: Sums): void {
   const file = readSafetensors(path);
   if (sums) requireSum(path, sums.get(basename(path)));
-  for (const tensor of tensors) {
-    const found = file.tensors.get(tensor.name);
-    if (!found) {
-      throw new UserError(`Cannot load ${path}: it has no tensor ${tensor.name} of shape (${tensor.shape})`);
+  const weights = new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
+  requireTensors(path, weights, tensors);
+  fillTensors(weights, tensors);
+}
+
+/** Throws UserError naming the first tensor that is not there, of another shape, or not of floats. */
+export function requireTensors(
+  path: string,
+  weights: Map<string, SafetensorsFile>,
+  tensors: Pick<SavedTensor, "name" | "shape">[],
+): void {
+  for (const { name, shape } of tensors) {
+    const file = weights.get(name), found = file?.tensors.get(name);
+    if (!file || !found) {
+      throw new UserError(`Cannot load ${path}: it has no tensor ${name} of shape (${shape})`);
     }
-    if (`${found.shape}` !== `${tensor.shape}`) {
+    if (`${found.shape}` !== `${shape}`) {
       throw new UserError(
-        `Cannot load ${path}: ${tensor.name} is (${found.shape}), the model wants (${tensor.shape})`,
+        `Cannot load ${file.path}: ${name} is (${found.shape}), the model wants (${shape})`,
       );
     }
-    loadTensor(file, tensor);
+    if (found.dtype === "I32") {
+      throw new UserError(`Cannot load ${file.path}: ${name} is ${found.dtype}, it must be F32, BF16 or F16`);
+    }
   }
 }
 
+/** Fills tensors from the files that hold them; requireTensors() comes before. */
+export function fillTensors(weights: Map<string, SafetensorsFile>, tensors: SavedTensor[]): void {
+  for (const tensor of tensors) loadTensor(weights.get(tensor.name)!, tensor);
+}
+
 function loadTensor(file: SafetensorsFile, { name, address, dtype, range, shape }: SavedTensor): void {
-  const { dtype: stored } = file.tensors.get(name)!;
-  if (stored === "F16" || stored === "I32") {
-    throw new UserError(`Cannot load ${file.path}: ${name} is ${stored}, it must be F32 or BF16`);
-  }
-  const from = stored === "BF16" ? 2 : 4, to = bytesPerElement(dtype), wanted = range ?? whole(shape);
-  const first = wanted.from * from, end = wanted.to * from; // bytes of the stored tensor
+  const stored = file.tensors.get(name)!.dtype, size = stored === "F32" ? 4 : 2, to = bytesPerElement(dtype);
+  const wanted = range ?? whole(shape), first = wanted.from * size, end = wanted.to * size; // bytes of the stored tensor
   for (let begin = first; begin < end; begin += CHUNK_BYTES) {
-    const bytes = file.read(name, begin, Math.min(end, begin + CHUNK_BYTES));
-    const target = address + BigInt((begin - first) / from * to);
+    const read = file.read(name, begin, Math.min(end, begin + CHUNK_BYTES));
+    const target = address + BigInt((begin - first) / size * to);
+    const bytes = stored === "F16" ? new Uint8Array(toFloat32(read, stored).buffer) : read;
+    const from = stored === "BF16" ? 2 : 4; // bytes of an element now
     if (from === to) copyToDevice(target, bytes);
     else {
       const staging = take(bytes.length);

@@ -143,7 +143,7 @@ export class RunLog {
     if (!this.#isEmpty) return;
     const temporary = ["config.json", "run.json"].map((file) => `${file}.${Deno.pid}.tmp`);
     const events = this.#events ? [this.#events.name] : [];
-    const files = ["metrics.jsonl", "log.txt", "run.json", "config.json", ...temporary, ...events];
+    const files = ["config.json", "log.txt", "run.json", ...temporary, ...events, "metrics.jsonl"];
     for (const file of [...files, ""]) {
       try {
         Deno.removeSync(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty

@@ -4,7 +4,9 @@
 // then the bytes of all tensors, one after the other, little-endian, row-major. The header maps every name to
 // { dtype, shape, data_offsets: [begin, end] }, counted from the end of the header, and "__metadata__" to strings.
 
+import { basename, dirname } from "node:path";
 import { UserError } from "../ffi/errors.ts";
+import { isFile } from "../ffi/files.ts";
 
 const BYTES_PER_ELEMENT = { F32: 4, BF16: 2, F16: 2, I32: 4 };
 const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation
@@ -119,6 +121,53 @@ export function readSafetensors(path: string): SafetensorsFile {
     return readAt(file, path, t.offset + begin, (end ?? t.length) - begin);
   }
   return { path, metadata: metadata as Record<string, string>, tensors, read };
+}
+
+/** What lists the tensors of a model that lies in several files. */
+export const INDEX = "model.safetensors.index.json";
+
+/**
+ * The tensors of a model directory by name, each with the file that holds it: model.safetensors, or the shards that
+ * model.safetensors.index.json lists. Reads headers only. Throws UserError as readSafetensors(), and where the index and the
+ * shards do not agree.
+ */
+export function readWeights(directory: string): Map<string, SafetensorsFile> {
+  const path = `${directory}/model.safetensors`;
+  if (!isFile(path) && isFile(`${directory}/${INDEX}`)) return readShards(`${directory}/${INDEX}`);
+  const file = readSafetensors(path);
+  return new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
+}
+
+function readShards(path: string): Map<string, SafetensorsFile> {
+  const index = parseJson(Deno.readFileSync(path)), names = isRecord(index) ? index.weight_map : undefined;
+  if (!isRecord(names)) throw unreadable(path, "it has no weight_map");
+  const shards = new Map<unknown, SafetensorsFile>(), weights = new Map<string, SafetensorsFile>();
+  for (const [name, shard] of Object.entries(names)) {
+    if (!shards.has(shard)) shards.set(shard, readShard(path, shard));
+    weights.set(name, shards.get(shard)!);
+  }
+  for (const [name, shard] of weights) {
+    if (!shard.tensors.has(name)) {
+      throw unreadable(shard.path, `it has no ${name}, which ${INDEX} expects there`);
+    }
+  }
+  for (const shard of shards.values()) {
+    const extra = shard.tensors.keys().find((name) => weights.get(name) !== shard);
+    if (extra) throw unreadable(shard.path, `it has ${extra}, which ${INDEX} does not expect there`);
+  }
+  return weights;
+}
+
+function readShard(index: string, shard: unknown): SafetensorsFile {
+  if (typeof shard !== "string" || basename(shard) !== shard) {
+    throw unreadable(
+      index,
+      `its weight_map has ${JSON.stringify(shard)}, should have names of files beside it`,
+    );
+  }
+  const path = `${dirname(index)}/${shard}`;
+  if (isFile(path)) return readSafetensors(path);
+  throw new UserError(`Cannot read ${path}: there is no such file, ${INDEX} names it; put it there`);
 }
 
 /** The elements of a floating-point tensor as float32. F32 is returned as a view of the same bytes. */

@@ -3,7 +3,18 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { sha256OfFile } from "../ffi/files.ts";
 import { chooseDevice } from "../ffi/library.ts";
-import { copy, dataset, errorLine, freshPath, list, refuse, run, SMALL, succeed } from "./helpers.ts";
+import {
+  copy,
+  dataset,
+  errorLine,
+  freshPath,
+  list,
+  modelDirectory,
+  refuse,
+  run,
+  SMALL,
+  succeed,
+} from "./helpers.ts";
 
 let shared: Promise<{ text: string; data: string; finished: string }> | undefined;
 
@@ -252,7 +263,8 @@ Deno.test("a run that saved no checkpoint can be neither resumed nor overwritten
   );
   assertEquals(
     await refuse("train", `--resume=${out}`),
-    `Cannot find a checkpoint in ${out}: its run ended before it saved one; remove it and train again`,
+    `Cannot find a checkpoint in ${out}: its run has saved none; wait for one if it is still training, else ` +
+      "train again with another --out_dir",
   );
 });
 
@@ -264,6 +276,36 @@ Deno.test("train --resume and sample name a path without a checkpoint", async ()
       `with checkpoints/; train one with: deno task train --out_dir=${path}`;
     assertEquals(await refuse("train", `--resume=${path}`), message);
     assertEquals(await refuse("sample", `--checkpoint=${path}`), message);
+  }
+});
+
+Deno.test("sample says what a model directory lacks, and train leaves it alone", async () => {
+  const whole = await modelDirectory();
+  const cases: [string | null, string][] = [
+    [null, "a config.json but no model.safetensors; put that there too"],
+    [
+      "model-00001-of-00002.safetensors",
+      "model-00001-of-00002.safetensors but not model.safetensors.index.json, which lists such files; put that there too",
+    ],
+    [
+      "pytorch_model-00001-of-00002.bin",
+      "pytorch_model-00001-of-00002.bin but no model.safetensors; convert it: python3 -c " +
+      "\"import transformers as t; [c.from_pretrained('DIR').save_pretrained('DIR-safetensors') " +
+      'for c in (t.AutoModelForCausalLM, t.AutoTokenizer)]"',
+    ],
+  ];
+  for (const [name, what] of cases) {
+    const model = copy(whole), weights = `${model}/model.safetensors`;
+    if (name) Deno.renameSync(weights, `${model}/${name}`);
+    else Deno.removeSync(weights);
+    const line = await refuse("sample", `--checkpoint=${model}`);
+    assertEquals(line.replaceAll(model, "DIR"), `Cannot load the model in DIR: it has ${what}`);
+    const files = list(model), config = Deno.readTextFileSync(`${model}/config.json`);
+    assertEquals(
+      await refuseToTrain(`--out_dir=${model}`),
+      `Cannot start a run in ${model}: its config.json is not that of a run, but of a model maybe; choose another --out_dir`,
+    );
+    assertEquals([list(model), Deno.readTextFileSync(`${model}/config.json`)], [files, config]);
   }
 });
 

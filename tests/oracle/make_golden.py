@@ -7,6 +7,7 @@ the versions and, where they apply, the config (in the words of config.json) and
 from pathlib import Path
 
 import torch
+from transformers import LlamaForCausalLM
 
 import llama
 
@@ -23,6 +24,7 @@ def main():
         llama.save(GOLDEN / f"{name}.safetensors", llama_golden(config), config=config, optimizer=ADAMW)
     llama.save(GOLDEN / "adamw.safetensors", adamw_golden(), optimizer=ADAMW)
     llama.save(GOLDEN / "from_python.safetensors", one_of_each_type(), note="ü")
+    llama.save(GOLDEN / "sharded.safetensors", sharded_golden(GOLDEN / "sharded"))
 
 
 def llama_golden(config):
@@ -80,6 +82,16 @@ def one_of_each_type():
         "f32": values, "bf16": values.bfloat16(), "f16": values.half(),
         "i32": torch.tensor([-1, 2**31 - 1], dtype=torch.int32), "scalar": torch.tensor(0.5), "größe": torch.zeros(0, 4),
     }
+
+
+def sharded_golden(directory):
+    """Writes a model of float16 in several files, as transformers does it, and returns what it says in float32."""
+    config = llama.make_config(V=40, C=16, L=1, H=2, K=1, D=8, F=16, T=16, tied=False)
+    model = llama.hf_model(config, llama.random_weights(config, seed=2))
+    model.half().save_pretrained(directory, max_shard_size="2KB")
+    idx = torch.randint(0, config["vocab_size"], (1, 9))
+    loaded = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return dict(idx=idx.int(), logits=llama.hf_logits(loaded, idx).detach())
 
 
 if __name__ == "__main__":
