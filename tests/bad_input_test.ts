@@ -259,7 +259,7 @@ Deno.test("a run that saved no checkpoint can be neither resumed nor overwritten
   await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
   assertEquals(
     await refuseToTrain(`--out_dir=${out}`),
-    `Cannot start a run in ${out}: it already holds one that saved no checkpoint; choose another --out_dir, or remove it`,
+    `Cannot start a run in ${out}: it already holds one that saved no checkpoint; choose another --out_dir, or begin it anew with --resume=auto`,
   );
   assertEquals(
     await refuse("train", `--resume=${out}`),
