@@ -62,6 +62,8 @@ export interface RunWork {
   text: number;
   /** Documents that an interrupted run had done before. */
   documents_before: number;
+  /** What was said of the first document that cannot be read, undefined if there was none. */
+  first_bad: string | undefined;
 }
 
 /** What prepare() wrote. */
@@ -93,22 +95,19 @@ export async function prepare(options: PrepareOptions, show: (task: Task) => Pro
   const { tokens, text, documents } = run.work(); // before this run
   try {
     const counts = await encodeAll(run, sources, tokenizer, options, show);
-    if (part === null) refuseEmptySplit(run, options);
+    if (part === null) refuseEmptySplit(run, counts, options);
     const meta = run.publish(counts, tokenizer), all = run.work();
     const seconds = (performance.now() - start) / 1000;
-    return {
-      dir,
-      meta,
-      work: { seconds, tokens: all.tokens - tokens, text: all.text - text, documents_before: documents },
-    };
+    const { first_bad } = counts, work = { tokens: all.tokens - tokens, text: all.text - text };
+    return { dir, meta, work: { ...work, seconds, documents_before: documents, first_bad } };
   } catch (error) {
     throw run.explain(error);
   }
 }
 
 /** Gives up a dataset that lacks a split: no other run can make more of it. */
-function refuseEmptySplit(run: Run, options: PrepareOptions): void {
-  const mistake = splitMistake(run.counts, options);
+function refuseEmptySplit(run: Run, counts: ReadCounts, options: PrepareOptions): void {
+  const mistake = splitMistake(run.counts, counts, options);
   if (mistake === undefined) return;
   run.discard();
   throw mistake;

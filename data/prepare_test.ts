@@ -155,9 +155,62 @@ Deno.test("prepare() says that there are no documents", () =>
       ["--input", `${dir}/blank.jsonl`],
       'Cannot prepare "DIR/blank.jsonl": it has no documents; give files with text',
     );
+    Deno.writeTextFileSync(`${dir}/bad.jsonl`, '{"text": ""}\n7\n8\n');
+    await fails(
+      dir,
+      ["--input", `${dir}/bad.jsonl`, "--skip_bad"],
+      'Cannot prepare "DIR/bad.jsonl": it has no documents, 1 were empty, 2 cannot be read (the first: ' +
+        "Cannot read DIR/bad.jsonl:2: it is 7; each line should be one JSON object); give files with text",
+    );
   }));
 
 // ---- the command line
+
+Deno.test("deno task prepare refuses text in another encoding, and says what --skip_bad left out", () =>
+  inDirectory(async (dir) => {
+    const files: [string, string, string][] = [ // as iconv writes them
+      ["latin1.txt", "caf\xe9 au lait\nthe\n\nna\xefve\n", "its byte 3 is 0xe9, which is not UTF-8 there"],
+      ["shift_jis.txt", "one\n\x93\xfa\x96\x7b\x8c\xea\n", "its byte 4 is 0x93, which is not UTF-8 there"],
+      [
+        "utf16.txt",
+        "\xff\xfel\0i\0n\0e\0\n\0",
+        "it begins with the byte-order mark of UTF-16 (0xff 0xfe), should be UTF-8",
+      ],
+      [
+        "latin1.jsonl",
+        '{"text": "one"}\n{"text": "caf\xe9"}\n',
+        "its byte 29 is 0xe9, which is not UTF-8 there",
+      ],
+    ];
+    for (const [name, text] of files) {
+      Deno.writeFileSync(`${dir}/${name}`, Uint8Array.from(text, (byte) => byte.charCodeAt(0)));
+    }
+    const flags = ["--split_on=line", "--tokenizer=bytes", "--val_fraction=0.4", "--out", `${dir}/out`];
+    for (const [name, , what] of files) {
+      const { code, out, error } = await runTask("--input", `${dir}/${name}`, ...flags);
+      assertEquals([code, out], [1, ""]);
+      const place = name.endsWith("l") ? `${dir}/${name}:2` : `"${dir}/${name}"`;
+      const encoding = name === "utf16.txt" ? "UTF-16" : "ENCODING";
+      assertEquals(
+        error,
+        `error: Cannot read ${place}: ${what}; convert it with iconv -f ${encoding} -t UTF-8, ` +
+          "or leave it out with --skip_bad\n",
+      );
+    }
+    jsonl(`${dir}/texts.jsonl`, TEXTS);
+    const { code, out, error } = await runTask("--input", dir, ...flags, "--skip_bad");
+    assertEquals([code, error], [0, ""]);
+    const meta = JSON.parse(Deno.readTextFileSync(`${dir}/out/meta.json`));
+    assertEquals([meta.train.documents + meta.val.documents, meta.left_out], [1 + 1 + 1 + 50, {
+      empty: 1,
+      duplicates: 0,
+      bad: 5,
+    }]);
+    assertMatch(
+      out,
+      /\n {2}left out {2}1 without text, 5 that cannot be read\n {2}the first that cannot be read: Cannot read .*latin1\.jsonl:2: its byte 29 /,
+    );
+  }));
 
 Deno.test("deno task prepare prints one line and exits with 1 for a mistake, and a summary otherwise", () =>
   inDirectory(async (dir) => {

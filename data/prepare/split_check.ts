@@ -1,20 +1,24 @@
 // A dataset needs documents to train on and others to evaluate on; says what to change where it lacks either.
 import { UserError } from "../../ffi/errors.ts";
+import type { ReadCounts } from "../read/documents.ts";
 import type { PrepareOptions } from "./options.ts";
 import type { Counts } from "./state.ts";
 
 /** What to say if a split got no documents, naming a val_fraction that gives both some; undefined if both have some. */
 export function splitMistake(
   counts: Counts,
+  { bad, first_bad }: ReadCounts,
   { inputs, val_fraction, limit }: PrepareOptions,
 ): UserError | undefined {
   const { train, val, empty, smallest, largest } = counts;
   const documents = train.documents + val.documents, name = inputs.join(" ");
   if (documents === 0) {
+    const left_out = [
+      ...(empty > 0 ? [`, ${empty} were empty`] : []),
+      ...(bad > 0 ? [`, ${bad} cannot be read (the first: ${first_bad})`] : []),
+    ];
     return new UserError(
-      `Cannot prepare "${name}": it has no documents${
-        empty > 0 ? `, ${empty} were empty` : ""
-      }; give files with text`,
+      `Cannot prepare "${name}": it has no documents${left_out.join("")}; give files with text`,
     );
   }
   if (train.documents > 0 && val.documents > 0) return undefined;

@@ -6,13 +6,16 @@ import type { RunWork } from "../prepare.ts";
 export function runSummary(
   dir: string,
   meta: Meta,
-  { seconds, tokens, text, documents_before }: RunWork,
+  { seconds, tokens, text, documents_before, first_bad }: RunWork,
 ): string {
   const rates = `${(text / seconds / 1e6).toFixed(1)} MB/s of text, ${count(tokens / seconds)} tokens/s`;
   const before = documents_before > 0
     ? [`  went on behind ${count(documents_before)} documents that were done before`]
     : [];
-  return [`${head(dir, meta)} in ${seconds.toFixed(1)} s, ${rates}`, ...splits(meta), ...before].join("\n");
+  const bad = first_bad === undefined ? [] : [`  the first that cannot be read: ${first_bad}`];
+  return [`${head(dir, meta)} in ${seconds.toFixed(1)} s, ${rates}`, ...splits(meta), ...bad, ...before].join(
+    "\n",
+  );
 }
 
 /** After a run that found the dataset finished. */

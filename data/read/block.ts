@@ -1,6 +1,7 @@
 // What travels from the reader of prepare to its encoders: about a megabyte of documents as bytes, so that no string is made
 // for a document on the way and the memory can be handed from thread to thread.
 import { isUtf8 } from "node:buffer";
+import { firstInvalid } from "./utf8.ts";
 
 /** Whole documents, one behind the other. The UTF-8 text of document d is text[ends[d - 1] .. ends[d]), from 0 for the first. */
 export interface Block {
@@ -34,6 +35,7 @@ export class BlockBuilder {
   #text: Uint8Array<ArrayBuffer>;
   #length = 0; // bytes in it
   #ends: number[] = [];
+  #places: number[] = []; // of the documents that have ended
 
   /** Takes the bytes to make room for at first. */
   constructor(capacity = BLOCK_BYTES + BLOCK_BYTES / 4) {
@@ -83,9 +85,10 @@ export class BlockBuilder {
     this.#length += utf8.encodeInto(text.slice(read), this.#text.subarray(this.#length)).written;
   }
 
-  /** Ends the open document; the next begins. */
-  end(): void {
+  /** Ends the open document; the next begins. place: what takeValid() is to call it if it is no text. */
+  end(place = 0): void {
     this.#ends.push(this.#length);
+    this.#places.push(place);
   }
 
   /** Keeps the first n bytes of the open document. */
@@ -93,7 +96,7 @@ export class BlockBuilder {
     this.#length = this.bytes + n;
   }
 
-  /** The documents collected, with U+FFFD for whatever in them is not UTF-8. The open one goes to the next block. */
+  /** The documents collected, which are valid UTF-8. The open one goes to the next block. */
   take(): Block {
     const end = this.bytes, read = this.read;
     const text = this.#text.subarray(0, end), ends = Uint32Array.from(this.#ends);
@@ -101,9 +104,34 @@ export class BlockBuilder {
     this.#text = new Uint8Array(this.#capacity);
     this.#length = 0;
     this.#ends = [];
+    this.#places = [];
     this.read = 0;
     this.append(open);
-    return isValid(text, ends) ? { text, ends, read } : { ...repair(text, ends), read };
+    return { text, ends, read };
+  }
+
+  /**
+   * The documents collected, without those that are not UTF-8: they were written in another encoding, and no repair brings
+   * their text back.
+   *
+   * @param report Called for each that is left out with its place, where the first wrong byte is in it, and that byte.
+   * @param zeros Whether a document may have bytes that are 0. Text files have none, unless they are of UTF-16.
+   */
+  takeValid(report: (place: number, at: number, byte: number) => void, { zeros } = { zeros: true }): Block {
+    const places = this.#places, block = this.take();
+    if (isValid(block) && (zeros || !block.text.includes(0))) return block;
+    const valid = new BlockBuilder(block.text.length);
+    for (const [d, place] of places.entries()) {
+      const document = documentOf(block, d), zero = zeros ? -1 : document.indexOf(0);
+      const at = zero < 0 ? firstInvalid(document) : zero;
+      if (at >= 0) {
+        report(place, at, document[at]!);
+        continue;
+      }
+      valid.append(document);
+      valid.end();
+    }
+    return { ...valid.take(), read: block.read };
   }
 
   #reserve(bytes: number): void {
@@ -117,22 +145,8 @@ export class BlockBuilder {
 const utf8 = new TextEncoder();
 
 /** Whether each document by itself is valid UTF-8: together they are, and none begins in the middle of a character. */
-function isValid(text: Uint8Array, ends: Uint32Array): boolean {
+function isValid({ text, ends }: Block): boolean {
   if (!isUtf8(text)) return false;
   for (const end of ends) if ((text[end]! & 0xc0) === 0x80) return false; // past the last one, undefined gives 0
   return true;
-}
-
-/** The documents with U+FFFD for each maximal part that is not UTF-8, as TextDecoder does it. */
-function repair(text: Uint8Array<ArrayBuffer>, ends: Uint32Array<ArrayBuffer>): Omit<Block, "read"> {
-  const repaired = new BlockBuilder(), decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  let start = 0;
-  for (const end of ends) {
-    const document = text.subarray(start, end);
-    if (isUtf8(document)) repaired.append(document);
-    else repaired.appendString(decoder.decode(document));
-    repaired.end();
-    start = end;
-  }
-  return repaired.take();
 }

@@ -45,22 +45,6 @@ export class FileBytes implements ByteSource {
   }
 }
 
-/** Chunks without the byte-order mark that may stand at their start. */
-export async function* withoutMark(chunks: Chunks): AsyncGenerator<Uint8Array<ArrayBuffer>> {
-  let start: Uint8Array<ArrayBuffer> | null = new Uint8Array(); // what came before there was enough to tell
-  for await (const chunk of chunks) {
-    if (start === null) {
-      yield chunk;
-      continue;
-    }
-    start = concatenate(start, chunk);
-    if (start.length < 3) continue;
-    yield start[0] === 0xef && start[1] === 0xbb && start[2] === 0xbf ? start.subarray(3) : start;
-    start = null;
-  }
-  if (start !== null) yield start;
-}
-
 /** The bytes of a and then those of b. */
 export function concatenate(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
   const both = new Uint8Array(a.length + b.length);

@@ -39,6 +39,8 @@ export const READ_ALL: ReadOptions = {
 export interface ReadCounts {
   /** Documents left out because they cannot be read. */
   bad: number;
+  /** What was said of the first of them. */
+  first_bad?: string;
   /** Documents left out because their text came before. */
   duplicates: number;
 }
@@ -61,6 +63,7 @@ export async function* readBlocks(
   const reportBad: ReportBad = (message, documents) => {
     if (!options.skip_bad) throw new UserError(`${message}, or leave it out with --skip_bad`);
     counts.bad += documents;
+    counts.first_bad ??= message;
   };
   const { limit, dedup, shuffle_docs, skip_bad } = options,
     weighted = sources.some((source) => source.weight !== null);

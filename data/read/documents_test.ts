@@ -186,9 +186,11 @@ Deno.test("readBlocks() shuffles files and documents by the seed", () => {
 
 Deno.test("readBlocks() says how to leave out what cannot be read, and counts it then", () =>
   withFiles({ "a.jsonl": '{"text":"one"}\n{"text":2}\n{"tex\n{"text":"four"}\n' }, async (dir) => {
-    const counts = { bad: 0, duplicates: 0 };
+    const counts: ReadCounts = { bad: 0, duplicates: 0 };
     assertEquals(await read([dir], { skip_bad: true, counts }), ["one", "four"]);
-    assertEquals(counts, { bad: 2, duplicates: 0 });
+    const first_bad =
+      `Cannot read ${dir}/a.jsonl:2: field "text" is 2, should be a text; choose another with --column`;
+    assertEquals(counts, { bad: 2, duplicates: 0, first_bad });
     await assertRefused(
       () => read([dir]),
       `Cannot read ${dir}/a.jsonl:2: field "text" is 2, should be a text; choose another with --column, ` +

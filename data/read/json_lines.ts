@@ -1,10 +1,18 @@
 // Documents in JSON lines: one object on each line, with the text in a field.
+import { isUtf8 } from "node:buffer";
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
-import { withoutMark } from "./bytes.ts";
 import type { TextInput } from "./text.ts";
+import { behindMark, firstInvalid, type Marked, notUtf8 } from "./utf8.ts";
 
 const NEWLINE = 0x0a;
 const RUN_BYTES = 1 << 18; // of lines parsed at once; the strings of more would only lie about longer
+
+/** Lines one behind the other, each of which ends in a newline. */
+interface Lines {
+  bytes: Uint8Array<ArrayBuffer>;
+  /** Where they begin in the text. */
+  start: number;
+}
 
 /** The texts of a field, in the order of the lines. Null is an empty document; a blank line is none. */
 export async function* readJsonLines(
@@ -12,15 +20,22 @@ export async function* readJsonLines(
   field: string,
   reportBad: ReportBad,
 ): AsyncGenerator<Block> {
+  const text = await behindMark(name, chunks, reportBad);
+  if (text === undefined) return;
   const builder = new BlockBuilder(), utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
   let number = 0; // of the line
-  for await (const text of wholeLines(withoutMark(chunks), reportLongLine)) {
-    const lines = utf8.decode(text).split("\n");
+  for await (const { bytes, start } of wholeLines(text, reportLongLine)) {
+    const lines = utf8.decode(bytes).split("\n"), places = isUtf8(bytes) ? undefined : wrongBytes(bytes);
     lines.pop(); // after the last newline
-    for (const line of lines) {
+    for (const [i, line] of lines.entries()) {
       number++;
+      const place = `${name}:${number}`, wrong = places?.get(i);
+      if (wrong !== undefined) {
+        reportBad(notUtf8(place, start + wrong, bytes[wrong]!), 1);
+        continue;
+      }
       if (line.trim() === "") continue;
-      const document = parseLine(line, field, `${name}:${number}`, reportBad);
+      const document = parseLine(line, field, place, reportBad);
       if (document === undefined) continue;
       if (document !== null) builder.appendString(document);
       builder.end();
@@ -40,25 +55,26 @@ export async function* readJsonLines(
   }
 }
 
-/** Runs of lines, each of which ends in a newline. One that is longer than a document may be is reported and becomes empty. */
-async function* wholeLines(
-  chunks: AsyncIterable<Uint8Array<ArrayBuffer>>,
-  reportLongLine: () => void,
-): AsyncGenerator<Uint8Array<ArrayBuffer>> {
+/** Runs of lines. One that is longer than a document may be is reported and becomes empty. */
+async function* wholeLines({ mark, chunks }: Marked, reportLongLine: () => void): AsyncGenerator<Lines> {
   const runs = new BlockBuilder(2 * RUN_BYTES); // a document of it is a run of lines
+  let start = mark, at = mark; // in the text: where the run and where the chunk begins
   let dropping = false; // the open line
   for await (const chunk of chunks) {
     const end = chunk.lastIndexOf(NEWLINE) + 1;
     if (end > 0) {
-      runs.append(chunk.subarray(dropping ? chunk.indexOf(NEWLINE) : 0, end));
+      const begin = dropping ? chunk.indexOf(NEWLINE) : 0;
+      if (dropping) start = at + begin;
+      runs.append(chunk.subarray(begin, end));
       runs.end();
       dropping = false;
-      if (runs.bytes >= RUN_BYTES) yield runs.take().text;
+      if (runs.bytes >= RUN_BYTES) yield take();
     }
+    at += chunk.length;
     if (!dropping) runs.append(chunk.subarray(end));
     if (runs.open <= DOCUMENT_BYTES) continue;
     runs.cut(0);
-    yield runs.take().text;
+    yield take();
     reportLongLine();
     dropping = true;
   }
@@ -66,7 +82,24 @@ async function* wholeLines(
     runs.append(Uint8Array.of(NEWLINE));
     runs.end();
   }
-  yield runs.take().text;
+  yield take();
+
+  function take(): Lines {
+    const bytes = runs.take().text, lines = { bytes, start };
+    start += bytes.length;
+    return lines;
+  }
+}
+
+/** Where the first byte is that is not UTF-8 in each line that has one. */
+function wrongBytes(bytes: Uint8Array): Map<number, number> {
+  const found = new Map<number, number>();
+  for (let line = 0, from = 0; from < bytes.length; line++) {
+    const end = bytes.indexOf(NEWLINE, from), at = firstInvalid(bytes.subarray(from, end));
+    if (at >= 0) found.set(line, from + at);
+    from = end + 1;
+  }
+  return found;
 }
 
 /** The text in a line, undefined if there is none. */
@@ -80,7 +113,10 @@ function parseLine(
   try {
     row = JSON.parse(line);
   } catch (error) {
-    const reason = (error as Error).message.replace(/ \(line .*/, ""); // it counts lines within this one
+    const zero = line.indexOf("\0");
+    const reason = zero < 0
+      ? (error as Error).message.replace(/ \(line .*/, "") // it counts lines within this one
+      : `its character ${zero} is U+0000, as in UTF-16`;
     return void reportBad(`Cannot read ${place}: ${reason}; each line should be one JSON object`, 1);
   }
   if (typeof row !== "object" || row === null || Array.isArray(row)) {
@@ -95,7 +131,16 @@ function parseLine(
     );
   }
   const text: unknown = (row as Record<string, unknown>)[field];
-  if (typeof text === "string" || text === null) return text;
+  if (text === null || typeof text === "string" && text.isWellFormed()) return text;
+  if (typeof text === "string") {
+    const what = `field "${field}" has \\u${
+      /\p{Surrogate}/u.exec(text)![0].charCodeAt(0).toString(16)
+    } alone`;
+    return void reportBad(
+      `Cannot read ${place}: ${what}, which is half of a character; write the whole one`,
+      1,
+    );
+  }
   return void reportBad(
     `Cannot read ${place}: field "${field}" is ${
       JSON.stringify(text).slice(0, 40)

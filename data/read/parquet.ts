@@ -7,6 +7,7 @@ import { UserError } from "../../ffi/errors.ts";
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
 import { brokenParquet, type ColumnChunk, openTextColumn } from "./parquet_footer.ts";
+import { notUtf8 } from "./utf8.ts";
 import { decodePage, NO_VALUES, rowsOf, type Values } from "./parquet_page.ts";
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
@@ -27,6 +28,9 @@ export async function* readParquet(
   skip: Skip,
 ): AsyncGenerator<Block> {
   const { chunks, rows: fileRows } = await openTextColumn(source, column), builder = new BlockBuilder();
+  const nameOf = (row: number) => `row ${row} of "${source.name}"`;
+  const reportEncoding = (row: number, at: number, byte: number) =>
+    reportBad(notUtf8(nameOf(row), at, byte), 1);
   let row = 0; // of the file
   const advance = (rows: number) => {
     builder.read += share(source.size, row + rows, fileRows) - share(source.size, row, fileRows);
@@ -40,9 +44,9 @@ export async function* readParquet(
       continue;
     }
     for await (const { values, bad } of readPages(source, chunk, index, reportBad)) {
-      appendValues(builder, values, (i) => `row ${row + i} of "${source.name}"`, reportBad);
+      appendValues(builder, values, row, nameOf, reportBad);
       advance(values.starts.length + bad);
-      if (builder.full) yield builder.take();
+      if (builder.full) yield builder.takeValid(reportEncoding);
     }
     const missing = groupEnd - row;
     if (missing > 0) {
@@ -53,7 +57,7 @@ export async function* readParquet(
       advance(missing);
     }
   }
-  yield builder.take();
+  yield builder.takeValid(reportEncoding);
 }
 
 /** The bytes that so many of a file's rows stand for. */
@@ -61,22 +65,23 @@ function share(bytes: number, rows: number, fileRows: number): number {
   return Math.round(bytes * rows / fileRows);
 }
 
-/** Appends each value as a document, but for those that are too long. */
+/** Appends each value as a document, but for those that are too long. row: number of the first. */
 function appendValues(
   builder: BlockBuilder,
   { bytes, starts, ends }: Values,
-  nameOf: (i: number) => string,
+  row: number,
+  nameOf: (row: number) => string,
   reportBad: ReportBad,
 ): void {
   for (let i = 0; i < starts.length; i++) {
     const length = ends[i]! - starts[i]!;
     if (length > DOCUMENT_BYTES) {
       const what = `it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}; split it`;
-      reportBad(`Cannot read ${nameOf(i)}: ${what}`, 1);
+      reportBad(`Cannot read ${nameOf(row + i)}: ${what}`, 1);
       continue;
     }
     builder.append(bytes.subarray(starts[i], ends[i]));
-    builder.end();
+    builder.end(row + i);
   }
 }
 

@@ -16,7 +16,7 @@ const ADVICE = "the file is truncated or corrupt, fetch it again";
 function expected(i: number): string {
   if (i % 11 === 5 || i % 13 === 7) return "";
   if (i === 3) return "\ufeffbegins with a byte-order mark";
-  if (i === 17) return "one \ufffd byte that is not UTF-8";
+  if (i === 17) return "stands for what was no text: \ufffd";
   return `Größe ${i % 40} 👍. `.repeat(i % 7 + 1);
 }
 
@@ -102,6 +102,16 @@ Deno.test("readParquet() refuses a text of more than 256 MB", async () => {
     );
     assertEquals(await texts(path, { reportBad: () => {} }), []);
   });
+});
+
+Deno.test("readParquet() refuses a text that is not UTF-8, or leaves it out", async () => {
+  const path = `${fixtures}latin1.parquet`, reported: [string, number][] = [];
+  const line = (row: number, at: number, byte: string) =>
+    `Cannot read row ${row} of "${path}": its byte ${at} is ${byte}, which is not UTF-8 there; ` +
+    "convert it with iconv -f ENCODING -t UTF-8";
+  await assertRefused(() => texts(path), line(1, 4, "0xe8"));
+  assertEquals(await texts(path, { reportBad: (...bad) => reported.push(bad) }), ["caffè", "caf"]);
+  assertEquals(reported, [[line(1, 4, "0xe8"), 1], [line(3, 0, "0xe9"), 1]]);
 });
 
 /**

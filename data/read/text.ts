@@ -1,6 +1,7 @@
 // Documents in plain text: the whole of it, its lines, its paragraphs, or the parts between separators.
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
-import { type Chunks, concatenate, withoutMark } from "./bytes.ts";
+import { type Chunks, concatenate } from "./bytes.ts";
+import { behindMark, notUtf8 } from "./utf8.ts";
 
 /** A file of text that is being read. */
 export interface TextInput {
@@ -25,8 +26,10 @@ export async function* readText(
   split_on: string,
   reportBad: ReportBad,
 ): AsyncGenerator<Block> {
+  const text = await behindMark(name, chunks, reportBad);
+  if (text === undefined) return;
   const builder = new BlockBuilder();
-  const splitter = new Splitter(builder, split_on, (number) => {
+  const splitter = new Splitter(builder, split_on, text.mark, (number) => {
     const which = split_on === "" ? `"${name}" as one document` : `document ${number} of "${name}"`;
     reportBad(
       `Cannot read ${which}: it has more than ${DOCUMENT_BYTES} bytes, the limit for one document; ` +
@@ -34,14 +37,20 @@ export async function* readText(
       1,
     );
   });
-  for await (const chunk of withoutMark(chunks)) {
+  for await (const chunk of text.chunks) {
     splitter.push(chunk);
     builder.read += takeRead();
-    if (builder.full) yield builder.take();
+    if (builder.full) yield take();
   }
   splitter.finish();
   builder.read += takeRead();
-  yield builder.take();
+  yield take();
+
+  function take(): Block {
+    const report = (start: number, at: number, byte: number) =>
+      reportBad(notUtf8(`"${name}"`, start + at, byte), 1);
+    return builder.takeValid(report, { zeros: false });
+  }
 }
 
 /** Cuts bytes that come in chunks into the documents of a builder. */
@@ -52,12 +61,18 @@ class Splitter {
   readonly #tooLong: (number: number) => void;
   #rest = new Uint8Array(); // the last bytes, which may begin a separator
   #number = 1; // of the open document
+  #at: number; // of the text: the next byte to append
+  #start: number; // of the text: where the open document begins
   #dropping = false; // the open document is too long
   #lineHasText = false; // blank_line: the open line is more than spaces
   #textEnd = 0; // blank_line: where the last line with text ends in the open document
 
-  /** tooLong is called with the number, from 1, of a document that is too long and therefore left out. */
-  constructor(builder: BlockBuilder, split_on: string, tooLong: (number: number) => void) {
+  /**
+   * @param start Bytes of the text before those that are pushed.
+   * @param tooLong Called with the number, from 1, of a document that is too long and therefore left out.
+   */
+  constructor(builder: BlockBuilder, split_on: string, start: number, tooLong: (number: number) => void) {
+    this.#at = this.#start = start;
     const lines = split_on === "line" || split_on === "blank_line";
     this.#builder = builder;
     this.#mode = split_on === "" ? "whole" : lines ? split_on : "text";
@@ -86,6 +101,7 @@ class Splitter {
   }
 
   #append(bytes: Uint8Array): void {
+    this.#at += bytes.length;
     if (this.#mode === "blank_line") this.#lineHasText ||= !isBlank(bytes);
     if (this.#dropping) return;
     this.#builder.append(bytes);
@@ -97,16 +113,14 @@ class Splitter {
   }
 
   #separate(): void {
-    if (this.#mode === "blank_line") {
-      if (this.#lineHasText) this.#endLine();
-      else this.#endParagraph();
-    } else {
-      if (this.#mode === "line") this.#builder.cut(this.#lineEnd());
-      this.#end();
-    }
+    if (this.#lineHasText) return this.#endLine();
+    this.#at += this.#separator.length;
+    if (this.#mode === "blank_line") return this.#endParagraph();
+    if (this.#mode === "line") this.#builder.cut(this.#lineEnd());
+    this.#end();
   }
 
-  /** Ends a line of a paragraph. */
+  /** Ends a line of a paragraph, the newline of which belongs to it. */
   #endLine(): void {
     this.#textEnd = this.#lineEnd();
     this.#append(NEWLINE_BYTES);
@@ -118,6 +132,7 @@ class Splitter {
     if (this.#lineHasText) this.#textEnd = this.#lineEnd();
     this.#builder.cut(this.#textEnd);
     if (this.#textEnd > 0 || this.#dropping) this.#end();
+    this.#start = this.#at;
     this.#textEnd = 0;
     this.#lineHasText = false;
   }
@@ -129,7 +144,8 @@ class Splitter {
   }
 
   #end(): void {
-    if (!this.#dropping) this.#builder.end();
+    if (!this.#dropping) this.#builder.end(this.#start);
+    this.#start = this.#at;
     this.#dropping = false;
     this.#number++;
   }

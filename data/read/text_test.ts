@@ -58,16 +58,89 @@ Deno.test("readText() takes a text without bytes for an empty document, or for n
   for (const split_on of ["line", "blank_line", "\n\n"]) assertEquals(await split(input(""), split_on), []);
 });
 
-Deno.test("readText() puts U+FFFD for each maximal part that is not UTF-8, as TextDecoder does", async () => {
-  const cases = [[0xff], [0xe4, 0xb8], [0xf0, 0x9f, 0x91], [0xc0, 0xaf], [0xed, 0xa0, 0x80], [0xf5, 0x80], [
-    0x80,
-    0x80,
-  ]];
-  for (const bytes of cases) {
-    const text = Uint8Array.of(0x61, ...bytes, 10, ...bytes, 0xc3, 0xa9, 10, 0xc3, 10, 0xa9);
-    const lines = new TextDecoder().decode(text).split("\n");
-    for (const chunkBytes of [1, 2, 1000]) assertEquals(await split(input(text, chunkBytes), "line"), lines);
+// ---- other encodings
+
+/** What is left of a text, and what is said of the rest. */
+async function leaveOut(text: TextInput, split_on: string): Promise<[string[], string[]]> {
+  const reported: string[] = [];
+  const documents = await split(text, split_on, (message, documents) => {
+    assertEquals(documents, 1);
+    reported.push(message);
+  });
+  return [documents, reported];
+}
+
+const wrongByte = (at: number, byte: string) =>
+  `Cannot read "a.txt": its byte ${at} is ${byte}, which is not UTF-8 there; convert it with iconv -f ENCODING -t UTF-8`;
+
+Deno.test("readText() refuses what is not UTF-8, with the place of the first wrong byte, or leaves the document out", async () => {
+  const cases: [string, number[]][] = [ // the first wrong byte, as Python's decoder has it
+    ["0xff", [0xff]],
+    ["0xe4", [0xe4, 0xb8]],
+    ["0xf0", [0xf0, 0x9f, 0x91]],
+    ["0xc0", [0xc0, 0xaf]],
+    ["0xed", [0xed, 0xa0, 0x80]],
+    ["0xf5", [0xf5, 0x80]],
+    ["0x80", [0x80, 0x80]],
+  ];
+  for (const [byte, bytes] of cases) {
+    const text = Uint8Array.of(0x61, ...bytes, 13, 10, 0xc3, 0xa9, 10, 32, 10, 10, ...bytes, 98, 10, 99);
+    const second = 1 + bytes.length + 2 + 3 + 3; // where the second place is
+    for (const chunkBytes of [1, 2, 3, 1000]) {
+      await assertRefused(() => split(input(text, chunkBytes), "line"), wrongByte(1, byte));
+      assertEquals(await leaveOut(input(text, chunkBytes), "line"), [["é", " ", "", "c"], [
+        wrongByte(1, byte),
+        wrongByte(second, byte),
+      ]]);
+      assertEquals(await leaveOut(input(text, chunkBytes), "blank_line"), [[], [
+        wrongByte(1, byte),
+        wrongByte(second, byte),
+      ]]);
+      assertEquals(await leaveOut(input(text, chunkBytes), "\n"), [["é", " ", "", "c"], [
+        wrongByte(1, byte),
+        wrongByte(second, byte),
+      ]]);
+      assertEquals(await leaveOut(input(text, chunkBytes), ""), [[], [wrongByte(1, byte)]]);
+    }
   }
+});
+
+Deno.test("readText() finds a wrong byte behind a byte-order mark, in a later block and beside true U+FFFD", async () => {
+  const marked = Uint8Array.of(0xef, 0xbb, 0xbf, 0x63, 0x61, 0x66, 0xe9, 0x20);
+  await assertRefused(() => split(input(marked), ""), wrongByte(6, "0xe9"));
+  const lines = `${"\ufffd long lines, é 👍\n".repeat(60_000)}end`, text = new TextEncoder().encode(lines);
+  text[text.length - 2] = 0xe9; // 1.4 MB behind the start
+  assertEquals(await leaveOut(input(text, 1 << 16), "line"), [
+    lines.split("\n").slice(0, -1),
+    [wrongByte(text.length - 2, "0xe9")],
+  ]);
+  assertEquals(await leaveOut(input(text, 1 << 16), ""), [[], [wrongByte(text.length - 2, "0xe9")]]);
+});
+
+Deno.test("readText() names the encoding that a byte-order mark says, and leaves the file out", async () => {
+  const files: [string, string, number[]][] = [ // "é" and a newline, from Python's str.encode()
+    ["UTF-16", "0xff 0xfe", [0xff, 0xfe, 0xe9, 0x00, 0x0a, 0x00]],
+    ["UTF-16", "0xfe 0xff", [0xfe, 0xff, 0x00, 0xe9, 0x00, 0x0a]],
+    ["UTF-32", "0xff 0xfe 0x00 0x00", [0xff, 0xfe, 0, 0, 0xe9, 0, 0, 0, 0x0a, 0, 0, 0]],
+    ["UTF-32", "0x00 0x00 0xfe 0xff", [0, 0, 0xfe, 0xff, 0, 0, 0, 0xe9, 0, 0, 0, 0x0a]],
+  ];
+  for (const [encoding, bytes, text] of files) {
+    const message = `Cannot read "a.txt": it begins with the byte-order mark of ${encoding} (${bytes}), ` +
+      `should be UTF-8; convert it with iconv -f ${encoding} -t UTF-8`;
+    for (const chunkBytes of [1, 1000]) {
+      await assertRefused(() => split(input(Uint8Array.from(text), chunkBytes), "line"), message);
+      assertEquals(await leaveOut(input(Uint8Array.from(text), chunkBytes), "line"), [[], [message]]);
+    }
+  }
+});
+
+Deno.test("readText() refuses bytes that are 0, as UTF-16 without a mark has them", async () => {
+  const text = Uint8Array.of(0x61, 0, 0x62, 0, 0x0a, 0); // "ab\n"
+  const line = (at: number) =>
+    `Cannot read "a.txt": its byte ${at} is 0x00, as in UTF-16 or in what is no text; ` +
+    "convert it with iconv -f ENCODING -t UTF-8";
+  await assertRefused(() => split(input(text), ""), line(1));
+  assertEquals(await leaveOut(input(text), "line"), [[], [line(1), line(5)]]);
 });
 
 Deno.test("readText() ends a block with the document that fills it", async () => {

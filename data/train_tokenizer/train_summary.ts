@@ -18,7 +18,11 @@ export async function trainSummary(
     `  ${number(text.documents)} documents, ${size(text.bytes)}, ${number(text.words.size)} different words`,
     `  ${own} bytes per token on ${size(bytesOf(text.sample))} ${where}; gpt2: ${gpt2}`,
   ];
-  if (counts.bad > 0) lines.push(`  left out ${number(counts.bad)} documents that cannot be read`);
+  if (counts.bad > 0) {
+    lines.push(
+      `  left out ${number(counts.bad)} documents that cannot be read, the first: ${counts.first_bad}`,
+    );
+  }
   return lines.join("\n");
 }
 
