@@ -1,4 +1,5 @@
 // The trainer's side of the server that runs beside it. Whatever happens to the server, training goes on.
+import { report } from "./refusal.ts";
 import type { Said, Told } from "./worker.ts";
 
 const STOP_MS = 1000; // for last answers
@@ -12,9 +13,11 @@ export class ServerBeside implements AsyncDisposable {
   /** Starts the Worker, which loads its modules while the caller goes on. */
   constructor(script: URL = new URL("./worker.ts", import.meta.url)) {
     this.#worker = new Worker(script, { type: "module" });
+    // What is thrown in these would end the trainer.
     this.#worker.onmessage = ({ data }: MessageEvent<Said>) => this.#hear(data);
+    this.#worker.onmessageerror = () => this.#fail("The server said what cannot be read");
     this.#worker.onerror = (event) => {
-      event.preventDefault(); // or it would end the trainer
+      event.preventDefault();
       this.#fail(event.message);
     };
   }
@@ -36,13 +39,23 @@ export class ServerBeside implements AsyncDisposable {
   }
 
   #hear(said: Said): void {
-    if (said.kind === "serving") this.#tell(`serving at ${said.url}`);
+    if (said.kind === "serving") this.#tellWhere(said.url);
     if (said.kind === "failed") this.#fail(said.message);
     if (said.kind === "stopped") this.#stopped.resolve();
   }
 
+  #tellWhere(url: string): void {
+    try {
+      this.#tell(`serving at ${url}`);
+    } catch (error) {
+      report(
+        `warning: Cannot log that the server is at ${url}: ${(error as Error).message}; training goes on`,
+      );
+    }
+  }
+
   #fail(message: string): void {
-    console.error(`warning: ${message}; training goes on without the server`);
+    report(`warning: ${message}; training goes on without the server`);
     this.#stopped.resolve();
   }
 

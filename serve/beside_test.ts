@@ -79,3 +79,19 @@ Deno.test("ServerBeside warns once when its Worker crashes", async () => {
   assertMatch(line!, /^warning: .*crash; training goes on without the server$/);
   assertEquals(more, []);
 });
+
+Deno.test("ServerBeside warns when the log takes no line, and training goes on", async () => {
+  using fake = new FakeRun(1);
+  const port = freePort();
+  const lines = await warnings(async (printed) => {
+    await using server = new ServerBeside();
+    server.serve(fake.dir, port, () => {
+      throw new Error("No space left on device");
+    });
+    await until(() => printed.length > 0);
+    assertEquals((await (await fetch(`http://127.0.0.1:${port}/stats`)).json()).step, 1);
+  });
+  assertEquals(lines, [
+    `warning: Cannot log that the server is at http://127.0.0.1:${port}/: No space left on device; training goes on`,
+  ]);
+});

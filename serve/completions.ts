@@ -13,7 +13,7 @@ type Usage = { prompt_tokens: number; completion_tokens: number; total_tokens: n
 type Reader = {
   onText(text: string): void;
   onEnd(reason: FinishReason, usage: Usage): void;
-  onError(error: Error): void;
+  onError(error: Refusal): void;
 };
 
 /** Answers a request for a text: at once when it is whole, or piece by piece. */
@@ -59,7 +59,8 @@ async function whole(
     reject(new Refusal(400, "The client went away"));
   };
   model.write(order);
-  c.req.raw.signal.addEventListener("abort", leave);
+  if (c.req.raw.signal.aborted) leave();
+  else c.req.raw.signal.addEventListener("abort", leave);
   return await promise.finally(() => c.req.raw.signal.removeEventListener("abort", leave));
 }
 

@@ -1,7 +1,7 @@
 // A model that is trained in a moment answers as OpenAI's API does.
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
-import { dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/helpers.ts";
+import { copy, dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/helpers.ts";
 import { type App, createApp } from "./app.ts";
 import { listen } from "./listen.ts";
 import { Model } from "./model.ts";
@@ -23,6 +23,18 @@ Deno.test.afterAll(() => model.close());
 
 /** The model repeats itself without end at this temperature. */
 const LONG = { prompt: "On", max_tokens: 4096, temperature: 0 };
+
+/** Collects what is printed to stderr, until it is read. */
+function capture(): { text(): string } {
+  const { error } = console, printed: string[] = [];
+  console.error = (what: unknown) => printed.push(what instanceof Error ? what.stack! : String(what));
+  return {
+    text() {
+      console.error = error;
+      return printed.map((line) => `${line}\n`).join("");
+    },
+  };
+}
 
 type Completion = {
   model: string;
@@ -182,13 +194,76 @@ Deno.test("Model.load() says what is wrong with a path", async () => {
   await assertRejects(() => Model.load(run, "tpu"), UserError);
 });
 
-Deno.test("a model whose Worker fails says so from then on, but not to who has left", async () => {
+Deno.test("a tokenizer that fails costs one text, and its message and stack stay in the terminal", async () => {
+  const { stream } = model.tokenizer, printed = capture();
+  for (const method of ["write", "end"] as const) {
+    for (const asked of [LONG, { ...LONG, stream: true }]) {
+      model.tokenizer.stream = () => {
+        const inner = stream.call(model.tokenizer);
+        const fail = () => {
+          throw new RangeError("a secret");
+        };
+        return { write: (id) => inner.write(id), end: () => inner.end(), [method]: fail };
+      };
+      const response = await post(app, { ...asked, max_tokens: 20 }), text = await response.text();
+      model.tokenizer.stream = stream;
+      assertEquals(response.status, "stream" in asked ? 200 : 500, method);
+      assertMatch(text, /"error":\{"message":"The server made a mistake: its terminal says more"/);
+      assert(!/secret|\.ts/.test(text), text);
+      assertEquals((await complete({ ...LONG, max_tokens: 3 })).usage.completion_tokens, 3);
+    }
+  }
+  assertMatch(printed.text(), /RangeError: a secret\n +at /);
+});
+
+Deno.test("an error in the model's Worker costs one text, and its stack stays in the terminal", async () => {
+  const printed = capture(), { encode } = model.tokenizer;
+  model.tokenizer.encode = () => Uint32Array.of(1e6); // which no embedding has
+  const whole = await post(app, LONG), streamed = await post(app, { ...LONG, stream: true });
+  const texts = [await whole.text(), await streamed.text()];
+  model.tokenizer.encode = encode;
+  assertEquals([whole.status, streamed.status], [500, 200]);
+  for (const text of texts) {
+    assertMatch(text, /"error":\{"message":"The server made a mistake: its terminal says more"/);
+    assert(!/\.ts|file:/.test(text), text);
+  }
+  assertMatch(printed.text(), /1000000/);
+  assertEquals((await complete({ ...LONG, max_tokens: 3 })).usage.completion_tokens, 3);
+});
+
+Deno.test("a Worker that breaks down costs one text, and is replaced", async () => {
   const broken = await Model.load(run, "cpu"), server = createApp({ runs: [], model: broken });
-  const left = await post(server, { ...LONG, stream: true }), answer = post(server, LONG);
-  await new Promise((resolve) => setTimeout(resolve, 5));
+  const printed = capture();
+  const left = await post(server, { ...LONG, stream: true }); // it leaves before
+  const current = (await post(server, { ...LONG, stream: true })).body!.values();
+  const waiting = post(server, { ...LONG, max_tokens: 2 });
   await left.body!.cancel();
-  broken.worker.dispatchEvent(new ErrorEvent("error", { message: "out of memory" }));
-  assertEquals((await answer).status, 503);
-  assertEquals((await post(server, {})).status, 503);
+  await current.next();
+  broken.worker.dispatchEvent(new ErrorEvent("error", { message: "out of memory", cancelable: true }));
+  let text = "";
+  for await (const chunk of current) text += new TextDecoder().decode(chunk);
+  assertMatch(
+    text,
+    /"error":\{"message":"The model failed and is loaded again: ask once more"\}\}\n\ndata: \[DONE\]\n\n$/,
+  );
+  assertEquals((await (await waiting).json()).usage.completion_tokens, 2);
+  assertEquals(printed.text(), "warning: the model failed: out of memory; it is loaded again\n");
+  broken.close();
+});
+
+Deno.test("a Worker that breaks down and cannot be replaced says so from then on", async () => {
+  const gone = copy(run), broken = await Model.load(gone, "cpu");
+  const server = createApp({ runs: [], model: broken }), printed = capture();
+  Deno.removeSync(gone, { recursive: true });
+  broken.worker.dispatchEvent(new MessageEvent("messageerror"));
+  for (let i = 0; i < 2; i++) {
+    const response = await post(server, LONG), { error } = await response.json();
+    assertEquals(response.status, 503);
+    assertEquals(error.message, "The model failed and could not be loaded again: start the server again");
+  }
+  assertMatch(
+    printed.text(),
+    /^warning: the model failed: .*\nwarning: the model could not be loaded again: .*\n$/,
+  );
   broken.close();
 });

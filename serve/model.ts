@@ -5,18 +5,18 @@ import { UserError } from "../ffi/errors.ts";
 import type { GenerateOptions } from "../model/generate.ts";
 import { resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import type { Job, Said, Start } from "./model_worker.ts";
-import { Refusal } from "./refusal.ts";
+import { asRefusal, Refusal, report } from "./refusal.ts";
 
 const MOST_WAITING = 8; // texts, beside the one that is written
 const RETRY_S = 5;
 
-/** A text to write, and who is told about it: each token, then the end or an error. */
+/** A text to write, and who is told about it: each token, then the end or why there is none. */
 export type Order = {
   prompt: number[];
   options: GenerateOptions;
   onToken(token: number): void;
   onEnd(): void;
-  onError(error: Error): void;
+  onError(error: Refusal): void;
 };
 
 type Ready = Extract<Said, { kind: "ready" }>;
@@ -26,9 +26,13 @@ export class Model {
   readonly name: string;
   readonly created: number; // seconds since 1970
   readonly block_size: number;
+  worker: Worker;
+  readonly #start: Start;
+  readonly #stop: Int32Array; // holds the number of the last text that is not wanted any more
   readonly #waiting: Order[] = [];
   #current: Order | undefined;
   #number = 0; // of the current text
+  #isReady = true;
   #failure: Refusal | undefined;
 
   /**
@@ -37,34 +41,28 @@ export class Model {
    * @throws {UserError} if there is none, or the device does not open.
    */
   static async load(path: string, device: string): Promise<Model> {
-    const directory = resolveCheckpoint(path), tokenizer = await openTokenizer(directory);
-    const worker = new Worker(new URL("./model_worker.ts", import.meta.url), { type: "module" });
-    const stop = new SharedArrayBuffer(4);
-    worker.postMessage({ checkpoint: directory, device, stop } satisfies Start);
-    const ready = await firstWord(worker);
-    if (tokenizer.vocab_size > ready.vocab_size) {
+    const checkpoint = resolveCheckpoint(path), tokenizer = await openTokenizer(checkpoint);
+    const worker = newWorker(), start = { checkpoint, device, stop: new SharedArrayBuffer(4) };
+    try {
+      const ready = await firstWord(worker, start);
+      if (tokenizer.vocab_size <= ready.vocab_size) return new Model(start, tokenizer, worker, ready);
       throw new UserError(
-        `Cannot serve ${directory}: its tokenizer has ${tokenizer.vocab_size} tokens, the model ${ready.vocab_size}`,
+        `Cannot serve ${checkpoint}: its tokenizer has ${tokenizer.vocab_size} tokens, the model ${ready.vocab_size}`,
       );
+    } catch (error) {
+      worker.terminate();
+      throw error;
     }
-    return new Model(directory, tokenizer, worker, new Int32Array(stop), ready);
   }
 
-  private constructor(
-    directory: string,
-    readonly tokenizer: Tokenizer,
-    readonly worker: Worker,
-    readonly stop: Int32Array, // holds the number of the last text that is not wanted any more
-    { block_size }: Ready,
-  ) {
-    this.name = basename(runOfCheckpoint(directory));
-    this.created = Math.floor((Deno.statSync(directory).mtime?.getTime() ?? 0) / 1000);
+  private constructor(start: Start, readonly tokenizer: Tokenizer, worker: Worker, { block_size }: Ready) {
+    this.#start = start;
+    this.#stop = new Int32Array(start.stop);
+    this.worker = worker;
+    this.name = basename(runOfCheckpoint(start.checkpoint));
+    this.created = Math.floor((Deno.statSync(start.checkpoint).mtime?.getTime() ?? 0) / 1000);
     this.block_size = block_size;
-    worker.onmessage = ({ data }: MessageEvent<Said>) => this.#hear(data);
-    worker.onerror = (event) => {
-      event.preventDefault(); // or it would end the server
-      this.#fail(event.message);
-    };
+    this.#listen();
   }
 
   /** Has a text written, now or after those that came before. Throws Refusal when too many wait. */
@@ -82,11 +80,26 @@ export class Model {
   cancel(order: Order): void {
     const place = this.#waiting.indexOf(order);
     if (place >= 0) this.#waiting.splice(place, 1);
-    if (order === this.#current) Atomics.store(this.stop, 0, this.#number); // the Worker says when it has noticed
+    if (order === this.#current) Atomics.store(this.#stop, 0, this.#number); // the Worker says when it has noticed
+  }
+
+  /** Ends the Worker. */
+  close(): void {
+    this.worker.terminate();
+  }
+
+  // What is thrown in these would end the server.
+  #listen(): void {
+    this.worker.onmessage = ({ data }: MessageEvent<Said>) => this.#hear(data);
+    this.worker.onmessageerror = () => this.#restart("it said what cannot be read");
+    this.worker.onerror = (event) => {
+      event.preventDefault();
+      this.#restart(event.message);
+    };
   }
 
   #next(): void {
-    if (this.#current) return;
+    if (this.#current || !this.#isReady) return;
     this.#current = this.#waiting.shift();
     if (!this.#current) return;
     const { prompt, options } = this.#current;
@@ -94,46 +107,85 @@ export class Model {
   }
 
   #hear(said: Said): void {
-    const order = this.#wanted();
-    if (said.kind === "token") order?.onToken(said.token);
-    if (said.kind === "end") order?.onEnd();
-    if (said.kind === "error") {
-      order?.onError(said.isUserError ? new Refusal(500, said.message) : new Error(said.message));
+    this.#tell((order) => {
+      if (said.kind === "token") order.onToken(said.token);
+      if (said.kind === "end") order.onEnd();
+      if (said.kind === "error") order.onError(asRefusal(errorOf(said)));
+    });
+    if (said.kind !== "token") this.#done();
+  }
+
+  /** Tells whoever waits for the current text. What goes wrong there ends this text, and no other one. */
+  #tell(act: (order: Order) => void): void {
+    // Of a text that was cancelled nobody wants to hear.
+    const order = Atomics.load(this.#stop, 0) < this.#number ? this.#current : undefined;
+    if (!order) return;
+    try {
+      act(order);
+    } catch (error) {
+      this.cancel(order);
+      fail(order, asRefusal(error));
     }
-    if (said.kind === "token") return;
+  }
+
+  #done(): void {
     this.#current = undefined;
     this.#next();
   }
 
-  #fail(message: string): void {
-    const failure = new Refusal(503, `The model has failed: ${message}; start the server again`);
-    this.#failure = failure;
-    for (const order of [this.#wanted(), ...this.#waiting.splice(0)]) order?.onError(failure);
-  }
-
-  /** The current text, unless it was cancelled: then nobody listens any more. */
-  #wanted(): Order | undefined {
-    return Atomics.load(this.stop, 0) < this.#number ? this.#current : undefined;
-  }
-
-  /** Ends the Worker. */
-  close(): void {
+  /** Takes a new Worker for one that broke down, such as one without memory. The text that it wrote is lost, no other. */
+  async #restart(reason: string): Promise<void> {
+    report(`warning: the model failed: ${reason}; it is loaded again`);
+    this.#isReady = false;
+    this.#tell((order) =>
+      order.onError(new Refusal(500, "The model failed and is loaded again: ask once more"))
+    );
+    this.#current = undefined;
     this.worker.terminate();
+    try {
+      this.worker = newWorker();
+      await firstWord(this.worker, this.#start);
+      this.#isReady = true;
+      this.#listen();
+      this.#next();
+    } catch (error) {
+      report(`warning: the model could not be loaded again: ${(error as Error).message}`);
+      this.#failure = new Refusal(
+        503,
+        "The model failed and could not be loaded again: start the server again",
+      );
+      for (const order of this.#waiting.splice(0)) fail(order, this.#failure);
+    }
   }
 }
 
+function fail(order: Order, refusal: Refusal): void {
+  try {
+    order.onError(refusal);
+  } catch {
+    // its connection is closed
+  }
+}
+
+function newWorker(): Worker {
+  return new Worker(new URL("./model_worker.ts", import.meta.url), { type: "module" });
+}
+
 /** Resolves when a Worker has loaded its model. */
-function firstWord(worker: Worker): Promise<Ready> {
+function firstWord(worker: Worker, start: Start): Promise<Ready> {
   const { promise, resolve, reject } = Promise.withResolvers<Ready>();
   worker.onmessage = ({ data }: MessageEvent<Said>) => {
     if (data.kind === "ready") resolve(data);
-    else if (data.kind === "error") {
-      reject(data.isUserError ? new UserError(data.message) : new Error(data.message));
-    }
+    else if (data.kind === "error") reject(errorOf(data));
   };
   worker.onerror = (event) => {
     event.preventDefault();
     reject(new Error(event.message));
   };
+  worker.postMessage(start);
   return promise;
+}
+
+function errorOf({ message, isUserError }: Extract<Said, { kind: "error" }>): Error {
+  return isUserError ? new UserError(message) : new Error(message);
 }

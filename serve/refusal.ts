@@ -1,6 +1,8 @@
 // Answers other than what was asked for.
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
+import { UserError } from "../ffi/errors.ts";
+import { withoutHome } from "./stats.ts";
 import type { Failure } from "./types.ts";
 
 /** Thrown by a handler whose request cannot be served. The message is one sentence for the person who sent it. */
@@ -19,9 +21,24 @@ export function refuse(c: Context, { status, message, headers }: Refusal): Respo
   return c.json({ error: { message } } satisfies Failure, status, headers);
 }
 
-/** The answer to a request that met an error, which goes to the terminal unless it is a Refusal. */
+/** The answer to a request that met an error. */
 export function explainFailure(error: Error, c: Context): Response {
-  if (error instanceof Refusal) return refuse(c, error);
-  console.error(error);
-  return refuse(c, new Refusal(500, "The server made a mistake: its terminal says more"));
+  return refuse(c, asRefusal(error));
+}
+
+/** What the sender of a request is told of an error. One that is not meant for them goes to the terminal. */
+export function asRefusal(error: unknown): Refusal {
+  if (error instanceof Refusal) return error;
+  if (error instanceof UserError) return new Refusal(500, withoutHome(error.message));
+  report(error);
+  return new Refusal(500, "The server made a mistake: its terminal says more");
+}
+
+/** Prints an error, or a line, to the terminal. A terminal that takes nothing, such as a full disk, ends no server. */
+export function report(error: unknown): void {
+  try {
+    console.error(error);
+  } catch {
+    // nobody can be told
+  }
 }

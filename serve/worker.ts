@@ -21,13 +21,11 @@ const HOSTNAME = "127.0.0.1";
 let run: Run | undefined, server: Listening | undefined;
 
 self.onmessage = async ({ data }: MessageEvent<Told>) => {
-  if (data.kind === "stop") await stop();
-  else {
-    try {
-      say({ kind: "serving", url: start(data.dir, data.port) });
-    } catch (error) {
-      say({ kind: "failed", message: error instanceof UserError ? error.message : explain(error) });
-    }
+  try {
+    if (data.kind === "stop") await stop();
+    else say({ kind: "serving", url: start(data.dir, data.port) });
+  } catch (error) {
+    say({ kind: "failed", message: error instanceof UserError ? error.message : explain(error) });
   }
 };
 

@@ -50,18 +50,19 @@ export function workerEncoders(tokenizer: string, options: SplitOptions, n_worke
 class EncodeWorker {
   readonly #worker = new Worker(new URL("./encode_worker.ts", import.meta.url), { type: "module" });
   readonly #waiting: PromiseWithResolvers<Encoded>[] = []; // one for each block without an answer, oldest first
+  #failure: Error | undefined;
 
   constructor(start: Start) {
+    // What is thrown in these would end the program without the last commit.
     this.#worker.onmessage = ({ data }: MessageEvent<Answer>) => {
-      const { resolve, reject } = this.#waiting.shift()!;
-      if ("encoded" in data) resolve(data.encoded);
-      else reject(data.isUserError ? new UserError(data.error) : new Error(data.error));
+      const answer = this.#waiting.shift();
+      if ("encoded" in data) answer?.resolve(data.encoded);
+      else answer?.reject(data.isUserError ? new UserError(data.error) : new Error(data.error));
     };
+    this.#worker.onmessageerror = () => this.#fail("it said what cannot be read");
     this.#worker.onerror = (event) => { // such as a worker that ran out of memory: there will be no more answers
       event.preventDefault();
-      for (const { reject } of this.#waiting.splice(0)) {
-        reject(new Error(`An encoder failed: ${event.message}`));
-      }
+      this.#fail(event.message);
     };
     this.#worker.postMessage(start);
   }
@@ -69,6 +70,10 @@ class EncodeWorker {
   encode({ text, ends }: Block): Promise<Encoded> {
     const answer = Promise.withResolvers<Encoded>();
     answer.promise.catch(() => {}); // it may fail before the caller comes to wait for it
+    if (this.#failure) {
+      answer.reject(this.#failure);
+      return answer.promise;
+    }
     this.#waiting.push(answer);
     this.#worker.postMessage({ text, ends }, [text.buffer, ends.buffer]);
     return answer.promise;
@@ -76,5 +81,10 @@ class EncodeWorker {
 
   end(): void {
     this.#worker.terminate();
+  }
+
+  #fail(reason: string): void {
+    this.#failure = new Error(`An encoder failed: ${reason}`);
+    for (const { reject } of this.#waiting.splice(0)) reject(this.#failure);
   }
 }

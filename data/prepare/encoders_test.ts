@@ -45,6 +45,25 @@ Deno.test("a bug in a worker keeps its stack", async () => {
   assertMatch(error.message, /TypeError.*\n.*BlockEncoder/);
 });
 
+Deno.test("a worker that breaks down fails its blocks, and those that come later", async () => {
+  const { Worker } = globalThis, workers: Worker[] = [];
+  globalThis.Worker = class extends Worker {
+    constructor(...args: ConstructorParameters<typeof Worker>) {
+      super(...args);
+      workers.push(this);
+    }
+  };
+  using encoders = workerEncoders("bytes", { val_fraction: 0.3, seed: 1 }, 1);
+  const encode = () => encoders.encode({ text: Uint8Array.of(65), ends: Uint32Array.of(1), read: 1 });
+  const first = encode();
+  globalThis.Worker = Worker;
+  workers[0]!.dispatchEvent(new ErrorEvent("error", { message: "out of memory", cancelable: true }));
+  for (const block of [first, encode()]) {
+    await assertRejects(() => block, Error, "An encoder failed: out of memory");
+  }
+  workers[0]!.dispatchEvent(new MessageEvent("message", { data: { error: "late", isUserError: true } })); // is not fatal
+});
+
 // ---- every pair of options that decide which documents come and in which order
 
 const FLAGS: Record<string, string[]> = {
