@@ -5,7 +5,6 @@ import { orMistake } from "../ffi/system_error.ts";
 import {
   fillTensors,
   loadTensors,
-  requireTensors,
   resolveCheckpoint,
   type SavedTensor,
   saveTensors,
@@ -16,7 +15,7 @@ import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
-import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
+import { configFromHF, configToHF, generationConfig, hfShape, hfTensors, requireWeights } from "./hf.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 
 /** The weights as Hugging Face tensors: row ranges of our stacked matrices. */
@@ -87,7 +86,7 @@ export function loadModel(path: string): { model: Llama; config: LlamaConfig; di
   const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
   const weights = readWeights(directory);
   if (sums) requireSum(`${directory}/model.safetensors`, sums.get("model.safetensors"));
-  requireTensors(directory, weights, hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) })));
+  requireWeights(directory, weights, config);
   const model = init(config);
   fillTensors(weights, modelTensors(new Parameters(model, { seed: 0, train: false }), config));
   return { model, config, directory };

@@ -3,7 +3,8 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
 import { copyToDevice, open } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
-import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
+import { modelDirectory } from "../tests/helpers.ts";
+import { readSafetensors, toFloat32, writeSafetensors } from "../runtime/safetensors.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
 import { loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
@@ -63,6 +64,53 @@ Deno.test("loadModel() reads float16 in several files, and computes what transfo
   toFloat32(read("logits"), "F32").forEach((expected, i) => {
     assertAlmostEquals(padded[Math.floor(i / V) * paddedVocab(config) + i % V]!, expected, 1e-5);
   });
+});
+
+Deno.test("loadModel() refuses weights that it would not compute with, and takes both ends of a tie that are the same", async () => {
+  open("cpu");
+  /** A copy of a small model with a tensor more, of a name and values. */
+  async function withTensor(
+    name: string,
+    values: Float32Array<ArrayBuffer>,
+    shape: number[],
+  ): Promise<string> {
+    const directory = await modelDirectory({ tie_word_embeddings: true }),
+      path = `${directory}/model.safetensors`;
+    const { tensors, read } = readSafetensors(path);
+    const entries = Array.from(tensors, ([name, { shape }]) => {
+      const bytes = read(name);
+      return { name, dtype: "F32" as const, shape, bytes: () => bytes };
+    });
+    writeSafetensors(path, [...entries, {
+      name,
+      dtype: "F32",
+      shape,
+      bytes: () => new Uint8Array(values.buffer),
+    }]);
+    return directory;
+  }
+  const plain = await modelDirectory({ tie_word_embeddings: true }),
+    same = readSafetensors(`${plain}/model.safetensors`);
+  const embedding = toFloat32(same.read("model.embed_tokens.weight"), "F32"), shape = [257, 32];
+  const values = (path: string) => loadModel(path).model.embed_tokens.toArray();
+  assertEquals(values(await withTensor("lm_head.weight", embedding, shape)), values(plain));
+  const frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq";
+  assertEquals(values(await withTensor(frequencies, new Float32Array(8), [8])), values(plain));
+
+  const refused = async (model: Promise<string>) => {
+    const directory = await model;
+    return assertThrows(() => loadModel(directory), UserError).message;
+  };
+  const other = embedding.map((x, i) => i === embedding.length - 1 ? x + 1 : x);
+  assertStringIncludes(
+    await refused(withTensor("lm_head.weight", other, shape)),
+    "/model.safetensors: lm_head.weight is not model.embed_tokens.weight, but tie_word_embeddings is true in config.json; " +
+      "set it to false there, if the two are meant to differ",
+  );
+  assertStringIncludes(
+    await refused(withTensor("model.layers.0.self_attn.q_norm.weight", new Float32Array(16), [16])),
+    "/model.safetensors: it has model.layers.0.self_attn.q_norm.weight (16), which loam does not compute with",
+  );
 });
 
 Deno.test("loadModel() names what shards, their index and config.json do not agree on", () => {

@@ -2,7 +2,10 @@
 // vLLM, ...) load as it is. Two differences to bridge: loam keeps q, k, v (and gate, up) stacked in one matrix, and pads
 // the vocabulary to a multiple of 64 rows. RoPE already uses the half-split pairs of Hugging Face: nothing is permuted.
 
+import { Buffer } from "node:buffer";
 import { UserError } from "../ffi/errors.ts";
+import { requireTensors } from "../runtime/checkpoint.ts";
+import type { SafetensorsFile } from "../runtime/safetensors.ts";
 import type { LlamaConfig } from "./llama.ts";
 
 /** One Hugging Face tensor: `rows` rows from `row` on of our tensor at the dot path `ours`. cols is 0 for a vector. */
@@ -91,36 +94,66 @@ export function generationConfig(options: HFOptions): Record<string, unknown> {
   return { bos_token_id: options.bos_token_id, eos_token_id: options.eos_token_id };
 }
 
+/** Keys of config.json that change nothing of what a model computes: who wrote it, training, names, how to generate. */
+const HARMLESS = new Set(
+  ("_name_or_path name_or_path transformers_version unsloth_version unsloth_fixed is_llama_config torch_dtype dtype " +
+    "_attn_implementation attn_implementation _attn_implementation_autoset _commit_hash transformers.js_config " +
+    "initializer_range attention_dropout use_cache pretraining_tp gradient_checkpointing torchscript use_bfloat16 " +
+    "tf_legacy_loss chunk_size_feed_forward max_sequence_length is_decoder " +
+    "bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class prefix " +
+    "return_dict output_hidden_states output_attentions tie_last_hidden_states id2label label2id num_labels problem_type " +
+    "finetuning_task task_specific_params output_scores return_dict_in_generate bad_words_ids begin_suppress_tokens " +
+    "diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff " +
+    "eta_cutoff exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length " +
+    "min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values " +
+    "repetition_penalty suppress_tokens temperature top_k top_p typical_p").split(" "),
+);
+
+/** Keys that loam computes for one value, under the names that config.json has for it. */
+const ONLY: Record<string, unknown[]> = { hidden_act: ["silu", "swish"], partial_rotary_factor: [1] };
+
+/** The largest sizes that are believed of a config.json. */
+const LARGEST = {
+  vocab_size: 2 ** 24,
+  hidden_size: 2 ** 16,
+  intermediate_size: 2 ** 20,
+  num_hidden_layers: 2 ** 12,
+  num_attention_heads: 2 ** 12,
+  num_key_value_heads: 2 ** 12,
+  head_dim: 2 ** 12,
+  max_position_embeddings: 2 ** 24,
+};
+
+/** Keys that are read for what they say. */
+const COMPUTED = new Set([
+  ...Object.keys(LARGEST),
+  ...["model_type", "architectures", "layer_types", "tie_word_embeddings"],
+  ...["rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"],
+]);
+
 /**
  * The model that a config.json describes; `path` is named in errors. A missing key has the value transformers gives it.
- * Throws UserError for what loam does not compute: other architectures, scaled RoPE, biases, other activations.
+ * Throws UserError for what loam does not compute: other architectures, scaled RoPE, biases, quantized weights, keys that it
+ * does not know and that are not empty, null, 0 or false, and sizes out of all proportion.
  */
 export function configFromHF(json: unknown, path = "config.json"): LlamaConfig {
-  if (typeof json !== "object" || json === null) {
-    throw unsupported(path, "its content", json, "a JSON object");
-  }
-  const values = json as Record<string, unknown>;
-  const rope = (values.rope_parameters ?? {}) as Record<string, unknown>;
-  const scaling = (values.rope_scaling ?? {}) as Record<string, unknown>;
-  const only: [string, unknown, unknown][] = [
-    ["model_type", values.model_type, "llama"],
-    ["hidden_act", values.hidden_act ?? "silu", "silu"],
-    ["attention_bias", values.attention_bias ?? false, false],
-    ["mlp_bias", values.mlp_bias ?? false, false],
-    ["rope_scaling.rope_type", scaling.rope_type ?? scaling.type ?? "default", "default"],
-    ["rope_parameters.rope_type", rope.rope_type ?? "default", "default"],
-  ];
-  for (const [key, value, supported] of only) {
-    if (value !== supported) throw unsupported(path, key, value, JSON.stringify(supported));
-  }
-
-  const count = (key: string, fallback?: number) => positive(path, key, values[key] ?? fallback, "integer");
+  if (!isObject(json)) throw unsupported(path, "its content", json, "a JSON object");
+  refuseUnknown(path, json);
+  const rope = ropeOf(path, json);
+  const count = (key: keyof typeof LARGEST, fallback?: number) => {
+    const value = json[key] ?? fallback, largest = LARGEST[key];
+    if (Number.isSafeInteger(value) && (value as number) > 0 && value as number <= largest) {
+      return value as number;
+    }
+    throw unsupported(path, key, value, `a whole number from 1 to ${largest}`);
+  };
   const C = count("hidden_size"), H = count("num_attention_heads"), K = count("num_key_value_heads", H);
-  const D = count("head_dim", C / H);
+  const D = count("head_dim", C / H), tied = json.tie_word_embeddings ?? false;
   if (H % K !== 0) {
     throw unsupported(path, "num_attention_heads", H, `a multiple of num_key_value_heads, ${K}`);
   }
   if (D % 2 !== 0) throw unsupported(path, "head_dim", D, "even, since RoPE turns pairs");
+  if (typeof tied !== "boolean") throw unsupported(path, "tie_word_embeddings", tied, "true or false");
   return {
     vocab_size: count("vocab_size"),
     n_layer: count("num_hidden_layers"),
@@ -130,20 +163,121 @@ export function configFromHF(json: unknown, path = "config.json"): LlamaConfig {
     head_dim: D,
     n_inner: count("intermediate_size"),
     block_size: count("max_position_embeddings", 2048),
-    rope_theta: positive(path, "rope_theta", rope.rope_theta ?? values.rope_theta ?? 10000, "number"),
-    norm_eps: positive(path, "rms_norm_eps", values.rms_norm_eps ?? 1e-6, "number"),
-    tie_word_embeddings: values.tie_word_embeddings === true,
+    rope_theta: positive(path, "rope_theta", rope.rope_theta ?? json.rope_theta ?? 10000),
+    norm_eps: positive(path, "rms_norm_eps", json.rms_norm_eps ?? 1e-6),
+    tie_word_embeddings: tied,
   };
 }
 
-function positive(path: string, key: string, value: unknown, kind: "integer" | "number"): number {
-  const fits = typeof value === "number" && value > 0 && (kind === "number" || Number.isSafeInteger(value));
-  if (!fits) throw unsupported(path, key, value, `a positive ${kind}`);
-  return value;
+/** What says how positions turn: rope_scaling where it says anything, as in transformers. Refuses all but the plain kind. */
+function ropeOf(path: string, json: Record<string, unknown>): Record<string, unknown> {
+  for (const name of ["rope_scaling", "rope_parameters"]) {
+    const rope = json[name] ?? {};
+    if (!isObject(rope)) throw unsupported(path, name, rope, "an object");
+    for (const [key, value] of Object.entries(rope)) {
+      const known = ["rope_type", "type"].includes(key) ? ["default"] : ONLY[key];
+      if (key === "rope_theta" || isOff(value) || known?.includes(value)) continue;
+      if (known) throw unsupported(path, `${name}.${key}`, value, JSON.stringify(known[0]));
+      throw unknown(path, `${name}.${key}`, value);
+    }
+  }
+  return isOff(json.rope_scaling)
+    ? (json.rope_parameters ?? {}) as Record<string, unknown>
+    : json.rope_scaling as Record<string, unknown>;
+}
+
+/** Throws UserError for what a config.json has switched on that loam does not compute. */
+function refuseUnknown(path: string, json: Record<string, unknown>): void {
+  const { model_type, architectures: names = null, layer_types: types = null } = json;
+  if (model_type !== "llama") throw unsupported(path, "model_type", model_type, '"llama"');
+  if (names !== null && !JSON.stringify(names).toLowerCase().includes('"llamaforcausallm"')) {
+    throw unsupported(path, "architectures", names, '["LlamaForCausalLM"]');
+  }
+  if (types !== null && !(Array.isArray(types) && types.every((type) => type === "full_attention"))) {
+    throw unsupported(path, "layer_types", types, '"full_attention" for each layer');
+  }
+  for (const [key, value] of Object.entries(json)) {
+    if (COMPUTED.has(key) || HARMLESS.has(key) || isOff(value) || ONLY[key]?.includes(value)) continue;
+    throw ONLY[key] ? unsupported(path, key, value, JSON.stringify(ONLY[key][0])) : unknown(path, key, value);
+  }
+}
+
+/** Whether a value can switch nothing on. */
+function isOff(value: unknown): boolean {
+  return !value || JSON.stringify(value) === "[]" || JSON.stringify(value) === "{}";
+}
+
+function positive(path: string, key: string, value: unknown): number {
+  if (typeof value === "number" && value > 0 && value < Infinity) return value;
+  throw unsupported(path, key, value, "a positive number");
+}
+
+function unknown(path: string, key: string, value: unknown): UserError {
+  return new UserError(
+    `Cannot load ${path}: ${key} is ${
+      shown(value)
+    }, which loam does not compute; remove it only if the model is the same ` +
+      "without it",
+  );
 }
 
 function unsupported(path: string, key: string, value: unknown, expected: string): UserError {
-  return new UserError(
-    `Cannot load ${path}: ${key} is ${JSON.stringify(value) ?? "missing"}, and should be ${expected}`,
-  );
+  return new UserError(`Cannot load ${path}: ${key} is ${shown(value)}, and should be ${expected}`);
+}
+
+/** A value as in the file, cut where it is long. */
+function shown(value: unknown): string {
+  const text = JSON.stringify(value) ?? "missing";
+  return text.length > 80 ? `${text.slice(0, 80)}...` : text;
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+// ---- weights
+
+/** Tensors that the files of old models have beside the weights: RoPE's, which follow from config.json. */
+const HARMLESS_TENSOR = /(^|\.)rotary_emb\.inv_freq$/;
+
+/**
+ * Throws UserError where the files of a model do not hold exactly the weights of its configuration: one is missing, of another
+ * shape, or loam would not compute with it. `directory` is named in errors. Reads headers, and of a tied model both ends of
+ * the tie where the files have both.
+ */
+export function requireWeights(
+  directory: string,
+  weights: Map<string, SafetensorsFile>,
+  config: LlamaConfig,
+): void {
+  const wanted = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) }));
+  requireTensors(directory, weights, wanted);
+  const names = new Set(wanted.map(({ name }) => name));
+  for (const [name, file] of weights) {
+    if (names.has(name) || HARMLESS_TENSOR.test(name)) continue;
+    if (name === "lm_head.weight" && config.tie_word_embeddings) {
+      const embedding = "model.embed_tokens.weight";
+      if (areSame(file, name, weights.get(embedding)!, embedding)) continue;
+      throw new UserError(
+        `Cannot load ${file.path}: lm_head.weight is not model.embed_tokens.weight, but tie_word_embeddings is true in ` +
+          "config.json; set it to false there, if the two are meant to differ",
+      );
+    }
+    throw new UserError(
+      `Cannot load ${file.path}: it has ${name} (${
+        file.tensors.get(name)!.shape
+      }), which loam does not compute with`,
+    );
+  }
+}
+
+/** Whether two tensors of the same shape have the same bytes. */
+function areSame(fileA: SafetensorsFile, a: string, fileB: SafetensorsFile, b: string): boolean {
+  const { length } = fileA.tensors.get(a)!, piece = 1 << 24;
+  if (fileB.tensors.get(b)!.length !== length) return false;
+  for (let begin = 0; begin < length; begin += piece) {
+    const end = Math.min(length, begin + piece);
+    if (!Buffer.from(fileA.read(a, begin, end).buffer).equals(fileB.read(b, begin, end))) return false;
+  }
+  return true;
 }

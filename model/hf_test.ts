@@ -74,7 +74,7 @@ Deno.test("configFromHF() gives missing keys the values of transformers", () => 
   const error = assertThrows(() => configFromHF(json, "m/config.json"), UserError);
   assertEquals(
     error.message,
-    "Cannot load m/config.json: intermediate_size is missing, and should be a positive integer",
+    "Cannot load m/config.json: intermediate_size is missing, and should be a whole number from 1 to 1048576",
   );
 });
 
@@ -86,32 +86,94 @@ Deno.test("configFromHF() takes rope_theta from either place, rope_parameters fi
   assertEquals(theta({ rope_theta: 7, rope_parameters: { rope_type: "default", rope_theta: 8 } }), 8);
 });
 
+Deno.test("configFromHF() takes every key that transformers writes, and what others leave off", () => {
+  const json = JSON.parse(
+    Deno.readTextFileSync(`${import.meta.dirname}/../tests/golden/sharded/config.json`),
+  );
+  const plain = configFromHF(json);
+  const more = {
+    ...{
+      pretraining_tp: 2,
+      attention_dropout: 0.1,
+      use_cache: false,
+      pad_token_id: 0,
+      temperature: 0.6,
+      do_sample: true,
+    },
+    ...{
+      rope_scaling: null,
+      rope_interleaved: false,
+      sliding_window: null,
+      quantization_config: {},
+      pruned_heads: {},
+    },
+    ...{
+      hidden_act: "swish",
+      partial_rotary_factor: 1,
+      layer_types: ["full_attention"],
+      _name_or_path: "x/y",
+    },
+  };
+  assertEquals(configFromHF({ ...json, ...more }), plain);
+});
+
 Deno.test("configFromHF() refuses what loam does not compute", () => {
   const json = configToHF(GPT_270M, OPTIONS);
   const cases: [object, string][] = [
     [{ model_type: "qwen3" }, 'model_type is "qwen3", and should be "llama"'],
     [{ hidden_act: "gelu" }, 'hidden_act is "gelu", and should be "silu"'],
-    [{ attention_bias: true }, "attention_bias is true, and should be false"],
-    [{ mlp_bias: true }, "mlp_bias is true, and should be false"],
+    [{ attention_bias: true }, "attention_bias is true, which loam does not compute; remove it only if"],
+    [{ mlp_bias: true }, "mlp_bias is true, which loam does not compute"],
+    [{ rope_interleaved: true }, "rope_interleaved is true, which loam does not compute"],
+    [{ sliding_window: 4096 }, "sliding_window is 4096, which loam does not compute"],
+    [{ quantization_config: { bits: 4 } }, 'quantization_config is {"bits":4}, which loam does not compute'],
+    [{ partial_rotary_factor: 0.5 }, "partial_rotary_factor is 0.5, and should be 1"],
+    [{ per_layer_config: { 0: { head_dim: 8 } } }, "per_layer_config is"],
+    [{ auto_map: { AutoModel: "my.Model" } }, "auto_map is"],
+    [{ is_encoder_decoder: true }, "is_encoder_decoder is true"],
+    [
+      { layer_types: ["full_attention", "sliding_attention"] },
+      'layer_types is ["full_attention","sliding_attention"], and should be "full_attention" for each layer',
+    ],
+    [
+      { architectures: ["LlamaForSequenceClassification"] },
+      'architectures is ["LlamaForSequenceClassification"], and should be ["LlamaForCausalLM"]',
+    ],
+    [{ tie_word_embeddings: "true" }, 'tie_word_embeddings is "true", and should be true or false'],
+    [
+      { rope_scaling: { factor: 8, rope_type: "default" } },
+      "rope_scaling.factor is 8, which loam does not compute",
+    ],
     [
       { rope_scaling: { rope_type: "llama3" } },
       'rope_scaling.rope_type is "llama3", and should be "default"',
     ],
-    [{ rope_scaling: { type: "linear", factor: 2 } }, 'rope_scaling.rope_type is "linear"'],
+    [
+      { rope_scaling: { type: "linear", factor: 2 } },
+      'rope_scaling.type is "linear", and should be "default"',
+    ],
     [{ rope_parameters: { rope_type: "yarn" } }, 'rope_parameters.rope_type is "yarn"'],
+    [{ rope_parameters: { partial_rotary_factor: 0.5 } }, "rope_parameters.partial_rotary_factor is 0.5"],
+    [{ rope_parameters: { full_attention: { rope_theta: 9 } } }, "rope_parameters.full_attention is"],
+    [{ rope_parameters: [1] }, "rope_parameters is [1], and should be an object"],
+    [{ rope_theta: Infinity, rope_parameters: null }, "rope_theta is null, and should be a positive number"],
     [{ rope_theta: -1, rope_parameters: null }, "rope_theta is -1, and should be a positive number"],
     [{ head_dim: 63 }, "head_dim is 63, and should be even"],
     [
       { num_key_value_heads: 5 },
       "num_attention_heads is 16, and should be a multiple of num_key_value_heads, 5",
     ],
-    [{ num_hidden_layers: 2.5 }, "num_hidden_layers is 2.5, and should be a positive integer"],
-    [{ vocab_size: "50257" }, 'vocab_size is "50257", and should be a positive integer'],
+    [{ num_hidden_layers: 2.5 }, "num_hidden_layers is 2.5, and should be a whole number from 1 to 4096"],
+    [{ num_hidden_layers: 1000000 }, "num_hidden_layers is 1000000, and should be a whole number from 1 to"],
+    [{ hidden_size: 2 ** 32 }, "hidden_size is 4294967296, and should be a whole number from 1 to 65536"],
+    [{ max_position_embeddings: 1e300 }, "max_position_embeddings is 1e+300, and should be a whole number"],
+    [{ vocab_size: "50257" }, 'vocab_size is "50257", and should be a whole number from 1 to 16777216'],
   ];
   for (const [change, expected] of cases) {
     assertThrows(() => configFromHF({ ...json, ...change }, "m/config.json"), UserError, expected);
   }
-  assertThrows(() => configFromHF([]), UserError, "model_type is missing");
+  assertThrows(() => configFromHF({}), UserError, "model_type is missing");
+  assertThrows(() => configFromHF([]), UserError, "its content is [], and should be a JSON object");
   assertThrows(() => configFromHF(null), UserError, "its content is null, and should be a JSON object");
 });
 
