@@ -6,7 +6,7 @@ import { asTyped } from "../ffi/command.ts";
 import { explain, runMain, UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import type { Block } from "./read/block.ts";
-import { readBlocks, type ReadCounts } from "./read/documents.ts";
+import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
 import type { Encoded } from "./prepare/encode.ts";
 import { type Encoders, oneEncoder, workerEncoders } from "./prepare/encoders.ts";
 import { findSources, type Source } from "./read/inputs.ts";
@@ -36,7 +36,7 @@ export async function main(args: string[]): Promise<void> {
   }
   const options = command.prepare;
   if (options.inputs === DEMO.inputs) requireDemoCorpus();
-  const { dir, meta, work } = await prepare(options, showProgress);
+  const { dir, meta, work } = await prepare(options, showProgress, console.error);
   console.log(work === null ? finishedSummary(dir, meta) : runSummary(dir, meta, work));
 }
 
@@ -79,11 +79,16 @@ export interface Prepared {
  * Writes a dataset, or goes on writing the one that an interrupted run of the same recipe left.
  *
  * @param show Starts the progress display.
+ * @param report Told in a line what a directory among the inputs gave, and what in it is left out.
  * @throws {UserError} for inputs, options and places that cannot be used. What was committed stays, to go on with.
  */
-export async function prepare(options: PrepareOptions, show: (task: Task) => Progress): Promise<Prepared> {
+export async function prepare(
+  options: PrepareOptions,
+  show: (task: Task) => Progress,
+  report: (line: string) => void = () => {},
+): Promise<Prepared> {
   const start = performance.now();
-  const { sources, part } = await ownSources(options);
+  const { sources, part } = await ownSources(options, report);
   const tokenizer = await openTokenizer(options.tokenizer);
   const recipe = describe(sources, part, tokenizer, options);
   const dir = options.shard === null ? options.out : join(options.out, partName(options.shard));
@@ -115,13 +120,16 @@ function refuseEmptySplit(run: Run, counts: ReadCounts, options: PrepareOptions)
 
 /** What this run reads. */
 async function ownSources(
-  { inputs, column, shard }: PrepareOptions,
+  options: PrepareOptions,
+  report: (line: string) => void,
 ): Promise<{ sources: Source[]; part: Part | null }> {
-  const sources = await findSources(inputs, { column });
+  const { inputs, shard } = options, sources = await findSources(inputs, { ...options, report });
   if (inputs === DEMO.inputs) { // which are written anew, perhaps with the same text, before each run
     for (const input of sources[0]!.inputs) input.version = sha256OfFile(input.name);
   }
-  return shard === null ? { sources, part: null } : takePart(sources, shard);
+  const own = shard === null ? { sources, part: null } : takePart(sources, shard);
+  await checkStarts(own.sources, options);
+  return own;
 }
 
 /** Reads, encodes and writes the documents that the run has not got yet. */

@@ -82,6 +82,28 @@ Deno.test("prepare() takes a tokenizer from a directory and puts it beside the d
     assertEquals(documents.toSorted(), TEXTS.toSorted());
   }));
 
+Deno.test("deno task prepare says what a directory gave, and takes its own dataset there for no input", () =>
+  inDirectory(async (dir) => {
+    for (const name of ["train-0.JSONL", "train-1.ndjson", "test-0.jsonl"]) jsonl(`${dir}/${name}`, TEXTS);
+    Deno.writeTextFileSync(`${dir}/dataset_infos.json`, '{\n "default": {}\n}\n');
+    await writeTokenizer(`${dir}/tokenizer`);
+    const flags = ["--input", dir, "--val_fraction=.3", "--out", `${dir}/ds`, `--tokenizer=${dir}/tokenizer`];
+    const first = await runTask(...flags);
+    const said = [
+      `${dir}: 2 files (1 .jsonl, 1 .ndjson)`,
+      `${dir}: left out 1 of split test (--split reads them)`,
+      `${dir}: left out 1 dataset_infos.json, 1 tokenizer.json, 1 tokenizer_config.json`,
+      "",
+    ];
+    assertEquals([first.code, first.error.split("\n")], [0, said]);
+    const meta = JSON.parse(Deno.readTextFileSync(`${dir}/ds/meta.json`));
+    assertEquals(meta.train.documents + meta.val.documents, 100);
+    const again = await runTask(...flags);
+    assertMatch(again.out, /, finished before; nothing to do\n/);
+    assertEquals([again.code, again.error.split("\n")], [0, said]);
+    assertEquals((await runTask(...flags, "--overwrite", "--seed=2")).code, 0);
+  }));
+
 // ---- mistakes
 
 Deno.test("prepare() stops at a broken line and leaves nothing where nothing was committed", () =>
@@ -199,7 +221,7 @@ Deno.test("deno task prepare refuses text in another encoding, and says what --s
     }
     jsonl(`${dir}/texts.jsonl`, TEXTS);
     const { code, out, error } = await runTask("--input", dir, ...flags, "--skip_bad");
-    assertEquals([code, error], [0, ""]);
+    assertEquals([code, error], [0, `${dir}: 5 files (3 .txt, 2 .jsonl)\n`]);
     const meta = JSON.parse(Deno.readTextFileSync(`${dir}/out/meta.json`));
     assertEquals([meta.train.documents + meta.val.documents, meta.left_out], [1 + 1 + 1 + 50, {
       empty: 1,

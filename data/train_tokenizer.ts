@@ -7,7 +7,7 @@ import { isFile, writeSynced } from "../ffi/files.ts";
 import { bpeMerges } from "./train_tokenizer/bpe_trainer.ts";
 import { byteCharacters, byteLevelFiles } from "./tokenizers/byte_level_files.ts";
 import { ByteStrings } from "./tokenizers/byte_strings.ts";
-import { readBlocks, type ReadCounts } from "./read/documents.ts";
+import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
 import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
 import { orMistake } from "../ffi/system_error.ts";
@@ -50,7 +50,8 @@ export async function trainTokenizer(
   limits: WordLimits = WORD_LIMITS,
 ): Promise<Trained> {
   const { out, special_tokens, pattern } = options;
-  const sources = await findSources(options.train, options);
+  const sources = await findSources(options.train, { ...options, report });
+  await checkStarts(sources, options);
   using _lock = DirectoryLock.take(out);
   refuseToReplace(out, options.overwrite);
   const text = new TrainingText(PATTERNS[pattern], limits), counts: ReadCounts = { bad: 0, duplicates: 0 };

@@ -19,6 +19,8 @@ input
                          URLs, of .parquet, .jsonl and .txt (.gz, .zst); more may follow, and are read in this
                          order. With a weight behind each, as in 'web/*:0.8', they are mixed by bytes of text
                          until one of them has no more
+  --split NAME           which files of directories and patterns to read, by their names, such as validation
+                                                                               (all but validation and test)
   --column NAME          parquet column or jsonl field with the text           (text)
   --split_on WHERE       where documents of .txt files end: blank_line, line, or a text such as '\\n---\\n'
                                                                                (each file is one document)
@@ -54,6 +56,8 @@ export interface PartNumber {
 export interface PrepareOptions {
   /** Files, globs, directories and URLs, with weights or without. */
   inputs: string[];
+  /** Which files of directories to read; null for all that name neither validation nor test. */
+  split: string | null;
   out: string;
   column: string;
   /** Where documents of .txt files end: "blank_line", "line" or a text; "" if each file is one document. */
@@ -86,6 +90,7 @@ export type Command = { merge: MergeOptions } | { prepare: PrepareOptions };
 const DEFAULTS: PrepareOptions = {
   ...READ_ALL,
   inputs: [],
+  split: null,
   out: "",
   tokenizer: "gpt2",
   val_fraction: 0.005,
@@ -110,6 +115,7 @@ const FLAGS = {
   files: "input",
   values: [
     "out",
+    "split",
     "column",
     "split_on",
     "limit",
@@ -154,6 +160,7 @@ export function parseCommand(args: string[]): Command {
   return {
     prepare: {
       inputs: demo ? DEMO.inputs : inputs,
+      split: values.split ?? defaults.split,
       out: out ?? defaults.out,
       column: values.column ?? defaults.column,
       split_on: unescape(values.split_on) ?? defaults.split_on,

@@ -29,6 +29,7 @@ Deno.test("parseCommand() takes what follows -- as if it were not there", () => 
 Deno.test("parseCommand() has the documented defaults", () => {
   assertEquals(parse(required), {
     inputs: ["a.parquet"],
+    split: null,
     out: "data/a",
     column: "text",
     split_on: "",
@@ -50,9 +51,18 @@ Deno.test("parseCommand() reads every flag", () => {
   const reading = ["--column=body", "--split_on=\\n--\\n", "--dedup=exact", "--shuffle_docs=7", "--skip_bad"];
   const rest = ["--tokenizer", "bytes", "--val_fraction=.1", "--seed", "0", "--workers=3", "--shard=2/8"];
   assertEquals(
-    parse([...required, ...reading, ...rest, "--limit=10", "--shard_tokens=1000", "--overwrite"]),
+    parse([
+      ...required,
+      ...reading,
+      ...rest,
+      "--limit=10",
+      "--split=test",
+      "--shard_tokens=1000",
+      "--overwrite",
+    ]),
     {
       inputs: ["a.parquet"],
+      split: "test",
       out: "data/a",
       column: "body",
       split_on: "\n--\n",

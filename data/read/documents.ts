@@ -1,6 +1,7 @@
 // The documents of all inputs in the order in which they are encoded, as blocks of UTF-8.
 import { UserError } from "../../ffi/errors.ts";
 import type { Block, ReportBad } from "./block.ts";
+import { concatenate } from "./bytes.ts";
 import { decompress } from "./compression.ts";
 import { type Format, formatOf, type Input, openInput, type Source } from "./inputs.ts";
 import { interleave, type Stream } from "./interleave.ts";
@@ -8,6 +9,8 @@ import { readJsonLines } from "./json_lines.ts";
 import { readParquet, type Skip } from "./parquet.ts";
 import { shuffled, shuffleDocuments } from "./shuffle.ts";
 import { readText, type TextInput } from "./text.ts";
+
+const NEWLINE = 0x0a;
 
 /** What to read and in which order. */
 export interface ReadOptions {
@@ -61,7 +64,7 @@ export async function* readBlocks(
   skip = 0,
 ): AsyncGenerator<Block> {
   const reportBad: ReportBad = (message, documents) => {
-    if (!options.skip_bad) throw new UserError(`${message}, or leave it out with --skip_bad`);
+    if (!options.skip_bad) refuseBad(message);
     counts.bad += documents;
     counts.first_bad ??= message;
   };
@@ -97,16 +100,55 @@ async function* readSources(
 
 function readInput(
   input: Input,
-  { column, split_on }: ReadOptions,
+  options: ReadOptions,
   reportBad: ReportBad,
   passOver: Skip,
 ): AsyncGenerator<Block> {
   const format = formatOf(input.name)!; // findSources() has checked it
-  if (format.kind === "parquet") return readParquet(openInput(input), column, reportBad, passOver);
-  const text = openText(input, format);
-  return format.kind === "jsonl"
-    ? readJsonLines(text, column, reportBad)
-    : readText(text, split_on, reportBad);
+  return format.kind === "parquet"
+    ? readParquet(openInput(input), options.column, reportBad, passOver)
+    : readDocuments(openText(input, format), format, options, reportBad);
+}
+
+function readDocuments(
+  text: TextInput,
+  { kind }: Format,
+  { column, split_on }: Pick<ReadOptions, "column" | "split_on">,
+  reportBad: ReportBad,
+): AsyncGenerator<Block> {
+  return kind === "jsonl" ? readJsonLines(text, column, reportBad) : readText(text, split_on, reportBad);
+}
+
+const START_BYTES = 1 << 14;
+
+/**
+ * Reads the first lines of each text file, so that most mistakes show before there is work to lose. Of parquet files
+ * findSources() has read the metadata.
+ *
+ * @throws {UserError} as readBlocks().
+ */
+export async function checkStarts(
+  sources: Source[],
+  options: Pick<ReadOptions, "column" | "split_on" | "skip_bad">,
+): Promise<void> {
+  for (const input of options.skip_bad ? [] : sources.flatMap(({ inputs }) => inputs)) {
+    const format = formatOf(input.name)!;
+    if (format.kind === "parquet") continue;
+    let start = new Uint8Array(), end = 0;
+    for await (const chunk of openText(input, format).chunks) {
+      start = concatenate(start, chunk.subarray(0, START_BYTES));
+      end = start.length;
+      if (start.length < START_BYTES) continue;
+      end = start.lastIndexOf(NEWLINE) + 1; // the last line goes on behind it
+      break;
+    }
+    const text = { name: input.name, chunks: [start.subarray(0, end)], takeRead: () => 0 };
+    for await (const _ of readDocuments(text, format, options, refuseBad));
+  }
+}
+
+function refuseBad(message: string): never {
+  throw new UserError(`${message}, or leave it out with --skip_bad`);
 }
 
 /** A file of text, decompressed while it is read. */

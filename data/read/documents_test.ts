@@ -1,7 +1,7 @@
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { assertEquals, assertNotEquals } from "@std/assert";
 import type { Block } from "./block.ts";
-import { READ_ALL, readBlocks, type ReadCounts, type ReadOptions } from "./documents.ts";
+import { checkStarts, READ_ALL, readBlocks, type ReadCounts, type ReadOptions } from "./documents.ts";
 import { findSources, type Source } from "./inputs.ts";
 import { Random } from "./shuffle.ts";
 import { assertRefused, textsOf, withFiles } from "./test_documents.ts";
@@ -216,4 +216,47 @@ Deno.test("readBlocks() says when a file has become shorter", () =>
       () => Array.fromAsync(readBlocks(sources, READ_ALL, counts)),
       `Cannot read "${dir}/a.txt": it ends at byte 2, it had 6 when it was opened; prepare again once nobody writes to it`,
     );
+  }));
+
+Deno.test("checkStarts() finds mistakes at the beginning of each text file, and nothing else", () =>
+  withFiles({
+    "a.jsonl": jsonLines(documents("a", 3000)), // 600 kB
+    "b.jsonl.gz": gzipSync(jsonLines(["one"])),
+    "long.jsonl": jsonLines(["x".repeat(1 << 20)]),
+    "cut.txt": `${"x".repeat((1 << 14) - 1)}é`, // a character across the end of what is looked at
+    "late.jsonl": `${jsonLines(documents("a", 3000))}oops`,
+    "blank.jsonl": "\n\n",
+    "wrong/list.json": "[\n{}\n]",
+    "wrong/pretty.json": '{\n  "text": "a"\n}',
+    "wrong/field.jsonl.gz": gzipSync('{"body": "a"}'),
+    "wrong/latin1.txt": Uint8Array.of(0x61, 0xe9),
+    "wrong/no.txt.gz": "not gzip",
+  }, async (dir) => {
+    const check = async (name: string, skip_bad = false) =>
+      await checkStarts(await findSources([`${dir}/${name}`], READ_ALL), { ...READ_ALL, skip_bad });
+    await check("*.*");
+    await check("wrong", true);
+    const advice = "each line should be one JSON object, or leave it out with --skip_bad";
+    const mistakes: [string, string][] = [
+      ["list.json", `Cannot read DIR/list.json:1: Unexpected end of JSON input; ${advice}`],
+      [
+        "pretty.json",
+        `Cannot read DIR/pretty.json:1: Expected property name or '}' in JSON at position 1; ${advice}`,
+      ],
+      [
+        "field.jsonl.gz",
+        'Cannot read DIR/field.jsonl.gz:1: it has no field "text" but body; choose one with --column, or leave it out with --skip_bad',
+      ],
+      [
+        "latin1.txt",
+        'Cannot read "DIR/latin1.txt": its byte 1 is 0xe9, which is not UTF-8 there; convert it with iconv -f ENCODING -t UTF-8, or leave it out with --skip_bad',
+      ],
+      [
+        "no.txt.gz",
+        'Cannot decompress "DIR/no.txt.gz": incorrect header check; the file is truncated or corrupt, fetch it again',
+      ],
+    ];
+    for (const [name, message] of mistakes) {
+      await assertRefused(() => check(`wrong/${name}`), message.replace("DIR", `${dir}/wrong`));
+    }
   }));

@@ -1,7 +1,9 @@
 // What --input names: files, globs, directories, URLs and datasets on the Hugging Face hub, each perhaps with a weight.
+import { relative } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
 import { type ByteSource, FileBytes } from "./bytes.ts";
 import type { Compression } from "./compression.ts";
+import { type Choice, filesOfSplit, filesToRead, withoutOutput } from "./contents.ts";
 import { filesBelow, globFiles, globMatcher, globRoot, isDirectory, isGlob } from "./globs.ts";
 import { fetchJson, isUrl, type JsonPage, noRanges, probeUrl, UrlBytes } from "./http.ts";
 import { hubFileUrl, hubListUrl, parseHubUrl } from "./hub.ts";
@@ -36,32 +38,44 @@ export interface Format {
 /** The format that the end of a file's or URL's name tells; undefined for any other name. */
 export function formatOf(name: string): Format | undefined {
   const path = isUrl(name) ? new URL(name).pathname : name;
-  const [, kind, compression = ""] = /[^/]\.(parquet|jsonl?|txt)(?:\.(gz|zst))?$/.exec(path) ?? [];
+  const [kind, compression = ""] = ending(path)?.slice(1).split(".") ?? [];
   if (kind === undefined || kind === "parquet" && compression !== "") return undefined;
   return {
-    kind: kind === "json" ? "jsonl" : kind as Format["kind"],
+    kind: kind === "parquet" || kind === "txt" ? kind : "jsonl",
     compression: compression as Compression,
   };
 }
 
-const ENDINGS = ".parquet, .jsonl, .json or .txt, the last three perhaps with .gz or .zst";
+/** What a path ends in, if it may be a format that can be read, in small letters: .jsonl.gz for A.JSONL.GZ. */
+function ending(path: string): string | undefined {
+  return /[^/](\.(parquet|jsonl?|ndjson|txt)(\.(gz|zst))?)$/i.exec(path)?.[1]?.toLowerCase();
+}
+
+const ENDINGS = ".parquet, .jsonl, .ndjson, .json or .txt, all but the first perhaps with .gz or .zst";
 
 /** Opens an input to read from it. */
 export function openInput(input: Input): ByteSource {
   return isUrl(input.name) ? new UrlBytes(input.name, input) : new FileBytes(input.name, input.bytes);
 }
 
+/** Which inputs to find. */
+export interface FindOptions extends Choice {
+  /** Column of parquet files that must be there. */
+  column: string;
+}
+
 /**
  * Finds the inputs that each pattern names.
  *
- * @param patterns Files, directories (for whatever in them can be read), globs, URLs, and each of these on the hub as
+ * @param patterns Files, directories (for whatever in them can be read, but validation and test data), globs, URLs, and each of these on the hub as
  * hf://datasets/OWNER/NAME@REVISION/PATH. NAME:0.8 gives a weight; all have one or none has.
  * @throws {UserError} for what cannot be read: missing, empty, an unknown format, no such parquet column, named twice.
  */
-export async function findSources(patterns: string[], { column }: { column: string }): Promise<Source[]> {
+export async function findSources(patterns: string[], options: FindOptions): Promise<Source[]> {
+  const { column } = options;
   const found = await inParallel(patterns, async (pattern) => {
     const { name, weight } = splitWeight(pattern);
-    return { pattern, weight, names: await expand(name) };
+    return { pattern, weight, names: await expand(name, options) };
   });
   requireWeightsOfAll(found);
   refuseDuplicates(found);
@@ -121,15 +135,26 @@ function realPath(path: string): string {
 // ---- what names stand for
 
 /** The files or URLs that the name in a pattern stands for. */
-async function expand(name: string): Promise<string[]> {
-  if (name.startsWith("hf://")) return await expandHubUrl(name);
+async function expand(name: string, choice: Choice): Promise<string[]> {
+  if (name.startsWith("hf://")) return await expandHubUrl(name, choice);
   if (isUrl(name)) return [name];
-  if (isGlob(name)) return chosen(name, globFiles(name));
-  return isDirectory(name) ? chosen(name, filesBelow(name).filter(formatOf)) : [name];
+  if (!isGlob(name) && !isDirectory(name)) return [name];
+  const [root, paths] = isGlob(name) ? [globRoot(name), globFiles(name)] : [name, filesBelow(name)];
+  return chosen(name, choose(name, root, withoutOutput(paths, choice), choice));
+}
+
+/** Those of the paths that a pattern matches, or that are below a directory, which are to be read. */
+function choose(name: string, root: string, paths: string[], choice: Choice): string[] {
+  const below = new Map(paths.map((path) => [relative(root, path), path])), names = [...below.keys()];
+  const endingOf = (path: string) => formatOf(path) && ending(path);
+  const wanted = isGlob(name)
+    ? filesOfSplit(name, names, choice)
+    : filesToRead(name, names, endingOf, choice);
+  return wanted.map((path) => below.get(path)!);
 }
 
 /** The addresses of files on the hub, which tells what is in a directory. */
-async function expandHubUrl(url: string): Promise<string[]> {
+async function expandHubUrl(url: string, choice: Choice): Promise<string[]> {
   const place = parseHubUrl(url), pattern = place.path;
   if (!isGlob(pattern) && formatOf(pattern) !== undefined) return [hubFileUrl(place)];
   const root = isGlob(pattern) ? globRoot(pattern) : pattern.replace(/\/+$/, ""), paths: string[] = [];
@@ -139,7 +164,8 @@ async function expandHubUrl(url: string): Promise<string[]> {
     list = page.next;
   }
   const matcher = globMatcher(pattern);
-  const wanted = paths.filter((path) => isGlob(pattern) ? matcher.test(path) : formatOf(path) !== undefined);
+  const found = paths.filter((path) => isGlob(pattern) ? matcher.test(path) : !/(^|\/)\./.test(path));
+  const wanted = choose(url, root, found, choice);
   return chosen(url, wanted).map((path) => hubFileUrl({ ...place, path }));
 }
 

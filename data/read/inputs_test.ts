@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { findSources, formatOf } from "./inputs.ts";
 import { assertRefused, withFiles } from "./test_documents.ts";
 
-const ENDINGS = ".parquet, .jsonl, .json or .txt, the last three perhaps with .gz or .zst";
+const ENDINGS = ".parquet, .jsonl, .ndjson, .json or .txt, all but the first perhaps with .gz or .zst";
 
 Deno.test("formatOf() goes by the end of the name", () => {
   const kinds: [string, string | undefined, string?][] = [

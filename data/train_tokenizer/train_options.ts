@@ -32,6 +32,8 @@ libraries load the directory. Of 100 documents the last is held out to measure b
                          gpt2 (numbers whole); no token reaches over the end of a word
                                                                                (llama3)
   --min_frequency NUMBER merge two tokens if they stand together so often      (2)
+  --split NAME           which files of directories and patterns to read, by their names, such as validation
+                                                                               (all but validation and test)
   --column NAME          parquet column or jsonl field with the text           (text)
   --split_on WHERE       where documents of .txt files end: blank_line, line, or a text such as '\\n---\\n'
                                                                                (each file is one document)
@@ -43,6 +45,8 @@ libraries load the directory. Of 100 documents the last is held out to measure b
 export interface TrainOptions {
   /** Files, globs, directories and URLs, with weights or without. */
   train: string[];
+  /** Which files of directories to read; null for all that name neither validation nor test. */
+  split: string | null;
   out: string;
   vocab_size: number;
   /** Their ids are 0, 1 and so on. */
@@ -59,7 +63,17 @@ export interface TrainOptions {
 
 const FLAGS = {
   files: "train",
-  values: ["out", "vocab_size", "special_tokens", "pattern", "min_frequency", "column", "split_on", "limit"],
+  values: [
+    "out",
+    "vocab_size",
+    "special_tokens",
+    "pattern",
+    "min_frequency",
+    "split",
+    "column",
+    "split_on",
+    "limit",
+  ],
   switches: ["skip_bad", "overwrite"],
 } as const;
 
@@ -80,6 +94,7 @@ export function parseOptions(args: string[]): TrainOptions {
   const special_tokens = specialTokens(values.special_tokens, pattern);
   return {
     train,
+    split: values.split ?? null,
     out,
     vocab_size: vocabularySize(values.vocab_size ?? "32000", special_tokens.length),
     special_tokens,

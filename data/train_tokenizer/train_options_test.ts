@@ -7,6 +7,7 @@ const GIVEN = ["--train", "corpus.txt", "--out", "data/tok"];
 Deno.test("parseOptions() has defaults for all but --train and --out", () => {
   assertEquals(parseOptions(GIVEN), {
     train: ["corpus.txt"],
+    split: null,
     out: "data/tok",
     vocab_size: 32000,
     special_tokens: ["<|endoftext|>"],
@@ -24,10 +25,11 @@ Deno.test("parseOptions() takes every flag, and plain words for files in their o
   const flags = [
     ...["a.txt", "--train=b.txt", "c.txt", "--out=x", "--vocab_size", "500", "--pattern", "gpt2"],
     ...["--special_tokens=<|im_start|>,<|im_end|>,<|im_start|>", "--min_frequency=1", "--column=body"],
-    ...["--split_on", "\\n--\\t", "--limit=7", "--skip_bad", "--overwrite", "d.txt"],
+    ...["--split_on", "\\n--\\t", "--limit=7", "--split=dev", "--skip_bad", "--overwrite", "d.txt"],
   ];
   assertEquals(parseOptions(flags), {
     train: ["a.txt", "b.txt", "c.txt", "d.txt"],
+    split: "dev",
     out: "x",
     vocab_size: 500,
     special_tokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
