@@ -15,7 +15,7 @@ import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { banner, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
 import { howToGoOn, openRun, requireSameData } from "./model/run_directory.ts";
-import { saveCheckpoint } from "./runtime/checkpoint.ts";
+import { saveCheckpoint, settle } from "./runtime/checkpoint.ts";
 import {
   debug,
   type DebugMode,
@@ -183,6 +183,7 @@ async function run(
   await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
   using log = isFirst ? await openRun(config, saved) : logOfRank(rank, config.out_dir);
   try {
+    if (isFirst) settle(config.out_dir, saved, config.keep_checkpoints);
     log.describe(facts);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     if (ranks) ranks.onFailure = (error) => log.fail(error);
@@ -295,6 +296,7 @@ async function steps(
       if (val_loss !== null && val_loss < (best_val_loss ?? Infinity)) {
         [best_val_loss, best_step] = [val_loss, step];
       }
+      log.sync();
       const path = await saveCheckpoint(
         config.out_dir,
         {

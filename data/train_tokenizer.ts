@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { asTyped } from "../ffi/command.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { isFile, writeSynced } from "../ffi/files.ts";
+import { isFile, remove, rename, syncDirectory, writeSynced } from "../ffi/files.ts";
 import { bpeMerges } from "./train_tokenizer/bpe_trainer.ts";
 import { byteCharacters, byteLevelFiles } from "./tokenizers/byte_level_files.ts";
 import { ByteStrings } from "./tokenizers/byte_strings.ts";
@@ -148,13 +148,16 @@ function writeTokenizer(out: string, files: ReturnType<typeof byteLevelFiles>): 
   try {
     writeSynced(`${path}.tmp`, files["tokenizer.json"]);
     writeSynced(`${config}.tmp`, files["tokenizer_config.json"]);
+    if (isFile(path)) remove(path);
+    syncDirectory(out);
+    rename(`${config}.tmp`, config);
+    syncDirectory(out);
+    rename(`${path}.tmp`, path);
+    syncDirectory(out);
   } catch (error) {
-    for (const file of [path, config]) if (isFile(`${file}.tmp`)) Deno.removeSync(`${file}.tmp`);
+    for (const file of [path, config]) if (isFile(`${file}.tmp`)) remove(`${file}.tmp`);
     throw error;
   }
-  if (isFile(path)) Deno.removeSync(path);
-  Deno.renameSync(`${config}.tmp`, config);
-  Deno.renameSync(`${path}.tmp`, path);
 }
 
 /** Reports at times, not each time. */

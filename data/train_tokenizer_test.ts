@@ -181,7 +181,7 @@ Deno.test("trainTokenizer() says in one line what the operating system refuses",
     const path = `${dir}/tokenizer/tokenizer.json.tmp`;
     assertEquals(
       error.message,
-      `Cannot write to "${dir}/tokenizer": Is a directory (os error 21): open '${path}'`,
+      `Cannot write ${path}: Is a directory (os error 21): open '${path}'`,
     );
   }));
 

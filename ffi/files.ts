@@ -1,6 +1,159 @@
-// Files, where Deno's own functions do not promise enough: checksums in bounded memory, writes that survive a crash.
+// Files, where Deno's own functions do not promise enough: checksums in bounded memory, and changes that survive a crash. Every
+// change of a file or directory that the next start relies on goes through here, where a test can stop it at any point.
 import { createHash } from "node:crypto";
-import { UserError } from "./errors.ts";
+import { dirname } from "node:path";
+import { orMistake } from "./system_error.ts";
+
+/** A change that is about to be made to the disk. */
+export type Change = {
+  kind: "create" | "write" | "truncate" | "sync" | "rename" | "remove" | "mkdir" | "syncDirectory";
+  path: string;
+  /** Of rename: the new path. */
+  to?: string;
+  /** Of write: how much. */
+  bytes?: number;
+};
+
+/**
+ * Is told of each change before it is made, and may throw in its place; of a write it may return how many bytes are written now,
+ * after which the rest is a change of its own.
+ */
+export type Watcher = (change: Change) => number | void;
+
+let watcher: Watcher | undefined;
+
+/** Has changes watched until the end of the block: `using _ = watchChanges(...)`. For tests. */
+export function watchChanges(watch: Watcher): Disposable {
+  watcher = watch;
+  return { [Symbol.dispose]: () => watcher = undefined };
+}
+
+/** Makes a change. Throws UserError, which begins with `failure`, where the system refuses it. */
+function make<T>(failure: string, change: Change, action: () => T): T {
+  return orMistake(failure, () => {
+    watcher?.(change);
+    return action();
+  });
+}
+
+const MODES = {
+  create: { write: true, create: true, truncate: true },
+  append: { append: true, create: true },
+  change: { write: true },
+};
+
+/**
+ * A file that is being written. Declare it with `using`. Its methods throw UserError naming the file where the system refuses, for
+ * example because the disk is full.
+ */
+export class OutFile implements Disposable {
+  /** For what changes nothing: locks, sizes. */
+  readonly file: Deno.FsFile;
+  readonly #failure: string;
+
+  /** create: empties a file that is there; append: keeps it; change: it must be there. name: what errors call it. */
+  constructor(readonly path: string, mode: keyof typeof MODES, name: string = path) {
+    this.#failure = `Cannot write ${name}`;
+    const open = () => Deno.openSync(path, MODES[mode]);
+    this.file = mode === "change" || mode === "append" && isFile(path)
+      ? orMistake(this.#failure, open)
+      : make(this.#failure, { kind: "create", path }, open);
+  }
+
+  /** Writes all of a text or of bytes: one call of the system may take only a part (on Linux never more than 2 GiB). */
+  write(content: string | Uint8Array): void {
+    const all = typeof content === "string" ? new TextEncoder().encode(content) : content, { path } = this;
+    orMistake(this.#failure, () => {
+      for (let done = 0; done < all.length;) {
+        const bytes = all.length - done, now = watcher?.({ kind: "write", path, bytes }) ?? bytes;
+        done += this.file.writeSync(all.subarray(done, done + now));
+      }
+    });
+  }
+
+  /** Goes to a byte from the start of the file. */
+  seek(offset: number): void {
+    this.file.seekSync(offset, Deno.SeekMode.Start);
+  }
+
+  /** Cuts or extends the file to a size. */
+  truncate(bytes: number): void {
+    make(this.#failure, { kind: "truncate", path: this.path, bytes }, () => this.file.truncateSync(bytes));
+  }
+
+  /** Waits until the file is on the disk; its name is there after syncDirectory(). */
+  sync(): void {
+    make(this.#failure, { kind: "sync", path: this.path }, () => this.file.syncSync());
+  }
+
+  [Symbol.dispose](): void {
+    this.file.close();
+  }
+}
+
+/** Writes a text file and waits until it is on the disk; its name is there after syncDirectory(). */
+export function writeSynced(path: string, text: string): void {
+  using file = new OutFile(path, "create");
+  file.write(text);
+  file.sync();
+}
+
+/** Replaces a small text file in one step that has happened on the disk when this returns. */
+export function writeAtomic(path: string, text: string): void {
+  const temporary = `${path}.${Deno.pid}.tmp`;
+  writeSynced(temporary, text);
+  rename(temporary, path);
+  syncDirectory(dirname(path));
+}
+
+/** What writeAtomic() leaves when it is killed. */
+export const TEMPORARY = /\.\d+\.tmp$/;
+
+/** Gives a file or directory another name, in place of a file or an empty directory that has it. */
+export function rename(path: string, to: string): void {
+  make(`Cannot rename ${path} to ${to}`, { kind: "rename", path, to }, () => Deno.renameSync(path, to));
+}
+
+/** Removes a file or an empty directory. Throws Deno.errors.NotFound where there is none. */
+export function remove(path: string): void {
+  Deno.lstatSync(path);
+  make(`Cannot remove ${path}`, { kind: "remove", path }, () => Deno.removeSync(path));
+}
+
+/** Removes a file or a directory and all in it, if it is there. */
+export function removeTree(path: string): void {
+  let isDirectory: boolean;
+  try {
+    ({ isDirectory } = Deno.lstatSync(path));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return;
+    throw error;
+  }
+  if (isDirectory) {
+    for (const { name } of Array.from(Deno.readDirSync(path))) {
+      removeTree(`${path}/${name}`);
+    }
+  }
+  remove(path);
+}
+
+/** Makes a directory and those above it, and waits until their names are on the disk. What the system says is thrown as it is. */
+export function makeDirectory(path: string): void {
+  const missing: string[] = [];
+  for (let at = path; !exists(at); at = dirname(at)) missing.unshift(at);
+  if (missing.length > 0) watcher?.({ kind: "mkdir", path });
+  Deno.mkdirSync(path, { recursive: true }); // says so where it is a file
+  for (const made of missing) syncDirectory(dirname(made));
+}
+
+/** Waits until the names in a directory are on the disk. */
+export function syncDirectory(path: string): void {
+  if (Deno.build.os === "windows") return; // directories cannot be opened there
+  make(`Cannot write to ${path}`, { kind: "syncDirectory", path }, () => {
+    using directory = Deno.openSync(path);
+    directory.syncSync();
+  });
+}
 
 /** Hexadecimal sha256 of a file, read in pieces. */
 export function sha256OfFile(path: string): string {
@@ -12,30 +165,6 @@ export function sha256OfFile(path: string): string {
   return hash.digest("hex");
 }
 
-/** Writes a text file and waits until it is on the disk. */
-export function writeSynced(path: string, text: string): void {
-  using file = Deno.openSync(path, { write: true, create: true, truncate: true });
-  writeText(file, path, text);
-  file.syncSync();
-}
-
-/** Writes all of a text. Throws UserError naming the file when it cannot, for example because the disk is full. */
-export function writeText(file: Deno.FsFile, path: string, text: string): void {
-  const bytes = new TextEncoder().encode(text);
-  try {
-    for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
-  } catch (error) {
-    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
-  }
-}
-
-/** Replaces a small text file in one step. */
-export function writeAtomic(path: string, text: string): void {
-  const temporary = `${path}.${Deno.pid}.tmp`;
-  writeSynced(temporary, text);
-  Deno.renameSync(temporary, path);
-}
-
 /** Whether path names a file that is there. */
 export function isFile(path: string): boolean {
   try {
@@ -43,5 +172,15 @@ export function isFile(path: string): boolean {
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return false;
+  }
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return false;
+    throw error;
   }
 }

@@ -1,13 +1,13 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
 import { UserError } from "../ffi/errors.ts";
-import { isFile, writeAtomic } from "../ffi/files.ts";
+import { isFile } from "../ffi/files.ts";
 import { orMistake } from "../ffi/system_error.ts";
 import {
   fillTensors,
   loadTensors,
   resolveCheckpoint,
   type SavedTensor,
-  saveTensors,
+  saveModelFiles,
 } from "../runtime/checkpoint.ts";
 import { readWeights } from "../runtime/safetensors.ts";
 import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
@@ -102,11 +102,14 @@ export function saveModel(
   c: LlamaConfig,
   tokenizer: { eot: number; files(): Record<string, string> },
 ): void {
+  if (isFile(`${directory}/trainer_state.json`)) {
+    throw new UserError(
+      `Cannot write ${directory}: it holds a checkpoint of a run; choose another directory`,
+    );
+  }
   orMistake(`Cannot write ${directory}`, () => {
-    Deno.mkdirSync(directory, { recursive: true });
-    const files = Object.entries(modelFiles(c, tokenizer.eot, tokenizer.files()));
-    for (const [name, text] of files) writeAtomic(`${directory}/${name}`, text);
-    saveTensors(`${directory}/model.safetensors`, modelTensors(parameters, c));
+    const files = modelFiles(c, tokenizer.eot, tokenizer.files());
+    saveModelFiles(directory, modelTensors(parameters, c), files);
   });
 }
 

@@ -4,7 +4,16 @@
 // previous one whole.
 import { basename, dirname } from "node:path";
 import { KernelError, UserError } from "../ffi/errors.ts";
-import { isFile, writeAtomic, writeSynced } from "../ffi/files.ts";
+import {
+  isFile,
+  makeDirectory,
+  removeTree,
+  rename,
+  syncDirectory,
+  TEMPORARY,
+  writeAtomic,
+  writeSynced,
+} from "../ffi/files.ts";
 import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
 import type { Range } from "./optim.ts";
@@ -19,7 +28,7 @@ import {
   writeSafetensors,
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
-import { requireSum, type Sums, writeSums } from "./sums.ts";
+import { requireSum, SUMS, type Sums, writeSums } from "./sums.ts";
 import { type Address, bytesPerElement } from "./tensor.ts";
 import { checkpointName, json, type TrainerState } from "./trainer_state.ts";
 
@@ -63,13 +72,13 @@ export async function saveCheckpoint(
   company: Company = ALONE,
 ): Promise<string> {
   const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
-  const temporary = `${parent}/.tmp_${name}`, final = `${parent}/${name}`;
+  const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
   const model = `${temporary}/model.safetensors`, optimizer = `${temporary}/optimizer.safetensors`;
   const isFirst = company.rank === 0, moments = entries(content.optimizer);
   try {
     if (isFirst) {
-      removeIfThere(temporary); // left by a kill
-      Deno.mkdirSync(temporary, { recursive: true });
+      removeTree(temporary); // left by a kill
+      makeDirectory(temporary);
       writeSafetensors(model, entries(content.model));
       createSafetensors(optimizer, moments);
     }
@@ -82,7 +91,7 @@ export async function saveCheckpoint(
     await company.barrier();
     return final;
   } catch (error) {
-    if (isFirst) removeIfThere(temporary);
+    if (isFirst) tryToRemove(temporary);
     if (error instanceof Deno.errors.NotCapable || error instanceof KernelError) throw error;
     const earlier = listCheckpoints(runDir).at(-1);
     throw new UserError(
@@ -102,22 +111,59 @@ function finishCheckpoint(
   { files, state }: CheckpointContent,
   keep: number,
 ): void {
-  const parent = dirname(final), name = basename(final);
+  const parent = dirname(final);
   for (const [file, text] of Object.entries(files)) writeSynced(`${temporary}/${file}`, text);
   writeSynced(`${temporary}/trainer_state.json`, json(state));
   writeSums(temporary);
-  removeIfThere(final); // a step that is trained again after a resume from further back
-  Deno.renameSync(temporary, final);
+  syncDirectory(temporary);
+  rename(temporary, final);
   syncDirectory(parent);
-  point(runDir, "latest", name);
-  if (state.best_step === state.step) point(runDir, "best", name);
-  prune(parent, keep, state.best_step === null ? "" : checkpointName(state.best_step));
+  settle(runDir, state, keep);
+}
+
+/**
+ * Makes true what follows from the newest checkpoint of a run, also where an earlier process was killed before it had done so:
+ * `latest` and `best` name checkpoints that are there, all but the newest `keep` and the best are gone, and so is what was
+ * half-written. state: that of the newest checkpoint; undefined for a run that has none. The caller holds the lock of the run.
+ */
+export function settle(runDir: string, state: TrainerState | undefined, keep: number): void {
+  const parent = `${runDir}/checkpoints`, best_step = state?.best_step ?? null;
+  point(runDir, "latest", state && checkpointName(state.step));
+  point(runDir, "best", best_step === null ? undefined : checkpointName(best_step));
+  for (const name of namesIn(parent)) {
+    if (name.startsWith(HALF)) removeTree(`${parent}/${name}`);
+  }
+  for (const name of namesIn(runDir)) if (TEMPORARY.test(name)) removeTree(`${runDir}/${name}`);
+  const old = listCheckpoints(runDir).slice(0, -Math.max(1, keep)).filter((name) =>
+    best_step === null || name !== checkpointName(best_step)
+  );
+  for (const name of old) rename(`${parent}/${name}`, `${parent}/${HALF}${name}`); // never half a checkpoint under its name
+  if (old.length > 0) syncDirectory(parent);
+  for (const name of old) removeTree(`${parent}/${HALF}${name}`);
+}
+
+const HALF = ".tmp_"; // begins the name of a checkpoint that is being written or removed
+
+/** Writes the file that names a checkpoint, unless it does already; removes it where it would name none. */
+function point(runDir: string, pointer: "latest" | "best", name: string | undefined): void {
+  const path = `${runDir}/${pointer}`, text = `checkpoints/${name}\n`;
+  if (name === undefined || !listCheckpoints(runDir).includes(name)) return removeTree(path);
+  if (!isFile(path) || Deno.readTextFileSync(path) !== text) writeAtomic(path, text);
 }
 
 /** Names of the whole checkpoints of a run, oldest first. */
 export function listCheckpoints(runDir: string): string[] {
   return namesIn(`${runDir}/checkpoints`).filter((name) => /^step_\d+$/.test(name))
     .sort((a, b) => Number(a.slice(5)) - Number(b.slice(5)));
+}
+
+function namesIn(directory: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(directory), (entry) => entry.name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
+    throw error;
+  }
 }
 
 /** Whether a directory already holds a training run. A config.json alone says nothing: each model has one. */
@@ -151,15 +197,6 @@ function otherWeights(path: string): string | undefined {
   const convert = "import transformers as t; " +
     `[c.from_pretrained('${path}').save_pretrained('${path}-safetensors') for c in (t.AutoModelForCausalLM, t.AutoTokenizer)]`;
   return `${cannot} ${pickled} but no model.safetensors; convert it: python3 -c "${convert}"`;
-}
-
-function namesIn(dir: string): string[] {
-  try {
-    return Array.from(Deno.readDirSync(dir), ({ name }) => name);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
-    throw error;
-  }
 }
 
 /** The run directory of a path given to --resume: a run, or one of its checkpoints. */
@@ -233,15 +270,42 @@ function loadTensor(file: SafetensorsFile, { name, address, dtype, range, shape 
 
 // ---- writing
 
-/** Writes tensors to a file, aside first: a file that is there stays whole. Throws UserError when it cannot be written. */
-export function saveTensors(path: string, tensors: SavedTensor[]): void {
-  const temporary = `${path}.${Deno.pid}.tmp`;
+/**
+ * Writes a model without its run to a directory: its tensors and its small files by name. Of one that is there already
+ * model.safetensors goes before the first new file gets its name and comes back last: a kill leaves no mixture of both.
+ */
+export function saveModelFiles(
+  directory: string,
+  tensors: SavedTensor[],
+  files: Record<string, string>,
+): void {
+  const model = "model.safetensors", names = [...Object.keys(files), model];
+  const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
+  const isLeft = (name: string) => TEMPORARY.test(name) && names.includes(name.replace(TEMPORARY, ""));
+  makeDirectory(directory);
+  for (const name of namesIn(directory)) if (isLeft(name)) removeTree(`${directory}/${name}`); // by a kill
   try {
-    writeSafetensors(temporary, entries(tensors));
-    Deno.renameSync(temporary, path);
+    for (const [name, text] of Object.entries(files)) writeSynced(temporary(name), text);
+    writeSafetensors(temporary(model), entries(tensors));
+    for (const old of [model, SUMS]) removeTree(`${directory}/${old}`);
+    syncDirectory(directory);
+    for (const name of names) {
+      if (name === model) syncDirectory(directory);
+      rename(temporary(name), `${directory}/${name}`);
+    }
+    syncDirectory(directory);
   } catch (error) {
-    removeIfThere(temporary);
+    tryToRemove(...names.map(temporary));
     throw error;
+  }
+}
+
+/** Removes what is no use any more because of an error, which is what the user has to hear of. */
+function tryToRemove(...paths: string[]): void {
+  try {
+    paths.forEach(removeTree);
+  } catch {
+    // the next start removes it
   }
 }
 
@@ -268,32 +332,4 @@ function* fromDevice(t: SavedTensor, staging: Uint8Array<ArrayBuffer>): Generato
 
 function whole(shape: number[]): Range {
   return { from: 0, to: shape.reduce((a, b) => a * b, 1) };
-}
-
-function point(runDir: string, pointer: "latest" | "best", name: string): void {
-  writeAtomic(`${runDir}/${pointer}`, `checkpoints/${name}\n`);
-}
-
-function syncDirectory(path: string): void {
-  if (Deno.build.os === "windows") return; // directories cannot be opened there
-  using directory = Deno.openSync(path);
-  directory.syncSync();
-}
-
-function prune(parent: string, keep: number, best: string): void {
-  for (const entry of Array.from(Deno.readDirSync(parent))) {
-    if (entry.name.startsWith(".tmp_")) removeIfThere(`${parent}/${entry.name}`); // left by a kill
-  }
-  const names = listCheckpoints(parent.replace(/\/checkpoints$/, ""));
-  for (const name of names.slice(0, Math.max(0, names.length - Math.max(1, keep)))) {
-    if (name !== best) removeIfThere(`${parent}/${name}`);
-  }
-}
-
-function removeIfThere(path: string): void {
-  try {
-    Deno.removeSync(path, { recursive: true });
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
 }

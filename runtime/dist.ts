@@ -2,6 +2,7 @@
 // NCCL carry the data. A process on its own never comes here.
 import { explain, KernelError, UserError } from "../ffi/errors.ts";
 import { listCheckpoints } from "./checkpoint.ts";
+import { makeDirectory } from "../ffi/files.ts";
 import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
 import type { Exchange } from "./optim.ts";
 import { hostname } from "./owner.ts";
@@ -112,7 +113,7 @@ export class Ranks implements Exchange {
     this.#directory = shared;
     const rollCall = this.#rollCall = new RollCall(shared, job, this.rank, this.world_size);
     try {
-      Deno.mkdirSync(shared, { recursive: true }); // where that is not allowed, the message asks for all of it
+      makeDirectory(shared); // where that is not allowed, the message asks for all of it
       rollCall.answer("");
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;

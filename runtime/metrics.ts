@@ -4,7 +4,7 @@ import { linear } from "./ops.ts";
 import { endStep, noGrad } from "./tape.ts";
 import { explain, UserError } from "../ffi/errors.ts";
 import process from "node:process";
-import { isFile, writeAtomic, writeText } from "../ffi/files.ts";
+import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../ffi/files.ts";
 import { device, memoryUse } from "../ffi/library.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
 import { tensor } from "./tensor.ts";
@@ -55,8 +55,8 @@ const RUNNING: RunEnd = { state: "running", ended_at: null, error: null };
  * step of a new run, because something failed, it takes its files away again, so that the same command can be repeated.
  */
 export class RunLog {
-  readonly #metrics: Deno.FsFile;
-  readonly #log: Deno.FsFile;
+  readonly #metrics: OutFile;
+  readonly #log: OutFile;
   readonly #onStep: ((metrics: StepMetrics) => void) | undefined;
   readonly #recordUncaught = ({ error, reason }: { error?: unknown; reason?: unknown }) =>
     this.fail(error ?? reason);
@@ -75,21 +75,23 @@ export class RunLog {
     more: { tensorboard?: boolean; onStep?: ((metrics: StepMetrics) => void) | undefined } = {},
   ) {
     try {
-      Deno.mkdirSync(dir, { recursive: true });
-      this.#log = Deno.openSync(`${dir}/log.txt`, { append: true, create: true });
+      makeDirectory(dir);
+      this.#log = new OutFile(`${dir}/log.txt`, "append");
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;
       throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
     }
-    if (!lock(this.#log)) throw isBusy(dir);
+    if (!lock(this.#log.file)) throw isBusy(dir);
     claimRun(dir);
     this.#onStep = more.onStep;
     this.#isEmpty = after === undefined;
-    if (after !== undefined) truncateMetrics(dir, after);
-    this.#metrics = Deno.openSync(`${dir}/metrics.jsonl`, { append: true, create: true });
+    const last = after === undefined ? undefined : truncateMetrics(dir, after);
+    this.#metrics = new OutFile(`${dir}/metrics.jsonl`, "append");
     try {
       writeAtomic(`${dir}/config.json`, config);
       if (more.tensorboard) this.#events = new EventFile(dir, after);
+      if (!endsWithLine(`${dir}/log.txt`)) this.#log.write("\n"); // a kill cut the last one short
+      if (last !== undefined && last < after!) this.line(`metrics.jsonl has no ${stepsOf(last + 1, after!)}`);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -100,15 +102,21 @@ export class RunLog {
   /** Appends a line to log.txt and prints it. */
   line(text: string): void {
     console.log(text);
-    writeText(this.#log, `${this.dir}/log.txt`, text + "\n");
+    this.#log.write(text + "\n");
   }
 
   /** Appends a step to metrics.jsonl. */
   step(metrics: StepMetrics): void {
     this.#isEmpty = false;
-    writeText(this.#metrics, `${this.dir}/metrics.jsonl`, JSON.stringify(metrics) + "\n");
+    this.#metrics.write(JSON.stringify(metrics) + "\n");
     this.#events?.scalars(metrics.step, scalars(metrics));
     this.#onStep?.(metrics);
+  }
+
+  /** Waits until all steps and lines are on the disk, where a checkpoint of the last step may be next. */
+  sync(): void {
+    this.#metrics.sync();
+    this.#log.sync();
   }
 
   /** Writes run.json: the run is running. */
@@ -129,24 +137,27 @@ export class RunLog {
   /** Appends a text that the model wrote to samples.jsonl and to the log. */
   sample(step: number, text: string): void {
     this.line(`--- sample after step ${step}\n${text}\n---`);
-    using file = Deno.openSync(`${this.dir}/samples.jsonl`, { append: true, create: true });
-    writeText(file, `${this.dir}/samples.jsonl`, JSON.stringify({ step, text }) + "\n");
+    const path = `${this.dir}/samples.jsonl`, isNew = !isFile(path);
+    using file = new OutFile(path, "append");
+    file.write(JSON.stringify({ step, text }) + "\n");
+    file.sync();
+    if (isNew) syncDirectory(this.dir);
   }
 
   /** Closes the files, and removes them where nothing came of a new run. */
   [Symbol.dispose](): void {
     for (const event of UNCAUGHT) removeEventListener(event, this.#recordUncaught);
-    this.#metrics.close();
+    this.#metrics[Symbol.dispose]();
     this.#events?.[Symbol.dispose]();
     releaseRun(this.dir); // before the lock: who takes it next writes a file of its own
-    this.#log.close();
+    this.#log[Symbol.dispose]();
     if (!this.#isEmpty) return;
     const temporary = ["config.json", "run.json"].map((file) => `${file}.${Deno.pid}.tmp`);
     const events = this.#events ? [this.#events.name] : [];
     const files = ["config.json", "log.txt", "run.json", ...temporary, ...events, "metrics.jsonl"];
     for (const file of [...files, ""]) {
       try {
-        Deno.removeSync(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty
+        remove(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty
       } catch {
         // not there, or not ours alone
       }
@@ -175,7 +186,10 @@ export function recordFailure(dir: string, text: string): void {
   const error = text.split("\n")[0]!.replace(/^error: /, "");
   const parts = [
     () => writeEnd(dir, { state: "failed", ended_at: new Date().toISOString(), error }),
-    () => Deno.writeTextFileSync(`${dir}/log.txt`, text + "\n", { append: true, create: false }),
+    () => {
+      using log = new OutFile(`${dir}/log.txt`, "append");
+      log.write(text + "\n");
+    },
   ];
   for (const part of parts) {
     try {
@@ -224,7 +238,9 @@ function scalars(m: StepMetrics): Record<string, number> {
 }
 
 /** What a run writes to: a RunLog, or on a rank other than the first nothing. */
-export type Log = Pick<RunLog, "line" | "step" | "sample" | "describe" | "end" | "fail"> & Disposable;
+export type Log =
+  & Pick<RunLog, "line" | "step" | "sample" | "sync" | "describe" | "end" | "fail">
+  & Disposable;
 
 /** The log of a rank other than the first, which writes only why it failed, into the directory of the run that all share. */
 export function logOfRank(rank: number, dir: string): Log {
@@ -232,6 +248,7 @@ export function logOfRank(rank: number, dir: string): Log {
     line() {},
     step() {},
     sample() {},
+    sync() {},
     describe() {},
     end() {},
     fail: (error) => recordFailure(dir, `error: rank ${rank}: ${explain(error).replace(/^error: /, "")}`),
@@ -239,27 +256,75 @@ export function logOfRank(rank: number, dir: string): Log {
   };
 }
 
-/** Drops the steps and samples after a step, and half-written lines: a resumed run writes them again. */
-export function truncateMetrics(dir: string, step: number): void {
-  for (const file of ["metrics.jsonl", "samples.jsonl"]) truncateLines(`${dir}/${file}`, step);
+/**
+ * Drops the steps and samples after a step, and half-written lines behind them: a resumed run writes them again. Reads the ends of
+ * the files. Returns the last step that stays in metrics.jsonl, 0 for none.
+ */
+export function truncateMetrics(dir: string, step: number): number {
+  truncateLines(`${dir}/samples.jsonl`, step);
+  return truncateLines(`${dir}/metrics.jsonl`, step);
 }
 
-function truncateLines(path: string, step: number): void {
-  let text: string;
-  try {
-    text = Deno.readTextFileSync(path);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return;
-    throw error;
+function truncateLines(path: string, step: number): number {
+  if (!isFile(path)) return 0;
+  const kept = lastLineUpTo(path, step), end = kept?.end ?? 0;
+  if (end < Deno.statSync(path).size) {
+    using file = new OutFile(path, "change");
+    file.truncate(end);
+    file.sync();
   }
-  const kept = text.split("\n").filter((line) => {
+  return kept?.step ?? 0;
+}
+
+/** The last whole line that is of a step up to `step`, and the byte at which it ends. */
+function lastLineUpTo(path: string, step: number): { step: number; end: number } | undefined {
+  for (const { text, end } of linesFromEnd(path)) {
     try {
-      return JSON.parse(line).step <= step;
+      const found: unknown = JSON.parse(text).step;
+      if (typeof found === "number" && found <= step) return { step: found, end };
     } catch {
-      return false;
+      // cut short, or never written: the zeros of a file whose size alone had got to the disk
     }
-  });
-  writeAtomic(path, kept.map((line) => line + "\n").join(""));
+  }
+  return undefined;
+}
+
+/** The lines of a file that end with a line feed, the last one first. end: the byte behind that. */
+export function* linesFromEnd(path: string, chunk_bytes = 1 << 20): Generator<{ text: string; end: number }> {
+  const decoder = new TextDecoder("latin1"); // one character a byte: only numbers are read here
+  using file = Deno.openSync(path);
+  let begin = file.statSync().size, text = ""; // what stands from `begin` on and has not been given out
+  while (begin > 0) {
+    const bytes = new Uint8Array(Math.min(chunk_bytes, begin));
+    begin -= bytes.length;
+    file.seekSync(begin, Deno.SeekMode.Start);
+    for (let done = 0, n: number | null = 0; done < bytes.length && n !== null; done += n ?? 0) {
+      n = file.readSync(bytes.subarray(done));
+    }
+    text = decoder.decode(bytes) + text;
+    for (let last = text.lastIndexOf("\n"); last >= 0;) {
+      const before = last === 0 ? -1 : text.lastIndexOf("\n", last - 1);
+      if (before < 0 && begin > 0) break; // the line begins in an earlier chunk
+      yield { text: text.slice(before + 1, last), end: begin + last + 1 };
+      text = text.slice(0, before + 1);
+      last = before;
+    }
+  }
+}
+
+/** Whether a file is empty or its last line is whole. */
+function endsWithLine(path: string): boolean {
+  using file = Deno.openSync(path);
+  const last = new Uint8Array(1), { size } = file.statSync();
+  if (size === 0) return true;
+  file.seekSync(size - 1, Deno.SeekMode.Start);
+  file.readSync(last);
+  return last[0] === "\n".charCodeAt(0);
+}
+
+/** "steps 3 to 5", "step 5" */
+function stepsOf(first: number, last: number): string {
+  return first === last ? `step ${last}` : `steps ${first} to ${last}`;
 }
 
 /** "step 120 | loss 4.3210 | val 4.40 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 38% MFU | 1.2 GB" */

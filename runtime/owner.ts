@@ -1,7 +1,7 @@
 // Who trains in a run directory, in owner.json: for the message to a second process, and for file systems shared by several
 // machines, not all of which carry locks from one to another.
 import { UserError } from "../ffi/errors.ts";
-import { isFile, writeAtomic } from "../ffi/files.ts";
+import { isFile, remove, writeAtomic } from "../ffi/files.ts";
 import { jobName } from "./world.ts";
 
 /** A process that trains. */
@@ -39,7 +39,7 @@ export function claimRun(dir: string): void {
 
 /** Removes owner.json. */
 export function releaseRun(dir: string): void {
-  if (isFile(path(dir))) Deno.removeSync(path(dir));
+  if (isFile(path(dir))) remove(path(dir));
 }
 
 function path(dir: string): string {

@@ -6,7 +6,8 @@
 
 import { basename, dirname } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { isFile, OutFile } from "../ffi/files.ts";
+import { orMistake } from "../ffi/system_error.ts";
 
 const BYTES_PER_ELEMENT = { F32: 4, BF16: 2, F16: 2, I32: 4 };
 const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation
@@ -57,13 +58,9 @@ export function createSafetensors(
   metadata: Record<string, string> = {},
 ): void {
   const header = encodeHeader(entries, metadata);
-  using file = openFor(path, "write");
-  writeAll(file, path, header);
-  try {
-    file.truncateSync(entries.reduce((end, entry) => end + byteLength(entry), header.length));
-  } catch (error) {
-    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
-  }
+  using file = new OutFile(path, "create");
+  file.write(header);
+  file.truncate(entries.reduce((end, entry) => end + byteLength(entry), header.length));
 }
 
 /**
@@ -76,21 +73,21 @@ export function fillSafetensors(
   metadata: Record<string, string> = {},
 ): void {
   let start = encodeHeader(entries, metadata).length;
-  using file = openFor(path, "fill");
+  using file = new OutFile(path, "change");
   for (const entry of entries) {
     const { from, to } = entry.range ?? { from: 0, to: elements(entry) };
     const element = BYTES_PER_ELEMENT[entry.dtype], bytes = entry.bytes();
     const chunks = bytes instanceof Uint8Array ? [bytes] : bytes;
     let missing = (to - from) * element;
-    file.seekSync(start + from * element, Deno.SeekMode.Start);
+    file.seek(start + from * element);
     for (const chunk of chunks) {
-      writeAll(file, path, chunk);
+      file.write(chunk);
       missing -= chunk.length;
     }
     if (missing !== 0) throw new Error(`internal: ${entry.name} is ${missing} bytes short of its shape`);
     start += byteLength(entry);
   }
-  file.syncSync();
+  file.sync();
 }
 
 /**
@@ -117,7 +114,7 @@ export function readSafetensors(path: string): SafetensorsFile {
   function read(name: string, begin = 0, end?: number): Uint8Array<ArrayBuffer> {
     const t = tensors.get(name);
     if (!t) throw new UserError(`Cannot read ${name} of ${path}: the file has no tensor of that name`);
-    using file = openFor(path, "read");
+    using file = openForReading(path);
     return readAt(file, path, t.offset + begin, (end ?? t.length) - begin);
   }
   return { path, metadata: metadata as Record<string, string>, tensors, read };
@@ -203,7 +200,7 @@ function encodeHeader(entries: Entry[], metadata: Record<string, string>): Uint8
 }
 
 function readHeader(path: string): { header: Record<string, unknown>; start: number; size: number } {
-  using file = openFor(path, "read");
+  using file = openForReading(path);
   const { size } = file.statSync();
   if (size < 8) throw unreadable(path, `it has ${size} bytes, but a safetensors file has at least 8`);
   const length = Number(new DataView(readAt(file, path, 0, 8).buffer).getBigUint64(0, true));
@@ -254,33 +251,11 @@ function byteLength(t: { dtype: Dtype; shape: readonly number[] }): number {
   return elements(t) * BYTES_PER_ELEMENT[t.dtype];
 }
 
-const OPEN = {
-  read: { read: true },
-  write: { write: true, create: true, truncate: true },
-  fill: { write: true },
-};
-
-function openFor(path: string, mode: keyof typeof OPEN): Deno.FsFile {
-  try {
-    return Deno.openSync(path, OPEN[mode]);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error; // its own message says which permission is missing
-    throw new UserError(
-      `Cannot ${mode === "read" ? "read" : "write"} ${path}: ${(error as Error).message}`,
-    );
-  }
+function openForReading(path: string): Deno.FsFile {
+  return orMistake(`Cannot read ${path}`, () => Deno.openSync(path));
 }
 
-/** Writes all bytes: one write call may take only a part of them (on Linux never more than 2 GiB). */
-function writeAll(file: Deno.FsFile, path: string, bytes: Uint8Array): void {
-  try {
-    for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
-  } catch (error) {
-    throw new UserError(`Cannot write ${path}: ${(error as Error).message}`);
-  }
-}
-
-/** Reads exactly `length` bytes: like a write, one read call may return fewer. */
+/** Reads exactly `length` bytes: one read call may return fewer. */
 function readAt(file: Deno.FsFile, path: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
   file.seekSync(offset, Deno.SeekMode.Start);

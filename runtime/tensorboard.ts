@@ -1,18 +1,19 @@
 // TensorBoard event files: a run seen in the tool that many already have open. A file is a row of records, each with its length
 // and two checksums; a record is a protocol buffer of type Event, of which four fields are needed.
+import { OutFile } from "../ffi/files.ts";
 import { hostname } from "./owner.ts";
 
 /** Appends scalars to an event file of its own in a directory. Close it with `using`. */
 export class EventFile implements Disposable {
   /** Of the file, without the directory. */
   readonly name: string;
-  readonly #file: Deno.FsFile;
+  readonly #file: OutFile;
 
   /** after: the step that a resumed run goes on after; TensorBoard then drops what earlier files say of later steps. */
   constructor(directory: string, after?: number) {
     const seconds = Math.floor(Date.now() / 1000);
     this.name = `events.out.tfevents.${seconds}.${hostname().replaceAll(" ", "_")}.${Deno.pid}`;
-    this.#file = Deno.openSync(`${directory}/${this.name}`, { append: true, create: true });
+    this.#file = new OutFile(`${directory}/${this.name}`, "append");
     this.#write(event(0, text(3, "brain.Event:2"))); // file_version
     if (after !== undefined) this.#write(event(after + 1, bytes(7, varint(1, 1)))); // session_log: START
   }
@@ -26,7 +27,7 @@ export class EventFile implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#file.close();
+    this.#file[Symbol.dispose]();
   }
 
   /** Writes a record: length, its checksum, data, its checksum. */
@@ -36,7 +37,7 @@ export class EventFile implements Disposable {
     view.setUint32(8, maskedCrc(record.subarray(0, 8)), true);
     record.set(data, 12);
     view.setUint32(12 + data.length, maskedCrc(data), true);
-    for (let done = 0; done < record.length;) done += this.#file.writeSync(record.subarray(done));
+    this.#file.write(record);
   }
 }
 

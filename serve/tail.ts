@@ -12,6 +12,7 @@ const buffer = new Uint8Array(1 << 20); // so many bytes take about 10 ms to par
 /** Reads a growing file slice by slice. */
 export class Tail {
   #offset = 0; // bytes read so far, to the end of a line
+  #before = ""; // the last characters of these: a file that was cut and has grown again has others
   #identity = "";
 
   constructor(readonly path: string) {}
@@ -20,7 +21,8 @@ export class Tail {
   next(): Slice {
     using file = openRegular(this.path);
     const { identity, size } = file ? stateOf(file) : { identity: "", size: 0 };
-    const restarted = this.#offset > 0 && (size < this.#offset || identity !== this.#identity);
+    const restarted = this.#offset > 0 && (!file || size < this.#offset || identity !== this.#identity ||
+      lastBefore(file, this.#offset) !== this.#before);
     if (restarted) this.#offset = 0;
     this.#identity = identity;
     if (!file || size === this.#offset) return { restarted, lines: [], more: false };
@@ -28,7 +30,9 @@ export class Tail {
     const end = bytes.lastIndexOf(LINE_FEED);
     if (end >= 0) this.#offset += end + 1;
     else if (more) this.#offset += bytes.length; // no line of metrics is so long: garbage
-    return { restarted, lines: end < 0 ? [] : textOf(bytes.subarray(0, end)).split("\n"), more };
+    const lines = end < 0 ? [] : textOf(bytes.subarray(0, end)).split("\n");
+    this.#before = lastBefore(file, this.#offset);
+    return { restarted, lines, more };
   }
 }
 
@@ -39,15 +43,21 @@ function stateOf(file: Deno.FsFile): { identity: string; size: number } {
   return { identity: `${ino} ${birthtime?.getTime()}`, size };
 }
 
-function readAt(file: Deno.FsFile, offset: number): Uint8Array<ArrayBuffer> {
+function readAt(file: Deno.FsFile, offset: number, most: number = buffer.length): Uint8Array<ArrayBuffer> {
   file.seekSync(offset, Deno.SeekMode.Start);
   let n = 0;
-  while (n < buffer.length) {
-    const read = file.readSync(buffer.subarray(n));
+  while (n < most) {
+    const read = file.readSync(buffer.subarray(n, most));
     if (read === null) break;
     n += read;
   }
   return buffer.subarray(0, n);
+}
+
+/** What stands before a byte of a file: 64 bytes, which in metrics hold times that are never equal by chance. */
+function lastBefore(file: Deno.FsFile, offset: number): string {
+  const from = Math.max(0, offset - 64);
+  return textOf(readAt(file, from, offset - from));
 }
 
 /** The last lines of a text file, from its last 64 kB; none where it is missing. */

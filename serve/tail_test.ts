@@ -39,6 +39,8 @@ Deno.test("Tail begins again when the file is cut, replaced, removed or made ane
   tail.next();
   scratch.write("one\n"); // cut in place
   assertEquals(tail.next(), { restarted: true, lines: ["one"], more: false });
+  scratch.write("eno\nzwo\n"); // cut, and grown further than before
+  assertEquals(tail.next(), { restarted: true, lines: ["eno", "zwo"], more: false });
   Deno.writeTextFileSync(`${scratch.dir}/new`, "uno\ndue\n");
   Deno.renameSync(`${scratch.dir}/new`, scratch.path); // as writeAtomic() does
   assertEquals(tail.next(), { restarted: true, lines: ["uno", "due"], more: false });

@@ -2,7 +2,7 @@
 // open, so that it ends with the program however that ends: a lock file that a crash left behind keeps nobody out.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
-import { isFile } from "../../ffi/files.ts";
+import { isFile, makeDirectory, remove } from "../../ffi/files.ts";
 
 const NAME = "prepare.lock";
 
@@ -26,7 +26,7 @@ export class DirectoryLock implements Disposable {
   static take(dir: string): DirectoryLock {
     try {
       const created = !exists(dir);
-      Deno.mkdirSync(dir, { recursive: true });
+      makeDirectory(dir);
       const file = openLocked(join(dir, NAME));
       if (file !== undefined) return new DirectoryLock(dir, file, created);
     } catch (error) {
@@ -44,7 +44,7 @@ export class DirectoryLock implements Disposable {
     Deno.removeSync(join(this.#dir, NAME));
     this.#file.close();
     if (this.#created && Deno.readDirSync(this.#dir)[Symbol.iterator]().next().done) {
-      Deno.removeSync(this.#dir);
+      remove(this.#dir);
     }
   }
 }

@@ -2,13 +2,13 @@
 // and writes a meta.json that lists their shards where they are. Nothing is moved or copied but the tokenizer's files.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
-import { isFile, writeAtomic } from "../../ffi/files.ts";
+import { isFile, remove, syncDirectory, writeAtomic } from "../../ffi/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
 import { type Meta, readWholeMeta, type SplitSize } from "../meta.ts";
 import type { MergeOptions } from "./options.ts";
 import { describeFiles, parsePartName, partName } from "./parts.ts";
-import { metaText, removeOthers, syncDirectory, UNFINISHED } from "./publish.ts";
+import { metaText, removeOthers, UNFINISHED } from "./publish.ts";
 import { differences, type InputFile } from "./recipe.ts";
 
 /** A part and its directory in that of the whole. */
@@ -170,14 +170,15 @@ function refuseOther(out: string, meta: Meta): void {
   );
 }
 
-/** meta.json is replaced in one step; what it no longer lists is removed afterwards. */
+/** An earlier dataset ends before the first file of this one is there; what is no longer listed is removed afterwards. */
 function write(out: string, meta: Meta, firstPart: string): void {
+  if (isFile(join(out, "meta.json"))) remove(join(out, "meta.json"));
+  syncDirectory(out);
   if (meta.tokenizer === ".") {
     for (const name of ["tokenizer.json", "tokenizer_config.json"]) {
       writeAtomic(join(out, name), Deno.readTextFileSync(join(firstPart, name)));
     }
   }
   writeAtomic(join(out, "meta.json"), metaText(meta));
-  syncDirectory(out);
   removeOthers(out, meta);
 }

@@ -1,7 +1,7 @@
 // The last phase of prepare: everything moves from DIR/unfinished up into DIR, meta.json last. unfinished/meta.json is written
 // before anything moves, so that a kill anywhere in between is finished by the next run: each step may be done again.
 import { join } from "node:path";
-import { isFile, writeAtomic, writeSynced } from "../../ffi/files.ts";
+import { isFile, remove, rename, syncDirectory, writeAtomic, writeSynced } from "../../ffi/files.ts";
 import { type Meta, readWholeMeta } from "../meta.ts";
 
 /** Name of the directory, within that of a dataset, in which the dataset is written. */
@@ -30,11 +30,11 @@ export function completePublishing(dir: string): Meta | undefined {
   const meta = readWholeMeta(unfinished);
   removeOld(dir, meta);
   for (const { name } of Array.from(Deno.readDirSync(unfinished))) {
-    if (OUR_FILES.test(name)) Deno.renameSync(join(unfinished, name), join(dir, name));
-    else if (name !== "meta.json") Deno.removeSync(join(unfinished, name));
+    if (OUR_FILES.test(name)) rename(join(unfinished, name), join(dir, name));
+    else if (name !== "meta.json") remove(join(unfinished, name));
   }
   syncDirectory(dir);
-  Deno.renameSync(join(unfinished, "meta.json"), join(dir, "meta.json"));
+  rename(join(unfinished, "meta.json"), join(dir, "meta.json"));
   removeIfEmpty(unfinished);
   syncDirectory(dir);
   return meta;
@@ -42,7 +42,7 @@ export function completePublishing(dir: string): Meta | undefined {
 
 function removeIfEmpty(unfinished: string): void {
   try {
-    if (Deno.readDirSync(unfinished)[Symbol.iterator]().next().done) Deno.removeSync(unfinished);
+    if (Deno.readDirSync(unfinished)[Symbol.iterator]().next().done) remove(unfinished);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
@@ -50,7 +50,7 @@ function removeIfEmpty(unfinished: string): void {
 
 /** Removes the dataset that is replaced, but none of the new files that have moved already. */
 function removeOld(dir: string, meta: Meta): void {
-  if (isFile(join(dir, "meta.json"))) Deno.removeSync(join(dir, "meta.json"));
+  if (isFile(join(dir, "meta.json"))) remove(join(dir, "meta.json"));
   syncDirectory(dir);
   removeOthers(dir, meta);
 }
@@ -60,18 +60,11 @@ export function removeOthers(dir: string, meta: Meta): void {
   const files = new Set(meta.shards.map(({ file }) => file));
   if (meta.tokenizer === ".") files.add("tokenizer.json").add("tokenizer_config.json");
   for (const { name } of Array.from(Deno.readDirSync(dir))) {
-    if (OUR_FILES.test(name) && !files.has(name)) Deno.removeSync(join(dir, name));
+    if (OUR_FILES.test(name) && !files.has(name)) remove(join(dir, name));
   }
 }
 
 /** meta.json as it is written. */
 export function metaText(meta: Meta): string {
   return `${JSON.stringify(meta, null, 2)}\n`;
-}
-
-/** Waits until the names in a directory are on the disk. */
-export function syncDirectory(path: string): void {
-  if (Deno.build.os === "windows") return; // directories cannot be opened there
-  using directory = Deno.openSync(path);
-  directory.syncSync();
 }

@@ -1,10 +1,11 @@
 // A dataset in the making: its shards and counts in DIR/unfinished, and the commit points from which a killed run goes on.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
+import { makeDirectory, removeTree } from "../../ffi/files.ts";
 import type { Encoded } from "./encode.ts";
 import type { Meta } from "../meta.ts";
 import type { Work } from "./progress.ts";
-import { publish, syncDirectory, UNFINISHED } from "./publish.ts";
+import { publish, UNFINISHED } from "./publish.ts";
 import type { Recipe } from "./recipe.ts";
 import { asMistake } from "../../ffi/system_error.ts";
 import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
@@ -33,8 +34,7 @@ export class Run implements Disposable {
     this.#keep = state !== undefined;
     this.counts = state?.counts ?? emptyCounts();
     this.#passedOver = this.counts.read;
-    Deno.mkdirSync(this.#unfinished, { recursive: true });
-    syncDirectory(dir);
+    makeDirectory(this.#unfinished);
     const shard_tokens = recipe.options.shard_tokens as number;
     this.#writer = new ShardWriter(this.#unfinished, { ...recipe, shard_tokens }, state?.written);
     this.#committed = this.#now();
@@ -111,7 +111,7 @@ export class Run implements Disposable {
   [Symbol.dispose](): void {
     this.#writer[Symbol.dispose]();
     if (this.#keep) return;
-    Deno.removeSync(this.#unfinished, { recursive: true });
+    removeTree(this.#unfinished);
   }
 
   #isDue(): boolean {

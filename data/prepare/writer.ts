@@ -2,11 +2,9 @@
 // commit(): the shard that grows is NAME.bin.tmp, and gets its name when its header, its tokens and its checksum are done.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
-import { isFile, sha256OfFile } from "../../ffi/files.ts";
+import { isFile, OutFile, removeTree, rename, sha256OfFile, syncDirectory } from "../../ffi/files.ts";
 import { HEADER_BYTES, shardHeader } from "../bins.ts";
 import type { Meta } from "../meta.ts";
-import { orMistake } from "../../ffi/system_error.ts";
-import { syncDirectory } from "./publish.ts";
 
 /** The two parts of a dataset. */
 export const SPLITS = ["train", "val"] as const;
@@ -116,7 +114,7 @@ function removeOthers(dir: string, written?: Written): void {
     kept.add(shardName(split, shards.length)).add(`${shardName(split, shards.length)}.tmp`);
   }
   for (const { name } of Array.from(Deno.readDirSync(dir))) {
-    if (!kept.has(name)) Deno.removeSync(join(dir, name), { recursive: true });
+    if (!kept.has(name)) removeTree(join(dir, name));
   }
 }
 
@@ -130,7 +128,7 @@ class SplitWriter {
   readonly #dir: string;
   readonly #split: Split;
   readonly #options: WriterOptions;
-  #file: Deno.FsFile | undefined; // the shard that grows
+  #file: OutFile | undefined; // the shard that grows
   #tokens = 0; // in it
 
   constructor(dir: string, split: Split, options: WriterOptions, written?: Written[Split]) {
@@ -153,25 +151,25 @@ class SplitWriter {
   }
 
   sync(): Written[Split] {
-    this.#orExplain(() => this.#file?.syncSync());
+    this.#file?.sync();
     return { shards: [...this.shards], open: this.#file === undefined ? null : this.#tokens };
   }
 
   endShard(): void {
     if (this.#file === undefined) return;
-    this.#file.seekSync(0, Deno.SeekMode.Start);
-    this.#writeBytes(this.#file, shardHeader(this.#options.token_bytes, this.#tokens));
+    this.#file.seek(0);
+    this.#file.write(shardHeader(this.#options.token_bytes, this.#tokens));
     this.sync();
     this.close();
     const name = this.#name, path = join(this.#dir, name);
     const sha256 = sha256OfFile(`${path}.tmp`);
-    Deno.renameSync(`${path}.tmp`, path);
+    rename(`${path}.tmp`, path);
     this.shards.push({ file: name, tokens: this.#tokens, sha256 });
     this.#tokens = 0;
   }
 
   close(): void {
-    this.#file?.close();
+    this.#file?.[Symbol.dispose]();
     this.#file = undefined;
   }
 
@@ -182,35 +180,30 @@ class SplitWriter {
 
   #write({ buffer, byteOffset, byteLength, length }: Ids): void {
     this.#file ??= this.#begin();
-    this.#writeBytes(this.#file, new Uint8Array(buffer, byteOffset, byteLength));
+    this.#file.write(new Uint8Array(buffer, byteOffset, byteLength));
     this.#tokens += length;
   }
 
-  #begin(): Deno.FsFile {
-    const path = join(this.#dir, `${this.#name}.tmp`);
-    const file = this.#orExplain(() => Deno.openSync(path, { write: true, create: true, truncate: true }));
-    this.#writeBytes(file, new Uint8Array(HEADER_BYTES)); // the count is known at the end
+  #begin(): OutFile {
+    const file = this.#open("create");
+    file.write(new Uint8Array(HEADER_BYTES)); // the count is known at the end
     return file;
   }
 
-  #writeBytes(file: Deno.FsFile, bytes: Uint8Array): void {
-    this.#orExplain(() => {
-      for (let done = 0; done < bytes.length;) done += file.writeSync(bytes.subarray(done));
-    });
-  }
-
-  /** Names the shard when the operating system refuses to write it, because the disk is full for example. */
-  #orExplain<T>(write: () => T): T {
-    return orMistake(`Cannot write "${join(this.#dir, this.#name)}"`, write);
+  /** Opens the shard that grows; errors name it as it will be called. */
+  #open(mode: "create" | "change"): OutFile {
+    const path = join(this.#dir, this.#name);
+    return new OutFile(`${path}.tmp`, mode, `"${path}"`);
   }
 
   /** Cuts the shard that grew back to so many tokens, whether it got its name after the last commit or not. */
   #reopen(tokens: number): void {
     const name = this.#name, path = join(this.#dir, name);
-    if (isFile(path)) Deno.renameSync(path, `${path}.tmp`);
-    this.#file = Deno.openSync(`${path}.tmp`, { write: true });
-    this.#file.truncateSync(HEADER_BYTES + tokens * this.#options.token_bytes);
-    this.#file.seekSync(0, Deno.SeekMode.End);
+    if (isFile(path)) rename(path, `${path}.tmp`);
+    const bytes = HEADER_BYTES + tokens * this.#options.token_bytes;
+    this.#file = this.#open("change");
+    this.#file.truncate(bytes);
+    this.#file.seek(bytes);
     this.#tokens = tokens;
   }
 }
