@@ -102,6 +102,37 @@ function wrongBytes(bytes: Uint8Array): Map<number, number> {
   return found;
 }
 
+/** Like JSON.parse(), but also reads what Python's json writes for numbers that are not finite. */
+function parse(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch (error) {
+    if (!/NaN|Infinity/.test(line)) throw error;
+    return JSON.parse(withoutNaN(line));
+  }
+}
+
+/** A line with 1e999, which JSON.parse() takes for Infinity, in the place of each NaN and Infinity outside of strings. */
+function withoutNaN(line: string): string {
+  const parts: string[] = [];
+  for (let at = 0; at < line.length;) {
+    const quote = line.indexOf('"', at), start = quote < 0 ? line.length : quote;
+    parts.push(line.slice(at, start).replace(/(?<![\w.+-])(NaN|-?Infinity)(?![\w.])/g, "1e999"));
+    let end = line.indexOf('"', start + 1);
+    while (end >= 0 && isEscaped(line, end)) end = line.indexOf('"', end + 1);
+    at = end < 0 ? line.length : end + 1;
+    parts.push(line.slice(start, at));
+  }
+  return parts.join("");
+}
+
+/** Whether an odd number of backslashes stands before a character. */
+function isEscaped(line: string, at: number): boolean {
+  let from = at;
+  while (line[from - 1] === "\\") from--;
+  return (at - from) % 2 === 1;
+}
+
 /** The text in a line, undefined if there is none. */
 function parseLine(
   line: string,
@@ -111,7 +142,7 @@ function parseLine(
 ): string | null | undefined {
   let row: unknown;
   try {
-    row = JSON.parse(line);
+    row = parse(line);
   } catch (error) {
     const zero = line.indexOf("\0");
     const reason = zero < 0
@@ -143,7 +174,7 @@ function parseLine(
   }
   return void reportBad(
     `Cannot read ${place}: field "${field}" is ${
-      JSON.stringify(text).slice(0, 40)
+      text === Infinity ? "NaN or Infinity" : JSON.stringify(text).slice(0, 40)
     }, should be a text; choose another with --column`,
     1,
   );

@@ -37,6 +37,38 @@ const mistakes: [string, string][] = [
   ['{"text":["two"]}', 'field "text" is ["two"], should be a text; choose another with --column'],
 ];
 
+// Each as Python's json.loads() takes it.
+Deno.test("readJsonLines() reads lines with NaN and Infinity in other fields", async () => {
+  const lines = [
+    '{"score":NaN,"text":"one"}',
+    '{"text":"two","score":-Infinity}',
+    '{"text":"three: NaN, \\"Infinity\\\\","a":[ NaN,Infinity , {"b":-Infinity}],"NaN":"\\\\\\""}',
+    '{"text":"","NaN":NaN}',
+    '{"text":null,"Infinity":Infinity}',
+  ];
+  const texts = ["one", "two", 'three: NaN, "Infinity\\', "", ""];
+  assertEquals(await parse(input(lines.join("\n"))), texts);
+});
+
+Deno.test("readJsonLines() refuses what Python's json does too", async () => {
+  const each = "each line should be one JSON object";
+  const lines: [string, string][] = [
+    ['{"text":"a","b":-NaN}', `No number after minus sign in JSON at position 17; ${each}`],
+    ['{"text":"a","b":NaNs}', `Unexpected token 'N', ..."":"a","b":NaNs}" is not valid JSON; ${each}`],
+    [
+      '{"text":"a","b":+Infinity}',
+      `Unexpected token '+', ..."":"a","b":+Infinity}" is not valid JSON; ${each}`,
+    ],
+    ['{"text":"a",NaN:1}', `Expected double-quoted property name in JSON at position 12; ${each}`],
+    ['{"text":"a","b":NaN', `Expected ',' or '}' after property value in JSON at position 21; ${each}`],
+    ['{"text":"a NaN', `Unterminated string in JSON at position 14; ${each}`],
+    ['{"text":NaN}', 'field "text" is NaN or Infinity, should be a text; choose another with --column'],
+  ];
+  for (const [line, message] of lines) {
+    await assertRefused(() => parse(input(line)), `Cannot read a.txt:1: ${message}`);
+  }
+});
+
 Deno.test("readJsonLines() names file and line of a mistake, or leaves the line out", async () => {
   for (const [line, message] of mistakes) {
     const text = `\n{"text":"one"}\n${line}\n{"text":"three"}`, reported: [string, number][] = [];
