@@ -7,8 +7,11 @@ import { UserError } from "../../ffi/errors.ts";
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
 import { brokenParquet, type ColumnChunk, openTextColumn } from "./parquet_footer.ts";
+import { decodeDictionary, type Dictionary, type NextValue, NULL, openPage, rowsOf } from "./parquet_page.ts";
 import { notUtf8 } from "./utf8.ts";
-import { decodePage, NO_VALUES, rowsOf, type Values } from "./parquet_page.ts";
+
+/** Bytes that a page may have. Writers aim at a megabyte, fastparquet at 500. */
+export const PAGE_BYTES = 1 << 30;
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
 export interface Skip {
@@ -31,99 +34,90 @@ export async function* readParquet(
   const nameOf = (row: number) => `row ${row} of "${source.name}"`;
   const reportEncoding = (row: number, at: number, byte: number) =>
     reportBad(notUtf8(nameOf(row), at, byte), 1);
-  let row = 0; // of the file
-  const advance = (rows: number) => {
-    builder.read += share(source.size, row + rows, fileRows) - share(source.size, row, fileRows);
-    row += rows;
+  let row = 0, counted = 0; // rows of the file that were read, and its bytes that stand for those in blocks
+  const take = (): Block => {
+    const read = fileRows === 0 ? source.size : Math.round(source.size * row / fileRows);
+    builder.read += read - counted;
+    counted = read;
+    return builder.takeValid(reportEncoding);
   };
   for (const [index, chunk] of chunks.entries()) {
     const groupEnd = row + chunk.rows;
     if (chunk.rows <= skip.left && builder.documents === 0) { // those in the builder are not counted off yet
       skip.left -= chunk.rows;
-      advance(chunk.rows);
+      row = groupEnd;
       continue;
     }
-    for await (const { values, bad } of readPages(source, chunk, index, reportBad)) {
-      appendValues(builder, values, row, nameOf, reportBad);
-      advance(values.starts.length + bad);
-      if (builder.full) yield builder.takeValid(reportEncoding);
+    const reportRows = (rows: number, what: string, advice?: string): void => {
+      row += rows;
+      reportBad(brokenParquet(source, `row group ${index}${what}`, advice).message, rows);
+    };
+    for await (const { at, rows, open } of readPages(source, chunk)) {
+      const pageEnd = row + rows;
+      try {
+        for (const next = open(); row < pageEnd; row++) {
+          const { bytes, start, end } = next();
+          if (end - start > DOCUMENT_BYTES) {
+            reportBad(tooLong(nameOf(row), end - start), 1);
+            continue;
+          }
+          builder.append(bytes.subarray(start, end));
+          builder.end(row);
+          if (builder.full) yield take();
+        }
+      } catch (error) {
+        if (error instanceof UserError) throw error;
+        const advice = error instanceof PageTooLarge ? "write it again with smaller pages" : undefined;
+        reportRows(pageEnd - row, `, page at byte ${at}: ${(error as Error).message}`, advice);
+      }
     }
     const missing = groupEnd - row;
     if (missing > 0) {
-      const what = `row group ${index} has ${
-        chunk.rows - missing
-      } values in its pages, should have ${chunk.rows}`;
-      reportBad(brokenParquet(source, what).message, missing);
-      advance(missing);
+      reportRows(missing, ` has ${chunk.rows - missing} values in its pages, should have ${chunk.rows}`);
     }
   }
-  yield builder.takeValid(reportEncoding);
+  yield take();
 }
 
-/** The bytes that so many of a file's rows stand for. */
-function share(bytes: number, rows: number, fileRows: number): number {
-  return Math.round(bytes * rows / fileRows);
-}
-
-/** Appends each value as a document, but for those that are too long. row: number of the first. */
-function appendValues(
-  builder: BlockBuilder,
-  { bytes, starts, ends }: Values,
-  row: number,
-  nameOf: (row: number) => string,
-  reportBad: ReportBad,
-): void {
-  for (let i = 0; i < starts.length; i++) {
-    const length = ends[i]! - starts[i]!;
-    if (length > DOCUMENT_BYTES) {
-      const what = `it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}; split it`;
-      reportBad(`Cannot read ${nameOf(row + i)}: ${what}`, 1);
-      continue;
-    }
-    builder.append(bytes.subarray(starts[i], ends[i]));
-    builder.end(row + i);
-  }
+function tooLong(name: string, length: number): string {
+  return `Cannot read ${name}: it has ${length} bytes, the limit for one document is ${DOCUMENT_BYTES}; split it`;
 }
 
 // ---- pages
 
-/** What a data page holds, or the number of rows that cannot be read. */
+/** A page with rows. */
 interface Page {
-  values: Values;
-  bad: number;
+  /** Where it begins in the file. */
+  at: number;
+  rows: number;
+  /** Until the next page is asked for. Throws Error if it cannot be read. */
+  open: () => NextValue;
 }
 
-/** The data pages of a column chunk. */
-async function* readPages(
-  source: ByteSource,
-  chunk: ColumnChunk,
-  index: number,
-  reportBad: ReportBad,
-): AsyncGenerator<Page> {
-  const { start, end } = chunk, reader = new ByteReader(source.read(start, end));
-  const bad = (at: number, error: unknown, rows: number): Page => {
-    const what = `row group ${index}, page at byte ${at}: ${(error as Error).message}`;
-    reportBad(brokenParquet(source, what).message, rows);
-    return { values: NO_VALUES, bad: rows };
-  };
-  let dictionary: Values | undefined;
+/**
+ * The pages of a column chunk that have rows. One that cannot be opened stands for a dictionary that cannot be read, or for
+ * all rows that are left behind a page without a header.
+ */
+async function* readPages(source: ByteSource, chunk: ColumnChunk): AsyncGenerator<Page> {
+  const { start, end, rows } = chunk;
+  if (chunk.allNull) return yield { at: start, rows, open: () => () => NULL };
+  const reader = new ByteReader(source.read(start, end));
+  let dictionary: Dictionary | undefined;
   try {
-    for (let at = start, left = chunk.rows; at < end;) {
-      let header: PageHeader, size: number;
-      try {
-        ({ header, size } = await readHeader(reader, end - at, left));
-      } catch (error) {
-        if (error instanceof UserError) throw error;
-        yield bad(at, error, left); // where the next page begins is not known
-        return;
-      }
-      const bytes = (await reader.peek(size)).slice(size - header.compressed_page_size); // a dictionary is kept
-      try {
-        const values = decodePage(bytes, header, chunk, dictionary);
-        if (header.type === "DICTIONARY_PAGE") dictionary = values;
-        else yield { values, bad: 0 };
-      } catch (error) {
-        yield bad(at, error, rowsOf(header));
+    for (let at = start, left = rows; left > 0 && at < end;) {
+      const next = await readHeader(reader, end - at, left).catch((error) => error as Error);
+      if (next instanceof UserError) throw next;
+      if (next instanceof Error) return yield unreadable(at, left, next);
+      const { header, size } = next,
+        bytes = (await reader.peek(size)).subarray(size - header.compressed_page_size);
+      if (header.type === "DICTIONARY_PAGE") {
+        try {
+          dictionary = decodeDictionary(bytes, header, chunk);
+        } catch (error) {
+          yield unreadable(at, 0, error);
+        }
+      } else if (rowsOf(header) > 0) {
+        yield { at, rows: rowsOf(header), open: () => openPage(bytes, header, chunk, dictionary) };
       }
       reader.skip(size);
       at += size;
@@ -133,6 +127,19 @@ async function* readPages(
     await reader.close();
   }
 }
+
+function unreadable(at: number, rows: number, error: unknown): Page {
+  return {
+    at,
+    rows,
+    open: () => {
+      throw error;
+    },
+  };
+}
+
+/** A page that is left alone. */
+class PageTooLarge extends Error {}
 
 /**
  * The header of the next page, and the bytes of both. The length of a header is known only once it is parsed.
@@ -159,6 +166,8 @@ async function readHeader(
     if (!(header.compressed_page_size >= 0) || size > available) {
       throw new Error(`it has ${size} bytes, ${available} are left`);
     }
+    const larger = Math.max(header.compressed_page_size, header.uncompressed_page_size);
+    if (larger > PAGE_BYTES) throw new PageTooLarge(`it has ${larger} bytes, the limit is ${PAGE_BYTES}`);
     const inPage = rowsOf(header); // damage can make it anything
     if (!Number.isInteger(inPage) || inPage < 0 || inPage > rows) {
       throw new Error(`it has ${inPage} rows, ${rows} are left`);

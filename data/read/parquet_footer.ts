@@ -19,6 +19,8 @@ export interface ColumnChunk extends ColumnKind {
   /** Its pages are bytes [start, end) of the file. */
   start: number;
   end: number;
+  /** All rows are null and no page is needed. */
+  allNull: boolean;
 }
 
 const MAGIC = 0x31524150; // "PAR1", at both ends of the file,
@@ -90,7 +92,7 @@ function parsed<T>(source: ByteSource, parse: () => T): T {
 
 function findTextColumn(source: ByteSource, root: SchemaTree, name: string): SchemaTree {
   const column = root.children.find((child) => child.element.name === name);
-  if (column !== undefined && isText(column)) return column;
+  if (column !== undefined && (isText(column) || isNull(column))) return column;
   const columns = root.children.map((child) => `${child.element.name} (${typeOf(child)})`).join(", ");
   throw new UserError(
     column === undefined
@@ -100,9 +102,19 @@ function findTextColumn(source: ByteSource, root: SchemaTree, name: string): Sch
   );
 }
 
-function isText({ element, children }: SchemaTree): boolean {
+function isText(column: SchemaTree): boolean {
+  const { element } = column;
   const annotated = element.converted_type === "UTF8" || element.logical_type?.type === "STRING";
-  return children.length === 0 && element.repetition_type !== "REPEATED" && annotated;
+  return isSingle(column) && element.type === "BYTE_ARRAY" && annotated;
+}
+
+/** Whether a column has no type, as writers give one without a value, however other parts of the same data have it. */
+function isNull(column: SchemaTree): boolean {
+  return isSingle(column) && column.element.logical_type?.type === "NULL";
+}
+
+function isSingle({ element, children }: SchemaTree): boolean {
+  return children.length === 0 && element.repetition_type !== "REPEATED";
 }
 
 function typeOf(column: SchemaTree): string {
@@ -124,8 +136,9 @@ function placeChunk(
   source: ByteSource,
   group: RowGroup,
   index: number,
-  { element, path }: SchemaTree,
+  leaf: SchemaTree,
 ): ColumnChunk {
+  const { element, path } = leaf;
   const rows = Number(group.num_rows);
   if (!(rows >= 0)) throw brokenParquet(source, `row group ${index} has ${rows} rows`);
   const { meta_data, crypto_metadata } =
@@ -140,12 +153,14 @@ function placeChunk(
   if (rows > 0 && !(start >= 4 && start <= end && end <= source.size)) {
     throw brokenParquet(source, `row group ${index} stands at bytes ${start} to ${end} of ${source.size}`);
   }
-  return { rows, start, end, codec, nullable: element.repetition_type !== "REQUIRED" };
+  return { rows, start, end, codec, nullable: element.repetition_type !== "REQUIRED", allNull: isNull(leaf) };
 }
 
 /** The error for a file that is not what it says. */
-export function brokenParquet(source: ByteSource, what: string): UserError {
-  return new UserError(
-    `Cannot read "${source.name}": ${what}; the file is truncated or corrupt, fetch it again`,
-  );
+export function brokenParquet(
+  source: ByteSource,
+  what: string,
+  advice = "the file is truncated or corrupt, fetch it again",
+): UserError {
+  return new UserError(`Cannot read "${source.name}": ${what}; ${advice}`);
 }

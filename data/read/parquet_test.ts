@@ -9,6 +9,7 @@ import { readParquet, type Skip } from "./parquet.ts";
 import { assertRefused, refuse, textsOf, withFiles } from "./test_documents.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
+const python = Deno.env.get("LOAM_PYTHON");
 const NO_KEYS = "which cannot be read; write it again without encryption";
 const ADVICE = "the file is truncated or corrupt, fetch it again";
 
@@ -48,6 +49,69 @@ for (const file of FILES) {
     assertEquals(await texts(fixtures + file, { column: "lang" }), rows.map(() => "en"));
   });
 }
+
+/** Reads the files of tests/fixtures/parquet/make_parquet.py; gives how many there are. */
+async function compareWithArrow(directory: string): Promise<number> {
+  const parts: [string[], (string | null)[]][] = JSON.parse(
+    Deno.readTextFileSync(`${directory}/expected.json`),
+  );
+  for (const [files, expected] of parts) {
+    for (const file of files) {
+      assertEquals(await texts(`${directory}/${file}`), expected.map((text) => text ?? ""), file);
+    }
+  }
+  return parts.flatMap(([files]) => files).length;
+}
+
+Deno.test("readParquet() reads what pyarrow reads, whoever wrote the file", async () => {
+  assertEquals(await compareWithArrow(`${fixtures}parquet`), 25);
+});
+
+Deno.test({
+  name:
+    "readParquet() reads what pyarrow reads for every encoding, page version and compression (LOAM_PYTHON)",
+  ignore: python === undefined,
+  fn: () =>
+    withFiles({}, async (directory) => {
+      const args = [`${fixtures}parquet/make_parquet.py`, directory];
+      const { success, stderr } = await new Deno.Command(python!, { args }).output();
+      assertEquals(success, true, new TextDecoder().decode(stderr));
+      const names = Array.from(Deno.readDirSync(directory), ({ name }) => name);
+      assertEquals(
+        names.filter((name) => /^arrow_.*_(null|required)\.parquet$/.test(name)).length,
+        4 * 2 * 6 * 2,
+      );
+      assertEquals(await compareWithArrow(directory) >= 96 + 13 + 27, true); // more where other writers are installed
+    }),
+});
+
+for (const kind of ["dictionary", "deltas"]) {
+  Deno.test(`readParquet() gives 300 texts of a megabyte in a page of ${kind} one by one`, async () => {
+    const path = `${fixtures}parquet/repeated_${kind}.parquet`, { size } = Deno.statSync(path);
+    let documents = 0;
+    for await (const { text, ends } of readParquet(new FileBytes(path, size), "text", refuse, { left: 0 })) {
+      assertEquals(text.buffer.byteLength <= 4 << 20, true, `${text.buffer.byteLength} bytes at once`);
+      assertEquals(text.length, 1_000_000 * ends.length);
+      for (const end of ends) assertEquals([text[end - 1_000_000], text[end - 1]], [0x61, 0x61]);
+      documents += ends.length;
+    }
+    assertEquals(documents, 300);
+  });
+}
+
+Deno.test("readParquet() leaves pages of more than 1 GB alone", async () => {
+  const small = new Uint8Array(4), bytes = 2 ** 30 + 1;
+  await withFiles({ "a.parquet": parquetOf([small], 1, [], bytes) }, async (directory) => {
+    const path = `${directory}/a.parquet`, bad: number[] = [];
+    await assertRefused(
+      () => texts(path),
+      `Cannot read "${path}": row group 0, page at byte 4: it has 1073741825 bytes, the limit is 1073741824; ` +
+        "write it again with smaller pages",
+    );
+    assertEquals(await texts(path, { reportBad: (_, documents) => bad.push(documents) }), []);
+    assertEquals(bad, [1]);
+  });
+});
 
 Deno.test("readParquet() reads texts of 0 to 3,000,000 bytes", async () => {
   const lengths = [0, 1, 70_000, 3_000_000, 5, 0, 1_100_000, 2];
@@ -119,15 +183,17 @@ Deno.test("readParquet() refuses a text that is not UTF-8, or leaves it out", as
  *
  * @param pages Contents of plain pages of one row each, which are compressed with zstd.
  * @param more Fields of the column chunk behind its metadata.
+ * @param claimed Bytes that each page says it has, if not as many as it does.
  */
 function parquetOf(
   pages: Uint8Array<ArrayBuffer>[],
   rows: number,
   more: number[] = [],
+  claimed?: number,
 ): Uint8Array<ArrayBuffer> {
   const chunk = Uint8Array.from(pages.flatMap((page) => {
     const content = zstdCompressSync(page);
-    const header = [0x15, 0, 0x15, ...zigzag(page.length), 0x15, ...zigzag(content.length)];
+    const header = [0x15, 0, 0x15, ...zigzag(claimed ?? page.length), 0x15, ...zigzag(content.length)];
     return [...header, 0x2c, 0x15, 2, 0x15, 0, 0x15, 6, 0x15, 6, 0, 0, ...content];
   }));
   const text = [4, ...new TextEncoder().encode("text")], ZSTD = 12, BYTE_ARRAY = 12, UTF8 = 0;
@@ -273,10 +339,17 @@ Deno.test("readParquet() leaves out the rest of a row group where a page has no 
     { from: 60, to: 120 },
   ));
 
-for (const file of FILES) {
+const SMALL = [
+  "arrow_deltas_v2_lz4_null",
+  "arrow_delta_lengths_v2_snappy_null",
+  "made_v2_zstd",
+  "made_lz4_hadoop",
+];
+
+for (const file of [...FILES, ...SMALL.map((name) => `parquet/${name}.parquet`)]) {
   Deno.test(`readParquet() turns damage anywhere in ${file} into a UserError or other text, never into a crash`, async () => {
     const whole = Deno.readFileSync(fixtures + file), places = Math.min(whole.length, 6000);
-    for (let at = 4; at < places; at += 61) {
+    for (let at = 4; at < places; at += whole.length < 2000 ? 3 : 61) {
       const bytes = whole.slice().fill([0xff, 0x80, 0x7f, 0][at & 3]!, at, at + 1 + at % 8);
       await withFiles({ [file]: bytes }, async (directory) => {
         try {
