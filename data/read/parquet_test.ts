@@ -52,9 +52,8 @@ for (const file of FILES) {
 
 /** Reads the files of tests/fixtures/parquet/make_parquet.py; gives how many there are. */
 async function compareWithArrow(directory: string): Promise<number> {
-  const parts: [string[], (string | null)[]][] = JSON.parse(
-    Deno.readTextFileSync(`${directory}/expected.json`),
-  );
+  const lines = Deno.readTextFileSync(`${directory}/expected.jsonl`).trim().split("\n");
+  const parts: [string[], (string | null)[]][] = lines.map((line) => JSON.parse(line));
   for (const [files, expected] of parts) {
     for (const file of files) {
       assertEquals(await texts(`${directory}/${file}`), expected.map((text) => text ?? ""), file);
