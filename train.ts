@@ -13,7 +13,7 @@ import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
 import { init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
-import { banner, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
+import { banner, dataLines, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
 import { howToGoOn, openRun, requireSameData } from "./model/run_directory.ts";
 import { saveCheckpoint, settle } from "./runtime/checkpoint.ts";
 import {
@@ -157,7 +157,7 @@ async function run(
   setDebug(config.debug as DebugMode);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
-  const val = config.eval_interval > 0
+  const val = config.eval_interval > 0 && dataset.val.length > 0
     ? new Loader(tokenSource, dataset, { ...shape, split: "val" })
     : undefined;
   const inputs = new Inputs(B, T, config.gradient_accumulation_steps / world_size);
@@ -188,6 +188,7 @@ async function run(
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     if (ranks) ranks.onFailure = (error) => log.fail(error);
     banner(log, config, c, description, peak, saved);
+    for (const line of dataLines(config, dataset, val)) log.line(line);
     const parts = { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak };
     log.end(await steps(parts, saved, () => log.describe({ ...facts, memory: memoryByKind() })));
   } catch (error) {

@@ -203,13 +203,20 @@ function locateWindows(datasets: Dataset[], split: "train" | "val", block_size: 
     const shards = dataset[split];
     const ends = runningSums(shards.map(({ tokens }) => Math.max(0, Math.floor((tokens - 1) / block_size))));
     const windows = { firstShard, ends, count: ends.at(-1) ?? 0 };
-    if (windows.count === 0) throw noWindow(dataset, split, block_size);
+    const none = split === "val" && shards.length === 0 && datasets.length > 1; // a mix evaluates on the others
+    if (windows.count === 0 && !none) throw noWindow(dataset, split, block_size);
     firstShard += shards.length;
     return windows;
   });
 }
 
 function noWindow(dataset: Dataset, split: "train" | "val", block_size: number): UserError {
+  if (dataset[split].length === 0) {
+    return new UserError(
+      `Cannot read windows of the ${split} split of "${dataset.dir}": it has none; ` +
+        `prepare with a --val_fraction ${split === "val" ? "above 0" : "below 1"}`,
+    );
+  }
   const longest = Math.max(0, ...dataset[split].map(({ tokens }) => tokens));
   return new UserError(
     `Cannot read windows of block_size ${block_size} from the ${split} split of "${dataset.dir}": its longest shard ` +

@@ -13,7 +13,14 @@ import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
 import { merge } from "./prepare/merge.ts";
 import type { Meta } from "./meta.ts";
-import { DEMO, HELP, parseCommand, type PrepareOptions } from "./prepare/options.ts";
+import {
+  DEMO,
+  HELP,
+  parseCommand,
+  type PrepareOptions,
+  settle,
+  type SettledOptions,
+} from "./prepare/options.ts";
 import { partName, takePart } from "./prepare/parts.ts";
 import { type Progress, showProgress, type Task } from "./prepare/progress.ts";
 import { describe, type Part } from "./prepare/recipe.ts";
@@ -83,12 +90,18 @@ export interface Prepared {
  * @throws {UserError} for inputs, options and places that cannot be used. What was committed stays, to go on with.
  */
 export async function prepare(
-  options: PrepareOptions,
+  given: PrepareOptions,
   show: (task: Task) => Progress,
   report: (line: string) => void = () => {},
 ): Promise<Prepared> {
   const start = performance.now();
-  const { sources, part } = await ownSources(options, report);
+  const { sources, part } = await ownSources(given, report), options = settle(given, sources);
+  if (options.by_position && options.val_fraction > 0) {
+    const percent = +(100 * options.val_fraction).toPrecision(6);
+    report(
+      `${sources[0]!.pattern}: one document, the last ${percent}% of it are val (--val_fraction, --split_on)`,
+    );
+  }
   const tokenizer = await openTokenizer(options.tokenizer);
   const recipe = describe(sources, part, tokenizer, options);
   const dir = options.shard === null ? options.out : join(options.out, partName(options.shard));
@@ -111,7 +124,7 @@ export async function prepare(
 }
 
 /** Gives up a dataset that lacks a split: no other run can make more of it. */
-function refuseEmptySplit(run: Run, counts: ReadCounts, options: PrepareOptions): void {
+function refuseEmptySplit(run: Run, counts: ReadCounts, options: SettledOptions): void {
   const mistake = splitMistake(run.counts, counts, options);
   if (mistake === undefined) return;
   run.discard();
@@ -137,7 +150,7 @@ async function encodeAll(
   run: Run,
   sources: Source[],
   tokenizer: Tokenizer,
-  options: PrepareOptions,
+  options: SettledOptions,
   show: (task: Task) => Progress,
 ): Promise<ReadCounts> {
   const counts: ReadCounts = { bad: 0, duplicates: 0 };

@@ -2,7 +2,15 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { verifyDataset } from "./bins.ts";
 import { documentsOf, fails, jsonl, readAll } from "./prepare/test_prepare.ts";
 import { inDirectory } from "./test_directory.ts";
-import { ROOT, runPrepare, runTask, runTaskIn, TEXTS, writeTokenizer } from "./prepare/test_prepare.ts";
+import {
+  ROOT,
+  runMerge,
+  runPrepare,
+  runTask,
+  runTaskIn,
+  TEXTS,
+  writeTokenizer,
+} from "./prepare/test_prepare.ts";
 
 const fixtures = `${ROOT}tests/fixtures/`;
 
@@ -104,6 +112,64 @@ Deno.test("deno task prepare says what a directory gave, and takes its own datas
     assertEquals((await runTask(...flags, "--overwrite", "--seed=2")).code, 0);
   }));
 
+Deno.test("prepare() cuts a plain text that is one document in two, as nanoGPT does", () =>
+  inDirectory(async (dir) => {
+    const lines = Array.from({ length: 999 }, (_, i) => `Line ${i} of a play.\n`).join("");
+    const texts: [string, string[], number, string][] = [ // where Python's data[int(n * 0.9):] begins
+      [lines, [], 17883, " play.\nLin"],
+      [lines, ["--val_fraction=0.25"], 14902, "a play.\nLi"],
+      [`${"aé".repeat(99)}aa`, [], 268, "éaéa"], // 269 of 299 bytes end in the middle of a character
+    ];
+    for (const [text, flags, at, begins] of texts) {
+      Deno.writeTextFileSync(`${dir}/a.txt`, text);
+      const out = `${dir}/${at}`,
+        args = ["--input", `${dir}/a.txt`, "--tokenizer=bytes", "--out", out, ...flags];
+      const { meta } = await runPrepare(...args);
+      assertEquals([meta.train.documents, meta.train.bytes, meta.val.documents], [1, at, 1]);
+      const [train] = await documentsOf(verifyDataset(out), "train"),
+        [val] = await documentsOf(verifyDataset(out), "val");
+      assertEquals(train! + val!, text);
+      assertEquals(val!.slice(0, begins.length), begins);
+      assertEquals((await runPrepare(...args)).work, null); // finished
+    }
+  }));
+
+Deno.test("prepare() takes --val_fraction=0 for no val", () =>
+  inDirectory(async (dir) => {
+    jsonl(`${dir}/a.jsonl`, TEXTS);
+    Deno.writeTextFileSync(`${dir}/a.txt`, "one text");
+    for (const file of ["a.jsonl", "a.txt"]) {
+      const { meta } = await runPrepare(
+        "--input",
+        `${dir}/${file}`,
+        "--val_fraction=0",
+        "--out",
+        `${dir}/${file}.out`,
+      );
+      assertEquals([meta.train.documents, meta.val.documents], [file === "a.txt" ? 1 : 50, 0]);
+      assertEquals(meta.shards.map(({ file }) => file), ["train_000000.bin"]);
+    }
+    await runPrepare("--input", `${dir}/a.jsonl`, "--val_fraction=0", "--out", `${dir}/parts`, "--shard=1/1");
+    assertEquals(runMerge("--out", `${dir}/parts`).val, { documents: 0, tokens: 0, bytes: 0 });
+  }));
+
+Deno.test("deno task prepare says how one text is cut, and that few documents of val say little", () =>
+  inDirectory(async (dir) => {
+    Deno.writeTextFileSync(`${dir}/a.txt`, "one text, ".repeat(100));
+    const one = await runTask("--input", `${dir}/a.txt`, "--tokenizer=bytes", "--out", `${dir}/one`);
+    assertEquals(
+      one.error,
+      `${dir}/a.txt: one document, the last 10% of it are val (--val_fraction, --split_on)\n`,
+    );
+    assertEquals([one.code, one.out.includes("warning")], [0, false]);
+    jsonl(`${dir}/a.jsonl`, TEXTS);
+    const few = await runTask("--input", `${dir}/a.jsonl`, "--val_fraction=.06", "--out", `${dir}/few`);
+    assertMatch(
+      few.out,
+      /\n {2}val {4}3 documents,.*\n {2}warning: val_loss will depend on 3 documents alone; use a larger --val_fraction\n$/,
+    );
+  }));
+
 // ---- mistakes
 
 Deno.test("prepare() stops at a broken line and leaves nothing where nothing was committed", () =>
@@ -144,12 +210,19 @@ Deno.test("prepare() names a fraction that gives both splits documents", () =>
 
 Deno.test("prepare() says that one document cannot be split", () =>
   inDirectory(async (dir) => {
-    Deno.writeTextFileSync(`${dir}/a.txt`, "all one\n\ndocument");
+    jsonl(`${dir}/a.jsonl`, ["all one\n\ndocument"]);
     await fails(
       dir,
-      ["--input", `${dir}/a.txt`],
-      'Cannot split "DIR/a.txt" into train and val: it has one document only; give more, or say where ' +
+      ["--input", `${dir}/a.jsonl`],
+      'Cannot split "DIR/a.jsonl" into train and val: it has one document only; give more, or say where ' +
         "the documents of a .txt file end, such as --split_on=blank_line",
+    );
+    Deno.writeTextFileSync(`${dir}/a.txt`, "short");
+    await fails(
+      dir,
+      ["--input", `${dir}/a.txt`, "--val_fraction=0.9"],
+      'Cannot split "DIR/a.txt", one document, with --val_fraction=0.9: nothing is left for train; ' +
+        "use --val_fraction=0.1, or 0 for no val",
     );
   }));
 

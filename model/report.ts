@@ -1,5 +1,6 @@
 // What a training run says of itself: at its start, in run.json, and with each step.
 import loam from "../deno.json" with { type: "json" };
+import type { Dataset } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
@@ -114,6 +115,33 @@ export function banner(
   const changed = changes(config, saved.config);
   if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);
   log.line(`going on in ${config.out_dir} after step ${saved.step}`);
+}
+
+/** What is known of the data, what is taken for granted, and whether there is enough of it to evaluate on. */
+export function dataLines(
+  config: RunConfig & { eval_batches: number; eval_interval: number },
+  dataset: Dataset,
+  val: Loader | undefined,
+): string[] {
+  const { dir, format, tokenizer, vocab_size, eot } = dataset;
+  const tokens = (split: "train" | "val") =>
+    dataset[split].reduce((sum, { tokens }) => sum + tokens, 0).toLocaleString("en-US");
+  const lines = [
+    `data ${dir}: ${format} bins, tokenizer ${
+      tokenizer ?? "not known"
+    }, vocab_size ${vocab_size}, eot ${eot}; ` +
+    `${tokens("train")} train and ${tokens("val")} val tokens`,
+  ];
+  if (config.eval_interval === 0) return lines;
+  if (val === undefined) return [...lines, "no val split: val_loss is not computed"];
+  const { eval_batches, batch_size, block_size } = config, wanted = eval_batches * batch_size;
+  if (val.n_windows < wanted) {
+    lines.push(
+      `warning: the val split has ${val.n_windows} windows of ${block_size} tokens, eval_batches x batch_size are ` +
+        `${wanted}; val_loss is the mean of ${val.n_windows}: prepare with a larger --val_fraction`,
+    );
+  }
+  return lines;
 }
 
 /** What differs from the configuration that the checkpoint was trained with: "batch_size 8 -> 4". */

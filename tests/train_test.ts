@@ -6,7 +6,18 @@ import { loadModel } from "../model/checkpoint.ts";
 import { forward, logits, paddedVocab } from "../model/llama.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty } from "../runtime/tensor.ts";
-import { dataset, ending, freshPath, list, metrics, ROOT, run, SMALL, succeed } from "./helpers.ts";
+import {
+  dataset,
+  ending,
+  errorLine,
+  freshPath,
+  list,
+  metrics,
+  ROOT,
+  run,
+  SMALL,
+  succeed,
+} from "./helpers.ts";
 
 const hasGPU = chooseDevice().name === "cuda";
 open("cpu", { threads: 2 });
@@ -76,6 +87,62 @@ Deno.test("an interval of 0 turns evaluation, samples, checkpoints and log lines
     undefined,
   ]]);
   assertEquals(stdout.match(/^(step \d+|saved|--- sample)/gm), ["step 3"]); // the last one is always there
+});
+
+Deno.test("a run says what the data is, computes no val_loss without a val split, and warns of a small one", async () => {
+  const out = freshPath(), text = `${out}.txt`, flags = [...SMALL, "--max_iters=2", "--eval_interval=1"];
+  Deno.writeTextFileSync(text, "So much of a text. ".repeat(100)); // 1,900 bytes
+  const prepared = async (...more: string[]) => {
+    const data = freshPath();
+    const { code } = await run("prepare", "--input", text, "--tokenizer=bytes", "--out", data, ...more);
+    assertEquals(code, 0);
+    return data;
+  };
+  const none = await prepared("--val_fraction=0"), small = await prepared("--val_fraction=0.1");
+  const first = await succeed(
+    "train",
+    `--data_dir=${none}`,
+    `--out_dir=${out}`,
+    ...flags,
+    "--save_interval=2",
+  );
+  assertEquals(metrics(out).map((m) => "val_loss" in m), [false, false]);
+  const facts = "loam bins, tokenizer bytes, vocab_size 257, eot 256";
+  assertStringIncludes(
+    first,
+    `data ${none}: ${facts}; 1,901 train and 0 val tokens\nno val split: val_loss is not computed\n`,
+  );
+
+  const second = await succeed("train", `--data_dir=${small}`, `--out_dir=${freshPath()}`, ...flags);
+  const windows = Math.floor((190 + 1 - 1) / 16); // of block_size tokens and the one that follows
+  assertStringIncludes(
+    second,
+    `data ${small}: ${facts}; 1,711 train and 191 val tokens\nwarning: the val split has ${windows} windows of 16 tokens, eval_batches x batch_size are 40; val_loss is the mean of ${windows}: prepare with a larger --val_fraction\n`,
+  );
+  const enough = await succeed(
+    "train",
+    `--data_dir=${small}`,
+    `--out_dir=${freshPath()}`,
+    ...flags,
+    "--eval_batches=2",
+  );
+  assertEquals(enough.includes("warning"), false);
+
+  const mixed = await succeed(
+    "train",
+    `--data_dir=${none}:1,${small}:1`,
+    `--out_dir=${freshPath()}`,
+    ...flags,
+  );
+  assertStringIncludes(mixed, `the val split has ${windows} windows`);
+  const only = await run("train", `--resume=${out}`, "--eval_only");
+  assertEquals(
+    [only.code, errorLine(only.stderr)],
+    [
+      1,
+      `Cannot read windows of the val split of "${none}": it has none; prepare with a --val_fraction above 0`,
+    ],
+  );
 });
 
 Deno.test("the last step is evaluated and saved whatever the intervals", async () => {

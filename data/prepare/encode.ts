@@ -11,6 +11,8 @@ export interface SplitOptions {
   val_fraction: number;
   /** Chooses which documents go to val. */
   seed: number;
+  /** Each document is cut in two instead: its end goes to val. */
+  by_position?: boolean;
 }
 
 /** The documents of a block that belong to one split. */
@@ -52,7 +54,7 @@ export class BlockEncoder {
 
   /** The arrays of the result belong to it alone. */
   encode({ text, ends }: Pick<Block, "text" | "ends">): Encoded {
-    const { val_fraction, seed } = this.#options;
+    const { val_fraction, seed, by_position } = this.#options;
     let empty = 0, smallest = 1, largest = 0;
     for (let d = 0, from = 0; d < ends.length; d++) {
       const to = ends[d]!;
@@ -63,7 +65,9 @@ export class BlockEncoder {
       const fraction = bytesFraction(text, from, to, seed);
       smallest = Math.min(smallest, fraction);
       largest = Math.max(largest, fraction);
-      (fraction < val_fraction ? this.#val : this.#train).add(this.#tokenizer, text, from, to);
+      const cut = by_position ? cutAt(text, from, to, val_fraction) : fraction < val_fraction ? from : to;
+      if (cut > from) this.#train.add(this.#tokenizer, text, from, cut);
+      if (to > cut) this.#val.add(this.#tokenizer, text, cut, to);
       from = to;
     }
     const train = this.#take(this.#train), val = this.#take(this.#val);
@@ -73,6 +77,13 @@ export class BlockEncoder {
   #take(buffer: SplitBuffer): EncodedSplit {
     return buffer.take(this.#tokenizer.vocab_size > 65_535 ? Uint32Array : Uint16Array);
   }
+}
+
+/** Where the end of a text begins that is so much of its bytes, or the character there. */
+function cutAt(text: Uint8Array, from: number, to: number, fraction: number): number {
+  let at = from + Math.floor((to - from) * (1 - fraction));
+  while (at > from && at < to && (text[at]! & 0xc0) === 0x80) at--;
+  return at;
 }
 
 /** The documents of one split while a block is encoded. */

@@ -117,7 +117,7 @@ function checkComplete(out: string, parts: PartOf[], { inputs }: Meta): void {
 }
 
 function checkSplits(out: string, { train, val, options }: Meta): void {
-  if (train.documents > 0 && val.documents > 0) return;
+  if (train.documents > 0 && (val.documents > 0 || options.val_fraction === 0)) return;
   throw new UserError(
     `Cannot merge "${out}": of ${train.documents + val.documents} documents none is left for ` +
       `${val.documents === 0 ? "val" : "train"} with --val_fraction=${options.val_fraction}; ` +

@@ -1,6 +1,7 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
 import { UserError } from "../../ffi/errors.ts";
 import { READ_ALL } from "../read/documents.ts";
+import { formatOf, type Source } from "../read/inputs.ts";
 import { type Flags, parseFlags, unescape, wholeNumber } from "../flags.ts";
 
 /** Text of --help. */
@@ -33,7 +34,8 @@ input
 output
   --out DIR              where the dataset goes
   --tokenizer NAME       gpt2, cl100k, o200k, bytes, or a tokenizer.json       (gpt2)
-  --val_fraction NUMBER  share of the documents that goes to val               (0.005)
+  --val_fraction NUMBER  share of the documents that goes to val, 0 for none; of one .txt file that is one
+                         document, the share at its end                        (0.005; 0.1 of one document)
   --seed NUMBER          chooses which documents go to val, by their text      (1337)
   --shard_tokens NUMBER  a shard ends with the document that reaches this many (100000000)
   --overwrite            replace the dataset in --out, once the new one is done
@@ -69,13 +71,21 @@ export interface PrepareOptions {
   shuffle_docs: number | null;
   skip_bad: boolean;
   tokenizer: string;
-  val_fraction: number;
+  /** Share of the documents, or of a text that is the only one, which goes to val; null for what is usual. */
+  val_fraction: number | null;
   seed: number;
   shard_tokens: number;
   overwrite: boolean;
   workers: number;
   /** null for all of the inputs. */
   shard: PartNumber | null;
+}
+
+/** The same once the inputs are known. */
+export interface SettledOptions extends PrepareOptions {
+  val_fraction: number;
+  /** The only document is cut in two; others go to train or val whole. */
+  by_position: boolean;
 }
 
 /** Which parts to make one dataset of. */
@@ -93,7 +103,7 @@ const DEFAULTS: PrepareOptions = {
   split: null,
   out: "",
   tokenizer: "gpt2",
-  val_fraction: 0.005,
+  val_fraction: null,
   seed: 1337,
   shard_tokens: 100_000_000, // as llm.c's
   overwrite: false,
@@ -179,6 +189,16 @@ export function parseCommand(args: string[]): Command {
   };
 }
 
+/**
+ * What the inputs decide: a plain text that is the only document is cut in two, as nanoGPT does it, since documents are not.
+ */
+export function settle(options: PrepareOptions, sources: Source[]): SettledOptions {
+  const inputs = sources.flatMap(({ inputs }) => inputs), { split_on, shard } = options;
+  const by_position = inputs.length === 1 && formatOf(inputs[0]!.name)!.kind === "txt" && split_on === "" &&
+    shard === null;
+  return { ...options, by_position, val_fraction: options.val_fraction ?? (by_position ? 0.1 : 0.005) };
+}
+
 function mergeOptions({ files, values, switches }: Given): MergeOptions {
   const given = Object.entries({ input: files[0], ...values, ...switches });
   const other = given.find(([name, value]) => value && !WITH_MERGE.includes(name))?.[0];
@@ -192,8 +212,8 @@ function mergeOptions({ files, values, switches }: Given): MergeOptions {
 function fraction(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const number = /^\d*\.?\d+(e-\d+)?$/.test(text) ? Number(text) : NaN;
-  if (number > 0 && number < 1) return number;
-  throw new UserError(`Cannot use --val_fraction=${text}: it should be a number above 0 and below 1`);
+  if (number >= 0 && number < 1) return number;
+  throw new UserError(`Cannot use --val_fraction=${text}: it should be a number from 0 to below 1`);
 }
 
 function exact(text: string | undefined): "exact" | undefined {

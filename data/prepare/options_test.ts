@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
-import { DEMO, HELP, parseCommand, type PrepareOptions } from "./options.ts";
+import { DEMO, HELP, parseCommand, type PrepareOptions, settle } from "./options.ts";
 
 const required = ["--input", "a.parquet", "--out", "data/a"];
 
@@ -38,7 +38,7 @@ Deno.test("parseCommand() has the documented defaults", () => {
     shuffle_docs: null,
     skip_bad: false,
     tokenizer: "gpt2",
-    val_fraction: 0.005,
+    val_fraction: null,
     seed: 1337,
     shard_tokens: 100_000_000,
     overwrite: false,
@@ -79,6 +79,25 @@ Deno.test("parseCommand() reads every flag", () => {
       shard: { index: 2, count: 8 },
     },
   );
+});
+
+Deno.test("settle() cuts one plain text in two, and sends other documents whole to train or val", () => {
+  const settled = (names: string[], ...flags: string[]) => {
+    const inputs = names.map((name) => ({ name, bytes: 1, version: "" }));
+    const { by_position, val_fraction } = settle(parse([...required, ...flags]), [{
+      pattern: "",
+      weight: null,
+      inputs,
+    }]);
+    return [by_position, val_fraction];
+  };
+  assertEquals(settled(["a.txt"]), [true, 0.1]);
+  assertEquals(settled(["http://host/A.TXT.gz?x=1"]), [true, 0.1]);
+  assertEquals(settled(["a.txt"], "--val_fraction=0"), [true, 0]);
+  assertEquals(settled(["a.txt"], "--split_on=line"), [false, 0.005]);
+  assertEquals(settled(["a.txt", "b.txt"]), [false, 0.005]);
+  assertEquals(settled(["a.jsonl"]), [false, 0.005]);
+  assertEquals(settled(["a.txt"], "--shard=1/1"), [false, 0.005]);
 });
 
 Deno.test("parseCommand() takes --merge with --out and --overwrite alone", () => {
@@ -122,8 +141,9 @@ const mistakes: [string[], string][] = [
   [["--seed=-1"], "Cannot use --seed=-1: it should be a whole number from 0 to 2147483647"],
   [["--shuffle_docs=yes"], "Cannot use --shuffle_docs=yes: it should be a whole number from 0 to 2147483647"],
   [["--shard_tokens=2e9"], "Cannot use --shard_tokens=2e9: it should be a whole number from 1 to 1000000000"],
-  [["--val_fraction=2"], "Cannot use --val_fraction=2: it should be a number above 0 and below 1"],
-  [["--val_fraction=0"], "Cannot use --val_fraction=0: it should be a number above 0 and below 1"],
+  [["--val_fraction=2"], "Cannot use --val_fraction=2: it should be a number from 0 to below 1"],
+  [["--val_fraction=1"], "Cannot use --val_fraction=1: it should be a number from 0 to below 1"],
+  [["--val_fraction=-0.1"], "Cannot use --val_fraction=-0.1: it should be a number from 0 to below 1"],
   [["--val_fraction"], "Cannot use --val_fraction: it needs a value, such as --val_fraction=..."],
   [["--overwrite=no"], "Cannot use --overwrite=no: it has no value; give --overwrite or leave it out"],
   [["--workers=0"], "Cannot use --workers=0: it should be a whole number from 1 to 256"],

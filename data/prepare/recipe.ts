@@ -4,7 +4,7 @@
 import { createHash } from "node:crypto";
 import { tokenBytes } from "../bins.ts";
 import type { Source } from "../read/inputs.ts";
-import type { PrepareOptions } from "./options.ts";
+import type { SettledOptions } from "./options.ts";
 import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
 
 /** A file that was read. */
@@ -52,10 +52,11 @@ export function describe(
   sources: Source[],
   part: Part | null,
   tokenizer: Tokenizer,
-  options: PrepareOptions,
+  options: SettledOptions,
 ): Recipe {
   const { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens } =
     options;
+  const by_position = options.by_position ? { by_position: true } : {};
   const named = Object.hasOwn(VOCABULARIES, tokenizer.name);
   return {
     tokenizer: named ? tokenizer.name : ".",
@@ -67,7 +68,18 @@ export function describe(
       inputs.map(({ name, bytes, version }) => ({ name, bytes, version }))
     ),
     sources: groups(sources),
-    options: { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens },
+    options: {
+      column,
+      split_on,
+      limit,
+      dedup,
+      shuffle_docs,
+      skip_bad,
+      val_fraction,
+      seed,
+      shard_tokens,
+      ...by_position,
+    },
     part,
   };
 }

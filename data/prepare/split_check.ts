@@ -1,14 +1,14 @@
 // A dataset needs documents to train on and others to evaluate on; says what to change where it lacks either.
 import { UserError } from "../../ffi/errors.ts";
 import type { ReadCounts } from "../read/documents.ts";
-import type { PrepareOptions } from "./options.ts";
+import type { SettledOptions } from "./options.ts";
 import type { Counts } from "./state.ts";
 
 /** What to say if a split got no documents, naming a val_fraction that gives both some; undefined if both have some. */
 export function splitMistake(
   counts: Counts,
   { bad, first_bad }: ReadCounts,
-  { inputs, val_fraction, limit }: PrepareOptions,
+  { inputs, val_fraction, limit, by_position }: SettledOptions,
 ): UserError | undefined {
   const { train, val, empty, smallest, largest } = counts;
   const documents = train.documents + val.documents, name = inputs.join(" ");
@@ -21,7 +21,13 @@ export function splitMistake(
       `Cannot prepare "${name}": it has no documents${left_out.join("")}; give files with text`,
     );
   }
-  if (train.documents > 0 && val.documents > 0) return undefined;
+  if (train.documents > 0 && (val.documents > 0 || val_fraction === 0)) return undefined;
+  if (by_position) {
+    return new UserError(
+      `Cannot split "${name}", one document, with --val_fraction=${val_fraction}: nothing is left for ` +
+        `${train.documents > 0 ? "val" : "train"}; use --val_fraction=0.1, or 0 for no val`,
+    );
+  }
   if (smallest === largest && limit !== null && counts.documents >= limit) {
     return new UserError(
       `Cannot split "${name}" into train and val: --limit=${limit} leaves one document only; use a larger --limit`,

@@ -2,6 +2,8 @@
 import type { Meta } from "../meta.ts";
 import type { RunWork } from "../prepare.ts";
 
+const FEW_DOCUMENTS = 10; // of val: a single odd one among them moves its loss
+
 /** After a run that wrote a dataset. */
 export function runSummary(
   dir: string,
@@ -42,6 +44,13 @@ function splits(meta: Meta): string[] {
   ];
   const lines = [splitLine(meta, "train"), splitLine(meta, "val")];
   if (left_out.length > 0) lines.push(`  left out  ${left_out.join(", ")}`);
+  const few = meta.val.documents;
+  if (few > 0 && few < FEW_DOCUMENTS && meta.options.by_position !== true) {
+    lines.push(
+      `  warning: val_loss will depend on ${few === 1 ? "one document" : `${few} documents`} alone; ` +
+        "use a larger --val_fraction",
+    );
+  }
   return lines;
 }
 
