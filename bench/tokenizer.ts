@@ -5,7 +5,7 @@
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { parseOverrides, requireWhole } from "../runtime/config.ts";
 import { table } from "../runtime/debug.ts";
 
 const defaults = {
@@ -33,6 +33,7 @@ const ROOT = `${import.meta.dirname}/..`;
 if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
 
 async function main(options: Options): Promise<void> {
+  requireWhole(options, ["rounds", "passes"], 1);
   const python = Deno.env.get("LOAM_PYTHON");
   if (!options.sample || python === undefined) {
     throw new UserError(
@@ -91,7 +92,7 @@ function row(name: string, timings: Timing[]): string[] {
     of(({ open_ms }) => open_ms),
     of(({ open_mb }) => open_mb),
     of(({ mb_per_sec }) => mb_per_sec[0]!),
-    of(({ mb_per_sec }) => median(mb_per_sec.slice(1))),
+    timings[0]!.mb_per_sec.length > 1 ? of(({ mb_per_sec }) => median(mb_per_sec.slice(1))) : "n/a",
     String(timings[0]!.tokens),
   ];
 }

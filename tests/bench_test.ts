@@ -86,6 +86,26 @@ Deno.test({
   },
 });
 
+Deno.test({
+  name: "tokenizer.ts times both sides, with one pass too (LOAM_PYTHON)",
+  ignore: PYTHON === undefined,
+  fn: async () => {
+    const sample = `${freshPath()}.parquet`;
+    const table =
+      `import pyarrow as a, pyarrow.parquet as p; p.write_table(a.table({'text': ['A text.'] * 9}), '${sample}')`;
+    await run(PYTHON!, ["-c", table]);
+    const text = await bench(
+      "tokenizer",
+      `--sample=${sample}`,
+      "--tokenizers=gpt2",
+      "--rounds=1",
+      "--passes=1",
+    );
+    assertMatch(text, /gpt2 +loam .*n\/a +27\n/); // "A", " text" and "." nine times
+    assertMatch(text, /gpt2 +tiktoken .*n\/a +27\n/);
+  },
+});
+
 Deno.test("allCases() counts the FLOPs of gpt-270m", () => {
   const cases = allCases(GPT_270M, 0), tokens = GPT_270M.B * GPT_270M.T;
   const flops = cases.reduce((sum, { flops, count }) => sum + flops * count, 0) / tokens;
