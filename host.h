@@ -1,17 +1,21 @@
-// host.h: what kernels.cpp and kernels.cu have in common, code of the host alone: the text of the first failure, and
-// files of tokens. Each of the two includes it once, after kernels.h.
+// host.h: what kernels.cpp and kernels.cu have in common, code of the host alone: the text of the first failure, what
+// this process may use of the machine, and files of tokens. Each of the two includes it once, after kernels.h.
 #ifndef LOAM_HOST_H
 #define LOAM_HOST_H
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <mutex>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -39,6 +43,157 @@ int last_error(char* text, int32_t capacity) {
   std::lock_guard<std::mutex> lock(failure_mutex);
   snprintf(text, capacity, "%s", failure);
   failure[0] = 0;
+  return 0;
+}
+
+// ---- limits: what this process may use of the machine ----------------------------------------------------------------
+//
+// Its processes share the memory of the machine, and in a container or a job of Slurm the cgroup that it is in sets a
+// limit below that, at which the system kills without a word. Cgroups are nested, each with limits of its own, in one
+// hierarchy (version 2) or one for each controller (version 1); a container may see only the lower end of the path.
+
+struct HostLimits {
+  int64_t free_bytes = INT64_MAX, total_bytes = INT64_MAX;
+  double cpus = INFINITY;  // processor time a second
+  std::string source;      // of the memory limit
+
+  void limit_memory(int64_t total, int64_t used, const std::string& from) {
+    int64_t left = std::max<int64_t>(0, total - used);
+    if (left < free_bytes) free_bytes = left, total_bytes = total, source = from;
+  }
+};
+
+static std::string read_text(const std::string& path) {
+  std::string text;
+  char part[4096];
+  int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return text;
+  for (ssize_t got; (got = read(file, part, sizeof part)) > 0;) text.append(part, got);
+  close(file);
+  return text;
+}
+
+// The number behind `key` at the beginning of a line, or behind the beginning of the text where key is ""; -1 if none.
+static int64_t number_after(const std::string& text, const std::string& key) {
+  size_t at = key.empty() ? 0 : ("\n" + text).find("\n" + key);
+  if (at == std::string::npos) return -1;
+  const char* from = text.c_str() + at + key.size();
+  char* end;
+  long long value = strtoll(from, &end, 10);
+  return end == from ? -1 : value;
+}
+
+static std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+static bool has_word(const std::string& list, const std::string& word) {
+  std::vector<std::string> words = split(list, ',');
+  return std::find(words.begin(), words.end(), word) != words.end();
+}
+
+// mountinfo writes a space in a path as \040.
+static std::string without_escapes(const std::string& path) {
+  std::string plain;
+  for (size_t i = 0; i < path.size(); i++) {
+    bool escape = path[i] == '\\' && i + 3 < path.size();
+    plain += escape ? (char)strtol(path.substr(i + 1, 3).c_str(), nullptr, 8) : path[i];
+    if (escape) i += 3;
+  }
+  return plain;
+}
+
+// The directories of the cgroups that this process is in, its own first, in the hierarchy of a controller ("" = version 2).
+static std::vector<std::string> cgroup_directories(const std::string& root, const std::string& controller) {
+  std::string own, mount, mounted;  // `mount` shows the cgroup `mounted` and what is below it
+  for (const std::string& line : split(read_text(root + "/proc/self/cgroup"), '\n')) {  // 4:memory:/a/b or 0::/a/b
+    size_t list = line.find(':') + 1, path = line.find(':', list) + 1;
+    if (!list || !path) continue;
+    std::string controllers = line.substr(list, path - list - 1);
+    if (controller.empty() ? controllers.empty() : has_word(controllers, controller)) own = line.substr(path);
+  }
+  for (const std::string& line : split(read_text(root + "/proc/self/mountinfo"), '\n')) {
+    // 35 31 0:32 <mounted> <mount> rw,relatime ... - cgroup cgroup rw,memory
+    std::vector<std::string> fields = split(line, ' ');
+    size_t dash = std::find(fields.begin(), fields.end(), "-") - fields.begin();
+    if (dash + 3 >= fields.size() || dash < 5) continue;
+    bool is_it = controller.empty() ? fields[dash + 1] == "cgroup2"
+                                    : fields[dash + 1] == "cgroup" && has_word(fields[dash + 3], controller);
+    if (is_it && mount.empty()) mounted = without_escapes(fields[3]), mount = without_escapes(fields[4]);
+  }
+  if (own.empty() || mount.empty()) return {};
+  if (mounted == "/") mounted = "";
+  bool below = (own + "/").compare(0, mounted.size() + 1, mounted + "/") == 0;
+  std::string path = below ? own.substr(mounted.size()) : "";
+  if (path.find("..") != std::string::npos || access((root + mount + path).c_str(), F_OK)) path = "";  // out of sight
+  std::vector<std::string> directories;
+  for (; !path.empty() && path != "/"; path.erase(path.rfind('/'))) directories.push_back(mount + path);
+  directories.push_back(mount);
+  return directories;
+}
+
+static void read_cgroup_2(HostLimits* limits, const std::string& root, const std::string& directory) {
+  std::string at = root + directory + "/", stat = read_text(at + "memory.stat");
+  int64_t used = number_after(read_text(at + "memory.current"), "");
+  for (const char* file : {"memory.max", "memory.high"}) {  // "max" is no number
+    int64_t total = number_after(read_text(at + file), "");
+    if (total < 0 || used < 0) continue;
+    int64_t cache = std::max<int64_t>(0, number_after(stat, "inactive_file ") + number_after(stat, "active_file "));
+    limits->limit_memory(total, used - cache, std::string(file) + " of cgroup " + directory);
+  }
+  long long quota, period;  // microseconds in each of so many: "150000 100000", or "max 100000"
+  int numbers = sscanf(read_text(at + "cpu.max").c_str(), "%lld %lld", &quota, &period);
+  if (numbers == 2 && quota > 0 && period > 0) limits->cpus = std::min(limits->cpus, (double)quota / period);
+}
+
+static void read_memory_cgroup_1(HostLimits* limits, const std::string& root, const std::string& directory) {
+  std::string at = root + directory + "/", stat = read_text(at + "memory.stat");
+  int64_t used = number_after(read_text(at + "memory.usage_in_bytes"), "");
+  int64_t cache = std::max<int64_t>(
+      0, number_after(stat, "total_inactive_file ") + number_after(stat, "total_active_file "));
+  auto limit = [&](int64_t total, const char* name) {
+    bool is_set = total >= 0 && total < INT64_MAX / 2 && used >= 0;
+    if (is_set) limits->limit_memory(total, used - cache, name + (" of cgroup " + directory));
+  };
+  limit(number_after(read_text(at + "memory.limit_in_bytes"), ""), "memory.limit_in_bytes");
+  limit(number_after(stat, "hierarchical_memory_limit "), "hierarchical_memory_limit");  // of all above, seen or not
+}
+
+static void read_cpu_cgroup_1(HostLimits* limits, const std::string& root, const std::string& directory) {
+  int64_t quota = number_after(read_text(root + directory + "/cpu.cfs_quota_us"), "");  // -1: none
+  int64_t period = number_after(read_text(root + directory + "/cpu.cfs_period_us"), "");
+  if (quota > 0 && period > 0) limits->cpus = std::min(limits->cpus, (double)quota / period);
+}
+
+// What is left of the memory without swapping, and how much of the processors it may use, by the files of /proc and of
+// the cgroups. They are read below `root`, which is "" but in tests.
+static HostLimits read_host_limits(const std::string& root) {
+  HostLimits limits;
+  std::string memory = read_text(root + "/proc/meminfo");
+  int64_t total = 1024 * number_after(memory, "MemTotal:"), left = 1024 * number_after(memory, "MemAvailable:");
+  if (total <= 0) total = left = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);  // macOS
+  limits.limit_memory(total, total - left, "the machine's memory");
+  for (const std::string& directory : cgroup_directories(root, "")) read_cgroup_2(&limits, root, directory);
+  for (const std::string& directory : cgroup_directories(root, "memory")) {
+    read_memory_cgroup_1(&limits, root, directory);
+  }
+  for (const std::string& directory : cgroup_directories(root, "cpu")) read_cpu_cgroup_1(&limits, root, directory);
+  return limits;
+}
+
+int host_limits(int64_t* limits, char* source, int32_t capacity, const char* root) {
+  if (!limits || !source || !root || capacity < 1) return fail("host_limits: an address is 0 or there is no room");
+  try {
+    HostLimits found = read_host_limits(root);
+    limits[0] = found.free_bytes, limits[1] = found.total_bytes;
+    limits[2] = isinf(found.cpus) ? 0 : std::max<int64_t>(1, (int64_t)ceil(found.cpus));
+    snprintf(source, capacity, "%s", found.source.c_str());
+  } catch (...) {
+    return fail("host_limits: no memory for their texts");
+  }
   return 0;
 }
 

@@ -105,6 +105,52 @@ static void zero(void* to, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += step) memset((char*)to + i, 0, min(step, bytes - i));
 }
 
+// The big blocks of allocate(): what was never touched is not yet missing from the memory that the system calls available.
+struct Mapped {
+  char* memory;
+  int64_t bytes;
+  bool whole;  // all of it was touched
+};
+static std::mutex mapped_mutex;
+static std::vector<Mapped> mapped;
+
+static bool remember_mapped(char* memory, int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mapped_mutex);
+  try {
+    mapped.push_back({memory, bytes, false});
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+static void forget_mapped(const void* memory) {
+  std::lock_guard<std::mutex> lock(mapped_mutex);
+  auto is_it = [&](const Mapped& block) { return block.memory == memory; };
+  mapped.erase(std::remove_if(mapped.begin(), mapped.end(), is_it), mapped.end());
+}
+
+// Bytes that were given and that the system has not yet found memory for.
+static int64_t untouched_bytes() {
+  int64_t untouched = 0;
+#ifdef __linux__
+  std::lock_guard<std::mutex> lock(mapped_mutex);
+  const int64_t page = sysconf(_SC_PAGESIZE), step = 16384 * page;
+  unsigned char is_there[16384];
+  for (Mapped& block : mapped) {
+    int64_t missing = 0;
+    for (int64_t at = 0; at < block.bytes && !block.whole; at += step) {
+      int64_t bytes = min(step, block.bytes - at);
+      if (mincore(block.memory + at, bytes, is_there)) continue;
+      for (int64_t i = 0; i < bytes / page; i++) missing += is_there[i] & 1 ? 0 : page;
+    }
+    block.whole = missing == 0;
+    untouched += missing;
+  }
+#endif
+  return untouched;
+}
+
 // Zeroed memory, aligned to 256 bytes, or 0; given back with deallocate(). Big blocks are mapped in huge pages, which are
 // three times faster to get, take memory only where they are touched, and leave the process when they are given back.
 static const int64_t huge_page = 2 << 20;
@@ -124,13 +170,44 @@ static void* allocate(int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   madvise(memory, size, MADV_HUGEPAGE);
 #endif
-  return memory;
+  if (remember_mapped(memory, size)) return memory;
+  munmap(memory, size);
+  return nullptr;
 }
 
 static void deallocate(void* memory, int64_t bytes) {
-  if (bytes < huge_page) free(memory);
-  else munmap(memory, round_up(bytes, huge_page));
+  if (bytes < huge_page) return free(memory);
+  forget_mapped(memory);
+  munmap(memory, round_up(bytes, huge_page));
 }
+
+// Left over for what is not asked for here: JavaScript's heap, stacks, and what a BLAS takes for itself.
+static const int64_t RESERVE_BYTES = 64 << 20;
+
+// Bytes that may be given: of the limits of host_limits(), less what was given and is not touched yet.
+static int64_t room(const int64_t* limits) { return max(0, limits[0] - untouched_bytes() - RESERVE_BYTES); }
+
+// Says that so many bytes more do not fit, where that is so. The system does not: it gives any number, and ends the process
+// when they are touched.
+static int check_room(const char* function, int64_t bytes, int64_t given) {
+  static std::mutex mutex;
+  static int64_t unasked = 0;  // bytes that may be given before the system is asked again: half of what was left then
+  std::lock_guard<std::mutex> lock(mutex);
+  if (bytes <= unasked) {
+    unasked -= bytes;
+    return 0;
+  }
+  int64_t limits[3];
+  char source[4200];
+  RETURN_IF_ERROR(host_limits(limits, source, sizeof source, ""));
+  int64_t left = room(limits);
+  unasked = max(0, (left - bytes) / 2);
+  if (bytes <= left) return 0;
+  return fail("%s: %.1f MB do not fit: %.1f MB are free of %.1f MB (%s), %.1f MB already given", function, bytes / 1e6,
+              left / 1e6, limits[1] / 1e6, source, given / 1e6);
+}
+
+static int64_t allocated_bytes = 0, peak_bytes = 0;  // given by mem_alloc(), now and at most
 
 // Scratch memory for the call in progress; it only grows and is reused by the next call. 0 after fail(): not enough.
 static void* workspace(const char* function, int64_t bytes) {
@@ -138,6 +215,8 @@ static void* workspace(const char* function, int64_t bytes) {
   static int64_t capacity = 0;
   if (bytes <= capacity) return memory;
   if (memory) deallocate(memory, capacity);
+  memory = nullptr, capacity = 0;
+  if (check_room(function, bytes, allocated_bytes)) return nullptr;
   memory = allocate(bytes);
   capacity = memory ? bytes : 0;
   if (!memory) fail("%s: could not get %lld bytes of scratch memory", function, (long long)bytes);
@@ -459,13 +538,12 @@ static void proc_value(const char* file, const char* key, char* value, size_t ca
   fclose(stream);
 }
 
-static int64_t total_memory() { return (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE); }
-
-// Memory that can be had without swapping; the whole memory where the system does not say.
-static int64_t free_memory() {
-  char value[64];
-  proc_value("/proc/meminfo", "MemAvailable:", value, sizeof value);
-  return value[0] ? strtoll(value, nullptr, 10) * 1024 : total_memory();
+// Processors that this process may run on, or less where a cgroup gives it a quota of their time.
+static int default_threads() {
+  int64_t limits[3];
+  char source[1];
+  bool has_quota = host_limits(limits, source, sizeof source, "") == 0 && limits[2] > 0;
+  return has_quota ? (int)min(omp_get_num_procs(), limits[2]) : omp_get_num_procs();
 }
 
 int abi_version(void) { return LOAM_ABI_VERSION; }
@@ -478,7 +556,7 @@ int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* n
   RETURN_IF_ERROR(choose_blas(name, bf16_gemm != 0, &chosen));
   blas = chosen;
   use_bf16_gemm = bf16_gemm != 0;
-  thread_count = threads ? threads : omp_get_num_procs();
+  thread_count = threads ? threads : default_threads();
   if (blas.set_threads) blas.set_threads(thread_count);
   return 0;
 }
@@ -509,7 +587,6 @@ int synchronize(void) { return is_open() ? 0 : fail("synchronize: no device is o
 
 static std::mutex memory_mutex;
 static std::map<const void*, int64_t> blocks;  // given by mem_alloc(), not yet taken by mem_free(): address -> bytes
-static int64_t allocated_bytes = 0, peak_bytes = 0;
 
 static int remember_block(void* memory, int64_t bytes) {
   std::lock_guard<std::mutex> lock(memory_mutex);
@@ -525,22 +602,22 @@ static int remember_block(void* memory, int64_t bytes) {
 
 int device_memory(int64_t* bytes) {
   RETURN_IF_ERROR(check(__func__, LIST(), LIST(bytes)));
+  int64_t limits[3];
+  char source[1];
+  RETURN_IF_ERROR(host_limits(limits, source, sizeof source, ""));
   std::lock_guard<std::mutex> lock(memory_mutex);
   bytes[0] = allocated_bytes;
   bytes[1] = peak_bytes;
-  bytes[2] = free_memory();
-  bytes[3] = total_memory();
+  bytes[2] = room(limits);
+  bytes[3] = limits[1];
   return 0;
 }
 
 int mem_alloc(uint64_t* address, int64_t bytes) {
   RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(address)));
-  int64_t available = free_memory();
-  void* memory = bytes <= available ? allocate(bytes) : nullptr;
-  if (!memory) {
-    return fail("mem_alloc: %lld bytes do not fit: %lld bytes are free, %lld already given", (long long)bytes,
-                (long long)available, (long long)allocated_bytes);
-  }
+  RETURN_IF_ERROR(check_room(__func__, bytes, allocated_bytes));
+  void* memory = allocate(bytes);
+  if (!memory) return fail("mem_alloc: %.1f MB do not fit: the system gives no more addresses", bytes / 1e6);
   if (remember_block(memory, bytes)) {
     deallocate(memory, bytes);
     return 1;
@@ -562,10 +639,9 @@ int mem_free(void* address) {
 
 int host_alloc(uint64_t* address, int64_t bytes) {
   RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(address)));
+  RETURN_IF_ERROR(check_room(__func__, bytes, allocated_bytes));
   void* memory = nullptr;
-  if (posix_memalign(&memory, 256, bytes)) {
-    return fail("host_alloc: %lld bytes do not fit: %lld are free", (long long)bytes, (long long)free_memory());
-  }
+  if (posix_memalign(&memory, 256, bytes)) return fail("host_alloc: %.1f MB do not fit", bytes / 1e6);
   *address = (uint64_t)(uintptr_t)memset(memory, 0, bytes);
   return 0;
 }

@@ -29,7 +29,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 2
+#define LOAM_ABI_VERSION 3
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_I32 2
@@ -60,7 +60,8 @@ int abi_version(void);
 // Copies the text of the first failure since the last call into text (at most capacity bytes, ends with 0), clears it.
 int last_error(HOST char* text, int32_t capacity);
 
-// Opens device `index` (a GPU; 0 on a CPU) before any other function but the two above. threads: CPU threads, 0 = all.
+// Opens device `index` (a GPU; 0 on a CPU) before any other function but the two above. threads: CPU threads, 0 = as many
+// as there are processors that this process may run on, or its quota of them, rounded up.
 // bf16_gemm 1: the CPU library rounds GEMM inputs to bfloat16 (sums stay float); ignored on CUDA.
 // blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
 // "accelerate". Calling it again reopens with the new settings; memory stays valid.
@@ -70,8 +71,14 @@ int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const ch
 // (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, uuid ("GPU-..." as nvidia-smi writes it), driver, runtime. Ends with 0.
 int device_info(HOST char* json, int32_t capacity);
 
-// bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device.
+// bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device. On a CPU what
+// is free is what mem_alloc() would give: of the limits of host_limits(), less what was given and is not touched yet.
 int device_memory(HOST int64_t* bytes);
+
+// What this process may use of the machine: limits[0] bytes of memory left, limits[1] bytes in all, limits[2] CPUs by the
+// quotas of its cgroups, rounded up, 0 = no quota. source: what sets limits[1], the machine or a cgroup (at most capacity
+// bytes, ends with 0). root is put before /proc and the cgroups' directories: "" but in tests.
+int host_limits(HOST int64_t* limits, HOST char* source, int32_t capacity, HOST const char* root);
 
 // *stream = the cudaStream_t that work is queued on, for libraries that queue work of their own, such as NCCL; 0 on a CPU.
 int device_stream(HOST uint64_t* stream);

@@ -92,7 +92,7 @@ const variables = {
   tensorboard: false, // write TensorBoard event files too
 
   // machine
-  threads: 0, // CPU threads, 0 = all
+  threads: 0, // CPU threads, 0 = one for each CPU that this process may use
   bf16_gemm: false, // CPU: round GEMM inputs to bfloat16 where the BLAS can
   blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
   head_chunk: 2048, // rows whose logits are in memory at a time

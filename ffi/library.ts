@@ -29,7 +29,7 @@ export type OpenOptions = {
   act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
 };
 
-export const ABI_VERSION = 2; // LOAM_ABI_VERSION in kernels.h
+export const ABI_VERSION = 3; // LOAM_ABI_VERSION in kernels.h
 export const F32 = 0, BF16 = 1, I32 = 2; // element types in kernels.h
 const BAD_FILE = 2; // LOAM_BAD_FILE in kernels.h
 export const CONTROL = {
@@ -222,6 +222,17 @@ export function memoryUse(): { now: number; peak: number; free: number; total: n
   check(s.device_memory(bytes));
   const [now, peak, free, total] = Array.from(bytes, Number) as [number, number, number, number];
   return { now, peak, free, total };
+}
+
+/**
+ * What this process may use of the machine: bytes of memory left and in all, what sets that limit (the machine or a cgroup),
+ * and CPUs by the quotas of its cgroups, 0 where there is none. root: a directory to read /proc and cgroups below, for tests.
+ */
+export function hostLimits(root = ""): { free: number; total: number; cpus: number; source: string } {
+  const limits = new BigInt64Array(3), source = new Uint8Array(4096);
+  check(s.host_limits(limits, source, source.length, cString(root)));
+  const [free, total, cpus] = Array.from(limits, Number) as [number, number, number];
+  return { free, total, cpus, source: fromCString(source) };
 }
 
 /** A typed array whose bytes are copied to or from the device. */

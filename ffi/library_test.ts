@@ -228,8 +228,17 @@ Deno.test("allocate() gives zeros aligned to 256 bytes and memoryUse() counts th
   assertThrows(() => free(addresses[0]!), KernelError, "mem_free");
 });
 
+Deno.test("what was given is missing from what is free before it is touched", () => {
+  const before = memoryUse().free, bytes = Math.floor(before / 3), given = [allocate(bytes)];
+  const taken = before - memoryUse().free; // other programs take and give meanwhile, but not half of that
+  assert(taken > bytes / 2 && taken < 1.5 * bytes, `${taken} of ${bytes}`);
+  const allocateThree = () => [1, 2, 3].forEach(() => given.push(allocate(bytes)));
+  assertThrows(allocateThree, KernelError, " MB do not fit: ");
+  given.forEach(free);
+});
+
 Deno.test("allocate() of more than there is throws with both sizes", () => {
-  assertThrows(() => allocate(2 ** 50), KernelError, `mem_alloc: ${2 ** 50} bytes do not fit: `);
+  assertThrows(() => allocate(2 ** 50), KernelError, "mem_alloc: 1125899906.8 MB do not fit: ");
   assertThrows(() => allocate(0), KernelError, "mem_alloc: bytes must be at least 1");
 });
 
@@ -298,4 +307,154 @@ Deno.test("the plan device counts bytes, hands out distinct addresses and comput
   assertEquals(findNonFinite(addresses[0]!, 0, 10), -1);
   await synchronize();
   assertEquals(open("plan").act, "f32");
+});
+
+// ---- limits
+
+const GB = 1e9;
+const MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:   12000000 kB\n";
+const V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n";
+const V1 = "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:5 - cgroup cgroup rw,memory\n" +
+  "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct\n";
+const NO_LIMIT = 9223372036854771712n; // what version 1 writes
+
+/** What host_limits() says of a machine with these files, by path; a directory of its own holds them. */
+function limitsOf(files: Record<string, string | number | bigint>): ReturnType<typeof library.hostLimits> {
+  const root = Deno.makeTempDirSync();
+  for (const [path, text] of Object.entries({ "/proc/meminfo": MEMINFO, ...files })) {
+    Deno.mkdirSync(root + path.slice(0, path.lastIndexOf("/")), { recursive: true });
+    Deno.writeTextFileSync(root + path, `${text}\n`);
+  }
+  const limits = library.hostLimits(root);
+  Deno.removeSync(root, { recursive: true });
+  return limits;
+}
+
+/** The files of a cgroup of version 2: used counts 0.5 GB of file cache that can be taken back. */
+function cgroup2(
+  directory: string,
+  max: number | "max",
+  high: number | "max",
+  used: number,
+  cpu = "max 100000",
+) {
+  const stat = `anon 1\nfile 600000000\ninactive_anon 7\ninactive_file 400000000\nactive_file 100000000`;
+  const files = { max, high, current: used, stat };
+  const entries = Object.entries(files).map(([name, text]) => [`${directory}/memory.${name}`, text]);
+  return Object.fromEntries([...entries, [`${directory}/cpu.max`, cpu]]);
+}
+
+/** The memory files of a cgroup of version 1, likewise. */
+function cgroup1(
+  directory: string,
+  limit: number | bigint,
+  used: number,
+  hierarchical: number | bigint = limit,
+) {
+  const stat = `cache 1\ninactive_file 1\nactive_file 1\nhierarchical_memory_limit ${hierarchical}\n` +
+    `total_inactive_file 400000000\ntotal_active_file 100000000`;
+  return {
+    [`${directory}/memory.limit_in_bytes`]: limit,
+    [`${directory}/memory.usage_in_bytes`]: used,
+    [`${directory}/memory.stat`]: stat,
+  };
+}
+
+Deno.test("hostLimits() of a machine without cgroups is what /proc/meminfo calls available", () => {
+  const machine = { free: 12000000 * 1024, total: 16000000 * 1024, cpus: 0, source: "the machine's memory" };
+  assertEquals(limitsOf({}), machine);
+  assertEquals(limitsOf({ "/proc/self/cgroup": "", "/proc/self/mountinfo": "" }), machine);
+  const unlimited = { "/proc/self/cgroup": "0::/a", "/proc/self/mountinfo": V2 };
+  assertEquals(limitsOf({ ...unlimited, ...cgroup2("/sys/fs/cgroup/a", "max", "max", 5 * GB) }), machine);
+  assertEquals(limitsOf({ ...unlimited, ...cgroup2("/sys/fs/cgroup/a", 60 * GB, "max", 5 * GB) }), machine);
+});
+
+Deno.test("hostLimits() takes the least that the nested cgroups of version 2 leave, without their file cache", () => {
+  const at = { "/proc/self/cgroup": "0::/pod/app/job", "/proc/self/mountinfo": V2 }, top = "/sys/fs/cgroup";
+  const pod = (left: number) => cgroup2(`${top}/pod`, left + 2.5 * GB, "max", 3 * GB, "400000 100000");
+  const app = (high: number) => cgroup2(`${top}/pod/app`, 9 * GB, high, 2 * GB, "150000 100000");
+  const job = cgroup2(`${top}/pod/app/job`, 8 * GB, "max", 1.5 * GB);
+  assertEquals(limitsOf({ ...at, ...pod(6 * GB), ...app(9 * GB), ...job }), {
+    free: 6 * GB,
+    total: 8.5 * GB,
+    cpus: 2, // 1.5 rounded up
+    source: "memory.max of cgroup /sys/fs/cgroup/pod",
+  });
+  assertEquals(limitsOf({ ...at, ...pod(7.5 * GB), ...app(9 * GB), ...job }).free, 7 * GB); // the job's own
+  assertEquals(limitsOf({ ...at, ...pod(6 * GB), ...app(3 * GB), ...job }), {
+    free: 1.5 * GB,
+    total: 3 * GB,
+    cpus: 2,
+    source: "memory.high of cgroup /sys/fs/cgroup/pod/app",
+  });
+  assertEquals(limitsOf({ ...at, ...pod(-1 * GB), ...app(9 * GB), ...job }).free, 0);
+});
+
+Deno.test("hostLimits() finds the limits of a container, which sees the end of its path or none of it", () => {
+  const two = cgroup2("/sys/fs/cgroup", 2 * GB, "max", 1 * GB, "50000 100000");
+  const expected = { free: 1.5 * GB, total: 2 * GB, cpus: 1, source: "memory.max of cgroup /sys/fs/cgroup" };
+  for (const own of ["0::/", "0::/../../outside", "0::/docker/0123abc"]) { // with a namespace, moved out of it, without
+    assertEquals(limitsOf({ "/proc/self/cgroup": own, "/proc/self/mountinfo": V2, ...two }), expected, own);
+  }
+  const shown = V2.replace(" / /sys", " /docker/0123abc /sys");
+  assertEquals(
+    limitsOf({ "/proc/self/cgroup": "0::/docker/0123abc", "/proc/self/mountinfo": shown, ...two }),
+    expected,
+  );
+  const below = cgroup2("/sys/fs/cgroup/x", 1 * GB, "max", 0.7 * GB);
+  const inner = {
+    "/proc/self/cgroup": "0::/docker/0123abc/x",
+    "/proc/self/mountinfo": shown,
+    ...two,
+    ...below,
+  };
+  assertEquals(limitsOf(inner).source, "memory.max of cgroup /sys/fs/cgroup/x");
+  const other = {
+    "/proc/self/cgroup": "0::/docker/0123abcdef/x",
+    "/proc/self/mountinfo": shown,
+    ...two,
+    ...below,
+  };
+  assertEquals(limitsOf(other), expected); // another cgroup, whose name begins alike
+});
+
+Deno.test("hostLimits() reads version 1, with limits above what can be seen, and quotas of processor time", () => {
+  const own = "4:memory:/slurm/job_7\n2:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/\n0::/";
+  const at = { "/proc/self/cgroup": own, "/proc/self/mountinfo": V1 }, top = "/sys/fs/cgroup/memory";
+  const cpu = (quota: number) => ({
+    "/sys/fs/cgroup/cpu,cpuacct/slurm/job_7/cpu.cfs_quota_us": quota,
+    "/sys/fs/cgroup/cpu,cpuacct/slurm/job_7/cpu.cfs_period_us": 50000,
+  });
+  const job = cgroup1(`${top}/slurm/job_7`, 3 * GB, 1 * GB), all = cgroup1(`${top}/slurm`, NO_LIMIT, 9 * GB);
+  assertEquals(limitsOf({ ...at, ...job, ...all, ...cpu(160000) }), {
+    free: 2.5 * GB,
+    total: 3 * GB,
+    cpus: 4,
+    source: "memory.limit_in_bytes of cgroup /sys/fs/cgroup/memory/slurm/job_7",
+  });
+  assertEquals(limitsOf({ ...at, ...job, ...cpu(-1) }).cpus, 0);
+  const full = cgroup1(`${top}/slurm`, 10 * GB, 9 * GB);
+  assertEquals(
+    limitsOf({ ...at, ...job, ...full }).source,
+    "memory.limit_in_bytes of cgroup /sys/fs/cgroup/memory/slurm",
+  );
+  const unseen = cgroup1(`${top}/slurm/job_7`, NO_LIMIT, 1 * GB, 2 * GB);
+  assertEquals(limitsOf({ ...at, ...unseen }), {
+    free: 1.5 * GB,
+    total: 2 * GB,
+    cpus: 0,
+    source: "hierarchical_memory_limit of cgroup /sys/fs/cgroup/memory/slurm/job_7",
+  });
+});
+
+Deno.test("hostLimits() reads both versions side by side, and mounts elsewhere", () => {
+  const V2_BESIDE = "41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+  const both = { "/proc/self/cgroup": "4:memory:/a\n0::/b", "/proc/self/mountinfo": V1 + V2_BESIDE };
+  const one = cgroup1("/sys/fs/cgroup/memory/a", 3 * GB, 1 * GB);
+  const two = { "/sys/fs/cgroup/unified/b/cpu.max": "250000 100000" }; // its memory belongs to version 1
+  const { free, cpus } = limitsOf({ ...both, ...one, ...two });
+  assertEquals([free, cpus], [2.5 * GB, 3]);
+  const spaced = { "/proc/self/cgroup": "0::/", "/proc/self/mountinfo": V2.replace("/sys/fs", "/my\\040cg") };
+  const { source } = limitsOf({ ...spaced, ...cgroup2("/my cg/cgroup", 2 * GB, "max", 1 * GB) });
+  assertEquals(source, "memory.max of cgroup /my cg/cgroup");
 });

@@ -20,6 +20,7 @@ export const symbols = {
   device_open: fn(I32, I32, I32, HOST),
   device_info: fn(HOST, I32),
   device_memory: fn(HOST),
+  host_limits: fn(HOST, HOST, I32, HOST),
   device_stream: fn(HOST),
   synchronize: fn(),
   // memory

@@ -6,7 +6,7 @@ import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/librar
 import { peakFlops } from "../runtime/metrics.ts";
 import { openAndDescribe } from "./device.ts";
 import { flopsPerToken, type LlamaConfig } from "./llama.ts";
-import { memoryTable, modelSize, planMemory, type StepSettings, timeMicroStep } from "./plan.ts";
+import { memoryTable, modelSize, planMemory, roomFor, type StepSettings, timeMicroStep } from "./plan.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
 export type DryRunSettings = StepSettings & OpenOptions & { device: string; block_size: number };
@@ -38,10 +38,13 @@ export function dryRun(
     } TFLOP a step of ${step} tokens`,
   );
   row("memory", `on ${wanted}, by kind`);
-  console.log(memoryTable(planMemory(c, s, wanted === "cpu" ? "f32" : "bf16")).replaceAll(/^/gm, "       "));
+  const plan = planMemory(c, s, wanted === "cpu" ? "f32" : "bf16");
+  console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
   try {
     row("device", openAndDescribe(s.device, s));
-    row("speed", speed(s, c, micro, flops));
+    const { fits, room } = roomFor(plan, c, s);
+    row("free", room);
+    row("speed", fits ? speed(s, c, micro, flops) : "not measured");
   } catch (error) {
     row("speed", `not measured: ${(error as Error).message}`);
     open("plan");

@@ -1,7 +1,7 @@
 // What a run will need before it starts: parameters, memory by kind, FLOPs and speed. The memory plan runs one whole step of
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
 import { KernelError, UserError } from "../ffi/errors.ts";
-import { device, memoryUse, open, synchronizeNow } from "../ffi/library.ts";
+import { device, hostLimits, memoryUse, open, synchronizeNow } from "../ffi/library.ts";
 import { table } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { formatBytes } from "../runtime/metrics.ts";
@@ -44,6 +44,11 @@ function sum(plan: Record<string, number>): number {
   return Object.values(plan).reduce((a, b) => a + b, 0);
 }
 
+/** What a plan takes in the end: allocators round up, and in a CPU's memory this program itself grows while it works. */
+function needed(plan: Record<string, number>, act: "f32" | "bf16"): number {
+  return 1.03 * sum(plan) + (act === "f32" ? 32e6 : 0);
+}
+
 /** The plan as a table with its sum. */
 export function memoryTable(plan: Record<string, number>): string {
   return table(
@@ -67,7 +72,7 @@ export function settingsThatFit(
   type Change = Partial<
     Pick<StepSettings, "batch_size" | "gradient_accumulation_steps" | "recompute" | "head_chunk">
   >;
-  const fits = (change: Change) => 1.03 * sum(planMemory(c, { ...s, ...change }, act)) <= bytes; // allocators round up
+  const fits = (change: Change) => needed(planMemory(c, { ...s, ...change }, act), act) <= bytes;
   const divisors = Array.from({ length: B - 1 }, (_, i) => B - 1 - i).filter((b) => B % b === 0);
   const batches = divisors.map((batch_size): Change => ({
     batch_size,
@@ -90,20 +95,44 @@ export function settingsThatFit(
 
 /** The error; if it is that the open device has too little memory for a run, how much is missing and what would fit. */
 export function orDoesNotFit(error: unknown, c: LlamaConfig, s: StepSettings): unknown {
-  const isMemory = error instanceof KernelError && error.message.startsWith("mem_alloc");
+  const isMemory = error instanceof KernelError && / MB do not fit/.test(error.message);
   return isMemory ? doesNotFit(error, c, s) : error;
 }
 
 function doesNotFit(error: KernelError, c: LlamaConfig, s: StepSettings): UserError {
   const { now, free } = memoryUse(), act = device.act; // before the plan takes the place of the device
-  const needed = formatBytes(sum(planMemory(c, s, act))), fitting = settingsThatFit(c, s, act, now + free);
-  const advice = fitting.length > 0
-    ? `this fits: ${fitting.join(", or ")}`
-    : "no batch_size, recompute or head_chunk fits; choose a smaller model or block_size";
+  const step = formatBytes(sum(planMemory(c, s, act))), fitting = settingsThatFit(c, s, act, now + free);
+  const advice = adviceOf(fitting);
   return new UserError(
     `Cannot train with batch_size ${s.batch_size}, recompute ${s.recompute} and head_chunk ${s.head_chunk}: a step ` +
-      `needs ${needed}; ${error.message}; ${advice}`,
+      `needs ${step}; ${error.message}; ${advice}`,
   );
+}
+
+function adviceOf(fitting: string[]): string {
+  return fitting.length > 0
+    ? `this fits: ${fitting.join(", or ")}`
+    : "no batch_size, recompute or head_chunk fits; choose a smaller model or block_size";
+}
+
+/**
+ * Whether a planned step fits on the open device, which the plan takes the place of where it does not, and in words how much
+ * is free there: "12.3 GB of 16.4 GB (the machine's memory)".
+ */
+export function roomFor(
+  plan: Record<string, number>,
+  c: LlamaConfig,
+  s: StepSettings,
+): { fits: boolean; room: string } {
+  const { free, total } = memoryUse(), { act, library, name } = device;
+  const room = `${formatBytes(free)} of ${formatBytes(total)} (${
+    library === "cpu" ? hostLimits().source : name
+  })`;
+  if (needed(plan, act) <= free) return { fits: true, room };
+  return {
+    fits: false,
+    room: `${room}; the step does not fit; ${adviceOf(settingsThatFit(c, s, act, free))}`,
+  };
 }
 
 /** Milliseconds of a micro-step (forward and backward) on the open device: the faster of two after one to warm up. */

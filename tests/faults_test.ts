@@ -4,6 +4,7 @@ import { findCompiler } from "../ffi/build.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import {
+  canLimit,
   dataset,
   ending,
   errorLine,
@@ -11,6 +12,7 @@ import {
   list,
   metrics,
   run,
+  runLimited,
   Running,
   runWith,
   runWithFullDisk,
@@ -76,6 +78,60 @@ Deno.test("a disk that is full for config.json, the log or the metrics is one li
     assertMatch(errorLine(stderr), /^Cannot write /);
     assertMatch(stderr, file);
   }
+});
+
+// ---- limits of memory and processor time
+
+const LARGE = ["--n_layer=4", "--n_embd=256", "--n_inner=1024", "--block_size=64", "--batch_size=32"];
+
+Deno.test({
+  name: "a run that its cgroup has no memory for ends with one line before it starts, and names what fits",
+  ignore: !canLimit,
+  async fn() {
+    const flags = [`--data_dir=${await dataset()}`, ...SMALL, ...LARGE, "--max_iters=2"],
+      memory = 250_000_000;
+    const { code, signal, stderr } = await runLimited(
+      { memory },
+      "train",
+      ...flags,
+      `--out_dir=${freshPath()}`,
+    );
+    assertEquals([code, signal], [1, null], stderr);
+    const line = errorLine(stderr);
+    const pattern = new RegExp(
+      "^Cannot train with batch_size 32, recompute norm_swiglu and head_chunk 2048: a step needs \\d+ MB; \\w+: [\\d.]+ MB " +
+        "do not fit: [\\d.]+ MB are free of 250\\.0 MB \\(memory\\.\\w+ of cgroup /sys/fs/cgroup/\\S*loam_\\d+\\), [\\d.]+ MB " +
+        "already given; this fits: (.+)$",
+    );
+    assertMatch(line, pattern);
+    for (const fitting of pattern.exec(line)![1]!.split(", or ")) {
+      const out = `--out_dir=${freshPath()}`,
+        more = ["--save_interval=1", "--eval_interval=1", "--eval_batches=1", ...fitting.split(" ")];
+      const { code, stderr } = await runLimited({ memory }, "train", ...flags, out, ...more);
+      assertEquals([code, stderr], [0, ""], fitting);
+    }
+    const { stdout } = await runLimited({ memory }, "train", ...flags, "--dry_run");
+    assertMatch(
+      stdout,
+      /^free {3}\d+ MB of 250 MB \(memory\.\w+ of cgroup \S+\); the step does not fit; this fits: --.+\nspeed {2}not measured$/m,
+    );
+  },
+});
+
+Deno.test({
+  name: "a cgroup's quota of processor time, rounded up, is the number of threads unless that is asked for",
+  ignore: !canLimit,
+  async fn() {
+    const flags = [`--data_dir=${await dataset()}`, ...SMALL, "--max_iters=1"];
+    const threads = async (cpu: number, asked: number) => {
+      const out = `--out_dir=${freshPath()}`;
+      const { stdout, stderr } = await runLimited({ cpu }, "train", ...flags, out, `--threads=${asked}`);
+      return Number(/^device cpu .*, (\d+) threads, /m.exec(stdout)?.[1] ?? stderr);
+    };
+    assertEquals(await threads(90_000, 0), 1);
+    assertEquals(await threads(110_000, 0), Math.min(2, navigator.hardwareConcurrency));
+    assertEquals(await threads(90_000, 2), 2);
+  },
 });
 
 // ---- a shard that changes under a run, or cannot be read

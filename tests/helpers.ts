@@ -50,10 +50,37 @@ export async function run(task: Task, ...args: string[]): Promise<Result> {
 /** Runs a task that may write no file of more than `bytes`, as on a disk that is full. */
 export async function runWithFullDisk(bytes: number, task: Task, ...args: string[]): Promise<Result> {
   const script = 'trap "" XFSZ; ulimit -f "$0"; exec "$@"'; // without the trap the signal would end the program
-  const blocks = String(bytes / 512);
-  return result(
-    await command("sh", ["-c", script, blocks, Deno.execPath(), ...taskArgs(task, args)]).output(),
-  );
+  return await runInShell(script, String(bytes / 512), taskArgs(task, args));
+}
+
+/** Runs a shell script that ends with what "$@" is. */
+async function runInShell(script: string, argument: string, args: string[]): Promise<Result> {
+  return result(await command("sh", ["-c", script, argument, Deno.execPath(), ...args]).output());
+}
+
+const CGROUPS = "/sys/fs/cgroup"; // version 1, where a controller is a folder, or 2
+
+/** Whether this process may make cgroups that limit memory and processor time. Only root outside of a container may. */
+export const canLimit = ["memory", "cpu"].every((controller) => {
+  const script = `cd ${CGROUPS} && { [ ! -d ${controller} ] || cd ${controller}; } && mkdir "$0" && ` +
+    `{ [ -e "$0"/memory.limit_in_bytes ] || [ -e "$0"/memory.max ] || [ -e "$0"/cpu.cfs_quota_us ]; } && rmdir "$0"`;
+  const args = ["-c", script, `loam_${Deno.pid}`];
+  return new Deno.Command("sh", { args, stderr: "null" }).outputSync().success;
+});
+
+/** Runs a task in a cgroup of its own with so many bytes of memory, or microseconds of processor time in 100,000. */
+export async function runLimited(
+  limit: { memory: number } | { cpu: number },
+  task: Task,
+  ...args: string[]
+): Promise<Result> {
+  const [controller, value, one, two, twoValue] = "memory" in limit
+    ? ["memory", limit.memory, "memory.limit_in_bytes", "memory.max", `${limit.memory}`]
+    : ["cpu", limit.cpu, "cpu.cfs_quota_us", "cpu.max", `${limit.cpu} 100000`];
+  const script = `cd ${CGROUPS}; [ ! -d ${controller} ] || cd ${controller}; group=$PWD/loam_$$; mkdir $group
+    if [ -e $group/${one} ]; then echo ${value} > $group/${one}; else echo ${twoValue} > $group/${two}; fi
+    cd "$0"; (echo 0 > $group/cgroup.procs; exec "$@"); code=$?; rmdir $group; exit $code`;
+  return await runInShell(script, decodeURIComponent(ROOT.pathname), taskArgs(task, args));
 }
 
 /** Runs a task with these variables in its environment, each NAME=VALUE. */

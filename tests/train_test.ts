@@ -256,6 +256,7 @@ Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batc
   assertAlmostEquals(table.get("optimizer")!, 8 * parameters / 1000, 1);
   assertEquals(table.get("inputs"), 1);
   assert(table.get("step")! > 100, stdout);
+  assertMatch(stdout, /^free {3}[\d.]+ [MG]B of [\d.]+ [MG]B \((the machine's memory|\S+ of cgroup \S+)\)$/m);
   assertMatch(stdout, /^speed {2}[\d,]+ tokens\/s, forward and backward$/m);
   const batch = Array.from(stdout.matchAll(/^batch {2}train_000000\.bin tokens \d+ to \d+: ".+"$/gm));
   assertEquals(batch.length, 4);
