@@ -161,15 +161,6 @@ Deno.test("pages from elsewhere may send nothing", async () => {
   assertEquals((await answer(response))[0], 404); // no model, but let in
 });
 
-Deno.test("a Host that is no name is refused", async () => {
-  const { hono } = createApp({ runs: [] });
-  for (const host of ["[", "a b", "127.0.0.1:99999"]) {
-    const request = new Request("http://localhost/runs");
-    Object.defineProperty(request, "url", { value: `http://${host}/runs` }); // as Deno.serve makes it of any Host
-    assertEquals((await answer(await hono.fetch(request)))[0], 400, host);
-  }
-});
-
 Deno.test("an address without end is refused", async () => {
   using fake = new FakeRun(1);
   const { hono } = createApp({ runs: [fake.run()] });
@@ -192,15 +183,14 @@ Deno.test("the server works on a limited number of requests at a time", async ()
 Deno.test("a request counts until its client has the answer or is gone, but not where it follows a run", async () => {
   using fake = new FakeRun(1);
   const { hono, close } = createApp({ runs: [fake.run()] });
-  const { promise: completed, reject } = Promise.withResolvers<void>();
+  const { promise: completed, resolve } = Promise.withResolvers<void>();
   const ask = async (path: string) => (await hono.request(path, {}, { completed })).status;
   for (const path of ["/stats", "/events"]) {
     for (let i = 0; i < 200; i++) assertEquals(await ask(path), 200);
   }
   for (let i = 200; i < 256; i++) assertEquals(await ask("/none"), 404);
   assertEquals(await ask("/stats"), 503);
-  reject(new Error("connection closed"));
-  await completed.catch(() => {});
+  resolve();
   await new Promise((resolve) => setTimeout(resolve, 0));
   assertEquals(await ask("/stats"), 200);
   close();

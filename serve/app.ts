@@ -1,7 +1,6 @@
 // The routes: what is asked for by which path, and how it is found.
 import { type Context, Hono } from "hono";
-import { bodyLimit } from "hono/body-limit";
-import { access, COMPLETIONS } from "./access.ts";
+import { access, COMPLETIONS, HEALTH } from "./access.ts";
 import { ASSETS } from "./assets.ts";
 import { completions } from "./completions.ts";
 import { Events } from "./events.ts";
@@ -24,7 +23,7 @@ export type AppOptions = {
 /** The routes. close() ends what lasts: live events and texts that are being written. */
 export type App = { hono: Hono; close: () => void };
 
-const MOST_POINTS = 20_000, MOST_LOG_LINES = 1000, MOST_CLIENTS = 250, MOST_BODY = 1 << 18; // bytes
+const MOST_POINTS = 20_000, MOST_LOG_LINES = 1000, MOST_CLIENTS = 250;
 
 /** Makes the app. It listens nowhere yet; requests may be given to hono.request(). */
 export function createApp({ runs, model, token }: AppOptions): App {
@@ -62,7 +61,7 @@ export function createApp({ runs, model, token }: AppOptions): App {
     const type = "text/plain; version=0.0.4; charset=utf-8";
     return c.body(prometheusText(await refreshAll(runs)), 200, { "Content-Type": type });
   });
-  hono.get("/healthz", async (c) => {
+  hono.get(HEALTH, async (c) => {
     const asked = c.req.query("run") === undefined ? await refreshAll(runs) : [await findRun(c, runs)];
     const health = healthOf(asked);
     return c.json(health, health.healthy ? 200 : 503);
@@ -72,10 +71,7 @@ export function createApp({ runs, model, token }: AppOptions): App {
     const data = model ? [{ id: model.name, object: "model", created: model.created, owned_by: "loam" }] : [];
     return c.json({ object: "list", data });
   });
-  const tooLarge = () => {
-    throw new Refusal(413, `The body is larger than ${MOST_BODY} bytes`);
-  };
-  hono.post(COMPLETIONS, bodyLimit({ maxSize: MOST_BODY, onError: tooLarge }), (c) => {
+  hono.post(COMPLETIONS, (c) => {
     if (!model) throw new Refusal(404, "There is no model here: start the server with --checkpoint");
     return completions(c, model);
   });

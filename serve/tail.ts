@@ -75,15 +75,23 @@ export function readSmall(path: string): string | undefined {
   return file && textOf(readAt(file, 0));
 }
 
-/** Opens a file to read, unless it is missing, no ordinary file, or the path leads elsewhere by a symbolic link. */
+/**
+ * Opens a file to read, unless it is missing, no ordinary file, or the path leads elsewhere by a symbolic link. Throws where
+ * no file descriptor is left: then it is not known whether it is there.
+ */
 export function openRegular(path: string): Deno.FsFile | undefined {
   try {
     if (Deno.realPathSync(path) !== path || !Deno.lstatSync(path).isFile) return undefined;
     return Deno.openSync(path);
   } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
+    if (error instanceof Deno.errors.NotCapable || isOutOfFiles(error)) throw error;
     return undefined; // not there yet, or not any more
   }
+}
+
+/** Whether an error says that the process, or the machine, has no file descriptor left. */
+export function isOutOfFiles(error: unknown): boolean {
+  return /^E[MN]FILE$/.test(String((error as { code?: unknown } | null)?.code));
 }
 
 function textOf(bytes: Uint8Array): string {

@@ -102,3 +102,36 @@ export class FakeRun implements Disposable {
     Deno.removeSync(this.#root, { recursive: true });
   }
 }
+
+/** A connection on which a test says what no client would, and hears what comes back. */
+export class RawClient implements Disposable {
+  readonly #tcp: Promise<Deno.Conn>;
+
+  constructor(url: string) {
+    const { hostname, port } = new URL(url);
+    this.#tcp = Deno.connect({ hostname, port: Number(port) });
+  }
+
+  /** Sends a text. One that the server does not take any more is lost, as on any connection. */
+  async send(text: string): Promise<this> {
+    const tcp = await this.#tcp;
+    await tcp.write(new TextEncoder().encode(text)).catch(() => {});
+    return this;
+  }
+
+  /** What comes until a text is there, or until the server closes the connection. */
+  async receive(until?: string): Promise<string> {
+    const tcp = await this.#tcp, decoder = new TextDecoder(), piece = new Uint8Array(1 << 16);
+    let text = "";
+    while (until === undefined || !text.includes(until)) {
+      const n = await tcp.read(piece).catch(() => null); // a reset is an end too
+      if (n === null) break;
+      text += decoder.decode(piece.subarray(0, n), { stream: true });
+    }
+    return text;
+  }
+
+  [Symbol.dispose](): void {
+    this.#tcp.then((tcp) => tcp.close(), () => {});
+  }
+}

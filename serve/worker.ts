@@ -4,7 +4,7 @@ import { basename } from "node:path";
 import { explain, UserError } from "../ffi/errors.ts";
 import { requireToken } from "./access.ts";
 import { createApp } from "./app.ts";
-import { listen, type Listening } from "./listen.ts";
+import { LIMITS, listen, type Listening } from "./listen.ts";
 import { Run } from "./runs.ts";
 
 /** What the trainer says: which run to serve, and at the end to stop. */
@@ -17,6 +17,7 @@ export type Said =
   | { kind: "stopped" };
 
 const HOSTNAME = "127.0.0.1";
+const FEWER = { ...LIMITS, connections: 128, per_client: 96 }; // the trainer has files to open, too
 
 let run: Run | undefined, server: Listening | undefined;
 
@@ -32,7 +33,8 @@ self.onmessage = async ({ data }: MessageEvent<Told>) => {
 function start(dir: string, port: number): string {
   run = new Run(basename(dir), Deno.realPathSync(dir));
   const token = requireToken(HOSTNAME, Deno.env.get("LOAM_TOKEN"));
-  server = listen(createApp({ runs: [run], token }), { hostname: HOSTNAME, port, flag: "--serve_port" });
+  const app = createApp({ runs: [run], token });
+  server = listen(app, { hostname: HOSTNAME, port, flag: "--serve_port" }, FEWER);
   return server.url;
 }
 

@@ -108,6 +108,12 @@ export function errorLine(stderr: string): string {
   return stderr.slice("error: ".length, -1);
 }
 
+/** A task that may have so many files open at a time, to be started. */
+export function withFewFiles(files: number, task: Task, ...args: string[]): Deno.Command {
+  const script = 'ulimit -n "$0"; exec "$@"';
+  return command("sh", ["-c", script, String(files), Deno.execPath(), ...taskArgs(task, args)]);
+}
+
 /** A task that runs while the test goes on. */
 export class Running {
   readonly #child: Deno.ChildProcess;
@@ -115,8 +121,9 @@ export class Running {
   readonly #stderr: Promise<string>;
   #stdout = "";
 
-  constructor(task: Task, ...args: string[]) {
-    this.#child = command(Deno.execPath(), taskArgs(task, args)).spawn();
+  constructor(task: Task | Deno.Command, ...args: string[]) {
+    const started = typeof task === "string" ? command(Deno.execPath(), taskArgs(task, args)) : task;
+    this.#child = started.spawn();
     this.#lines = this.#read();
     this.#stderr = new Response(this.#child.stderr).text();
   }

@@ -1,7 +1,18 @@
 // deno task serve, and train --serve_port, as a user runs them.
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { RawClient } from "../serve/testing.ts";
 import type { Health, History, Runs, Stats } from "../serve/types.ts";
-import { dataset, freshPath, metrics, refuse, run, Running, SMALL, succeed } from "./helpers.ts";
+import {
+  dataset,
+  freshPath,
+  metrics,
+  refuse,
+  run,
+  Running,
+  SMALL,
+  succeed,
+  withFewFiles,
+} from "./helpers.ts";
 
 const data = await dataset();
 const finished = freshPath();
@@ -79,6 +90,26 @@ Deno.test("serve refuses with one line what it cannot serve", async () => {
   const { code, stdout } = await run("serve", "--help");
   assertEquals(code, 0);
   assertMatch(stdout, /--checkpoint PATH/);
+});
+
+Deno.test("serve gets over 300 half-open connections where 64 files may be open", async () => {
+  const server = new Running(withFewFiles(64, "serve", "--run", finished, "--port=0"));
+  const url = await addressOf(server);
+  const slow = await Promise.all(
+    Array.from({ length: 300 }, () => new RawClient(url).send("GET /stats HTTP/1.1\r\nHost: local")),
+  );
+  const meanwhile = await fetch(`${url}stats`); // waits for its turn
+  assert(meanwhile.status === 200 || meanwhile.status === 503, `${meanwhile.status}`); // 503: no file can be opened now
+  await meanwhile.body?.cancel();
+  slow.forEach((client) => client[Symbol.dispose]());
+  assertEquals((await getJson(`${url}stats`)).state, "finished");
+  server.signal("SIGTERM");
+  const { code, stderr } = await server.end();
+  assertEquals(code, 0);
+  assertMatch(
+    stderr,
+    /^warning: Cannot take more than \d+ connections: Too many open files \(os error 24\); those that wait are closed\n$/,
+  );
 });
 
 Deno.test("train --serve_port shows the run while it trains; then the port is free", async () => {
