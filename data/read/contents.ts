@@ -13,11 +13,11 @@ export interface Choice {
 }
 
 /** The words for each split, as the datasets library has them. */
-const SPLITS: Record<string, string[]> = {
-  train: ["train", "training"],
-  validation: ["validation", "valid", "val", "dev"],
-  test: ["test", "testing", "eval", "evaluation"],
-};
+const SPLITS = new Map([
+  ...["train", "training"].map((word) => [word, "train"] as const),
+  ...["validation", "valid", "val", "dev"].map((word) => [word, "validation"] as const),
+  ...["test", "testing", "eval", "evaluation"].map((word) => [word, "test"] as const),
+]);
 
 /** Files that describe data or belong to a model or a dataset, though they end in .json. */
 const DESCRIPTIONS =
@@ -33,11 +33,8 @@ const WRITTEN =
  */
 export function splitOf(path: string): string | undefined {
   const [file = "", ...directories] = path.toLowerCase().split("/").reverse();
-  return [...file.split(/[^a-z]+/), ...directories].map(splitNamed).find((split) => split !== undefined);
-}
-
-function splitNamed(word: string): string | undefined {
-  return Object.keys(SPLITS).find((split) => SPLITS[split]!.includes(word));
+  const word = [...file.split(/[^a-z]+/), ...directories].find((word) => SPLITS.has(word));
+  return word === undefined ? undefined : SPLITS.get(word);
 }
 
 /**
@@ -54,11 +51,12 @@ export function filesToRead(
   endingOf: (path: string) => string | undefined,
   { split, report = () => {} }: Choice,
 ): string[] {
-  const described = paths.filter((path) => DESCRIPTIONS.test(baseName(path)));
-  const readable = paths.filter((path) => endingOf(path) !== undefined && !described.includes(path));
-  const chosen = readable.filter((path) => isOfSplit(path, split)),
-    others = readable.filter((path) => !chosen.includes(path));
-  const unknown = paths.filter((path) => !readable.includes(path) && !described.includes(path));
+  const described: string[] = [], unknown: string[] = [], chosen: string[] = [], others: string[] = [];
+  for (const path of paths) {
+    if (DESCRIPTIONS.test(baseName(path))) described.push(path);
+    else if (endingOf(path) === undefined) unknown.push(path);
+    else (isOfSplit(path, split) ? chosen : others).push(path);
+  }
   if (chosen.length === 0 && others.length > 0) throw noSplit(name, others, split);
   if (chosen.length === 0) return [];
   const left_out = [
@@ -102,7 +100,7 @@ export function withoutOutput(paths: string[], { out }: Choice): string[] {
 function isOfSplit(path: string, split: string | null = null): boolean {
   const named = splitOf(path);
   if (split === null) return named === undefined || named === "train";
-  const known = splitNamed(split);
+  const known = SPLITS.get(split);
   if (known !== undefined) return named === known;
   return path.split("/").some((part) =>
     part === split || part.startsWith(`${split}-`) || part.startsWith(`${split}.`)
