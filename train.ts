@@ -230,6 +230,10 @@ async function steps(
     log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
   }
   const before = step; // what earlier processes did
+  const sample = () => {
+    if (tokenizer && isFirst) log.sample(step, sampleText(model, c, config, tokenizer));
+  };
+  if (step > 0 && due(step, config.sample_interval, step >= config.max_iters) && log.sampled < step) sample(); // it was killed before
   // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
   // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
   const readsLate = device.library !== "cpu" && config.debug === "" && !ranks;
@@ -323,9 +327,7 @@ async function steps(
       );
       log.line(`saved ${path}`);
     }
-    if (tokenizer && isFirst && due(step, config.sample_interval, isLast)) {
-      log.sample(step, sampleText(model, c, config, tokenizer));
-    }
+    if (due(step, config.sample_interval, isLast)) sample();
     if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
     if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
       log.line(profileReport(PROFILE_STEPS));

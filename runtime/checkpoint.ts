@@ -48,7 +48,7 @@ export type CheckpointContent = {
   state: TrainerState;
 };
 
-const CHUNK_BYTES = 1 << 24; // staging between device and file
+const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 4
 
 /** What ranks that save one checkpoint together need of each other. */
 export interface Company {
@@ -70,16 +70,17 @@ export async function saveCheckpoint(
   content: CheckpointContent,
   keep: number,
   company: Company = ALONE,
+  chunk_bytes: number = CHUNK_BYTES,
 ): Promise<string> {
   const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
   const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
   const model = `${temporary}/model.safetensors`, optimizer = `${temporary}/optimizer.safetensors`;
-  const isFirst = company.rank === 0, moments = entries(content.optimizer);
+  const isFirst = company.rank === 0, moments = entries(content.optimizer, chunk_bytes);
   try {
     if (isFirst) {
       removeTree(temporary); // left by a kill
       makeDirectory(temporary);
-      writeSafetensors(model, entries(content.model));
+      writeSafetensors(model, entries(content.model, chunk_bytes));
       createSafetensors(optimizer, moments);
     }
     await company.barrier();
@@ -209,12 +210,17 @@ export function runOfCheckpoint(path: string): string {
  * Fills tensors from a file of a checkpoint. Every tensor must be there with the same shape. sums: those of the
  * directory, where it has some; they are compared first. Throws UserError naming file, tensor and difference.
  */
-export function loadTensors(path: string, tensors: SavedTensor[], sums?: Sums): void {
+export function loadTensors(
+  path: string,
+  tensors: SavedTensor[],
+  sums?: Sums,
+  chunk_bytes: number = CHUNK_BYTES,
+): void {
   const file = readSafetensors(path);
   if (sums) requireSum(path, sums.get(basename(path)));
   const weights = new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
   requireTensors(path, weights, tensors);
-  fillTensors(weights, tensors);
+  fillTensors(weights, tensors, chunk_bytes);
 }
 
 /** Throws UserError naming the first tensor that is not there, of another shape, or not of floats. */
@@ -240,15 +246,23 @@ export function requireTensors(
 }
 
 /** Fills tensors from the files that hold them; requireTensors() comes before. */
-export function fillTensors(weights: Map<string, SafetensorsFile>, tensors: SavedTensor[]): void {
-  for (const tensor of tensors) loadTensor(weights.get(tensor.name)!, tensor);
+export function fillTensors(
+  weights: Map<string, SafetensorsFile>,
+  tensors: SavedTensor[],
+  chunk_bytes: number = CHUNK_BYTES,
+): void {
+  for (const tensor of tensors) loadTensor(weights.get(tensor.name)!, tensor, chunk_bytes);
 }
 
-function loadTensor(file: SafetensorsFile, { name, address, dtype, range, shape }: SavedTensor): void {
+function loadTensor(
+  file: SafetensorsFile,
+  { name, address, dtype, range, shape }: SavedTensor,
+  chunk_bytes: number,
+): void {
   const stored = file.tensors.get(name)!.dtype, size = stored === "F32" ? 4 : 2, to = bytesPerElement(dtype);
   const wanted = range ?? whole(shape), first = wanted.from * size, end = wanted.to * size; // bytes of the stored tensor
-  for (let begin = first; begin < end; begin += CHUNK_BYTES) {
-    const read = file.read(name, begin, Math.min(end, begin + CHUNK_BYTES));
+  for (let begin = first; begin < end; begin += chunk_bytes) {
+    const read = file.read(name, begin, Math.min(end, begin + chunk_bytes));
     const target = address + BigInt((begin - first) / size * to);
     const bytes = stored === "F16" ? new Uint8Array(toFloat32(read, stored).buffer) : read;
     const from = stored === "BF16" ? 2 : 4; // bytes of an element now
@@ -310,8 +324,8 @@ function tryToRemove(...paths: string[]): void {
 }
 
 /** The tensors as writeSafetensors() wants them; they share one staging buffer. */
-function entries(tensors: SavedTensor[]): Entry[] {
-  const staging = new Uint8Array(CHUNK_BYTES);
+function entries(tensors: SavedTensor[], chunk_bytes: number = CHUNK_BYTES): Entry[] {
+  const staging = new Uint8Array(chunk_bytes);
   return tensors.map((t) => ({
     name: t.name,
     dtype: bytesPerElement(t.dtype) === 2 ? "BF16" : "F32",
@@ -323,8 +337,8 @@ function entries(tensors: SavedTensor[]): Entry[] {
 
 function* fromDevice(t: SavedTensor, staging: Uint8Array<ArrayBuffer>): Generator<Uint8Array> {
   const { from, to } = t.range ?? whole(t.shape), bytes = (to - from) * bytesPerElement(t.dtype);
-  for (let begin = 0; begin < bytes; begin += CHUNK_BYTES) {
-    const chunk = staging.subarray(0, Math.min(CHUNK_BYTES, bytes - begin));
+  for (let begin = 0; begin < bytes; begin += staging.length) {
+    const chunk = staging.subarray(0, Math.min(staging.length, bytes - begin));
     copyToHost(chunk, t.address + BigInt(begin));
     yield chunk;
   }

@@ -55,6 +55,8 @@ const RUNNING: RunEnd = { state: "running", ended_at: null, error: null };
  * step of a new run, because something failed, it takes its files away again, so that the same command can be repeated.
  */
 export class RunLog {
+  /** The step of the last sample that earlier processes wrote; 0 if there is none. */
+  readonly sampled: number;
   readonly #metrics: OutFile;
   readonly #log: OutFile;
   readonly #onStep: ((metrics: StepMetrics) => void) | undefined;
@@ -85,13 +87,14 @@ export class RunLog {
     claimRun(dir);
     this.#onStep = more.onStep;
     this.#isEmpty = after === undefined;
-    const last = after === undefined ? undefined : truncateMetrics(dir, after);
+    const { last, sampled } = after === undefined ? NO_LINES : truncateMetrics(dir, after);
+    this.sampled = sampled;
     this.#metrics = new OutFile(`${dir}/metrics.jsonl`, "append");
     try {
       writeAtomic(`${dir}/config.json`, config);
       if (more.tensorboard) this.#events = new EventFile(dir, after);
       if (!endsWithLine(`${dir}/log.txt`)) this.#log.write("\n"); // a kill cut the last one short
-      if (last !== undefined && last < after!) this.line(`metrics.jsonl has no ${stepsOf(last + 1, after!)}`);
+      if (after !== undefined && last < after) this.line(`metrics.jsonl has no ${stepsOf(last + 1, after)}`);
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -239,7 +242,7 @@ function scalars(m: StepMetrics): Record<string, number> {
 
 /** What a run writes to: a RunLog, or on a rank other than the first nothing. */
 export type Log =
-  & Pick<RunLog, "line" | "step" | "sample" | "sync" | "describe" | "end" | "fail">
+  & Pick<RunLog, "line" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail">
   & Disposable;
 
 /** The log of a rank other than the first, which writes only why it failed, into the directory of the run that all share. */
@@ -248,6 +251,7 @@ export function logOfRank(rank: number, dir: string): Log {
     line() {},
     step() {},
     sample() {},
+    sampled: 0,
     sync() {},
     describe() {},
     end() {},
@@ -258,12 +262,16 @@ export function logOfRank(rank: number, dir: string): Log {
 
 /**
  * Drops the steps and samples after a step, and half-written lines behind them: a resumed run writes them again. Reads the ends of
- * the files. Returns the last step that stays in metrics.jsonl, 0 for none.
+ * the files. Returns the last step that stays in metrics.jsonl, and the last that stays sampled; 0 for none.
  */
-export function truncateMetrics(dir: string, step: number): number {
-  truncateLines(`${dir}/samples.jsonl`, step);
-  return truncateLines(`${dir}/metrics.jsonl`, step);
+export function truncateMetrics(dir: string, step: number): { last: number; sampled: number } {
+  return {
+    last: truncateLines(`${dir}/metrics.jsonl`, step),
+    sampled: truncateLines(`${dir}/samples.jsonl`, step),
+  };
 }
+
+const NO_LINES = { last: 0, sampled: 0 };
 
 function truncateLines(path: string, step: number): number {
   if (!isFile(path)) return 0;

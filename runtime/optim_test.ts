@@ -169,6 +169,9 @@ Deno.test("AdamW adds the losses of micro-steps up, and restore() puts its count
   ours.optimizer.restore({ updates: 41, skipped: 3, skipped_row: 2 });
   const { updates, skipped, skipped_row } = ours.step(grads, 1e-3);
   assertEquals([updates, skipped, skipped_row], [42, 3, 0]);
+  ours.optimizer.restore({ updates: 41, skipped: 3, skipped_row: 2 });
+  const bad = ours.step(grads, 1e-3, lossOf(NaN));
+  assertEquals([bad.updates, bad.skipped, bad.skipped_row], [41, 4, 3]);
   endStep();
 });
 

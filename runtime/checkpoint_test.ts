@@ -1,0 +1,210 @@
+import { assert, assertEquals } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
+import { crashes, failing, freshPath, inEach } from "../tests/disk.ts";
+import {
+  type CheckpointContent,
+  type Company,
+  listCheckpoints,
+  loadTensors,
+  saveCheckpoint,
+  type SavedTensor,
+  settle,
+} from "./checkpoint.ts";
+import { readSafetensors, toFloat32, writeSafetensors } from "./safetensors.ts";
+import { readSums, requireSums } from "./sums.ts";
+import { fixed, readFloats, type Tensor, writeFloats } from "./tensor.ts";
+import { openTestDevice } from "./testing.ts";
+import { readTrainerState } from "./trainer_state.ts";
+
+openTestDevice();
+
+const CHUNK_BYTES = 64; // so that a tensor takes several
+
+/** A float32 tensor that stays, of these values. */
+function floats(...values: number[]): Tensor {
+  const t = fixed([values.length], "f32", "constants");
+  writeFloats(t.address, Float32Array.from(values), "f32");
+  return t;
+}
+
+/** It as it is saved, or a range of it. */
+function saved(name: string, t: Tensor, from = 0, to = t.size): SavedTensor {
+  return {
+    name,
+    shape: t.shape.slice(),
+    address: t.address + BigInt(4 * from),
+    dtype: "f32",
+    range: { from, to },
+  };
+}
+
+const numbers = (n: number, factor: number) => Array.from({ length: n }, (_, i) => factor * (i + 1) / 8);
+const weights = floats(...numbers(50, 1)), moments = floats(...numbers(101, -1)); // 4 and 7 chunks, the last ones not full
+
+/** A checkpoint after a step, of which a rank saves its part; `best` is the step of the best one. */
+function content(step: number, best: number | null, rank = 0, world_size = 1): CheckpointContent {
+  const part = (n: number) => Math.floor(101 * n / world_size);
+  const val_loss = best === null ? null : 2 + (step - best), best_val_loss = best === null ? null : 2;
+  return {
+    model: [saved("w", weights)],
+    optimizer: [saved("m", moments, part(rank), part(rank + 1))],
+    files: { "config.json": `{"step": ${step}}\n` },
+    state: {
+      ...{ step, updates: step, skipped: 0, skipped_row: 0, val_loss, best_val_loss, best_step: best },
+      ...{ tokenizer: null, data: {}, config: {}, versions: {} },
+    },
+  };
+}
+
+function save(run: string, step: number, best: number | null, keep = 2): Promise<string> {
+  return saveCheckpoint(run, content(step, best), keep, undefined, CHUNK_BYTES);
+}
+
+Deno.test("saveCheckpoint() and loadTensors() take a tensor in chunks, from each type of float", async () => {
+  const run = freshPath(), directory = await save(run, 1, null);
+  const file = readSafetensors(`${directory}/optimizer.safetensors`);
+  assertEquals([...toFloat32(file.read("m"), "F32")], numbers(101, -1));
+  const path = `${run}/types.safetensors`, values = numbers(50, 1); // which float16 and bfloat16 have all
+  const bits = new Uint32Array(Float32Array.from(values).buffer);
+  const types = {
+    F32: new Uint8Array(bits.buffer),
+    BF16: new Uint8Array(Uint16Array.from(bits, (bits) => bits >>> 16).buffer),
+    F16: new Uint8Array(Float16Array.from(values).buffer),
+  };
+  for (const [dtype, bytes] of Object.entries(types) as [keyof typeof types, Uint8Array][]) {
+    writeSafetensors(path, [{ name: "w", dtype, shape: [50], bytes: () => bytes }]);
+    const t = floats(...new Array(50).fill(0));
+    loadTensors(path, [saved("w", t)], undefined, CHUNK_BYTES);
+    assertEquals([...readFloats(t.address, 50, "f32")], values, dtype);
+    loadTensors(
+      path,
+      [saved("w", t, 30, 49)].map((part) => ({ ...part, address: t.address })),
+      undefined,
+      CHUNK_BYTES,
+    );
+    assertEquals(
+      [...readFloats(t.address, 50, "f32")],
+      [...values.slice(30, 49), ...values.slice(19)],
+      dtype,
+    );
+  }
+});
+
+Deno.test("listCheckpoints() knows that a million steps are more than 999,999", async () => {
+  const run = freshPath();
+  for (const step of [999_999, 1_000_000, 1_000_001]) await save(run, step, null);
+  assertEquals(listCheckpoints(run), ["step_1000000", "step_1000001"]);
+  assertEquals(Deno.readTextFileSync(`${run}/latest`), "checkpoints/step_1000001\n");
+});
+
+/** Ranks that live in this process. */
+function companies(world_size: number): Company[] {
+  let waiting: (() => void)[] = [];
+  return Array.from({ length: world_size }, (_, rank) => ({
+    rank,
+    barrier: () =>
+      new Promise<void>((resolve) => {
+        waiting.push(resolve);
+        if (waiting.length < world_size) return;
+        waiting.forEach((go) => go());
+        waiting = [];
+      }),
+  }));
+}
+
+/** Steps of the checkpoints of a run, all of which are whole, that latest and best name, and that temporary ones are of. */
+function look(
+  run: string,
+): { steps: number[]; latest: number | null; best: number | null; temporary: string[] } {
+  const steps = listCheckpoints(run).map((name) => {
+    const directory = `${run}/checkpoints/${name}`, sums = readSums(directory)!;
+    requireSums(directory, sums, () => true);
+    assertEquals([...sums.keys()], [
+      "config.json",
+      "model.safetensors",
+      "optimizer.safetensors",
+      "trainer_state.json",
+    ]);
+    const m = floats(...new Array(101).fill(0));
+    loadTensors(`${directory}/optimizer.safetensors`, [saved("m", m)], sums);
+    assertEquals([...readFloats(m.address, 101, "f32")], numbers(101, -1));
+    return readTrainerState(directory).step;
+  });
+  const pointer = (name: string) => {
+    try {
+      return Number(/^checkpoints\/step_(\d+)\n$/.exec(Deno.readTextFileSync(`${run}/${name}`))![1]);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return null;
+      throw error;
+    }
+  };
+  const names = [run, `${run}/checkpoints`].flatMap((directory) => {
+    try {
+      return Array.from(Deno.readDirSync(directory), ({ name }) => name);
+    } catch {
+      return [];
+    }
+  });
+  const [latest, best] = [pointer("latest"), pointer("best")];
+  for (const step of [latest, best]) {
+    assert(step === null || steps.includes(step), `a pointer names ${step} of ${steps}`);
+  }
+  return { steps, latest, best, temporary: names.filter((name) => name.includes("tmp")) };
+}
+
+Deno.test("saveCheckpoint() by two ranks may end at any moment, and settle() finishes what follows", async () => {
+  for (const keep of [1, 2]) {
+    const root = freshPath(), run = `${root}/run`;
+    Deno.mkdirSync(run, { recursive: true });
+    const best = [1, 1, 3, 3];
+    const { changes, states } = await crashes(root, async () => {
+      for (let step = 1; step <= 4; step++) {
+        await Promise.all(
+          companies(2).map((company) =>
+            saveCheckpoint(run, content(step, best[step - 1]!, company.rank, 2), keep, company, CHUNK_BYTES)
+          ),
+        );
+      }
+    });
+    assert(changes > 200 && states.length > 200, `${changes} changes, ${states.length} states`);
+    const stepsAt = new Set<number>();
+    await inEach(states, (root) => {
+      const run = `${root}/run`, before = look(run), step = before.steps.at(-1);
+      settle(run, step ? content(step, best[step - 1]!).state : undefined, keep);
+      const { steps, latest, best: is, temporary } = look(run);
+      assertEquals({ latest, is }, { latest: step ?? null, is: step ? best[step - 1]! : null });
+      assertEquals(temporary, []);
+      assertEquals(steps.at(-1), step);
+      assert(steps.filter((step) => step !== is).length <= keep, `${steps}`);
+      for (const n of [step!, step! - 1].slice(0, keep)) {
+        assert(!(n >= 1) || steps.includes(n), `${n} is gone of ${steps}`);
+      }
+      stepsAt.add(step ?? 0);
+    });
+    assertEquals([...stepsAt].sort(), [0, 1, 2, 3, 4]);
+    assertEquals(look(run), { steps: keep === 1 ? [3, 4] : [3, 4], latest: 4, best: 3, temporary: [] });
+  }
+});
+
+Deno.test("saveCheckpoint() says what the system refuses at any moment, and leaves the earlier ones whole", async () => {
+  for (const error of ["full", "broken"] as const) {
+    for (let number = 1, reached = true; reached; number++) {
+      const run = freshPath();
+      for (const step of [1, 2]) await save(run, step, 1);
+      const result = await failing(number, error, () => save(run, 3, 1));
+      reached = result.reached;
+      const { steps, latest, best } = look(run);
+      assert(steps.includes(1) && (steps.includes(2) || steps.includes(3)), `${steps}`);
+      assert(latest !== null && latest >= 2 && best === 1, `latest ${latest}, best ${best}`);
+      if (result.failed) {
+        assert(result.failed instanceof UserError, String(result.failed));
+        assertEquals(result.failed.message.includes("\n"), false);
+      }
+      const newest = listCheckpoints(run).at(-1)!;
+      settle(run, readTrainerState(`${run}/checkpoints/${newest}`), 2);
+      if (newest !== "step_000003") await save(run, 3, 1);
+      assertEquals(look(run), { steps: [1, 2, 3], latest: 3, best: 1, temporary: [] });
+      Deno.removeSync(run, { recursive: true });
+    }
+  }
+});
