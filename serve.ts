@@ -2,6 +2,7 @@
 // and never needs the trainer. createApp() makes the Hono app; serve/ holds its parts.
 import { asTyped } from "./ffi/command.ts";
 import { runMain } from "./ffi/errors.ts";
+import { oneLine } from "./ffi/visible.ts";
 import { requireToken } from "./serve/access.ts";
 import { createApp } from "./serve/app.ts";
 import { listen } from "./serve/listen.ts";
@@ -20,7 +21,7 @@ export async function serve(args: string[]): Promise<void> {
   await Promise.all(runs.map((run) => run.refresh())); // a run of a million steps takes seconds, but only once
   const server = listen(createApp({ runs, model, token }), { hostname, port, flag: "--port" });
   console.log(`serving at ${server.url}${token ? "?token=$LOAM_TOKEN" : ""}`);
-  if (model) console.log(`model ${model.name} at ${server.url}v1/completions`);
+  if (model) console.log(`model ${oneLine(model.name)} at ${server.url}v1/completions`);
   await stopSignal();
   await server.close();
   model?.close();

@@ -266,7 +266,7 @@ async function steps(
       backward(l);
       endStep();
       if (config.debug === "tape") {
-        log.line(tapeListing());
+        log.lines(tapeListing());
         return "stopped";
       }
       served = await serveSignals(served);
@@ -330,7 +330,7 @@ async function steps(
     if (due(step, config.sample_interval, isLast)) sample();
     if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
     if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
-      log.line(profileReport(PROFILE_STEPS));
+      log.lines(profileReport(PROFILE_STEPS));
       return "stopped";
     }
     read_ms = performance.now();

@@ -113,6 +113,18 @@ Deno.test("data cuts long documents and quotes what steers a terminal", () =>
     assertStringIncludes(text, '\n  1  12 tokens  "a\\u001b[31m\\u009b2J\\u007f\\n"');
   }));
 
+Deno.test("data --doc shows what steers a terminal", () =>
+  inDirectory(async (dir) => {
+    const train = bytes("a\n\t\x1b[31mred\r\x9b2J\x7f\u202e");
+    writeDataset(dir, { "train_\x1b[7m0.bin": train, "val_000000.bin": bytes("v") });
+    assertEquals(
+      await output("--dir", dir, "--doc=0"),
+      "train document 0: 20 tokens from token 1 of train_\\u001b[7m0.bin\n\n" +
+        "a\n\t\\u001b[31mred\\u000d\\u009b2J\\u007f\\u202e",
+    );
+    assertStringIncludes(await output("--dir", dir), "train_\\u001b[7m0.bin  21 tokens");
+  }));
+
 Deno.test("data --doc shows one document", () =>
   inDirectory(async (dir) => {
     writeDataset(dir);

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { asTyped } from "../ffi/command.ts";
 import { explain, runMain, UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
+import { oneLine } from "../ffi/visible.ts";
 import type { Block } from "./read/block.ts";
 import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
 import type { Encoded } from "./prepare/encode.ts";
@@ -43,7 +44,7 @@ export async function main(args: string[]): Promise<void> {
   }
   const options = command.prepare;
   if (options.inputs === DEMO.inputs) requireDemoCorpus();
-  const { dir, meta, work } = await prepare(options, showProgress, console.error);
+  const { dir, meta, work } = await prepare(options, showProgress, (line) => console.error(oneLine(line)));
   console.log(work === null ? finishedSummary(dir, meta) : runSummary(dir, meta, work));
 }
 

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { verifyDataset } from "./bins.ts";
 import { documentsOf, fails, jsonl, readAll } from "./prepare/test_prepare.ts";
 import { inDirectory } from "./test_directory.ts";
@@ -35,6 +35,22 @@ for (const tokenizer of ["gpt2", "bytes"]) {
       }]);
     }));
 }
+
+Deno.test("prepare prints no name or value of an input that steers a terminal or begins a line", () =>
+  inDirectory(async (dir) => {
+    const file = `${dir}/a\x1b[2J\nerror: forged.jsonl`, flags = ["--tokenizer=bytes", "--val_fraction=0.3"];
+    jsonl(file, TEXTS);
+    Deno.writeTextFileSync(file, '\n{"text":["\x9b\u202e"]}\n', { append: true });
+    const shown = `${dir}/a\\u001b[2J\\nerror: forged.jsonl:${
+      TEXTS.length + 1
+    }: field "text" is ["\\u009b\\u202e"]`;
+    for (const skip of [[], ["--skip_bad"]]) {
+      const { out, error } = await runTask("--input", dir, "--out", `${dir}/out`, ...flags, ...skip);
+      assertStringIncludes(out + error, shown);
+      // deno-lint-ignore no-control-regex
+      assertEquals(/[\x1b\x9b\u202e]|^error: forged/m.test(out + error), false, out + error);
+    }
+  }));
 
 Deno.test("prepare() splits by the text of a document, not by its place", () =>
   inDirectory(async (dir) => {

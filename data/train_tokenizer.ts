@@ -2,6 +2,7 @@
 // from these counts, and writes the files from which openTokenizer() and Hugging Face's libraries read the tokenizer.
 import { join } from "node:path";
 import { asTyped } from "../ffi/command.ts";
+import { oneLine } from "../ffi/visible.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { isFile, remove, rename, syncDirectory, writeSynced } from "../ffi/files.ts";
 import { bpeMerges } from "./train_tokenizer/bpe_trainer.ts";
@@ -25,7 +26,7 @@ if (import.meta.main) await runMain(main);
 export async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) return console.log(asTyped(HELP));
   const start = performance.now(), options = parseOptions(args);
-  const trained = await trainTokenizer(options, console.error);
+  const trained = await trainTokenizer(options, (line) => console.error(oneLine(line)));
   console.log(await trainSummary(options, trained, (performance.now() - start) / 1000));
 }
 

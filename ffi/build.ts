@@ -6,6 +6,7 @@ import { parseArgs } from "@std/cli/parse-args";
 import { codeFlags, findToolkit, resolveArchs } from "./cuda_toolkit.ts";
 import { runMain, UserError } from "./errors.ts";
 import { libraryUrl, pathOf } from "./library.ts";
+import { visible } from "./visible.ts";
 import { answer } from "./programs.ts";
 import { parsePtxas, ptxasTable } from "./ptxas.ts";
 import { FUNCTIONS } from "./symbols.ts";
@@ -165,14 +166,16 @@ async function compile(job: Job): Promise<void> {
   }).output();
   const text = new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
   const warnings = text.split("\n").filter((line) => !isPtxasInfo(line)).join("\n").trim();
+  if (warnings) console.error(visible(warnings));
   if (!success) {
     await Deno.remove(new URL(temporary, ROOT)).catch(() => {});
-    const without = job.name === "cuda" ? "\nTo go on without it: deno task build --only=cpu" : "";
+    const without = job.name === "cuda" ? "; to go on without it: deno task build --only=cpu" : "";
     throw new UserError(
-      `Cannot compile ${pathOf(new URL(job.sources[0]!, ROOT))} with ${job.compiler}:\n${warnings}${without}`,
+      `Cannot compile ${
+        pathOf(new URL(job.sources[0]!, ROOT))
+      } with ${job.compiler}: it says why above${without}`,
     );
   }
-  if (warnings) console.error(warnings);
   if (job.name === "cuda") await Deno.writeTextFile(new URL(PTXAS, ROOT), `${commandOf(job)}\n${text}`);
   await Deno.rename(new URL(temporary, ROOT), output);
 }

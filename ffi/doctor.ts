@@ -4,6 +4,7 @@ import { findToolkit } from "./cuda_toolkit.ts";
 import { runMain, UserError } from "./errors.ts";
 import { isFile } from "./files.ts";
 import { device, libraryExists, open, pathOf } from "./library.ts";
+import { oneLine } from "./visible.ts";
 import { answer } from "./programs.ts";
 import { parsePtxas } from "./ptxas.ts";
 
@@ -127,8 +128,8 @@ export async function main(args: string[]): Promise<void> {
   ];
   const width = Math.max(...findings.map(({ what }) => what.length));
   for (const { what, found, advice } of findings) {
-    console.log(`${what.padEnd(width)}  ${found}`);
-    if (advice) console.log(`${" ".repeat(width)}  -> ${advice}`);
+    console.log(`${what.padEnd(width)}  ${oneLine(found)}`);
+    if (advice) console.log(`${" ".repeat(width)}  -> ${oneLine(advice)}`);
   }
   if (findings.some(({ needed }) => needed)) Deno.exit(1);
 }

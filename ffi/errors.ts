@@ -1,5 +1,6 @@
 // The three kinds of failure a user of loam can meet.
 import settings from "../deno.json" with { type: "json" };
+import { oneLine, visible } from "./visible.ts";
 
 /** A mistake of the person at the keyboard: printed as one line, exit code 1, no stack trace. */
 export class UserError extends Error {
@@ -27,20 +28,20 @@ export async function runMain(main: (args: string[]) => void | Promise<void>): P
   }
 }
 
-/** The text to print for an error: one line for user errors, with the stack for everything else. */
+/** The text to print for an error: one line for user errors, with the stack for everything else; nothing that steers a terminal. */
 export function explain(error: unknown): string {
-  if (error instanceof UserError) return `error: ${error.message}`;
+  if (error instanceof UserError) return `error: ${oneLine(error.message)}`;
   if (error instanceof Deno.errors.NotCapable) {
     const flag = /--allow-[a-z]+/.exec(error.message)?.[0] ?? "--allow-...";
     const what = /access to "([^"]+)"/.exec(error.message)?.[1];
     const grant = what ? `${flag}="${what}"` : flag;
-    return `error: ${
-      error.message.split(",")[0]
-    }: this program was granted less; grant it with: deno run -q ${
-      [...permissionSet(), grant, programPath()].join(" ")
-    } ...`;
+    const command = ["deno run -q", ...permissionSet(), grant, programPath()].join(" ");
+    return oneLine(
+      `error: ${error.message.split(",")[0]}: this program was granted less; grant it with: ${command} ...`,
+    );
   }
-  return error instanceof Error ? `${error.stack ?? error.message}` : String(error);
+  if (!(error instanceof Error)) return visible(String(error));
+  return visible((error.stack ?? error.message).replace(error.message, () => oneLine(error.message)));
 }
 
 /** The main module as one types it in the repository's root; elsewhere its whole path. */

@@ -69,6 +69,18 @@ Deno.test("explain() says something for whatever is thrown", () => {
   assertEquals(explain(undefined), "undefined");
 });
 
+Deno.test("explain() lets nothing in a message steer the terminal or begin a line", () => {
+  const forged = "a.txt\r\nerror: all is lost\x1b[2J\x9b\u202e";
+  const shown = "a.txt\\r\\nerror: all is lost\\u001b[2J\\u009b\\u202e";
+  assertEquals(explain(new UserError(`Cannot read "${forged}"`)), `error: Cannot read "${shown}"`);
+  assertEquals(explain(new TypeError(forged)).split("\n")[0], `TypeError: ${shown}`);
+  assertEquals(
+    explain(new Deno.errors.NotCapable(`Requires read access to "${forged}", run again`)).split("\n").length,
+    1,
+  );
+  assertEquals(explain("\x1b[2J"), "\\u001b[2J");
+});
+
 Deno.test("nearest() is the name with the fewest letters changed, the first of equals", () => {
   const names = ["n_layer", "n_head", "n_kv_head", "learning_rate", "min_lr"];
   const expected: [string, string][] = [

@@ -3,6 +3,7 @@ import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/library.ts";
+import { oneLine } from "../ffi/visible.ts";
 import { peakFlops } from "../runtime/metrics.ts";
 import { openAndDescribe } from "./device.ts";
 import { flopsPerToken, type LlamaConfig } from "./llama.ts";
@@ -24,7 +25,7 @@ export function dryRun(
   const wanted = s.device || chooseDevice().name;
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = flopsPerToken(c, c.block_size);
-  const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${text}`);
+  const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
   row(
     "data",
     `${dataset.dir}: ${tokensOf(dataset, "train")} train and ${tokensOf(dataset, "val")} val tokens, ` +

@@ -1,6 +1,7 @@
 // deno task sample: writes text with a trained model to stdout, token by token. Everything else goes to stderr.
 import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
+import { visible } from "../ffi/visible.ts";
 import { help, parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
 import { loadModel } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
@@ -53,9 +54,12 @@ export async function main(args: string[]): Promise<void> {
   print(text.end() + "\n");
 }
 
-/** Writes to stdout at once. Ends the program when nobody reads on, as in `... | head`. */
+/**
+ * Writes to stdout at once: to a terminal without what would steer it, to a file or a program as it is. Ends the program when
+ * nobody reads on, as in `... | head`.
+ */
 function print(text: string): void {
-  const bytes = new TextEncoder().encode(text);
+  const bytes = new TextEncoder().encode(Deno.stdout.isTerminal() ? visible(text) : text);
   try {
     for (let done = 0; done < bytes.length;) done += Deno.stdout.writeSync(bytes.subarray(done));
   } catch (error) {

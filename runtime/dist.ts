@@ -4,6 +4,7 @@ import { explain, KernelError, UserError } from "../ffi/errors.ts";
 import { listCheckpoints } from "./checkpoint.ts";
 import { makeDirectory } from "../ffi/files.ts";
 import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
+import { oneLine } from "../ffi/visible.ts";
 import type { Exchange } from "./optim.ts";
 import { hostname } from "./owner.ts";
 import { RollCall } from "./roll_call.ts";
@@ -140,7 +141,9 @@ export class Ranks implements Exchange {
 
   /** Prints an error and ends all ranks. */
   fail(error: unknown): never {
-    const text = error instanceof KernelError ? error.message : explain(error).replace(/^error: /, "");
+    const text = error instanceof KernelError
+      ? oneLine(error.message)
+      : explain(error).replace(/^error: /, "");
     console.error(`error: rank ${this.rank}: ${text}`);
     this.#engine.abort(1);
     Deno.exit(1);

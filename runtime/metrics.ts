@@ -6,6 +6,7 @@ import { explain, UserError } from "../ffi/errors.ts";
 import process from "node:process";
 import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../ffi/files.ts";
 import { device, memoryUse } from "../ffi/library.ts";
+import { oneLine, visible } from "../ffi/visible.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
 import { tensor } from "./tensor.ts";
 import { EventFile } from "./tensorboard.ts";
@@ -104,8 +105,14 @@ export class RunLog {
 
   /** Appends a line to log.txt and prints it. */
   line(text: string): void {
-    console.log(text);
-    this.#log.write(text + "\n");
+    this.lines(oneLine(text));
+  }
+
+  /** The same for several lines. Of what comes from outside none may begin a line, or it could forge one of the log. */
+  lines(text: string): void {
+    const shown = visible(text);
+    console.log(shown);
+    this.#log.write(shown + "\n");
   }
 
   /** Appends a step to metrics.jsonl. */
@@ -139,7 +146,7 @@ export class RunLog {
 
   /** Appends a text that the model wrote to samples.jsonl and to the log. */
   sample(step: number, text: string): void {
-    this.line(`--- sample after step ${step}\n${text}\n---`);
+    this.lines(`--- sample after step ${step}\n| ${text.replaceAll("\n", "\n| ")}\n---`);
     const path = `${this.dir}/samples.jsonl`, isNew = !isFile(path);
     using file = new OutFile(path, "append");
     file.write(JSON.stringify({ step, text }) + "\n");
@@ -242,13 +249,14 @@ function scalars(m: StepMetrics): Record<string, number> {
 
 /** What a run writes to: a RunLog, or on a rank other than the first nothing. */
 export type Log =
-  & Pick<RunLog, "line" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail">
+  & Pick<RunLog, "line" | "lines" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail">
   & Disposable;
 
 /** The log of a rank other than the first, which writes only why it failed, into the directory of the run that all share. */
 export function logOfRank(rank: number, dir: string): Log {
   return {
     line() {},
+    lines() {},
     step() {},
     sample() {},
     sampled: 0,

@@ -92,6 +92,32 @@ function runJson(dir: string): Record<string, unknown> {
 
 const FACTS = { started: "2026-01-02T03:04:05.000Z", device: "cpu" } as RunFacts;
 
+Deno.test("RunLog lets nothing that it is told forge a line or steer a terminal", () => {
+  using run = runDirectory();
+  const print = console.log, printed: string[] = [];
+  console.log = (text: string) => printed.push(text);
+  try {
+    using log = new RunLog(`${run.dir}/a`, "{}\n", 0);
+    log.line("writing to a\nstep 9 | loss 0.0\x1b[1A");
+    log.sample(5, "Once\n---\nstep 7 | loss 0.0\r\n\tend \x1b]0;title\x07\u202e");
+  } finally {
+    console.log = print;
+  }
+  const wanted = [
+    "writing to a\\nstep 9 | loss 0.0\\u001b[1A",
+    "--- sample after step 5",
+    "| Once",
+    "| ---",
+    "| step 7 | loss 0.0\\u000d",
+    "| \tend \\u001b]0;title\\u0007\\u202e",
+    "---",
+  ].join("\n");
+  assertEquals(printed.join("\n"), wanted);
+  assertEquals(Deno.readTextFileSync(`${run.dir}/a/log.txt`), `${wanted}\n`);
+  const { text } = JSON.parse(Deno.readTextFileSync(`${run.dir}/a/samples.jsonl`)); // a file keeps it as it is
+  assertEquals(text, "Once\n---\nstep 7 | loss 0.0\r\n\tend \x1b]0;title\x07\u202e");
+});
+
 Deno.test("RunLog says in run.json that the run is running, and then how it ended", () => {
   using run = runDirectory();
   using log = new RunLog(`${run.dir}/a`, "{}\n", 0);
@@ -111,7 +137,7 @@ Deno.test("RunLog says in run.json that the run is running, and then how it ende
   );
   log.describe(FACTS);
   logOfRank(1, log.dir).fail(new TypeError("x is not a function\nat all"));
-  assertEquals(runJson(log.dir), { ...failed, error: "rank 1: TypeError: x is not a function" });
+  assertEquals(runJson(log.dir), { ...failed, error: "rank 1: TypeError: x is not a function\\nat all" });
 });
 
 Deno.test("RunLog records what ends the process outside of its main function", async () => {

@@ -2,6 +2,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../ffi/command.ts";
 import { nearest, runMain, UserError } from "../ffi/errors.ts";
+import { oneLine, visible } from "../ffi/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { table } from "../runtime/debug.ts";
 import { Run } from "./runs.ts";
@@ -24,11 +25,11 @@ export async function main(args: string[]): Promise<void> {
   const parents = flags._.length > 0 ? flags._.map(String) : ["runs"];
   const found = await Promise.all(parents.flatMap(runsIn).map(describe));
   found.sort((a, b) => (a.started ?? "").localeCompare(b.started ?? "") || a.name.localeCompare(b.name));
-  if (flags.json) return found.forEach((run) => console.log(JSON.stringify(run)));
+  if (flags.json) return found.forEach((run) => console.log(visible(JSON.stringify(run))));
   if (found.length === 0) {
-    return console.log(asTyped(`no runs in ${parents.join(", ")}; start one with: deno task train`));
+    return console.log(asTyped(`no runs in ${oneLine(parents.join(", "))}; start one with: deno task train`));
   }
-  console.log(table([HEAD, ...found.map(row)]));
+  console.log(table([HEAD, ...found.map((run) => row(run).map(oneLine))]));
 }
 
 function refuseFlag(arg: string, name?: string): boolean {

@@ -52,6 +52,13 @@ Deno.test("main() takes a run itself, and prints JSON", async () => {
   assertEquals([name, state, step], [`${dir}/a`, "stopped", 3]);
 });
 
+Deno.test("main() shows what steers a terminal in the name of a run", async () => {
+  writeRun("c\x1b[2J\nd", "2026-03-01T10:00:00.000Z", 1, 2);
+  const shown = await printed(dir), name = `${dir}/c\\u001b[2J\\nd`;
+  assertEquals([shown.split("\n").length, shown.split("\n")[3]!.slice(0, name.length)], [4, name]);
+  Deno.removeSync(`${dir}/c\x1b[2J\nd`, { recursive: true });
+});
+
 Deno.test("main() says what to do where there is nothing, and what is wrong", async () => {
   assertMatch(await printed(`${dir}/no_run`), /^no runs in .*no_run; start one with: deno task train$/);
   assertEquals(

@@ -2,6 +2,7 @@
 import type { Context } from "hono";
 import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { UserError } from "../ffi/errors.ts";
+import { visible } from "../ffi/visible.ts";
 import { withoutHome } from "./stats.ts";
 import { isOutOfFiles } from "./tail.ts";
 import type { Failure } from "./types.ts";
@@ -46,7 +47,7 @@ export function asRefusal(error: unknown): Refusal {
 /** Prints an error, or a line, to the terminal. A terminal that takes nothing, such as a full disk, ends no server. */
 export function report(error: unknown): void {
   try {
-    console.error(error);
+    console.error(visible(typeof error === "string" ? error : Deno.inspect(error)));
   } catch {
     // nobody can be told
   }

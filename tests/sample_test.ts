@@ -1,5 +1,6 @@
 // What deno task sample prints: the text of a trained model and nothing else.
-import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
 import {
   copy,
   dataset,
@@ -53,6 +54,20 @@ Deno.test("sample at temperature 0 or with --top_k=1 is the same for every seed"
   assertEquals(await sample("--prompt=long", "--temperature=0", "--seed=2"), first);
   assertEquals(await sample("--prompt=long", "--temperature=2", "--top_k=1", "--seed=3"), first);
   assertEquals(await sample("--prompt=long", "--temperature=2", "--top_p=0.0001", "--seed=4"), first);
+});
+
+Deno.test("sample shows what steers a terminal to a terminal, and writes the text as it is to a file", async () => {
+  const flags = [
+    "--device=cpu",
+    `--checkpoint=${await model()}`,
+    "--max_new_tokens=0",
+    "--prompt=a\x1b[31mb\r\u202ec",
+  ];
+  assertEquals((await run("sample", ...flags)).stdout, "a\x1b[31mb\r\u202ec\n");
+  const task = settings.tasks.sample.command, quoted = flags.map((flag) => `'${flag}'`).join(" ");
+  const args = ["-qec", `${task} ${quoted}`, "/dev/null"];
+  const { stdout } = await new Deno.Command("script", { args, cwd: ROOT, stdin: "null" }).output();
+  assertStringIncludes(new TextDecoder().decode(stdout), "a\\u001b[31mb\\u000d\\u202ec\r\n"); // \r\n is the terminal's
 });
 
 Deno.test("sample writes past block_size and through characters of several bytes", async () => {

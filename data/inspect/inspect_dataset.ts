@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { relative } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
+import { oneLine, visible } from "../../ffi/visible.ts";
 import type { Dataset, Shard } from "../bins.ts";
 import {
   documentLine,
@@ -150,7 +151,8 @@ export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, spli
   if (tokens === 0) return `${split} document ${n}: empty`;
   const { shard, token } = locate(shards, found.start);
   const text = tokenizer.decode(readRange(shards, found));
-  return `${split} document ${n}: ${number(tokens)} tokens from token ${token} of ${
-    relative(dir, shard.path)
-  }\n\n${text}`;
+  const file = oneLine(relative(dir, shard.path));
+  return `${split} document ${n}: ${number(tokens)} tokens from token ${token} of ${file}\n\n${
+    visible(text)
+  }`;
 }

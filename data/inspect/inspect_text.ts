@@ -3,6 +3,7 @@ import type { Dataset, Shard } from "../bins.ts";
 import type { Lengths } from "./lengths.ts";
 import type { Tally } from "./scan.ts";
 import type { Tokenizer } from "../tokenizer.ts";
+import { oneLine, visible } from "../../ffi/visible.ts";
 
 const BAR = 40; // characters
 const FREQUENT = 20; // tokens are listed
@@ -18,16 +19,18 @@ export function heading({ dir, format, tokenizer, vocab_size, eot }: Dataset): s
   const bins =
     { "loam": "loam's bins", "llm.c": "llm.c's bins", "nanoGPT": "nanoGPT's bins", "mix": "a mix" }[format];
   const assumed = format === "loam" || tokenizer === null ? "" : " (assumed)";
-  return `${dir}: ${bins}, tokenizer ${tokenizer ?? "not known (name it with --tokenizer)"}${assumed}, ` +
-    `vocabulary ${number(vocab_size)}, end of text ${eot}`;
+  return oneLine(
+    `${dir}: ${bins}, tokenizer ${tokenizer ?? "not known (name it with --tokenizer)"}${assumed}, ` +
+      `vocabulary ${number(vocab_size)}, end of text ${eot}`,
+  );
 }
 
 /** A shard and how its checksum compares, where meta.json has one. */
 export function shardLine(file: string, tokens: number, actual?: string, expected?: string): string {
-  const size = `${file}  ${number(tokens)} tokens`;
+  const size = `${oneLine(file)}  ${number(tokens)} tokens`;
   if (expected === undefined) return `  -      ${size}  no checksum to compare`;
   if (actual === expected) return `  ok     ${size}  sha256 ${expected.slice(0, 16)}`;
-  return `  WRONG  ${size}  sha256 is ${actual}, meta.json says ${expected}`;
+  return `  WRONG  ${size}  sha256 is ${actual}, meta.json says ${oneLine(expected)}`;
 }
 
 /** How fast shards were read. */
@@ -108,7 +111,7 @@ export function documentLine(
 
 /** A text in one line, between quotation marks, without the characters that steer a terminal. */
 function quoted(text: string): string {
-  return JSON.stringify(text).replace(/[\x7f-\x9f]/g, (c) => `\\u00${c.charCodeAt(0).toString(16)}`);
+  return visible(JSON.stringify(text));
 }
 
 /** Rows as columns: the first to the left, the others to the right. */

@@ -3,6 +3,7 @@
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
 import { isFile, makeDirectory, remove } from "../../ffi/files.ts";
+import { oneLine } from "../../ffi/visible.ts";
 
 const NAME = "prepare.lock";
 
@@ -63,8 +64,9 @@ function tryLock(file: Deno.FsFile, path: string): boolean {
     return file.tryLockSync(true);
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
+    const reason = (error as Error).message;
     console.error(
-      `warning: cannot lock "${path}": ${(error as Error).message}; see that only one prepare writes there`,
+      oneLine(`warning: cannot lock "${path}": ${reason}; see that only one prepare writes there`),
     );
     return true;
   }

@@ -1,6 +1,7 @@
 // What prepare prints when it is done.
 import type { Meta } from "../meta.ts";
 import type { RunWork } from "../prepare.ts";
+import { oneLine } from "../../ffi/visible.ts";
 
 const FEW_DOCUMENTS = 10; // of val: a single odd one among them moves its loss
 
@@ -14,7 +15,7 @@ export function runSummary(
   const before = documents_before > 0
     ? [`  went on behind ${count(documents_before)} documents that were done before`]
     : [];
-  const bad = first_bad === undefined ? [] : [`  the first that cannot be read: ${first_bad}`];
+  const bad = first_bad === undefined ? [] : [`  the first that cannot be read: ${oneLine(first_bad)}`];
   return [`${head(dir, meta)} in ${seconds.toFixed(1)} s, ${rates}`, ...splits(meta), ...bad, ...before].join(
     "\n",
   );
@@ -32,7 +33,7 @@ export function mergeSummary(dir: string, meta: Meta): string {
 
 function head(dir: string, { tokenizer, vocab_size, train, val }: Meta): string {
   const tokens = count(train.tokens + val.tokens);
-  return `${dir}: ${tokens} tokens (${tokenizer}, vocabulary ${count(vocab_size)})`;
+  return oneLine(`${dir}: ${tokens} tokens (${tokenizer}, vocabulary ${count(vocab_size)})`);
 }
 
 function splits(meta: Meta): string[] {

@@ -3,6 +3,7 @@ import { TokenBuffer } from "../tokenizers/token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
 import type { TrainOptions } from "./train_options.ts";
 import type { Trained } from "../train_tokenizer.ts";
+import { oneLine } from "../../ffi/visible.ts";
 
 /** What came of it, with bytes per token beside those of gpt2. */
 export async function trainSummary(
@@ -14,13 +15,15 @@ export async function trainSummary(
   const gpt2 = bytesPerToken(await openTokenizer("gpt2"), text.sample);
   const where = text.heldOut ? "held out" : "of the text (of 100 documents one would be held out)";
   const lines = [
-    `${out}: ${number(vocab_size)} tokens (pattern ${pattern}) in ${seconds.toFixed(1)} s`,
+    `${oneLine(out)}: ${number(vocab_size)} tokens (pattern ${pattern}) in ${seconds.toFixed(1)} s`,
     `  ${number(text.documents)} documents, ${size(text.bytes)}, ${number(text.words.size)} different words`,
     `  ${own} bytes per token on ${size(bytesOf(text.sample))} ${where}; gpt2: ${gpt2}`,
   ];
   if (counts.bad > 0) {
     lines.push(
-      `  left out ${number(counts.bad)} documents that cannot be read, the first: ${counts.first_bad}`,
+      `  left out ${number(counts.bad)} documents that cannot be read, the first: ${
+        oneLine(counts.first_bad ?? "")
+      }`,
     );
   }
   return lines.join("\n");
