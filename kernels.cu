@@ -142,6 +142,7 @@ DEVICE size_t global_thread() { return (size_t)blockIdx.x * blockDim.x + threadI
 
 // ---- failures: the first one is kept as text -----------------------------------------------------------------------
 
+static thread_local int device_of_thread = -1;  // the GPU that this thread works on
 static thread_local const char* op = "";  // the function of kernels.h that was called; named in the text of a failure
 
 /** "op: what is wrong (kernels.cu:line)" is the text of the failure; its format is a literal. */
@@ -167,10 +168,14 @@ static thread_local const char* op = "";  // the function of kernels.h that was 
 template <class... P> static bool present(const P*... p) { return (... && (p != nullptr)); }
 template <class... P> static bool aligned16(const P*... p) { return (... && ((uintptr_t)p % 16 == 0)); }
 
-/** The first line of every function that needs the device. */
-#define BEGIN()  \
-  op = __func__; \
-  CHECK(gpu.open, "no device is open: call device_open first")
+/** The first line of every function that needs the device. A thread that has not called before begins on GPU 0. */
+#define BEGIN()                                                 \
+  op = __func__;                                                \
+  CHECK(gpu.open, "no device is open: call device_open first"); \
+  if (device_of_thread != gpu.index) {                          \
+    CUDA(cudaSetDevice(gpu.index));                             \
+    device_of_thread = gpu.index;                               \
+  }
 #define CHECK_PRESENT(...) CHECK(present(__VA_ARGS__), "an address is 0: was the tensor freed?")
 
 static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d); }
@@ -180,8 +185,9 @@ static bool fits_launch(size_t threads) { return threads < ((size_t)1 << 31); }
 
 // ---- device --------------------------------------------------------------------------------------------------------
 
-// For cuBLASLt (Hopper wants 32 MiB) and for partial sums, never both at once.
-constexpr size_t WORKSPACE_BYTES = 32 << 20;
+// For cuBLASLt (Hopper wants 32 MiB; twice that lets it split the sums of a weight gradient) and for partial sums, never
+// both at once.
+constexpr size_t WORKSPACE_BYTES = 64 << 20;
 
 /** A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait. */
 struct Fault {
@@ -406,11 +412,11 @@ int device_stream(uint64_t* stream) {
   return 0;
 }
 
-/** Reports a mistake that a kernel has found. */
+/** Reports a mistake that a kernel has found. Only then it is cleared: a step that still runs may be writing another. */
 static int check_fault() {
   Fault fault = *gpu.fault;
-  *gpu.fault = {};
   if (fault.kind == FAULT_NONE) return 0;
+  *gpu.fault = {};
   FAIL("%s: %s %d at row %d is outside the vocabulary of %d: prepare the data with this tokenizer",
        fault.kind == FAULT_TOKEN ? "embedding" : "cross_entropy", fault.kind == FAULT_TOKEN ? "token" : "target",
        fault.value, fault.row, fault.limit);
@@ -468,8 +474,10 @@ int host_alloc(uint64_t* address, int64_t bytes) {
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
   void* p = nullptr;
   cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
-  if (e == cudaErrorMemoryAllocation)
+  if (e == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // clears it
     FAIL("cannot pin %.1f MiB of host memory: raise `ulimit -l` or free memory", bytes / 1048576.0);
+  }
   CUDA(e);
   memset(p, 0, bytes);
   *address = (uint64_t)p;
@@ -488,9 +496,8 @@ int copy_to_device(void* dst, const void* src, int64_t bytes) {
   BEGIN();
   CHECK_PRESENT(dst, src);
   CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
-  // A typed array is pageable memory: CUDA has copied it to a staging buffer when the call returns.
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, gpu.stream));
-  return 0;
+  return wait();  // the array may be reused when this returns, and CUDA does not promise that it has read it before
 }
 
 int copy_to_host(void* dst, const void* src, int64_t bytes) {
@@ -1502,9 +1509,9 @@ int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32
 struct Product {
   bool transpose_a, transpose_b;
   int m, n, k;  // op(A) (m, k), op(B) (k, n), D (m, n), column-major
-  bool float_out;
+  bool float_out, adds;  // adds: to C, the residual or the gradient of earlier micro-steps
 };
-using ProductKey = std::array<int, 6>;
+using ProductKey = std::array<int, 7>;
 
 struct Plan {
   cublasLtMatmulDesc_t operation;
@@ -1514,10 +1521,14 @@ struct Plan {
 
 static std::map<ProductKey, Plan> plans;
 
-constexpr int CANDIDATES = 8, TIMED_RUNS = 4;
+constexpr int CANDIDATES = 32, TIMED_RUNS = 4;
+#ifdef LOAM_EMU
+constexpr double TIMED_FROM = 1e4;
+#else
 constexpr double TIMED_FROM = 1e9;  // multiply-adds; below that the heuristic's first choice will do
+#endif
 
-static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.float_out}; }
+static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.float_out, p.adds}; }
 
 #define BLAS(call)                                                                                \
   do {                                                                                            \
@@ -1527,16 +1538,19 @@ static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_
   } while (0)
 
 static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
-                       const void* b, const void* c, void* d, float beta) {
-  float alpha = 1;
+                       const void* b, const void* c, void* d) {
+  float alpha = 1, beta = p.adds ? 1 : 0;
   BLAS(blas.cublasLtMatmul(blas.handle, plan.operation, &alpha, a, plan.a, b, plan.b, &beta, c, plan.d, d, plan.d,
                            &algo, gpu.workspace, WORKSPACE_BYTES, gpu.stream));
   return 0;
 }
 
-/** $LOAM_CACHE or ~/.cache/loam, then gemm-<GPU>-<version>.txt; "" where there is no home. */
+/** $LOAM_CACHE or ~/.cache/loam, then gemm-<GPU>-<version>.txt; "" where there is no home, as for the emulator. */
 static std::string choices_path() {
   const char *cache = getenv("LOAM_CACHE"), *home = getenv("HOME");
+#ifdef LOAM_EMU
+  home = nullptr;
+#endif
   if (!cache && !home) return "";
   std::string directory = cache ? cache : std::string(home) + "/.cache/loam", gpu_name = gpu.properties.name;
   if (!cache) mkdir((std::string(home) + "/.cache").c_str(), 0777);
@@ -1546,7 +1560,7 @@ static std::string choices_path() {
   return directory + "/gemm-" + gpu_name + "-" + std::to_string(blas.version) + ".txt";
 }
 
-/** A line of the file is the six numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words. */
+/** A line of the file is the seven numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words. */
 static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
   FILE* file = fopen(choices_path().c_str(), "r");
   if (!file) return false;
@@ -1555,9 +1569,9 @@ static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
   bool found = false;
   while (!found && fgets(line, sizeof line, file)) {
     unsigned long long w[8];
-    int numbers = sscanf(line, "%d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &key[0], &key[1], &key[2],
-                         &key[3], &key[4], &key[5], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
-    found = numbers == 14 && key == wanted;
+    int numbers = sscanf(line, "%d %d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &key[0], &key[1],
+                         &key[2], &key[3], &key[4], &key[5], &key[6], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
+    found = numbers == 15 && key == wanted;
     if (found)
       for (int i = 0; i < 8; i++) algo.data[i] = w[i];
   }
@@ -1582,14 +1596,14 @@ static void write_choice(const Product& p, const cublasLtMatmulAlgo_t& algo) {
 
 /** Milliseconds of a few runs of one candidate after one to warm up; infinity if it does not run. */
 static float time_candidate(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
-                            const void* b, void* d) {
+                            const void* b, const void* c, void* d) {
   float ms = INFINITY;
   cudaEvent_t start, stop;
   if (cudaEventCreate(&start) != cudaSuccess) return ms;
   if (cudaEventCreate(&stop) != cudaSuccess) return cudaEventDestroy(start), ms;
-  bool ran = run_product(plan, p, algo, a, b, d, d, 0) == 0;
+  bool ran = run_product(plan, p, algo, a, b, c, d) == 0;
   cudaEventRecord(start, gpu.stream);
-  for (int i = 0; i < TIMED_RUNS && ran; i++) ran = run_product(plan, p, algo, a, b, d, d, 0) == 0;
+  for (int i = 0; i < TIMED_RUNS && ran; i++) ran = run_product(plan, p, algo, a, b, c, d) == 0;
   cudaEventRecord(stop, gpu.stream);
   if (cudaEventSynchronize(stop) != cudaSuccess || cudaEventElapsedTime(&ms, start, stop) != cudaSuccess || !ran)
     ms = INFINITY;
@@ -1601,7 +1615,7 @@ static float time_candidate(const Plan& plan, const Product& p, const cublasLtMa
 
 /** Times the candidates on a scratch output (d may hold sums that must not be lost) and keeps the fastest. */
 static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count,
-                           const void* a, const void* b) {
+                           const void* a, const void* b, const void* c, const void* d) {
   void* scratch = nullptr;
   size_t bytes = (size_t)p.m * p.n * (p.float_out ? sizeof(float) : sizeof(act));
   if (failure[0] || cudaMalloc(&scratch, bytes) != cudaSuccess) {
@@ -1610,7 +1624,7 @@ static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeu
   }
   float best = INFINITY;
   for (int i = 0; i < count; i++) {
-    float ms = time_candidate(plan, p, candidates[i].algo, a, b, scratch);
+    float ms = time_candidate(plan, p, candidates[i].algo, a, b, c == d ? scratch : c, scratch);
     if (ms < best) best = ms, plan.algo = candidates[i].algo;
   }
   cudaFree(scratch);
@@ -1634,6 +1648,8 @@ static int get_candidates(const Plan& plan, const Product& p, cublasLtMatmulHeur
     blas.cublasLtMatmulPreferenceSetAttribute(preference, which, value, bytes);
   };
   uint64_t workspace = WORKSPACE_BYTES;
+  uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;  // parts of a sum are never added in bfloat16
+  set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes, sizeof schemes);
   set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align_a, sizeof align_a);
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align_b, sizeof align_b);
@@ -1643,11 +1659,16 @@ static int get_candidates(const Plan& plan, const Product& p, cublasLtMatmulHeur
                                                               plan.d, preference, CANDIDATES, results, count);
   blas.cublasLtMatmulPreferenceDestroy(preference);
   BLAS(status);
+  int usable = 0;  // the heuristic also returns what it found wanting
+  for (int i = 0; i < *count; i++)
+    if (results[i].state == CUBLAS_STATUS_SUCCESS && results[i].workspaceSize <= WORKSPACE_BYTES)
+      results[usable++] = results[i];
+  *count = usable;
   CHECK(*count > 0, "cuBLASLt offers no algorithm for m=%d n=%d k=%d (%s)", p.m, p.n, p.k, blas.path);
   return 0;
 }
 
-static int make_plan(Plan& plan, const Product& p, const void* a, const void* b) {
+static int make_plan(Plan& plan, const Product& p, const void* a, const void* b, const void* c, const void* d) {
   cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   int rows_a = p.transpose_a ? p.k : p.m, columns_a = p.transpose_a ? p.m : p.k;
   int rows_b = p.transpose_b ? p.n : p.k, columns_b = p.transpose_b ? p.k : p.n;
@@ -1667,19 +1688,19 @@ static int make_plan(Plan& plan, const Product& p, const void* a, const void* b)
   int count = 0;
   if (get_candidates(plan, p, results, &count)) return 1;
   plan.algo = results[0].algo;
-  if (count > 1 && (double)p.m * p.n * p.k >= TIMED_FROM) choose_by_time(plan, p, results, count, a, b);
+  if (count > 1 && (double)p.m * p.n * p.k >= TIMED_FROM) choose_by_time(plan, p, results, count, a, b, c, d);
   return 0;
 }
 
-/** d = op(a) op(b) + beta c; c and d have the same layout and may be one array. */
-static int multiply_matrices(const Product& p, const void* a, const void* b, const void* c, void* d, float beta) {
+/** d = op(a) op(b), plus c if the product adds; c and d have the same layout and may be one array. */
+static int multiply_matrices(const Product& p, const void* a, const void* b, const void* c, void* d) {
   auto at = plans.find(key_of(p));
   if (at == plans.end()) {
     Plan plan;
-    if (make_plan(plan, p, a, b)) return 1;
+    if (make_plan(plan, p, a, b, c, d)) return 1;
     at = plans.emplace(key_of(p), plan).first;
   }
-  return run_product(at->second, p, at->second.algo, a, b, c, d, beta);
+  return run_product(at->second, p, at->second.algo, a, b, c, d);
 }
 
 #define CHECK_LINEAR(N, IN, OUT) CHECK(N > 0 && IN > 0 && OUT > 0, "N=%d IN=%d OUT=%d: must be positive", N, IN, OUT)
@@ -1689,15 +1710,15 @@ int linear_forward(act* out, const act* x, const act* weight, const act* residua
   CHECK_PRESENT(out, x, weight);
   CHECK_LINEAR(N, IN, OUT);
   CHECK(residual != out, "N=%d IN=%d OUT=%d: residual may not be out", N, IN, OUT);
-  return multiply_matrices({true, false, OUT, N, IN, false}, weight, x, residual ? residual : out, out,
-                           residual ? 1.0f : 0.0f);
+  return multiply_matrices({true, false, OUT, N, IN, false, residual != nullptr}, weight, x, residual ? residual : out,
+                           out);
 }
 
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
   BEGIN();
   CHECK_PRESENT(dx, dout, weight);
   CHECK_LINEAR(N, IN, OUT);
-  return multiply_matrices({false, false, IN, N, OUT, false}, weight, dout, dx, dx, accumulate ? 1.0f : 0.0f);
+  return multiply_matrices({false, false, IN, N, OUT, false, accumulate != 0}, weight, dout, dx, dx);
 }
 
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT,
@@ -1705,7 +1726,7 @@ int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32
   BEGIN();
   CHECK_PRESENT(dweight, dout, x);
   CHECK_LINEAR(N, IN, OUT);
-  return multiply_matrices({false, true, IN, OUT, N, true}, x, dout, dweight, dweight, accumulate ? 1.0f : 0.0f);
+  return multiply_matrices({false, true, IN, OUT, N, true, accumulate != 0}, x, dout, dweight, dweight);
 }
 
 // ---- swiglu: h = silu(gate) * up -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ export function openDevice(named: string, options: OpenOptions = {}): DeviceInfo
     ? { name: named as DeviceName, reason: "as asked" }
     : chooseDevice(options.index);
   try {
-    return { ...open(name, name === "cuda" ? options : { ...options, index: 0 }), reason };
+    return { ...open(name, name === "cpu" ? { ...options, index: 0 } : options), reason };
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
     throw new UserError(`Cannot open device ${name}: ${error.message}`);

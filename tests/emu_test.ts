@@ -3,7 +3,16 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { KernelError } from "../ffi/errors.ts";
 import * as k from "../ffi/kernels.ts";
-import { allocate, copyToDevice, free, libraryExists, memoryUse, open } from "../ffi/library.ts";
+import {
+  allocate,
+  allocateHost,
+  copyToDevice,
+  copyToHost,
+  free,
+  libraryExists,
+  memoryUse,
+  open,
+} from "../ffi/library.ts";
 import { forward, init, type LlamaConfig, logits, loss } from "../model/llama.ts";
 import { planMemory, timeMicroStep } from "../model/plan.ts";
 import { forgetMemory } from "../runtime/memory.ts";
@@ -33,7 +42,14 @@ async function complaint(args: string[], env: Record<string, string>): Promise<s
 
 // ---- the suites that run on every device
 
-const SUITES = ["runtime/ops", "runtime/tape", "runtime/optim", "model/llama", "model/generate"];
+const SUITES = [
+  "runtime/ops",
+  "runtime/wide",
+  "runtime/tape",
+  "runtime/optim",
+  "model/llama",
+  "model/generate",
+];
 
 for (const seed of SEEDS) {
   const env = { LOAM_TEST_DEVICE: "emu", LOAM_EMU_SEED: `${seed}` };
@@ -100,7 +116,7 @@ Deno.test("train refuses a head size that the attention kernels do not have", em
 });
 
 Deno.test("train names settings that fit when memory runs out, and they do", emu, async () => {
-  using _ = environment("LOAM_EMU_MEMORY", "35500000"); // cuBLASLt's workspace takes 33.6 MB of it
+  using _ = environment("LOAM_EMU_MEMORY", "69054432"); // cuBLASLt's workspace takes 67.1 MB of it
   const large = [
     "--block_size=32",
     "--batch_size=16",
@@ -116,7 +132,7 @@ Deno.test("train names settings that fit when memory runs out, and they do", emu
   const [, line] = /error: (.*)\n/.exec(await train()) ?? [];
   const pattern = new RegExp(
     "^Cannot train with batch_size 16, recompute norm_swiglu and head_chunk 2048: a step needs \\d+ MB; mem_alloc: " +
-      "\\d\\.\\d MB do not fit on emulated GPU: \\d\\.\\d MB are free of 35\\.5 MB, \\d\\.\\d MB already given " +
+      "\\d\\.\\d MB do not fit on emulated GPU: \\d\\.\\d MB are free of 69\\.1 MB, \\d\\.\\d MB already given " +
       "\\(kernels\\.cu:\\d+\\); this fits: (.+)$",
   );
   assertMatch(line ?? "", pattern);
@@ -211,6 +227,29 @@ Deno.test("a vocabulary above 65,536 has right ids, losses and gradients on the 
   const gradient = x.toArray();
   assertEquals(gradient[at], -1); // 1 / V - 1, rounded
   assert(Math.abs(gradient[0]! * V - 1) < 2 ** -8);
+});
+
+Deno.test(
+  "an array may be reused once copyToDevice() returns, and pinned memory is read when its turn comes",
+  emu,
+  () => {
+    open("emu");
+    const address = allocate(16), values = Int32Array.of(1, 2, 3, 4), read = new Int32Array(4);
+    copyToDevice(address, values);
+    values.fill(0);
+    copyToHost(read, address);
+    assertEquals(read, Int32Array.of(1, 2, 3, 4));
+    free(address);
+  },
+);
+
+Deno.test("memory that cannot be pinned is one error, and the next call works", emu, () => {
+  open("emu");
+  using _ = environment("LOAM_EMU_PINNED", "1000");
+  assertThrows(() => allocateHost(2000), KernelError, "cannot pin 0.0 MiB of host memory: raise `ulimit -l`");
+  const address = allocate(16);
+  k.init_constant(address, 4n, 1);
+  free(address);
 });
 
 // ---- beside the CPU library

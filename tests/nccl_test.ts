@@ -41,6 +41,7 @@ function masterPort(): string {
 function torchrun(ranks: string[][], env: Record<string, string> = {}): Promise<Result[]> {
   const common = {
     LOAM_NCCL: library,
+    LOAM_EMU_GPUS: String(ranks.length),
     WORLD_SIZE: String(ranks.length),
     MASTER_ADDR: "127.0.0.1",
     MASTER_PORT: masterPort(),

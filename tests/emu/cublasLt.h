@@ -1,7 +1,10 @@
 // cublasLt.h: the few functions of cuBLASLt that kernels.cu uses, as a plain GEMM: float sums, one rounding at the end.
 //
-// The layouts, transposes and leading dimensions are taken from the descriptors, so that kernels.cu's use of the real
-// library is what gets tested. LOAM_EMU_ALGOS is the number of candidates that the heuristic offers (default 1).
+// The layouts, transposes and leading dimensions are taken from the descriptors, and its contracts are kept, so that
+// kernels.cu's use of the real library is what gets tested: a product wants the workspace that its algorithm promised
+// and addresses as aligned as the preference declared. The heuristic offers LOAM_EMU_ALGOS candidates (default 4), in this
+// order as far as the preference allows: a plain one, one that is not supported, one that wants the whole workspace, one that
+// adds parts of the sum, in the type of the output if that is not masked.
 #pragma once
 #include <dlfcn.h>
 
@@ -16,11 +19,14 @@ enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
 enum { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4 };
 enum cublasLtMatmulPreferenceAttributes_t {
   CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
+  CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES = 5,
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES = 6,
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES = 7,
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8,
 };
+
+enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4, EMU_ALL_SCHEMES = 7 };
 
 struct EmuMatmul {
   int transposed[2];  // A and B
@@ -31,7 +37,13 @@ struct EmuLayout {  // of a column-major matrix
   int64_t ld;
 };
 struct EmuPreference {
-  uint64_t workspace;
+  uint64_t workspace = 0;
+  uint32_t schemes = EMU_ALL_SCHEMES, alignment[4] = {256, 256, 256, 256};  // of A, B, C, D
+};
+/** What is in the 64 bytes of an algorithm. */
+struct EmuAlgo {
+  uint64_t mark, candidate, workspace, scheme;
+  uint32_t alignment[4];
 };
 typedef int* cublasLtHandle_t;
 typedef EmuMatmul* cublasLtMatmulDesc_t;
@@ -67,8 +79,14 @@ inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* l, cuda
 inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* p) {
   return *p = new EmuPreference{}, CUBLAS_STATUS_SUCCESS;
 }
-inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t, int, const void*, size_t) {
-  return CUBLAS_STATUS_SUCCESS;
+inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, int which, const void* value,
+                                                           size_t bytes) {
+  if (which == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES && bytes == 8) return memcpy(&p->workspace, value, 8), CUBLAS_STATUS_SUCCESS;
+  if (bytes != 4) return CUBLAS_STATUS_INVALID_VALUE;
+  if (which == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK) return memcpy(&p->schemes, value, 4), CUBLAS_STATUS_SUCCESS;
+  int operand = which - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES;
+  if (operand < 0 || operand > 3) return CUBLAS_STATUS_INVALID_VALUE;
+  return memcpy(&p->alignment[operand], value, 4), CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
   return delete p, CUBLAS_STATUS_SUCCESS;
@@ -86,12 +104,17 @@ inline bool emu_fits(EmuMatmul* op, EmuLayout* a, EmuLayout* b, EmuLayout* c, Em
 inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t op,
                                                      cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                                                      cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                                     cublasLtMatmulPreference_t, int wanted,
+                                                     cublasLtMatmulPreference_t p, int wanted,
                                                      cublasLtMatmulHeuristicResult_t* results, int* found) {
   if (!emu_fits(op, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
-  const char* algos = getenv("LOAM_EMU_ALGOS");
-  *found = std::min(wanted, algos ? atoi(algos) : 1);
-  for (int i = 0; i < *found; i++) results[i] = {{{EMU_ALGO, (uint64_t)i}}, 0, CUBLAS_STATUS_SUCCESS, 1};
+  *found = std::min(wanted, (int)emu::variable("LOAM_EMU_ALGOS", 4));
+  for (int i = 0; i < *found; i++) {
+    EmuAlgo algo = {EMU_ALGO, (uint64_t)i, i == 2 ? p->workspace : 0, 0, {}};
+    if (i == 3) algo.scheme = p->schemes & CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE ? 4 : p->schemes & 2;
+    memcpy(algo.alignment, p->alignment, sizeof algo.alignment);
+    results[i] = {{}, algo.workspace, i == 1 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS, 1};
+    memcpy(results[i].algo.data, &algo, sizeof algo);
+  }
   return CUBLAS_STATUS_SUCCESS;
 }
 inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t op, cublasLtMatrixLayout_t a,
@@ -99,52 +122,78 @@ inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* algo,
                                               cublasLtMatmulHeuristicResult_t* result) {
   if (algo->data[0] != EMU_ALGO || !emu_fits(op, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
-  return *result = {*algo, 0, CUBLAS_STATUS_SUCCESS, 1}, CUBLAS_STATUS_SUCCESS;
+  return *result = {*algo, algo->data[2], CUBLAS_STATUS_SUCCESS, 1}, CUBLAS_STATUS_SUCCESS;
 }
 
-/** Four columns of D times 32 rows at a time: a (k, 32 of m) packed, b (4, k) packed. */
-inline void emu_gemm_tile(float (*acc)[32], const float* a, const float* b, size_t m, size_t k) {
-  for (size_t p = 0; p < k; p++)
+/** Four columns of D times 32 rows at a time: sums over first to last of k. a (k, 32 of m) packed from `first` on, b (4, k) packed. */
+inline void emu_gemm_tile(float (*acc)[32], const float* a, const float* b, size_t m, size_t first, size_t last,
+                          size_t k) {
+  for (size_t p = first; p < last; p++, a += m)
     for (int j = 0; j < 4; j++)
-      for (int i = 0; i < 32; i++) acc[j][i] += b[j * k + p] * a[p * m + i];
+      for (int i = 0; i < 32; i++) acc[j][i] += b[j * k + p] * a[i];
+}
+
+/** D = alpha op(A) op(B) + beta C, when its turn in the stream has come. parts: of the sum over k, rounded as D is. */
+inline void emu_product(EmuMatmul op, float alpha, const void* A, EmuLayout la, const void* B, EmuLayout lb, float beta,
+                        const void* C, EmuLayout lc, void* D, EmuLayout ld, int parts) {
+  const __nv_bfloat16 *a = (const __nv_bfloat16*)A, *b = (const __nv_bfloat16*)B;
+  size_t m = ld.rows, n = ld.cols, k = op.transposed[0] ? la.rows : la.cols, wide = (m + 31) / 32 * 32,
+         tall = (n + 3) / 4 * 4;
+  std::vector<float> pa(k * wide), pb(tall * k);  // op(A) as (k, m), op(B) as (n, k), padded with zeros
+  for (size_t p = 0; p < k; p++)
+    for (size_t i = 0; i < m; i++)
+      pa[p * wide + i] = __bfloat162float(op.transposed[0] ? a[i * la.ld + p] : a[p * la.ld + i]);
+  for (size_t j = 0; j < n; j++)
+    for (size_t p = 0; p < k; p++)
+      pb[j * k + p] = __bfloat162float(op.transposed[1] ? b[p * lb.ld + j] : b[j * lb.ld + p]);
+  auto at = [](const void* x, const EmuLayout& l, size_t i) {
+    return l.type == CUDA_R_32F ? ((const float*)x)[i] : __bfloat162float(((const __nv_bfloat16*)x)[i]);
+  };
+#pragma omp parallel for schedule(static)
+  for (size_t j0 = 0; j0 < n; j0 += 4)
+    for (size_t i0 = 0; i0 < m; i0 += 32) {
+      float sum[4][32] = {};
+      for (int part = 0; part < parts; part++) {
+        float acc[4][32] = {};
+        size_t first = k * part / parts, last = k * (part + 1) / parts;
+        emu_gemm_tile(acc, &pa[first * wide + i0], &pb[j0 * k], wide, first, last, k);
+        for (int j = 0; j < 4; j++)
+          for (int i = 0; i < 32; i++)
+            sum[j][i] += parts == 1 ? acc[j][i] : __bfloat162float(__float2bfloat16_rn(acc[j][i]));
+      }
+      for (size_t j = j0; j < std::min(j0 + 4, n); j++)
+        for (size_t i = i0; i < std::min(i0 + 32, m); i++) {
+          float v = alpha * sum[j - j0][i - i0] + (beta != 0 ? beta * at(C, lc, j * lc.ld + i) : 0);
+          size_t out = j * ld.ld + i;
+          if (ld.type == CUDA_R_32F)
+            ((float*)D)[out] = v;
+          else
+            ((__nv_bfloat16*)D)[out] = __float2bfloat16_rn(v);
+        }
+    }
 }
 
 inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, const void* alpha, const void* A,
                                      cublasLtMatrixLayout_t la, const void* B, cublasLtMatrixLayout_t lb,
                                      const void* beta, const void* C, cublasLtMatrixLayout_t lc, void* D,
                                      cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t* algo, void* workspace,
-                                     size_t, cudaStream_t) {
-  if (!workspace || algo->data[0] != EMU_ALGO || !emu_fits(op, la, lb, lc, ld)) return CUBLAS_STATUS_INVALID_VALUE;
-  const __nv_bfloat16 *a = (const __nv_bfloat16*)A, *b = (const __nv_bfloat16*)B;
-  size_t m = ld->rows, n = ld->cols, k = op->transposed[0] ? la->rows : la->cols, wide = (m + 31) / 32 * 32,
-         tall = (n + 3) / 4 * 4;
+                                     size_t bytes, cudaStream_t stream) {
+  EmuAlgo chosen;
+  memcpy(&chosen, algo->data, sizeof chosen);
+  if (!workspace || chosen.mark != EMU_ALGO || !emu_fits(op, la, lb, lc, ld)) return CUBLAS_STATUS_INVALID_VALUE;
+  if (bytes < chosen.workspace || chosen.candidate == 1) return CUBLAS_STATUS_NOT_SUPPORTED;
+  const void* operands[] = {A, B, C, D};
+  for (int i = 0; i < 4; i++)
+    if ((uintptr_t)operands[i] % chosen.alignment[i]) return CUBLAS_STATUS_INVALID_VALUE;
+  int parts = chosen.scheme == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE && ld->type == CUDA_R_16BF ? 4 : 1;
   float al = *(const float*)alpha, be = *(const float*)beta;
-  std::vector<float> pa(k * wide), pb(tall * k);  // op(A) as (k, m), op(B) as (n, k), padded with zeros
-  for (size_t p = 0; p < k; p++)
-    for (size_t i = 0; i < m; i++)
-      pa[p * wide + i] = __bfloat162float(op->transposed[0] ? a[i * la->ld + p] : a[p * la->ld + i]);
-  for (size_t j = 0; j < n; j++)
-    for (size_t p = 0; p < k; p++)
-      pb[j * k + p] = __bfloat162float(op->transposed[1] ? b[p * lb->ld + j] : b[j * lb->ld + p]);
-  auto at = [](const void* x, EmuLayout* l, size_t i) {
-    return l->type == CUDA_R_32F ? ((const float*)x)[i] : __bfloat162float(((const __nv_bfloat16*)x)[i]);
-  };
-#pragma omp parallel for schedule(static)
-  for (size_t j0 = 0; j0 < n; j0 += 4)
-    for (size_t i0 = 0; i0 < m; i0 += 32) {
-      float acc[4][32] = {};
-      emu_gemm_tile(acc, &pa[i0], &pb[j0 * k], wide, k);
-      for (size_t j = j0; j < std::min(j0 + 4, n); j++)
-        for (size_t i = i0; i < std::min(i0 + 32, m); i++) {
-          float v = al * acc[j - j0][i - i0] + (be != 0 ? be * at(C, lc, j * lc->ld + i) : 0);
-          size_t out = j * ld->ld + i;
-          if (ld->type == CUDA_R_32F)
-            ((float*)D)[out] = v;
-          else
-            ((__nv_bfloat16*)D)[out] = __float2bfloat16_rn(v);
-        }
-    }
-  return CUBLAS_STATUS_SUCCESS;
+  EmuMatmul o = *op;
+  EmuLayout ba = *la, bb = *lb, bc = *lc, bd = *ld;
+  cudaError_t e = emu::enqueue(stream, [=] {
+    if (chosen.workspace) memset(workspace, 0xff, chosen.workspace);  // whatever else lies there is gone
+    emu_product(o, al, A, ba, B, bb, be, C, bc, D, bd, parts);
+  });
+  return e ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
 }
 
 // Takes the place of dlopen and dlsym in kernels.cu.

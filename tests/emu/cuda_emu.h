@@ -9,7 +9,7 @@
 // issue to its wait; a thread that ends with copies in flight, a barrier that not every thread reaches, lanes that meet
 // in different collectives, unaligned or outside addresses and launches beyond the limits of the smallest supported GPU
 // end the launch with an error. LOAM_EMU_SEED other than 0 makes the order of threads and blocks random.
-// What it does not cover: races between blocks beyond their order, ex2.approx and tensor-core rounding, streams.
+// What it does not cover: races between blocks beyond their order, ex2.approx and tensor-core rounding.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>
@@ -285,17 +285,23 @@ inline void abandon_fibers() {
   for (Warp& w : block.warps) w.arrived = 0;
 }
 
-inline void launch(const char* name, const void* kernel, dim3 grid, dim3 size, size_t shared,
-                   std::function<void()> body) {
+inline char not_launchable[512];  // why the latest launch was refused
+
+inline bool launchable(const char* name, const void* kernel, dim3 grid, dim3 size, size_t shared) {
   size_t threads = (size_t)size.x * size.y * size.z;
   size_t limit = shared_limit.count(kernel) ? shared_limit[kernel] : MAX_SHARED_DEFAULT;
   if (threads == 0 || threads > MAX_THREADS || threads % 32 || !grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu ||
       grid.y > MAX_GRID_YZ || grid.z > MAX_GRID_YZ || shared > limit)
-    return note_failure(
-        "emulator: %s: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared of at most %zu: not launchable", name,
-        grid.x, grid.y, grid.z, size.x, size.y, size.z, shared, limit);
+    return snprintf(not_launchable, sizeof not_launchable,
+                    "emulator: %s: grid (%u,%u,%u), block (%u,%u,%u), %zu bytes shared of at most %zu: not launchable",
+                    name, grid.x, grid.y, grid.z, size.x, size.y, size.z, shared, limit),
+           false;
+  return true;
+}
+
+inline void launch(const char* name, dim3 grid, dim3 size, size_t shared, std::function<void()> body) {
+  size_t threads = (size_t)size.x * size.y * size.z;
   launches++;
-  failure[0] = 0;
   grid_size = grid;
   block_size = size;
   dynamic_shared_bytes = shared;
@@ -485,9 +491,7 @@ inline void mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
   emu::collective("mma", &mine, emu_mma);
 }
 
-// ---- how kernels.cu launches and reserves shared memory -------------------------------------------------------------
+// ---- how kernels.cu reserves shared memory -------------------------------------------------------------
 
 #define DEVICE static inline
 #define DYNAMIC_SHARED(name) unsigned char* name = emu::dynamic_shared
-#define LAUNCH_KERNEL(kernel, grid, block, shared, stream, ...) \
-  emu::launch(#kernel, (const void*)kernel, grid, block, shared, [&] { kernel(__VA_ARGS__); })

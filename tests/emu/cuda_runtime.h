@@ -1,10 +1,19 @@
-// cuda_runtime.h: the host side of CUDA for the emulator: memory is malloc, streams run at once.
+// cuda_runtime.h: the host side of CUDA for the emulator. Memory is malloc; a stream is a queue that runs when somebody waits
+// for it, or with a seed other than 0 a random part of it at each call: as late, or as early, as a GPU may. A copy from
+// memory of the host reads it when it runs. An error in a kernel stays: every later call returns it.
 //
-// LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order. Read by cudaSetDevice.
+// LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order.
 // LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, no_cublaslt, old_cublaslt: pretends it, so that the
 //                messages of device_open can be tested.
-// LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset. Read by cudaSetDevice.
+// LOAM_EMU_PINNED bytes that one allocation of pinned host memory may have.
+// LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset.
+// LOAM_EMU_GPUS  number of GPUs, 1 where unset. Work on one while another is the thread's current device is an error, as
+//                it would open a second context there.
+// All but the fault are read by cudaGetDeviceCount, which also forgets an error: the library calls it when it opens.
 #pragma once
+#include <deque>
+#include <mutex>
+
 #include "cuda_bf16.h"
 #include "cuda_emu.h"
 
@@ -12,15 +21,30 @@
 #define __CUDA_ARCH_LIST__ 800, 860, 890, 900, 1000, 1200
 #define LOAM_LIBRARY "emu"
 
-typedef int cudaStream_t;
-typedef int cudaEvent_t;
+namespace emu {
+struct Stream {
+  void (*finish)(Stream*);  // first, for libraries that get the stream as an address and use its memory at once
+  int device;
+  std::deque<std::function<void()>> work;
+  uint64_t begun;  // pieces of work taken from the queue so far
+};
+struct Event {
+  Stream* stream;
+  uint64_t at;  // pieces of work before it
+};
+}  // namespace emu
+
+typedef emu::Stream* cudaStream_t;
+typedef emu::Event* cudaEvent_t;
 enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
+  cudaErrorInvalidConfiguration = 9,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorInvalidResourceHandle = 400,
   cudaErrorLaunchFailure = 719,
 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
@@ -40,24 +64,79 @@ namespace emu {
 inline cudaError_t last_error = cudaSuccess;
 inline size_t memory_total, memory_used;
 inline std::map<void*, size_t> memory_sizes;
+inline thread_local int current_device = 0;  // a thread begins on GPU 0
+inline int context = -1;                     // the GPU that was used first
+inline std::recursive_mutex mutex;
+
 inline bool pretends(const char* fault) {
   const char* asked = getenv("LOAM_EMU_FAULT");
   return asked && !strcmp(asked, fault);
 }
+inline uint64_t variable(const char* name, uint64_t unset) {
+  const char* text = getenv(name);
+  return text ? strtoull(text, nullptr, 10) : unset;
+}
+
+/** What every call that uses the device begins with. */
+inline cudaError_t use_device() {
+  if (context < 0) context = current_device;
+  if (current_device != context) return cudaErrorInvalidResourceHandle;
+  return failure[0] ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+/** Runs pieces of work until `count` have begun. */
+inline cudaError_t run_until(Stream* s, uint64_t count) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  if (cudaError_t e = use_device()) return e;
+  while (s->begun < count && !failure[0]) {
+    std::function<void()> piece = std::move(s->work.front());
+    s->work.pop_front();
+    s->begun++;
+    piece();
+  }
+  return failure[0] ? cudaErrorLaunchFailure : cudaSuccess;
+}
+inline cudaError_t run_all(Stream* s) { return run_until(s, s->begun + s->work.size()); }
+
+inline cudaError_t enqueue(Stream* s, std::function<void()> piece) {
+  std::lock_guard<std::recursive_mutex> lock(mutex);
+  if (cudaError_t e = use_device()) return e;
+  s->work.push_back(std::move(piece));
+  return seed ? run_until(s, s->begun + random_below(s->work.size() + 1)) : cudaSuccess;
+}
+inline std::vector<Stream*> streams;
+inline void finish_streams() {
+  for (Stream* s : streams) run_all(s);
+}
+
+inline void launch_later(Stream* s, const char* name, const void* kernel, dim3 grid, dim3 size, size_t shared,
+                         std::function<void()> body) {
+  if (!launchable(name, kernel, grid, size, shared)) return void(last_error = cudaErrorInvalidConfiguration);
+  cudaError_t e = enqueue(s, [=] { launch(name, grid, size, shared, body); });
+  if (e && !failure[0]) last_error = e;
+}
 }  // namespace emu
+
+#define LAUNCH_KERNEL(kernel, grid, block, shared, stream, ...) \
+  emu::launch_later(stream, #kernel, (const void*)kernel, grid, block, shared, [=] { kernel(__VA_ARGS__); })
 
 inline const char* cudaGetErrorName(cudaError_t e) {
   return e == cudaErrorMemoryAllocation         ? "cudaErrorMemoryAllocation"
+         : e == cudaErrorInvalidConfiguration   ? "cudaErrorInvalidConfiguration"
          : e == cudaErrorLaunchFailure          ? "cudaErrorLaunchFailure"
          : e == cudaErrorNoDevice               ? "cudaErrorNoDevice"
+         : e == cudaErrorInvalidResourceHandle  ? "cudaErrorInvalidResourceHandle"
          : e == cudaErrorNoKernelImageForDevice ? "cudaErrorNoKernelImageForDevice"
                                                 : "cudaErrorInvalidValue";
 }
 inline const char* cudaGetErrorString(cudaError_t e) {
-  return e == cudaErrorLaunchFailure ? emu::failure : cudaGetErrorName(e);
+  return e == cudaErrorLaunchFailure          ? emu::failure
+         : e == cudaErrorInvalidConfiguration ? emu::not_launchable
+                                              : cudaGetErrorName(e);
 }
+/** The error of the last call is forgotten when it is read; one inside a kernel is not. */
 inline cudaError_t cudaGetLastError() {
-  if (emu::failure[0]) return cudaErrorLaunchFailure;  // the text stays until the next launch or cudaSetDevice
+  if (emu::failure[0]) return cudaErrorLaunchFailure;
   cudaError_t e = emu::last_error;
   emu::last_error = cudaSuccess;
   return e;
@@ -68,19 +147,16 @@ inline cudaError_t cudaDriverGetVersion(int* v) {
 }
 inline cudaError_t cudaRuntimeGetVersion(int* v) { return *v = CUDART_VERSION, cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* n) {
-  *n = emu::pretends("no_gpu") ? 0 : 1;
+  emu::finish_streams();
+  emu::set_seed(emu::variable("LOAM_EMU_SEED", 0));
+  emu::memory_total = emu::variable("LOAM_EMU_MEMORY", (uint64_t)8 << 30);
+  emu::failure[0] = 0;
+  *n = emu::pretends("no_gpu") ? 0 : (int)emu::variable("LOAM_EMU_GPUS", 1);
   return *n ? cudaSuccess : cudaErrorNoDevice;
 }
-inline cudaError_t cudaSetDevice(int) {
-  const char* seed = getenv("LOAM_EMU_SEED");
-  emu::set_seed(seed ? strtoull(seed, nullptr, 10) : 0);
-  const char* memory = getenv("LOAM_EMU_MEMORY");
-  emu::memory_total = memory ? strtoull(memory, nullptr, 10) : (size_t)8 << 30;
-  emu::failure[0] = 0;
-  return cudaSuccess;
-}
+inline cudaError_t cudaSetDevice(int device) { return emu::current_device = device, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  *p = {"emulated GPU", {"emulated GPU"}, 8, 0, 4, emu::memory_total};
+  *p = {"emulated GPU", {"emulated GPU"}, 8, 0, 40, emu::memory_total};
   if (emu::pretends("wrong_arch"))
     p->major = 7, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
   return cudaSuccess;
@@ -90,38 +166,57 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, int, int bytes) {
   emu::shared_limit[kernel] = bytes;
   return cudaSuccess;
 }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) { return *s = 1, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) {
+  if (cudaError_t e = emu::use_device()) return e;
+  *s = new emu::Stream{[](emu::Stream* s) { emu::run_all(s); }, emu::current_device, {}, 0};
+  return emu::streams.push_back(*s), cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::run_all(s); }
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+  if (cudaError_t e = emu::use_device()) return e;
   // The exact size, so that AddressSanitizer sees the first byte behind it.
-  if (emu::memory_used + bytes > emu::memory_total || posix_memalign(p, 256, bytes)) return cudaErrorMemoryAllocation;
+  if (emu::memory_used + bytes > emu::memory_total || posix_memalign(p, 256, bytes))
+    return emu::last_error = cudaErrorMemoryAllocation;
   emu::memory_used += emu::memory_sizes[*p] = bytes;
   return cudaSuccess;
 }
 inline cudaError_t cudaFree(void* p) {
+  emu::finish_streams();  // waits for all work on the device
+  if (cudaError_t e = emu::use_device()) return e;
   emu::memory_used -= emu::memory_sizes[p];
   emu::memory_sizes.erase(p);
   return free(p), cudaSuccess;
 }
 inline cudaError_t cudaHostAlloc(void** p, size_t bytes, int) {
-  return posix_memalign(p, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
-}
-inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
-inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
-  *free_bytes = emu::memory_total - emu::memory_used, *total = emu::memory_total;
+  if (cudaError_t e = emu::use_device()) return e;
+  if (bytes > emu::variable("LOAM_EMU_PINNED", UINT64_MAX) || posix_memalign(p, 256, bytes))
+    return emu::last_error = cudaErrorMemoryAllocation;
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, int, cudaStream_t) {
-  return memmove(dst, src, bytes), cudaSuccess;
+inline cudaError_t cudaFreeHost(void* p) {
+  emu::finish_streams();
+  return free(p), emu::use_device();
 }
-inline cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t) {
-  return memset(dst, value, bytes), cudaSuccess;
+inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
+  *free_bytes = emu::memory_total - emu::memory_used, *total = emu::memory_total;
+  return emu::use_device();
 }
-inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = 1, cudaSuccess; }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, int) { return *e = 1, cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, int, cudaStream_t s) {
+  return emu::enqueue(s, [=] { memmove(dst, src, bytes); });
+}
+inline cudaError_t cudaMemsetAsync(void* dst, int value, size_t bytes, cudaStream_t s) {
+  return emu::enqueue(s, [=] { memset(dst, value, bytes); });
+}
+inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return *e = new emu::Event{}, emu::use_device(); }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, int) { return cudaEventCreate(e); }
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
+  *e = {s, s->begun + s->work.size()};
+  return emu::use_device();
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+  return e->stream ? emu::run_until(e->stream, e->at) : emu::use_device();
+}
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
   static float next = 3;  // later candidates look faster, so that the choice is not always the first
   return *ms = next *= 0.9f, cudaSuccess;
