@@ -111,7 +111,7 @@ async function readText(
 /** Learns merges until there are vocab_size tokens, or no more pair to merge. */
 function learn(
   { words }: TrainingText,
-  { vocab_size, special_tokens, min_frequency }: TrainOptions,
+  { vocab_size, special_tokens, min_frequency, max_token_length }: TrainOptions,
   report: (line: string) => void,
 ): { tokens: ByteStrings; merges: [number, number][] } {
   const tokens = new ByteStrings(vocab_size, 8 * vocab_size), merges: [number, number][] = [];
@@ -121,7 +121,7 @@ function learn(
   const show = atTimes(report);
   if (tokens.length < vocab_size) {
     const tokenOf = Uint8Array.from(alphabet, (_, byte) => alphabet.indexOf(byte));
-    for (const pair of bpeMerges(words, tokenOf, min_frequency)) {
+    for (const pair of bpeMerges(words, tokenOf, min_frequency, max_token_length)) {
       const [left, right] = [first + pair[0], first + pair[1]];
       merges.push([left, right]);
       tokens.push(Uint8Array.from([...tokens.at(left), ...tokens.at(right)]));
@@ -132,7 +132,10 @@ function learn(
   if (tokens.length < vocab_size) {
     const made = `${number(tokens.length)} of ${number(vocab_size)} tokens`;
     const advice = min_frequency > 1 ? "give more text or --min_frequency=1" : "give more text";
-    report(`warning: made ${made}: no two tokens stand together ${min_frequency} times in a word; ${advice}`);
+    report(
+      `warning: made ${made}: no two tokens stand together ${min_frequency} times in a word and make one ` +
+        `below --max_token_length=${max_token_length}; ${advice}`,
+    );
   }
   return { tokens, merges };
 }

@@ -15,6 +15,7 @@ interface Case {
   vocab_size: number;
   min_frequency: number;
   special_tokens: string[];
+  max_token_length?: number;
   /** In the order of their ids, as in tokenizer.json. */
   tokens: string[];
   merges: string[];
@@ -41,13 +42,16 @@ async function train(
   return { ...await trainTokenizer(options, (line) => lines.push(line)), lines };
 }
 
-function flagsOf({ pattern, vocab_size, min_frequency, special_tokens }: Case): string[] {
+function flagsOf(
+  { pattern, vocab_size, min_frequency, special_tokens, max_token_length }: Case,
+): string[] {
   const more = special_tokens.slice(1).join(",");
   return [
     `--pattern=${pattern}`,
     `--vocab_size=${vocab_size}`,
     `--min_frequency=${min_frequency}`,
     ...(more === "" ? [] : [`--special_tokens=${more}`]),
+    ...(max_token_length === undefined ? [] : [`--max_token_length=${max_token_length}`]),
   ];
 }
 
@@ -68,7 +72,7 @@ for (const golden of cases) {
         wanted = golden.vocab_size.toLocaleString("en-US");
       const warning =
         `warning: made ${made} of ${wanted} tokens: no two tokens stand together ${golden.min_frequency} ` +
-        "times in a word; give more text or --min_frequency=1";
+        "times in a word and make one below --max_token_length=1024; give more text or --min_frequency=1";
       assertEquals(lines, golden.tokens.length < golden.vocab_size ? [warning] : []);
 
       const tokenizer = await openTokenizer(`${dir}/tokenizer`);
@@ -274,6 +278,61 @@ for (const pattern of ["llama3", "o200k", "qwen", "gpt2"]) {
       }),
   });
 }
+
+for (const max_token_length of [2, 3, 4, 7, 16, 33]) {
+  Deno.test({
+    name: `--max_token_length=${max_token_length} makes the tokens of Hugging Face's trainer (LOAM_PYTHON)`,
+    ignore: python === undefined,
+    fn: () =>
+      inDirectory(async (dir) => {
+        const runs = Array.from({ length: 99 }, (_, i) =>
+          `${"=".repeat(i)} ${"ab".repeat(i % 23)}é${"é".repeat(i % 7)} the`);
+        const documents = [...runs, ...unicodeDocuments(100)],
+          trainedOn = documents.filter((_, i) =>
+            i % 100 !== 99
+          );
+        const request = {
+          pattern: "llama3",
+          vocab_size: 900,
+          min_frequency: 2,
+          special_tokens: ["<|endoftext|>"],
+        };
+        const limited = { ...request, max_token_length };
+        const { tokens, merges, ids } = await ask<Case>([], {
+          ...limited,
+          documents: trainedOn,
+          texts: documents,
+        });
+        await train(dir, documents, ...flagsOf({ ...limited, tokens, merges, ids }));
+        assertEquals(modelOf(dir), { tokens, merges });
+        assert(
+          Math.max(...merges.map((merge) => merge.length - 1)) <= Math.max(2, max_token_length - 1),
+        );
+      }),
+  });
+}
+
+Deno.test("a tokenizer of the longest tokens that --max_token_length allows can be read", () =>
+  inDirectory(async (dir) => {
+    const text = "=".repeat(200_000); // 2, 4, 8, ... 32,768 and sums of these
+    for (const [flags, longest] of [[[], 1023], [["--max_token_length=65535"], 65_534]] as const) {
+      Deno.writeTextFileSync(`${dir}/a.txt`, text);
+      const options = [
+        "--train",
+        `${dir}/a.txt`,
+        "--out",
+        `${dir}/tokenizer`,
+        "--overwrite",
+        "--vocab_size=300",
+      ];
+      await trainTokenizer(parseOptions([...options, "--min_frequency=1", ...flags]), () => {});
+      const { tokens } = modelOf(dir), most = Math.max(...tokens.map((token) => token.length));
+      assert(most <= longest && most > longest / 2, `${most}`);
+      const tokenizer = await openTokenizer(`${dir}/tokenizer`), ids = tokenizer.encode(text);
+      assertEquals(tokenizer.decode(ids), text);
+      assertEquals(Math.max(...Array.from(ids, (id) => tokenizer.decode([id]).length)), most);
+    }
+  }));
 
 Deno.test({
   name: "a trained tokenizer gives the same ids in tokenizers and transformers (LOAM_PYTHON)",

@@ -13,13 +13,16 @@ import type { WordCounts } from "./word_counts.ts";
  *
  * @param tokenOf The token of each byte.
  * @param min_frequency Pairs that occur less often do not merge; at least 1.
+ * @param max_token_length Bytes that no merged token reaches, but for those of two bytes, which are made if it is 2; so does
+ * BpeTrainer.
  */
 export function* bpeMerges(
   words: WordCounts,
   tokenOf: Uint8Array,
   min_frequency: number,
+  max_token_length: number,
 ): Generator<[left: number, right: number]> {
-  const corpus = new Corpus(words, tokenOf), queue = corpus.pairs(min_frequency);
+  const corpus = new Corpus(words, tokenOf, max_token_length), queue = corpus.pairs(min_frequency);
   for (let pair = queue.pop(); pair !== undefined; pair = queue.pop()) {
     corpus.merge(pair, queue);
     yield [pair.left, pair.right];
@@ -35,8 +38,9 @@ class Corpus {
   readonly #tokens: Int32Array;
   readonly #weights: Uint32Array; // by index: how often the word occurs
   readonly #lengths: number[] = new Array(256).fill(1); // by token: its bytes
+  readonly #max: number;
 
-  constructor(words: WordCounts, tokenOf: Uint8Array) {
+  constructor(words: WordCounts, tokenOf: Uint8Array, max_token_length: number) {
     const n = words.bytes + words.size + 1;
     const tokens = new Int32Array(n).fill(NONE), weights = new Uint32Array(n);
     for (let word = 0, i = 1; word < words.size; word++, i++) {
@@ -46,6 +50,7 @@ class Corpus {
     }
     this.#tokens = tokens;
     this.#weights = weights;
+    this.#max = max_token_length;
   }
 
   /** The pairs of single bytes that occur `least` times or more. */
@@ -96,17 +101,18 @@ class Corpus {
   #addPairsOf(token: number, places: Int32Array, queue: PairQueue): void {
     const tokens = this.#tokens, weights = this.#weights, lengths = this.#lengths, length = lengths[token]!;
     const behind = new Map<number, Pair>(), ahead = new Map<number, Pair>(); // by left and by right neighbour
+    const fits = (other: number) => length + lengths[other]! < this.#max;
     for (const i of places) {
       const left = tokens[i - 1]!, right = tokens[i + length]!;
-      if (left !== NONE && left !== token) pairIn(behind, left, left, token).tally(weights[i]!);
-      if (right !== NONE) pairIn(ahead, right, token, right).tally(weights[i]!); // the token beside itself, too
+      if (left !== NONE && left !== token && fits(left)) pairIn(behind, left, left, token).tally(weights[i]!);
+      if (right !== NONE && fits(right)) pairIn(ahead, right, token, right).tally(weights[i]!); // the token beside itself, too
     }
     queue.add(behind.values());
     queue.add(ahead.values());
     for (const i of places) {
       const left = tokens[i - 1]!, right = tokens[i + length]!;
-      if (left !== NONE && left !== token) behind.get(left)!.addPlace(i - lengths[left]!);
-      if (right !== NONE) ahead.get(right)!.addPlace(i);
+      if (left !== NONE && left !== token) behind.get(left)?.addPlace(i - lengths[left]!);
+      if (right !== NONE) ahead.get(right)?.addPlace(i);
     }
   }
 }

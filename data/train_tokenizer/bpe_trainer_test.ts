@@ -16,9 +16,14 @@ function countsOf(words: Record<string, number>): WordCounts {
 }
 
 /** The first n merges, as the texts of their two tokens. */
-function mergesOf(words: Record<string, number>, min_frequency: number, n = Infinity): string[] {
+function mergesOf(
+  words: Record<string, number>,
+  min_frequency: number,
+  n = Infinity,
+  max_token_length = Infinity,
+): string[] {
   const texts = Array.from({ length: 256 }, (_, byte) => String.fromCharCode(byte)), merges: string[] = [];
-  for (const [left, right] of bpeMerges(countsOf(words), SAME, min_frequency)) {
+  for (const [left, right] of bpeMerges(countsOf(words), SAME, min_frequency, max_token_length)) {
     merges.push(`${texts[left]}+${texts[right]}`);
     texts.push(texts[left]! + texts[right]!);
     if (merges.length === n) break;
@@ -77,11 +82,20 @@ Deno.test("bpeMerges() takes the smaller left token of pairs that occur equally 
 
 Deno.test("bpeMerges() goes by the order that it is given of the bytes", () => {
   const order = Uint8Array.from({ length: 256 }, (_, byte) => 255 - byte);
-  assertEquals([...bpeMerges(countsOf({ ab: 1, cd: 1 }), order, 1)], [[156, 155], [158, 157]]);
+  assertEquals([...bpeMerges(countsOf({ ab: 1, cd: 1 }), order, 1, Infinity)], [[156, 155], [158, 157]]);
 });
 
 Deno.test("bpeMerges() merges runs of one byte from the left", () => {
   assertEquals(mergesOf({ aaaaaaa: 1 }, 1), ["a+a", "aa+aa", "aa+a", "aaaa+aaa"]);
+});
+
+Deno.test("bpeMerges() makes no token of max_token_length bytes, as BpeTrainer does, but for pairs of bytes", () => {
+  const words = { lowest: 5, aaaaaaaa: 3 }; // BpeTrainer gives these merges
+  const all = ["a+a", "aa+aa", "e+s", "l+o", "w+es", "lo+wes", "lowes+t", "aaaa+aaaa"];
+  assertEquals(mergesOf(words, 1, Infinity, 9), all);
+  assertEquals(mergesOf(words, 1, Infinity, 8), all.slice(0, -1));
+  assertEquals(mergesOf(words, 1, Infinity, 5), ["a+a", "aa+aa", "e+s", "l+o", "w+es", "wes+t"]);
+  for (const length of [2, 3]) assertEquals(mergesOf(words, 1, Infinity, length), ["a+a", "e+s", "l+o"]);
 });
 
 Deno.test("bpeMerges() leaves out pairs that occur less often than min_frequency", () => {
@@ -115,6 +129,6 @@ Deno.test("bpeMerges() learns from a word of a million bytes", () => {
   for (let i = 0; i < word.length; i++) word[i] = "ACGT".charCodeAt(mix(i) & 3);
   const words = new WordCounts();
   assert(words.add(word, 0, word.length));
-  const merges = bpeMerges(words, SAME, 2);
+  const merges = bpeMerges(words, SAME, 2, Infinity);
   for (let n = 0; n < 2000; n++) assertEquals(merges.next().done, false);
 });

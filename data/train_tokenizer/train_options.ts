@@ -13,6 +13,11 @@ export const END_OF_TEXT = "<|endoftext|>";
  */
 const CUTS = ["llama3", "o200k", "qwen", "gpt2"] as const;
 
+/** Longer tokens come from rules and runs of one sign; the longest in use have 128 bytes, all of them spaces. */
+const MAX_TOKEN_LENGTH = 1024;
+/** A merge is written as two tokens with a space between, and no string of a tokenizer.json may have more characters. */
+const LONGEST_STRING = 65_535;
+
 /** Text of --help. */
 export const HELP = `Train a byte-level BPE tokenizer on your own text
 
@@ -32,6 +37,8 @@ libraries load the directory. Of 100 documents the last is held out to measure b
                          gpt2 (numbers whole); no token reaches over the end of a word
                                                                                (llama3)
   --min_frequency NUMBER merge two tokens if they stand together so often      (2)
+  --max_token_length NUMBER
+                         make no token of so many bytes or more                (${MAX_TOKEN_LENGTH})
   --split NAME           which files of directories and patterns to read, by their names, such as validation
                                                                                (all but validation and test)
   --column NAME          parquet column or jsonl field with the text           (text)
@@ -53,6 +60,8 @@ export interface TrainOptions {
   special_tokens: string[];
   pattern: typeof CUTS[number];
   min_frequency: number;
+  /** Bytes that no token reaches but special ones. */
+  max_token_length: number;
   column: string;
   split_on: string;
   /** Documents to read at most; null for all. */
@@ -69,6 +78,7 @@ const FLAGS = {
     "special_tokens",
     "pattern",
     "min_frequency",
+    "max_token_length",
     "split",
     "column",
     "split_on",
@@ -100,6 +110,8 @@ export function parseOptions(args: string[]): TrainOptions {
     special_tokens,
     pattern,
     min_frequency: wholeNumber("min_frequency", values.min_frequency, 1) ?? 2,
+    max_token_length: wholeNumber("max_token_length", values.max_token_length, 2, LONGEST_STRING) ??
+      MAX_TOKEN_LENGTH,
     column: values.column ?? "text",
     split_on: unescape(values.split_on) ?? "",
     limit: wholeNumber("limit", values.limit, 1) ?? null,
@@ -128,6 +140,12 @@ function checkSpecial(token: string, pattern: TrainOptions["pattern"]): void {
   if (!/^[!-~]+$/.test(token)) {
     throw new UserError(
       `Cannot use special token "${token}": it should consist of letters, digits and signs of ASCII, ${advice}`,
+    );
+  }
+  if (token.length > LONGEST_STRING) {
+    throw new UserError(
+      `Cannot use special token "${token.slice(0, 20)}...": it has ${token.length} characters, ` +
+        `should have at most ${LONGEST_STRING}`,
     );
   }
   const bytes = new TextEncoder().encode(token), end = scannerOf(PATTERNS[pattern])!(bytes, 0, bytes.length);

@@ -13,6 +13,7 @@ Deno.test("parseOptions() has defaults for all but --train and --out", () => {
     special_tokens: ["<|endoftext|>"],
     pattern: "llama3",
     min_frequency: 2,
+    max_token_length: 1024,
     column: "text",
     split_on: "",
     limit: null,
@@ -25,6 +26,7 @@ Deno.test("parseOptions() takes every flag, and plain words for files in their o
   const flags = [
     ...["a.txt", "--train=b.txt", "c.txt", "--out=x", "--vocab_size", "500", "--pattern", "gpt2"],
     ...["--special_tokens=<|im_start|>,<|im_end|>,<|im_start|>", "--min_frequency=1", "--column=body"],
+    "--max_token_length=65535",
     ...["--split_on", "\\n--\\t", "--limit=7", "--split=dev", "--skip_bad", "--overwrite", "d.txt"],
   ];
   assertEquals(parseOptions(flags), {
@@ -35,6 +37,7 @@ Deno.test("parseOptions() takes every flag, and plain words for files in their o
     special_tokens: ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     pattern: "gpt2",
     min_frequency: 1,
+    max_token_length: 65535,
     column: "body",
     split_on: "\n--\t",
     limit: 7,
@@ -52,6 +55,14 @@ const MISTAKES: [string[], string][] = [
   [[...GIVEN, "--column="], "Cannot use --column: it needs a value, such as --column=..."],
   [[...GIVEN, "--vocabsize=9"], "Cannot use --vocabsize: there is no such flag; did you mean --vocab_size?"],
   [[...GIVEN, "-x"], "Cannot use -x: there is no such flag; did you mean --out?"],
+  ...["1", "65536", "1k"].map((length): [string[], string] => [
+    [...GIVEN, `--max_token_length=${length}`],
+    `Cannot use --max_token_length=${length}: it should be a whole number from 2 to 65535`,
+  ]),
+  [
+    [...GIVEN, `--special_tokens=<|${"a".repeat(65_533)}|>`],
+    'Cannot use special token "<|aaaaaaaaaaaaaaaaaa...": it has 65537 characters, should have at most 65535',
+  ],
   [
     [...GIVEN, "--vocab_size=256"],
     "Cannot use --vocab_size=256: it should be a whole number from 257, for 256 bytes and 1 special token, to 1000000",

@@ -5,7 +5,7 @@
   python train_tokenizer.py --load DIR  loads a directory with tokenizers and with transformers, reads texts as a JSON
                                         list on stdin, and prints what both make of them
 
-A request has documents, pattern, vocab_size, min_frequency, special_tokens and texts. The answer has the tokens in the
+A request has documents, pattern, vocab_size, min_frequency, special_tokens, texts and perhaps max_token_length. The answer has the tokens in the
 order of their ids and the merges, both as in tokenizer.json, and the ids of the texts.
 """
 
@@ -43,7 +43,7 @@ def train(request):
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(request["documents"], trainers.BpeTrainer(
         vocab_size=request["vocab_size"], min_frequency=request["min_frequency"],
-        special_tokens=request["special_tokens"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=request["special_tokens"], max_token_length=request.get("max_token_length"), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False))
     model = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
