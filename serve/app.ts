@@ -72,7 +72,7 @@ export function createApp({ runs, model, token }: AppOptions): App {
     return c.json({ object: "list", data });
   });
   hono.post(COMPLETIONS, (c) => {
-    if (!model) throw new Refusal(404, "There is no model here: start the server with --checkpoint");
+    if (!model) throw new Refusal(404, "There is no model here: deno task serve --checkpoint PATH has one");
     return completions(c, model);
   });
   return { hono, close: () => events.close() };
@@ -109,8 +109,13 @@ function historyOf(c: Context, run: Run): History {
 }
 
 function healthOf(runs: Run[]): Health {
+  const reasons = runs.flatMap(({ name, state, age_s, error }) => {
+    if (state === "stalled") return [`${name} is stalled: no step for ${Math.round(age_s)} s`];
+    return state === "failed" ? [`${name} failed: ${withoutHome(error)}`] : [];
+  });
   return {
-    healthy: runs.every(({ state }) => state !== "stalled"),
+    healthy: reasons.length === 0,
+    reason: reasons.join("; ") || null,
     runs: runs.map(({ name, state, age_s }) => ({ name, state, age_s })),
   };
 }

@@ -1,7 +1,8 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
 import { type App, createApp } from "./app.ts";
 import { ASSETS } from "./assets.ts";
-import { FakeRun, metricsAt } from "./testing.ts";
+import { FACTS, FakeRun, metricsAt } from "./testing.ts";
 import type { Failure, Health, History, Log, Runs, Stats } from "./types.ts";
 
 /** What a path answers: status and JSON, which other tests hold against the document. */
@@ -17,7 +18,7 @@ Deno.test("several runs are told apart by ?run=, the first is meant without", as
   const [, { runs }] = await get<Runs>(hono, "/runs");
   const { loss, tokens_per_sec } = metricsAt(3);
   assertEquals(runs[0], {
-    ...{ name: "a", state: "stopped", started: "2026-01-02T03:04:05.000Z", step: 3, max_iters: 1000 },
+    ...{ name: "a", state: "stopped", error: null, started: FACTS.started, step: 3, max_iters: 1000 },
     ...{ loss, val_loss: null, tokens_per_sec, eta_s: null, preset: "tiny" },
   });
   assertEquals([runs[1]?.name, runs[1]?.state], ["b", "finished"]);
@@ -66,6 +67,31 @@ Deno.test("GET /log gives the last lines, without home directories", async () =>
   assertEquals((await get<Log>(hono, "/log?lines=1"))[1].lines, ["step 2"]);
 });
 
+Deno.test("GET /healthz is 503 with the reason where a run has failed, and 200 again when it goes on", async () => {
+  using fake = new FakeRun(3, { name: "a" }), other = new FakeRun(3, { name: "b" });
+  const { hono } = createApp({ runs: [fake.run(), other.run()] });
+  const healthy = async () => {
+    const [status, { healthy, reason, runs }] = await get<Health>(hono, "/healthz");
+    return [status, healthy, reason, runs.map(({ state }) => state)];
+  };
+  assertEquals(await healthy(), [200, true, null, ["stopped", "stopped"]]);
+  fake.start(3);
+  fake.fail(new UserError("Cannot go on in /home/alice/runs/a: the disk is full"));
+  const reason = "a failed: Cannot go on in ~/runs/a: the disk is full";
+  assertEquals(await healthy(), [503, false, reason, ["failed", "stopped"]]);
+  assertEquals((await get(hono, "/healthz?run=b"))[0], 200);
+  other.start(3);
+  other.kill();
+  const killed = "b failed: its process ended without a word, as one that is killed does";
+  assertEquals(await healthy(), [503, false, `${reason}; ${killed}`, ["failed", "failed"]]);
+  for (const run of [fake, other]) run.start(3);
+  assertEquals(await healthy(), [200, true, null, ["running", "running"]]);
+  fake.stop();
+  other.steps(4, 1000);
+  other.stop();
+  assertEquals(await healthy(), [200, true, null, ["stopped", "finished"]]);
+});
+
 Deno.test("GET /healthz is 503 where a trainer is there but no step came for long", async () => {
   using good = new FakeRun(3, { name: "good" });
   using bad = new FakeRun(3, { name: "bad" });
@@ -74,8 +100,9 @@ Deno.test("GET /healthz is 503 where a trainer is there but no step came for lon
   bad.start(3);
   assertEquals((await get(hono, "/healthz"))[0], 200);
   Deno.utimeSync(`${bad.dir}/metrics.jsonl`, Date.now() / 1000 - 100, Date.now() / 1000 - 100);
-  const [status, { healthy, runs }] = await get<Health>(hono, "/healthz");
+  const [status, { healthy, reason, runs }] = await get<Health>(hono, "/healthz");
   assertEquals([status, healthy, runs[1]?.state], [503, false, "stalled"]);
+  assertMatch(reason!, /^bad is stalled: no step for 10\d s$/);
   assertEquals((await get(hono, "/healthz?run=good"))[0], 200);
   assertEquals((await get(hono, "/healthz?run=bad"))[0], 503);
   bad.stop();
@@ -161,7 +188,7 @@ Deno.test("an app without runs or a model says how to name them", async () => {
   const response = await hono.request("/v1/completions", { method: "POST", body: "{}" });
   assertEquals(
     (await response.json()).error.message,
-    "There is no model here: start the server with --checkpoint",
+    "There is no model here: deno task serve --checkpoint PATH has one",
   );
 });
 

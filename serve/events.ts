@@ -1,5 +1,6 @@
 // GET /events: server-sent events of a run. A client that does not read loses events; it never costs the server memory.
 import type { Change, Run } from "./runs.ts";
+import { withoutHome } from "./stats.ts";
 import type { Line } from "./table.ts";
 
 const POLL_MS = 500; // how often a watched run directory is read
@@ -138,8 +139,9 @@ function encodeReset(after: number): string {
   return `event: reset\ndata: ${JSON.stringify({ after })}\n\n`;
 }
 
-function encodeState({ state, facts }: Run): string {
-  return `event: state\ndata: ${JSON.stringify({ state, started: facts.started ?? null })}\n\n`;
+function encodeState({ state, error, facts }: Run): string {
+  const data = { state, started: facts.started ?? null, error: withoutHome(error) };
+  return `event: state\ndata: ${JSON.stringify(data)}\n\n`;
 }
 
 function encode(text: string): Uint8Array<ArrayBuffer> {

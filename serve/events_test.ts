@@ -37,7 +37,7 @@ async function take(stream: AsyncGenerator<Event, undefined>, count: number): Pr
 const state = (
   state: string,
   started = "2026-01-02T03:04:05.000Z",
-) => ["state", JSON.stringify({ state, started })];
+) => ["state", JSON.stringify({ state, started, error: null })];
 
 Deno.test("GET /events sends the state, then each step as it stands in metrics.jsonl", async () => {
   using fake = new FakeRun(3);

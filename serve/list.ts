@@ -30,6 +30,7 @@ export async function main(args: string[]): Promise<void> {
     return console.log(asTyped(`no runs in ${oneLine(parents.join(", "))}; start one with: deno task train`));
   }
   console.log(table([HEAD, ...found.map((run) => row(run).map(oneLine))]));
+  for (const { name, error } of found) if (error !== null) console.log(oneLine(`${name} failed: ${error}`));
 }
 
 function refuseFlag(arg: string, name?: string): boolean {

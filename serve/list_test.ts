@@ -17,11 +17,11 @@ async function printed(...args: string[]): Promise<string> {
   return lines.join("\n");
 }
 
-function writeRun(name: string, started: string, steps: number, max_iters: number): void {
+function writeRun(name: string, started: string, steps: number, max_iters: number, end = {}): void {
   const run = `${dir}/${name}`;
   Deno.mkdirSync(run);
   Deno.writeTextFileSync(`${run}/config.json`, JSON.stringify({ max_iters, preset: "tiny" }));
-  Deno.writeTextFileSync(`${run}/run.json`, JSON.stringify({ started }));
+  Deno.writeTextFileSync(`${run}/run.json`, JSON.stringify({ started, ...end }));
   Deno.writeTextFileSync(`${run}/log.txt`, "");
   const lines = Array.from({ length: steps }, (_, i) => ({
     step: i + 1,
@@ -50,6 +50,21 @@ Deno.test("main() lists runs by when they started, with what became of them", as
 Deno.test("main() takes a run itself, and prints JSON", async () => {
   const { name, state, step } = JSON.parse(await printed(`${dir}/a`, "--json"));
   assertEquals([name, state, step], [`${dir}/a`, "stopped", 3]);
+});
+
+Deno.test("main() says why runs failed", async () => {
+  writeRun("c", "2026-03-01T10:00:00.000Z", 3, 20, {
+    state: "failed",
+    error: "Cannot go on: a \x1b[2J\nlie",
+  });
+  writeRun("d", "2026-04-01T10:00:00.000Z", 3, 20, { state: "running" }); // and no process holds its log
+  const lines = (await printed(dir)).split("\n");
+  assertEquals(lines.slice(3, 5).map((line) => line.split(/ {2,}/)[1]), ["failed", "failed"]);
+  assertEquals(lines.slice(5), [
+    `${dir}/c failed: Cannot go on: a \\u001b[2J\\nlie`,
+    `${dir}/d failed: its process ended without a word, as one that is killed does`,
+  ]);
+  for (const name of ["c", "d"]) Deno.removeSync(`${dir}/${name}`, { recursive: true });
 });
 
 Deno.test("main() shows what steers a terminal in the name of a run", async () => {

@@ -1,5 +1,5 @@
 // GET /openapi.json: every route and every field with its unit. The tests hold the answers against it.
-import { KEYS } from "./types.ts";
+import { KEYS, STATES } from "./types.ts";
 
 type Schema = Record<string, unknown>;
 
@@ -28,11 +28,13 @@ const object = (properties: Record<string, Schema>, description?: string): Schem
 
 const STATE: Schema = {
   type: "string",
-  enum: ["running", "stalled", "stopped", "finished"],
+  enum: STATES,
   description:
     "running: a trainer is at work; stalled: it is there, but no step came for 10 times the median step " +
-    "(at least 30 s; 10 min before the first step); stopped: no trainer; finished: no trainer, and max_iters is reached",
+    "(at least 30 s; 10 min before the first step); stopped: by a signal, say; finished: max_iters is reached; " +
+    "failed: over an error, or its process was killed",
 };
+const ERROR = maybe(text("Why it failed, in one line; null unless it did"));
 const STEP = whole("Optimizer steps done");
 const MAX_ITERS = maybe(whole("Steps after which the run ends"));
 const LOSS = maybe(number("Mean training cross entropy of the last step, nats a token"));
@@ -51,7 +53,9 @@ const ETA_S = maybe(
 const STATS = object({
   run: text("Name of the run"),
   state: STATE,
+  error: ERROR,
   started: STARTED,
+  ended_at: maybe(text("When that process ended, where it could still say so; ISO 8601")),
   age_s: AGE_S,
   device: maybe(text("Device that trains it")),
   model: maybe(text("Size of the model, to print")),
@@ -81,6 +85,7 @@ const STATS = object({
   elapsed_s: number("Seconds spent in steps, by all processes that trained the run"),
   eta_s: ETA_S,
   bad_lines: whole("Lines of metrics.jsonl that could not be read"),
+  checkpoint: maybe(text("Name of the newest checkpoint")),
   sample: maybe(
     object({ step: whole("After which step"), text: text("What the model wrote") }, "The latest sample"),
   ),
@@ -104,6 +109,7 @@ const RUNS = object({
   runs: list(object({
     name: text("Name of the run, for ?run="),
     state: STATE,
+    error: ERROR,
     started: STARTED,
     step: STEP,
     max_iters: MAX_ITERS,
@@ -134,7 +140,8 @@ const HISTORY = object({
 const LOG = object({ run: text("Name of the run"), lines: list({ type: "string" }, "Oldest first") });
 
 const HEALTH = object({
-  healthy: { type: "boolean", description: "Whether no run is stalled" },
+  healthy: { type: "boolean", description: "Whether no run is stalled or has failed" },
+  reason: maybe(text("Which run it is, and why; null where all are well")),
   runs: list(object({ name: text("Name of the run"), state: STATE, age_s: AGE_S })),
 });
 
@@ -237,7 +244,7 @@ const get = (summary: string, answer: Schema, parameters: Schema[] = [], failure
 
 const EVENTS =
   "One event a step (id: the step, data: its line of metrics.jsonl). Besides: state when it changes and first " +
-  "of all (data: state, started); sample (data: step, text); reset when a resumed run goes on after an earlier step (data: " +
+  "of all (data: state, started, error); sample (data: step, text); reset when a resumed run goes on after an earlier step (data: " +
   "after); resync when the client was too slow, and has to read the history again. A comment every 15 s.";
 
 /** The document. */
@@ -286,9 +293,9 @@ export const OPENAPI = {
       },
     ]),
     "/metrics": get("All runs for Prometheus", other("Text format 0.0.4", "text/plain")),
-    "/healthz": get("Whether training goes on", json("No run is stalled", HEALTH), [
+    "/healthz": get("Whether training goes on", json("No run is stalled or has failed", HEALTH), [
       query("run", { type: "string" }, "Name of a run; all if left out"),
-    ], { 503: json("A run is stalled", HEALTH) }),
+    ], { 503: json("A run is stalled or has failed", HEALTH) }),
     "/openapi.json": get("This document", json("OpenAPI 3.1", { type: "object" })),
     "/": get("The dashboard", other("A page; its files lie beside it", "text/html")),
     "/v1/models": get("The model of POST /v1/completions", json("As OpenAI's", MODELS)),

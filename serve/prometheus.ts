@@ -1,7 +1,7 @@
 // GET /metrics: the runs in Prometheus' text format, base units throughout.
 import { statsOf } from "./stats.ts";
 import type { Run } from "./runs.ts";
-import type { RunState, Stats } from "./types.ts";
+import { STATES, type Stats } from "./types.ts";
 
 /** A metric; value gives null where a run does not know it. */
 type Metric = {
@@ -100,7 +100,6 @@ const METRICS: Metric[] = [
     value: (s) => s.eta_s,
   },
 ];
-const STATES: RunState[] = ["running", "stalled", "stopped", "finished"];
 
 /** The text for some runs as they stand at their last refresh. */
 export function prometheusText(runs: Run[]): string {

@@ -15,6 +15,7 @@ const STALLED_STEPS = 10; // times the median step
 const STALLED_LEAST_S = 30; // evaluation, samples and checkpoints lie between steps too
 const STALLED_FIRST_S = 600; // before the first step
 const MEDIAN_OF = 101; // steps
+const KILLED = "its process ended without a word, as one that is killed does";
 
 /** One watched run directory. refresh() brings it up to date and tells the listeners what is new. */
 export class Run {
@@ -24,6 +25,7 @@ export class Run {
   facts: Record<string, unknown> = {}; // run.json, see RunFacts in runtime/metrics.ts
   sample: Sample | null = null;
   state: RunState = "stopped";
+  error: string | null = null; // why it failed
   age_s = 0; // since the last step was written
   exists = false;
   #reading: Promise<void> | undefined;
@@ -54,11 +56,12 @@ export class Run {
   }
 
   async #read(): Promise<void> {
+    const hasTrainer = this.#hasTrainer(); // before run.json, which says how the run ended before the lock is free
     this.config = readObject(`${this.dir}/config.json`) ?? {};
     this.facts = readObject(`${this.dir}/run.json`) ?? {};
     await this.#readMetrics();
     this.#readSamples();
-    this.#readState();
+    this.#readState(hasTrainer);
   }
 
   async #readMetrics(): Promise<void> {
@@ -98,27 +101,35 @@ export class Run {
     this.#tell({ kind: "sample", sample });
   }
 
-  #readState(): void {
+  #readState(hasTrainer: boolean): void {
     const metrics = modified(`${this.dir}/metrics.jsonl`), config = modified(`${this.dir}/config.json`);
     const last = metrics ?? config;
     this.exists = last !== undefined;
     this.age_s = last === undefined ? 0 : Math.max(0, (Date.now() - last) / 1000);
-    const state = this.#stateNow();
-    if (state === this.state) return;
-    this.state = state;
-    this.#tell({ kind: "state", state });
+    const before = this.state;
+    [this.state, this.error] = hasTrainer ? [this.#stateAtWork(), null] : this.#howItEnded();
+    if (this.state !== before) this.#tell({ kind: "state", state: this.state });
   }
 
-  #stateNow(): RunState {
-    const max_iters = Number(this.config.max_iters ?? NaN);
-    if (!isLocked(`${this.dir}/log.txt`)) {
-      return this.table.last("step") >= max_iters ? "finished" : "stopped";
-    }
+  #stateAtWork(): RunState {
     const median_s = this.medianStep_ms() / 1000;
     const limit_s = Number.isNaN(median_s)
       ? STALLED_FIRST_S
       : Math.max(STALLED_LEAST_S, STALLED_STEPS * median_s);
     return this.age_s > limit_s ? "stalled" : "running";
+  }
+
+  #howItEnded(): [RunState, string | null] {
+    const { state, error } = this.facts;
+    if (state === "finished" || state === "stopped") return [state, null];
+    if (state === "failed") return [state, typeof error === "string" ? error : "the reason is not known"];
+    if (state === "running") return this.#hasTrainer() ? [this.#stateAtWork(), null] : ["failed", KILLED];
+    const max_iters = Number(this.config.max_iters ?? NaN); // an older trainer did not say
+    return [this.table.last("step") >= max_iters ? "finished" : "stopped", null];
+  }
+
+  #hasTrainer(): boolean {
+    return isLocked(`${this.dir}/log.txt`);
   }
 
   #tell(change: Change): void {

@@ -1,4 +1,5 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
 import type { Change, Run } from "./runs.ts";
 import { FakeRun, metricsAt } from "./testing.ts";
 
@@ -33,8 +34,8 @@ Deno.test("refresh() tells each step once, samples and changes of state", async 
   await run.refresh();
   fake.append("metrics.jsonl", JSON.stringify(metricsAt(6)).slice(50) + "\n");
   await run.refresh();
-  const reset = { kind: "reset", after: 3 }, running = { kind: "state", state: "running" };
-  assertEquals(heard, [reset, running, 4, 5, { kind: "sample", sample: { step: 5, text: "Once" } }, 6]);
+  const running = { kind: "state", state: "running" };
+  assertEquals(heard, [running, 4, 5, { kind: "sample", sample: { step: 5, text: "Once" } }, 6]);
 });
 
 Deno.test("refresh() tells up to which step a resumed run is as it was", async () => {
@@ -125,6 +126,45 @@ Deno.test("the state of a run: a lock tells whether its trainer is there, the ag
   assertEquals(await state(1), "running"); // the last checkpoint is being saved
   fake.stop();
   assertEquals(await state(1), "finished");
+});
+
+Deno.test("a run that failed says why, and one that was killed that it said nothing", async () => {
+  using fake = new FakeRun(5);
+  const run = fake.run();
+  const now = async () => {
+    await run.refresh();
+    return [run.state, run.error];
+  };
+  assertEquals(await now(), ["stopped", null]);
+  fake.start(5);
+  assertEquals(await now(), ["running", null]);
+  fake.fail(new UserError("Cannot go on after step 5: the loss is not finite"));
+  assertEquals(await now(), ["failed", "Cannot go on after step 5: the loss is not finite"]);
+  fake.start(5);
+  fake.kill();
+  assertEquals(await now(), ["failed", "its process ended without a word, as one that is killed does"]);
+  const facts = JSON.parse(Deno.readTextFileSync(`${fake.dir}/run.json`));
+  for (const error of [undefined, null, 7, {}]) {
+    Deno.writeTextFileSync(`${fake.dir}/run.json`, JSON.stringify({ ...facts, state: "failed", error }));
+    assertEquals(await now(), ["failed", "the reason is not known"]);
+  }
+  Deno.writeTextFileSync(`${fake.dir}/run.json`, JSON.stringify({ ...facts, state: undefined })); // an older trainer
+  assertEquals(await now(), ["stopped", null]);
+  fake.steps(6, 1000);
+  assertEquals(await now(), ["finished", null]);
+});
+
+Deno.test("a trainer that starts or ends while its run is read is never taken for one that was killed", async () => {
+  using fake = new FakeRun(5);
+  const run = fake.run(), states = new Set<string>();
+  for (let i = 0; i < 30; i++) {
+    const reading = run.refresh(); // reads lock, run.json and metrics in turns with what follows
+    if (i % 2 === 0) fake.start(5);
+    else fake.stop();
+    await reading;
+    states.add(run.state);
+  }
+  assertEquals([...states].filter((state) => state !== "running" && state !== "stopped"), []);
 });
 
 Deno.test("a run is running for ten minutes before its first step", async () => {

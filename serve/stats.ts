@@ -1,5 +1,6 @@
 // GET /stats and GET /runs: a run as one object.
 import { gpuState } from "../ffi/nvml.ts";
+import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Run } from "./runs.ts";
 import type { Table } from "./table.ts";
 import type { Gpu, RunSummary, Stats } from "./types.ts";
@@ -14,7 +15,9 @@ export function statsOf(run: Run): Stats {
   return {
     run: run.name,
     state: run.state,
+    error: text(run.error),
     started: text(facts.started),
+    ended_at: run.state === "running" || run.state === "stalled" ? null : text(facts.ended_at),
     age_s: run.age_s,
     device: text(facts.device),
     model: text(facts.model),
@@ -38,6 +41,7 @@ export function statsOf(run: Run): Stats {
     elapsed_s: last("elapsed_s") ?? 0,
     eta_s: eta_s(run),
     bad_lines: table.badLines,
+    checkpoint: listCheckpoints(run.dir).at(-1) ?? null,
     sample: run.sample,
     gpu: run.state === "running" ? gpuOf(text(facts.gpu)) : null,
     versions: withoutHome(object(facts.versions)) as Record<string, string>,
@@ -47,9 +51,21 @@ export function statsOf(run: Run): Stats {
 
 /** A run in a list of runs. */
 export function summaryOf(run: Run): RunSummary {
-  const { state, started, step, max_iters, loss, val_loss, tokens_per_sec, eta_s } = statsOf(run);
+  const { state, error, started, step, max_iters, loss, val_loss, tokens_per_sec, eta_s } = statsOf(run);
   const preset = text(run.config.preset);
-  return { name: run.name, state, started, step, max_iters, loss, val_loss, tokens_per_sec, eta_s, preset };
+  return {
+    name: run.name,
+    state,
+    error,
+    started,
+    step,
+    max_iters,
+    loss,
+    val_loss,
+    tokens_per_sec,
+    eta_s,
+    preset,
+  };
 }
 
 /**

@@ -5,14 +5,19 @@ import { CONFIG, FACTS, FakeRun, metricsAt } from "./testing.ts";
 Deno.test("statsOf() says all there is to know of a run", async () => {
   using fake = new FakeRun(25);
   fake.sample(20, "Once upon");
+  for (const name of ["step_000009", "step_000020", ".tmp_step_000025"]) {
+    Deno.mkdirSync(`${fake.dir}/checkpoints/${name}`, { recursive: true });
+  }
   const run = fake.run();
   await run.refresh();
-  const { age_s, ...stats } = statsOf(run);
+  const { age_s, ended_at, ...stats } = statsOf(run);
   assert(age_s >= 0 && age_s < 60);
+  assert(Math.abs(Date.parse(ended_at!) - Date.now()) < 60_000);
   const last = metricsAt(25), evaluated = metricsAt(20);
   assertEquals(stats, {
     run: "fake",
     state: "stopped",
+    error: null,
     started: FACTS.started,
     device: FACTS.device,
     model: FACTS.model,
@@ -36,6 +41,7 @@ Deno.test("statsOf() says all there is to know of a run", async () => {
     elapsed_s: run.table.last("elapsed_s"),
     eta_s: null,
     bad_lines: 0,
+    checkpoint: "step_000020",
     sample: { step: 20, text: "Once upon" },
     gpu: null,
     versions: FACTS.versions,

@@ -1,6 +1,7 @@
 // Run directories for tests, written by the code that trainers write them with.
 import { type RunFacts, RunLog, type StepMetrics } from "../runtime/metrics.ts";
 import { Run } from "./runs.ts";
+import { lastLines } from "./tail.ts";
 
 /** What the configuration of a fake run says, unless a test says otherwise. */
 export const CONFIG = { preset: "tiny", max_iters: 1000, learning_rate: 0.003, data_dir: "data/demo" };
@@ -90,15 +91,30 @@ export class FakeRun implements Disposable {
     Deno.writeTextFileSync(`${this.dir}/${file}`, text, { append: true });
   }
 
-  /** The trainer ends. */
+  /** The trainer ends as it should: at max_iters, or before. */
   stop(): void {
+    const { max_iters } = JSON.parse(Deno.readTextFileSync(`${this.dir}/config.json`));
+    const [last] = lastLines(`${this.dir}/metrics.jsonl`, 1);
+    const isDone = last !== undefined && last !== "" && JSON.parse(last).step >= max_iters;
+    this.#log?.end(isDone ? "finished" : "stopped");
+    this.kill();
+  }
+
+  /** The trainer ends over an error. */
+  fail(error: Error): void {
+    this.#log?.fail(error);
+    this.kill();
+  }
+
+  /** The trainer ends without a word. */
+  kill(): void {
     this.#log?.[Symbol.dispose]();
     this.#log = undefined;
   }
 
   /** Removes the run. */
   [Symbol.dispose](): void {
-    this.stop();
+    this.kill();
     Deno.removeSync(this.#root, { recursive: true });
   }
 }

@@ -1,7 +1,11 @@
 // The JSON that the server sends. Every quantity is documented once more, for programs, in serve/openapi.ts.
 
-/** running: its trainer is at work; stalled: it is there, but no step came for long; finished: max_iters was reached. */
-export type RunState = "running" | "stalled" | "stopped" | "finished";
+/**
+ * running: its trainer is at work; stalled: it is there, but no step came for long; stopped: by a signal, say; finished:
+ * max_iters was reached; failed: over an error, or its process was killed.
+ */
+export type RunState = typeof STATES[number];
+export const STATES = ["running", "stalled", "stopped", "finished", "failed"] as const;
 
 /** What has a history: the columns of metrics.jsonl, and the time spent in steps so far. */
 export const KEYS = [
@@ -34,7 +38,9 @@ export type Gpu = {
 export type Stats = {
   run: string;
   state: RunState;
+  error: string | null; // why it failed
   started: string | null; // ISO 8601: when the process began that trains it, or trained it last
+  ended_at: string | null; // ISO 8601: when that process ended, where it could still say so
   age_s: number; // since the last step was written
   device: string | null;
   model: string | null; // "0.8M parameters, 0.8M without embeddings"
@@ -58,6 +64,7 @@ export type Stats = {
   elapsed_s: number; // spent in steps, by all processes that trained the run
   eta_s: number | null; // only while it is running
   bad_lines: number; // of metrics.jsonl, that could not be read
+  checkpoint: string | null; // the newest: "step_000200"
   sample: Sample | null;
   gpu: Gpu | null;
   versions: Record<string, string>;
@@ -68,7 +75,7 @@ export type Stats = {
 export type RunSummary =
   & Pick<
     Stats,
-    "state" | "started" | "step" | "max_iters" | "loss" | "val_loss" | "tokens_per_sec" | "eta_s"
+    "state" | "error" | "started" | "step" | "max_iters" | "loss" | "val_loss" | "tokens_per_sec" | "eta_s"
   >
   & { name: string; preset: string | null };
 
@@ -90,6 +97,7 @@ export type Log = { run: string; lines: string[] };
 /** GET /healthz */
 export type Health = {
   healthy: boolean;
+  reason: string | null; // why not
   runs: { name: string; state: RunState; age_s: number }[];
 };
 

@@ -1,6 +1,7 @@
 // The dashboard as a person meets it: a real server, run directories as trainers write them, and Chromium without a window.
 /// <reference lib="dom" />
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { UserError } from "../ffi/errors.ts";
 import { FakeRun, metricsAt } from "../serve/testing.ts";
 import {
   CHROMIUM,
@@ -60,6 +61,22 @@ test("the dashboard says how the run is, how fast it is and when it ends", async
   assertEquals(await view.text("sample"), "Once upon a time");
   assertEquals(await view.text("warnings"), "");
   assertMatch(await view.page.title(), /^1\.2309 · 30\.0% · fake · loam$/);
+});
+
+test("the dashboard says why a run failed, and that it goes on", async () => {
+  using run = new FakeRun(300);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(300);
+  run.start(300);
+  await view.page.getByText("Running", { exact: true }).waitFor();
+  run.fail(new UserError("Cannot save: the disk is full"));
+  await view.page.getByText("Failed", { exact: true }).waitFor();
+  const warning = "Failed after step 300 of 1,000: Cannot save: the disk is full; no checkpoint was saved";
+  assertEquals(await view.text("warnings"), warning);
+  run.start(300);
+  await view.page.getByText("Running", { exact: true }).waitFor();
+  assertEquals(await view.text("warnings"), "");
 });
 
 test("the dashboard draws a run of 100,000 steps from 150 kB", async () => {
@@ -411,7 +428,7 @@ for (const colorScheme of ["light", "dark"] as const) {
     await using view = await open(server.url, { colorScheme });
     await view.drawn(100);
     await view.page.getByText("could not be read").waitFor();
-    for (const state of ["running", "stalled", "stopped", "finished"]) {
+    for (const state of ["running", "stalled", "stopped", "finished", "failed"]) {
       await view.page.evaluate((state) => document.getElementById("now")!.dataset.state = state, state);
       assertEquals(await view.page.evaluate(faintTexts), [], state);
     }

@@ -152,7 +152,7 @@ Deno.test("train goes on with a warning when its port is taken", async () => {
   );
 });
 
-Deno.test("a trainer that is killed is seen to have stopped, and to go on when it is resumed", async () => {
+Deno.test("a trainer that is killed is seen to have failed, and to go on when it is resumed", async () => {
   const out = freshPath(), flags = [`--out_dir=${out}`, "--max_iters=100000", "--save_interval=20"];
   const trainer = new Running("train", ...TRAIN, ...flags);
   await trainer.line("saved ");
@@ -160,7 +160,9 @@ Deno.test("a trainer that is killed is seen to have stopped, and to go on when i
   assertEquals((await getJson(`${url}stats`)).state, "running");
   trainer.signal("SIGKILL");
   await trainer.end();
-  assertEquals((await getJson<Health>(`${url}healthz`)).runs[0]?.state, "stopped");
+  const { runs, reason } = await getJson<Health>(`${url}healthz`);
+  assertEquals(runs[0]?.state, "failed");
+  assertMatch(reason!, /^\S+ failed: its process ended without a word/);
   const resumed = new Running("train", `--resume=${out}`);
   await resumed.line("step ");
   const { state, started } = await getJson(`${url}stats`);

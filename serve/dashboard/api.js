@@ -4,17 +4,18 @@
 
 /** @typedef {import("./series.js").Measured} Measured */
 /** @typedef {import("./series.js").StepRange} StepRange */
-/** @typedef {"running" | "stalled" | "stopped" | "finished"} State */
+/** @typedef {"running" | "stalled" | "stopped" | "finished" | "failed"} State */
 
 /**
  * What /stats answers; null where it is not known yet.
  * @typedef {{
- *   run: string, state: State, started: string | null, age_s: number, device: string | null, model: string | null,
+ *   run: string, state: State, error: string | null, started: string | null, ended_at: string | null, age_s: number,
+ *   device: string | null, model: string | null,
  *   step: number, max_iters: number | null, epoch: number | null, tokens: number | null, loss: number | null,
  *   val_loss: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
  *   grad_norm: number | null, tokens_per_sec: number | null, step_ms: number | null, mfu: number | null,
  *   memory_bytes: number | null, memory: Record<string, number> | null, skipped: number, elapsed_s: number,
- *   eta_s: number | null, bad_lines: number, sample: Sample | null,
+ *   eta_s: number | null, bad_lines: number, checkpoint: string | null, sample: Sample | null,
  *   gpu: { utilization: number | null, power_w: number | null, temperature_c: number | null } | null,
  *   versions: Record<string, string>, config: Record<string, unknown>,
  * }} Stats
@@ -25,7 +26,7 @@
 /**
  * One run as /runs lists it.
  * @typedef {{
- *   name: string, state: State, step: number, max_iters: number | null, loss: number | null, val_loss: number | null,
+ *   name: string, state: State, error: string | null, step: number, max_iters: number | null, loss: number | null, val_loss: number | null,
  *   tokens_per_sec: number | null, started: string | null, preset: string | null,
  * }} RunSummary
  */

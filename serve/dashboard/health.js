@@ -15,6 +15,7 @@ import { trend } from "./series.js";
  */
 export function warnings(stats, loss) {
   return [
+    ...failed(stats),
     ...stalled(stats),
     ...notFinite(stats),
     ...stopped(stats),
@@ -22,6 +23,14 @@ export function warnings(stats, loss) {
     ...rising(loss),
     ...unread(stats),
   ];
+}
+
+/** @param {Stats} stats @returns {Warning[]} */
+function failed(stats) {
+  const { state, error } = stats;
+  return state === "failed"
+    ? [{ level: "bad", text: `Failed ${where(stats)}: ${error}; ${howToGoOn(stats)}` }]
+    : [];
 }
 
 /** @param {Stats} stats @returns {Warning[]} */
@@ -38,13 +47,19 @@ function notFinite({ step, loss, grad_norm }) {
 }
 
 /** @param {Stats} stats @returns {Warning[]} */
-function stopped({ state, step, max_iters }) {
-  if (state !== "stopped" || max_iters === null) return [];
-  const where = `after step ${integer(step)} of ${integer(max_iters)}`;
-  return [{
-    level: "warn",
-    text: `Stopped ${where}; deno task train --resume goes on from its last checkpoint`,
-  }];
+function stopped(stats) {
+  if (stats.state !== "stopped" || stats.max_iters === null) return [];
+  return [{ level: "warn", text: `Stopped ${where(stats)}; ${howToGoOn(stats)}` }];
+}
+
+/** @param {Stats} stats */
+function where({ step, max_iters }) {
+  return `after step ${integer(step)}${max_iters === null ? "" : ` of ${integer(max_iters)}`}`;
+}
+
+/** @param {Stats} stats */
+function howToGoOn({ checkpoint }) {
+  return checkpoint === null ? "no checkpoint was saved" : `--resume goes on from ${checkpoint}`;
 }
 
 /** @param {Stats} stats @returns {Warning[]} */

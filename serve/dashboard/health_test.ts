@@ -6,7 +6,9 @@ const WELL: Stats = {
   ...{
     run: "r",
     state: "running",
+    error: null,
     started: null,
+    ended_at: null,
     age_s: 1,
     device: null,
     model: null,
@@ -33,7 +35,7 @@ const WELL: Stats = {
     elapsed_s: 1,
     eta_s: 1,
   },
-  ...{ bad_lines: 0, sample: null, gpu: null, versions: {}, config: {} },
+  ...{ bad_lines: 0, checkpoint: null, sample: null, gpu: null, versions: {}, config: {} },
 };
 
 /** The warnings about a run that is well but for something, as "level text". */
@@ -57,7 +59,18 @@ Deno.test("warnings() names what is wrong, the worst first", () => {
   ]);
   assertEquals(about({ grad_norm: null }), ["bad The gradient norm is not finite at step 10"]);
   assertEquals(about({ state: "stopped" }), [
-    "warn Stopped after step 10 of 100; deno task train --resume goes on from its last checkpoint",
+    "warn Stopped after step 10 of 100; no checkpoint was saved",
+  ]);
+  assertEquals(about({ state: "stopped", checkpoint: "step_000008" }), [
+    "warn Stopped after step 10 of 100; --resume goes on from step_000008",
+  ]);
+  const failed = { state: "failed", error: "The disk is full" } as const;
+  assertEquals(about({ ...failed, loss: null, max_iters: null }), [
+    "bad Failed after step 10: The disk is full; no checkpoint was saved",
+    "bad Loss is not finite at step 10",
+  ]);
+  assertEquals(about({ ...failed, checkpoint: "step_000008" }), [
+    "bad Failed after step 10 of 100: The disk is full; --resume goes on from step_000008",
   ]);
 });
 

@@ -21,7 +21,13 @@ import { trend } from "./series.js";
 /** @typedef {import("./series.js").Series} Series */
 /** @typedef {import("./health.js").Warning} Warning */
 
-const STATES = { running: "Running", stalled: "Stalled", stopped: "Stopped", finished: "Finished" };
+const STATES = {
+  running: "Running",
+  stalled: "Stalled",
+  stopped: "Stopped",
+  finished: "Finished",
+  failed: "Failed",
+};
 
 /**
  * @param {Stats} stats
@@ -116,6 +122,7 @@ export function facts(stats) {
   const started = stats.started ? clock(new Date(stats.started)) : "–";
   return [
     ["started", started],
+    ...(stats.ended_at ? [/** @type {[string, string]} */ (["ended", clock(new Date(stats.ended_at))])] : []),
     ["training time", duration(stats.elapsed_s)],
     ["device", stats.device ?? "–"],
     ["model", stats.model ?? "–"],

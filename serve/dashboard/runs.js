@@ -64,7 +64,7 @@ function runRow(run, current, compared, onCompare) {
     "tr",
     {},
     make("th", { scope: "row" }, make("label", {}, box, mark, run.name)),
-    make("td", { class: "state", "data-state": run.state }, run.state),
+    make("td", { class: "state", "data-state": run.state, title: run.error ?? "" }, run.state),
     make("td", {}, step),
     make("td", {}, loss(run.loss)),
     make("td", {}, loss(run.val_loss)),
