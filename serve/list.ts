@@ -2,6 +2,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../ffi/command.ts";
 import { nearest, runMain, UserError } from "../ffi/errors.ts";
+import { lookedIn } from "../ffi/files.ts";
 import { oneLine, visible } from "../ffi/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { table } from "../runtime/debug.ts";
@@ -51,7 +52,7 @@ function runsIn(parent: string): string[] {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new UserError(
       `Cannot list the runs in ${parent}: ${
-        (error as Error).message.replace(/ \(os error.*/, "")
+        (error as Error).message.replace(/ \(os error.*/, lookedIn(parent))
       }; name a directory of runs`,
     );
   }
