@@ -1546,16 +1546,17 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) 
 
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
   RETURN_IF_ERROR(check(__func__, LIST(), LIST(control, sumsq)));
-  float norm = (float)sqrt(*sumsq);
+  float norm = (float)sqrt(*sumsq), scale = grad_clip > 0.0f && norm > grad_clip ? grad_clip / norm : 1.0f;
+  float most = norm * scale;  // no value of the clipped gradient is larger; adamw() squares them, and 0 would skip there
   control[CONTROL_GRAD_NORM] = norm;
-  if (!std::isfinite(norm) || !std::isfinite(control[CONTROL_LOSS])) {
+  if (scale == 0.0f || !std::isfinite(most * most) || !std::isfinite(control[CONTROL_LOSS])) {
     control[CONTROL_GRAD_SCALE] = 0.0f;
     control[CONTROL_SKIPPED] += 1.0f;
     control[CONTROL_SKIPPED_ROW] += 1.0f;
     return 0;
   }
   double t = control[CONTROL_UPDATES] += 1.0f;
-  control[CONTROL_GRAD_SCALE] = grad_clip > 0.0f && norm > grad_clip ? grad_clip / norm : 1.0f;
+  control[CONTROL_GRAD_SCALE] = scale;
   control[CONTROL_SKIPPED_ROW] = 0.0f;
   control[CONTROL_BIAS1] = (float)(1.0 - pow(beta1, t));
   control[CONTROL_BIAS2] = (float)(1.0 - pow(beta2, t));

@@ -1960,9 +1960,10 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) 
 static __global__ void step_control_kernel(float* control, const double* sumsq, float grad_clip, float beta1,
                                            float beta2) {
   if (threadIdx.x != 0) return;
-  float norm = (float)sqrt(*sumsq);
+  float norm = (float)sqrt(*sumsq), scale = grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0f;
+  float most = norm * scale;  // no value of the clipped gradient is larger; adamw() squares them, and 0 would skip there
   control[CONTROL_GRAD_NORM] = norm;
-  if (!isfinite(norm) || !isfinite(control[CONTROL_LOSS])) {
+  if (scale == 0 || !isfinite(most * most) || !isfinite(control[CONTROL_LOSS])) {
     control[CONTROL_GRAD_SCALE] = 0;
     control[CONTROL_SKIPPED] += 1;
     control[CONTROL_SKIPPED_ROW] += 1;
@@ -1970,7 +1971,7 @@ static __global__ void step_control_kernel(float* control, const double* sumsq, 
   }
   float t = control[CONTROL_UPDATES] += 1;
   control[CONTROL_SKIPPED_ROW] = 0;
-  control[CONTROL_GRAD_SCALE] = grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0f;
+  control[CONTROL_GRAD_SCALE] = scale;
   control[CONTROL_BIAS1] = (float)(1.0 - pow((double)beta1, (double)t));
   control[CONTROL_BIAS2] = (float)(1.0 - pow((double)beta2, (double)t));
 }

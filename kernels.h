@@ -212,7 +212,8 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate);
 
 // Fills grad_norm, grad_scale, bias1, bias2 and the counters of the control block from *sumsq and control's loss.
-// grad_clip 0 = no clipping. A loss or norm that is not finite makes this update a skipped one.
+// grad_clip 0 = no clipping. A loss that is not finite makes this update a skipped one, and so does a norm whose square
+// after clipping is not finite (Adam's second moments would not be) or which clipping would round to 0.
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2);
 
 // AdamW with decoupled weight decay over a flat range: master -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * master),

@@ -159,6 +159,29 @@ Deno.test("AdamW leaves every bit as it was when loss or gradient is not finite,
   assertEquals(everything(ours), everything(twin)); // as if the bad steps had never been
 });
 
+Deno.test("AdamW skips and counts a finite gradient whose square is no float32 after clipping, or that clipping makes 0", () => {
+  const rate = 1e-3, largest = Math.sqrt(3.4028234e38); // 1.8447e19
+  const cases: [grad_clip: number, value: number, applied: boolean][] = [
+    [0, 0.99 * largest, true],
+    [0, 1.01 * largest, false], // v would be Infinity, and the weight never move again
+    [1, 1e30, true], // clipped to 1
+    [1e25, 1e30, false], // clipped, but not enough
+    [1e-20, 3e38, false], // 1e-20 / 3e38 is 0 in float32: no update, though a finite one
+  ];
+  for (const [grad_clip, value, applied] of cases) {
+    const ours = setUp(start(), { ...OPTIONS, weight_decay: 0, grad_clip }), before = everything(ours);
+    const grads = [new Float32Array(91), new Float32Array(13).fill(value, 4, 5)];
+    const { updates, skipped, skipped_row } = ours.step(grads, rate);
+    const count = applied ? 1 : 0, what = `grad_clip ${grad_clip}, gradient ${value}`;
+    assertEquals([updates, skipped, skipped_row], [count, 1 - count, 1 - count], what);
+    const after = everything(ours);
+    assert(after.every((values) => values.every(Number.isFinite)), what);
+    if (!applied) assertEquals(after, before, what);
+    // Adam's first step is one learning rate against the sign of the gradient.
+    else assertAlmostEquals(master(ours)[1]![4]!, start().vector[4]! - rate, 1e-6, what);
+  }
+});
+
 Deno.test("AdamW adds the losses of micro-steps up, and restore() puts its counters back", () => {
   const ours = setUp(start()), grads = [normal(91, 3), normal(13, 4)];
   const losses = [1, 2, 6].map((loss) => lossOf(loss));
