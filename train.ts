@@ -3,14 +3,15 @@ import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
 import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
-import { runMain, UserError } from "./ffi/errors.ts";
-import { device, synchronize, tokenSource } from "./ffi/library.ts";
+import { runMain } from "./ffi/errors.ts";
+import { device, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
 import { configure, llamaConfig } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
 import { init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
+import { guard, isGood, type Outcome, requireGoodEnd } from "./model/guard.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { banner, dataLines, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
@@ -38,6 +39,7 @@ import {
   type StepMetrics,
 } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
+import { Stop } from "./runtime/stop.ts";
 import { backward, endStep } from "./runtime/tape.ts";
 import { readTrainerState, type TrainerState } from "./runtime/trainer_state.ts";
 import { findWorld } from "./runtime/world.ts";
@@ -88,7 +90,7 @@ const variables = {
   sample_tokens: 200, // of each such text
   sample_temperature: 0.8, // 0 = the likeliest token always
   save_interval: 1000, // checkpoints
-  keep_checkpoints: 3, // the newest so many, and the best
+  keep_checkpoints: 3, // the newest so many, two at least, and the best
   tensorboard: false, // write TensorBoard event files too
 
   // machine
@@ -216,30 +218,30 @@ type Parts = {
 
 /** Trains from the step that is saved to max_iters, or to a signal. firstDone is called when memory is as large as it gets. */
 async function steps(
-  { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak }: Parts,
+  parts: Parts,
   saved: TrainerState | undefined,
   firstDone: () => void,
 ): Promise<"finished" | "stopped"> {
-  const { seed, head_chunk } = config, { parameters } = optimizer;
-  const { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
+  const { config, c, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak } = parts;
+  const { seed, head_chunk, max_iters } = config, { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
   const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
-  let { step, best_val_loss, best_step } = saved ?? NEW_RUN;
-  const stop = stopOnSignal();
-  let stopping = false; // in company the ranks agree on it in each step
-  if (step >= config.max_iters) {
-    log.line(`nothing to do: step ${step} of max_iters ${config.max_iters} is done`);
-  }
-  const before = step; // what earlier processes did
-  const sample = () => {
-    if (tokenizer && isFirst) log.sample(step, sampleText(model, c, config, tokenizer));
-  };
-  if (step > 0 && due(step, config.sample_interval, step >= config.max_iters) && log.sampled < step) sample(); // it was killed before
+  const before = saved?.step ?? 0; // what earlier processes did
+  const best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
+  if (before >= max_iters) log.line(`nothing to do: step ${before} of max_iters ${max_iters} is done`);
   // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
   // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
   const readsLate = device.library !== "cpu" && config.debug === "" && !ranks;
   let unread = false; // the result of step `step`
   let read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
+  const stop = new Stop();
+  let stopping = false; // in company the ranks agree on it
+  let step = before, saved_step = before, last: Outcome | undefined;
   startTiming();
+
+  async function isAsked(): Promise<boolean> {
+    const asked = await stop.look();
+    return ranks ? (await ranks.sum(Number(asked)))[0]! > 0 : asked;
+  }
 
   async function readResult(step: number): Promise<[StepResult, StepMetrics]> {
     const result = await (ranks ?? ALONE).meet("result", optimizer.nextResult()); // signals and timers are served here
@@ -249,10 +251,24 @@ async function steps(
     return [result, stepMetrics(config, c, peak, step, step_ms, result)];
   }
 
-  while (step < config.max_iters && !stopping) {
+  function report(outcome: Outcome, metrics: StepMetrics, always: boolean): void {
+    log.step(metrics);
+    if (always || outcome.step % config.log_interval === 0) log.line(stepLine(metrics));
+    guard(config, outcome, () => placesOf(data, config, outcome.step), log);
+  }
+
+  async function sample(): Promise<void> {
+    if (!tokenizer || !isFirst) return;
+    const text = await sampleText(model, c, config, tokenizer, () => stop.look());
+    if (text !== undefined) log.sample(step, text);
+    stopping = !ranks && stop.asked !== ""; // in company the others are in the next step already
+  }
+
+  const samples = due(before, config.sample_interval, before >= max_iters);
+  if (before > 0 && samples && log.sampled < before) await sample(); // it was stopped or killed before
+  while (step < max_iters && !stopping) {
     debug.step = step + 1;
     ranks?.beat(step + 1);
-    let served = performance.now();
     for (let micro = 0; micro < micro_steps; micro++) {
       const at = { seed, step, micro, gradient_accumulation_steps: micro_steps, rank, world_size };
       inputs.fill(step * micro_steps + micro, (x, y) => data.trainBatch(x, y, at));
@@ -269,7 +285,7 @@ async function steps(
         log.lines(tapeListing());
         return "stopped";
       }
-      served = await serveSignals(served);
+      await stop.look();
     }
     const lr = cosineSchedule(step, config);
     if (ranks) await optimizer.stepTogether(lr, ranks, stop.asked !== "");
@@ -277,57 +293,29 @@ async function steps(
     optimizer.keepResult();
     if (unread) {
       const [result, metrics] = await readResult(step);
-      log.step(metrics);
-      if (step % config.log_interval === 0) log.line(stepLine(metrics));
-      if (result.skipped_row > 0) guard(config, data, step, result, isFirst);
+      report({ step, result }, metrics, false);
     }
     step++;
     if (step === before + 1) firstDone();
     unread = readsLate && !stopping && !isEventful(config, step);
     if (unread) continue;
     const [result, metrics] = await readResult(step);
+    last = { step, result };
 
-    const isLast = step === config.max_iters || stopping;
-    const saves = due(step, config.save_interval, isLast);
-    const evaluates = due(step, config.eval_interval, isLast || saves);
-    if (val && evaluates) {
-      metrics.val_loss = await evaluate(model, c, head_chunk, val, inputs, config.eval_batches, ranks);
+    const isLast = step === max_iters;
+    const saves = due(step, config.save_interval, isLast) && isGood(last);
+    const evaluates = val && !stopping && due(step, config.eval_interval, isLast || saves);
+    if (evaluates) {
+      const val_loss = await evaluate(model, c, head_chunk, val, inputs, config.eval_batches, ranks, isAsked);
+      if (val_loss === undefined) stopping = true;
+      else last.val_loss = metrics.val_loss = val_loss;
     }
-    log.step(metrics);
-    if (step % config.log_interval === 0 || evaluates || isLast) log.line(stepLine(metrics));
-    if (result.skipped_row > 0) guard(config, data, step, result, isFirst);
-    if (saves) {
-      const val_loss = metrics.val_loss ?? null;
-      if (val_loss !== null && val_loss < (best_val_loss ?? Infinity)) {
-        [best_val_loss, best_step] = [val_loss, step];
-      }
-      log.sync();
-      const path = await saveCheckpoint(
-        config.out_dir,
-        {
-          model: modelTensors(parameters, c),
-          optimizer: optimizerTensors(optimizer),
-          files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
-          state: {
-            step,
-            updates: result.updates,
-            skipped: result.skipped,
-            skipped_row: result.skipped_row,
-            val_loss,
-            best_val_loss,
-            best_step,
-            tokenizer: dataset.tokenizer,
-            data: dataset.sha256,
-            config,
-            versions: VERSIONS,
-          },
-        },
-        config.keep_checkpoints,
-        ranks,
-      );
-      log.line(`saved ${path}`);
+    report(last, metrics, evaluates || isLast || stopping);
+    if (saves && isGood(last) && !stopping) {
+      await save(parts, last, best);
+      saved_step = step;
     }
-    if (due(step, config.sample_interval, isLast)) sample();
+    if (due(step, config.sample_interval, isLast) && !stopping) await sample();
     if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
     if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
       log.lines(profileReport(PROFILE_STEPS));
@@ -335,23 +323,48 @@ async function steps(
     }
     read_ms = performance.now();
   }
+  if (last) requireGoodEnd(config, last);
   if (!stopping) return "finished";
+  if (last && config.save_interval > 0 && saved_step < step) await save(parts, last, best);
   const who = stop.asked || "a signal to another rank";
   log.line(`stopped by ${who} after step ${step}; ${howToGoOn(config, step)}`);
-  return step < config.max_iters ? "stopped" : "finished";
+  return step < max_iters ? "stopped" : "finished";
+}
+
+/** Saves what a step led to. best: of the checkpoints before it, and then of all. */
+async function save(
+  { config, c, dataset, tokenizer, optimizer, ranks, log }: Parts,
+  { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
+  best: { val_loss: number | null; step: number | null },
+): Promise<void> {
+  if (val_loss !== undefined && val_loss < (best.val_loss ?? Infinity)) {
+    [best.val_loss, best.step] = [val_loss, step];
+  }
+  const content = {
+    model: modelTensors(optimizer.parameters, c),
+    optimizer: optimizerTensors(optimizer),
+    files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
+    state: {
+      step,
+      updates,
+      skipped,
+      skipped_row,
+      val_loss: val_loss ?? null,
+      best_val_loss: best.val_loss,
+      best_step: best.step,
+      tokenizer: dataset.tokenizer,
+      data: dataset.sha256,
+      config,
+      versions: VERSIONS,
+    },
+  };
+  log.sync();
+  log.line(`saved ${await saveCheckpoint(config.out_dir, content, config.keep_checkpoints, ranks)}`);
 }
 
 /** The only rank of a process on its own. */
 const ALONE = { rank: 0, world_size: 1, meet: <T>(_what: string, work: Promise<T>) => work };
-const NEW_RUN = { step: 0, best_val_loss: null as number | null, best_step: null as number | null };
 const PROFILE_STEPS = 4;
-
-/** Lets signals and timers in where a step takes long, as on a CPU: after the first micro-step to end a second later. */
-async function serveSignals(last_ms: number): Promise<number> {
-  if (performance.now() - last_ms < 1000) return last_ms;
-  await synchronize();
-  return performance.now();
-}
 
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */
 function due(step: number, interval: number, always: boolean): boolean {
@@ -365,41 +378,14 @@ function isEventful(config: TrainConfig, step: number): boolean {
     [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
 }
 
-/** After a skipped update: stops the run when they are too many in a row, saying what is needed to see it again. */
-function guard(config: TrainConfig, data: Loader, step: number, result: StepResult, warns: boolean): void {
-  const { loss, grad_norm } = result;
-  if (warns) {
-    console.error(
-      `warning: the update of step ${step} was skipped: loss ${loss}, gradient norm ${grad_norm}`,
-    );
-  }
-  if (config.max_skipped === 0 || result.skipped_row < config.max_skipped) return;
-  const { seed, gradient_accumulation_steps } = config, all = { rank: 0, world_size: 1 }; // of all ranks: the same windows
+/** Where the windows lie that all ranks read in a step. */
+function placesOf(data: Loader, config: TrainConfig, step: number): string[] {
+  const { seed, gradient_accumulation_steps } = config, all = { rank: 0, world_size: 1 }; // the same windows
   const micros = Array.from({ length: gradient_accumulation_steps }, (_, micro) => micro);
-  const places = micros.flatMap((micro) =>
+  return micros.flatMap((micro) =>
     data.trainWindows({ seed, step: step - 1, micro, gradient_accumulation_steps, ...all })
       .map((window) => data.placeOf(window))
   );
-  const more = places.length > 8 ? ` and ${places.length - 8} more` : "";
-  throw new UserError(
-    `Cannot go on after step ${step}: ${result.skipped_row} updates in a row were not finite (--max_skipped); the step ` +
-      `read ${places.slice(0, 8).join(", ")}${more}; find the first bad value with --debug, or lower ` +
-      `learning_rate ${config.learning_rate}`,
-  );
-}
-
-/** These signals end the run after the current step, with a checkpoint; the second one ends it at once. */
-function stopOnSignal(): { asked: string } {
-  const stop = { asked: "" };
-  const signals = ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const; // the last two are for Slurm, before time is up
-  const listeners = signals.map((signal) => () => {
-    stop.asked = signal;
-    // The next one takes its usual effect, whatever runs then.
-    signals.forEach((other, i) => Deno.removeSignalListener(other, listeners[i]!));
-    console.error(`${signal}: stopping after this step; once more stops at once`);
-  });
-  signals.forEach((signal, i) => Deno.addSignalListener(signal, listeners[i]!));
-  return stop;
 }
 
 if (import.meta.main) await runMain(train);

@@ -10,7 +10,10 @@ import { rows } from "../runtime/tensor.ts";
 import { generate } from "./generate.ts";
 import { type Llama, type LlamaConfig, loss } from "./llama.ts";
 
-/** Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them. */
+/**
+ * Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them.
+ * Undefined when isAsked(), which all ranks call after each of their batches, tells them to stop.
+ */
 export async function evaluate(
   model: Llama,
   c: LlamaConfig,
@@ -19,16 +22,22 @@ export async function evaluate(
   inputs: Inputs,
   batches: number,
   ranks: Ranks | undefined,
-): Promise<number> {
+  isAsked: () => Promise<boolean> = () => Promise.resolve(false),
+): Promise<number | undefined> {
   let sum = 0, windows = 0;
-  const { rank, world_size } = ranks ?? { rank: 0, world_size: 1 };
-  for (let i = rank; i < Math.min(batches, val.n_evalBatches); i += world_size) {
-    let n = 0;
-    inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
-    const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
-    sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
-    windows += n;
-    endStep();
+  const { rank, world_size } = ranks ?? { rank: 0, world_size: 1 },
+    all = Math.min(batches, val.n_evalBatches);
+  for (let first = 0; first < all; first += world_size) {
+    const i = first + rank;
+    if (i < all) {
+      let n = 0;
+      inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
+      const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
+      sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
+      windows += n;
+      endStep();
+    }
+    if (await isAsked()) return undefined;
   }
   if (ranks) [sum, windows] = await ranks.sum(sum, windows) as [number, number];
   return sum / windows;
@@ -45,17 +54,21 @@ export async function evaluateAll(
 ): Promise<void> {
   const val = new Loader(tokenSource, dataset, { ...settings, vocab_size: c.vocab_size, split: "val" });
   const mean = await evaluate(model, c, settings.head_chunk, val, inputs, Infinity, ranks);
-  if (ranks && ranks.rank > 0) return;
+  if (mean === undefined || ranks && ranks.rank > 0) return;
   console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
 }
 
-/** A text that the model writes from nothing, the same every time for the same weights. */
-export function sampleText(
+/**
+ * A text that the model writes from nothing, the same every time for the same weights. Undefined when isAsked(), which is
+ * called after each token, tells it to stop.
+ */
+export async function sampleText(
   model: Llama,
   c: LlamaConfig,
   s: { sample_temperature: number; sample_tokens: number; seed: number },
   tokenizer: Tokenizer,
-): string {
+  isAsked: () => Promise<boolean>,
+): Promise<string | undefined> {
   const options = {
     temperature: s.sample_temperature,
     top_k: 0,
@@ -63,7 +76,12 @@ export function sampleText(
     seed: s.seed,
     stop: tokenizer.eot,
   };
-  return tokenizer.decode(
-    generate(model, c, [tokenizer.eot], { ...options, max_new_tokens: s.sample_tokens }),
-  );
+  const tokens: number[] = [];
+  for (
+    const token of generate(model, c, [tokenizer.eot], { ...options, max_new_tokens: s.sample_tokens })
+  ) {
+    tokens.push(token);
+    if (await isAsked()) return undefined;
+  }
+  return tokenizer.decode(tokens);
 }

@@ -16,7 +16,7 @@ import {
   writeAtomic,
   writeSynced,
 } from "../ffi/files.ts";
-import { BF16, copyToDevice, copyToHost, F32 } from "../ffi/library.ts";
+import { BF16, copyToDevice, copyToHost, F32, findNonFinite } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
 import type { Range } from "./optim.ts";
 import {
@@ -31,7 +31,7 @@ import {
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
 import { requireSum, SUMS, type Sums, writeSums } from "./sums.ts";
-import { type Address, bytesPerElement } from "./tensor.ts";
+import { type Address, bytesPerElement, readFloats } from "./tensor.ts";
 import { checkpointName, json, type TrainerState } from "./trainer_state.ts";
 
 /** A contiguous range of device memory under the name and shape it has on disk. */
@@ -64,7 +64,8 @@ const ALONE: Company = { rank: 0, barrier: () => Promise.resolve() };
 
 /**
  * Writes runDir/checkpoints/step_000123 and moves `latest` (and `best`) to it, then removes all but the newest `keep`
- * checkpoints and the best. Returns its path. Throws UserError when it cannot be written; the previous ones stay as they are.
+ * checkpoints and the best. Returns its path. Throws UserError when it cannot be written, or a value is not finite; the
+ * previous ones stay as they are.
  * Of several ranks all call it: each writes its ranges of the optimizer's tensors, rank 0 everything else.
  */
 export async function saveCheckpoint(
@@ -78,6 +79,7 @@ export async function saveCheckpoint(
   const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
   const model = `${temporary}/model.safetensors`, optimizer = `${temporary}/optimizer.safetensors`;
   const isFirst = company.rank === 0, moments = entries(content.optimizer, chunk_bytes);
+  requireFinite(final, [...content.model, ...content.optimizer]);
   try {
     if (isFirst) {
       removeTree(temporary); // left by a kill
@@ -126,7 +128,7 @@ function finishCheckpoint(
 
 /**
  * Makes true what follows from the newest checkpoint of a run, also where an earlier process was killed before it had done so:
- * `latest` and `best` name checkpoints that are there, all but the newest `keep` and the best are gone, and so is what was
+ * `latest` and `best` name checkpoints that are there, all but the newest `keep` (two at least) and the best are gone, and so is what was
  * half-written. state: that of the newest checkpoint; undefined for a run that has none. The caller holds the lock of the run.
  */
 export function settle(runDir: string, state: TrainerState | undefined, keep: number): void {
@@ -137,7 +139,7 @@ export function settle(runDir: string, state: TrainerState | undefined, keep: nu
     if (name.startsWith(HALF)) removeTree(`${parent}/${name}`);
   }
   for (const name of namesIn(runDir)) if (TEMPORARY.test(name)) removeTree(`${runDir}/${name}`);
-  const old = listCheckpoints(runDir).slice(0, -Math.max(1, keep)).filter((name) =>
+  const old = listCheckpoints(runDir).slice(0, -Math.max(LEAST_KEPT, keep)).filter((name) =>
     best_step === null || name !== checkpointName(best_step)
   );
   for (const name of old) rename(`${parent}/${name}`, `${parent}/${HALF}${name}`); // never half a checkpoint under its name
@@ -145,6 +147,7 @@ export function settle(runDir: string, state: TrainerState | undefined, keep: nu
   for (const name of old) removeTree(`${parent}/${HALF}${name}`);
 }
 
+const LEAST_KEPT = 2; // only a later step, which the next checkpoint is saved after, shows that the weights of one compute
 const HALF = ".tmp_"; // begins the name of a checkpoint that is being written or removed
 
 /** Writes the file that names a checkpoint, unless it does already; removes it where it would name none. */
@@ -291,7 +294,8 @@ function loadTensor(
 
 /**
  * Writes a model without its run to a directory: its tensors and its small files by name. Of one that is there already
- * model.safetensors goes before the first new file gets its name and comes back last: a kill leaves no mixture of both.
+ * model.safetensors goes before the first new file gets its name and comes back last: a kill leaves no mixture of both. Throws
+ * UserError for a value that is not finite.
  */
 export function saveModelFiles(
   directory: string,
@@ -301,6 +305,7 @@ export function saveModelFiles(
   const model = "model.safetensors", names = [...Object.keys(files), model];
   const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
   const isLeft = (name: string) => TEMPORARY.test(name) && names.includes(name.replace(TEMPORARY, ""));
+  requireFinite(directory, tensors);
   makeDirectory(directory);
   for (const name of namesIn(directory)) if (isLeft(name)) removeTree(`${directory}/${name}`); // by a kill
   try {
@@ -325,6 +330,22 @@ function tryToRemove(...paths: string[]): void {
     paths.forEach(removeTree);
   } catch {
     // the next start removes it
+  }
+}
+
+/** Throws UserError naming the first value that is not finite: nobody could go on with it. */
+function requireFinite(what: string, tensors: SavedTensor[]): void {
+  for (const { name, address, dtype, range, shape } of tensors) {
+    const { from, to } = range ?? whole(shape), isBF16 = bytesPerElement(dtype) === 2;
+    const index = from < to ? findNonFinite(address, isBF16 ? BF16 : F32, to - from) : -1;
+    if (index < 0) continue;
+    const [value] = readFloats(address + BigInt((isBF16 ? 2 : 4) * index), 1, dtype);
+    throw new UserError(
+      `Cannot save ${what}: element ${
+        from + index
+      } of ${name} (${shape}) is ${value}; lower the learning rate, or find the ` +
+        "first bad value with --debug",
+    );
   }
 }
 

@@ -65,6 +65,7 @@ export class RunLog {
     this.fail(error ?? reason);
   #events: EventFile | undefined;
   #isEmpty: boolean;
+  #prints = true;
 
   /**
    * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
@@ -110,9 +111,24 @@ export class RunLog {
 
   /** The same for several lines. Of what comes from outside none may begin a line, or it could forge one of the log. */
   lines(text: string): void {
-    const shown = visible(text);
-    console.log(shown);
-    this.#log.write(shown + "\n");
+    this.#write(visible(text), console.log);
+  }
+
+  /** Appends a line to log.txt and prints it to stderr. */
+  warn(text: string): void {
+    this.#write(`warning: ${visible(oneLine(text))}`, console.error);
+  }
+
+  /** A run goes on where there is nowhere to print to any more, such as a terminal that is closed. */
+  #write(text: string, print: (text: string) => void): void {
+    this.#log.write(text + "\n");
+    if (!this.#prints) return;
+    try {
+      print(text);
+    } catch (error) {
+      this.#prints = false;
+      this.warn(`from here on nothing is printed: ${(error as Error).message}`);
+    }
   }
 
   /** Appends a step to metrics.jsonl. */
@@ -249,7 +265,10 @@ function scalars(m: StepMetrics): Record<string, number> {
 
 /** What a run writes to: a RunLog, or on a rank other than the first nothing. */
 export type Log =
-  & Pick<RunLog, "line" | "lines" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail">
+  & Pick<
+    RunLog,
+    "line" | "warn" | "lines" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail"
+  >
   & Disposable;
 
 /** The log of a rank other than the first, which writes only why it failed, into the directory of the run that all share. */
@@ -257,6 +276,7 @@ export function logOfRank(rank: number, dir: string): Log {
   return {
     line() {},
     lines() {},
+    warn() {},
     step() {},
     sample() {},
     sampled: 0,

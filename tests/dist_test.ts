@@ -136,6 +136,21 @@ Deno.test("a signal to one rank stops all of them after the same step, with a ch
   assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
 });
 
+Deno.test("a signal to one rank interrupts the evaluation of all of them", mpi, async () => {
+  const out = freshPath(), flags = [...FLAGS, `--out_dir=${out}`, "--save_interval=100000"];
+  flags.push(`--data_dir=${await dataset({ words: 100_000 })}`, "--n_embd=256", "--n_inner=768");
+  flags.push("--eval_interval=2", "--eval_batches=100000", "--batch_size=1"); // half a minute
+  const job = new Job(Array(2).fill(flags));
+  await job.printed("step 1 ");
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  Deno.kill(pids(out)[1]!, "SIGTERM");
+  const { code, stdout } = await job.end();
+  assertEquals(code, 0);
+  assertMatch(stdout, /^stopped by a signal to another rank after step 2; go on with/m);
+  assertEquals(metrics(out).map((m) => [m.step, m.val_loss]), [[1, undefined], [2, undefined]]);
+  assertEquals(list(`${out}/checkpoints`), ["step_000002"]);
+});
+
 Deno.test(
   "a rank that is killed ends the job, and --resume=auto goes on from the last checkpoint",
   mpi,

@@ -16,6 +16,7 @@ import {
   Running,
   runWith,
   runWithFullDisk,
+  runWithoutStdout,
   SMALL,
   succeed,
 } from "./helpers.ts";
@@ -210,6 +211,20 @@ Deno.test("a read that fails ends a run with one line that names the shard, the 
   );
 });
 
+Deno.test({
+  name:
+    "a run that cannot print any more, as when its terminal is closed, goes on and has everything in its log",
+  ignore: Deno.build.os !== "linux", // for /dev/full
+  async fn() {
+    const out = freshPath(), flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
+    const { code, stderr } = await runWithoutStdout("train", ...flags, "--max_iters=3", "--save_interval=3");
+    assertEquals({ code, stderr }, { code: 0, stderr: "" });
+    const log = Deno.readTextFileSync(`${out}/log.txt`);
+    assertMatch(log, /^preset=tiny .*\nwarning: from here on nothing is printed: .*\ndevice cpu /);
+    assertMatch(log, /\nstep 3 \| .*\nsaved .*step_000003\n$/);
+  },
+});
+
 // ---- prepare: a full disk, kills and signals
 
 /** Some megabytes of documents as a command line, all but --out, and one document of 300 kB after the middle. */
@@ -352,7 +367,7 @@ Deno.test("updates that are not finite are skipped, counted, and end the run aft
   assertEquals(lines.length, 4);
   assertMatch(
     lines[3]!,
-    /^error: Cannot go on after step 5: 3 updates in a row were not finite \(--max_skipped\); the step read (train_000000\.bin tokens \d+ to \d+, ){7}train_000000\.bin tokens \d+ to \d+ and 4 more; find the first bad value with --debug, or lower learning_rate 0\.01$/,
+    /^error: Cannot go on after step 5: 3 updates in a row were not finite \(--max_skipped\); the step read (train_000000\.bin tokens \d+ to \d+, ){7}train_000000\.bin tokens \d+ to \d+ and 4 more; go on from step_000002 \(--resume=\S+\) with --debug, which finds the first bad value, or with a learning_rate below 0\.01$/,
   );
   assertMatch(stdout, /^step 5 \| loss NaN \| .* \| 3 skipped$/m);
   const measured = metrics(out).slice(2).map((m) => [m.step, m.loss, m.skipped]);
@@ -375,6 +390,85 @@ Deno.test("a learning rate that is far too high ends the run, and its last check
   assertEquals(code, 1);
   assertMatch(stderr, /\nerror: Cannot go on after step \d+: 2 updates in a row were not finite/);
   assertMatch(await succeed("train", `--resume=${out}`, "--eval_only"), /^val loss (NaN|\d+\.\d{6}) over/);
+});
+
+// One step at a learning rate of 1e15 leaves weights that are finite and of no use: every later loss is NaN.
+const EXPLODES = ["--learning_rate=1e15", "--min_lr=1e15", "--grad_clip=0", "--save_interval=1"];
+
+Deno.test("nothing is saved and no checkpoint removed while updates are skipped", async () => {
+  for (const keep of [1, 2]) {
+    const out = await trained(), good = `${out}/checkpoints/step_000002`, before = checksums(good);
+    const flags = [...EXPLODES, "--max_iters=20", "--max_skipped=6", `--keep_checkpoints=${keep}`];
+    const { code, stderr } = await run("train", `--resume=${out}`, ...flags);
+    assertEquals(code, 1);
+    assertMatch(
+      stderr,
+      /\nerror: Cannot go on after step 9: 6 updates .*; go on from step_000003 \(--resume=\S+\) with --debug, /,
+    );
+    assertEquals(list(`${out}/checkpoints`), ["step_000002", "step_000003"]);
+    assertEquals(checksums(good), before);
+    assertMatch(await succeed("train", `--resume=${good}`, "--eval_only"), /^val loss \d\.\d{6} over/);
+  }
+});
+
+Deno.test("a model whose val loss is not finite is not saved", async () => {
+  const out = await trained(),
+    flags = [...EXPLODES, "--max_iters=3", "--eval_interval=1", "--eval_batches=1"];
+  const { code, stdout, stderr } = await run("train", `--resume=${out}`, ...flags);
+  assertEquals(code, 1);
+  const lines = stderr.trimEnd().split("\n");
+  assertEquals(lines[0], "warning: step 3 is not saved: its val loss is NaN");
+  assertMatch(
+    lines[1]!,
+    /^error: Cannot end with step 3, nor save it: its val loss is NaN; go on from step_000002 /,
+  );
+  assertEquals(lines.length, 2);
+  assertEquals(stdout.includes("\nsaved "), false);
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002"]);
+  assertStringIncludes(Deno.readTextFileSync(`${out}/log.txt`), lines.join("\n")); // warnings, too
+});
+
+Deno.test("a run that reaches max_iters, or a signal, while updates are skipped has failed and saves nothing", async () => {
+  const out = await trained();
+  plantNaN(out, "model.embed_tokens.weight", 32 * "e".charCodeAt(0));
+  const { code, stdout, stderr } = await run("train", `--resume=${out}`, "--max_iters=4");
+  assertEquals(code, 1);
+  const last = stderr.trimEnd().split("\n").at(-1)!;
+  assertMatch(
+    last,
+    /^error: Cannot end with step 4, nor save it: the last 2 updates were not finite; go on from step_000002 \(--resume=/,
+  );
+  assertEquals(stdout.includes("\nsaved "), false);
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002"]);
+  assertEquals(ending(out), { state: "failed", error: last.slice("error: ".length) });
+
+  const running = new Running("train", `--resume=${out}`, "--max_iters=1_000_000", "--max_skipped=0");
+  await running.line("step 5 ");
+  running.signal("SIGTERM");
+  const ended = await running.end();
+  assertEquals(ended.code, 1);
+  assertMatch(
+    ended.stderr,
+    /\nerror: Cannot end with step \d+, nor save it: the last \d+ updates were not finite; /,
+  );
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002"]);
+});
+
+Deno.test("weights that are not finite are not saved, though no update was skipped", async () => {
+  for (const saved of [true, false]) {
+    const out = saved ? await trained() : freshPath();
+    const begin = saved
+      ? [`--resume=${out}`]
+      : [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
+    const flags = ["--max_iters=3", "--learning_rate=1e39", "--warmup_iters=0", "--save_interval=1"];
+    const { code, stderr } = await run("train", ...begin, ...flags);
+    assertEquals(code, 1);
+    assertMatch(
+      errorLine(stderr),
+      /^Cannot save \S+\/step_00000\d: element \d+ of model\.\S+ \([\d,]+\) is (NaN|-?Infinity); lower the learning rate, or /,
+    );
+    assertEquals(list(`${out}/checkpoints`), saved ? ["step_000001", "step_000002"] : []);
+  }
 });
 
 Deno.test("sample says that the weights are damaged when they hold a NaN", async () => {

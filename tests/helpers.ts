@@ -47,6 +47,12 @@ export async function run(task: Task, ...args: string[]): Promise<Result> {
   return result(await command(Deno.execPath(), taskArgs(task, args)).output());
 }
 
+/** Runs a task whose stdout is a file on a disk that is full. */
+export async function runWithoutStdout(task: Task, ...args: string[]): Promise<Result> {
+  const script = 'exec "$0" "$@" > /dev/full';
+  return result(await command("sh", ["-c", script, Deno.execPath(), ...taskArgs(task, args)]).output());
+}
+
 /** Runs a task that may write no file of more than `bytes`, as on a disk that is full. */
 export async function runWithFullDisk(bytes: number, task: Task, ...args: string[]): Promise<Result> {
   const script = 'trap "" XFSZ; ulimit -f "$0"; exec "$@"'; // without the trap the signal would end the program

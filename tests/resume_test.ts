@@ -91,10 +91,11 @@ async function untilSaving(run: string): Promise<void> {
   }
 }
 
-for (const signal of ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const) {
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const) {
   Deno.test(`${signal} ends a run after its step with a checkpoint to go on from`, async () => {
     const out = freshPath();
     const given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
+    given.push("--eval_interval=1_000_000", "--sample_interval=1_000_000"); // what a last step has, but for a signal
     const running = new Running("train", `--out_dir=${out}`, ...given);
     await running.line("step 3 ");
     running.signal(signal);
@@ -105,6 +106,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const) {
       said: [`${signal}: stopping after this step; once more stops at once`],
     });
     const step = metrics(out).length;
+    assertEquals([metrics(out).at(-1)!.val_loss, stdout.includes("--- sample")], [undefined, false]);
     assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
     assertEquals(ending(out), { state: "stopped", error: null });
     assertStringIncludes(
@@ -137,19 +139,50 @@ Deno.test("a run that saves nothing says so when a signal ends it", async () => 
   );
 });
 
-Deno.test("a second signal ends a run at once, even while it samples", async () => {
-  const out = freshPath();
-  const given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
-  given.push("--sample_interval=1_000_000", "--sample_tokens=1_000_000_000"); // hours, after the last step
+/** The run was stopped after a step and saved. */
+async function assertStopped(running: Running, out: string, step: number): Promise<void> {
+  const { code, stdout } = await running.end(), saved = `step_${String(step).padStart(6, "0")}`;
+  assertEquals(code, 0, stdout);
+  assertEquals(list(`${out}/checkpoints`), [saved]);
+  const command = `deno task train --resume=${out}`;
+  const said =
+    `saved ${out}/checkpoints/${saved}\nstopped by SIGTERM after step ${step}; go on with: ${command}\n`;
+  assertStringIncludes(stdout, said);
+}
+
+Deno.test("a signal interrupts a sample: the run saves and ends", async () => {
+  const out = freshPath(), given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
+  given.push(`--data_dir=${await dataset({ tokenizer: "gpt2" })}`, "--sample_interval=3");
+  given.push("--sample_tokens=1_000_000_000", "--sample_temperature=9"); // one token in 50,257 would end the text
   const running = new Running("train", `--out_dir=${out}`, ...given);
   await running.line("step 3 ");
-  running.signal("SIGINT");
-  await running.line("saved");
-  running.signal("SIGINT");
-  const { code } = await running.end();
-  assertEquals(code, 130);
-  assertEquals(list(`${out}/checkpoints`).length, 1);
+  running.signal("SIGTERM");
+  await assertStopped(running, out, 3);
+  assertEquals(list(out).includes("samples.jsonl"), false);
 });
+
+Deno.test("a signal interrupts an evaluation: the run saves and ends", async () => {
+  const out = freshPath(), data = await dataset({ words: 100_000 });
+  const model = ["--n_layer=4", "--n_embd=256", "--n_head=4", "--n_inner=768", "--block_size=64"];
+  const given = [`--data_dir=${data}`, ...SMALL, ...model, "--eval_interval=1", "--eval_batches=1_000_000"];
+  const running = new Running("train", `--out_dir=${out}`, ...given, "--save_interval=1");
+  await firstStepOf(out); // now it evaluates some 400 batches, each of which takes as long as a third of a step
+  running.signal("SIGTERM");
+  await assertStopped(running, out, 1);
+  assertEquals(metrics(out).map(({ step, val_loss }) => [step, val_loss]), [[1, undefined]]);
+});
+
+/** Waits until run.json has the memory of a whole step. */
+async function firstStepOf(out: string): Promise<void> {
+  const hasStep = () => {
+    try {
+      return "step" in JSON.parse(Deno.readTextFileSync(`${out}/run.json`)).memory;
+    } catch {
+      return false; // not there yet
+    }
+  };
+  for (let i = 0; i < 3000 && !hasStep(); i++) await new Promise((resolve) => setTimeout(resolve, 20));
+}
 
 Deno.test("a second signal ends a run at once in the middle of a long step", async () => {
   const given = await flags("--gradient_accumulation_steps=10_000_000");

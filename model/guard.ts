@@ -1,0 +1,50 @@
+// What becomes of a run whose numbers are not finite. The device has skipped such an update already; here the run is told, and
+// ended where there are too many of them or where it would end on one. Nothing is saved while they last.
+import { UserError } from "../ffi/errors.ts";
+import { listCheckpoints } from "../runtime/checkpoint.ts";
+import type { Log } from "../runtime/metrics.ts";
+import type { StepResult } from "../runtime/optim.ts";
+
+/** What is read here of the variables of train.ts. */
+export type GuardConfig = { out_dir: string; max_skipped: number; learning_rate: number };
+
+/** What came of a step. */
+export type Outcome = { step: number; result: StepResult; val_loss?: number };
+
+/** Whether the weights after a step may be saved. Those before a skipped update may not: it may be they that are bad. */
+export function isGood({ result, val_loss }: Outcome): boolean {
+  return result.skipped_row === 0 && Number.isFinite(val_loss ?? 0);
+}
+
+/** Warns of a step that is not good. Throws UserError after too many skipped updates in a row, saying what the step read. */
+export function guard(config: GuardConfig, outcome: Outcome, places: () => string[], log: Log): void {
+  const { step, result: { loss, grad_norm, skipped_row }, val_loss } = outcome;
+  if (isGood(outcome)) return;
+  const what = skipped_row > 0
+    ? `the update of step ${step} was skipped: loss ${loss}, gradient norm ${grad_norm}`
+    : `step ${step} is not saved: its val loss is ${val_loss}`;
+  log.warn(what);
+  if (config.max_skipped === 0 || skipped_row < config.max_skipped) return;
+  const read = places(), more = read.length > 8 ? ` and ${read.length - 8} more` : "";
+  throw new UserError(
+    `Cannot go on after step ${step}: ${skipped_row} updates in a row were not finite (--max_skipped); the step ` +
+      `read ${read.slice(0, 8).join(", ")}${more}; ${howToMend(config)}`,
+  );
+}
+
+/** Throws UserError where a run ends with a step that is not good. */
+export function requireGoodEnd(config: GuardConfig, outcome: Outcome): void {
+  if (isGood(outcome)) return;
+  const { step, result: { skipped_row }, val_loss } = outcome;
+  const what = skipped_row > 0
+    ? `the last ${skipped_row} updates were not finite`
+    : `its val loss is ${val_loss}`;
+  throw new UserError(`Cannot end with step ${step}, nor save it: ${what}; ${howToMend(config)}`);
+}
+
+/** What to do about numbers that are not finite, as far as anything is saved to go on from. */
+function howToMend({ out_dir, learning_rate }: GuardConfig): string {
+  const newest = listCheckpoints(out_dir).at(-1);
+  const from = newest ? `go on from ${newest} (--resume=${out_dir})` : "nothing was saved: start again";
+  return `${from} with --debug, which finds the first bad value, or with a learning_rate below ${learning_rate}`;
+}
