@@ -3,7 +3,7 @@
 // which have no meta.json, and nanoGPT's train.bin and val.bin, which have no header either (uint16 all the way).
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { lookedIn, sha256OfFile } from "../ffi/files.ts";
+import { sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta } from "./meta.ts";
 import { orMistake } from "../ffi/system_error.ts";
 
@@ -136,8 +136,7 @@ function listFiles(dir: string): string[] {
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new UserError(
-      `Cannot open dataset "${dir}": there is no such directory${lookedIn(dir)}; make it: ` +
-        `deno task prepare --input FILES --out ${dir}`,
+      `Cannot open dataset "${dir}": there is no such directory; make it: deno task prepare --input FILES --out ${dir}`,
     );
   }
 }

@@ -1,7 +1,7 @@
 // Files, where Deno's own functions do not promise enough: checksums in bounded memory, and changes that survive a crash. Every
 // change of a file or directory that the next start relies on goes through here, where a test can stop it at any point.
 import { createHash } from "node:crypto";
-import { dirname, isAbsolute } from "node:path";
+import { dirname } from "node:path";
 import { orMistake } from "./system_error.ts";
 
 /** A change that is about to be made to the disk. */
@@ -21,11 +21,12 @@ export type Change = {
 export type Watcher = (change: Change) => number | void;
 
 let watcher: Watcher | undefined;
+let syncs = true;
 
-/** Has changes watched until the end of the block: `using _ = watchChanges(...)`. For tests. */
+/** Has changes watched until the end of the block: `using _ = watchChanges(...)`. Nothing is synced then. For tests. */
 export function watchChanges(watch: Watcher): Disposable {
-  watcher = watch;
-  return { [Symbol.dispose]: () => watcher = undefined };
+  [watcher, syncs] = [watch, false];
+  return { [Symbol.dispose]: () => [watcher, syncs] = [undefined, true] };
 }
 
 /** Makes a change. Throws UserError, which begins with `failure`, where the system refuses it. */
@@ -83,7 +84,7 @@ export class OutFile implements Disposable {
 
   /** Waits until the file is on the disk; its name is there after syncDirectory(). */
   sync(): void {
-    make(this.#failure, { kind: "sync", path: this.path }, () => this.file.syncSync());
+    make(this.#failure, { kind: "sync", path: this.path }, () => syncs && this.file.syncSync());
   }
 
   [Symbol.dispose](): void {
@@ -151,7 +152,7 @@ export function syncDirectory(path: string): void {
   if (Deno.build.os === "windows") return; // directories cannot be opened there
   make(`Cannot write to ${path}`, { kind: "syncDirectory", path }, () => {
     using directory = Deno.openSync(path);
-    directory.syncSync();
+    if (syncs) directory.syncSync();
   });
 }
 
@@ -165,25 +166,10 @@ export function sha256OfFile(path: string): string {
   return hash.digest("hex");
 }
 
-/** The directory in which a relative path is looked for, to say that nothing is there: " in /home/me/loam"; "" for others. */
-export function lookedIn(path: string): string {
-  return isAbsolute(path) ? "" : ` in ${Deno.cwd()}`;
-}
-
 /** Whether path names a file that is there. */
 export function isFile(path: string): boolean {
   try {
     return Deno.statSync(path).isFile;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return false;
-  }
-}
-
-/** Whether there is a directory of that name. */
-export function isDirectory(path: string): boolean {
-  try {
-    return Deno.statSync(path).isDirectory;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return false;

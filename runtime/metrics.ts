@@ -5,6 +5,7 @@ import { endStep, noGrad } from "./tape.ts";
 import { explain, UserError } from "../ffi/errors.ts";
 import process from "node:process";
 import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../ffi/files.ts";
+import { asMistake } from "../ffi/system_error.ts";
 import { device, memoryUse } from "../ffi/library.ts";
 import { oneLine, visible } from "../ffi/visible.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
@@ -83,16 +84,22 @@ export class RunLog {
       this.#log = new OutFile(`${dir}/log.txt`, "append");
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) throw error;
-      throw new UserError(`Cannot write to ${dir}: ${(error as Error).message}; choose another --out_dir`);
+      const what = error instanceof UserError ? error : asMistake(`Cannot write to ${dir}`, error);
+      throw new UserError(`${(what as Error).message}; choose another --out_dir`);
     }
-    if (!lock(this.#log.file)) throw isBusy(dir);
-    claimRun(dir);
     this.#onStep = more.onStep;
     this.#isEmpty = after === undefined;
-    const { last, sampled } = after === undefined ? NO_LINES : truncateMetrics(dir, after);
-    this.sampled = sampled;
-    this.#metrics = new OutFile(`${dir}/metrics.jsonl`, "append");
     try {
+      if (!lock(this.#log.file)) throw isBusy(dir);
+      claimRun(dir);
+    } catch (error) {
+      this.#log[Symbol.dispose]();
+      throw error;
+    }
+    try {
+      const { last, sampled } = after === undefined ? NO_LINES : truncateMetrics(dir, after);
+      this.sampled = sampled;
+      this.#metrics = new OutFile(`${dir}/metrics.jsonl`, "append");
       writeAtomic(`${dir}/config.json`, config);
       if (more.tensorboard) this.#events = new EventFile(dir, after);
       if (!endsWithLine(`${dir}/log.txt`)) this.#log.write("\n"); // a kill cut the last one short
@@ -173,7 +180,7 @@ export class RunLog {
   /** Closes the files, and removes them where nothing came of a new run. */
   [Symbol.dispose](): void {
     for (const event of UNCAUGHT) removeEventListener(event, this.#recordUncaught);
-    this.#metrics[Symbol.dispose]();
+    this.#metrics?.[Symbol.dispose](); // not there where the constructor failed
     this.#events?.[Symbol.dispose]();
     releaseRun(this.dir); // before the lock: who takes it next writes a file of its own
     this.#log[Symbol.dispose]();

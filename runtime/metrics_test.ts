@@ -2,6 +2,7 @@ import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import {
   formatBytes,
+  linesFromEnd,
   logOfRank,
   memoryBytes,
   peakFlops,
@@ -186,8 +187,57 @@ Deno.test("truncateMetrics() drops later steps and a half-written last line", ()
 
 Deno.test("truncateMetrics() of a run without metrics does nothing", () => {
   using run = runDirectory();
-  truncateMetrics(run.dir, 3);
+  assertEquals(truncateMetrics(run.dir, 3), { last: 0, sampled: 0 });
   assertEquals([...Deno.readDirSync(run.dir)].length, 0);
+});
+
+Deno.test("truncateMetrics() reads the ends of files that are larger than any string", () => {
+  using run = runDirectory();
+  for (const name of ["metrics.jsonl", "samples.jsonl"]) {
+    const path = `${run.dir}/${name}`;
+    Deno.writeTextFileSync(path, "");
+    Deno.truncateSync(path, 3e9); // takes no room on the disk
+    Deno.writeTextFileSync(path, '\n{"step":7}\n{"step":8}\n{"step":9}\n{"st', { append: true });
+  }
+  assertEquals(truncateMetrics(run.dir, 8), { last: 8, sampled: 8 });
+  assertEquals(Deno.statSync(`${run.dir}/metrics.jsonl`).size, 3e9 + '\n{"step":7}\n{"step":8}\n'.length);
+});
+
+Deno.test("linesFromEnd() gives the lines of a file backwards, whatever the pieces that it reads", () => {
+  using run = runDirectory();
+  const path = `${run.dir}/lines`;
+  for (
+    const text of [
+      "",
+      "\n",
+      "a",
+      "a\n",
+      "\n\na\n",
+      "one\n\ntwo, and longer\nthree\ncut",
+      "x".repeat(40) + "\ny\n",
+    ]
+  ) {
+    Deno.writeTextFileSync(path, text);
+    const whole = text.split("\n").slice(0, -1); // the last one has no line feed
+    let end = 0;
+    const expected = whole.map((text) => ({ text, end: end += text.length + 1 })).reverse();
+    for (const chunk_bytes of [1, 2, 3, 7, 1000]) {
+      assertEquals([...linesFromEnd(path, chunk_bytes)], expected, JSON.stringify([text, chunk_bytes]));
+    }
+  }
+});
+
+Deno.test("RunLog says which steps metrics.jsonl lacks, and ends a line of the log that was cut short", () => {
+  const line = (step: number) => JSON.stringify({ ...METRICS, step }) + "\n";
+  const cases = [[4, "steps 3 to 4"], [3, "step 3"], [2, undefined], [1, undefined]] as const;
+  for (const [after, missing] of cases) {
+    using run = runDirectory();
+    Deno.writeTextFileSync(`${run.dir}/metrics.jsonl`, line(1) + line(2) + line(3).slice(0, 9));
+    Deno.writeTextFileSync(`${run.dir}/log.txt`, "step 1 | lo");
+    new RunLog(run.dir, "{}\n", after)[Symbol.dispose]();
+    const said = missing ? [`metrics.jsonl has no ${missing}`] : [];
+    assertEquals(Deno.readTextFileSync(`${run.dir}/log.txt`).split("\n"), ["step 1 | lo", ...said, ""]);
+  }
 });
 
 Deno.test("memoryBytes() and peakFlops() are of the right order", () => {

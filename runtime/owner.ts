@@ -37,9 +37,13 @@ export function claimRun(dir: string): void {
   writeAtomic(path(dir), JSON.stringify({ host: here, pid: Deno.pid, job } satisfies Owner) + "\n");
 }
 
-/** Removes owner.json. */
+/** Removes owner.json, if the system lets it: the next process there replaces what is left. */
 export function releaseRun(dir: string): void {
-  if (isFile(path(dir))) remove(path(dir));
+  try {
+    if (isFile(path(dir))) remove(path(dir));
+  } catch (error) {
+    if (!(error instanceof UserError)) throw error;
+  }
 }
 
 function path(dir: string): string {

@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { dirname } from "node:path";
 import { type Change, watchChanges } from "../ffi/files.ts";
+import { freshPath } from "./helpers.ts";
 
 /** Contents by path, "" being the directory itself; null for a directory. */
 export type Files = Map<string, Uint8Array | null>;
@@ -17,24 +18,6 @@ type Entry = { directory: Directory; name: string };
 type Move = { from?: Entry; to?: Entry & { node: Node } }; // of a name, that may not be on the disk yet
 
 const NOTHING = new Uint8Array();
-
-const scratch = temporaryDirectory();
-Deno.test.afterAll(() => Deno.removeSync(scratch, { recursive: true }));
-let paths = 0;
-
-/** In memory where the system offers that: syncs take no time there. */
-function temporaryDirectory(): string {
-  try {
-    return Deno.makeTempDirSync({ dir: "/dev/shm", prefix: "loam_" });
-  } catch {
-    return Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_" });
-  }
-}
-
-/** A path where nothing is yet. */
-export function freshPath(): string {
-  return `${scratch}/${++paths}`;
-}
 
 /**
  * Does some work, and returns each different state in which the directory could be found if it ended at any moment. A process that
@@ -67,6 +50,12 @@ export async function crashes(
   }
   look("at the end");
   return { changes, states: [...states.values()] };
+}
+
+/** Does some work without the time of syncs. */
+export async function unsynced<T>(work: () => T): Promise<Awaited<T>> {
+  using _ = watchChanges(() => {});
+  return await work();
 }
 
 /** What went wrong at a change: errors as the operating system reports them. */
@@ -103,7 +92,7 @@ export async function inEach(states: State[], check: (root: string, state: State
     const { files, story } = state, root = freshPath();
     restore(files, root);
     try {
-      await check(root, state);
+      await unsynced(() => check(root, state));
     } catch (error) {
       throw new Error(`${story}\n${(error as Error).message}`, { cause: error });
     }

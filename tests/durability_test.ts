@@ -1,14 +1,20 @@
 // A process may be killed and a machine may lose power before any change of any file, and the system may refuse each: what is
 // then on the disk is whole under its final names, pointers are true, and the next start goes on and cleans up.
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { openTokenizer } from "../data/tokenizer.ts";
+import { UserError } from "../ffi/errors.ts";
 import { isFile } from "../ffi/files.ts";
+import { open } from "../ffi/library.ts";
+import { loadModel, saveModel } from "../model/checkpoint.ts";
+import { init, type LlamaConfig } from "../model/llama.ts";
 import { openRun } from "../model/run_directory.ts";
 import { listCheckpoints, settle } from "../runtime/checkpoint.ts";
+import { Parameters } from "../runtime/optim.ts";
 import { readSums, requireSums, SUMS } from "../runtime/sums.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { train, type TrainConfig } from "../train.ts";
-import { crashes, freshPath, inEach, type State } from "./disk.ts";
-import { dataset, list, metrics, SMALL } from "./helpers.ts";
+import { crashes, failing, inEach, type State, unsynced } from "./disk.ts";
+import { dataset, freshPath, list, metrics, SMALL } from "./helpers.ts";
 
 /** Runs without what it prints. */
 async function quietly<T>(work: () => T): Promise<Awaited<T>> {
@@ -138,3 +144,184 @@ function unsettled(run: string, state: TrainerState | undefined): string[] {
     ...(temporary ? ["temporary"] : []),
   ];
 }
+
+Deno.test("a run's log says which change the system refuses, and the next process goes on", async () => {
+  const config = {
+    out_dir: "",
+    resume: "auto",
+    data_dir: "",
+    eval_only: false,
+    tensorboard: true,
+    save_interval: 1,
+  };
+  const metrics = { loss: 1, lr: 1, grad_norm: 1, tokens: 1, tokens_per_sec: 1, step_ms: 1, mfu: null };
+  const work = (out_dir: string) =>
+    quietly(async () => {
+      using log = await openRun({ ...config, out_dir }, undefined);
+      settle(out_dir, undefined, 1);
+      log.step({ step: 1, ...metrics, memory_bytes: 1, skipped: 0 });
+      log.sync();
+      log.sample(1, "text");
+    });
+  for (const error of ["full", "broken"] as const) {
+    for (let number = 1, reached = true; reached; number++) {
+      const run = freshPath(), result = await failing(number, error, () => work(run));
+      reached = result.reached;
+      const failed = String(result.failed);
+      if (result.failed) {
+        assertMatch(failed, /^UserError: Cannot .*\(os error \d+\).*$/, `${error} at ${number}: ${failed}`);
+      }
+      await unsynced(() => work(run));
+      assertEquals(sampled(run), [1]);
+      assertEquals(list(run).filter((name) => !name.startsWith("events.")), [
+        "config.json",
+        "log.txt",
+        "metrics.jsonl",
+        "samples.jsonl",
+      ]);
+    }
+  }
+});
+
+// ---- a model without its run
+
+Deno.test("saveModel() over another model may end at any moment and be refused any change, and leaves no mixture", async () => {
+  open("cpu", { threads: 1 });
+  const tokenizer = await openTokenizer("bytes");
+  const c: LlamaConfig = {
+    ...{
+      vocab_size: tokenizer.vocab_size,
+      n_layer: 1,
+      n_embd: 16,
+      n_head: 2,
+      n_kv_head: 1,
+      head_dim: 8,
+      n_inner: 24,
+    },
+    ...{ block_size: 8, rope_theta: 10000, norm_eps: 1e-6, tie_word_embeddings: true },
+  };
+  const models = [1, 2].map((n) => {
+    const config = { ...c, rope_theta: 1000 * n },
+      parameters = new Parameters(init(config), { seed: n, train: false });
+    return { save: (dir: string) => saveModel(dir, parameters, config, tokenizer), config };
+  });
+  const [old, fresh] = models as [typeof models[0], typeof models[0]], path = freshPath();
+  const load = (dir: string) => {
+    const { model, config } = loadModel(dir);
+    return JSON.stringify([config, [...model.norm.toArray()], [...model.embed_tokens.toArray()]]);
+  };
+  const known = models.map(({ save }, i) => {
+    save(`${path}/${i}`);
+    return load(`${path}/${i}`);
+  });
+  assert(known[0] !== known[1]);
+
+  const requireNoMixture = (dir: string, story: string) => {
+    try {
+      assert(known.includes(load(dir)), `a mixture ${story}`);
+    } catch (error) {
+      if (!(error instanceof UserError)) throw error;
+      assertEquals(isFile(`${dir}/model.safetensors`), false, `${error.message} ${story}`);
+    }
+  };
+  const root = freshPath(), names = list(`${path}/0`);
+  Deno.mkdirSync(root);
+  old.save(`${root}/model`);
+  const { changes, states } = await crashes(root, () => fresh.save(`${root}/model`));
+  assert(changes > 40 && states.length > 30, `${changes} changes, ${states.length} states`);
+  await inEach(states, (root) => {
+    requireNoMixture(`${root}/model`, "");
+    fresh.save(`${root}/model`);
+    assertEquals(load(`${root}/model`), known[1]);
+    assertEquals(list(`${root}/model`), names);
+  });
+  for (const error of ["full", "broken"] as const) {
+    for (let number = 1, reached = true; reached; number++) {
+      const dir = freshPath();
+      await unsynced(() => old.save(dir));
+      const result = await failing(number, error, () => fresh.save(dir));
+      reached = result.reached;
+      if (result.failed) assertMatch(String(result.failed), /^UserError: Cannot .*$/);
+      requireNoMixture(dir, `${error} at ${number}`);
+      await unsynced(() => fresh.save(dir));
+      assertEquals([load(dir), list(dir)], [known[1], names]);
+    }
+  }
+});
+
+// ---- no way around it
+
+/** What changes files in other ways, and why it may. */
+const ELSEWHERE: Record<string, { calls: string[]; because: string }> = {
+  "ffi/files.ts": {
+    calls: ["Deno.mkdirSync", "Deno.openSync", "Deno.removeSync", "Deno.renameSync"],
+    because: "it is the place",
+  },
+  "ffi/build.ts": {
+    calls: ["Deno.mkdir", "Deno.remove", "Deno.rename", "Deno.writeTextFile"],
+    because: "a library that is lost is compiled again",
+  },
+  "ffi/compile.ts": { calls: ["Deno.remove"], because: "a program that is lost is compiled again" },
+  "data/prepare/lock.ts": {
+    calls: ["Deno.openSync", "Deno.removeSync"],
+    because: "a lock is for living processes",
+  },
+  "runtime/metrics.ts": { calls: ["Deno.openSync"], because: "requireIdle() opens the log for its lock" },
+  "runtime/roll_call.ts": {
+    calls: ["Deno.mkdirSync", "Deno.removeSync", "Deno.renameSync", "Deno.writeTextFileSync"],
+    because: "ranks speak to each other there while they live",
+  },
+};
+
+const CHANGES =
+  /Deno\.((write|rename|remove|mkdir|truncate|create|copyFile|link|symlink|chmod|chown|utime|makeTemp)(?!SignalListener)\w*|open(Sync)?(?=\([^()]*(\([^()]*\))*[^()]*,))|node:fs|fs\/promises/g;
+
+Deno.test("every change of a file goes through ffi/files.ts", () => {
+  const found: Record<string, string[]> = {}, root = new URL("../", import.meta.url);
+  const folders = [
+    "",
+    "ffi/",
+    "runtime/",
+    "model/",
+    "data/",
+    "data/prepare/",
+    "data/read/",
+    "data/tokenizers/",
+  ];
+  folders.push("data/train_tokenizer/", "data/inspect/", "serve/");
+  for (const folder of folders) {
+    for (const { name } of Deno.readDirSync(new URL(folder || ".", root))) {
+      if (!name.endsWith(".ts") || name.endsWith("_test.ts") || /^test(ing|_\w+)\.ts$/.test(name)) continue;
+      const source = Deno.readTextFileSync(new URL(folder + name, root)), calls = source.match(CHANGES);
+      if (calls) found[folder + name] = [...new Set(calls)].sort();
+    }
+  }
+  const allowed = Object.entries(ELSEWHERE).map(([file, { calls }]) => [file, calls]);
+  assertEquals(found, Object.fromEntries(allowed));
+});
+
+Deno.test("the rule sees each way to change a file", () => {
+  const changes = [
+    'Deno.writeTextFileSync("a", "")',
+    "await Deno.writeFile(path, bytes)",
+    "Deno.rename(a, b)",
+    "Deno.removeSync(a)",
+    "Deno.openSync(path, { write: true })",
+    "Deno.openSync(join(dir, NAME), OPTIONS)",
+    "Deno.open(\n  path,\n  { append: true },\n)",
+    "Deno.create(a)",
+    "Deno.makeTempDirSync()",
+    'import { writeFileSync } from "node:fs"',
+  ];
+  for (const change of changes) assert(change.match(CHANGES), change);
+  for (
+    const other of [
+      "Deno.openSync(path)",
+      "Deno.openSync(`${dir}/a`)",
+      "Deno.removeSignalListener(a, b)",
+      "Deno.readFile(a)",
+    ]
+  ) {
+    assertEquals(other.match(CHANGES), null, other);
+  }
+});

@@ -91,16 +91,17 @@ async function copyRepository(): Promise<string> {
   return copy;
 }
 
-/** Whether a test fails when the fault is there. Leaves the sources as they were. */
+/** Whether a test fails when the fault is there. Leaves the copy as it was. */
 async function isCaught(copy: string, mutant: Mutant): Promise<boolean> {
   const path = `${copy}/${mutant.file}`, source = Deno.readTextFileSync(path);
   let complaint: string | undefined;
   try {
     Deno.writeTextFileSync(path, plant(source, mutant));
-    complaint = await build(copy);
+    complaint = await build(copy, mutant.file);
     for (const test of mutant.tests) complaint ||= await firstComplaint(copy, test, deviceOf(mutant.file));
   } finally {
-    Deno.writeTextFileSync(path, source); // the next fault, or none, is built over it
+    Deno.writeTextFileSync(path, source);
+    await build(copy, mutant.file);
   }
   const verdict = complaint ? "caught  " : mutant.harmless === undefined ? "SURVIVED" : "harmless";
   console.log(
@@ -109,9 +110,10 @@ async function isCaught(copy: string, mutant: Mutant): Promise<boolean> {
   return Boolean(complaint);
 }
 
-/** Builds the libraries that are not up to date; returns what is wrong, if anything. */
-async function build(copy: string): Promise<string | undefined> {
-  const args = ["run", "-q", "-P=build", "ffi/build.ts", "--only=cpu,emu"];
+/** Builds what a file is a source of; returns what is wrong, if anything. */
+async function build(copy: string, file: string): Promise<string | undefined> {
+  if (!/\.(cpp|cu|h)$/.test(file)) return;
+  const args = ["run", "-q", "-P=build", "ffi/build.ts", `--only=${deviceOf(file)}`];
   const { code, text } = await output(Deno.execPath(), args, copy);
   return code === 0 ? undefined : `does not compile: ${lastLine(text)}`;
 }

@@ -33,7 +33,7 @@ export function completePublishing(dir: string): Meta | undefined {
     if (OUR_FILES.test(name)) rename(join(unfinished, name), join(dir, name));
     else if (name !== "meta.json") remove(join(unfinished, name));
   }
-  syncDirectory(dir);
+  for (const changed of [unfinished, dir]) syncDirectory(changed);
   rename(join(unfinished, "meta.json"), join(dir, "meta.json"));
   removeIfEmpty(unfinished);
   syncDirectory(dir);
