@@ -1,16 +1,19 @@
 // Token bins: a dataset is a directory of shards in llm.c's format and a meta.json. A shard is a header of 256 int32
 // (magic, version, number of tokens, zeros) and then the tokens, all little-endian. Also read: llm.c's own directories,
-// which have no meta.json, and nanoGPT's train.bin and val.bin, which have no header either (uint16 all the way).
+// which have no meta.json, and nanoGPT's train.bin and val.bin, which have no header either (uint16 all the way), with the
+// meta.pkl that names the characters of its first example.
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta } from "./meta.ts";
+import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
 import { orMistake } from "../ffi/system_error.ts";
 
 export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
 export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
 const MAGICS: readonly number[] = [20240520, 20240801];
+const GPT_2 = { tokenizer: "gpt2", vocab_size: 50257, eot: 50256 };
 const LLAMA_3_EOT = 128_000; // <|begin_of_text|>, which llm.c's scripts put before each document
 
 /** A file of tokens. */
@@ -29,8 +32,10 @@ export interface Shard {
 export interface Dataset {
   /** The directory it was opened from; of a mix, what it was opened as. */
   dir: string;
-  /** Where it comes from. Of llm.c's and nanoGPT's, which do not say it, tokenizer and vocabulary are assumed. */
+  /** Where it comes from. */
   format: "loam" | "llm.c" | "nanoGPT" | "mix";
+  /** What its files do not say and is taken for granted; dtype is that of the tokens. */
+  assumed: readonly ("dtype" | "tokenizer" | "vocab_size" | "eot")[];
   /** What openTokenizer() takes; null if it is not known. */
   tokenizer: string | null;
   /** One more than the largest id that may occur. */
@@ -44,6 +49,9 @@ export interface Dataset {
   /** Identifies the data: SHA-256 by file name, as meta.json has it. Empty for llm.c's and nanoGPT's. */
   sha256: Record<string, string>;
 }
+
+/** Something that llm.c's and nanoGPT's files do not say. */
+export type Assumed = Dataset["assumed"][number];
 
 /** Bytes of one token on disk for a vocabulary. */
 export function tokenBytes(vocab_size: number): 2 | 4 {
@@ -70,10 +78,22 @@ export function openDataset(dir: string): Dataset {
     );
   }
   refuseMixedKinds(first, [...train, ...val]);
-  const format = first.header_bytes === 0 ? "nanoGPT" : "llm.c";
+  const shards = { dir, train, val, sha256: {} };
+  if (first.header_bytes === 0) return openNanoGPT(shards, files);
+  const format = "llm.c" as const, assumed = ["tokenizer", "vocab_size", "eot"] as const;
   return first.token_bytes === 2
-    ? { dir, format, tokenizer: "gpt2", vocab_size: 50257, eot: 50256, train, val, sha256: {} }
-    : { dir, format, tokenizer: null, vocab_size: 128_256, eot: LLAMA_3_EOT, train, val, sha256: {} };
+    ? { ...shards, format, assumed, ...GPT_2 }
+    : { ...shards, format, assumed, tokenizer: null, vocab_size: 128_256, eot: LLAMA_3_EOT };
+}
+
+/** nanoGPT's bins: of the characters that a meta.pkl beside them names, or else of GPT-2's tokens. */
+function openNanoGPT(shards: Pick<Dataset, "dir" | "train" | "val" | "sha256">, files: string[]): Dataset {
+  const format = "nanoGPT" as const;
+  if (!files.includes("meta.pkl")) {
+    return { ...shards, format, assumed: ["dtype", "tokenizer", "vocab_size", "eot"], ...GPT_2 };
+  }
+  const tokenizer = join(shards.dir, "meta.pkl"), { vocab_size, eot } = openMetaPkl(tokenizer);
+  return { ...shards, format, assumed: ["dtype"], tokenizer, vocab_size, eot };
 }
 
 /**
@@ -172,6 +192,7 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
   return {
     dir,
     format: "loam",
+    assumed: [],
     tokenizer: meta.tokenizer === "." ? dir : meta.tokenizer,
     vocab_size: meta.vocab_size,
     eot: meta.eot,

@@ -51,6 +51,7 @@ for (const vocab_size of [300, 65_535, 65_536]) {
       assertEquals(dataset, {
         dir,
         format: "loam",
+        assumed: [],
         tokenizer: dir,
         vocab_size,
         eot: vocab_size - 1,

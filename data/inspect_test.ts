@@ -198,7 +198,7 @@ Deno.test("data reads nanoGPT's files, whose documents end with the end-of-text 
     const text = await output("--dir", dir);
     assertStringIncludes(
       text,
-      "nanoGPT's bins, tokenizer gpt2 (assumed), vocabulary 50,257, end of text 50256",
+      "nanoGPT's bins of uint16 (assumed), tokenizer gpt2 (assumed), vocabulary 50,257 (assumed), end of text 50256 (assumed)",
     );
     assertStringIncludes(text, "\n  -      train.bin  5 tokens  no checksum to compare\n");
     assertStringIncludes(text, "\n  train          2       5              1.5        3.200       1\n"); // 16 bytes
@@ -227,7 +227,10 @@ Deno.test("data --tokenizer says what assumed GPT-2 tokens are, and may not cont
   inDirectory(async (dir) => {
     for (const split of ["train", "val"]) write(`${dir}/${split}.bin`, 2, bytes("Hi", "Ho"), false);
     const text = await output("--dir", dir, "--tokenizer=bytes");
-    assertStringIncludes(text, "tokenizer bytes (assumed), vocabulary 257, end of text 256");
+    assertStringIncludes(
+      text,
+      "tokenizer bytes (assumed), vocabulary 257 (assumed), end of text 256 (assumed)",
+    );
     assertStringIncludes(text, '\n  1  2 tokens  "Ho"');
     writeDataset(dir);
     assertEquals(

@@ -39,6 +39,7 @@ function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSour
     train: shards,
     val: shards,
     sha256: {},
+    assumed: [],
   };
   return { dataset, source, memory };
 }

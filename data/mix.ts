@@ -2,6 +2,7 @@
 // the second. Each is gone through by itself, without replacement, however often its share takes it round.
 import { resolve } from "node:path";
 import { UserError } from "../ffi/errors.ts";
+import { isFile, sha256OfFile } from "../ffi/files.ts";
 import type { Dataset } from "./bins.ts";
 import { CYCLE, slotsOf } from "./order.ts";
 
@@ -70,6 +71,7 @@ function mixOf(data_dir: string, parts: Part[]): Mix {
   return {
     dir: data_dir,
     format: "mix",
+    assumed: [...new Set(datasets.flatMap(({ assumed }) => assumed))],
     tokenizer,
     vocab_size,
     eot,
@@ -95,19 +97,9 @@ function refuseDifferent(a: Dataset, b: Dataset): void {
   if (a.eot !== b.eot) throw differ("eot", a.eot, b.eot);
 }
 
-/** Tokenizers have the same name, or lie in directories with the same tokenizer.json. */
+/** Tokenizers have the same name, or the same file: tokenizer.json in a directory, or meta.pkl. */
 function sameTokenizer(a: string | null, b: string | null): boolean {
   if (a === b) return true;
-  const text = tokenizerJson(a);
-  return text !== undefined && text === tokenizerJson(b);
-}
-
-function tokenizerJson(directory: string | null): string | undefined {
-  if (directory === null) return undefined;
-  try {
-    return Deno.readTextFileSync(`${directory}/tokenizer.json`);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
-  }
+  const [fileA, fileB] = [a, b].map((name) => name?.endsWith(".pkl") ? name : `${name}/tokenizer.json`);
+  return isFile(fileA!) && isFile(fileB!) && sha256OfFile(fileA!) === sha256OfFile(fileB!);
 }

@@ -15,6 +15,7 @@ function fake(dir: string, fields: Partial<Dataset> = {}): Dataset {
   return {
     dir,
     format: "loam",
+    assumed: [],
     tokenizer: "gpt2",
     vocab_size: 50257,
     eot: 50256,

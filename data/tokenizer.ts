@@ -60,6 +60,7 @@ export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
   if (nameOrPath === "gpt2" || nameOrPath === "cl100k" || nameOrPath === "o200k") {
     return (await import("./tokenizers/tiktoken.ts")).tiktokenTokenizer(nameOrPath);
   }
+  if (nameOrPath.endsWith(".pkl")) return (await import("./tokenizers/nano_gpt.ts")).openMetaPkl(nameOrPath);
   const path = nameOrPath.endsWith(".json") ? nameOrPath : `${nameOrPath}/tokenizer.json`;
   if (!isFile(path)) {
     throw new UserError(

@@ -7,6 +7,7 @@ import { oneLine } from "../ffi/visible.ts";
 import { peakFlops } from "../runtime/metrics.ts";
 import { openAndDescribe } from "./device.ts";
 import { flopsPerToken, type LlamaConfig } from "./llama.ts";
+import { dataFacts } from "./report.ts";
 import { memoryTable, modelSize, planMemory, roomFor, type StepSettings, timeMicroStep } from "./plan.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
@@ -26,11 +27,7 @@ export function dryRun(
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = flopsPerToken(c, c.block_size);
   const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
-  row(
-    "data",
-    `${dataset.dir}: ${tokensOf(dataset, "train")} train and ${tokensOf(dataset, "val")} val tokens, ` +
-      `vocab_size ${dataset.vocab_size}, tokenizer ${dataset.tokenizer}`,
-  );
+  row("data", dataFacts(dataset));
   row("model", modelSize(c));
   row(
     "FLOPs",
@@ -65,8 +62,4 @@ function speed(s: DryRunSettings, c: LlamaConfig, micro: number, flops: number):
   }
   const tokens_per_sec = Math.round(micro / timeMicroStep(c, s) * 1000);
   return `${tokens_per_sec.toLocaleString("en-US")} tokens/s, forward and backward`;
-}
-
-function tokensOf(dataset: Dataset, split: "train" | "val"): string {
-  return dataset[split].reduce((sum, shard) => sum + shard.tokens, 0).toLocaleString("en-US");
 }

@@ -1,6 +1,6 @@
 // What a training run says of itself: at its start, in run.json, and with each step.
 import loam from "../deno.json" with { type: "json" };
-import type { Dataset } from "../data/bins.ts";
+import type { Assumed, Dataset } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
@@ -117,21 +117,27 @@ export function banner(
   log.line(`going on in ${config.out_dir} after step ${saved.step}`);
 }
 
+/** What the data is, in one line, with what of it is only assumed. */
+export function dataFacts(dataset: Dataset): string {
+  const { dir, format, tokenizer, vocab_size, eot, assumed } = dataset;
+  const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
+  const tokens = (split: "train" | "val") =>
+    dataset[split].reduce((sum, { tokens }) => sum + tokens, 0).toLocaleString("en-US");
+  const name = tokenizer === null ? "not known" : tokenizer + mark("tokenizer");
+  return `${dir}: ${format} bins${
+    assumed.includes("dtype") ? " of uint16 (assumed)" : ""
+  }, tokenizer ${name}, ` +
+    `vocab_size ${vocab_size}${mark("vocab_size")}, eot ${eot}${mark("eot")}; ` +
+    `${tokens("train")} train and ${tokens("val")} val tokens`;
+}
+
 /** What is known of the data, what is taken for granted, and whether there is enough of it to evaluate on. */
 export function dataLines(
   config: RunConfig & { eval_batches: number; eval_interval: number },
   dataset: Dataset,
   val: Loader | undefined,
 ): string[] {
-  const { dir, format, tokenizer, vocab_size, eot } = dataset;
-  const tokens = (split: "train" | "val") =>
-    dataset[split].reduce((sum, { tokens }) => sum + tokens, 0).toLocaleString("en-US");
-  const lines = [
-    `data ${dir}: ${format} bins, tokenizer ${
-      tokenizer ?? "not known"
-    }, vocab_size ${vocab_size}, eot ${eot}; ` +
-    `${tokens("train")} train and ${tokens("val")} val tokens`,
-  ];
+  const lines = [`data ${dataFacts(dataset)}`];
   if (config.eval_interval === 0) return lines;
   if (val === undefined) return [...lines, "no val split: val_loss is not computed"];
   const { eval_batches, batch_size, block_size } = config, wanted = eval_batches * batch_size;

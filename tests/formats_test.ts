@@ -1,19 +1,22 @@
 // Token files go both ways between loam, llm.c, modded-nanogpt and nanoGPT. Their files: fixtures written from the descriptions
 // of the formats (fixtures/formats/make_formats.py). Their programs: readers written here from the same descriptions, with the
 // checks that the programs make.
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { openDataset, readTokens, type Shard } from "../data/bins.ts";
+import { openData } from "../data/mix.ts";
 import { Loader } from "../data/loader.ts";
 import { findDocument, readRange } from "../data/inspect/scan.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
 import { allocateHost, copyToHost, libraryExists, open, tokenSource } from "../ffi/library.ts";
-import { dataset, freshPath, succeed } from "./helpers.ts";
+import { dataset, freshPath, metrics, refuse, SMALL, succeed } from "./helpers.ts";
 
 const FORMATS = new URL("fixtures/formats/", import.meta.url).pathname;
 
 // GPT-2's ids, as in make_formats.py
 const HELLO = [15496, 11, 995, 0], WORLD = [464, 995, 13], THE = [1169, 262], EOT = 50256;
+
+const TO_BE = "To be, or not to be:\nthat is the question. Größe 中文 👍\n"; // twenty times in nanogpt_char
 
 // ---- theirs read by us
 
@@ -62,6 +65,58 @@ Deno.test("openDataset() reads nanoGPT's files without a header", () => {
   assertEquals(documentsOf(train, eot), [HELLO, WORLD, THE]);
 });
 
+Deno.test("openDataset() reads nanoGPT's characters by the meta.pkl beside them", async () => {
+  const { format, tokenizer, vocab_size, assumed, train, val } = openDataset(`${FORMATS}nanogpt_char`);
+  const text = TO_BE.repeat(20), cut = 20 * 54 * 0.9; // characters
+  assertEquals([format, tokenizer, assumed], ["nanoGPT", `${FORMATS}nanogpt_char/meta.pkl`, ["dtype"]]);
+  assertEquals(vocab_size, new Set(text).size + 1); // and an end of text, which the data does not have
+  const characters = await openTokenizer(tokenizer!),
+    parts = [train, val].map((shards) => characters.decode(contents(shards)[0]!));
+  const mix = openData(
+    `${FORMATS}nanogpt_char:1,${changed("nanogpt_char", "none", (bytes) => bytes)}:1`,
+    openDataset,
+  );
+  assertEquals([mix.vocab_size, mix.assumed], [vocab_size, assumed]); // a copy of it has the same characters
+  assertEquals(parts, [Array.from(text).slice(0, cut).join(""), Array.from(text).slice(cut).join("")]);
+});
+
+Deno.test("a model of nanoGPT's characters is trained, sampled and handed on with these characters", async () => {
+  const out = freshPath(), data = `${FORMATS}nanogpt_char`;
+  const flags = [
+    "--max_iters=80",
+    "--save_interval=80",
+    "--eval_interval=80",
+    "--eval_batches=1",
+    "--sample_interval=80",
+  ];
+  const log = await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, ...flags);
+  const n = new Set(TO_BE).size;
+  assertStringIncludes(
+    log,
+    `data ${data}: nanoGPT bins of uint16 (assumed), tokenizer ${data}/meta.pkl, vocab_size ${
+      n + 1
+    }, eot ${n}; ` +
+      "972 train and 108 val tokens\n",
+  );
+  assertAlmostEquals(metrics(out)[0]!.loss!, Math.log(n + 1), 0.05);
+  const config = JSON.parse(Deno.readTextFileSync(`${out}/checkpoints/step_000080/config.json`));
+  assertEquals([config.vocab_size, config.eos_token_id], [n + 1, n]);
+  const text = await succeed(
+    "sample",
+    `--checkpoint=${out}`,
+    "--prompt=be",
+    "--temperature=0",
+    "--max_new_tokens=20",
+  );
+  assertEquals(text.slice(0, 2), "be");
+  assert(Array.from(text.trimEnd()).every((character) => TO_BE.includes(character)), text);
+  const unknown = await refuse("sample", `--checkpoint=${out}`, "--prompt=¿be");
+  assertEquals(
+    unknown.replace(/"[^"]*"/, '"OUT"'),
+    `Cannot encode the character U+00BF with "OUT": it is none of its ${n} characters; leave it out of the text`,
+  );
+});
+
 /** The T + 1 tokens of every window of the train split, as the native library gathers them for an evaluation. */
 function gatherWindows(dir: string, T: number): number[][] {
   open("cpu", { threads: 1 });
@@ -77,7 +132,7 @@ function gatherWindows(dir: string, T: number): number[][] {
   });
 }
 
-for (const format of ["fineweb", "llama3", "nanogpt"]) {
+for (const format of ["fineweb", "llama3", "nanogpt", "nanogpt_char"]) {
   Deno.test({
     name: `Loader gathers windows from the files in ${format}`,
     ignore: !libraryExists("cpu"),

@@ -241,7 +241,9 @@ Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batc
   assertEquals(list(out), []);
   const { train, val } = JSON.parse(Deno.readTextFileSync(`${data}/meta.json`));
   const count = (n: number) => n.toLocaleString("en-US");
-  assertStringIncludes(stdout, `${data}: ${count(train.tokens)} train and ${count(val.tokens)} val tokens`);
+  const facts = "loam bins, tokenizer bytes, vocab_size 257, eot 256";
+  const tokens = `${count(train.tokens)} train and ${count(val.tokens)} val tokens`;
+  assertStringIncludes(stdout, `data   ${data}: ${facts}; ${tokens}\n`);
   assertMatch(stdout, /^model {2}25\.8k parameters, 15\.5k without embeddings$/m);
   assertMatch(stdout, /^FLOPs {2}0\.0002 GFLOP a token, /m);
   const table = new Map(

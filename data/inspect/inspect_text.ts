@@ -1,5 +1,5 @@
 // The words and tables of `deno task data`.
-import type { Dataset, Shard } from "../bins.ts";
+import type { Assumed, Dataset, Shard } from "../bins.ts";
 import type { Lengths } from "./lengths.ts";
 import type { Tally } from "./scan.ts";
 import type { Tokenizer } from "../tokenizer.ts";
@@ -15,13 +15,14 @@ export function number(n: number): string {
 }
 
 /** What kind of dataset it is, in one line. */
-export function heading({ dir, format, tokenizer, vocab_size, eot }: Dataset): string {
+export function heading({ dir, format, tokenizer, vocab_size, eot, assumed }: Dataset): string {
   const bins =
     { "loam": "loam's bins", "llm.c": "llm.c's bins", "nanoGPT": "nanoGPT's bins", "mix": "a mix" }[format];
-  const assumed = format === "loam" || tokenizer === null ? "" : " (assumed)";
+  const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
+  const name = tokenizer === null ? "not known (name it with --tokenizer)" : tokenizer + mark("tokenizer");
   return oneLine(
-    `${dir}: ${bins}, tokenizer ${tokenizer ?? "not known (name it with --tokenizer)"}${assumed}, ` +
-      `vocabulary ${number(vocab_size)}, end of text ${eot}`,
+    `${dir}: ${bins}${assumed.includes("dtype") ? " of uint16 (assumed)" : ""}, tokenizer ${name}, ` +
+      `vocabulary ${number(vocab_size)}${mark("vocab_size")}, end of text ${eot}${mark("eot")}`,
   );
 }
 

@@ -4,6 +4,7 @@ import { UserError } from "../../ffi/errors.ts";
 import { isFile, sha256OfFile } from "../../ffi/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { byteLevelBpe } from "./byte_level_bpe.ts";
+import { charactersOf, characterTokenizer } from "./character_level.ts";
 import { libraryBpe } from "./library_bpe.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import { decode, type Json, parseJson, readBytes, readTokenizerFile } from "./tokenizer_file.ts";
@@ -43,6 +44,8 @@ export function openTokenizerJson(name: string, path: string): Tokenizer {
     "tokenizer_config.json": config.text ?? newConfig(eos_token),
   });
   try {
+    const characters = charactersOf(file.json, () => parseJson(path, decode(bytes)));
+    if (characters !== undefined) return characterTokenizer(name, characters);
     if (isByteLevel(file.json)) {
       const { idOf, ...rest } = byteLevelBpe({ bytes, ...file }), end = endOfText(path, config.json, idOf);
       return byteLevelTokenizer({ name, eot: end.id, files: files(end.token), ...rest });
