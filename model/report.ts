@@ -13,12 +13,12 @@ import {
   type RunFacts,
   type StepMetrics,
 } from "../runtime/metrics.ts";
-import { cosineSchedule, type Parameters, type Schedule, type StepResult } from "../runtime/optim.ts";
+import type { Parameters, StepResult } from "../runtime/optim.ts";
 import { flopsPerToken, type LlamaConfig } from "./llama.ts";
 import { modelSize } from "./plan.ts";
 
 /** What is read here of the variables of train.ts. */
-export type RunConfig = Schedule & {
+export type RunConfig = {
   batch_size: number;
   gradient_accumulation_steps: number;
   block_size: number;
@@ -48,7 +48,7 @@ export function stepMetrics(
   return {
     step,
     loss: result.loss,
-    lr: cosineSchedule(step - 1, config),
+    lr: Number(result.learning_rate.toPrecision(7)), // all digits that float32 has
     grad_norm: result.grad_norm,
     tokens: step * tokens,
     tokens_per_sec: tokens / seconds,

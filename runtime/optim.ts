@@ -160,6 +160,7 @@ export type AdamWOptions = {
 /** What one step did, read back from the device. */
 export type StepResult = {
   loss: number;
+  learning_rate: number; // that it was done with, in float32
   grad_norm: number;
   skipped: number;
   skipped_row: number;
@@ -306,6 +307,7 @@ export class AdamW {
 function stepResult(control: Float32Array): StepResult {
   return {
     loss: control[CONTROL.loss]!,
+    learning_rate: control[CONTROL.learning_rate]!,
     grad_norm: control[CONTROL.grad_norm]!,
     skipped: control[CONTROL.skipped]!,
     skipped_row: control[CONTROL.skipped_row]!,

@@ -80,7 +80,8 @@ Deno.test("AdamW agrees with float64 over 10 steps, with clipping and without", 
         const weight_decay = i === 0 ? options.weight_decay : 0; // the vector does not decay
         ref.adamw(state, grads[i]!.map((g) => g * clip), { ...options, t, learning_rate, weight_decay });
       });
-      const { grad_norm, updates, skipped } = ours.step(grads, learning_rate);
+      const { grad_norm, updates, skipped, ...done } = ours.step(grads, learning_rate);
+      assertEquals(done.learning_rate, Math.fround(learning_rate));
       assertAlmostEquals(grad_norm, norm, 2 ** -22 * norm);
       assertEquals([updates, skipped], [t, 0]);
       // Each step rounds the weight once, and the update, which is about one learning rate, a few times.
