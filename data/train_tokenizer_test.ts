@@ -354,3 +354,28 @@ Deno.test({
       });
     }),
 });
+
+Deno.test("trainTokenizer() refuses text in another encoding, and says what of a directory it reads", () =>
+  inDirectory(async (dir) => {
+    Deno.mkdirSync(`${dir}/corpus`);
+    jsonl(`${dir}/corpus/train.jsonl`, documents);
+    jsonl(`${dir}/corpus/test.jsonl`, documents);
+    Deno.writeFileSync(`${dir}/corpus/latin1.txt`, Uint8Array.of(0x63, 0x61, 0x66, 0xe9)); // "café"
+    const lines: string[] = [], report = (line: string) => lines.push(line.replaceAll(dir, "DIR"));
+    const flags = ["--train", `${dir}/corpus`, "--out", `${dir}/tokenizer`, "--vocab_size=300"];
+    const error = await assertRejects(() => trainTokenizer(parseOptions(flags), report), UserError);
+    const message = `Cannot read "${dir}/corpus/latin1.txt": its byte 3 is 0xe9, which is not UTF-8 there; ` +
+      "convert it with iconv -f ENCODING -t UTF-8";
+    assertEquals(error.message, `${message}, or leave it out with --skip_bad`);
+    const said = [
+      "DIR/corpus: 2 files (1 .jsonl, 1 .txt)",
+      "DIR/corpus: left out 1 of split test (--split reads them)",
+    ];
+    assertEquals(lines.splice(0), said);
+    const { text, counts } = await trainTokenizer(parseOptions([...flags, "--skip_bad"]), report);
+    assertEquals([text.documents, counts], [documents.filter((text) => text !== "").length, {
+      bad: 1,
+      duplicates: 0,
+      first_bad: message,
+    }]);
+  }));
