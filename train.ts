@@ -46,7 +46,7 @@ import { findWorld } from "./runtime/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
-const variables = {
+export const variables = {
   preset: "", // "" = gpt-270m on a GPU, tiny on a CPU
   device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
   data_dir: "data/demo", // made by deno task prepare; a mix: data/fineweb:0.8,data/code:0.2

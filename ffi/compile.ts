@@ -30,15 +30,17 @@ export async function compile(output: string): Promise<void> {
     env: { NO_COLOR: "1" },
   }).output();
   const text = new TextDecoder().decode(stderr).trimEnd();
-  if (!success) throw new UserError(`Cannot compile ${output}: ${reason(text)}`);
+  const cause = reason(text);
+  if (!success && cause === undefined) console.error(text);
+  if (!success) throw new UserError(`Cannot compile ${output}: ${cause ?? "deno compile failed, see above"}`);
   console.log(text);
   await start(output, denort);
 }
 
-/** What deno compile says is in the way: one line if it is only that the runtime cannot be downloaded. */
-export function reason(text: string): string {
+/** What is in the way where deno compile says that its runtime cannot be downloaded. */
+export function reason(text: string): string | undefined {
   const [, cause] = /error sending request for url \([^)]*\): ([^\n]*)/.exec(text) ?? [];
-  if (!cause || !text.includes("base binary")) return text;
+  if (!cause || !text.includes("base binary")) return undefined;
   return `Deno's runtime cannot be downloaded (${cause}); fetch ${DENORT} where there is a network, unzip it, ` +
     "and run: DENORT_BIN=path/to/denort deno task compile";
 }

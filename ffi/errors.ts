@@ -15,33 +15,93 @@ export class KernelError extends Error {
 }
 
 /**
- * Runs a command-line main function with the arguments of the program, in which -h stands for --help. A UserError prints as
- * one line and exits with 1; a missing permission prints the flag that grants it; anything else is a bug in loam (or in a
- * model under development) and keeps its stack.
+ * Runs a command-line main function with the arguments of the program, in which -h stands for --help. Whatever it throws, then
+ * or later, is explained on stderr and ends the program with exit code 1.
  */
 export async function runMain(main: (args: string[]) => void | Promise<void>): Promise<void> {
+  addEventListener("unhandledrejection", (event) => failAfter(event, event.reason));
+  addEventListener("error", (event) => failAfter(event, event.error ?? event.message));
   try {
     await main(Deno.args.map((arg) => arg === "-h" ? "--help" : arg));
   } catch (error) {
-    console.error(explain(error));
-    Deno.exit(1);
+    fail(error);
   }
 }
 
-/** The text to print for an error: one line for user errors, with the stack for everything else; nothing that steers a terminal. */
-export function explain(error: unknown): string {
-  if (error instanceof UserError) return `error: ${oneLine(error.message)}`;
-  if (error instanceof Deno.errors.NotCapable) {
-    const flag = /--allow-[a-z]+/.exec(error.message)?.[0] ?? "--allow-...";
-    const what = /access to "([^"]+)"/.exec(error.message)?.[1];
-    const grant = what ? `${flag}="${what}"` : flag;
-    const command = ["deno run -q", ...permissionSet(), grant, programPath()].join(" ");
-    return oneLine(
-      `error: ${error.message.split(",")[0]}: this program was granted less; grant it with: ${command} ...`,
-    );
+/** Once the other listeners, such as those of a run, have seen the event. */
+function failAfter(event: Event, error: unknown): void {
+  event.preventDefault();
+  queueMicrotask(() => fail(error));
+}
+
+function fail(error: unknown): never {
+  try {
+    console.error(explain(error));
+  } catch {
+    // stderr cannot be written to either: the exit code has to do
   }
+  Deno.exit(1);
+}
+
+/** The text to print for an error: "error: " and what mistakeOf() says, or the stack of a bug; nothing that steers a terminal. */
+export function explain(error: unknown): string {
+  const mistake = mistakeOf(error);
+  if (mistake !== undefined) return `error: ${mistake}`;
   if (!(error instanceof Error)) return visible(String(error));
   return visible((error.stack ?? error.message).replace(error.message, () => oneLine(error.message)));
+}
+
+/**
+ * What a user can cause, in one line: a UserError, a missing permission with the flag that grants it, what the operating system
+ * or a function of the library refuses. Undefined for a bug in loam, or in a model under development.
+ */
+export function mistakeOf(error: unknown): string | undefined {
+  const text = error instanceof UserError
+    ? error.message
+    : ofPermissions(error) ?? ofSystem(error) ?? ofLibrary(error);
+  return text === undefined ? undefined : oneLine(text);
+}
+
+function ofPermissions(error: unknown): string | undefined {
+  if (!(error instanceof Deno.errors.NotCapable)) return undefined;
+  const flag = /--allow-[a-z]+/.exec(error.message)?.[0] ?? "--allow-...";
+  const what = /access to "([^"]+)"/.exec(error.message)?.[1];
+  if (flag === "--allow-all") { // which Deno wants for /dev, /proc and /sys
+    return `Cannot use ${what}: it belongs to the system; choose a file or directory of your own`;
+  }
+  const words = [...permissionSet(), what ? `${flag}="${what}"` : flag, programPath()];
+  return `${error.message.split(",")[0]}: this program was granted less; grant it with: deno run -q ${
+    words.join(" ")
+  } ...`;
+}
+
+const VERBS: Record<string, string> = {
+  mkdir: "make",
+  readdir: "read",
+  readfile: "read",
+  writefile: "write",
+  realpath: "find",
+  stat: "find",
+  lstat: "find",
+};
+
+/** "Cannot open runs/a: Not a directory" of "Not a directory (os error 20): open 'runs/a'"; undefined for other errors. */
+function ofSystem(error: unknown): string | undefined {
+  if (!(error instanceof Error && "code" in error && /^E[A-Z0-9]+$/.test(String(error.code)))) {
+    return undefined;
+  }
+  const [, cause, verb = "", path] =
+    /^([^]*?)(?: \(os error \d+\))?(?:: (\w+) '([^]*)')?$/.exec(error.message) ?? [];
+  if (path === undefined) {
+    return `Cannot ${/ at console\.log /.test(error.stack ?? "") ? "print" : "go on"}: ${cause}`;
+  }
+  return `Cannot ${VERBS[verb] ?? verb} ${path.replace("' -> '", " to ")}: ${cause}`;
+}
+
+/** What a function of the library refuses; undefined for its own bugs and for other errors. */
+function ofLibrary(error: unknown): string | undefined {
+  if (!(error instanceof KernelError) || error.message.startsWith("internal:")) return undefined;
+  return `Cannot go on: ${error.message}`;
 }
 
 /** The main module as one types it in the repository's root; elsewhere its whole path. */

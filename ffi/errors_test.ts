@@ -21,10 +21,52 @@ Deno.test("runMain() prints a UserError as one line and exits with 1", async () 
 
 Deno.test("runMain() keeps the stack of every other error and exits with 1", async () => {
   const { code, stderr } = await run(
-    `await e.runMain(async () => { await 0; throw new e.KernelError("rope: D=3 must be even"); });`,
+    `await e.runMain(async () => { await 0; throw new RangeError("rope: D=3 must be even"); });`,
   );
   assertEquals(code, 1);
-  assertMatch(stderr, /^KernelError: rope: D=3 must be even\n {4}at file:.*\.ts:2:\d+\n/);
+  assertMatch(stderr, /^RangeError: rope: D=3 must be even\n {4}at file:.*\.ts:2:\d+\n/);
+});
+
+const later = {
+  "a promise nobody waits for": `Promise.reject(new e.UserError("Cannot go on"));`,
+  "a timer": `setTimeout(() => { throw new e.UserError("Cannot go on"); });`,
+};
+for (const [what, body] of Object.entries(later)) {
+  Deno.test(`runMain() explains what ${what} throws, after the other listeners`, async () => {
+    const listen = ["error", "unhandledrejection"].map((event) =>
+      `addEventListener("${event}", () => console.log("seen"));`
+    );
+    const forever = "await new Promise(() => setInterval(() => {}, 1000));";
+    assertEquals(await run(`await e.runMain(async () => { ${listen.join(" ")} ${body} ${forever} });`), {
+      code: 1,
+      stdout: "seen\n",
+      stderr: "error: Cannot go on\n",
+    });
+  });
+}
+
+Deno.test({
+  name: "runMain() ends with 1 where neither stdout nor stderr can be written",
+  ignore: Deno.build.os !== "linux",
+  fn: async () => {
+    const path = Deno.makeTempFileSync({ suffix: ".ts" }),
+      quiet = { stdin: "null", stdout: "piped" } as const;
+    Deno.writeTextFileSync(
+      path,
+      `import { runMain } from "${
+        import.meta.resolve("./errors.ts")
+      }";\nawait runMain(() => console.log("text"));\n`,
+    );
+    const full = async (redirection: string) => {
+      const args = ["-c", `"$0" run -q --no-check "$1" ${redirection}`, Deno.execPath(), path];
+      const { code, stderr } = await new Deno.Command("sh", { args, ...quiet, stderr: "piped" }).output();
+      return { code, stderr: new TextDecoder().decode(stderr) };
+    };
+    const why = "error: Cannot print: No space left on device\n";
+    assertEquals(await full(">/dev/full"), { code: 1, stderr: why });
+    assertEquals(await full(">/dev/full 2>/dev/full"), { code: 1, stderr: "" });
+    Deno.removeSync(path);
+  },
 });
 
 Deno.test("runMain() names the flag that grants a missing permission", async () => {
@@ -64,7 +106,9 @@ Deno.test("runMain() exits with 0 when main returns", async () => {
 
 Deno.test("explain() says something for whatever is thrown", () => {
   assertEquals(explain(new UserError("Cannot go on")), "error: Cannot go on");
-  assertStringIncludes(explain(new KernelError("add: n=0")), "KernelError: add: n=0\n");
+  assertStringIncludes(explain(new RangeError("add: n=0")), "RangeError: add: n=0\n");
+  assertEquals(explain(new KernelError("add: n=0")), "error: Cannot go on: add: n=0");
+  assertStringIncludes(explain(new KernelError("internal: code 7")), "KernelError: internal: code 7\n"); // a bug of ours
   assertEquals(explain("text"), "text");
   assertEquals(explain(undefined), "undefined");
 });
@@ -79,6 +123,39 @@ Deno.test("explain() lets nothing in a message steer the terminal or begin a lin
     1,
   );
   assertEquals(explain("\x1b[2J"), "\\u001b[2J");
+});
+
+/** Says what an action throws. */
+function explained(action: () => unknown): string {
+  try {
+    action();
+  } catch (error) {
+    return explain(error);
+  }
+  return "nothing was thrown";
+}
+
+Deno.test("explain() has one line for what the operating system refuses, with the path", () => {
+  const file = import.meta.filename!, json = '{"a": 1,\n "b": }\n';
+  const cases: [() => unknown, string][] = [
+    [() => Deno.openSync("/no/file"), "Cannot open /no/file: No such file or directory"],
+    [() => Deno.readTextFileSync("/tmp"), "Cannot read /tmp: Is a directory"],
+    [() => Deno.mkdirSync(`${file}/a`), `Cannot make ${file}/a: Not a directory`],
+    [() => Deno.renameSync("/no/a", "/no/b"), "Cannot rename /no/a to /no/b: No such file or directory"],
+    [() => Deno.openSync("/tmp").readSync(new Uint8Array(1)), "Cannot go on: Is a directory"],
+  ];
+  for (const [action, message] of cases) assertEquals(explained(action), `error: ${message}`);
+  const quoted = explained(() => {
+    try {
+      JSON.parse(json);
+    } catch (error) {
+      throw new UserError(`Cannot read a.json: ${(error as Error).message}`);
+    }
+  });
+  assertEquals(
+    quoted,
+    `error: Cannot read a.json: Unexpected token '}', "{"a": 1,\\n "b": }\\n" is not valid JSON`,
+  );
 });
 
 Deno.test("nearest() is the name with the fewest letters changed, the first of equals", () => {

@@ -156,14 +156,16 @@ export function syncDirectory(path: string): void {
   });
 }
 
-/** Hexadecimal sha256 of a file, read in pieces. */
+/** Hexadecimal sha256 of a file, read in pieces. Throws UserError where the system refuses. */
 export function sha256OfFile(path: string): string {
   const hash = createHash("sha256"), buffer = new Uint8Array(1 << 20);
-  using file = Deno.openSync(path);
-  for (let n = file.readSync(buffer); n !== null; n = file.readSync(buffer)) {
-    hash.update(buffer.subarray(0, n));
-  }
-  return hash.digest("hex");
+  return orMistake(`Cannot read ${path}`, () => {
+    using file = Deno.openSync(path);
+    for (let n = file.readSync(buffer); n !== null; n = file.readSync(buffer)) {
+      hash.update(buffer.subarray(0, n));
+    }
+    return hash.digest("hex");
+  });
 }
 
 /** Whether path names a file that is there. */

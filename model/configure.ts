@@ -180,6 +180,10 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
     "zero_stage",
     "dist_timeout_s",
   ], 0);
+  // Far beyond any model, and small enough that what does not fit into memory is noticed as such.
+  requireWhole(config, ["n_layer"], 1, 10_000);
+  requireWhole(config, ["n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"], 1, 2 ** 20);
+  requireWhole(config, ["head_dim", "n_inner"], 0, 2 ** 20);
   requireRange(config, ["zero_stage"], 0, 1);
   requireRange(
     config,

@@ -6,7 +6,7 @@ import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/librar
 import { oneLine } from "../ffi/visible.ts";
 import { peakFlops } from "../runtime/metrics.ts";
 import { openAndDescribe } from "./device.ts";
-import { flopsPerToken, type LlamaConfig } from "./llama.ts";
+import { flopsPerToken, init, type LlamaConfig } from "./llama.ts";
 import { dataFacts } from "./report.ts";
 import { memoryTable, modelSize, planMemory, roomFor, type StepSettings, timeMicroStep } from "./plan.ts";
 
@@ -23,6 +23,7 @@ export function dryRun(
   dataset: Dataset,
   tokenizer: Tokenizer | undefined,
 ): void {
+  init(c); // refuses what no device computes
   const wanted = s.device || chooseDevice().name;
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = flopsPerToken(c, c.block_size);

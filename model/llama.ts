@@ -62,9 +62,9 @@ export function validate(c: LlamaConfig): void {
       `Cannot build the model: n_head ${c.n_head} is not divisible by n_kv_head ${c.n_kv_head}; each key/value head serves the same number of query heads`,
     );
   }
-  if (c.head_dim % 8 !== 0) {
+  if (c.head_dim % 8 !== 0 || c.head_dim > 256) {
     throw new UserError(
-      `Cannot build the model: head_dim ${c.head_dim} must be a multiple of 8 (rotary positions pair its halves); it is n_embd ${c.n_embd} / n_head ${c.n_head} unless set`,
+      `Cannot build the model: head_dim ${c.head_dim} must be a multiple of 8 up to 256; it is n_embd ${c.n_embd} / n_head ${c.n_head} unless set`,
     );
   }
   if (device.act === "bf16" && ![32, 64, 128].includes(c.head_dim)) {

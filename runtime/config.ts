@@ -12,7 +12,7 @@ export type Values = Record<string, number | string | boolean>;
  * Groups of them follow an empty line and a comment, which becomes their heading.
  */
 export function help(what: string, defaults: Values, source: string): string {
-  const [, literal = ""] = /^const \w+ = \{\n([^]*?)\n\};$/m.exec(source) ?? [];
+  const [, literal = ""] = /^(?:export )?const \w+ = \{\n([^]*?)\n\};$/m.exec(source) ?? [];
   const flag = (name: string) => `  --${name}=${defaults[name]}`;
   const width = Math.max(...Object.keys(defaults).map((name) => flag(name).length));
   const lines = literal.split("\n").map((line) => {
@@ -63,7 +63,7 @@ function parseValue(
     throw new UserError(`Cannot set ${name} to "${text}": it must be true or false`);
   }
   const value = /^[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text)
-    ? Number(text.replaceAll("_", ""))
+    ? Number(text.replaceAll("_", "")) + 0 // -0 becomes 0, as a C integer needs it
     : NaN;
   if (Number.isFinite(value)) return value;
   throw new UserError(`Cannot set ${name} to "${text}": it must be a number, such as ${example(fallback)}`);
@@ -73,13 +73,18 @@ function example(value: number | string | boolean): string {
   return value === "" ? "..." : `${value}`;
 }
 
-/** Stops unless each named variable is a whole number of at least min. */
-export function requireWhole<T extends Values>(config: T, names: (keyof T & string)[], min: number): void {
+/** Stops unless each named variable is a whole number in [min, max]. */
+export function requireWhole<T extends Values>(
+  config: T,
+  names: (keyof T & string)[],
+  min: number,
+  max = Number.MAX_SAFE_INTEGER,
+): void {
   for (const name of names) {
     const value = config[name] as number;
-    if (!Number.isSafeInteger(value) || value < min) {
-      throw new UserError(`Cannot use ${name} ${value}: it must be a whole number of at least ${min}`);
-    }
+    if (Number.isSafeInteger(value) && value >= min && value <= max) continue;
+    const range = value > max ? `from ${min} to ${max}` : `of at least ${min}`;
+    throw new UserError(`Cannot use ${name} ${value}: it must be a whole number ${range}`);
   }
 }
 

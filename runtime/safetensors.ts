@@ -258,14 +258,16 @@ function openForReading(path: string): Deno.FsFile {
 /** Reads exactly `length` bytes: one read call may return fewer. */
 function readAt(file: Deno.FsFile, path: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(length);
-  file.seekSync(offset, Deno.SeekMode.Start);
-  for (let done = 0; done < length;) {
-    const n = file.readSync(bytes.subarray(done));
-    if (n === null) {
-      throw unreadable(path, `it has ${offset + done} bytes, but ${offset + length} are needed`);
+  orMistake(`Cannot read ${path}`, () => {
+    file.seekSync(offset, Deno.SeekMode.Start);
+    for (let done = 0; done < length;) {
+      const n = file.readSync(bytes.subarray(done));
+      if (n === null) {
+        throw unreadable(path, `it has ${offset + done} bytes, but ${offset + length} are needed`);
+      }
+      done += n;
     }
-    done += n;
-  }
+  });
   return bytes;
 }
 

@@ -1,8 +1,11 @@
 // Mistakes of the person at the keyboard, and files that were damaged: one line that names what is wrong, exit code 1,
 // and nothing written.
-import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
+import { mistakeOf } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { chooseDevice } from "../ffi/library.ts";
+import { train, variables } from "../train.ts";
 import {
   copy,
   dataset,
@@ -11,6 +14,7 @@ import {
   list,
   modelDirectory,
   refuse,
+  ROOT,
   run,
   SMALL,
   succeed,
@@ -47,7 +51,7 @@ const LAST = "checkpoints/step_000002";
 
 // ---- variables
 
-const variables: [string, string][] = [
+const mistakes: [string, string][] = [
   ["--max_itres=3", "Cannot set max_itres: there is no such variable; did you mean --max_iters?"],
   ["max_iters=3", "Cannot read the argument max_iters=3: variables are set as --name=value"],
   ["--max_iters", "Cannot set max_iters: it needs a value, --max_iters=100000"],
@@ -86,15 +90,42 @@ const variables: [string, string][] = [
   ],
   [
     "--head_dim=7",
-    "Cannot build the model: head_dim 7 must be a multiple of 8 (rotary positions pair its halves); " +
-    "it is n_embd 32 / n_head 4 unless set",
+    "Cannot build the model: head_dim 7 must be a multiple of 8 up to 256; it is n_embd 32 / n_head 4 unless set",
   ],
+  [
+    "--head_dim=1000",
+    "Cannot build the model: head_dim 1000 must be a multiple of 8 up to 256; it is n_embd 32 / n_head 4 unless set",
+  ],
+  ["--seed=1e300", "Cannot use seed 1e+300: it must be a whole number from 0 to 9007199254740991"],
+  ["--n_layer=4294967296", "Cannot use n_layer 4294967296: it must be a whole number from 1 to 10000"],
+  ["--n_embd=4294967296", "Cannot use n_embd 4294967296: it must be a whole number from 1 to 1048576"],
 ];
 
-for (const [flag, message] of variables) {
+for (const [flag, message] of mistakes) {
   Deno.test(`train ${flag} is refused in one line`, async () =>
     assertEquals(await refuseToTrain(flag), message));
 }
+
+const ODD_NUMBERS = ["-0", "-1", "0.5", "1e300", "4294967296"];
+const ODD_TEXTS = ["", "x".repeat(300), "/etc/passwd", "/dev/null", "..", "a:0.5,b:", "é\n"];
+
+Deno.test("train answers each variable's odd values with a plan or one line", async () => {
+  const { data } = await given(), names = Object.entries(variables), printed: unknown[] = [];
+  const log = console.log;
+  console.log = (text: unknown) => printed.push(text);
+  try {
+    for (const [name, value] of names) {
+      for (const odd of typeof value === "string" ? ODD_TEXTS : ODD_NUMBERS) {
+        const args = [`--data_dir=${data}`, ...SMALL, "--max_iters=2", "--dry_run", `--${name}=${odd}`];
+        const line = await train(args).then(() => "", mistakeOf);
+        assert(line !== undefined && !line.includes("\n"), `--${name}=${odd}`);
+      }
+    }
+  } finally {
+    console.log = log;
+  }
+  assert(names.length > 40 && printed.length > 0);
+});
 
 Deno.test("train --blas=nonsense lists the libraries there are", async () => {
   const line = await refuseToTrain("--blas=nonsense");
@@ -125,6 +156,70 @@ Deno.test("train names an out_dir that cannot be made", async () => {
   const { data } = await given(), out = `${data}/meta.json/run`;
   const line = await refuse("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
   assertMatch(line, /^Cannot write to \S+\/meta\.json\/run: .*; choose another --out_dir$/);
+});
+
+for (const name of ["config.json", "run.json", "owner.json", "metrics.jsonl", "samples.jsonl", "log.txt"]) {
+  Deno.test(`train names the ${name} that it cannot write, and keeps what is in its place`, async () => {
+    const { data } = await given(), out = freshPath(), kept = `${out}/${name}/kept`;
+    Deno.mkdirSync(kept, { recursive: true });
+    const flags = [...SMALL, "--max_iters=1", "--sample_interval=1", "--sample_tokens=1"];
+    const { code, stderr } = await run("train", `--data_dir=${data}`, `--out_dir=${out}`, ...flags);
+    assertEquals(code, 1);
+    assertMatch(errorLine(stderr), new RegExp(`^Cannot (write|rename) .*${name}.*: .*directory`, "i"));
+    assert(Deno.statSync(kept).isDirectory);
+  });
+}
+
+Deno.test("a path that is too long for the system is an error of one line", async () => {
+  const { data } = await given(), long = `/tmp/${"a".repeat(256)}`;
+  const commands: [Parameters<typeof run>[0], ...string[]][] = [
+    ["train", `--data_dir=${data}`, `--out_dir=${long}`, ...SMALL],
+    ["train", `--data_dir=${long}`, ...SMALL],
+    ["train", `--resume=${long}`],
+    ["sample", `--checkpoint=${long}`],
+    ["prepare", "--input", long, "--out", freshPath()],
+    ["prepare", "--input", `${data}.txt`, "--out", long, "--split_on=blank_line"],
+    ["prepare", "--input", `${data}.txt`, "--out", freshPath(), "--tokenizer", long, "--split_on=blank_line"],
+    ["runs", long],
+    ["serve", "--run", long],
+  ];
+  for (const [task, ...args] of commands) {
+    assertMatch(await refuse(task, ...args), /^Cannot .*(name too long|a{256})/, args.join(" "));
+  }
+});
+
+Deno.test({
+  name: "every command has one line where stdout is a file on a full disk",
+  ignore: Deno.build.os !== "linux",
+  fn: async () => {
+    const { data, finished } = await given();
+    const flags = { train: ["--dry_run", `--data_dir=${data}`], sample: [`--checkpoint=${finished}`] };
+    for (
+      const [task, args] of Object.entries({
+        ...flags,
+        runs: [finished],
+        prepare: ["--help"],
+        serve: ["--help"],
+      })
+    ) {
+      const command = [...settings.tasks[task as "train"].command.split(" ").slice(1), ...args];
+      const options = { args: ["-c", '"$@" >/dev/full', "sh", Deno.execPath(), ...command], cwd: ROOT };
+      const { code, stderr } = await new Deno.Command("sh", options).output();
+      assertMatch(errorLine(new TextDecoder().decode(stderr)), /No space left on device/, task);
+      assertEquals(code, 1);
+    }
+  },
+});
+
+Deno.test("a reader that leaves early, such as head, ends no command with an error", async () => {
+  const { finished } = await given();
+  for (const [task, args] of [["runs", [finished]], ["sample", [`--checkpoint=${finished}`]]] as const) {
+    const command = [...settings.tasks[task].command.split(" ").slice(1), ...args];
+    const script = '{ "$@"; echo "code $?" >&2; } | true';
+    const options = { args: ["-c", script, "sh", Deno.execPath(), ...command], cwd: ROOT };
+    const { stderr } = await new Deno.Command("sh", options).output();
+    assertEquals(new TextDecoder().decode(stderr), "code 0\n");
+  }
 });
 
 // ---- prepare

@@ -6,6 +6,7 @@
 import { readTokens, type Shard } from "../bins.ts";
 import { Lengths } from "./lengths.ts";
 import { damaged } from "../meta.ts";
+import { orMistake } from "../../ffi/system_error.ts";
 
 const CHUNK_BYTES = 1 << 22;
 
@@ -21,10 +22,12 @@ export type Ids = Uint16Array | Uint32Array;
 export function* chunksOf(shard: Shard, onBytes: (bytes: Uint8Array) => void = () => {}): Generator<Ids> {
   const { path, tokens, header_bytes, token_bytes } = shard;
   const buffer = new ArrayBuffer(CHUNK_BYTES);
-  using file = Deno.openSync(path);
+  using file = orMistake(`Cannot read "${path}"`, () => Deno.openSync(path));
   const read = (length: number) => {
     const bytes = new Uint8Array(buffer, 0, length);
-    if (!fill(file, bytes)) throw damaged(path, `it ended before its ${tokens} tokens, while they were read`);
+    if (!orMistake(`Cannot read "${path}"`, () => fill(file, bytes))) {
+      throw damaged(path, `it ended before its ${tokens} tokens, while they were read`);
+    }
     onBytes(bytes);
   };
   read(header_bytes);

@@ -1,6 +1,6 @@
 /// <reference lib="deno.worker" />
 // A worker of prepare: opens the tokenizer that its first message names, then answers each block with its token ids, in order.
-import { explain, UserError } from "../../ffi/errors.ts";
+import { explain, mistakeOf } from "../../ffi/errors.ts";
 import type { Block } from "../read/block.ts";
 import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import { openTokenizer } from "../tokenizer.ts";
@@ -29,8 +29,8 @@ async function answerBlock({ data }: MessageEvent<Pick<Block, "text" | "ends">>)
     const buffers = [encoded.train, encoded.val].flatMap(({ ids, ends }) => [ids.buffer, ends.buffer]);
     self.postMessage({ encoded } satisfies Answer, buffers);
   } catch (error) {
-    const isUserError = error instanceof UserError;
-    const text = isUserError ? error.message : explain(error);
-    self.postMessage({ error: text, isUserError } satisfies Answer);
+    const mistake = mistakeOf(error);
+    const text = mistake ?? explain(error);
+    self.postMessage({ error: text, isUserError: mistake !== undefined } satisfies Answer);
   }
 }

@@ -1,5 +1,6 @@
 // The bytes of an input, wherever it is: read in order from any place, or looked at through a window that moves forward.
 import { UserError } from "../../ffi/errors.ts";
+import { orMistake } from "../../ffi/system_error.ts";
 
 /** Something with bytes to read. */
 export interface ByteSource {
@@ -28,11 +29,12 @@ export class FileBytes implements ByteSource {
 
   /** @throws {UserError} if the file has become shorter than it was. */
   *read(from: number, to: number): Generator<Uint8Array<ArrayBuffer>> {
-    using file = Deno.openSync(this.name);
-    file.seekSync(from, Deno.SeekMode.Start);
+    const attempt = <T>(action: () => T) => orMistake(`Cannot read "${this.name}"`, action);
+    using file = attempt(() => Deno.openSync(this.name));
+    attempt(() => file.seekSync(from, Deno.SeekMode.Start));
     const buffer = new Uint8Array(Math.min(CHUNK_BYTES, to - from));
     while (from < to) {
-      const n = file.readSync(buffer.subarray(0, to - from));
+      const n = attempt(() => file.readSync(buffer.subarray(0, to - from)));
       if (n === null) {
         throw new UserError(
           `Cannot read "${this.name}": it ends at byte ${from}, it had ${this.size} when it was opened; ` +

@@ -54,8 +54,12 @@ export function openTokenizerJson(name: string, path: string): Tokenizer {
     const end = endOfText(path, config.json, idOf);
     return { name, eot: end.id, files: files(end.token), ...rest };
   } catch (error) {
-    if (!(error instanceof RangeError || error instanceof SyntaxError)) throw error;
-    throw new UserError(`Cannot use "${path}": ${error.message}; ${SUPPORTED}`);
+    if (error instanceof RangeError || error instanceof SyntaxError) {
+      throw new UserError(`Cannot use "${path}": ${error.message}; ${SUPPORTED}`);
+    }
+    if (!(error instanceof TypeError)) throw error; // which a list in the place of a text gives, and the like
+    const what = `a part of it is not of the kind that it has in every tokenizer.json (${error.message})`;
+    throw new UserError(`Cannot use "${path}": ${what}; ${SUPPORTED}`, { cause: error });
   }
 }
 

@@ -156,6 +156,16 @@ const UNSUPPORTED: [string, unknown, string][] = [
     "its vocabulary lacks byte 0 and it has an unk_token, should have all bytes",
   ],
   [
+    "added_tokens that are no list",
+    changed({ added_tokens: {} }),
+    "a part of it is not of the kind that it has",
+  ],
+  [
+    "an added token without a text",
+    changed({ added_tokens: [{}] }),
+    "a part of it is not of the kind that it has",
+  ],
+  [
     "NFKC before characters",
     { ...TOKENIZERS.get("gemma_like")!, normalizer: { type: "NFKC" } },
     "its normalizer has NFKC, should have Prepend or Replace",
