@@ -233,6 +233,13 @@ Deno.test("prepare() says that one document cannot be split", () =>
       'Cannot split "DIR/a.jsonl" into train and val: it has one document only; give more, or say where ' +
         "the documents of a .txt file end, such as --split_on=blank_line",
     );
+    jsonl(`${dir}/same.jsonl`, ["one", "one", "one"]);
+    await fails(
+      dir,
+      ["--input", `${dir}/same.jsonl`],
+      'Cannot split "DIR/same.jsonl" into train and val: its 3 documents are all the same; give more, or say where ' +
+        "the documents of a .txt file end, such as --split_on=blank_line",
+    );
     Deno.writeTextFileSync(`${dir}/a.txt`, "short");
     await fails(
       dir,

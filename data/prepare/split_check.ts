@@ -34,8 +34,9 @@ export function splitMistake(
     );
   }
   if (smallest === largest) {
+    const what = documents === 1 ? "it has one document only" : `its ${documents} documents are all the same`;
     return new UserError(
-      `Cannot split "${name}" into train and val: it has one document only; give more, or say where ` +
+      `Cannot split "${name}" into train and val: ${what}; give more, or say where ` +
         "the documents of a .txt file end, such as --split_on=blank_line",
     );
   }
