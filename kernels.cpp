@@ -20,6 +20,15 @@
 #include <dlfcn.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <time.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -544,6 +553,146 @@ static int default_threads() {
   char source[1];
   bool has_quota = host_limits(limits, source, sizeof source, "") == 0 && limits[2] > 0;
   return has_quota ? (int)min(omp_get_num_procs(), limits[2]) : omp_get_num_procs();
+}
+
+// ---- device: the most that a processor can do -------------------------------------------------------------------------
+//
+// Loops that touch nothing but registers, with so many sums at a time that no unit waits for the sum before. Each returns
+// a number that depends on all of them, so that the compiler leaves none out.
+
+// Hides from the compiler what a value is.
+#if defined(__x86_64__)
+#define HIDE(value) asm volatile("" : "+x"(value))
+#else
+#define HIDE(value) asm volatile("" : "+w"(value))
+#endif
+
+#if defined(__aarch64__)
+enum { FMA_SUMS = 16 };  // four units, four cycles
+#else
+enum { FMA_SUMS = 12 };
+#endif
+
+__attribute__((noinline)) static float multiply_add(int64_t rounds) {
+  vec sums[FMA_SUMS], factor = vec{} + 0.5f, term = vec{} + 1.0f;
+  HIDE(factor);
+  HIDE(term);
+  UNROLL for (int i = 0; i < FMA_SUMS; i++) sums[i] = term * (float)i;
+  for (int64_t round = 0; round < rounds; round++) {
+    UNROLL for (int i = 0; i < FMA_SUMS; i++) sums[i] = sums[i] * factor + term;
+  }
+  vec total = {};
+  UNROLL for (int i = 0; i < FMA_SUMS; i++) total += sums[i];
+  return total[0];
+}
+
+struct PeakLoop {
+  float (*run)(int64_t rounds);
+  double flops;  // of one round
+  const char* name;
+};
+
+#if defined(__x86_64__)
+enum { BF16_SUMS = 12, AMX_SUMS = 6 };
+
+__attribute__((noinline, target("avx512f,avx512bf16"))) static float multiply_add_bf16(int64_t rounds) {
+  __m512 sums[BF16_SUMS], one = _mm512_set1_ps(1.0f);
+  __m512bh factors = _mm512_cvtne2ps_pbh(one, one);
+  asm volatile("" : "+v"(factors));
+  UNROLL for (int i = 0; i < BF16_SUMS; i++) sums[i] = _mm512_set1_ps((float)i);
+  for (int64_t round = 0; round < rounds; round++) {
+    UNROLL for (int i = 0; i < BF16_SUMS; i++) sums[i] = _mm512_dpbf16_ps(sums[i], factors, factors);
+  }
+  __m512 total = _mm512_setzero_ps();
+  UNROLL for (int i = 0; i < BF16_SUMS; i++) total = _mm512_add_ps(total, sums[i]);
+  return _mm512_cvtss_f32(total);
+}
+
+// Tiles of 16 rows of 64 bytes: each product adds (16, 32) x (32, 16) to (16, 16).
+__attribute__((noinline, target("amx-tile,amx-bf16"))) static float multiply_add_tiles(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t columns[16] = {64, 64, 64, 64, 64, 64, 64, 64};  // bytes
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } tiles;
+  float result[16 * 16];
+  _tile_loadconfig(&tiles);  // makes all of them 0: the time does not depend on their values
+  for (int64_t round = 0; round < rounds; round++) {
+    _tile_dpbf16ps(0, 6, 7);
+    _tile_dpbf16ps(1, 6, 7);
+    _tile_dpbf16ps(2, 6, 7);
+    _tile_dpbf16ps(3, 6, 7);
+    _tile_dpbf16ps(4, 6, 7);
+    _tile_dpbf16ps(5, 6, 7);
+  }
+  _tile_stored(0, result, 64);
+  _tile_release();
+  return result[0];
+}
+
+// Linux gives tiles to who asks for them.
+static bool may_use_tiles() {
+#ifdef __linux__
+  const int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+// The fastest loop over bfloat16 that the processor has, else over float32.
+static PeakLoop choose_peak_loop(bool bf16_wanted) {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __builtin_cpu_init();
+  if (bf16_wanted && __builtin_cpu_supports("avx512f")) {
+    bool has_leaf = __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    bool has_tiles = has_leaf && (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
+    if (has_tiles && may_use_tiles()) {
+      return {multiply_add_tiles, 2.0 * 16 * 16 * 32 * AMX_SUMS, "bfloat16 tile products (AMX)"};
+    }
+    bool has_dots = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+    if (has_dots) return {multiply_add_bf16, 2.0 * 32 * BF16_SUMS, "bfloat16 dot products (AVX512-BF16)"};
+  }
+#endif
+  (void)bf16_wanted;
+  const char* names[] = {"float32 multiply-adds", "float32 multiply-adds (AVX2)", "float32 multiply-adds (AVX-512)"};
+  return {multiply_add, 2.0 * W * FMA_SUMS, names[W == 16 ? 2 : W == 8 ? 1 : 0]};
+}
+
+// Time of this thread alone: other programs on the machine do not lengthen it.
+static double thread_seconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+int device_peak(double* flops, char* how, int32_t capacity) {
+  RETURN_IF_ERROR(check(__func__, LIST(), LIST(flops, how)));
+  if (capacity < 1) return fail("device_peak: no room for the text (capacity=%d)", capacity);
+  const PeakLoop loop = choose_peak_loop(use_bf16_gemm);
+  const int times = 15;
+  double rates[times] = {};
+#pragma omp parallel num_threads(thread_count)
+  {
+    volatile float sink = loop.run(1);
+    double start = thread_seconds();
+    sink = loop.run(10000);
+    int64_t rounds = max(1, (int64_t)(10000 * 2e-3 / (thread_seconds() - start + 1e-9)));
+    for (int i = 0; i < times; i++) {
+#pragma omp barrier
+      start = thread_seconds();
+      sink = loop.run(rounds);
+      double rate = loop.flops * rounds / (thread_seconds() - start);
+#pragma omp atomic
+      rates[i] += rate;
+    }
+    (void)sink;
+  }
+  *flops = *std::max_element(rates, rates + times);
+  snprintf(how, capacity, "%s", loop.name);
+  return 0;
 }
 
 int abi_version(void) { return LOAM_ABI_VERSION; }

@@ -80,6 +80,11 @@ int device_memory(HOST int64_t* bytes);
 // bytes, ends with 0). root is put before /proc and the cgroups' directories: "" but in tests.
 int host_limits(HOST int64_t* limits, HOST char* source, int32_t capacity, HOST const char* root);
 
+// *flops = FLOP/s that no product on the open device exceeds: on a CPU what its threads do in registers alone, multiplying
+// and adding, the best of 15 times 2 ms; 0 on a GPU, whose maker says it. how: what was measured, in words (at most capacity
+// bytes, ends with 0).
+int device_peak(HOST double* flops, HOST char* how, int32_t capacity);
+
 // *stream = the cudaStream_t that work is queued on, for libraries that queue work of their own, such as NCCL; 0 on a CPU.
 int device_stream(HOST uint64_t* stream);
 

@@ -6,11 +6,11 @@ import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { runMain } from "./ffi/errors.ts";
 import { device, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
-import { configure, llamaConfig } from "./model/configure.ts";
+import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
-import { init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
+import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { guard, isGood, type Outcome, requireGoodEnd } from "./model/guard.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
@@ -30,15 +30,9 @@ import { help, requireRange, requireWhole } from "./runtime/config.ts";
 import { joinRanks, type Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { memoryByKind } from "./runtime/memory.ts";
-import {
-  type Log,
-  logOfRank,
-  type Peak,
-  requireIdle,
-  stepLine,
-  type StepMetrics,
-} from "./runtime/metrics.ts";
+import { type Log, logOfRank, requireIdle, StepLines, type StepMetrics } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
+import type { Peak } from "./runtime/peak.ts";
 import { Stop } from "./runtime/stop.ts";
 import { backward, endStep } from "./runtime/tape.ts";
 import { readTrainerState, type TrainerState } from "./runtime/trainer_state.ts";
@@ -83,7 +77,7 @@ export const variables = {
   max_skipped: 10, // stop after so many non-finite steps in a row
 
   // what happens how often, in steps; 0 = never
-  log_interval: 1, // lines on the screen and in log.txt; metrics.jsonl has every step
+  log_interval: 1, // lines on the screen and in log.txt, means since the last one; metrics.jsonl has every step
   eval_interval: 250, // loss on the val split
   eval_batches: 20, // the same windows of the val split every time
   sample_interval: 1000, // text written by the model
@@ -119,9 +113,9 @@ export type TrainConfig = typeof variables;
 export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     const { default: source } = await import("./train.ts", { with: { type: "text" } });
-    return console.log(
-      help(`Train a Llama. Presets: ${Object.keys(presets).join(", ")}`, variables, source),
-    );
+    const values = presetOf(variables, args.filter((arg) => arg !== "--help"));
+    const what = `Train a Llama. Presets: ${Object.keys(presets).join(", ")}. Defaults of ${values.preset}:`;
+    return console.log(help(what, values, source));
   }
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, args, world);
@@ -226,6 +220,7 @@ async function steps(
   const { seed, head_chunk, max_iters } = config, { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
   const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
   const before = saved?.step ?? 0; // what earlier processes did
+  const lines = new StepLines(flopsPerToken(c, c.block_size));
   const best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
   if (before >= max_iters) log.line(`nothing to do: step ${before} of max_iters ${max_iters} is done`);
   // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
@@ -253,7 +248,8 @@ async function steps(
 
   function report(outcome: Outcome, metrics: StepMetrics, always: boolean): void {
     log.step(metrics);
-    if (always || outcome.step % config.log_interval === 0) log.line(stepLine(metrics));
+    lines.add(metrics);
+    if (always || outcome.step % config.log_interval === 0) log.line(lines.line(metrics));
     guard(config, outcome, () => placesOf(data, config, outcome.step), log);
   }
 

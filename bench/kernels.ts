@@ -18,7 +18,7 @@ import {
 } from "../ffi/library.ts";
 import { help, parseOverrides } from "../runtime/config.ts";
 import { table } from "../runtime/debug.ts";
-import { peakFlops } from "../runtime/metrics.ts";
+import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { allCases, type Arrays, type Case } from "./cases.ts";
 import { SHAPES } from "./shapes.ts";

@@ -178,6 +178,16 @@ function readInfo(): DeviceInfo {
   return JSON.parse(fromCString(text)) as DeviceInfo;
 }
 
+/**
+ * FLOP/s that no product on the open device exceeds, measured on a CPU in about 40 ms, and what was measured; 0 where there
+ * is nothing to measure.
+ */
+export function measurePeak(): { flops: number; how: string } {
+  const flops = new Float64Array(1), how = new Uint8Array(256);
+  check(s.device_peak(flops, how, how.length));
+  return { flops: flops[0]!, how: fromCString(how) };
+}
+
 /** The cudaStream_t that work is queued on; 0 on a CPU. */
 export function deviceStream(): bigint {
   const stream = new BigUint64Array(1);

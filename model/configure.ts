@@ -75,6 +75,18 @@ export function configure<T extends RunVariables>(
   if (overrides.eval_only) {
     throw new UserError("Cannot evaluate without a model: name one with --resume=runs/...");
   }
+  const config = withPreset(defaults, overrides, local_rank);
+  const out_dir = config.out_dir || freshRunDirectory(config.preset);
+  return { config: check({ ...config, out_dir }), checkpoint: undefined };
+}
+
+/** The values of the variables that a new run with these arguments has, for --help. Throws UserError as configure(). */
+export function presetOf<T extends RunVariables>(defaults: T, args: string[]): T {
+  return withPreset(defaults, parseOverrides(args, defaults, { debug: "check" }), 0);
+}
+
+/** defaults, the preset, then overrides. */
+function withPreset<T extends RunVariables>(defaults: T, overrides: Partial<T>, local_rank: number): T {
   const device = (overrides.device ?? defaults.device) || chooseDevice(local_rank).name;
   const preset = overrides.preset || (device === "cpu" ? "tiny" : "gpt-270m");
   if (!Object.hasOwn(presets, preset)) {
@@ -84,9 +96,7 @@ export function configure<T extends RunVariables>(
       }?`,
     );
   }
-  const config = { ...defaults, ...presets[preset as PresetName], ...overrides, preset };
-  const out_dir = config.out_dir || freshRunDirectory(preset);
-  return { config: check({ ...config, out_dir }), checkpoint: undefined };
+  return { ...defaults, ...presets[preset as PresetName], ...overrides, preset };
 }
 
 /** What the run was trained with. Every variable is there with its type and no other is, but for those that are given anew. */

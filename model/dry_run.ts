@@ -4,7 +4,7 @@ import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../ffi/visible.ts";
-import { peakFlops } from "../runtime/metrics.ts";
+import { peakFlops } from "../runtime/peak.ts";
 import { openAndDescribe } from "./device.ts";
 import { flopsPerToken, init, type LlamaConfig } from "./llama.ts";
 import { dataFacts } from "./report.ts";

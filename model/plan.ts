@@ -19,14 +19,17 @@ export type StepSettings = AdamWOptions & {
   seed: number;
 };
 
-/** "322.1M parameters, 270.6M without embeddings"; in thousands, k, below 0.1M */
+/** "322.1M parameters, 270.6M without embeddings"; in thousands, k, below 0.1M; with digits enough that the two differ */
 export function modelSize(c: LlamaConfig): string {
   const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F } = c;
   const layer = 2 * C + C * (H + 2 * K) * D + H * D * C + 3 * C * F; // two norms, qkv, o, gate, up, down
   const rest = c.n_layer * layer + C;
   const embeddings = paddedVocab(c) * C * (c.tie_word_embeddings ? 1 : 2);
-  const short = (n: number) => n < 1e5 ? `${(n / 1e3).toFixed(1)}k` : `${(n / 1e6).toFixed(1)}M`;
-  return `${short(rest + embeddings)} parameters, ${short(rest)} without embeddings`;
+  const short = (n: number, digits: number) =>
+    n < 1e5 ? `${(n / 1e3).toFixed(digits)}k` : `${(n / 1e6).toFixed(digits)}M`;
+  let digits = 1;
+  while (short(rest + embeddings, digits) === short(rest, digits)) digits++;
+  return `${short(rest + embeddings, digits)} parameters, ${short(rest, digits)} without embeddings`;
 }
 
 /** Bytes that one step takes by kind, without a device. act is the type of weights and activations of the device meant. */

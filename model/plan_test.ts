@@ -25,6 +25,15 @@ Deno.test("modelSize() counts gpt-270m with and without embeddings", () => {
   assertEquals(modelSize(GPT_270M), "322.1M parameters, 270.6M without embeddings");
 });
 
+Deno.test("modelSize() has digits enough to tell the two apart", () => {
+  const tiny = { ...GPT_270M, n_layer: 4, n_embd: 128, n_head: 4, n_kv_head: 2, head_dim: 32, n_inner: 384 };
+  // a layer: q and o 2 x 128 x 128, k and v 2 x 128 x 64, three of 128 x 384, norms 2 x 128; then a norm, and 320 x 128
+  const rest = 4 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384 + 2 * 128) + 128;
+  assertEquals([rest, rest + 320 * 128], [787_584, 828_544]);
+  assertEquals(modelSize({ ...tiny, vocab_size: 257 }), "0.83M parameters, 0.79M without embeddings");
+  assertEquals(modelSize({ ...tiny, vocab_size: 2 }), "0.80M parameters, 0.79M without embeddings"); // padded to 64
+});
+
 Deno.test("planMemory() finds gpt-270m at batch_size 4 within 10.2 GB in bfloat16", () => {
   const { total, kinds } = plan("norm_swiglu");
   assert(total <= 10.2e9, memoryTable(kinds));

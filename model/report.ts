@@ -5,15 +5,9 @@ import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { memoryByKind } from "../runtime/memory.ts";
-import {
-  type Log,
-  memoryBytes,
-  type Peak,
-  peakFlops,
-  type RunFacts,
-  type StepMetrics,
-} from "../runtime/metrics.ts";
+import { formatFlops, type Log, memoryBytes, type RunFacts, type StepMetrics } from "../runtime/metrics.ts";
 import type { Parameters, StepResult } from "../runtime/optim.ts";
+import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
 import { flopsPerToken, type LlamaConfig } from "./llama.ts";
 import { modelSize } from "./plan.ts";
 
@@ -32,7 +26,7 @@ export const VERSIONS: Record<string, string> = { loam: loam.version, deno: Deno
 export function peakOfAll(world_size: number): Peak | undefined {
   const peak = peakFlops();
   if (peak === undefined || world_size === 1) return peak;
-  return { flops: world_size * peak.flops, how: `${world_size} x ${peak.how}` };
+  return { ...peak, flops: world_size * peak.flops, how: `${world_size} x ${peak.how}` };
 }
 
 /** A line of metrics.jsonl. step: from 1; step_ms: what it took. */
@@ -53,7 +47,7 @@ export function stepMetrics(
     tokens: step * tokens,
     tokens_per_sec: tokens / seconds,
     step_ms,
-    mfu: peak ? flopsPerToken(c, c.block_size) * tokens / seconds / peak.flops : null,
+    mfu: utilization(peak, flopsPerToken(c, c.block_size) * tokens / seconds),
     memory_bytes: memoryBytes(),
     skipped: result.skipped,
   };
@@ -108,7 +102,7 @@ export function banner(
   );
   log.line(
     peak
-      ? `MFU against ${(peak.flops / 1e9).toFixed(0)} GFLOP/s, ${peak.how}`
+      ? `MFU against ${formatFlops(peak.flops)}, ${peak.how}`
       : "MFU n/a: no peak is known for this device",
   );
   if (!saved) return log.line(`writing to ${config.out_dir}`);

@@ -1,15 +1,11 @@
 // What a run leaves behind beside its checkpoints: config.json, run.json (what trains it on what), metrics.jsonl (one object a
 // step), samples.jsonl (one object a sample text) and log.txt.
-import { linear } from "./ops.ts";
-import { endStep, noGrad } from "./tape.ts";
 import { explain, UserError } from "../ffi/errors.ts";
-import process from "node:process";
 import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../ffi/files.ts";
 import { asMistake } from "../ffi/system_error.ts";
 import { device, memoryUse } from "../ffi/library.ts";
 import { oneLine, visible } from "../ffi/visible.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
-import { tensor } from "./tensor.ts";
 import { EventFile } from "./tensorboard.ts";
 
 /** One line of metrics.jsonl. */
@@ -370,8 +366,11 @@ function stepsOf(first: number, last: number): string {
   return first === last ? `step ${last}` : `steps ${first} to ${last}`;
 }
 
-/** "step 120 | loss 4.3210 | val 4.40 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 38% MFU | 1.2 GB" */
-export function stepLine(m: StepMetrics): string {
+/**
+ * "step 120 | loss 4.3210 | val 4.40 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 72 GFLOP/s, 38% MFU | 1.2 GB"; m may be the
+ * mean of several steps.
+ */
+export function stepLine(m: StepMetrics, flops_per_token: number): string {
   return [
     `step ${m.step}`,
     `loss ${m.loss.toFixed(4)}`,
@@ -379,10 +378,64 @@ export function stepLine(m: StepMetrics): string {
     `lr ${m.lr.toExponential(1).replace("e+0", "")}`,
     `norm ${m.grad_norm.toFixed(2)}`,
     `${Math.round(m.tokens_per_sec).toLocaleString("en-US")} tok/s`,
-    m.mfu === null ? "MFU n/a" : `${(100 * m.mfu).toFixed(0)}% MFU`,
+    `${formatFlops(flops_per_token * m.tokens_per_sec)}, ${
+      m.mfu === null ? "MFU n/a" : `${(100 * m.mfu).toFixed(0)}% MFU`
+    }`,
     formatBytes(m.memory_bytes),
     ...(m.skipped > 0 ? [`${m.skipped} skipped`] : []),
   ].join(" | ");
+}
+
+/** Steps of which a line says the mean: as many as pass between two lines. */
+export class StepLines {
+  #steps = 0;
+  #seconds = 0;
+  #tokens = 0;
+  #peak = 0; // tokens' time times mfu
+  #finite = { steps: 0, loss: 0, grad_norm: 0 };
+
+  /** flops_per_token: of the model. */
+  constructor(readonly flops_per_token: number) {}
+
+  /** Takes a step into the next line. */
+  add(m: StepMetrics): void {
+    const seconds = m.step_ms / 1000;
+    this.#steps++;
+    this.#seconds += seconds;
+    this.#tokens += m.tokens_per_sec * seconds;
+    this.#peak += (m.mfu ?? 0) * seconds;
+    if (!Number.isFinite(m.loss) || !Number.isFinite(m.grad_norm)) return;
+    this.#finite.steps++;
+    this.#finite.loss += m.loss;
+    this.#finite.grad_norm += m.grad_norm;
+  }
+
+  /**
+   * The line after a step that was added: loss, norm, speed and MFU of all steps since the line before. A step whose loss or
+   * norm is not finite counts as skipped, and in the means only where there is no other.
+   */
+  line(last: StepMetrics): string {
+    const { steps, loss, grad_norm } = this.#finite, seconds = this.#seconds;
+    const means = steps > 0 ? { loss: loss / steps, grad_norm: grad_norm / steps } : {};
+    const speed = {
+      tokens_per_sec: this.#tokens / seconds,
+      mfu: last.mfu === null ? null : this.#peak / seconds,
+    };
+    this.#steps =
+      this.#seconds =
+      this.#tokens =
+      this.#peak =
+        0;
+    this.#finite = { steps: 0, loss: 0, grad_norm: 0 };
+    return stepLine({ ...last, ...means, ...speed }, this.flops_per_token);
+  }
+}
+
+/** "72 GFLOP/s", "401 TFLOP/s" */
+export function formatFlops(per_second: number): string {
+  return per_second < 1e12
+    ? `${(per_second / 1e9).toFixed(per_second < 1e10 ? 1 : 0)} GFLOP/s`
+    : `${(per_second / 1e12).toFixed(per_second < 1e13 ? 1 : 0)} TFLOP/s`;
 }
 
 /** "1.2 GB", "340 MB", "12 kB": decimal units. */
@@ -395,45 +448,4 @@ export function formatBytes(bytes: number): string {
 /** Memory in use, as memory_bytes in metrics.jsonl. */
 export function memoryBytes(): number {
   return device.library === "cuda" ? memoryUse().peak : Deno.memoryUsage().rss;
-}
-
-export type Peak = { flops: number; how: string };
-
-// Dense bfloat16 tensor-core peaks with float32 accumulation, FLOP/s, by a part of the name that the driver reports.
-const GPU_PEAKS: [string, number][] = [
-  ["H100 PCIe", 756e12],
-  ["H100 NVL", 835e12],
-  ["H100", 989.4e12],
-  ["H200", 989.4e12],
-  ["B200", 2250e12],
-  ["A100", 312e12],
-  ["RTX 5090", 209.5e12],
-  ["RTX 4090", 165.2e12],
-  ["RTX 3090", 71e12],
-];
-
-/**
- * FLOP/s that MFU is measured against, or undefined where it is not known. On a GPU the card's dense bfloat16 peak; on the
- * CPU the best of a few 1024 x 1024 x 1024 GEMMs timed now (about 50 ms), since no table knows every processor's clock. They
- * are timed in processor time, which other programs on the machine do not lengthen.
- */
-export function peakFlops(): Peak | undefined {
-  if (device.library === "cuda") {
-    const known = GPU_PEAKS.find(([name]) => device.name.includes(name));
-    return known && { flops: known[1], how: `dense bf16 peak of ${known[0]}` };
-  }
-  if (device.library !== "cpu") return undefined;
-  const n = 1024, ones = new Float32Array(n * n).fill(1);
-  const a = tensor([n, n], ones), b = tensor([n, n], ones);
-  let best = Infinity; // seconds
-  noGrad(() => {
-    for (let run = 0; run < 6; run++) {
-      const before = process.cpuUsage();
-      linear(a, b);
-      const { user, system } = process.cpuUsage(before);
-      best = Math.min(best, (user + system) / 1e6 / device.threads!);
-    }
-  });
-  endStep();
-  return { flops: 2 * n ** 3 / best, how: `measured ${n}^3 GEMM` };
 }

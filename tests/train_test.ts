@@ -294,15 +294,43 @@ Deno.test({
   },
 });
 
-Deno.test("--help lists the variables with their defaults and comments", async () => {
+Deno.test("--help lists the variables with comments and the values of the preset that would run", async () => {
+  const tiny = await succeed("train", "--help", "--device=cpu");
   assertMatch(
-    await succeed("train", "--help"),
-    /^Train a Llama\. .*\n\n {2}--preset= .*\n(.*\n)+ {2}--min_lr=0\.00003 +where the cosine ends\n/,
+    tiny,
+    /^Train a Llama\. .*Defaults of tiny:\n\n {2}--preset=tiny .*\n(.*\n)+ {2}--min_lr=0\.0003 +where the cosine ends\n/,
+  );
+  const large = await succeed("train", "--preset=gpt-270m", "--n_layer=5", "--help");
+  assertMatch(
+    large,
+    /Defaults of gpt-270m:\n(.*\n)+ {2}--n_layer=5 .*\n(.*\n)+ {2}--min_lr=0\.00003 +where the cosine/,
   );
   assertMatch(
     await succeed("sample", "--help"),
     /^Write text .*\n\n {2}--checkpoint= .*\n(.*\n)+ {2}--temperature=0\.8 +0 = always .*\n/,
   );
+});
+
+Deno.test("a line of the log is the mean of the steps since the last one, metrics.jsonl has each", async () => {
+  const out = freshPath(), flags = ["--max_iters=8", "--log_interval=3"];
+  const stdout = await succeed(
+    "train",
+    `--data_dir=${await dataset()}`,
+    `--out_dir=${out}`,
+    ...SMALL,
+    ...flags,
+  );
+  const lines = Array.from(
+    stdout.matchAll(/^step (\d+) \| loss ([\d.]+) .* norm ([\d.]+) \| ([\d,]+) tok\/s/gm),
+  );
+  assertEquals(lines.map(([, step]) => Number(step)), [3, 6, 8]);
+  const steps = metrics(out);
+  lines.forEach(([, , loss, norm, speed], i) => {
+    const own = steps.slice(3 * i, 3 * i + 3),
+      mean = (key: string) => own.reduce((s, m) => s + m[key]!, 0) / own.length;
+    assertEquals([loss, norm], [mean("loss").toFixed(4), mean("grad_norm").toFixed(2)]);
+    assertAlmostEquals(Number(speed!.replaceAll(",", "")), 64 / mean("step_ms") * 1000, 1); // 4 windows of 16 tokens
+  });
 });
 
 Deno.test("--debug=tape lists the ops of one micro-step", async () => {
