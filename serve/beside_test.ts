@@ -1,6 +1,6 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { ServerBeside } from "./beside.ts";
-import { FakeRun } from "./testing.ts";
+import { FakeRun, statusOf } from "./testing.ts";
 
 /** Waits until a condition holds. */
 async function until(condition: () => boolean): Promise<void> {
@@ -35,7 +35,7 @@ Deno.test("ServerBeside serves a run while it is written, and shows its end", as
     const { step, state, run } = await (await fetch(`http://127.0.0.1:${port}/stats`)).json();
     assertEquals([run, step, state], ["fake", 5, "running"]);
     events = (await fetch(`http://127.0.0.1:${port}/events`)).text();
-    await fetch(`http://127.0.0.1:${port}/stats`); // by now it listens to events
+    await statusOf(`http://127.0.0.1:${port}/stats`); // by now it listens to events
     fake.steps(6, 100);
     fake.stop(); // as the log of a trainer, which is closed before the server
   }

@@ -7,6 +7,7 @@ import { listen } from "./listen.ts";
 import { Model } from "./model.ts";
 import { COMPLETION } from "./openapi.ts";
 import { violations } from "./schema_check.ts";
+import { statusOf } from "./testing.ts";
 
 const run = freshPath();
 await succeed(
@@ -179,7 +180,7 @@ Deno.test("a client that goes away ends its text, and the server answers others 
       .then((response) => response.text());
     text.catch(() => {});
     await new Promise((resolve) => setTimeout(resolve, 50)); // it is under way
-    assertEquals((await fetch(`${server.url}v1/models`)).status, 200);
+    assertEquals(await statusOf(`${server.url}v1/models`), 200);
     abort.abort();
     await assertRejects(() => text);
     await cancelled;

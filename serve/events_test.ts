@@ -2,7 +2,7 @@ import { assertEquals, assertLess } from "@std/assert";
 import { createApp } from "./app.ts";
 import { Events } from "./events.ts";
 import { listen } from "./listen.ts";
-import { FakeRun, metricsAt } from "./testing.ts";
+import { FakeRun, metricsAt, statusOf } from "./testing.ts";
 
 type Event = { event?: string; id?: string; data?: string };
 
@@ -154,7 +154,7 @@ Deno.test("200 stalled clients do not grow memory, and keep nobody else waiting"
     assertEquals([event, JSON.parse(data!).step], ["sample", step]);
   }
   assertLess(Deno.memoryUsage().rss - before, 200e6); // 50 MB here
-  const { status } = await fetch(`${server.url}stats`);
+  const status = await statusOf(`${server.url}stats`);
   assertEquals(status, 200);
   for (const connection of stalled) connection.close();
   await reader.return(undefined);

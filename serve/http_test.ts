@@ -3,7 +3,7 @@
 import { assertEquals, assertMatch } from "@std/assert";
 import { Hono } from "hono";
 import { listen, type Listening } from "./listen.ts";
-import { RawClient } from "./testing.ts";
+import { RawClient, statusOf } from "./testing.ts";
 
 const TEXT = "A text that is long enough to be worth compressing. ".repeat(50);
 
@@ -141,7 +141,7 @@ Deno.test("what is not HTTP, or can be read in two ways, is refused with one sen
     assertEquals([answer?.[0], more], [status, []], request.slice(0, 100));
     assertMatch(JSON.parse(answer![1]).error.message, sentence);
   }
-  assertEquals((await fetch(server.url)).status, 200);
+  assertEquals(await statusOf(server.url), 200);
   await server.close();
 });
 

@@ -3,7 +3,7 @@ import { UserError } from "../ffi/errors.ts";
 import { Hono } from "hono";
 import { createApp } from "./app.ts";
 import { LIMITS, type Limits, listen } from "./listen.ts";
-import { FakeRun, RawClient } from "./testing.ts";
+import { FakeRun, RawClient, statusOf } from "./testing.ts";
 
 const HOST = { hostname: "127.0.0.1", flag: "--port" };
 
@@ -190,7 +190,7 @@ Deno.test("300 half-sent bodies keep nobody from an answer", async () => {
   const slow = await Promise.all(
     Array.from({ length: 300 }, () => new RawClient(server.url).send(HALF_BODY)),
   );
-  assertEquals((await fetch(`${server.url}stats`)).status, 200);
+  assertEquals(await statusOf(`${server.url}stats`), 200);
   assertEquals((await getHealth(server.url))[0], 200);
   slow.forEach((client) => client[Symbol.dispose]());
   await server.close();

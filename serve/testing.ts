@@ -119,6 +119,13 @@ export class FakeRun implements Disposable {
   }
 }
 
+/** The status that a GET of an address has. */
+export async function statusOf(url: string): Promise<number> {
+  const { status, body } = await fetch(url);
+  await body?.cancel();
+  return status;
+}
+
 /** A connection on which a test says what no client would, and hears what comes back. */
 export class RawClient implements Disposable {
   readonly #tcp: Promise<Deno.Conn>;

@@ -1,6 +1,6 @@
 // deno task serve, and train --serve_port, as a user runs them.
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { RawClient } from "../serve/testing.ts";
+import { RawClient, statusOf } from "../serve/testing.ts";
 import type { Health, History, Runs, Stats } from "../serve/types.ts";
 import {
   dataset,
@@ -171,7 +171,7 @@ Deno.test("a trainer that is killed is seen to have failed, and to go on when it
   resumed.signal("SIGKILL");
   await resumed.end();
   Deno.removeSync(out, { recursive: true }); // while it is watched
-  assertEquals((await fetch(`${url}stats`)).status, 410);
+  assertEquals(await statusOf(`${url}stats`), 410);
   assertEquals(await getJson<Runs>(`${url}runs`), { runs: [] });
   server.signal("SIGINT");
   assertEquals((await server.end()).code, 0);
