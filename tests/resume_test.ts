@@ -261,6 +261,20 @@ Deno.test("a run moved to another directory goes on there", async () => {
   assertEquals(list(out), []);
 });
 
+Deno.test("a run that goes on keeps the best checkpoint of its first part", async () => {
+  const out = freshPath(), unchanged = ["--learning_rate=0", "--min_lr=0", "--eval_batches=1"]; // never better than at first
+  const given = await flags(
+    "--max_iters=2",
+    "--save_interval=1",
+    "--eval_interval=1",
+    "--keep_checkpoints=2",
+  );
+  await succeed("train", `--out_dir=${out}`, ...given, ...unchanged);
+  await succeed("train", `--resume=${out}`, "--max_iters=5");
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000004", "step_000005"]);
+  assertEquals(Deno.readTextFileSync(`${out}/best`), "checkpoints/step_000001\n");
+});
+
 Deno.test("a finished run has nothing to do until max_iters is raised", async () => {
   const out = freshPath();
   await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=2", "--save_interval=2"));
