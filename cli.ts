@@ -3,7 +3,8 @@
 import loam from "./deno.json" with { type: "json" };
 import { completions } from "./completions.ts";
 import { asTyped, SUBCOMMANDS } from "./ffi/command.ts";
-import { nearest, UserError } from "./ffi/errors.ts";
+import { UserError } from "./ffi/errors.ts";
+import { meant } from "./ffi/suggest.ts";
 
 type Main = (args: string[]) => unknown;
 type Name = typeof SUBCOMMANDS[number] | "completions";
@@ -52,9 +53,7 @@ export async function main([name, ...args]: string[]): Promise<void> {
   const found = names.find((known) => known === name);
   if (found === undefined) {
     throw new UserError(
-      `Cannot run ${name}: there is no such subcommand; did you mean loam ${
-        nearest(name, [...names, "--help", "--version"])
-      }?`,
+      `Cannot run ${name}: there is no such subcommand; ${meant(name, [...names, "--help", "--version"])}`,
     );
   }
   try {

@@ -1,6 +1,7 @@
 // `loam completions SHELL`: a script that completes subcommands, their flags, presets and file names. It asks `loam train
 // --help` for the flags of train when it needs them, so that it never goes out of date.
-import { nearest, UserError } from "./ffi/errors.ts";
+import { UserError } from "./ffi/errors.ts";
+import { meant } from "./ffi/suggest.ts";
 import { presets } from "./model/presets.ts";
 
 /** Names and descriptions of all subcommands. */
@@ -28,9 +29,7 @@ export function completions(args: string[], subcommands: Subcommands): string {
     );
   }
   throw new UserError(
-    `Cannot print completions for ${shell}: the shells are ${KNOWN.join(", ")}; did you mean ${
-      nearest(shell, KNOWN)
-    }?`,
+    `Cannot print completions for ${shell}: there is no such shell; ${meant(shell, KNOWN)}`,
   );
 }
 

@@ -1,7 +1,8 @@
 // What the command lines of prepare and of the tokenizer's training have in common: files as plain words, and flags whose names
 // and values are checked.
 import { parseArgs } from "@std/cli/parse-args";
-import { nearest, UserError } from "../ffi/errors.ts";
+import { UserError } from "../ffi/errors.ts";
+import { meantFlag } from "../ffi/suggest.ts";
 
 /** The flags that a command has. */
 export interface KnownFlags<V extends string, S extends string> {
@@ -68,7 +69,7 @@ function nameFiles(args: string[], files: string, strings: string[]): string[] {
 function refuse(arg: string, name: string | undefined, known: string[]): boolean {
   if (name === undefined) return true;
   throw new UserError(
-    `Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${nearest(name, known)}?`,
+    `Cannot use ${arg.split("=")[0]}: there is no such flag; ${meantFlag(name, known)}`,
   );
 }
 

@@ -1,7 +1,8 @@
 // The command line of `deno task data`, which shows what a dataset holds, and checks it.
 import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../ffi/command.ts";
-import { nearest, runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { meantFlag } from "../ffi/suggest.ts";
 import { type Dataset, openDataset } from "./bins.ts";
 import { documentText, inspectDataset, type Split } from "./inspect/inspect_dataset.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
@@ -64,8 +65,8 @@ function refuseFlag(arg: string, name?: string): boolean {
   if (name === undefined) {
     throw new UserError(`Cannot read the argument ${arg}: a dataset is named with --dir ${arg}`);
   }
-  const flag = nearest(name, ["dir", "doc", "split", "tokenizer", "help"]);
-  throw new UserError(`Cannot use ${arg.split("=")[0]}: there is no such flag; did you mean --${flag}?`);
+  const known = ["dir", "doc", "split", "tokenizer", "help"];
+  throw new UserError(`Cannot use ${arg.split("=")[0]}: there is no such flag; ${meantFlag(name, known)}`);
 }
 
 /** Opens a dataset with the tokenizer that it names, or that the user does. tokenizer: null if neither does. */

@@ -117,21 +117,3 @@ function permissionSet(): string[] {
   const own = commands.find((words) => words.includes(programPath()));
   return own?.filter((word) => word.startsWith("-P=")) ?? [];
 }
-
-/** The name among known that needs the fewest single-letter edits to become name: for "did you mean". */
-export function nearest(name: string, known: readonly string[]): string {
-  return known.reduce((best, next) => edits(name, next) < edits(name, best) ? next : best);
-}
-
-/** Levenshtein distance. */
-function edits(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    }
-    row = next;
-  }
-  return row[b.length]!;
-}

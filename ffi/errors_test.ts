@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { explain, KernelError, nearest, UserError } from "./errors.ts";
+import { explain, KernelError, UserError } from "./errors.ts";
 
 /** Runs a program that imports errors.ts as e, without permissions; returns its exit code and what it printed. */
 async function run(body: string): Promise<{ code: number; stdout: string; stderr: string }> {
@@ -156,18 +156,4 @@ Deno.test("explain() has one line for what the operating system refuses, with th
     quoted,
     `error: Cannot read a.json: Unexpected token '}', "{"a": 1,\\n "b": }\\n" is not valid JSON`,
   );
-});
-
-Deno.test("nearest() is the name with the fewest letters changed, the first of equals", () => {
-  const names = ["n_layer", "n_head", "n_kv_head", "learning_rate", "min_lr"];
-  const expected: [string, string][] = [
-    ["n_layers", "n_layer"],
-    ["nlayer", "n_layer"],
-    ["n_kvhead", "n_kv_head"],
-    ["learning-rate", "learning_rate"],
-    ["lr", "min_lr"],
-    ["", "n_head"],
-  ];
-  for (const [name, known] of expected) assertEquals(nearest(name, names), known, name);
-  assertEquals(nearest("b", ["a", "c"]), "a");
 });

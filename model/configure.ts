@@ -1,6 +1,7 @@
 // From the variables of train.ts and the command line to a configuration that holds together.
 import { basename } from "node:path";
-import { nearest, UserError } from "../ffi/errors.ts";
+import { UserError } from "../ffi/errors.ts";
+import { meant } from "../ffi/suggest.ts";
 import { holdsRun, listCheckpoints, resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import { chooseDevice } from "../ffi/library.ts";
 import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
@@ -91,9 +92,7 @@ function withPreset<T extends RunVariables>(defaults: T, overrides: Partial<T>, 
   const preset = overrides.preset || (device === "cpu" ? "tiny" : "gpt-270m");
   if (!Object.hasOwn(presets, preset)) {
     throw new UserError(
-      `Cannot use preset ${preset}: there is none of that name; did you mean ${
-        nearest(preset, Object.keys(presets))
-      }?`,
+      `Cannot use preset ${preset}: there is none of that name; ${meant(preset, Object.keys(presets))}`,
     );
   }
   return { ...defaults, ...presets[preset as PresetName], ...overrides, preset };

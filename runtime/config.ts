@@ -1,7 +1,8 @@
 // Configuration is variables: a literal object at the top of train.ts. --name=value overrides any of them and takes the type
 // of the default; everything else is an error that names the nearest variable.
 import { asTyped } from "../ffi/command.ts";
-import { nearest, UserError } from "../ffi/errors.ts";
+import { UserError } from "../ffi/errors.ts";
+import { meantFlag } from "../ffi/suggest.ts";
 
 export type Values = Record<string, number | string | boolean>;
 
@@ -36,9 +37,7 @@ export function parseOverrides<T extends Values>(
     const name = match[1]!;
     if (!Object.hasOwn(defaults, name)) {
       const known = Object.keys(defaults).concat(name === "help" ? [] : "help");
-      throw new UserError(
-        `Cannot set ${name}: there is no such variable; did you mean --${nearest(name, known)}?`,
-      );
+      throw new UserError(`Cannot set ${name}: there is no such variable; ${meantFlag(name, known)}`);
     }
     let text = match[2];
     if (text === undefined && typeof defaults[name] === "boolean") text = "true";

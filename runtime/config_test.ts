@@ -18,6 +18,7 @@ Deno.test("parseOverrides() gives values the type of their default", () => {
   assertEquals(parseOverrides(["--data="], DEFAULTS), { data: "" });
   assertEquals(parseOverrides(["--data=a=b --c"], DEFAULTS), { data: "a=b --c" });
   assertEquals(parseOverrides(["--n_layer=1", "--n_layer=2"], DEFAULTS), { n_layer: 2 }); // the last one counts
+  assertEquals(Object.is(parseOverrides(["--n_layer=-0"], DEFAULTS).n_layer, 0), true);
 });
 
 Deno.test("parseOverrides() reads numbers as people write them", () => {
@@ -99,14 +100,18 @@ data: from deno task prepare
   );
 });
 
-Deno.test("requireWhole() stops at the first variable that is not a whole number of at least min", () => {
+Deno.test("requireWhole() stops at the first variable that is not a whole number in [min, max]", () => {
   const config = { a: 3, b: 0, c: 2.5, d: 2 ** 60 };
   requireWhole(config, ["a"], 3);
-  const message = (name: keyof typeof config, min: number) =>
-    assertThrows(() => requireWhole(config, ["a", name], min), UserError).message;
+  const message = (name: keyof typeof config, min: number, max?: number) =>
+    assertThrows(() => requireWhole(config, ["a", name], min, max), UserError).message;
   assertEquals(message("b", 1), "Cannot use b 0: it must be a whole number of at least 1");
   assertEquals(message("c", 1), "Cannot use c 2.5: it must be a whole number of at least 1");
-  assertEquals(message("d", 1), `Cannot use d ${2 ** 60}: it must be a whole number of at least 1`);
+  assertEquals(
+    message("d", 1),
+    `Cannot use d ${2 ** 60}: it must be a whole number from 1 to 9007199254740991`,
+  );
+  assertEquals(message("a", 1, 2), "Cannot use a 3: it must be a whole number from 1 to 2");
 });
 
 Deno.test("requireRange() stops at the first variable outside [min, max]", () => {

@@ -1,7 +1,8 @@
 // `deno task runs`: the runs below a directory, one a line.
 import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../ffi/command.ts";
-import { nearest, runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../ffi/errors.ts";
+import { meantFlag } from "../ffi/suggest.ts";
 import { oneLine, visible } from "../ffi/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { table } from "../runtime/debug.ts";
@@ -36,7 +37,7 @@ export async function main(args: string[]): Promise<void> {
 function refuseFlag(arg: string, name?: string): boolean {
   if (name === undefined) return true;
   throw new UserError(
-    `Cannot use ${arg}: there is no such flag; did you mean --${nearest(name, ["json", "help"])}?`,
+    `Cannot use ${arg}: there is no such flag; ${meantFlag(name, ["json", "help"])}`,
   );
 }
 

@@ -1,6 +1,7 @@
 // The command line of serve.
 import { parseArgs } from "@std/cli/parse-args";
-import { nearest, UserError } from "../ffi/errors.ts";
+import { UserError } from "../ffi/errors.ts";
+import { meantFlag } from "../ffi/suggest.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
 
@@ -59,7 +60,7 @@ export function parseOptions(args: string[]): ServeOptions {
 
 function refuseFlag(arg: string, name?: string): boolean {
   if (name === undefined) return true; // a run directory
-  throw new UserError(`Cannot use ${arg}: there is no such flag; did you mean --${nearest(name, FLAGS)}?`);
+  throw new UserError(`Cannot use ${arg}: there is no such flag; ${meantFlag(name, FLAGS)}`);
 }
 
 function portOf(text: string): number {

@@ -5,6 +5,7 @@ import settings from "../deno.json" with { type: "json" };
 import { mistakeOf } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { chooseDevice } from "../ffi/library.ts";
+import { meantFlag } from "../ffi/suggest.ts";
 import { train, variables } from "../train.ts";
 import {
   copy,
@@ -125,6 +126,36 @@ Deno.test("train answers each variable's odd values with a plan or one line", as
     console.log = log;
   }
   assert(names.length > 40 && printed.length > 0);
+});
+
+Deno.test("meantFlag() knows what other programs call the variables of train", () => {
+  const train = Object.keys(variables);
+  const expected: Record<string, string> = {
+    lr: "did you mean --learning_rate?",
+    LR: "did you mean --learning_rate?",
+    "learning-rate": "did you mean --learning_rate?",
+    steps: "did you mean --max_iters?",
+    out: "did you mean --out_dir?",
+    data: "did you mean --data_dir?",
+    init_from: "did you mean --resume?",
+    batch: "did you mean --batch_size?",
+    model: "did you mean --preset?",
+    "max-grad-norm": "did you mean --grad_clip?",
+    hidden_size: "did you mean --n_embd?",
+    dropout: "see --help",
+  };
+  for (const [name, advice] of Object.entries(expected)) assertEquals(meantFlag(name, train), advice, name);
+  const sentences: Record<string, RegExp> = {
+    epochs: /counted in steps: set --max_iters to /,
+    gpu: /--device=cuda/,
+    cpu: /--device=cpu/,
+    wandb: /--tensorboard/,
+    tokenizer: /prepare --tokenizer/,
+    dtype: /--bf16_gemm/,
+  };
+  for (const [name, advice] of Object.entries(sentences)) {
+    assertEquals(advice.test(meantFlag(name, train)), true, `${name}: ${meantFlag(name, train)}`);
+  }
 });
 
 Deno.test("train --blas=nonsense lists the libraries there are", async () => {

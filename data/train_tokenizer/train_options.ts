@@ -1,5 +1,6 @@
 // The command line of the tokenizer's training: flags, defaults and what is wrong with a value.
-import { nearest, UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../ffi/errors.ts";
+import { meant } from "../../ffi/suggest.ts";
 import { parseFlags, unescape, wholeNumber } from "../flags.ts";
 import { PATTERNS, scannerOf } from "../tokenizers/scanners.ts";
 
@@ -123,7 +124,7 @@ function cut(name: string): TrainOptions["pattern"] {
   const found = CUTS.find((known) => known === name);
   if (found !== undefined) return found;
   throw new UserError(
-    `Cannot use --pattern=${name}: it should be ${CUTS.join(", ")}; did you mean ${nearest(name, CUTS)}?`,
+    `Cannot use --pattern=${name}: there is no such pattern; ${meant(name, CUTS)}`,
   );
 }
 

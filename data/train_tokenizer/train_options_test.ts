@@ -54,7 +54,7 @@ const MISTAKES: [string[], string][] = [
   [["--train=", "--out=x"], "Cannot use --train: it needs a file, such as --train corpus.parquet"],
   [[...GIVEN, "--column="], "Cannot use --column: it needs a value, such as --column=..."],
   [[...GIVEN, "--vocabsize=9"], "Cannot use --vocabsize: there is no such flag; did you mean --vocab_size?"],
-  [[...GIVEN, "-x"], "Cannot use -x: there is no such flag; did you mean --out?"],
+  [[...GIVEN, "-x"], "Cannot use -x: there is no such flag; see --help"],
   ...["1", "65536", "1k"].map((length): [string[], string] => [
     [...GIVEN, `--max_token_length=${length}`],
     `Cannot use --max_token_length=${length}: it should be a whole number from 2 to 65535`,
@@ -78,7 +78,7 @@ const MISTAKES: [string[], string][] = [
   ],
   [
     [...GIVEN, "--pattern=llama"],
-    "Cannot use --pattern=llama: it should be llama3, o200k, qwen, gpt2; did you mean llama3?",
+    "Cannot use --pattern=llama: there is no such pattern; did you mean llama3?",
   ],
   [[...GIVEN, "--special_tokens=<|é|>"], `Cannot use special token "<|é|>": it ${SPECIAL}`],
   [[...GIVEN, "--special_tokens=<|a|>,"], `Cannot use special token "": it ${SPECIAL}`],
