@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { forgetMemory, memoryByKind, permanent, release, releaseAll, take, takenBy } from "./memory.ts";
+import { memoryUse } from "../ffi/library.ts";
 import { openTestDevice } from "./testing.ts";
 
 openTestDevice();
@@ -30,6 +31,16 @@ Deno.test("take() uses what was released, joined with free neighbours", () => {
   const [a, b, , d, e, f] = busyStep() as [bigint, bigint, bigint, bigint, bigint, bigint];
   assertEquals([d, e, f], [b, b + 2048n, a]); // sizes are rounded up to 256
   assertEquals(memoryByKind().step, 1024 + 5120 + 512);
+});
+
+Deno.test("releaseAll() keeps one arena, as large as the largest step", () => {
+  forgetMemory();
+  const before = memoryUse().now;
+  for (const [bytes, kept] of [[1000, 1024], [3000, 3072], [2000, 3072], [70_000, 70_144]] as const) {
+    take(bytes);
+    releaseAll();
+    assertEquals(memoryUse().now - before, kept);
+  }
 });
 
 Deno.test("blocks in use never overlap", () => {

@@ -146,7 +146,7 @@ Deno.test("cachedAttention() agrees with attention over the whole sequence, in o
       D: 128,
     }]
   ) {
-    for (const pieces of [[70], [65, 1, 1, 3], [1, 1, 17]]) {
+    for (const pieces of [[70], [65, 1, 1, 3], [1, 1, 17], [5, 70]]) {
       const T = pieces.reduce((a, b) => a + b), width = (H + 2 * K) * D, values = normal(B * T * width, 1);
       const expected = ref.attention(values, { B, T, H, K, D });
       const cache = {
@@ -499,7 +499,7 @@ Deno.test({
     const known = ["portable", "avx2", "avx512"]; // each processor has those before its best
     const here = known.slice(0, 1 + known.indexOf(device.isa_best!));
     for (const LOAM_ISA of here.filter((isa) => isa === "portable" || libraryExists(`cpu_${isa}`))) {
-      const args = ["test", "-q", "-P=test", "--no-check", "ops_test.ts", "tape_test.ts"];
+      const args = ["test", "-q", "-P=test", "--no-check", "ops_test.ts", "wide_test.ts", "tape_test.ts"];
       const env = { LOAM_ISA, LOAM_BLAS: "builtin", NO_COLOR: "1" };
       const { success, stdout } = await new Deno.Command(Deno.execPath(), {
         args,

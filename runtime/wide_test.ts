@@ -5,6 +5,8 @@ import { KernelError } from "../ffi/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import {
   allocate,
+  BF16,
+  CONTROL,
   copyToDevice,
   copyToHost,
   device,
@@ -13,10 +15,11 @@ import {
   free,
   synchronizeNow,
 } from "../ffi/library.ts";
-import { add, attention, embedding, rmsnorm, rope, swiglu } from "./ops.ts";
+import { add, attention, embedding, linear, rmsnorm, rope, swiglu } from "./ops.ts";
 import * as ref from "./reference.ts";
 import { tensor } from "./tensor.ts";
 import {
+  assertClose,
   close,
   forwardBackward,
   integers,
@@ -27,9 +30,12 @@ import {
   plus,
   rotations,
   tokens,
+  type Values,
 } from "./testing.ts";
 
 openTestDevice();
+
+const BIAS1 = 7, BIAS2 = 8; // CONTROL_BIAS1 and CONTROL_BIAS2 of kernels.h
 
 Deno.test("rmsnorm() of many wide rows", () => { // 8 columns a lane, 256 a pass; more than 32 blocks of partial sums
   const N = 700, C = 520, x = leaf([N, C], 1), w = normalWeight([C], 2), dout = normal(N * C, 3);
@@ -42,6 +48,12 @@ Deno.test("rmsnorm() of many wide rows", () => { // 8 columns a lane, 256 a pass
 
 Deno.test("embedding() of more places than a block has threads", () => {
   const N = 600, V = 7, C = 16, w = normalWeight([V, C], 1), ids = integers(N, V, 2), dout = normal(N * C, 3);
+  const { grads } = forwardBackward(() => embedding(tokens([1, N], ids), w.t), [w.t], dout);
+  close(grads[0]!, ref.embeddingBackward(dout, ids, V, C), N / V, "dw");
+});
+
+Deno.test("embedding() of rows that several threads share by columns", () => {
+  const N = 300, V = 5, C = 70, w = normalWeight([V, C], 1), ids = integers(N, V, 2), dout = normal(N * C, 3);
   const { grads } = forwardBackward(() => embedding(tokens([1, N], ids), w.t), [w.t], dout);
   close(grads[0]!, ref.embeddingBackward(dout, ids, V, C), N / V, "dw");
 });
@@ -91,6 +103,170 @@ Deno.test("grad_sumsq() and sum_scaled() of many", () => {
   free(x);
   free(sumsq);
 });
+
+/** A block with these values. */
+function block(values: Values): bigint {
+  const address = allocate(4 * values.length);
+  copyToDevice(address, values);
+  return address;
+}
+
+/** The n values of a block. */
+function read(address: bigint, n: number): Values {
+  const values = new Float32Array(n);
+  copyToHost(values, address);
+  return values;
+}
+
+/** n values from -1 to 1 without a pattern. */
+function some(n: number, seed = 1): Values {
+  return Float32Array.from({ length: n }, (_, i) => Math.sin(12.9898 * (i + seed * 1000)));
+}
+
+Deno.test("sum_scaled() and grad_sumsq() add up every block of values", () => {
+  const n = 200_001, values = some(n).map((x, i) => x + Math.floor(i / 65536)); // each block of 65536 has another mean
+  const x = block(values),
+    out = block(Float32Array.of(100)),
+    sumsq = allocate(8),
+    total = new Float64Array(1);
+  const sum = values.reduce((a, b) => a + b, 0), squares = values.reduce((a, b) => a + b * b, 0);
+  k.sum_scaled(out, x, n, 0.5, 0);
+  assertAlmostEquals(read(out, 1)[0]!, 0.5 * sum, 1e-6 * n);
+  k.sum_scaled(out, x, n, 0.25, 1);
+  assertAlmostEquals(read(out, 1)[0]!, 0.75 * sum, 1e-6 * n);
+  for (const times of [1, 2]) {
+    k.grad_sumsq(sumsq, x, BigInt(n), times - 1);
+    copyToHost(total, sumsq);
+    assertAlmostEquals(total[0]! / (times * squares), 1, 1e-6);
+  }
+  [x, out, sumsq].forEach(free);
+});
+
+Deno.test("fill_zero(), init_constant() and convert() of more than one thread's or block's part touch all and no more", () => {
+  const n = 700_001,
+    x = block(new Float32Array(n + 2).fill(7)),
+    half = allocate(2 * n + 2),
+    back = allocate(4 * n);
+  k.fill_zero(x + 4n, BigInt(4 * n)); // 2.8 MB
+  assertEquals(read(x, n + 2), new Float32Array(n + 2).fill(7, 0, 1).fill(7, n + 1));
+  k.init_constant(x + 4n, BigInt(n), -3);
+  assertEquals(read(x, n + 2), new Float32Array(n + 2).fill(-3).with(0, 7).with(n + 1, 7));
+  const values = some(n).map((v) => Math.round(64 * v) / 64); // 7 bits: bfloat16 keeps them
+  copyToDevice(x, values);
+  k.convert(half, x, BF16, F32, BigInt(n));
+  k.convert(back, half, F32, BF16, BigInt(n));
+  assertEquals(read(back, n), values);
+  [x, half, back].forEach(free);
+});
+
+Deno.test("adamw() of more values than one thread or grid takes at once agrees with float64", () => {
+  const n = 300_001,
+    [w, grad, m, v] = [1, 2, 3, 4].map((seed) => some(n, seed)) as [Values, Values, Values, Values];
+  const options = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+  const control = new Float32Array(16), t = 3, learning_rate = Math.fround(0.01);
+  control[CONTROL.learning_rate] = learning_rate;
+  control[CONTROL.grad_scale] = 1;
+  control[BIAS1] = 1 - 0.9 ** t;
+  control[BIAS2] = 1 - 0.95 ** t;
+  const state = { weight: Float64Array.from(w), m: Float64Array.from(m), v: Float64Array.from(v, Math.abs) };
+  const master = block(w),
+    at = { m: block(m), v: block(v.map(Math.abs)), grad: block(grad), control: block(control) };
+  const weight = device.act === "f32" ? master : allocate(2 * n);
+  const { beta1, beta2, eps, weight_decay } = options;
+  k.adamw(weight, master, at.m, at.v, at.grad, at.control, BigInt(n), beta1, beta2, eps, weight_decay);
+  ref.adamw(state, Float64Array.from(grad), { ...options, t, learning_rate });
+  const tolerance = { rtol: 2 ** -20, atol: 2 ** -22 };
+  assertClose(read(master, n), state.weight, tolerance, "weights");
+  assertClose(read(at.m, n), state.m, tolerance, "m");
+  assertClose(read(at.v, n), state.v, tolerance, "v");
+  [...new Set([master, weight, ...Object.values(at)])].forEach(free);
+});
+
+Deno.test("init_normal() gives each element its own number, wherever its range begins", () => {
+  const n = 5003, whole = allocate(4 * n), part = allocate(4 * n);
+  k.init_normal(whole, BigInt(n), 0.5, 7n, 0n);
+  const all = read(whole, n);
+  for (const [offset, count] of [[1, 5000], [2, 1], [3, 3000], [4, 2001], [4999, 4]] as const) {
+    k.init_normal(part, BigInt(count), 0.5, 7n, BigInt(offset));
+    assertEquals(read(part, count), all.slice(offset, offset + count), `from ${offset}`);
+  }
+  [whole, part].forEach(free);
+});
+
+Deno.test("add(), swiglu() and rmsnorm()'s weight gradient of more rows than one thread takes", () => {
+  const n = 40_001, a = leaf([n], 1), b = leaf([n], 2);
+  const sum = forwardBackward(() => add(a.t, b.t), [a.t, b.t], normal(n, 3)).out;
+  close(sum, plus(a.values, b.values), 1, "sum");
+  const [N, F] = [400, 60], x = leaf([N, 2 * F], 4), dout = normal(N * F, 5);
+  const { out, grads } = forwardBackward(() => swiglu(x.t), [x.t], dout);
+  close(out, ref.swiglu(x.values, F), 4, "out");
+  close(grads[0]!, ref.swigluBackward(dout, x.values, F), 4, "dgate_up");
+  const C = 40, y = leaf([N, C], 6), w = normalWeight([C], 7), dy = normal(N * C, 8);
+  const twice = forwardBackward(() => add(rmsnorm(y.t, w.t, 1e-6), rmsnorm(y.t, w.t, 1e-6)), [y.t, w.t], dy);
+  const { dx, dw } = ref.rmsnormBackward(dy, y.values, w.values, 1e-6);
+  close(twice.grads[0]!, dx.map((d) => 2 * d), C, "dx of two uses", 3);
+  close(twice.grads[1]!, dw.map((d) => 2 * d), N, "dw of two uses", 3);
+});
+
+// ---- what only the CPU's products have: panels of 96 rows, 256 deep and up to 1024 columns, 512 rows of a weight gradient
+
+const cpu = { ignore: device.library !== "cpu" };
+
+Deno.test("linear() of more rows, columns and depth than one panel, with and without a residual", cpu, () => {
+  for (const [N, IN, OUT] of [[600, 20, 30], [3, 1100, 20], [20, 300, 1100], [230, 270, 140]] as const) {
+    const x = leaf([1, N, IN], 1),
+      w = normalWeight([OUT, IN], 2),
+      r = leaf([1, N, OUT], 3),
+      dout = normal(N * OUT, 4);
+    const { out, grads } = forwardBackward(() => linear(x.t, w.t, r.t), [x.t, w.t], dout);
+    const { dx, dw } = ref.linearBackward(dout, x.values, w.values, IN),
+      what = `of N=${N} IN=${IN} OUT=${OUT}`;
+    close(out, ref.linear(x.values, w.values, IN, r.values), IN, `out ${what}`);
+    close(grads[0]!, dx, OUT, `dx ${what}`);
+    close(grads[1]!, dw, N, `dw ${what}`);
+  }
+});
+
+Deno.test("linear_wgrad() and linear_dgrad() overwrite or add over every block of rows", cpu, () => {
+  const [N, IN, OUT] = [1100, 6, 5], x = some(N * IN, 1), dout = some(N * OUT, 2), w = some(OUT * IN, 3);
+  const { dx, dw } = ref.linearBackward(dout, x, w, IN);
+  const at = { x: block(x), dout: block(dout), w: block(w) };
+  const [weight, input] = [
+    block(new Float32Array(OUT * IN).fill(NaN)),
+    block(new Float32Array(N * IN).fill(NaN)),
+  ];
+  for (const times of [1, 2, 3]) {
+    k.linear_wgrad(weight, at.dout, at.x, N, IN, OUT, times > 1 ? 1 : 0);
+    k.linear_dgrad(input, at.dout, at.w, N, IN, OUT, times > 1 ? 1 : 0);
+    close(read(weight, OUT * IN), dw.map((d) => times * d), N, `dw ${times} times`, times);
+    close(read(input, N * IN), dx.map((d) => times * d), OUT, `dx ${times} times`, times);
+  }
+  [weight, input, ...Object.values(at)].forEach(free);
+});
+
+Deno.test(
+  "attention() of every number of rows in a strip, of wide heads, and of more heads than tasks",
+  cpu,
+  () => {
+    const sizes = [
+      ...[2, 3, 4, 5, 6, 67].map((T) => ({ B: 1, T, H: 2, K: 1, D: 24 })),
+      { B: 4, T: 70, H: 4, K: 2, D: 8 },
+      { B: 9, T: 3, H: 1, K: 1, D: 16 },
+      { B: 1, T: 70, H: 2, K: 1, D: 256 },
+      { B: 1, T: 193, H: 1, K: 1, D: 48 },
+    ];
+    for (const size of sizes) {
+      const { B, T, H, K, D } = size,
+        width = (H + 2 * K) * D,
+        qkv = leaf([B, T, width], 1),
+        dout = normal(B * T * H * D, 2);
+      const heads = { n_head: H, n_kv_head: K, head_dim: D }, what = JSON.stringify(size);
+      const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+      close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2);
+      close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
+    }
+  },
+);
 
 Deno.test("add() of 12, swiglu() of large gates", () => {
   const a = leaf([12], 1), b = leaf([12], 2);
