@@ -167,6 +167,18 @@ Deno.test("build --arch=native asks nvidia-smi for the GPU", cuda, async () => {
   smi("printf '12.0\\n12.0\\n'");
   await p.build(["--only=cuda", "--arch=native"], { ...env, PATH });
   assertEquals(codes(p), ["sm_120", "compute_120"]);
+  for (
+    const [capability, code] of [["10.3", "sm_100"], ["12.1", "sm_120"], ["8.7", "sm_86"], ["9.0", "sm_90a"]]
+  ) {
+    smi(`echo ${capability}`);
+    await p.build(["--only=cuda", "--arch=native"], { ...env, PATH });
+    assertEquals(codes(p)[0], code);
+  }
+  smi("echo 7.5");
+  assertStringIncludes(
+    (await p.build(["--only=cuda", "--arch=native"], { ...env, PATH })).stderr,
+    "error: Cannot build for --arch=native: nvcc 13.0 and loam know 80, 86, 89, 90, 100, 120",
+  );
   smi("exit 1");
   assertStringIncludes(
     (await p.build(["--only=cuda", "--arch=native"], { ...env, PATH })).stderr,

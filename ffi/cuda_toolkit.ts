@@ -99,20 +99,29 @@ function names(folder: string): string[] {
 }
 
 /**
- * The architectures that --arch means: all that nvcc knows of ours, "native" those of the GPUs here, or one by its number.
- * Throws UserError for one that nvcc does not compile for.
+ * The architectures that --arch means: all that nvcc knows of ours, "native" those that run on the GPUs here, or one by its
+ * number. Throws UserError for one that nvcc does not compile for.
  */
 export async function resolveArchs(asked: string, toolkit: Toolkit): Promise<string[]> {
   if (asked === "all") return toolkit.archs;
   const numbers = asked === "native" ? await nativeArchs() : [asked];
   return numbers.map((number) => {
-    const arch = toolkit.archs.find((arch) => arch === number || arch === `${number}a`);
+    const arch = toolkit.archs.find((arch) => arch === number || arch === `${number}a`) ??
+      (asked === "native" ? codeThatRunsOn(number, toolkit.archs) : undefined);
     if (arch) return arch;
     throw new UserError(
       `Cannot build for --arch=${asked}: nvcc ${toolkit.release} and loam know ` +
         `${toolkit.archs.join(", ").replaceAll("a", "")}; choose one of these, native or all`,
     );
   });
+}
+
+/** Machine code runs on later GPUs of the same generation: code for 12.0 on 12.1. That of 90a only on 9.0. */
+function codeThatRunsOn(number: string, archs: string[]): string | undefined {
+  const generation = (arch: string) => Math.floor(parseInt(arch) / 10);
+  return archs.findLast((arch) =>
+    !arch.endsWith("a") && generation(arch) === generation(number) && parseInt(arch) <= parseInt(number)
+  );
 }
 
 /** Compute capabilities of the GPUs here without the point, "120"; empty where nvidia-smi does not answer. */

@@ -82,9 +82,10 @@ const faults: [string, string][] = [
   ["no_gpu", "no NVIDIA GPU found: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device=cpu"],
   [
     "wrong_arch",
-    "built for sm_80, sm_86, sm_89, sm_90, sm_100, sm_120; this GPU (emulated GPU) is sm_70: run deno task build " +
-    "--arch=70",
+    "built for sm_80, sm_86, sm_89, sm_90, sm_100, sm_120; this GPU (emulated GPU) is sm_110: run deno task build " +
+    "--arch=native",
   ],
+  ["old_gpu", "emulated GPU is sm_70: loam needs a GPU of sm_80 or later; use --device=cpu"],
   [
     "no_cublaslt",
     "cannot find libcublasLt.so.13: install CUDA 13 or `pip install nvidia-cublas`, or set LOAM_CUBLASLT to the file",

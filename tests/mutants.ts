@@ -91,17 +91,16 @@ async function copyRepository(): Promise<string> {
   return copy;
 }
 
-/** Whether a test fails when the fault is there. Leaves the copy as it was. */
+/** Whether a test fails when the fault is there. Leaves the sources as they were. */
 async function isCaught(copy: string, mutant: Mutant): Promise<boolean> {
   const path = `${copy}/${mutant.file}`, source = Deno.readTextFileSync(path);
   let complaint: string | undefined;
   try {
     Deno.writeTextFileSync(path, plant(source, mutant));
-    complaint = await build(copy, mutant.file);
+    complaint = await build(copy);
     for (const test of mutant.tests) complaint ||= await firstComplaint(copy, test, deviceOf(mutant.file));
   } finally {
-    Deno.writeTextFileSync(path, source);
-    await build(copy, mutant.file);
+    Deno.writeTextFileSync(path, source); // the next fault, or none, is built over it
   }
   const verdict = complaint ? "caught  " : mutant.harmless === undefined ? "SURVIVED" : "harmless";
   console.log(
@@ -110,10 +109,9 @@ async function isCaught(copy: string, mutant: Mutant): Promise<boolean> {
   return Boolean(complaint);
 }
 
-/** Builds what a file is a source of; returns what is wrong, if anything. */
-async function build(copy: string, file: string): Promise<string | undefined> {
-  if (!/\.(cpp|cu|h)$/.test(file)) return;
-  const args = ["run", "-q", "-P=build", "ffi/build.ts", `--only=${deviceOf(file)}`];
+/** Builds the libraries that are not up to date; returns what is wrong, if anything. */
+async function build(copy: string): Promise<string | undefined> {
+  const args = ["run", "-q", "-P=build", "ffi/build.ts", "--only=cpu,emu"];
   const { code, text } = await output(Deno.execPath(), args, copy);
   return code === 0 ? undefined : `does not compile: ${lastLine(text)}`;
 }

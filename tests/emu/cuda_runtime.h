@@ -3,7 +3,7 @@
 // memory of the host reads it when it runs. An error in a kernel stays: every later call returns it.
 //
 // LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order.
-// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, no_cublaslt, old_cublaslt: pretends it, so that the
+// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, old_gpu, no_cublaslt, old_cublaslt: pretends it, so that the
 //                messages of device_open can be tested.
 // LOAM_EMU_PINNED bytes that one allocation of pinned host memory may have.
 // LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset.
@@ -157,8 +157,9 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
 inline cudaError_t cudaSetDevice(int device) { return emu::current_device = device, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   *p = {"emulated GPU", {"emulated GPU"}, 8, 0, 40, emu::memory_total};
-  if (emu::pretends("wrong_arch"))
-    p->major = 7, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
+  bool is_old = emu::pretends("old_gpu"), is_other = emu::pretends("wrong_arch");
+  if (is_old || is_other)
+    p->major = is_old ? 7 : 11, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, int, int bytes) {
