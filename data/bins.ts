@@ -4,7 +4,7 @@
 // meta.pkl that names the characters of its first example.
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { lookedIn, sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta } from "./meta.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
 import { orMistake } from "../ffi/system_error.ts";
@@ -156,7 +156,8 @@ function listFiles(dir: string): string[] {
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new UserError(
-      `Cannot open dataset "${dir}": there is no such directory; make it: deno task prepare --input FILES --out ${dir}`,
+      `Cannot open dataset "${dir}": there is no such directory${lookedIn(dir)}; make it: ` +
+        `deno task prepare --input FILES --out ${dir}`,
     );
   }
 }

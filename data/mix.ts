@@ -2,7 +2,7 @@
 // the second. Each is gone through by itself, without replacement, however often its share takes it round.
 import { resolve } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { isFile, sha256OfFile } from "../ffi/files.ts";
+import { isDirectory, isFile, sha256OfFile } from "../ffi/files.ts";
 import type { Dataset } from "./bins.ts";
 import { CYCLE, slotsOf } from "./order.ts";
 
@@ -29,7 +29,7 @@ export interface Part {
  * vocabulary or end-of-text token.
  */
 export function openData(data_dir: string, open: (dir: string) => Dataset): Dataset | Mix {
-  if (!data_dir.includes(",")) return open(data_dir);
+  if (!data_dir.includes(",") || isDirectory(data_dir)) return open(data_dir);
   const named = data_dir.split(",").map(parsePart);
   refuseTwice(named.map(({ dir }) => dir));
   const slots = slotsOf(named.map(({ weight }) => weight));
@@ -49,8 +49,9 @@ export function partsOf(dataset: Dataset | Mix): Part[] {
   return "parts" in dataset ? dataset.parts : [{ dataset, slots: CYCLE }];
 }
 
+/** A directory and the weight behind its last colon, which belongs to the name if there is a directory of the whole. */
 function parsePart(text: string): { dir: string; weight: number } {
-  const [, dir, weight] = /^(.+):(\d+\.?\d*|\.\d+)$/.exec(text) ?? [];
+  const [, dir, weight] = isDirectory(text) ? [] : /^(.+):(\d+\.?\d*|\.\d+)$/.exec(text) ?? [];
   if (dir !== undefined && Number(weight) > 0) return { dir, weight: Number(weight) };
   throw new UserError(
     `Cannot mix in "${text}": it should be a directory and a weight above 0, such as data/fineweb:0.8,data/code:0.2`,

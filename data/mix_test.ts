@@ -56,6 +56,21 @@ Deno.test("openData() joins datasets to one whose checksums cover all of them", 
   });
 });
 
+Deno.test("openData() takes a name with a colon or a comma for a directory if there is one", () => {
+  const dir = Deno.makeTempDirSync();
+  try {
+    for (const name of ["snap:2024", "a:1,b:2"]) Deno.mkdirSync(`${dir}/${name}`);
+    const dirsOf = (data_dir: string) => partsOf(openData(data_dir, fake)).map(({ dataset }) => dataset.dir);
+    assertEquals(dirsOf(`${dir}/a:1,b:2`), [`${dir}/a:1,b:2`]);
+    assertEquals(dirsOf(`${dir}/snap:2024`), [`${dir}/snap:2024`]);
+    assertEquals(dirsOf(`${dir}/snap:2024:3,data/b:1`), [`${dir}/snap:2024`, "data/b"]);
+    const how = "it should be a directory and a weight above 0, such as data/fineweb:0.8,data/code:0.2";
+    refuse(`${dir}/snap:2024,data/b:1`, `Cannot mix in "${dir}/snap:2024": ${how}`);
+  } finally {
+    Deno.removeSync(dir, { recursive: true });
+  }
+});
+
 Deno.test("openData() says how a mix is written", () => {
   const how = "it should be a directory and a weight above 0, such as data/fineweb:0.8,data/code:0.2";
   refuse("data/a:1,data/b", `Cannot mix in "data/b": ${how}`);

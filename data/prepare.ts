@@ -4,7 +4,7 @@
 import { join } from "node:path";
 import { asTyped } from "../ffi/command.ts";
 import { explain, runMain, UserError } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { lookedIn, sha256OfFile } from "../ffi/files.ts";
 import { oneLine } from "../ffi/visible.ts";
 import type { Block } from "./read/block.ts";
 import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
@@ -56,7 +56,9 @@ function requireDemoCorpus(): void {
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     throw new UserError(
-      `Cannot read "${path}": the demo corpus is not there yet; name your own text: deno task prepare --input FILES ` +
+      `Cannot read "${path}": the demo corpus is not there yet${
+        lookedIn(path)
+      }; name your own text: deno task prepare --input FILES ` +
         "--out DIR, or write the demo corpus: deno types > data/demo.txt",
     );
   }

@@ -1,7 +1,7 @@
 // Tokenizers: "bytes" (one id per byte), OpenAI's "gpt2", "cl100k" and "o200k", and any Hugging Face tokenizer.json.
 // Text never turns into a special token: "<|endoftext|>" inside a document is thirteen characters like any others.
 import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { isFile, lookedIn } from "../ffi/files.ts";
 import { byteLevelTokenizer } from "./tokenizers/byte_level.ts";
 import { byteLevelFiles } from "./tokenizers/byte_level_files.ts";
 import { ByteStrings } from "./tokenizers/byte_strings.ts";
@@ -65,7 +65,7 @@ export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
   if (!isFile(path)) {
     throw new UserError(
       `Cannot open tokenizer "${nameOrPath}": it is neither ${Object.keys(VOCABULARIES).join(", ")} ` +
-        `nor a tokenizer.json or a directory that holds one`,
+        `nor a tokenizer.json or a directory that holds one${lookedIn(path)}`,
     );
   }
   const { loamTokenizerOf, openTokenizerJson } = await import("./tokenizers/hugging_face.ts");

@@ -89,7 +89,7 @@ Deno.test("bytes encodes UTF-8", async () => {
 
 Deno.test("openTokenizer() names the tokenizers there are", async () => {
   const message = 'Cannot open tokenizer "gpt3": it is neither bytes, gpt2, cl100k, o200k ' +
-    "nor a tokenizer.json or a directory that holds one";
+    `nor a tokenizer.json or a directory that holds one in ${Deno.cwd()}`;
   await assertRejects(() => openTokenizer("gpt3"), UserError, message);
   await assertRejects(
     () => openTokenizer("no/tokenizer.json"),

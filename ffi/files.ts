@@ -1,7 +1,7 @@
 // Files, where Deno's own functions do not promise enough: checksums in bounded memory, and changes that survive a crash. Every
 // change of a file or directory that the next start relies on goes through here, where a test can stop it at any point.
 import { createHash } from "node:crypto";
-import { dirname } from "node:path";
+import { dirname, isAbsolute } from "node:path";
 import { orMistake } from "./system_error.ts";
 
 /** A change that is about to be made to the disk. */
@@ -168,10 +168,25 @@ export function sha256OfFile(path: string): string {
   });
 }
 
+/** The directory in which a relative path is looked for, to say that nothing is there: " in /home/me/loam"; "" for others. */
+export function lookedIn(path: string): string {
+  return isAbsolute(path) ? "" : ` in ${Deno.cwd()}`;
+}
+
 /** Whether path names a file that is there. */
 export function isFile(path: string): boolean {
   try {
     return Deno.statSync(path).isFile;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) throw error;
+    return false;
+  }
+}
+
+/** Whether there is a directory of that name. */
+export function isDirectory(path: string): boolean {
+  try {
+    return Deno.statSync(path).isDirectory;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return false;

@@ -5,7 +5,9 @@
 import { basename, dirname } from "node:path";
 import { KernelError, UserError } from "../ffi/errors.ts";
 import {
+  isDirectory,
   isFile,
+  lookedIn,
   makeDirectory,
   removeTree,
   rename,
@@ -185,8 +187,11 @@ export function resolveCheckpoint(path: string): string {
       (holdsRun(path)
         ? `Cannot find a checkpoint in ${path}: its run has saved none; wait for one if it is still training, else ` +
           "train again with another --out_dir"
-        : `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory with checkpoints/; ` +
-          `train one with: deno task train --out_dir=${path}`),
+        : `Cannot find a checkpoint in ${path}: ${
+          isDirectory(path)
+            ? "it must hold model.safetensors, or be a run directory with checkpoints/"
+            : `there is no such directory${lookedIn(path)}`
+        }; train one with: deno task train --out_dir=${path}`),
   );
 }
 

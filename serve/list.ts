@@ -2,6 +2,7 @@
 import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../ffi/command.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
+import { lookedIn } from "../ffi/files.ts";
 import { meantFlag } from "../ffi/suggest.ts";
 import { oneLine, visible } from "../ffi/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
@@ -52,7 +53,7 @@ function runsIn(parent: string): string[] {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new UserError(
       `Cannot list the runs in ${parent}: ${
-        (error as Error).message.replace(/ \(os error.*/, "")
+        (error as Error).message.replace(/ \(os error.*/, lookedIn(parent))
       }; name a directory of runs`,
     );
   }

@@ -1,6 +1,7 @@
 // The command line of serve.
 import { parseArgs } from "@std/cli/parse-args";
 import { UserError } from "../ffi/errors.ts";
+import { lookedIn } from "../ffi/files.ts";
 import { meantFlag } from "../ffi/suggest.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
@@ -91,7 +92,9 @@ function directoryOf(path: string): string {
     if (holdsRun(directory)) return directory;
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-    throw new UserError(`Cannot serve ${path}: there is no such directory; deno task runs lists the runs`);
+    throw new UserError(
+      `Cannot serve ${path}: there is no such directory${lookedIn(path)}; deno task runs lists the runs`,
+    );
   }
   throw new UserError(
     `Cannot serve ${path}: it holds no run, which has a metrics.jsonl; deno task runs lists the runs`,

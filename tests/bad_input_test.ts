@@ -397,9 +397,11 @@ Deno.test("a run that saved no checkpoint can be neither resumed nor overwritten
 Deno.test("train --resume and sample name a path without a checkpoint", async () => {
   const { data } = await given();
   for (const path of [freshPath(), data]) {
+    const why = path === data
+      ? "it must hold model.safetensors, or be a run directory with checkpoints/"
+      : "there is no such directory";
     const message =
-      `Cannot find a checkpoint in ${path}: it must hold model.safetensors, or be a run directory ` +
-      `with checkpoints/; train one with: deno task train --out_dir=${path}`;
+      `Cannot find a checkpoint in ${path}: ${why}; train one with: deno task train --out_dir=${path}`;
     assertEquals(await refuse("train", `--resume=${path}`), message);
     assertEquals(await refuse("sample", `--checkpoint=${path}`), message);
   }

@@ -121,11 +121,38 @@ Deno.test("loam names the nearest subcommand to one that it does not have", asyn
 });
 
 Deno.test("loam train without data says what to do next", async () => {
-  const error = await refuse(emptyDirectory(), "train", "--device=cpu");
+  const cwd = emptyDirectory(), error = await refuse(cwd, "train", "--device=cpu");
   assertEquals(
     error,
-    'Cannot open dataset "data/demo": there is no such directory; make it: loam prepare --input FILES --out data/demo',
+    `Cannot open dataset "data/demo": there is no such directory in ${cwd}; ` +
+      "make it: loam prepare --input FILES --out data/demo",
   );
+});
+
+const NOT_THERE: [string[], string][] = [
+  [["prepare", "--input", "t.txt", "--out=ds"], 'Cannot read "t.txt": there is no such file in CWD'],
+  [["prepare", "--input", "*.jsonl", "--out=ds"], 'Cannot find input: no file matches "*.jsonl" in CWD'],
+  [["prepare", "--merge", "--out=ds"], 'Cannot merge "ds": there is no such directory in CWD'],
+  [["tokenizer", "--train", "t.txt", "--out=tok"], 'Cannot read "t.txt": there is no such file in CWD'],
+  [["data", "--dir=ds"], 'Cannot open dataset "ds": there is no such directory in CWD'],
+  [["train", "--data_dir=ds"], 'Cannot open dataset "ds": there is no such directory in CWD'],
+  [["train", "--resume=runs/a"], "Cannot find a checkpoint in runs/a: there is no such directory in CWD"],
+  [
+    ["sample", "--checkpoint=runs/a"],
+    "Cannot find a checkpoint in runs/a: there is no such directory in CWD",
+  ],
+  [["serve", "--run=runs/a"], "Cannot serve runs/a: there is no such directory in CWD"],
+  [["serve", "--checkpoint=runs/a"], "Cannot find a checkpoint in runs/a: there is no such directory in CWD"],
+  [["runs", "mine"], "Cannot list the runs in mine: No such file or directory in CWD"],
+];
+
+Deno.test("loam says in which directory it looked for a relative path", async () => {
+  const cwd = Deno.realPathSync(emptyDirectory());
+  for (const [args, message] of NOT_THERE) {
+    assertStringIncludes(`${await refuse(cwd, ...args)};`, `${message.replace("CWD", cwd)};`);
+  }
+  const missing = `${cwd}/none`, absolute = await refuse(cwd, "data", "--dir", missing);
+  assertStringIncludes(absolute, `Cannot open dataset "${missing}": there is no such directory; make it`);
 });
 
 Deno.test("loam prepare alone, without the demo corpus, asks for text", async () => {

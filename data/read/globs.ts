@@ -1,6 +1,7 @@
 // Patterns for names of files: * and ? stand for characters of a name, ** for any directories.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
+import { isDirectory } from "../../ffi/files.ts";
 
 /** Whether a name is a pattern. */
 export function isGlob(name: string): boolean {
@@ -49,16 +50,6 @@ export function filesBelow(directory: string, depth = Infinity): string[] {
 /** Whether a link in a directory leads to that directory or to one that it is in, where files would be found for ever. */
 function leadsUp(link: string, directory: string): boolean {
   return `${Deno.realPathSync(directory)}/`.startsWith(`${Deno.realPathSync(link)}/`);
-}
-
-/** Whether there is a directory of that name. */
-export function isDirectory(path: string): boolean {
-  try {
-    return Deno.statSync(path).isDirectory;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    return false;
-  }
 }
 
 function entriesOf(directory: string): Deno.DirEntry[] {

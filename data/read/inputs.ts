@@ -1,10 +1,11 @@
 // What --input names: files, globs, directories, URLs and datasets on the Hugging Face hub, each perhaps with a weight.
 import { relative } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
+import { isDirectory, isFile, lookedIn } from "../../ffi/files.ts";
 import { type ByteSource, FileBytes } from "./bytes.ts";
 import type { Compression } from "./compression.ts";
 import { type Choice, filesOfSplit, filesToRead, withoutOutput } from "./contents.ts";
-import { filesBelow, globFiles, globMatcher, globRoot, isDirectory, isGlob } from "./globs.ts";
+import { filesBelow, globFiles, globMatcher, globRoot, isGlob } from "./globs.ts";
 import { fetchJson, isUrl, type JsonPage, noRanges, probeUrl, UrlBytes } from "./http.ts";
 import { hubFileUrl, hubListUrl, parseHubUrl } from "./hub.ts";
 import { openTextColumn } from "./parquet_footer.ts";
@@ -89,9 +90,10 @@ export async function findSources(patterns: string[], options: FindOptions): Pro
 
 // ---- weights and duplicates
 
+/** A weight is what stands behind the last colon, unless there is a file or directory of the whole name. */
 function splitWeight(pattern: string): { name: string; weight: number | null } {
   const match = /^(.+):(\d*\.?\d+)$/.exec(pattern);
-  if (match === null) return { name: pattern, weight: null };
+  if (match === null || isFile(pattern) || isDirectory(pattern)) return { name: pattern, weight: null };
   const weight = Number(match[2]);
   if (weight > 0) return { name: match[1]!, weight };
   throw new UserError(`Cannot use --input ${pattern}: its weight is ${match[2]}, should be above 0`);
@@ -180,7 +182,7 @@ function chosen(name: string, paths: string[]): string[] {
   if (paths.length > 0) return paths.sort();
   throw new UserError(
     isGlob(name)
-      ? `Cannot find input: no file matches "${name}"`
+      ? `Cannot find input: no file matches "${name}"${isUrl(name) ? "" : lookedIn(name)}`
       : `Cannot find input: directory "${name}" has no file whose name ends in ${ENDINGS}`,
   );
 }
@@ -227,7 +229,9 @@ function stat(path: string): Deno.FileInfo {
     if (error instanceof Deno.errors.NotCapable) throw error;
     const missing = error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory;
     throw new UserError(
-      `Cannot read "${path}": ${missing ? "there is no such file" : (error as Error).message}`,
+      `Cannot read "${path}": ${
+        missing ? `there is no such file${lookedIn(path)}` : (error as Error).message
+      }`,
     );
   }
 }

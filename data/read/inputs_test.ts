@@ -88,6 +88,22 @@ Deno.test("findSources() takes weights, of all patterns or of none", () =>
     );
   }));
 
+Deno.test("findSources() takes a name with a colon for a path if there is one", () =>
+  withFiles({ "snap:2024/a.txt": "a", "b.txt:3": "b", "c.txt": "c" }, async (dir) => {
+    const found = async (pattern: string) => {
+      const [source] = await findSources([`${dir}/${pattern}`], { column: "text" });
+      return [source!.weight, source!.inputs.map(({ name }) => name.replace(`${dir}/`, ""))];
+    };
+    assertEquals(await found("snap:2024"), [null, ["snap:2024/a.txt"]]);
+    assertEquals(await found("snap:2024:0.5"), [0.5, ["snap:2024/a.txt"]]);
+    assertEquals(await found("snap:2024/a.txt:2"), [2, ["snap:2024/a.txt"]]);
+    assertEquals(await found("c.txt:3"), [3, ["c.txt"]]);
+    await assertRefused(
+      () => found("b.txt:3"),
+      `Cannot read "${dir}/b.txt:3": its name should end in ${ENDINGS}`,
+    );
+  }));
+
 Deno.test("findSources() refuses to read a file twice, however it is named", () =>
   withFiles({ "a.txt": "a", "b.txt": "b", "sub/c.txt": "c" }, async (dir) => {
     Deno.symlinkSync(`${dir}/a.txt`, `${dir}/sub/link.txt`);
