@@ -44,7 +44,7 @@ async function* through(
 ): AsyncGenerator<Uint8Array<ArrayBuffer>> {
   pipeline(Readable.from(copies(chunks)), transform, () => {}); // what fails, fails in the loop below too
   try {
-    yield* transform;
+    for await (const chunk of transform) yield plain(chunk);
   } catch (error) {
     if (error instanceof UserError) throw error;
     const reason = (error as Error).message;
@@ -52,6 +52,11 @@ async function* through(
       `Cannot decompress "${name}": ${reason}; the file is truncated or corrupt, fetch it again`,
     );
   }
+}
+
+/** The same bytes, where Node.js gives a Buffer, whose slice() is no copy but a view. */
+function plain({ buffer, byteOffset, length }: Uint8Array): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(buffer as ArrayBuffer, byteOffset, length);
 }
 
 /** Copies, since a stream asks for the next chunk before it is done with one. */
@@ -140,9 +145,9 @@ export function decompressPage(
 ): Uint8Array<ArrayBuffer> {
   if (!(length >= 0)) throw new Error(`its header says that it has ${length} bytes`);
   if (length === 0) return new Uint8Array(); // of all nulls; codecs differ in what they make of nothing
-  const { buffer, byteOffset, length: is } = decompressWith(codec, bytes, length);
-  if (is !== length) throw wrongLength(is, length);
-  return new Uint8Array(buffer as ArrayBuffer, byteOffset, is); // no Buffer of Node.js, whose slice() is a view
+  const page = plain(decompressWith(codec, bytes, length));
+  if (page.length !== length) throw wrongLength(page.length, length);
+  return page;
 }
 
 function decompressWith(codec: string, bytes: Uint8Array<ArrayBuffer>, length: number): Uint8Array {

@@ -29,6 +29,7 @@ async function read(bytes: Uint8Array, compression: Compression, chunkBytes = 10
   const utf8 = new TextDecoder();
   let text = "";
   for await (const chunk of decompress(chunksOf(bytes, chunkBytes), compression, `a.${compression}`)) {
+    assertEquals(Object.getPrototypeOf(chunk), Uint8Array.prototype); // no Buffer
     text += utf8.decode(chunk, { stream: true });
   }
   return text + utf8.decode();
