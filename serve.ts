@@ -16,10 +16,10 @@ export async function serve(args: string[]): Promise<void> {
   if (args.includes("--help")) return console.log(asTyped(HELP));
   const options = parseOptions(args), { host: hostname, port } = options;
   const token = requireToken(hostname, Deno.env.get("LOAM_TOKEN"));
-  const runs = openRuns(options.runs);
+  const { runs, look } = openRuns(options.runs);
   const model = options.checkpoint ? await Model.load(options.checkpoint, options.device) : undefined;
   await Promise.all(runs.map((run) => run.refresh())); // a run of a million steps takes seconds, but only once
-  const server = listen(createApp({ runs, model, token }), { hostname, port, flag: "--port" });
+  const server = listen(createApp({ runs, look, model, token }), { hostname, port, flag: "--port" });
   console.log(`serving at ${server.url}${token ? "?token=$LOAM_TOKEN" : ""}`);
   if (model) console.log(`model ${oneLine(model.name)} at ${server.url}v1/completions`);
   await stopSignal();

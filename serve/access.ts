@@ -6,9 +6,6 @@ import { UserError } from "../ffi/errors.ts";
 import { ASSETS } from "./assets.ts";
 import { Refusal } from "./refusal.ts";
 
-/** The only path that takes POST. */
-export const COMPLETIONS = "/v1/completions";
-
 /** The path that is answered however many others are asked for. */
 export const HEALTH = "/healthz";
 
@@ -76,7 +73,7 @@ export function access(token: string | undefined): MiddlewareHandler {
     }
     inFlight++;
     try {
-      requireShape(c);
+      requireShort(c);
       requireOrigin(c);
       if (token === undefined) requireLocalHost(c);
       else if (knowsToken(c, token)) rememberToken(c, token);
@@ -95,13 +92,10 @@ async function delivered(c: Context): Promise<void> {
   if (c.req.path !== "/events") await completed;
 }
 
-function requireShape(c: Context): void {
+function requireShort(c: Context): void {
   if (c.req.url.length > MOST_URL) {
     throw new Refusal(414, `The address is longer than ${MOST_URL} characters`);
   }
-  const allowed = c.req.path === COMPLETIONS ? "POST" : "GET";
-  if (c.req.method === allowed) return;
-  throw new Refusal(405, `${c.req.path} takes ${allowed}, not ${c.req.method}`, { Allow: allowed });
 }
 
 /** A page from elsewhere could not read an answer, but could have the model work. */

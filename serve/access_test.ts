@@ -135,17 +135,6 @@ Deno.test("every answer has the security headers, failures too", async () => {
   }
 });
 
-Deno.test("only GET is taken, and POST for completions", async () => {
-  using fake = new FakeRun(1);
-  const { hono } = createApp({ runs: [fake.run()] });
-  for (const method of ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]) {
-    const response = await hono.request("/stats", { method });
-    assertEquals([response.status, response.headers.get("Allow")], [405, "GET"], method);
-  }
-  const response = await hono.request("/v1/completions");
-  assertEquals([response.status, response.headers.get("Allow")], [405, "POST"]);
-});
-
 Deno.test("pages from elsewhere may send nothing", async () => {
   using fake = new FakeRun(1);
   const { hono } = createApp({ runs: [fake.run()] });

@@ -1,6 +1,6 @@
 // The routes: what is asked for by which path, and how it is found.
 import { type Context, Hono } from "hono";
-import { access, COMPLETIONS, HEALTH } from "./access.ts";
+import { access, HEALTH } from "./access.ts";
 import { ASSETS } from "./assets.ts";
 import { completions } from "./completions.ts";
 import { Events } from "./events.ts";
@@ -15,7 +15,8 @@ import { type Health, type History, type Key, KEYS, type Log, type Runs, type Se
 
 /** What an app serves. */
 export type AppOptions = {
-  runs: Run[]; // the first is meant where a request names none
+  runs: Run[]; // the first is meant where a request names none; of those that were found, the one written last
+  look?: () => void; // adds new ones to runs
   model?: Model | undefined;
   token?: string | undefined; // that requests need
 };
@@ -26,11 +27,12 @@ export type App = { hono: Hono; close: () => void };
 const MOST_POINTS = 20_000, MOST_LOG_LINES = 1000, MOST_CLIENTS = 250;
 
 /** Makes the app. It listens nowhere yet; requests may be given to hono.request(). */
-export function createApp({ runs, model, token }: AppOptions): App {
+export function createApp({ runs, look = () => {}, model, token }: AppOptions): App {
   const hono = new Hono(), events = new Events();
   hono.onError(explainFailure);
-  hono.notFound((c) => explainFailure(new Refusal(404, `There is no ${c.req.path}: see /openapi.json`), c));
+  hono.notFound((c) => explainFailure(noRoute(hono, c.req), c));
   hono.use(access(token));
+  const findRun = (c: Context) => runAskedFor(c, runs, look), refreshAll = () => refresh(runs, look);
 
   for (const [path, { type, text }] of Object.entries(ASSETS)) {
     const headers = { "Content-Type": `${type}; charset=utf-8`, "Cache-Control": "no-cache" };
@@ -39,17 +41,17 @@ export function createApp({ runs, model, token }: AppOptions): App {
   hono.get("/openapi.json", (c) => c.json(OPENAPI));
 
   hono.get("/runs", async (c) => {
-    const present = await refreshAll(runs);
+    const present = await refreshAll();
     return c.json({ runs: present.map(summaryOf) } satisfies Runs);
   });
-  hono.get("/stats", async (c) => c.json(statsOf(await findRun(c, runs))));
-  hono.get("/stats/history", async (c) => c.json(historyOf(c, await findRun(c, runs))));
+  hono.get("/stats", async (c) => c.json(statsOf(await findRun(c))));
+  hono.get("/stats/history", async (c) => c.json(historyOf(c, await findRun(c))));
   hono.get("/log", async (c) => {
-    const run = await findRun(c, runs), count = wholeNumber(c, "lines", 100, 1, MOST_LOG_LINES);
+    const run = await findRun(c), count = wholeNumber(c, "lines", 100, 1, MOST_LOG_LINES);
     return c.json({ run: run.name, lines: withoutHome(run.logLines(count)) } satisfies Log);
   });
   hono.get("/events", async (c) => {
-    const run = await findRun(c, runs);
+    const run = await findRun(c);
     if (events.count >= MOST_CLIENTS) {
       throw new Refusal(503, `${MOST_CLIENTS} clients follow runs already`, { "Retry-After": "10" });
     }
@@ -59,11 +61,11 @@ export function createApp({ runs, model, token }: AppOptions): App {
 
   hono.get("/metrics", async (c) => {
     const type = "text/plain; version=0.0.4; charset=utf-8";
-    return c.body(prometheusText(await refreshAll(runs)), 200, { "Content-Type": type });
+    return c.body(prometheusText(await refreshAll()), 200, { "Content-Type": type });
   });
   hono.get(HEALTH, async (c) => {
-    const asked = c.req.query("run") === undefined ? await refreshAll(runs) : [await findRun(c, runs)];
-    const health = healthOf(asked);
+    const isAsked = c.req.query("run") !== undefined;
+    const health = healthOf(isAsked ? [await findRun(c)] : await refreshAll(), isAsked);
     return c.json(health, health.healthy ? 200 : 503);
   });
 
@@ -71,23 +73,35 @@ export function createApp({ runs, model, token }: AppOptions): App {
     const data = model ? [{ id: model.name, object: "model", created: model.created, owned_by: "loam" }] : [];
     return c.json({ object: "list", data });
   });
-  hono.post(COMPLETIONS, (c) => {
+  hono.post("/v1/completions", (c) => {
     if (!model) throw new Refusal(404, "There is no model here: deno task serve --checkpoint PATH has one");
     return completions(c, model);
   });
   return { hono, close: () => events.close() };
 }
 
-/** Brings runs up to date; returns those that are there. */
-async function refreshAll(runs: Run[]): Promise<Run[]> {
+/** Why a path was not answered: there is none, or it takes other methods. */
+function noRoute(hono: Hono, { path, method }: { path: string; method: string }): Refusal {
+  const taken = ["GET", "POST"].filter((method) =>
+    hono.router.match(method, path)[0].some(([[, route]]) => route.method === method)
+  );
+  if (taken.length === 0) return new Refusal(404, `There is no ${path}: see /openapi.json`);
+  const allowed = taken.map((method) => method === "GET" ? "GET, HEAD" : method).join(", ");
+  return new Refusal(405, `${path} takes ${allowed}, not ${method}`, { Allow: allowed });
+}
+
+/** Brings runs up to date, new ones too; returns those that are there. */
+async function refresh(runs: Run[], look: () => void): Promise<Run[]> {
+  look();
   await Promise.all(runs.map((run) => run.refresh()));
   return runs.filter(({ exists }) => exists);
 }
 
 /** The run that a request asks for, up to date. */
-async function findRun(c: Context, runs: Run[]): Promise<Run> {
-  const name = c.req.query("run") ?? runs[0]?.name;
-  const run = runs.find((run) => run.name === name);
+async function runAskedFor(c: Context, runs: Run[], look: () => void): Promise<Run> {
+  const name = c.req.query("run"), find = () => runs.find((run) => run.name === name);
+  if (name !== undefined && !find()) look();
+  const run = name === undefined ? await theRun(runs, look) : find();
   if (!run) {
     throw new Refusal(
       404,
@@ -98,7 +112,15 @@ async function findRun(c: Context, runs: Run[]): Promise<Run> {
   if (!run.exists) throw new Refusal(410, `The run ${run.name} is gone: its directory holds no run any more`);
   return run;
 }
-const NO_RUNS = "There is no run here: start the server with --run";
+
+/** The run that is meant where none is named. */
+async function theRun(runs: Run[], look: () => void): Promise<Run | undefined> {
+  if (runs[0]?.isFound === false) return runs[0];
+  const [first, ...others] = await refresh(runs, look);
+  return first && others.reduce((a, b) => b.age_s < a.age_s ? b : a, first);
+}
+const NO_RUNS =
+  "There is no run here: deno task serve takes the names of runs, or of a directory that will hold some";
 
 function historyOf(c: Context, run: Run): History {
   const keys = Array.from(new Set(c.req.queries("key") ?? ["loss"]), requireKey); // each once, however often it is named
@@ -108,10 +130,11 @@ function historyOf(c: Context, run: Run): History {
   return { run: run.name, series: Object.fromEntries(series) };
 }
 
-function healthOf(runs: Run[]): Health {
-  const reasons = runs.flatMap(({ name, state, age_s, error }) => {
+/** Runs that nobody named, only found, do no harm when they have failed: the directory may hold years of them. */
+function healthOf(runs: Run[], isAsked: boolean): Health {
+  const reasons = runs.flatMap(({ name, state, age_s, error, isFound }) => {
     if (state === "stalled") return [`${name} is stalled: no step for ${Math.round(age_s)} s`];
-    return state === "failed" ? [`${name} failed: ${withoutHome(error)}`] : [];
+    return state === "failed" && (isAsked || !isFound) ? [`${name} failed: ${withoutHome(error)}`] : [];
   });
   return {
     healthy: reasons.length === 0,

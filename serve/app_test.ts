@@ -2,6 +2,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { type App, createApp } from "./app.ts";
 import { ASSETS } from "./assets.ts";
+import { Run } from "./runs.ts";
 import { FACTS, FakeRun, metricsAt } from "./testing.ts";
 import type { Failure, Health, History, Log, Runs, Stats } from "./types.ts";
 
@@ -109,6 +110,68 @@ Deno.test("GET /healthz is 503 where a trainer is there but no step came for lon
   assertEquals((await get(hono, "/healthz"))[0], 200);
 });
 
+Deno.test("a path that takes another method says which, one that is unknown takes none, and HEAD is GET", async () => {
+  using fake = new FakeRun(3);
+  const { hono } = createApp({ runs: [fake.run()] });
+  const ask = async (method: string, path: string) => {
+    const response = await hono.request(path, { method });
+    return [response.status, response.headers.get("Allow"), (await response.text()) !== ""];
+  };
+  for (
+    const path of [
+      "/",
+      "/app.js",
+      "/stats",
+      "/stats/history",
+      "/runs",
+      "/log",
+      "/events",
+      "/metrics",
+      "/healthz",
+    ]
+  ) {
+    for (const method of ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"]) {
+      assertEquals(await ask(method, path), [405, "GET, HEAD", true], `${method} ${path}`);
+    }
+    if (path !== "/events") assertEquals(await ask("HEAD", path), [200, null, false], path);
+  }
+  for (const method of ["GET", "PUT"]) {
+    assertEquals(await ask(method, "/v1/completions"), [405, "POST", true]);
+  }
+  for (const method of ["GET", "POST", "PUT", "OPTIONS"]) {
+    for (const path of ["/none", "/v1/chat/completions", "/stats/", "/v1"]) {
+      assertEquals(await ask(method, path), [404, null, true], `${method} ${path}`);
+    }
+    assertEquals((await ask("HEAD", "/none"))[0], 404);
+  }
+});
+
+Deno.test("of runs that were found, the one written last is meant where none is named, and a failed one is no alarm", async () => {
+  using a = new FakeRun(3, { name: "a" }),
+    b = new FakeRun(5, { name: "b" }),
+    c = new FakeRun(7, { name: "c" });
+  const found = (fake: FakeRun) => new Run(fake.dir.split("/").at(-1)!, fake.dir, true);
+  const runs = [found(a), found(b)], wait = [found(c)];
+  const { hono } = createApp({ runs, look: () => runs.push(...wait.splice(0)) });
+  const age = (fake: FakeRun, seconds: number) => {
+    const then = Date.now() / 1000 - seconds;
+    Deno.utimeSync(`${fake.dir}/metrics.jsonl`, then, then);
+  };
+  age(a, 300);
+  age(b, 100);
+  age(c, 200);
+  assertEquals((await get<Stats>(hono, "/stats?run=c"))[1].step, 7); // found because it is asked for
+  assertEquals((await get<Stats>(hono, "/stats"))[1].run, "b");
+  age(a, 50);
+  assertEquals((await get<Stats>(hono, "/stats"))[1].run, "a");
+  b.start(5);
+  b.kill();
+  assertEquals([(await get(hono, "/healthz"))[0], (await get(hono, "/healthz?run=b"))[0]], [200, 503]);
+  a.start(3);
+  age(a, 1000);
+  assertEquals((await get<Health>(hono, "/healthz"))[1].reason, "a is stalled: no step for 1000 s");
+});
+
 Deno.test("what cannot be answered is refused with one sentence, and the server goes on", async () => {
   using fake = new FakeRun(3);
   const { hono } = createApp({ runs: [fake.run()] });
@@ -182,7 +245,10 @@ Deno.test("an app without runs or a model says how to name them", async () => {
   const { hono } = createApp({ runs: [] });
   assertEquals(await get<Runs>(hono, "/runs"), [200, { runs: [] }]);
   assertEquals(await get(hono, "/stats"), [404, {
-    error: { message: "There is no run here: start the server with --run" },
+    error: {
+      message:
+        "There is no run here: deno task serve takes the names of runs, or of a directory that will hold some",
+    },
   }]);
   assertEquals(await get<unknown>(hono, "/v1/models"), [200, { object: "list", data: [] }]);
   const response = await hono.request("/v1/completions", { method: "POST", body: "{}" });

@@ -9,25 +9,25 @@ import { holdsRun } from "../runtime/checkpoint.ts";
 import { table } from "../runtime/debug.ts";
 import { Run } from "./runs.ts";
 import { summaryOf } from "./stats.ts";
-import type { RunSummary } from "./types.ts";
+import type { Runs, RunSummary } from "./types.ts";
 
 const HELP = `List runs with step, loss, speed and state, the latest last
 
   deno task runs                 those in runs/
   deno task runs /mnt/runs       those in other directories
 
-  --json                         one object a line, as GET /runs has them`;
+  --json                         as GET /runs has them: {"runs": [...]}`;
 
 const HEAD = ["run", "state", "step", "loss", "val loss", "tok/s", "left", "preset", "started"];
 
-/** The command line: prints a table, or a JSON object a line. */
+/** The command line: prints a table, or a JSON object. */
 export async function main(args: string[]): Promise<void> {
   const flags = parseArgs(args, { boolean: ["help", "json"], unknown: refuseFlag });
   if (flags.help) return console.log(asTyped(HELP));
   const parents = flags._.length > 0 ? flags._.map(String) : ["runs"];
   const found = await Promise.all(parents.flatMap(runsIn).map(describe));
   found.sort((a, b) => (a.started ?? "").localeCompare(b.started ?? "") || a.name.localeCompare(b.name));
-  if (flags.json) return found.forEach((run) => console.log(visible(JSON.stringify(run))));
+  if (flags.json) return console.log(visible(JSON.stringify({ runs: found } satisfies Runs)));
   if (found.length === 0) {
     return console.log(asTyped(`no runs in ${oneLine(parents.join(", "))}; start one with: deno task train`));
   }

@@ -1,6 +1,8 @@
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { main } from "./list.ts";
+import { OPENAPI } from "./openapi.ts";
+import { type Schema, violations } from "./schema_check.ts";
 
 const dir = Deno.makeTempDirSync();
 Deno.test.afterAll(() => Deno.removeSync(dir, { recursive: true }));
@@ -47,9 +49,17 @@ Deno.test("main() lists runs by when they started, with what became of them", as
   assertEquals([first, second, more], [b, a, []]);
 });
 
-Deno.test("main() takes a run itself, and prints JSON", async () => {
-  const { name, state, step } = JSON.parse(await printed(`${dir}/a`, "--json"));
-  assertEquals([name, state, step], [`${dir}/a`, "stopped", 3]);
+Deno.test("main() takes a run itself, and prints JSON as GET /runs has it", async () => {
+  const { runs } = JSON.parse(await printed(`${dir}/a`, "--json"));
+  assertEquals([runs[0].name, runs[0].state, runs[0].step, runs.length], [`${dir}/a`, "stopped", 3, 1]);
+  const paths = OPENAPI.paths as unknown as Record<string, { get: { responses: Record<string, unknown> } }>;
+  const { content } = paths["/runs"]!.get.responses[200] as { content: Record<string, { schema: Schema }> };
+  for (const at of [`${dir}/a`, dir, `${dir}/no_run`]) {
+    assertEquals(
+      violations(JSON.parse(await printed(at, "--json")), content["application/json"]!.schema),
+      [],
+    );
+  }
 });
 
 Deno.test("main() says why runs failed", async () => {

@@ -226,7 +226,11 @@ const query = (name: string, schema: Schema, description: string): Schema => ({
   schema,
   description,
 });
-const RUN = query("run", { type: "string" }, "Name of a run; the first if left out");
+const RUN = query(
+  "run",
+  { type: "string" },
+  "Name of a run; if left out the first that was named, or of those found in directories the one written last",
+);
 
 const json = (description: string, schema: Schema): Schema => ({
   description,
@@ -294,7 +298,11 @@ export const OPENAPI = {
     ]),
     "/metrics": get("All runs for Prometheus", other("Text format 0.0.4", "text/plain")),
     "/healthz": get("Whether training goes on", json("No run is stalled or has failed", HEALTH), [
-      query("run", { type: "string" }, "Name of a run; all if left out"),
+      query(
+        "run",
+        { type: "string" },
+        "Name of a run; if left out all that were named, and those found in directories that are stalled",
+      ),
     ], { 503: json("A run is stalled or has failed", HEALTH) }),
     "/openapi.json": get("This document", json("OpenAPI 3.1", { type: "object" })),
     "/": get("The dashboard", other("A page; its files lie beside it", "text/html")),

@@ -9,11 +9,12 @@ import { Run } from "./runs.ts";
 /** Text of --help. */
 export const HELP = `Show runs in a browser and to programs, and let others talk to a model
 
-  deno task serve --run runs/c4                       http://127.0.0.1:8000/, while it trains or afterwards
-  deno task serve --run runs/a runs/b                 side by side
+  deno task serve runs/c4                             http://127.0.0.1:8000/, while it trains or afterwards
+  deno task serve runs/a runs/b                       side by side
+  deno task serve runs                                all in a directory, and those that come
   deno task serve --checkpoint runs/c4                POST /v1/completions, as OpenAI's API
 
-  --run DIR ...        run directories; nothing else is read
+  --run DIR ...        run directories, or directories of runs; nothing else is read; --run may be left out
   --checkpoint PATH    a run, one of its checkpoints, or a Hugging Face Llama directory
   --device NAME        of the model: cuda or cpu                     (cuda if it answers)
   --port NUMBER        0 takes any that is free                      (8000)
@@ -46,8 +47,8 @@ export function parseOptions(args: string[]): ServeOptions {
   const checkpoint = value("checkpoint", "");
   if (runs.length === 0 && checkpoint === "") {
     throw new UserError(
-      "Cannot serve nothing: name a run with --run runs/..., or a model with --checkpoint runs/...; deno task runs lists " +
-        "what there is",
+      "Cannot serve nothing: name a run or a directory of runs, such as runs, or a model with --checkpoint runs/...; " +
+        "deno task runs lists what there is",
     );
   }
   return {
@@ -70,14 +71,33 @@ function portOf(text: string): number {
   throw new UserError(`Cannot use port ${text}: it must be a whole number from 0 to 65535`);
 }
 
+/** Runs to serve. look() adds those that are new in the directories of runs. */
+export type RunsToServe = { runs: Run[]; look: () => void };
+
 /**
- * The runs in some directories, each under its last name, with as many before it as tell it from the others.
+ * The runs at some paths, each under its last name, with as many before it as tell it from the others. A path leads to a run,
+ * or to a directory of runs.
  *
- * @throws {UserError} if a directory is missing or holds no run.
+ * @throws {UserError} if a path leads to neither.
  */
-export function openRuns(paths: string[]): Run[] {
+export function openRuns(paths: string[]): RunsToServe {
   const clean = [...new Set(paths.map((path) => path.replace(/(?<=.)\/+$/, "")))];
-  return clean.map((path) => new Run(shortName(path, clean), directoryOf(path)));
+  const directories = clean.map((path) => ({ path, directory: directoryOf(path) }));
+  const parents = directories.filter(({ directory }) => !holdsRun(directory)), known = [...clean];
+  const runs = directories.filter((at) => !parents.includes(at))
+    .map(({ path, directory }) => new Run(shortName(path, clean), directory));
+  const look = () => {
+    for (const { path, directory } of parents) {
+      for (const name of runsIn(directory)) {
+        const found = `${directory}/${name}`, long = `${path}/${name}`;
+        if (runs.some(({ dir }) => dir === found)) continue;
+        known.push(long);
+        runs.push(new Run(shortName(long, known), found, true));
+      }
+    }
+  };
+  look();
+  return { runs, look };
 }
 
 /** The shortest end of a path that is the end of no other one: a whole path may tell the name of the user. */
@@ -89,14 +109,33 @@ function shortName(path: string, paths: string[]): string {
 function directoryOf(path: string): string {
   try {
     const directory = Deno.realPathSync(path);
-    if (holdsRun(directory)) return directory;
+    // One without runs and files is a directory of runs before the first.
+    if (holdsRun(directory) || runsIn(directory).length > 0) return directory;
+    if (Array.from(Deno.readDirSync(directory)).every(({ isDirectory }) => isDirectory)) return directory;
   } catch (error) {
+    if (error instanceof Deno.errors.NotADirectory) throw holdsNone(path);
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     throw new UserError(
       `Cannot serve ${path}: there is no such directory${lookedIn(path)}; deno task runs lists the runs`,
     );
   }
-  throw new UserError(
-    `Cannot serve ${path}: it holds no run, which has a metrics.jsonl; deno task runs lists the runs`,
+  throw holdsNone(path);
+}
+
+function holdsNone(path: string): UserError {
+  return new UserError(
+    `Cannot serve ${path}: it holds no run, which has a metrics.jsonl, and no directory of one; deno task runs lists the runs`,
   );
+}
+
+/** Names of the runs directly in a directory, sorted; none where it is gone. Symbolic links are not followed. */
+function runsIn(directory: string): string[] {
+  try {
+    return Array.from(Deno.readDirSync(directory))
+      .filter(({ name, isDirectory }) => isDirectory && holdsRun(`${directory}/${name}`))
+      .map(({ name }) => name).sort();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory) return [];
+    throw error;
+  }
 }

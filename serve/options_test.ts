@@ -7,6 +7,7 @@ Deno.test("parseOptions() serves one run on this machine unless told otherwise",
   const defaults = { runs: ["runs/a"], checkpoint: "", device: "", port: 8000, host: "127.0.0.1" };
   assertEquals(parseOptions(["--run", "runs/a"]), defaults);
   assertEquals(parseOptions(["--run=runs/a"]), defaults);
+  assertEquals(parseOptions(["runs/a"]), defaults);
   assertEquals(parseOptions(["--run", "runs/a", "runs/b", "--run", "c"]).runs, ["runs/a", "c", "runs/b"]);
   assertEquals(parseOptions(["--checkpoint", "runs/a", "--device=cpu", "--port", "0", "--host=::1"]), {
     runs: [],
@@ -19,7 +20,7 @@ Deno.test("parseOptions() serves one run on this machine unless told otherwise",
 
 Deno.test("parseOptions() refuses what it does not understand", () => {
   const cases: [string[], string][] = [
-    [[], "Cannot serve nothing: name a run with --run runs/..."],
+    [[], "Cannot serve nothing: name a run or a directory of runs, such as runs"],
     [["--prot=1"], "there is no such flag; did you mean --port?"],
     [["--run", "a", "--port"], "Cannot use --port: it needs a value"],
     [["--run", "a", "--port=http"], "Cannot use port http: it must be a whole number from 0 to 65535"],
@@ -37,19 +38,78 @@ Deno.test("openRuns() names runs by their directories, with those above where th
   using a = new FakeRun(1, { name: "a" });
   using b = new FakeRun(1, { name: "b" });
   using other = new FakeRun(1, { name: "a" });
-  assertEquals(openRuns([a.dir, `${b.dir}/`, b.dir]).map(({ name }) => name), ["a", "b"]);
-  const names = openRuns([a.dir, b.dir, other.dir]).map(({ name }) => name);
+  assertEquals(openRuns([a.dir, `${b.dir}/`, b.dir]).runs.map(({ name }) => name), ["a", "b"]);
+  const names = openRuns([a.dir, b.dir, other.dir]).runs.map(({ name }) => name);
   assertEquals(
     names,
     [a, b, other].map(({ dir }) => dir.split("/").slice(dir === b.dir ? -1 : -2).join("/")),
   );
   Deno.symlinkSync(a.dir, `${b.dir}/link`); // which whoever starts the server may name
-  assertEquals(openRuns([`${b.dir}/link`]).map(({ name, dir }) => [name, dir]), [["link", a.dir]]);
+  assertEquals(openRuns([`${b.dir}/link`]).runs.map(({ name, dir }) => [name, dir]), [["link", a.dir]]);
+});
+
+/** A directory of runs with these names, each of one step. */
+function directoryOfRuns(...names: string[]): { path: string; add: (name: string) => void } & Disposable {
+  const root = Deno.realPathSync(Deno.makeTempDirSync({ prefix: "loam_" })), path = `${root}/runs`;
+  const add = (name: string) => {
+    Deno.mkdirSync(`${path}/${name}`, { recursive: true });
+    Deno.writeTextFileSync(`${path}/${name}/metrics.jsonl`, '{"step":1}\n');
+  };
+  Deno.mkdirSync(path);
+  names.forEach(add);
+  return { path, add, [Symbol.dispose]: () => Deno.removeSync(root, { recursive: true }) };
+}
+
+Deno.test("openRuns() of a directory takes the runs in it, and look() those that come", () => {
+  using directory = directoryOfRuns("b", "a");
+  const { path, add } = directory;
+  const named = new FakeRun(1, { name: "a" });
+  Deno.mkdirSync(`${path}/no_run`);
+  Deno.writeTextFileSync(`${path}/notes.txt`, "");
+  Deno.symlinkSync(named.dir, `${path}/link`);
+  const { runs, look } = openRuns([`${path}/`]),
+    names = () => runs.map(({ name, isFound }) => [name, isFound]);
+  assertEquals(names(), [["a", true], ["b", true]]);
+  look();
+  assertEquals(names(), [["a", true], ["b", true]]);
+  for (const name of ["no_run", "c"]) add(name);
+  look();
+  assertEquals(names(), [["a", true], ["b", true], ["c", true], ["no_run", true]]);
+  Deno.removeSync(path, { recursive: true });
+  look();
+  named[Symbol.dispose]();
+});
+
+Deno.test("openRuns() tells found runs from named ones, whose names stay", () => {
+  using directory = directoryOfRuns("a", "b");
+  const { path, add } = directory;
+  using other = new FakeRun(1, { name: "c" });
+  const { runs, look } = openRuns([other.dir, path, `${path}/b`]);
+  const expected = [["c", false], ["b", false], ["a", true]];
+  assertEquals(runs.map(({ name, isFound }) => [name, isFound]), expected);
+  add("c");
+  look();
+  assertEquals(runs.map(({ name, isFound }) => [name, isFound]), [...expected, ["runs/c", true]]);
+});
+
+Deno.test("openRuns() takes a directory in which no run is yet, but none of other files", () => {
+  using directory = directoryOfRuns();
+  const { path, add } = directory;
+  Deno.mkdirSync(`${path}/lost+found`);
+  const { runs, look } = openRuns([path]);
+  assertEquals(runs, []);
+  add("a");
+  look();
+  assertEquals(runs.map(({ name }) => name), ["a"]);
+  Deno.removeSync(`${path}/a`, { recursive: true });
+  Deno.writeTextFileSync(`${path}/meta.json`, "{}");
+  assertThrows(() => openRuns([path]), UserError, "it holds no run");
 });
 
 Deno.test("openRuns() says which directory is missing or no run", () => {
   using fake = new FakeRun(1);
   Deno.mkdirSync(`${fake.dir}/empty`);
+  Deno.writeTextFileSync(`${fake.dir}/empty/notes.txt`, "");
   assertThrows(() => openRuns([`${fake.dir}/none`]), UserError, "there is no such directory");
   assertThrows(() => openRuns([`${fake.dir}/empty`]), UserError, "it holds no run");
   assertThrows(() => openRuns([`${fake.dir}/config.json`]), UserError, "it holds no run");

@@ -32,8 +32,11 @@ export class Run {
   readonly #metrics: Tail;
   readonly #samples: Tail;
 
-  /** dir: absolute and without symbolic links, for those that lie inside are not followed. */
-  constructor(readonly name: string, readonly dir: string) {
+  /**
+   * dir: absolute and without symbolic links, for those that lie inside are not followed. isFound: nobody named it, it lay in a
+   * directory of runs.
+   */
+  constructor(readonly name: string, readonly dir: string, readonly isFound: boolean = false) {
     this.#metrics = new Tail(`${dir}/metrics.jsonl`);
     this.#samples = new Tail(`${dir}/samples.jsonl`);
   }

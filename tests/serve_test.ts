@@ -71,7 +71,7 @@ Deno.test("serve shows a finished run and lets others talk to its model, until S
 });
 
 Deno.test("serve refuses with one line what it cannot serve", async () => {
-  assertMatch(await refuse("serve"), /^Cannot serve nothing: name a run with --run/);
+  assertMatch(await refuse("serve"), /^Cannot serve nothing: name a run or a directory of runs/);
   assertMatch(await refuse("serve", "--run", freshPath()), /^Cannot serve \S+: there is no such directory/);
   assertMatch(await refuse("serve", "--run", data), /^Cannot serve \S+: it holds no run/);
   assertMatch(await refuse("serve", "--checkpoint", data), /^Cannot find a checkpoint in/);
@@ -110,6 +110,24 @@ Deno.test("serve gets over 300 half-open connections where 64 files may be open"
     stderr,
     /^warning: Cannot take more than \d+ connections: Too many open files \(os error 24\); those that wait are closed\n$/,
   );
+});
+
+Deno.test("serve shows the runs of a directory, and those that begin while it serves", async () => {
+  const parent = freshPath();
+  Deno.mkdirSync(parent);
+  const server = new Running("serve", parent, "--port=0"), url = await addressOf(server);
+  assertEquals((await fetch(`${url}stats`)).status, 404);
+  for (const name of ["b", "a"]) {
+    await succeed("train", ...TRAIN, `--out_dir=${parent}/${name}`, "--max_iters=2");
+    assertEquals((await getJson(`${url}stats`)).run, name); // the one written last
+  }
+  const { runs } = await getJson<Runs>(`${url}runs`);
+  assertEquals(runs.map(({ name, state }) => [name, state]), [["b", "finished"], ["a", "finished"]]);
+  const listed: Runs = JSON.parse(await succeed("runs", parent, "--json"));
+  const named = runs.map((run) => ({ ...run, name: `${parent}/${run.name}` }));
+  assertEquals(listed.runs, named); // in the order in which they began, as here
+  server.signal("SIGTERM");
+  assertEquals((await server.end()).code, 0);
 });
 
 Deno.test("train --serve_port shows the run while it trains; then the port is free", async () => {
