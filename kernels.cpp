@@ -563,8 +563,10 @@ static int default_threads() {
 // Hides from the compiler what a value is.
 #if defined(__x86_64__)
 #define HIDE(value) asm volatile("" : "+x"(value))
-#else
+#elif defined(__aarch64__)
 #define HIDE(value) asm volatile("" : "+w"(value))
+#else
+#define HIDE(value) asm volatile("" : "+m"(value))
 #endif
 
 #if defined(__aarch64__)

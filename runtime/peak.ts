@@ -42,8 +42,9 @@ export function peakFlops(): Peak | undefined {
     return known && { flops: known[1], how: `dense bf16 peak of ${known[0]}`, measured: false };
   }
   if (device.library !== "cpu") return undefined;
-  const { flops, how } = measurePeak();
-  return { flops, how: `${how} in the registers of ${device.threads} threads`, measured: true };
+  const { flops, how } = measurePeak(),
+    threads = device.threads === 1 ? "1 thread" : `${device.threads} threads`;
+  return { flops, how: `${how} in the registers of ${threads}`, measured: true };
 }
 
 /** Model FLOPs utilization: the share of the peak that so many FLOP/s are. A measured peak that is exceeded was too low: it rises. */

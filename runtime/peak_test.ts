@@ -89,7 +89,7 @@ Deno.test("no product is faster than the measured peak, on any instruction set, 
       }
       const peak = peakFlops()!, product = fastestProduct(512);
       assert(product <= 1.05 * peak.flops, `${product} of ${peak.flops} (${device.blas}, ${peak.how})`);
-      assertMatch(peak.how, /^(float32|bfloat16) [\w -]+( \([\w -]+\))? in the registers of 1 threads$/);
+      assertMatch(peak.how, /^(float32|bfloat16) [\w -]+( \([\w -]+\))? in the registers of 1 thread$/);
       if (!bf16_gemm) assertMatch(peak.how, /^float32/);
     }
   }

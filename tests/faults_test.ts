@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { findCompiler } from "../ffi/build.ts";
 import { sha256OfFile } from "../ffi/files.ts";
+import settings from "../deno.json" with { type: "json" };
 import { readSafetensors } from "../runtime/safetensors.ts";
 import {
   canLimit,
@@ -9,8 +10,10 @@ import {
   ending,
   errorLine,
   freshPath,
+  isInstalled,
   list,
   metrics,
+  ROOT,
   run,
   runLimited,
   Running,
@@ -116,6 +119,20 @@ Deno.test({
       stdout,
       /^free {3}\d+ MB of 250 MB \(memory\.\w+ of cgroup \S+\); the step does not fit; this fits: --.+\nspeed {2}not measured$/m,
     );
+  },
+});
+
+Deno.test({
+  name: "the processors that a run is bound to are the number of threads unless that is asked for",
+  ignore: !isInstalled("taskset") || navigator.hardwareConcurrency < 2,
+  async fn() {
+    const args = [...settings.tasks.train.command.split(" "), `--data_dir=${await dataset()}`, ...SMALL];
+    for (const [cpus, threads] of [["0", 1], ["0,1", 2]] as const) {
+      const more = ["--threads=0", "--max_iters=1", `--out_dir=${freshPath()}`];
+      const command = new Deno.Command("taskset", { args: ["-c", cpus, ...args, ...more], cwd: ROOT });
+      const { stdout } = await command.output();
+      assertStringIncludes(new TextDecoder().decode(stdout), `, ${threads} threads, `);
+    }
   },
 });
 
