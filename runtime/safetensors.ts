@@ -210,9 +210,30 @@ function readHeader(path: string): { header: Record<string, unknown>; start: num
   if (length > MAX_HEADER_BYTES) {
     throw unreadable(path, `its header has ${length} bytes, more than ${MAX_HEADER_BYTES}`);
   }
-  const header = parseJson(readAt(file, path, 8, length));
+  const bytes = readAt(file, path, 8, length), header = parseJson(bytes);
   if (!isRecord(header)) throw unreadable(path, "its header is not a JSON object");
+  const twice = firstKeyTwice(new TextDecoder().decode(bytes));
+  if (twice !== undefined) throw unreadable(path, `its header has ${twice} twice`);
   return { header, start: 8 + length, size };
+}
+
+/** The first key that an object of a JSON text has twice, of which JSON.parse() takes one: as it stands there, with quotes. */
+function firstKeyTwice(json: string): string | undefined {
+  const open: Set<string>[] = [], colon = /\s*:/y; // open: keys of the objects, none of the lists, around what comes next
+  for (let at = 0; at < json.length; at++) {
+    if (json[at] === "{" || json[at] === "[") open.push(new Set());
+    else if (json[at] === "}" || json[at] === "]") open.pop();
+    else if (json[at] === '"') {
+      const begin = at;
+      while (json[++at] !== '"') if (json[at] === "\\") at++;
+      colon.lastIndex = at + 1;
+      if (!colon.test(json)) continue; // a value
+      const text = json.slice(begin, at + 1), key: string = JSON.parse(text), keys = open.at(-1)!;
+      if (keys.has(key)) return text;
+      keys.add(key);
+    }
+  }
+  return undefined;
 }
 
 /** The value that the bytes spell, or undefined where they are not JSON. */

@@ -140,6 +140,7 @@ Deno.test("readSafetensors() survives any damaged header byte", () => {
 
 Deno.test("readSafetensors() says what is wrong with a header", () => {
   const x = { dtype: "F32", shape: [2], data_offsets: [0, 8] };
+  const json = JSON.stringify;
   const cases: [unknown, number, string][] = [
     ["{", 0, "not a JSON object"],
     [[1], 0, "not a JSON object"],
@@ -149,6 +150,15 @@ Deno.test("readSafetensors() says what is wrong with a header", () => {
     [{ x: { ...x, shape: [3] } }, 8, "x spans 8 bytes, but F32 (3) needs 12"],
     [{ x: { ...x, dtype: "F8_E4M3" } }, 8, "x has dtype F8_E4M3, and should have one of F32, BF16, F16, I32"],
     [{ x, y: { ...x, data_offsets: [4, 12] } }, 12, "y begins at byte"], // overlap
+    [{ x: { ...x, shape: [2 ** 53 - 1, 2 ** 53 - 1] } }, 8, "x spans 8 bytes, but F32"],
+    [{ x: { ...x, shape: [0, 2 ** 53 - 1] } }, 8, "x spans 8 bytes, but F32"],
+    [{ x: { ...x, shape: [2 ** 60] } }, 8, "the shape or the data_offsets of x"],
+    [{ x: { ...x, data_offsets: [8, 0] } }, 8, "x spans -8 bytes"],
+    [{ x: { ...x, data_offsets: [0, 8, 8] } }, 8, "the shape or the data_offsets of x"],
+    [`{"x": ${json(x)}, "x" : ${json({ ...x, shape: [1, 2] })}}`, 8, 'its header has "x" twice'],
+    [`{"x": ${json(x)}, "\\u0078": ${json(x)}}`, 8, 'its header has "\\u0078" twice'],
+    [`{"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8], "shape": [2]}}`, 8, '"shape" twice'],
+    [`{"__metadata__": {"a": "x\\":{", "a": ""}, "x": ${json(x)}}`, 8, '"a" twice'],
     [{ x, y: { ...x, data_offsets: [12, 20] } }, 20, "y begins at byte"], // hole
   ];
   for (const [header, data, expected] of cases) {
