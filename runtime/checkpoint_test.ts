@@ -163,19 +163,24 @@ Deno.test("saveCheckpoint() by two ranks may end at any moment, and settle() fin
   const root = freshPath(), run = `${root}/run`;
   Deno.mkdirSync(run, { recursive: true });
   const best = [1, 1, 1, 4, 4, 4];
+  let said = 0;
   const { changes, states } = await crashes(root, async () => {
-    for (let step = 1; step <= 6; step++) {
+    for (let step = 1; step <= 6; said = step++) {
       await Promise.all(
         companies(2).map((company) =>
           saveCheckpoint(run, content(step, best[step - 1]!, company.rank, 2), keep, company, CHUNK_BYTES)
         ),
       );
     }
-  });
+  }, () => said);
   assert(changes > 200 && states.length > 200, `${changes} changes, ${states.length} states`);
   const stepsAt = new Set<number>();
-  await inEach(states, (root) => {
+  await inEach(states, (root, { said }) => {
     const run = `${root}/run`, before = look(run), step = before.steps.at(-1);
+    assert(
+      (step ?? 0) >= said && (before.latest ?? 0) >= said,
+      `${JSON.stringify(before)} after ${said} was saved`,
+    );
     settle(run, step ? content(step, best[step - 1]!).state : undefined, keep);
     const { steps, latest, best: is, temporary } = look(run);
     assertEquals({ latest, is }, { latest: step ?? null, is: step ? best[step - 1]! : null });

@@ -8,8 +8,11 @@ import { freshPath } from "./helpers.ts";
 /** Contents by path, "" being the directory itself; null for a directory. */
 export type Files = Map<string, Uint8Array | null>;
 
-/** What a start may find, and how that came about: "after 12 changes, before rename a -> b: ...". */
-export type State = { files: Files; story: string };
+/**
+ * What a start may find, and how that came about: "after 12 changes, before rename a -> b: ...". said: what the work had said by
+ * then that it had done.
+ */
+export type State = { files: Files; story: string; said: number };
 
 type File = { kind: "file"; synced: Uint8Array; now: Uint8Array | undefined }; // now: undefined = to be read
 type Directory = { kind: "directory"; now: Map<string, Node>; durable: Map<string, Node> };
@@ -23,17 +26,23 @@ const NOTHING = new Uint8Array();
  * Does some work, and returns each different state in which the directory could be found if it ended at any moment. A process that
  * is killed leaves what it has done. A machine that loses power may have lost the data of files that were not synced, or names in
  * directories that were not, in all of them or in one; what was moved is in one of the two places. Every write is two.
+ *
+ * @param said How much of it the work has said to be done, which no end may undo.
  */
 export async function crashes(
   root: string,
   work: () => unknown,
+  said: () => number = () => 0,
 ): Promise<{ changes: number; states: State[] }> {
   const disk = new Disk(root), states = new Map<string, State>();
   let changes = 0, halved = "";
   const look = (before: string) => {
     for (const [how, files] of disk.states()) {
-      const key = keyOf(files);
-      if (!states.has(key)) states.set(key, { files, story: `after ${changes} changes, ${before}: ${how}` });
+      const key = keyOf(files),
+        known = states.get(key),
+        story = `after ${changes} changes, ${before}: ${how}`;
+      if (known && known.said >= said()) continue;
+      states.set(key, { files, story, said: said() });
     }
   };
   {

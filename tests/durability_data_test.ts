@@ -31,12 +31,18 @@ function check({ name, before, work, use, refused = true }: Case): void {
       return root;
     };
     const whole = await fresh(), useful = [contentOf(whole, use)];
-    const { changes, states } = await crashes(whole, () => work(`${whole}/out`));
+    let said = 0;
+    const finish = async () => {
+      await work(`${whole}/out`);
+      said = 1;
+    };
+    const { changes, states } = await crashes(whole, finish, () => said);
     const expected = checksums(whole);
     useful.push(contentOf(whole, use));
     assert(changes >= 7 && states.length >= 5, `${changes} changes, ${states.length} states`);
-    await inEach(states, async (root) => {
+    await inEach(states, async (root, { said }) => {
       const found = contentOf(root, use);
+      if (said) assertEquals(found, useful[1]);
       assert(found === undefined || useful.includes(found), `a mixture: ${found}`);
       await work(`${root}/out`);
       assertEquals(checksums(root), expected);

@@ -16,10 +16,10 @@ import { train, type TrainConfig } from "../train.ts";
 import { crashes, failing, inEach, type State, unsynced } from "./disk.ts";
 import { dataset, freshPath, list, metrics, SMALL } from "./helpers.ts";
 
-/** Runs without what it prints. */
-async function quietly<T>(work: () => T): Promise<Awaited<T>> {
+/** Runs without what it prints, which is told to `hear`. */
+async function quietly<T>(work: () => T, hear: (line: string) => void = () => {}): Promise<Awaited<T>> {
   const { log } = console;
-  console.log = () => {};
+  console.log = hear;
   try {
     return await work();
   } finally {
@@ -79,7 +79,10 @@ async function watchedRun(): Promise<{ flags: string[]; whole: string; changes: 
   const flags = [`--data_dir=${await dataset({ words: 500 })}`, ...SMALL, `--max_iters=${STEPS}`];
   flags.push("--save_interval=1", "--eval_interval=1", "--eval_batches=1", `--keep_checkpoints=${KEEP}`);
   flags.push("--sample_interval=1", "--sample_tokens=5");
-  const result = await quietly(() => crashes(root, () => train([...flags, `--out_dir=${whole}`])));
+  let said = 0;
+  const hear = (line: string) => said = Number(/^saved .*step_(\d+)$/.exec(line)?.[1] ?? said);
+  const work = () => train([...flags, `--out_dir=${whole}`]);
+  const result = await quietly(() => crashes(root, work, () => said), hear);
   return { flags, whole, ...result };
 }
 
@@ -97,6 +100,7 @@ Deno.test("train may be killed or lose power before any change of a file, and go
 
   await inEach(states, async (root, state) => {
     const run = `${root}/run`, saved = requireWhole(run), step = saved?.step ?? 0;
+    assert(step >= state.said, `step ${step} is left after ${state.said} was saved`);
     const steps = isFile(`${run}/metrics.jsonl`)
       ? Deno.readTextFileSync(`${run}/metrics.jsonl`).split("\n")
       : [];
