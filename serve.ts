@@ -19,7 +19,11 @@ export async function serve(args: string[]): Promise<void> {
   const { runs, look } = openRuns(options.runs);
   const model = options.checkpoint ? await Model.load(options.checkpoint, options.device) : undefined;
   await Promise.all(runs.map((run) => run.refresh())); // a run of a million steps takes seconds, but only once
-  const server = listen(createApp({ runs, look, model, token }), { hostname, port, flag: "--port" });
+  const server = listen(createApp({ runs, look, model, token, origins: options.origins }), {
+    hostname,
+    port,
+    flag: "--port",
+  });
   console.log(`serving at ${server.url}${token ? "?token=$LOAM_TOKEN" : ""}`);
   if (model) console.log(`model ${oneLine(model.name)} at ${server.url}v1/completions`);
   await stopSignal();

@@ -28,6 +28,13 @@ const HEADERS: Record<string, string> = {
   "X-Frame-Options": "DENY",
 };
 
+/** The answer to isPreflight(). */
+const PREFLIGHT = {
+  "Access-Control-Allow-Methods": "GET, HEAD, POST",
+  "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
+  "Access-Control-Max-Age": "600", // seconds
+};
+
 /** Whether an address is reached from this machine only. */
 export function isLoopback(hostname: string): boolean {
   const name = hostname.replace(/^\[|\]$/g, "").toLowerCase();
@@ -62,22 +69,30 @@ export function requireToken(hostname: string, token: string | undefined): strin
 
 /**
  * The checks that every request passes before its route, and the headers of every answer. The files of the dashboard need no
- * token: they are the same for everyone, and ask for it.
+ * token: they are the same for everyone, and ask for it. origins: pages from there may use the server, too.
  */
-export function access(token: string | undefined): MiddlewareHandler {
+export function access(token: string | undefined, origins: readonly string[] = []): MiddlewareHandler {
   let inFlight = 0;
   return async (c, next): Promise<Response | void> => {
     for (const [name, value] of Object.entries(HEADERS)) c.header(name, value);
     if (inFlight >= MOST_IN_FLIGHT && c.req.path !== HEALTH) {
-      throw new Refusal(503, `${MOST_IN_FLIGHT} requests are being answered already`, { "Retry-After": "1" });
+      throw new Refusal(503, `${MOST_IN_FLIGHT} requests are being answered already`, {
+        headers: { "Retry-After": "1" },
+      });
     }
     inFlight++;
     try {
       requireShort(c);
-      requireOrigin(c);
+      requireOrigin(c, origins);
+      if (isPreflight(c, origins)) return c.body(null, 204, PREFLIGHT);
       if (token === undefined) requireLocalHost(c);
       else if (knowsToken(c, token)) rememberToken(c, token);
-      else if (!(c.req.path in ASSETS)) throw new Refusal(401, NEEDS_TOKEN, { "WWW-Authenticate": "Bearer" });
+      else if (!(c.req.path in ASSETS)) {
+        throw new Refusal(401, NEEDS_TOKEN, {
+          headers: { "WWW-Authenticate": "Bearer" },
+          code: "invalid_api_key",
+        });
+      }
       if (c.req.path === "/" && c.req.query("token") !== undefined) return c.redirect(withoutToken(c), 303);
       await next();
     } finally {
@@ -99,10 +114,21 @@ function requireShort(c: Context): void {
 }
 
 /** A page from elsewhere could not read an answer, but could have the model work. */
-function requireOrigin(c: Context): void {
+function requireOrigin(c: Context, origins: readonly string[]): void {
+  if (origins.length > 0) c.header("Vary", "Origin");
   const origin = c.req.header("Origin");
   if (origin === undefined || URL.parse(origin)?.host === new URL(c.req.url).host) return;
-  throw new Refusal(403, `Pages of ${origin} may not use this server`);
+  if (!origins.includes(origin)) {
+    throw new Refusal(403, `Pages of ${origin} may not use this server: deno task serve --cors lets them`);
+  }
+  c.header("Access-Control-Allow-Origin", origin);
+  c.header("Access-Control-Expose-Headers", "Retry-After");
+}
+
+/** Whether a browser asks if a page of one of the origins may send what it is about to send. It names no token yet. */
+function isPreflight(c: Context, origins: readonly string[]): boolean {
+  return c.req.method === "OPTIONS" && c.req.header("Access-Control-Request-Method") !== undefined &&
+    origins.includes(c.req.header("Origin") ?? "");
 }
 
 /** A name that someone else points at this machine would make their page one of ours (DNS rebinding). */

@@ -150,6 +150,49 @@ Deno.test("pages from elsewhere may send nothing", async () => {
   assertEquals((await answer(response))[0], 404); // no model, but let in
 });
 
+Deno.test("pages of an origin that was named may use the server, and need its token", async () => {
+  using fake = new FakeRun(1);
+  const origins = ["http://localhost:3000", "https://example.com"];
+  const { hono } = createApp({ runs: [fake.run()], token: TOKEN, origins });
+  const ask = async (Origin: string, more: Record<string, string>, method = "GET") => {
+    const response = await hono.request("http://gpu-box:8000/stats", {
+      method,
+      headers: { Origin, ...more },
+    });
+    await response.body?.cancel();
+    return [
+      response.status,
+      response.headers.get("Access-Control-Allow-Origin"),
+      response.headers.get("Vary"),
+    ];
+  };
+  const bearer = { Authorization: `Bearer ${TOKEN}` };
+  const preflight = {
+    "Access-Control-Request-Method": "GET",
+    "Access-Control-Request-Headers": "authorization",
+  };
+  for (const origin of origins) {
+    assertEquals(await ask(origin, bearer), [200, origin, "Origin"]);
+    assertEquals(await ask(origin, {}), [401, origin, "Origin"]); // a page may read why
+    assertEquals(await ask(origin, preflight, "OPTIONS"), [204, origin, "Origin"]);
+    assertEquals((await ask(origin, bearer, "OPTIONS"))[0], 405); // is no preflight
+  }
+  for (const origin of ["http://localhost", "http://example.com", "https://example.com:3000", "null"]) {
+    assertEquals(await ask(origin, bearer), [403, null, "Origin"]);
+    assertEquals(await ask(origin, preflight, "OPTIONS"), [403, null, "Origin"]);
+  }
+  const response = await hono.request("http://gpu-box:8000/v1/completions", {
+    method: "OPTIONS",
+    headers: { Origin: origins[0]!, "Access-Control-Request-Method": "POST" },
+  });
+  assertEquals(response.headers.get("Access-Control-Allow-Methods"), "GET, HEAD, POST");
+  assertEquals(
+    response.headers.get("Access-Control-Allow-Headers"),
+    "Authorization, Content-Type, Last-Event-ID",
+  );
+  assertEquals(response.headers.get("Access-Control-Allow-Credentials"), null); // no cookies
+});
+
 Deno.test("an address without end is refused", async () => {
   using fake = new FakeRun(1);
   const { hono } = createApp({ runs: [fake.run()] });

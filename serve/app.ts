@@ -2,6 +2,7 @@
 import { type Context, Hono } from "hono";
 import { access, HEALTH } from "./access.ts";
 import { ASSETS } from "./assets.ts";
+import { noModel } from "./completion_request.ts";
 import { completions } from "./completions.ts";
 import { Events } from "./events.ts";
 import { history } from "./history.ts";
@@ -19,6 +20,7 @@ export type AppOptions = {
   look?: () => void; // adds new ones to runs
   model?: Model | undefined;
   token?: string | undefined; // that requests need
+  origins?: readonly string[]; // whose pages may use the server, beside its own
 };
 
 /** The routes. close() ends what lasts: live events and texts that are being written. */
@@ -27,11 +29,11 @@ export type App = { hono: Hono; close: () => void };
 const MOST_POINTS = 20_000, MOST_LOG_LINES = 1000, MOST_CLIENTS = 250;
 
 /** Makes the app. It listens nowhere yet; requests may be given to hono.request(). */
-export function createApp({ runs, look = () => {}, model, token }: AppOptions): App {
+export function createApp({ runs, look = () => {}, model, token, origins }: AppOptions): App {
   const hono = new Hono(), events = new Events();
   hono.onError(explainFailure);
   hono.notFound((c) => explainFailure(noRoute(hono, c.req), c));
-  hono.use(access(token));
+  hono.use(access(token, origins));
   const findRun = (c: Context) => runAskedFor(c, runs, look), refreshAll = () => refresh(runs, look);
 
   for (const [path, { type, text }] of Object.entries(ASSETS)) {
@@ -53,7 +55,9 @@ export function createApp({ runs, look = () => {}, model, token }: AppOptions): 
   hono.get("/events", async (c) => {
     const run = await findRun(c);
     if (events.count >= MOST_CLIENTS) {
-      throw new Refusal(503, `${MOST_CLIENTS} clients follow runs already`, { "Retry-After": "10" });
+      throw new Refusal(503, `${MOST_CLIENTS} clients follow runs already`, {
+        headers: { "Retry-After": "10" },
+      });
     }
     const headers = { "Content-Type": "text/event-stream", "Cache-Control": "no-store, no-transform" };
     return c.body(events.stream(run, lastSeen(c)), 200, headers);
@@ -70,14 +74,23 @@ export function createApp({ runs, look = () => {}, model, token }: AppOptions): 
   });
 
   hono.get("/v1/models", (c) => {
-    const data = model ? [{ id: model.name, object: "model", created: model.created, owned_by: "loam" }] : [];
-    return c.json({ object: "list", data });
+    return c.json({ object: "list", data: model ? [cardOf(model)] : [] });
+  });
+  hono.get("/v1/models/:name", (c) => {
+    const name = c.req.param("name");
+    if (name !== model?.name) throw noModel(JSON.stringify(name), model?.name);
+    return c.json(cardOf(model));
   });
   hono.post("/v1/completions", (c) => {
     if (!model) throw new Refusal(404, "There is no model here: deno task serve --checkpoint PATH has one");
     return completions(c, model);
   });
   return { hono, close: () => events.close() };
+}
+
+/** OpenAI's model object. */
+function cardOf({ name, created }: Model) {
+  return { id: name, object: "model", created, owned_by: "loam" };
 }
 
 /** Why a path was not answered: there is none, or it takes other methods. */
@@ -87,7 +100,7 @@ function noRoute(hono: Hono, { path, method }: { path: string; method: string })
   );
   if (taken.length === 0) return new Refusal(404, `There is no ${path}: see /openapi.json`);
   const allowed = taken.map((method) => method === "GET" ? "GET, HEAD" : method).join(", ");
-  return new Refusal(405, `${path} takes ${allowed}, not ${method}`, { Allow: allowed });
+  return new Refusal(405, `${path} takes ${allowed}, not ${method}`, { headers: { Allow: allowed } });
 }
 
 /** Brings runs up to date, new ones too; returns those that are there. */

@@ -244,11 +244,10 @@ Deno.test("no file outside of the run is read, though a symbolic link in it lead
 Deno.test("an app without runs or a model says how to name them", async () => {
   const { hono } = createApp({ runs: [] });
   assertEquals(await get<Runs>(hono, "/runs"), [200, { runs: [] }]);
+  const message =
+    "There is no run here: deno task serve takes the names of runs, or of a directory that will hold some";
   assertEquals(await get(hono, "/stats"), [404, {
-    error: {
-      message:
-        "There is no run here: deno task serve takes the names of runs, or of a directory that will hold some",
-    },
+    error: { message, type: "invalid_request_error", param: null, code: null },
   }]);
   assertEquals(await get<unknown>(hono, "/v1/models"), [200, { object: "list", data: [] }]);
   const response = await hono.request("/v1/completions", { method: "POST", body: "{}" });

@@ -1,9 +1,10 @@
 // What a client asks of POST /v1/completions: the fields of OpenAI's API that are supported, checked one by one.
 import { Refusal } from "./refusal.ts";
 
-/** A text to write. */
+/** Texts to write. */
 export type CompletionRequest = {
-  prompt: string;
+  prompts: Prompt[];
+  n: number; // texts of each prompt
   max_tokens: number;
   temperature: number;
   top_p: number;
@@ -13,14 +14,17 @@ export type CompletionRequest = {
   include_usage: boolean; // at the end of a stream
 };
 
-const MOST_TOKENS = 4096; // to write
+/** A text to go on with, or its tokens. */
+export type Prompt = string | number[];
+
+const MOST_TOKENS = 4096; // to write, in each text
+const MOST_TEXTS = 32;
 const MOST_STOPS = 4, MOST_STOP_LENGTH = 256; // 4 is OpenAI's
 
 const MOST_SHOWN = 80; // characters of what was sent, in a message
 
 /** Fields that clients send though they ask for nothing by it: this value is accepted and no other. */
 const NEUTRAL: Record<string, unknown> = {
-  n: 1,
   best_of: 1,
   echo: false,
   logprobs: null,
@@ -29,7 +33,7 @@ const NEUTRAL: Record<string, unknown> = {
   frequency_penalty: 0,
   logit_bias: null,
 };
-const SUPPORTED = ["model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream"];
+const SUPPORTED = ["model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "stream"];
 const KNOWN = [...SUPPORTED, "stream_options", "user"];
 
 /** Reads the body of a request for the model of this name. Throws Refusal naming the field that does not fit. */
@@ -43,10 +47,12 @@ export function parseRequest(body: unknown, model: string): CompletionRequest {
   const fields = body as Record<string, unknown>;
   for (const [name, value] of Object.entries(fields)) requireSupported(name, value);
   if (fields.model !== undefined && fields.model !== model) {
-    throw new Refusal(404, `There is no model ${shown(fields.model)}: here is ${model}`);
+    throw noModel(shown(fields.model), model);
   }
+  const prompts = promptsOf(fields.prompt);
   return {
-    prompt: promptOf(fields.prompt),
+    prompts,
+    n: numberOf(fields, "n", 1, 1, Math.floor(MOST_TEXTS / prompts.length), Number.isInteger),
     max_tokens: numberOf(fields, "max_tokens", 16, 1, MOST_TOKENS, Number.isInteger),
     temperature: numberOf(fields, "temperature", 1, 0, 2),
     top_p: numberOf(fields, "top_p", 1, Number.MIN_VALUE, 1),
@@ -61,28 +67,44 @@ function requireSupported(name: string, value: unknown): void {
   const isNeutral = Object.hasOwn(NEUTRAL, name);
   if (isNeutral ? value === null || value === NEUTRAL[name] : KNOWN.includes(name)) return;
   const what = isNeutral ? `${name} other than ${JSON.stringify(NEUTRAL[name])}` : name.slice(0, MOST_SHOWN);
-  throw new Refusal(400, `There is no ${what} here: ${SUPPORTED.join(", ")} are supported`);
+  throw new Refusal(400, `There is no ${what} here: ${SUPPORTED.join(", ")} are supported`, {
+    param: name.slice(0, MOST_SHOWN),
+  });
 }
 
-function promptOf(value: unknown): string {
-  const prompt = Array.isArray(value) && value.length === 1 ? value[0] : value ?? "";
-  if (typeof prompt !== "string") throw new Refusal(400, "prompt must be a text, or a list of one text");
-  return prompt;
+/** The answer to whoever asks for a model that is not here. */
+export function noModel(asked: string, model: string | undefined): Refusal {
+  const here = model === undefined ? "none is here" : `here is ${model}`;
+  return new Refusal(404, `There is no model ${asked}: ${here}`, { param: "model", code: "model_not_found" });
+}
+
+/** A text, tokens, or a list of one of them. */
+function promptsOf(value: unknown): Prompt[] {
+  if (value === undefined || value === null) return [""];
+  if (typeof value === "string" || isTokens(value)) return [value];
+  if (Array.isArray(value) && value.length > 0 && value.length <= MOST_TEXTS) {
+    if (value.every((prompt) => typeof prompt === "string") || value.every(isTokens)) return value;
+  }
+  throw misfit("prompt", `must be a text or a list of tokens, or a list of up to ${MOST_TEXTS} of these`);
+}
+
+function isTokens(value: unknown): value is number[] {
+  return Array.isArray(value) && value.length > 0 && value.every((id) => Number.isInteger(id) && id >= 0);
 }
 
 function stopOf(value: unknown): string[] {
   const stop = typeof value === "string" ? [value] : value ?? [];
   const fits = (text: unknown) => typeof text === "string" && text !== "" && text.length <= MOST_STOP_LENGTH;
   if (Array.isArray(stop) && stop.length <= MOST_STOPS && stop.every(fits)) return stop;
-  throw new Refusal(
-    400,
-    `stop must be a text of 1 to ${MOST_STOP_LENGTH} characters, or a list of up to ${MOST_STOPS}`,
+  throw misfit(
+    "stop",
+    `must be a text of 1 to ${MOST_STOP_LENGTH} characters, or a list of up to ${MOST_STOPS}`,
   );
 }
 
 function optionsOf(value: unknown): Record<string, unknown> {
   if (typeof (value ?? {}) === "object") return (value ?? {}) as Record<string, unknown>;
-  throw new Refusal(400, 'stream_options must be an object, such as {"include_usage": true}');
+  throw misfit("stream_options", 'must be an object, such as {"include_usage": true}');
 }
 
 function numberOf(
@@ -97,13 +119,18 @@ function numberOf(
   if (typeof value === "number" && value >= least && value <= most && fits(value)) return value;
   const kind = fits === Number.isInteger ? "a whole number" : "a number";
   const from = least === Number.MIN_VALUE ? "above 0" : `from ${least}`;
-  throw new Refusal(400, `${name} must be ${kind} ${from} to ${most}, not ${shown(value)}`);
+  throw misfit(name, `must be ${kind} ${from} to ${most}, not ${shown(value)}`);
 }
 
 function booleanOf(fields: Record<string, unknown>, name: string): boolean {
   const value = fields[name] ?? false;
   if (typeof value === "boolean") return value;
-  throw new Refusal(400, `${name} must be true or false, not ${shown(value)}`);
+  throw misfit(name, `must be true or false, not ${shown(value)}`);
+}
+
+/** The answer to a field that does not fit. */
+export function misfit(param: string, what: string): Refusal {
+  return new Refusal(400, `${param} ${what}`, { param });
 }
 
 /** A value in a message, which must not be as long as a body. */

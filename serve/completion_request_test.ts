@@ -6,7 +6,8 @@ Deno.test("parseRequest() has OpenAI's defaults", () => {
   const { seed, ...request } = parseRequest({}, "c4");
   assert(Number.isInteger(seed));
   assertEquals(request, {
-    prompt: "",
+    prompts: [""],
+    n: 1,
     max_tokens: 16,
     temperature: 1,
     top_p: 1,
@@ -20,6 +21,7 @@ Deno.test("parseRequest() reads every field that is supported", () => {
   const body = {
     model: "c4",
     prompt: ["Once"],
+    n: 3,
     max_tokens: 50,
     temperature: 0,
     top_p: 0.5,
@@ -29,7 +31,8 @@ Deno.test("parseRequest() reads every field that is supported", () => {
     stream_options: { include_usage: true },
   };
   assertEquals(parseRequest(body, "c4"), {
-    prompt: "Once",
+    prompts: ["Once"],
+    n: 3,
     max_tokens: 50,
     temperature: 0,
     top_p: 0.5,
@@ -51,7 +54,19 @@ Deno.test("parseRequest() accepts what asks for nothing", () => {
     ...{ n: 1, best_of: 1, echo: false, logprobs: null, suffix: null, presence_penalty: 0 },
     ...{ frequency_penalty: 0, logit_bias: null, user: "someone" },
   };
-  assertEquals(parseRequest({ ...neutral, prompt: "a" }, "c4").prompt, "a");
+  assertEquals(parseRequest({ ...neutral, prompt: "a" }, "c4").prompts, ["a"]);
+});
+
+Deno.test("parseRequest() takes the four kinds of prompts that OpenAI's API has", () => {
+  const cases: [unknown, unknown[]][] = [
+    [null, [""]],
+    ["a", ["a"]],
+    [["a", "", "b"], ["a", "", "b"]],
+    [[5, 0, 7], [[5, 0, 7]]],
+    [[[5], [0, 7]], [[5], [0, 7]]],
+  ];
+  for (const [prompt, prompts] of cases) assertEquals(parseRequest({ prompt }, "c4").prompts, prompts);
+  assertEquals(parseRequest({ prompt: Array(16).fill("a"), n: 2 }, "c4").n, 2);
 });
 
 Deno.test("parseRequest() names the field that does not fit, and what would", () => {
@@ -60,7 +75,25 @@ Deno.test("parseRequest() names the field that does not fit, and what would", ()
     [[], 400, /^The body must be a JSON object/],
     ["text", 400, /^The body must be a JSON object/],
     [{ model: "gpt-4" }, 404, /^There is no model "gpt-4": here is c4/],
-    [{ n: 2 }, 400, /^There is no n other than 1 here: model, prompt, max_tokens,.* are supported/],
+    [
+      { best_of: 2 },
+      400,
+      /^There is no best_of other than 1 here: model, prompt, max_tokens,.* are supported/,
+    ],
+    [{ n: 0 }, 400, /^n must be a whole number from 1 to 32, not 0/],
+    [{ n: 33 }, 400, /^n must be a whole number from 1 to 32, not 33/],
+    [{ n: 2, prompt: Array(17).fill("a") }, 400, /^n must be a whole number from 1 to 1, not 2/],
+    [
+      { prompt: Array(33).fill("a") },
+      400,
+      /^prompt must be a text or a list of tokens, or a list of up to 32 of these/,
+    ],
+    [{ prompt: ["a", 1] }, 400, /^prompt must be/],
+    [{ prompt: ["a", [1]] }, 400, /^prompt must be/],
+    [{ prompt: [[]] }, 400, /^prompt must be/],
+    [{ prompt: [1, -1] }, 400, /^prompt must be/],
+    [{ prompt: [1, 0.5] }, 400, /^prompt must be/],
+    [{ prompt: [[[1]]] }, 400, /^prompt must be/],
     [{ echo: true }, 400, /^There is no echo other than false/],
     [{ logprobs: 5 }, 400, /^There is no logprobs other than null/],
     [{ messages: [] }, 400, /^There is no messages here/],
@@ -71,8 +104,6 @@ Deno.test("parseRequest() names the field that does not fit, and what would", ()
     [{ model: "m".repeat(1000) }, 404, /^There is no model "m{80}": here is c4$/],
     [{ temperature: [[1]] }, 400, /^temperature must be .*, not a list$/],
     [{ stream: {} }, 400, /^stream must be true or false, not an object$/],
-    [{ prompt: [1, 2] }, 400, /^prompt must be/],
-    [{ prompt: ["a", "b"] }, 400, /^prompt must be/],
     [{ prompt: [] }, 400, /^prompt must be/],
     [{ prompt: 5 }, 400, /^prompt must be/],
     [{ max_tokens: 0 }, 400, /^max_tokens must be a whole number from 1 to 4096, not 0/],
@@ -94,5 +125,9 @@ Deno.test("parseRequest() names the field that does not fit, and what would", ()
     const error = assertThrows(() => parseRequest(body, "c4"), Refusal, "", JSON.stringify(body));
     assertEquals(error.status, status);
     assertMatch(error.message, sentence);
+    const named = /^There is no model/.test(error.message)
+      ? "model"
+      : /^(?:There is no )?(\w+) /.exec(error.message)![1]!;
+    assertEquals(error.param, named === "The" ? null : named);
   }
 });

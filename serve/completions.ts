@@ -1,6 +1,6 @@
 // POST /v1/completions: lets any client of OpenAI's completions API talk to a model.
 import type { Context } from "hono";
-import { type CompletionRequest, parseRequest } from "./completion_request.ts";
+import { type CompletionRequest, misfit, parseRequest, type Prompt } from "./completion_request.ts";
 import type { Model, Order } from "./model.ts";
 import { Refusal } from "./refusal.ts";
 import { StopStrings } from "./stop.ts";
@@ -9,24 +9,41 @@ import { StopStrings } from "./stop.ts";
 type FinishReason = "stop" | "length";
 type Usage = { prompt_tokens: number; completion_tokens: number; total_tokens: number };
 
-/** Who is told about a text: its pieces, some maybe empty, then its end or an error. */
+/** Who is told about the texts of a request: their pieces, some maybe empty, their ends, the end of all, or an error. */
 type Reader = {
-  onText(text: string): void;
-  onEnd(reason: FinishReason, usage: Usage): void;
+  onText(index: number, text: string): void;
+  onEnd(index: number, reason: FinishReason): void;
+  onDone(usage: Usage): void;
   onError(error: Refusal): void;
 };
 
-/** Answers a request for a text: at once when it is whole, or piece by piece. */
+/** A text to write: tokens to go on with, and its seed. */
+type Text = { prompt: number[]; seed: number };
+
+/** Answers a request for texts: at once when they are whole, or piece by piece. */
 export async function completions(c: Context, model: Model): Promise<Response> {
-  const request = parseRequest(await bodyOf(c), model.name);
-  const prompt = [model.tokenizer.eot, ...model.tokenizer.encode(request.prompt)]; // documents begin with end-of-text
-  if (prompt.length > model.block_size) {
-    throw new Refusal(
-      400,
-      `The prompt has ${prompt.length} tokens, the model reads ${model.block_size} at most`,
-    );
+  const request = parseRequest(await bodyOf(c), model.name), { n, seed } = request;
+  const prompts = request.prompts.map((prompt) => tokensOf(prompt, model));
+  // Each is what it would be alone; of the n texts of a prompt each has a seed of its own.
+  const texts = prompts.flatMap((prompt) =>
+    Array.from({ length: n }, (_, i) => ({ prompt, seed: seed + i }))
+  );
+  return request.stream ? streamed(c, model, request, texts) : await whole(c, model, request, texts);
+}
+
+/** The tokens that the model reads. Before a text stands the token with which documents begin; tokens are read as they are. */
+function tokensOf(prompt: Prompt, model: Model): number[] {
+  const { tokenizer, block_size, vocab_size } = model;
+  const tokens = typeof prompt === "string" ? [tokenizer.eot, ...tokenizer.encode(prompt)] : prompt;
+  if (tokens.length > block_size) {
+    throw new Refusal(400, `The prompt has ${tokens.length} tokens, the model reads ${block_size} at most`, {
+      param: "prompt",
+      code: "context_length_exceeded",
+    });
   }
-  return request.stream ? streamed(c, model, request, prompt) : await whole(c, model, request, prompt);
+  const unknown = typeof prompt === "string" ? undefined : prompt.find((id) => id >= vocab_size);
+  if (unknown === undefined) return tokens;
+  throw misfit("prompt", `holds the token ${unknown}, the model knows those below ${vocab_size}`);
 }
 
 async function bodyOf(c: Context): Promise<unknown> {
@@ -40,34 +57,34 @@ async function bodyOf(c: Context): Promise<unknown> {
   }
 }
 
-/** The answer once the text is whole. A client that goes away ends it. */
+/** The answer once the texts are whole. A client that goes away ends them. */
 async function whole(
   c: Context,
   model: Model,
   request: CompletionRequest,
-  prompt: number[],
+  texts: Text[],
 ): Promise<Response> {
   const { promise, resolve, reject } = Promise.withResolvers<Response>();
-  let text = "";
-  const order = orderOf(model, request, prompt, {
-    onText: (piece) => text += piece,
-    onEnd: (reason, usage) => resolve(c.json({ ...answer(model, text, reason), usage })),
+  const written = texts.map(() => ""), choices: ReturnType<typeof choice>[] = [];
+  const stop = write(model, request, texts, {
+    onText: (index, piece) => written[index] += piece,
+    onEnd: (index, reason) => choices.push(choice(index, written[index]!, reason)),
+    onDone: (usage) => resolve(c.json({ ...answer(model, choices), usage })),
     onError: reject,
   });
   const leave = () => {
-    model.cancel(order);
+    stop();
     reject(new Refusal(400, "The client went away"));
   };
-  model.write(order);
   if (c.req.raw.signal.aborted) leave();
   else c.req.raw.signal.addEventListener("abort", leave);
   return await promise.finally(() => c.req.raw.signal.removeEventListener("abort", leave));
 }
 
-/** The answer as server-sent events, as OpenAI's: pieces of text, the reason of the end, [DONE]. */
-function streamed(c: Context, model: Model, request: CompletionRequest, prompt: number[]): Response {
-  const encoder = new TextEncoder(), head = answer(model, "", null);
-  let order: Order;
+/** The answer as server-sent events, as OpenAI's: pieces of text, the reasons of their ends, [DONE]. */
+function streamed(c: Context, model: Model, request: CompletionRequest, texts: Text[]): Response {
+  const encoder = new TextEncoder(), head = answer(model, []);
+  let stop: () => void;
   const body = new ReadableStream<Uint8Array>({
     start(controller) {
       const send = (data: unknown) => controller.enqueue(encoder.encode(`data: ${JSON.stringify(data)}\n\n`));
@@ -75,52 +92,83 @@ function streamed(c: Context, model: Model, request: CompletionRequest, prompt: 
         controller.enqueue(encoder.encode("data: [DONE]\n\n"));
         controller.close();
       };
-      order = orderOf(model, request, prompt, {
-        onText: (text) => {
-          if (text) send({ ...head, choices: [choice(text, null)] });
+      stop = write(model, request, texts, {
+        onText: (index, text) => {
+          if (text) send({ ...head, choices: [choice(index, text, null)] });
         },
-        onEnd: (reason, usage) => {
-          send({ ...head, choices: [choice("", reason)] });
-          if (request.include_usage) send({ ...head, choices: [], usage });
+        onEnd: (index, reason) => send({ ...head, choices: [choice(index, "", reason)] }),
+        onDone: (usage) => {
+          if (request.include_usage) send({ ...head, usage });
           close();
         },
-        onError: ({ message }) => {
-          send({ error: { message } });
+        onError: (refusal) => {
+          send(refusal.body());
           close();
         },
       });
-      model.write(order);
     },
-    cancel: () => model.cancel(order),
+    cancel: () => stop(),
   });
   const headers = { "Content-Type": "text/event-stream", "Cache-Control": "no-store, no-transform" };
   return c.body(body, 200, headers);
 }
 
-/** An order whose tokens become text for a reader, up to a stop string. */
-function orderOf(model: Model, request: CompletionRequest, prompt: number[], reader: Reader): Order {
-  const text = model.tokenizer.stream(), stops = new StopStrings(request.stop);
-  const { max_tokens, temperature, top_p, seed } = request;
-  let n = 0;
-  const end = (reason: FinishReason) =>
-    reader.onEnd(reason, {
-      prompt_tokens: prompt.length,
-      completion_tokens: n,
-      total_tokens: prompt.length + n,
+/** Has the texts of a request written, one after the other, so that others come between them. Returns what ends that. */
+function write(model: Model, request: CompletionRequest, texts: Text[], reader: Reader): () => void {
+  const { n } = request, prompts = texts.filter((_, index) => index % n === 0);
+  const prompt_tokens = prompts.reduce((sum, { prompt }) => sum + prompt.length, 0);
+  let order: Order, completion_tokens = 0;
+  const begin = (index: number) => {
+    const text = texts[index];
+    if (!text) {
+      return reader.onDone({
+        prompt_tokens,
+        completion_tokens,
+        total_tokens: prompt_tokens + completion_tokens,
+      });
+    }
+    order = orderOf(model, request, text, {
+      onText: (piece) => reader.onText(index, piece),
+      onEnd: (reason, tokens) => {
+        completion_tokens += tokens;
+        reader.onEnd(index, reason);
+        begin(index + 1);
+      },
+      onError: reader.onError,
     });
+    model.write(order, index > 0);
+  };
+  begin(0);
+  return () => model.cancel(order);
+}
+
+/** An order whose tokens become text up to a stop string. */
+function orderOf(
+  model: Model,
+  request: CompletionRequest,
+  { prompt, seed }: Text,
+  reader: {
+    onText(text: string): void;
+    onEnd(reason: FinishReason, tokens: number): void;
+    onError(error: Refusal): void;
+  },
+): Order {
+  const text = model.tokenizer.stream(), stops = new StopStrings(request.stop);
+  const { max_tokens, temperature, top_p } = request;
+  let tokens = 0;
   const order: Order = {
     prompt,
     options: { max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: model.tokenizer.eot },
     onToken(token) {
-      n++;
+      tokens++;
       reader.onText(stops.write(text.write(token)));
       if (!stops.stopped) return;
       model.cancel(order);
-      end("stop");
+      reader.onEnd("stop", tokens);
     },
     onEnd() {
       reader.onText(stops.write(text.end()) + stops.end());
-      end(n === max_tokens && !stops.stopped ? "length" : "stop");
+      reader.onEnd(tokens === max_tokens && !stops.stopped ? "length" : "stop", tokens);
     },
     onError: reader.onError,
   };
@@ -128,16 +176,16 @@ function orderOf(model: Model, request: CompletionRequest, prompt: number[], rea
 }
 
 /** OpenAI's text_completion object. */
-function answer(model: Model, text: string, reason: FinishReason | null) {
+function answer(model: Model, choices: ReturnType<typeof choice>[]) {
   return {
     id: `cmpl-${crypto.randomUUID()}`,
     object: "text_completion",
     created: Math.floor(Date.now() / 1000),
     model: model.name,
-    choices: [choice(text, reason)],
+    choices,
   };
 }
 
-function choice(text: string, finish_reason: FinishReason | null) {
-  return { index: 0, text, logprobs: null, finish_reason };
+function choice(index: number, text: string, finish_reason: FinishReason | null) {
+  return { index, text, logprobs: null, finish_reason };
 }

@@ -90,6 +90,94 @@ Deno.test("the same seed writes the same text, streamed or not; another one does
   assertEquals([piece!.choices.length, usage!.choices, usage!.usage.completion_tokens], [1, [], 1]);
 });
 
+Deno.test("several prompts and n texts of each are what each would be alone, streamed or not", async () => {
+  const prompts = ["On", "There was", ""], seeds = [5, 6], asked = { max_tokens: 12, seed: 5, stop: "n" };
+  const alone = await Promise.all(
+    prompts.flatMap((prompt) => seeds.map((seed) => complete({ ...asked, prompt, seed }))),
+  );
+  const expected = alone.map(({ choices: [choice] }, index) => ({ ...choice, index }));
+  assert(new Set(expected.map(({ text }) => text)).size > 3);
+  const together = await complete({ ...asked, prompt: prompts, n: 2 });
+  assertEquals(violations(together, COMPLETION), []);
+  assertEquals(together.choices, expected);
+  const sum = (of: Completion[], key: keyof Completion["usage"]) =>
+    of.reduce((n, { usage }) => n + usage[key], 0);
+  const prompt_tokens = sum(alone.filter((_, i) => i % 2 === 0), "prompt_tokens"); // those of a prompt count once
+  const completion_tokens = sum(alone, "completion_tokens");
+  const usage = { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens };
+  assertEquals(together.usage, usage);
+
+  const pieces = await streamed({ ...asked, prompt: prompts, n: 2, stream_options: { include_usage: true } });
+  assertEquals(pieces.pop()!.usage, usage);
+  const choices = pieces.flatMap(({ choices }) => choices);
+  expected.forEach(({ text, finish_reason }, index) => {
+    const own = choices.filter((choice) => choice.index === index);
+    assertEquals([own.map(({ text }) => text).join(""), own.at(-1)!.finish_reason], [text, finish_reason]);
+  });
+});
+
+Deno.test("tokens are read as they are, so that a client may begin with its own", async () => {
+  const asked = { max_tokens: 12, seed: 3 }, { eot } = model.tokenizer;
+  const text = (await complete({ ...asked, prompt: "On" })).choices[0]!.text;
+  const ids = [eot, 79, 110]; // O and n
+  const { choices, usage } = await complete({ ...asked, prompt: ids });
+  assertEquals([choices[0]!.text, usage.prompt_tokens], [text, 3]);
+  const both = await complete({ ...asked, prompt: [ids, [79, 110]] });
+  assertEquals([both.choices[0]!.text, both.usage.prompt_tokens], [text, 5]);
+});
+
+Deno.test("others come between the texts of a request, and who leaves has no more written", async () => {
+  const stream = (await post(app, { ...LONG, max_tokens: 200, n: 20, stream: true })).body!.values();
+  await stream.next();
+  const finished: string[] = [];
+  const other = complete({ ...LONG, max_tokens: 1 }).then(() => finished.push("other"));
+  let text = "";
+  const all = (async () => {
+    for await (const chunk of { [Symbol.asyncIterator]: () => stream }) {
+      text += new TextDecoder().decode(chunk);
+    }
+    finished.push("all");
+  })();
+  await Promise.all([other, all]);
+  assertEquals(finished, ["other", "all"]);
+  assertEquals(text.match(/"finish_reason":"length"/g)?.length, 20);
+  const left = (await post(app, { ...LONG, n: 32, stream: true })).body!; // would take minutes
+  await left.cancel();
+  assertEquals((await complete({ ...LONG, max_tokens: 1 })).usage.completion_tokens, 1);
+});
+
+Deno.test("GET /v1/models/NAME has the model, and another name is refused as OpenAI's API does", async () => {
+  const { data } = await (await app.hono.request("/v1/models")).json();
+  const response = await app.hono.request(`/v1/models/${data[0].id}`);
+  assertEquals([response.status, await response.json()], [200, data[0]]);
+  const other = await app.hono.request("/v1/models/gpt-4");
+  assertEquals([other.status, (await other.json()).error], [404, {
+    message: `There is no model "gpt-4": here is ${data[0].id}`,
+    type: "invalid_request_error",
+    param: "model",
+    code: "model_not_found",
+  }]);
+});
+
+Deno.test("failures say what OpenAI's API says of them: type, param and code", async () => {
+  const cases: [unknown, unknown[]][] = [
+    [{ temperature: 3 }, [400, "invalid_request_error", "temperature", null]],
+    [{ messages: [] }, [400, "invalid_request_error", "messages", null]],
+    [{ model: "gpt-4" }, [404, "invalid_request_error", "model", "model_not_found"]],
+    [{ prompt: "x".repeat(99) }, [400, "invalid_request_error", "prompt", "context_length_exceeded"]],
+    ["{", [400, "invalid_request_error", null, null]],
+  ];
+  for (const [body, expected] of cases) {
+    const response = await post(app, body), { error } = await response.json();
+    assertEquals([response.status, error.type, error.param, error.code], expected);
+  }
+  const bodies = (await Promise.all(Array.from({ length: 9 }, () => post(app, { ...LONG, stream: true }))))
+    .map(({ body }) => body!);
+  const busy = await post(app, LONG), { error } = await busy.json();
+  assertEquals([busy.status, error.type, error.code], [429, "requests", "rate_limit_exceeded"]);
+  for (const body of bodies) await body.cancel();
+});
+
 Deno.test("a text ends before its stop string, though it comes in pieces", async () => {
   const ask = { prompt: "On", max_tokens: 60, seed: 1 }, whole = (await complete(ask)).choices[0]!.text;
   const stop = whole.slice(2, 4), expected = whole.slice(0, whole.indexOf(stop));
@@ -127,7 +215,8 @@ Deno.test("what cannot be done is refused with one sentence", async () => {
   const cases: [unknown, number, RegExp, Record<string, string>?][] = [
     ["{", 400, /^The body is not JSON/],
     ["", 400, /^The body is not JSON/],
-    [{ n: 3 }, 400, /^There is no n other than 1/],
+    [{ n: 33 }, 400, /^n must be a whole number from 1 to 32/],
+    [{ prompt: [[65], [65, 257]] }, 400, /^prompt holds the token 257, the model knows those below 257$/],
     [{}, 415, /^The body must be JSON/, { "Content-Type": "text/plain" }],
     [{ model: "gpt-4" }, 404, /^There is no model "gpt-4"/],
   ];
@@ -244,7 +333,7 @@ Deno.test("a Worker that breaks down costs one text, and is replaced", async () 
   for await (const chunk of current) text += new TextDecoder().decode(chunk);
   assertMatch(
     text,
-    /"error":\{"message":"The model failed and is loaded again: ask once more"\}\}\n\ndata: \[DONE\]\n\n$/,
+    /"error":\{"message":"The model failed and is loaded again: ask once more"[^\n]*\n\ndata: \[DONE\]\n\n$/,
   );
   assertEquals((await (await waiting).json()).usage.completion_tokens, 2);
   assertEquals(printed.text(), "warning: the model failed: out of memory; it is loaded again\n");

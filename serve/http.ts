@@ -192,7 +192,7 @@ export class Connection {
     headers.set("Connection", asked.keeps ? "keep-alive" : "close");
     if (isStream && !asked.isOld) headers.set("Transfer-Encoding", "chunked");
     const bytes = isStream ? undefined : await whole(response, asked.headers, headers);
-    if (bytes) headers.set("Content-Length", String(bytes.length));
+    if (bytes && response.status !== 204) headers.set("Content-Length", String(bytes.length));
     const lines = [...headers].map(([name, value]) => `${name}: ${value}\r\n`).join("");
     const { status } = response,
       head = encode(`${HTTP} ${status} ${STATUS_CODES[status] ?? ""}\r\n${lines}\r\n`);

@@ -125,7 +125,7 @@ class Server {
         client.waits_since = performance.now();
         asked = await connection.read(({ url }) => {
           if (client.isSpare && new URL(url).pathname !== HEALTH) {
-            throw new Refusal(503, CROWDED, { "Retry-After": "1" });
+            throw new Refusal(503, CROWDED, { headers: { "Retry-After": "1" } });
           }
         });
         client.waits_since = undefined;

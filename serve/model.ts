@@ -26,6 +26,7 @@ export class Model {
   readonly name: string;
   readonly created: number; // seconds since 1970
   readonly block_size: number;
+  readonly vocab_size: number;
   worker: Worker;
   readonly #start: Start;
   readonly #stop: Int32Array; // holds the number of the last text that is not wanted any more
@@ -55,22 +56,28 @@ export class Model {
     }
   }
 
-  private constructor(start: Start, readonly tokenizer: Tokenizer, worker: Worker, { block_size }: Ready) {
+  private constructor(start: Start, readonly tokenizer: Tokenizer, worker: Worker, ready: Ready) {
     this.#start = start;
     this.#stop = new Int32Array(start.stop);
     this.worker = worker;
     this.name = basename(runOfCheckpoint(start.checkpoint));
     this.created = Math.floor((Deno.statSync(start.checkpoint).mtime?.getTime() ?? 0) / 1000);
-    this.block_size = block_size;
+    this.block_size = ready.block_size;
+    this.vocab_size = ready.vocab_size;
     this.#listen();
   }
 
-  /** Has a text written, now or after those that came before. Throws Refusal when too many wait. */
-  write(order: Order): void {
+  /**
+   * Has a text written, now or after those that came before. isNext: it follows another one of the same request. Throws Refusal
+   * when too many requests wait.
+   */
+  write(order: Order, isNext = false): void {
     if (this.#failure) throw this.#failure;
-    if (this.#waiting.length === MOST_WAITING) {
-      const headers = { "Retry-After": `${RETRY_S}` };
-      throw new Refusal(429, `The model is busy: ${MOST_WAITING} requests wait for it already`, headers);
+    if (!isNext && this.#waiting.length >= MOST_WAITING) {
+      throw new Refusal(429, `The model is busy: ${MOST_WAITING} requests wait for it already`, {
+        headers: { "Retry-After": `${RETRY_S}` },
+        code: "rate_limit_exceeded",
+      });
     }
     this.#waiting.push(order);
     this.#next();

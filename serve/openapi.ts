@@ -145,27 +145,49 @@ const HEALTH = object({
   runs: list(object({ name: text("Name of the run"), state: STATE, age_s: AGE_S })),
 });
 
-const FAILURE = object({ error: object({ message: text("One sentence") }) });
-
-const MODELS = object({
-  object: { const: "list" },
-  data: list(object({
-    id: text("Name of the model"),
-    object: { const: "model" },
-    created: whole("Seconds since 1970"),
-    owned_by: { const: "loam" },
-  })),
+const FAILURE = object({
+  error: object({
+    message: text("One sentence"),
+    type: text("invalid_request_error, requests (too many) or server_error, as OpenAI's API has them"),
+    param: maybe(text("The field of a request to /v1 that does not fit")),
+    code: maybe(text("What it is, for programs; such as model_not_found")),
+  }),
 });
 
+const MODEL = object({
+  id: text("Name of the model"),
+  object: { const: "model" },
+  created: whole("Seconds since 1970"),
+  owned_by: { const: "loam" },
+});
+const MODELS = object({ object: { const: "list" }, data: list(MODEL) });
+
 // ---- completions, as OpenAI has them
+
+const TOKENS: Schema = { type: "array", items: { type: "integer", minimum: 0 }, minItems: 1 };
 
 const COMPLETION_REQUEST: Schema = {
   type: "object",
   properties: {
     model: text("Name of the model; may be left out"),
     prompt: {
-      anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, minItems: 1, maxItems: 1 }],
-      description: "Text to go on with; none writes a document from its start",
+      anyOf: [
+        { type: "string" },
+        TOKENS,
+        { type: "array", items: { type: "string" }, minItems: 1, maxItems: 32 },
+        { type: "array", items: TOKENS, minItems: 1, maxItems: 32 },
+      ],
+      description:
+        "Texts or tokens to go on with; none writes a document from its start. Before a text stands the token with " +
+        "which documents begin, tokens are read as they are",
+    },
+    n: {
+      type: "integer",
+      minimum: 1,
+      maximum: 32,
+      default: 1,
+      description:
+        "Texts of each prompt; 32 of all prompts at most. The second has the seed after that of the first",
     },
     max_tokens: { type: "integer", minimum: 1, maximum: 4096, default: 16 },
     temperature: {
@@ -193,7 +215,7 @@ const COMPLETION_REQUEST: Schema = {
     user: text("Not used"),
   },
   description:
-    "n, best_of, echo, logprobs, suffix, logit_bias and penalties are refused unless they ask for nothing",
+    "best_of, echo, logprobs, suffix, logit_bias and penalties are refused unless they ask for nothing",
 };
 
 /** An answer of POST /v1/completions. */
@@ -203,7 +225,7 @@ export const COMPLETION: Schema = object({
   created: whole("Seconds since 1970"),
   model: text("Name of the model"),
   choices: list(object({
-    index: { const: 0 },
+    index: whole("Which of the texts: those of the first prompt come first"),
     text: text("What the model wrote"),
     logprobs: { type: "null" },
     finish_reason: {
@@ -307,6 +329,9 @@ export const OPENAPI = {
     "/openapi.json": get("This document", json("OpenAPI 3.1", { type: "object" })),
     "/": get("The dashboard", other("A page; its files lie beside it", "text/html")),
     "/v1/models": get("The model of POST /v1/completions", json("As OpenAI's", MODELS)),
+    "/v1/models/{name}": get("The model of this name", json("As OpenAI's", MODEL), [
+      { name: "name", in: "path", required: true, schema: { type: "string" }, description: "Of the model" },
+    ]),
     "/v1/completions": {
       post: {
         summary: "A text by the model",

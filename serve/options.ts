@@ -20,13 +20,21 @@ export const HELP = `Show runs in a browser and to programs, and let others talk
   --port NUMBER        0 takes any that is free                      (8000)
   --host ADDRESS       where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then
                        carry as Authorization: Bearer or ?token=     (127.0.0.1)
+  --cors ORIGIN        whose pages may use the server beside its own, such as http://localhost:3000; again for more
 
 More in docs/serve.md.`;
 
 /** What to serve, and where. */
-export type ServeOptions = { runs: string[]; checkpoint: string; device: string; port: number; host: string };
+export type ServeOptions = {
+  runs: string[];
+  checkpoint: string;
+  device: string;
+  port: number;
+  host: string;
+  origins: string[];
+};
 
-const STRINGS = ["run", "checkpoint", "device", "port", "host"] as const;
+const STRINGS = ["run", "checkpoint", "device", "port", "host", "cors"] as const;
 const FLAGS = [...STRINGS, "help"];
 
 /**
@@ -35,7 +43,7 @@ const FLAGS = [...STRINGS, "help"];
  * @throws {UserError} for unknown flags, missing values and ports that are none.
  */
 export function parseOptions(args: string[]): ServeOptions {
-  const flags = parseArgs(args, { string: STRINGS, collect: ["run"], unknown: refuseFlag });
+  const flags = parseArgs(args, { string: STRINGS, collect: ["run", "cors"], unknown: refuseFlag });
   const value = (name: "checkpoint" | "device" | "port" | "host", fallback: string): string => {
     if (flags[name] === "") {
       throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
@@ -57,6 +65,7 @@ export function parseOptions(args: string[]): ServeOptions {
     device: value("device", ""),
     port: portOf(value("port", "8000")),
     host: value("host", "127.0.0.1"),
+    origins: (flags.cors ?? []).map(originOf),
   };
 }
 
@@ -69,6 +78,15 @@ function portOf(text: string): number {
   const port = /^\d{1,5}$/.test(text) ? Number(text) : NaN;
   if (port < 65536) return port;
   throw new UserError(`Cannot use port ${text}: it must be a whole number from 0 to 65535`);
+}
+
+/** An origin as browsers name it. All of them cannot be meant: any page that somebody opens could use the model. */
+function originOf(text: string): string {
+  const url = URL.parse(text), isWeb = url?.protocol === "http:" || url?.protocol === "https:";
+  if (url && (isWeb ? url.origin === text : /^[a-z][a-z0-9+.-]*:\/\/[\w.-]+$/.test(text))) return text;
+  throw new UserError(
+    `Cannot use --cors ${text}: it must be the scheme, name and port of a page, such as http://localhost:3000`,
+  );
 }
 
 /** Runs to serve. look() adds those that are new in the directories of runs. */

@@ -4,7 +4,14 @@ import { openRuns, parseOptions } from "./options.ts";
 import { FakeRun } from "./testing.ts";
 
 Deno.test("parseOptions() serves one run on this machine unless told otherwise", () => {
-  const defaults = { runs: ["runs/a"], checkpoint: "", device: "", port: 8000, host: "127.0.0.1" };
+  const defaults = {
+    runs: ["runs/a"],
+    checkpoint: "",
+    device: "",
+    port: 8000,
+    host: "127.0.0.1",
+    origins: [],
+  };
   assertEquals(parseOptions(["--run", "runs/a"]), defaults);
   assertEquals(parseOptions(["--run=runs/a"]), defaults);
   assertEquals(parseOptions(["runs/a"]), defaults);
@@ -15,7 +22,10 @@ Deno.test("parseOptions() serves one run on this machine unless told otherwise",
     device: "cpu",
     port: 0,
     host: "::1",
+    origins: [],
   });
+  const origins = ["http://localhost:3000", "chrome-extension://abcdef"];
+  assertEquals(parseOptions(["runs/a", ...origins.flatMap((origin) => ["--cors", origin])]).origins, origins);
 });
 
 Deno.test("parseOptions() refuses what it does not understand", () => {
@@ -28,6 +38,9 @@ Deno.test("parseOptions() refuses what it does not understand", () => {
     [["--run", "a", "--port=-1"], "Cannot use port -1"],
     [["--run", "a", "--port=0x50"], "Cannot use port 0x50"],
     [["--run="], "Cannot use --run: it needs a directory"],
+    ...["", "*", "localhost:3000", "http://a/", "http://a/b", "http://a:80", "http://A", "http://b@a"].map((
+      origin,
+    ): [string[], string] => [["--run", "a", `--cors=${origin}`], `Cannot use --cors ${origin}: it must be`]),
   ];
   for (const [args, message] of cases) {
     assertThrows(() => parseOptions(args), UserError, message, args.join(" "));

@@ -101,5 +101,5 @@ export type Health = {
   runs: { name: string; state: RunState; age_s: number }[];
 };
 
-/** Any answer that is not what was asked for. */
-export type Failure = { error: { message: string } };
+/** Any answer that is not what was asked for, as OpenAI's API has it. */
+export type Failure = { error: { message: string; type: string; param: string | null; code: string | null } };
