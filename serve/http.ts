@@ -22,7 +22,6 @@ export type Deadlines = {
 };
 
 const MOST_HEADER = 1 << 14, MOST_BODY = 1 << 18; // bytes
-const MOST_AHEAD = MOST_HEADER + 2 * MOST_BODY; // a body that comes in chunks is longer than what it holds
 const PIECE = 1 << 14; // bytes read or written at a time
 const LEAST_GZIP = 1024; // bytes that are worth it
 const LINGER_MS = 1000;
@@ -39,6 +38,7 @@ export class Connection {
   #end = 0; // of what came and is not taken yet
   #came: () => void = () => {}; // more bytes, or their end
   #room: () => void = () => {};
+  #isAwaited = false; // what comes
   #isOpen = true;
 
   constructor(tcp: Deno.Conn, deadlines: Deadlines) {
@@ -59,7 +59,9 @@ export class Connection {
   async #receive(): Promise<void> {
     try {
       while (true) {
-        while (this.#waiting.length > MOST_AHEAD) await new Promise<void>((resolve) => this.#room = resolve);
+        while (this.#waiting.length > MOST_HEADER && !this.#isAwaited) { // nobody needs so much yet
+          await new Promise<void>((resolve) => this.#room = resolve);
+        }
         this.#makeRoom();
         const n = await this.#tcp.read(this.#buffer.subarray(this.#end));
         if (n === null) break;
@@ -75,10 +77,15 @@ export class Connection {
 
   /** Twice as large as what waits, so that bytes which come one by one are not copied again with each. */
   #makeRoom(): void {
-    if (this.#end < this.#buffer.length) return;
-    const waiting = this.#waiting, larger = new Uint8Array(Math.max(PIECE, 2 * waiting.length));
-    larger.set(waiting);
-    [this.#buffer, this.#begin, this.#end] = [larger, 0, waiting.length];
+    const waiting = this.#waiting;
+    if (this.#end < this.#buffer.length && waiting.length > 0) return;
+    const size = Math.max(PIECE, 2 * waiting.length);
+    if (size !== this.#buffer.length || waiting.length > 0) {
+      const other = new Uint8Array(size);
+      other.set(waiting);
+      this.#buffer = other;
+    }
+    [this.#begin, this.#end] = [0, waiting.length];
   }
 
   get #waiting(): Uint8Array<ArrayBuffer> {
@@ -88,7 +95,7 @@ export class Connection {
   #take(n: number): Uint8Array<ArrayBuffer> {
     const taken = this.#waiting.slice(0, n);
     this.#begin += taken.length;
-    this.#room();
+    if (this.#waiting.length <= MOST_HEADER) this.#room();
     return taken;
   }
 
@@ -99,7 +106,14 @@ export class Connection {
     this.#came = () => resolve(!this.gone.aborted);
     const late = new Refusal(408, "The request did not come to its end in time");
     const timer = setTimeout(() => reject(late), Math.max(0, until - performance.now()));
-    return await promise.finally(() => clearTimeout(timer));
+    this.#isAwaited = true;
+    this.#room();
+    try {
+      return await promise;
+    } finally {
+      this.#isAwaited = false;
+      clearTimeout(timer);
+    }
   }
 
   // ---- requests
