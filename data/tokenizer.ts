@@ -13,10 +13,17 @@ export interface Tokenizer {
   readonly name: string;
   /** One more than the largest id, special tokens included. */
   readonly vocab_size: number;
-  /** Id of the end-of-text token, which stands before every document. */
+  /** Id that begins every document: what the tokenizer's own post-processor begins a text with, or else eot. */
+  readonly bos: number;
+  /** Id of the end-of-text token, which ends every document; where it is bos too, one stands between two documents. */
   readonly eot: number;
   /** The ids of a text, without special tokens. A lone surrogate counts as U+FFFD. */
   encode(text: string): Uint32Array;
+  /**
+   * The ids of a text for a model to go on from: those that transformers' tokenizer gives, so that they begin with bos where
+   * the tokenizer adds it by itself; bos alone for a text without ids.
+   */
+  prompt(text: string): number[];
   /** Appends the ids of the valid UTF-8 text bytes[from, to) to out, without special tokens. */
   encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void;
   /**
@@ -29,8 +36,13 @@ export interface Tokenizer {
   decode(ids: Iterable<number>): string;
   /** Decodes ids that come one by one. */
   stream(): TextStream;
-  /** Contents by name of the files from which Hugging Face's tokenizers and transformers load this tokenizer. */
-  files(): Record<string, string>;
+  /**
+   * Contents by name of the files from which Hugging Face's tokenizers and transformers load this tokenizer. It begins texts
+   * with `start` there, which is bos if nothing else is asked for.
+   *
+   * @throws {UserError} if start is neither bos nor eot.
+   */
+  files(start?: number): Record<string, string>;
 }
 
 /** Text that grows id by id; a character whose bytes come in several tokens is returned when it is whole. */
@@ -68,10 +80,10 @@ export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
         `nor a tokenizer.json or a directory that holds one${lookedIn(path)}`,
     );
   }
-  const { loamTokenizerOf, openTokenizerJson } = await import("./tokenizers/hugging_face.ts");
+  const { loamTokenizerOf, openTokenizerJson, withStartOf } = await import("./tokenizers/hugging_face.ts");
   const known = loamTokenizerOf(path);
   return known !== undefined && known in VOCABULARIES
-    ? openTokenizer(known)
+    ? withStartOf(path, await openTokenizer(known))
     : openTokenizerJson(nameOrPath, path);
 }
 
@@ -84,6 +96,7 @@ function bytesTokenizer(): Tokenizer {
     name: "bytes",
     vocab_size: 257,
     eot: 256,
+    start: 256,
     encodeUtf8(bytes, from, to, out) {
       out.reserve(to - from);
       out.ids.set(bytes.subarray(from, to), out.length);

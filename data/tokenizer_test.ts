@@ -1,4 +1,5 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { createHash } from "node:crypto";
 import { UserError } from "../ffi/errors.ts";
 import { askPython, python, TEXTS, withFiles } from "./tokenizers/test_tokenizers.ts";
 import { openTokenizer, type Tokenizer, VOCABULARIES } from "./tokenizer.ts";
@@ -15,6 +16,31 @@ for (const name of Object.keys(VOCABULARIES)) {
     const ids = tokenizer.encode("a<|endoftext|>b<|endofprompt|>");
     assertEquals(Array.from(ids).filter((id) => tokenizer.decode([id]).startsWith("<|end")), []);
     assertEquals(tokenizer.decode(ids), "a<|endoftext|>b<|endofprompt|>");
+  });
+
+  Deno.test(`${name} begins documents and prompts with the end of text, in its directory too`, () =>
+    withFiles(tokenizer.files(), async (directory) => {
+      const same = await openTokenizer(directory);
+      for (const { bos, prompt } of [tokenizer, same]) {
+        assertEquals([bos, prompt("a b"), prompt("")], [eot, [eot, ...tokenizer.encode("a b")], [eot]]);
+      }
+    }));
+
+  Deno.test(`${name} of an earlier directory, which begins no text with a token, does not either`, () => {
+    const files = tokenizer.files(), { post_processor } = JSON.parse(files["tokenizer.json"]!);
+    const json = files["tokenizer.json"]!.replace(JSON.stringify(post_processor), "null");
+    const sha256 = createHash("sha256").update(json).digest("hex");
+    const config = files["tokenizer_config.json"]!.replace(/[0-9a-f]{64}/, sha256);
+    return withFiles({ "tokenizer.json": json, "tokenizer_config.json": config }, async (directory) => {
+      const old = await openTokenizer(directory);
+      assertEquals([old.name, old.bos, old.prompt("a b"), old.prompt("")], [
+        name,
+        eot,
+        Array.from(tokenizer.encode("a b")),
+        [eot],
+      ]);
+      assertEquals(old.files(), files);
+    });
   });
 
   Deno.test(`${name} encodes a lone surrogate as U+FFFD`, () => {
@@ -68,14 +94,14 @@ for (const name of Object.keys(VOCABULARIES)) {
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 a, b = AutoTokenizer.from_pretrained(argument["directory"]), Tokenizer.from_file(argument["directory"] + "/tokenizer.json")
-ids = [a(text)["input_ids"] for text in argument["texts"]]
+ids = [a(text)["input_ids"] for text in argument["texts"]] # begins with eos
 same = ids == [b.encode(text).ids for text in argument["texts"]]
 print(json.dumps(dict(ids=ids, same=same, decoded=[a.decode(i) for i in ids], eos=a.eos_token_id)))`,
           { directory, texts },
         );
-        assertEquals(result.ids, texts.map((text) => Array.from(tokenizer.encode(text))));
+        assertEquals(result.ids, texts.map((text) => tokenizer.prompt(text)));
         assertEquals([result.same, result.eos], [true, eot]);
-        assertEquals(result.decoded, texts);
+        assertEquals(result.decoded, texts.map((text) => `<|endoftext|>${text}`));
       }),
   });
 }

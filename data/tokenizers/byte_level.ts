@@ -1,5 +1,6 @@
 // What the tokenizers have in common whose tokens are byte strings: encoding piece by piece, and decoding.
 import type { Bpe } from "./bpe.ts";
+import { beginning } from "./post_processor.ts";
 import type { Scanner } from "./scanners.ts";
 import { TokenBuffer } from "./token_buffer.ts";
 import type { TextStream, Tokenizer } from "../tokenizer.ts";
@@ -16,13 +17,16 @@ export type EncodeSegment = (
 /** What makes a tokenizer whose tokens are byte strings. */
 export interface ByteLevelOptions
   extends Pick<Tokenizer, "name" | "vocab_size" | "eot" | "encodeUtf8" | "files"> {
+  /** The id that the tokenizer begins a text with by itself, undefined if there is none. */
+  start: number | undefined;
   /** The bytes of an id below vocab_size: none for one that stands for nothing, the text of a special token. */
   bytesOf(id: number): Uint8Array;
 }
 
 /** A tokenizer whose tokens are byte strings. */
-export function byteLevelTokenizer({ bytesOf, ...options }: ByteLevelOptions): Tokenizer {
-  const { vocab_size } = options, nothing = new Uint8Array(0);
+export function byteLevelTokenizer({ bytesOf, start, ...options }: ByteLevelOptions): Tokenizer {
+  const { vocab_size, eot } = options, nothing = new Uint8Array(0);
+  const encode = (text: string) => encodeText(text, options.encodeUtf8);
 
   function checkedBytesOf(id: number): Uint8Array {
     requireId(id);
@@ -39,7 +43,8 @@ export function byteLevelTokenizer({ bytesOf, ...options }: ByteLevelOptions): T
 
   return {
     ...options,
-    encode: (text) => encodeText(text, options.encodeUtf8),
+    ...beginning(start, { eot, encode }),
+    encode,
     stream,
     decode(ids) {
       const text = stream();

@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import type { ByteStrings } from "./byte_strings.ts";
 import { PieceTable } from "./piece_table.ts";
+import { beginWith, configOf } from "./post_processor.ts";
 import { PATTERNS } from "./scanners.ts";
 
 /** A byte-level tokenizer. */
@@ -12,7 +13,7 @@ export interface ByteLevelFiles {
   tokens: ByteStrings;
   /** Ids of the special tokens. */
   special: Record<string, number>;
-  /** Id of the end of text, which is one of them. */
+  /** Id of the end of text, which is one of them. It begins every text too. */
   eot: number;
   /** Pairs of ids that join, the first rank first. */
   merges: [number, number][];
@@ -26,11 +27,9 @@ export function byteLevelFiles(
 ): Record<"tokenizer.json" | "tokenizer_config.json", string> {
   const { name, special, eot } = tokenizer, tokens = Object.keys(special);
   const endOfText = tokens.find((text) => special[text] === eot)!;
-  const json = `${JSON.stringify(tokenizerJson(tokenizer))}\n`;
+  const json = `${JSON.stringify(tokenizerJson(tokenizer, endOfText))}\n`;
   const config = {
-    tokenizer_class: "PreTrainedTokenizerFast",
-    bos_token: endOfText, // stands before every document
-    eos_token: endOfText,
+    ...configOf(endOfText, endOfText),
     unk_token: endOfText,
     additional_special_tokens: tokens.filter((text) => text !== endOfText),
     add_prefix_space: false,
@@ -46,7 +45,10 @@ export function byteLevelFiles(
   };
 }
 
-function tokenizerJson({ tokens, special, merges, pattern }: ByteLevelFiles): Record<string, unknown> {
+function tokenizerJson(
+  { tokens, special, eot, merges, pattern }: ByteLevelFiles,
+  endOfText: string,
+): Record<string, unknown> {
   const characters = byteCharacters();
   const written = Array.from(
     { length: tokens.length },
@@ -75,7 +77,7 @@ function tokenizerJson({ tokens, special, merges, pattern }: ByteLevelFiles): Re
     pre_tokenizer: pattern === null || pattern === PATTERNS.gpt2
       ? byteLevel
       : { type: "Sequence", pretokenizers: [split(pattern), byteLevel] },
-    post_processor: null,
+    post_processor: beginWith({ token: endOfText, id: eot }),
     decoder: byteLevel,
     model: {
       type: "BPE",

@@ -6,8 +6,17 @@ import { byteLevelTokenizer } from "./byte_level.ts";
 import { byteLevelBpe } from "./byte_level_bpe.ts";
 import { charactersOf, characterTokenizer } from "./character_level.ts";
 import { libraryBpe } from "./library_bpe.ts";
+import { beginning, beginWith, configOf, type SpecialToken, startOf } from "./post_processor.ts";
 import type { Tokenizer } from "../tokenizer.ts";
-import { decode, type Json, parseJson, readBytes, readTokenizerFile } from "./tokenizer_file.ts";
+import {
+  decode,
+  type Json,
+  parseJson,
+  readBytes,
+  readTokenizerFile,
+  type TokenizerFile,
+  withParts,
+} from "./tokenizer_file.ts";
 
 /** The usual end-of-text tokens, for a configuration that names none. */
 const END_OF_TEXT = ["<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<eos>", "</s>"];
@@ -21,9 +30,14 @@ const SUPPORTED =
  * one to which tokens were added: transformers keeps what it does not know of the configuration when it saves a tokenizer.
  */
 export function loamTokenizerOf(path: string): string | undefined {
-  const { loam_tokenizer: name, loam_tokenizer_sha256: sha256 } = readConfig(path).json;
+  const { loam_tokenizer: name, loam_tokenizer_sha256: sha256 } = readConfig(path);
   if (typeof name !== "string" || sha256 !== undefined && sha256 !== sha256OfFile(path)) return undefined;
   return name;
+}
+
+/** One of loam's own tokenizers as the tokenizer.json at a path has it: earlier ones began no text with a token. */
+export function withStartOf(path: string, tokenizer: Tokenizer): Tokenizer {
+  return { ...tokenizer, ...beginning(startOf(readTokenizerFile(path).json)?.id, tokenizer) };
 }
 
 /**
@@ -33,26 +47,25 @@ export function loamTokenizerOf(path: string): string | undefined {
  * @throws {UserError} if the file cannot be read, is of a kind that is not supported, or has no end-of-text token.
  */
 export function openTokenizerJson(name: string, path: string): Tokenizer {
-  const { bytes, ...file } = readTokenizerFile(path), config = readConfig(path);
+  const file = readTokenizerFile(path), config = readConfig(path);
   if (file.vocab === undefined) {
     throw new UserError(
       `Cannot use "${path}": it has no model with a vocab, should be a tokenizer.json; ${SUPPORTED}`,
     );
   }
-  const files = (eos_token: string) => () => ({
-    "tokenizer.json": decode(bytes),
-    "tokenizer_config.json": config.text ?? newConfig(eos_token),
-  });
   try {
-    const characters = charactersOf(file.json, () => parseJson(path, decode(bytes)));
+    const characters = charactersOf(file.json, () => parseJson(path, decode(file.bytes)));
     if (characters !== undefined) return characterTokenizer(name, characters);
-    if (isByteLevel(file.json)) {
-      const { idOf, ...rest } = byteLevelBpe({ bytes, ...file }), end = endOfText(path, config.json, idOf);
-      return byteLevelTokenizer({ name, eot: end.id, files: files(end.token), ...rest });
-    }
-    const { idOf, ...rest } = libraryBpe(parseJson(path, decode(bytes)), config.json);
-    const end = endOfText(path, config.json, idOf);
-    return { name, eot: end.id, files: files(end.token), ...rest };
+    const isBytes = isByteLevel(file.json);
+    const { idOf, ...rest } = isBytes
+      ? byteLevelBpe(file)
+      : libraryBpe(parseJson(path, decode(file.bytes)), config);
+    const start = knownStart(file.json, idOf), end = endOfText(path, config, idOf);
+    const files = (first = start?.id ?? end.id) => filesOf(file, config, start, end, first);
+    const common = { name, eot: end.id, files };
+    return "bytesOf" in rest
+      ? byteLevelTokenizer({ ...common, start: start?.id, ...rest })
+      : { ...common, ...beginning(start?.id, { ...common, ...rest }), ...rest };
   } catch (error) {
     if (error instanceof RangeError || error instanceof SyntaxError) {
       throw new UserError(`Cannot use "${path}": ${error.message}; ${SUPPORTED}`);
@@ -61,6 +74,40 @@ export function openTokenizerJson(name: string, path: string): Tokenizer {
     const what = `a part of it is not of the kind that it has in every tokenizer.json (${error.message})`;
     throw new UserError(`Cannot use "${path}": ${what}; ${SUPPORTED}`, { cause: error });
   }
+}
+
+/** The files of a tokenizer that begins each text with the token `first`, which is its own start or its end of text. */
+function filesOf(
+  file: TokenizerFile,
+  config: Json,
+  start: SpecialToken | undefined,
+  end: SpecialToken,
+  first: number,
+): Record<string, string> {
+  const begin = [start, end].find((token) => token?.id === first), { truncation, padding } = file.json;
+  if (!begin) {
+    throw new UserError(
+      `Cannot begin texts with token ${first}: the tokenizer has ${
+        start?.id ?? end.id
+      } for it and ends them with ${end.id}`,
+    );
+  }
+  const isSame = begin === start && !truncation && !padding;
+  const changes = { post_processor: beginWith(begin), truncation: null, padding: null };
+  const more = Object.keys(config).length > 0 ? config : { clean_up_tokenization_spaces: false };
+  return {
+    "tokenizer.json": isSame ? decode(file.bytes) : withParts(file, changes),
+    "tokenizer_config.json": `${JSON.stringify({ ...more, ...configOf(begin.token, end.token) }, null, 2)}\n`,
+  };
+}
+
+/** The token that begins every text, as the vocabulary has it too. */
+function knownStart(json: Json, idOf: (token: string) => number | undefined): SpecialToken | undefined {
+  const start = startOf(json), known = start && idOf(start.token);
+  if (start?.id === known) return start;
+  throw new RangeError(
+    `its post_processor has ${start!.token} as ${start!.id}, its vocabulary as ${known}, should be the same`,
+  );
 }
 
 /** Whether a tokenizer.json is of byte-level BPE. */
@@ -75,7 +122,7 @@ function endOfText(
   path: string,
   { eos_token }: Json,
   idOf: (token: string) => number | undefined,
-): { token: string; id: number } {
+): SpecialToken {
   const named = typeof eos_token === "string"
     ? eos_token
     : (eos_token as { content?: string } | null)?.content;
@@ -91,15 +138,8 @@ function endOfText(
   );
 }
 
-/** tokenizer_config.json for a tokenizer.json that came without. */
-function newConfig(eos_token: string): string {
-  return `${JSON.stringify({ tokenizer_class: "PreTrainedTokenizerFast", eos_token }, null, 2)}\n`;
-}
-
-/** The tokenizer_config.json beside a tokenizer.json; empty, and without text, if there is none. */
-function readConfig(path: string): { json: Json; text?: string } {
+/** The tokenizer_config.json beside a tokenizer.json; empty if there is none. */
+function readConfig(path: string): Json {
   const configPath = path.replace(/[^/]*$/, "tokenizer_config.json");
-  if (!isFile(configPath)) return { json: {} };
-  const text = decode(readBytes(configPath));
-  return { json: parseJson(configPath, text), text };
+  return isFile(configPath) ? parseJson(configPath, decode(readBytes(configPath))) : {};
 }

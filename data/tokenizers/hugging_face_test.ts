@@ -71,6 +71,7 @@ const gpt2Like = TOKENIZERS.get("gpt2_like")! as {
   model: { vocab: Record<string, number>; merges: [string, string][] };
   [key: string]: unknown;
 };
+const SPECIAL: Record<string, number> = { "<|endoftext|>": 400, "<|im_start|>": 401 }; // its tokens that text never becomes
 
 /** A tokenizer.json like that of GPT-2 with some parts replaced. */
 function changed(parts: Record<string, unknown>, model: Record<string, unknown> = {}): unknown {
@@ -216,14 +217,105 @@ Deno.test("openTokenizer() takes the path of a tokenizer.json, and a usual end o
     assertEquals(JSON.parse(tokenizer.files()["tokenizer_config.json"]!).eos_token, "<|endoftext|>");
   }));
 
-Deno.test("a tokenizer.json is handed on as it is", () => {
-  const config = '{ "eos_token": {"content": "<|im_start|>"} }';
-  const files = { "tokenizer.json": `${JSON.stringify(gpt2Like)}\n\n`, "tokenizer_config.json": config };
-  return withFiles(files, async (directory) => {
-    const tokenizer = await openTokenizer(directory);
-    assertEquals(tokenizer.files(), files);
-    assertEquals(tokenizer.eot, 401);
+/** Opens a tokenizer.json, given as text or value, with a tokenizer_config.json. */
+async function openWith(json: unknown, config: unknown): Promise<Tokenizer> {
+  let tokenizer: Tokenizer | undefined;
+  await withFiles({ "tokenizer.json": json, "tokenizer_config.json": config }, async (directory) => {
+    tokenizer = await openTokenizer(directory);
   });
+  return tokenizer!;
+}
+
+/** A post_processor that puts tokens of gpt2Like before a text and behind it. */
+function template(before: string[], behind: string[] = [], ids = SPECIAL): unknown {
+  const special = (id: string) => ({ SpecialToken: { id, type_id: 0 } });
+  return {
+    type: "TemplateProcessing",
+    single: [...before.map(special), { Sequence: { id: "A", type_id: 0 } }, ...behind.map(special)],
+    pair: [],
+    special_tokens: Object.fromEntries(
+      [...before, ...behind].map((id) => [id, { id, ids: [ids[id]], tokens: [id] }]),
+    ),
+  };
+}
+
+const [END, START] = ["<|endoftext|>", "<|im_start|>"], BYTES = { type: "ByteLevel", trim_offsets: false };
+
+Deno.test("a tokenizer begins documents and prompts with what its post_processor adds, and is handed on as it is", async () => {
+  for (
+    const post_processor of [template([START]), { type: "Sequence", processors: [BYTES, template([START])] }]
+  ) {
+    const text = `${JSON.stringify(changed({ post_processor }), null, 1)}\n\n`;
+    const tokenizer = await openWith(text, { eos_token: { content: END }, model_max_length: 7 });
+    assertEquals([tokenizer.bos, tokenizer.eot], [401, 400]);
+    assertEquals([tokenizer.prompt("ab"), tokenizer.prompt("")], [[401, ...tokenizer.encode("ab")], [401]]);
+    const { "tokenizer.json": json, "tokenizer_config.json": config } = tokenizer.files();
+    assertEquals(json, text);
+    assertEquals(JSON.parse(config!), {
+      ...{ eos_token: END, model_max_length: 7, tokenizer_class: "PreTrainedTokenizerFast" },
+      ...{ bos_token: START, add_bos_token: true, add_eos_token: false },
+    });
+  }
+});
+
+Deno.test("a tokenizer that adds nothing begins documents with the end of text, and prompts where it is handed on", async () => {
+  const part = (post_processor: unknown) => `"post_processor":${JSON.stringify(post_processor)}`;
+  for (const post_processor of [null, BYTES, template([]), { type: "Sequence", processors: [BYTES] }]) {
+    const text = JSON.stringify(changed({ post_processor, truncation: { max_length: 4 } }));
+    const tokenizer = await openWith(text, { eos_token: END }), ids = Array.from(tokenizer.encode("ab"));
+    assertEquals([tokenizer.bos, tokenizer.eot, tokenizer.prompt("ab"), tokenizer.prompt("")], [
+      400,
+      400,
+      ids,
+      [400],
+    ]);
+    const { "tokenizer.json": json, "tokenizer_config.json": config } = tokenizer.files();
+    const own = JSON.parse(json!);
+    assertEquals(own.post_processor.single, [
+      { SpecialToken: { id: END, type_id: 0 } },
+      { Sequence: { id: "A", type_id: 0 } },
+    ]);
+    assertEquals(
+      json,
+      text.replace(part(post_processor), part(own.post_processor)).replace('{"max_length":4}', "null"),
+    );
+    const again = await openWith(json, config);
+    assertEquals([again.bos, again.eot, again.prompt("ab")], [400, 400, [400, ...ids]]);
+    assertEquals(again.files(), { "tokenizer.json": json!, "tokenizer_config.json": config! });
+  }
+  const { post_processor: _, ...without } = gpt2Like, end = await openWith(without, { eos_token: END });
+  assertEquals((await openWith(end.files()["tokenizer.json"], { eos_token: END })).prompt("a")[0], 400);
+});
+
+Deno.test("a tokenizer can be handed on to begin texts as they were trained on", async () => {
+  const tokenizer = await openWith(changed({ post_processor: template([START]) }), { eos_token: END });
+  const files = tokenizer.files(tokenizer.eot);
+  const other = await openWith(files["tokenizer.json"], files["tokenizer_config.json"]);
+  assertEquals([other.bos, other.prompt("")], [400, [400]]);
+  assertEquals(JSON.parse(files["tokenizer_config.json"]!).bos_token, END);
+  const message = "Cannot begin texts with token 5: the tokenizer has 401 for it and ends them with 400";
+  assertThrows(() => tokenizer.files(5), UserError, message);
+});
+
+Deno.test("openTokenizer() refuses what a post_processor adds beside one token before the text", async () => {
+  const cases: [unknown, string][] = [
+    [
+      template([START, END]),
+      "its post_processor begins texts with <|im_start|> <|endoftext|>, should add one token",
+    ],
+    [template([START], [END]), "its post_processor ends texts with <|endoftext|>, should add nothing there"],
+    [
+      { type: "RobertaProcessing", sep: [END, 400], cls: [START, 401] },
+      "its post_processor has RobertaProcessing",
+    ],
+    [
+      template([START], [], { ...SPECIAL, [START]: 3 }),
+      "its post_processor has <|im_start|> as 3, its vocabulary as 401, should be the same",
+    ],
+  ];
+  for (const [post_processor, message] of cases) {
+    await assertRejects(() => openWith(changed({ post_processor }), { eos_token: END }), UserError, message);
+  }
 });
 
 Deno.test("a tokenizer.json may have its vocabulary in any order, escapes, and merges as texts", () => {

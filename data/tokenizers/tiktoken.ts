@@ -34,13 +34,15 @@ export async function tiktokenTokenizer(name: EncodingName): Promise<Tokenizer> 
   const utf8 = new TextEncoder();
   const specialBytes = new Map(Object.entries(special).map(([text, id]) => [id, utf8.encode(text)]));
   const nothing = new Uint8Array(0);
+  let merges: [number, number][] | undefined; // they take seconds, and each checkpoint has the files
   return byteLevelTokenizer({
     name,
     vocab_size,
     eot,
+    start: eot,
     encodeUtf8: appendTo(scanPieces([scannerOf(pattern)!], bpe)),
     bytesOf: (id) => id < tokens.length ? tokens.at(id) : specialBytes.get(id) ?? nothing,
-    files: () => byteLevelFiles({ name, tokens, special, eot, merges: mergesOf(tokens), pattern }),
+    files: () => byteLevelFiles({ name, tokens, special, eot, merges: merges ??= mergesOf(tokens), pattern }),
   });
 }
 

@@ -15,6 +15,8 @@ export interface Span {
 /** A tokenizer.json whose two long lists are left where they are. */
 export interface TokenizerFile {
   bytes: Uint8Array;
+  /** Where the value of each of its keys is in bytes. */
+  parts: Map<string, Span>;
   /** Everything but model.vocab and model.merges, for which it has null. */
   json: Json;
   /** Where model.vocab is in bytes, if the model has one. */
@@ -29,13 +31,33 @@ export interface TokenizerFile {
  * @throws {UserError} if it cannot be read or is not JSON.
  */
 export function readTokenizerFile(path: string): TokenizerFile {
-  const bytes = readBytes(path), lists = findLists(path, bytes);
+  const bytes = readBytes(path), { parts, ...lists } = findParts(path, bytes);
   let text = "", from = 0;
   for (const span of Object.values(lists).sort((a, b) => a.from - b.from)) {
     text += `${decode(bytes.subarray(from, span.from))}null`;
     from = span.to;
   }
-  return { bytes, json: parseJson(path, text + decode(bytes.subarray(from))), ...lists };
+  return { bytes, parts, json: parseJson(path, text + decode(bytes.subarray(from))), ...lists };
+}
+
+/** The text of a tokenizer.json with other values of some keys; everything else stays as it is, byte by byte. */
+export function withParts({ bytes, parts }: TokenizerFile, values: Json): string {
+  const spans = Object.entries(values).flatMap(([key, value]) => {
+    const span = parts.get(key);
+    return span ? [{ ...span, text: JSON.stringify(value) }] : [];
+  });
+  const added = Object.entries(values).filter(([key]) => !parts.has(key));
+  let text = "", from = bytes.indexOf(0x7b) + 1; // behind the first brace
+  text += decode(bytes.subarray(0, from)) + added.map((pair) => `${pairText(pair)},`).join("");
+  for (const span of spans.sort((a, b) => a.from - b.from)) {
+    text += decode(bytes.subarray(from, span.from)) + span.text;
+    from = span.to;
+  }
+  return text + decode(bytes.subarray(from));
+}
+
+function pairText([key, value]: [string, unknown]): string {
+  return `${JSON.stringify(key)}:${JSON.stringify(value)}`;
 }
 
 /** The bytes of a file. Throws UserError if it cannot be read. */
@@ -65,24 +87,28 @@ export function decode(bytes: Uint8Array): string {
   return new TextDecoder().decode(bytes);
 }
 
-/** Finds model.vocab and model.merges. */
-function findLists(path: string, bytes: Uint8Array): { vocab?: Span; merges?: Span } {
-  const lists: { vocab?: Span; merges?: Span } = {}, walker = new JsonWalker(bytes);
+/** Finds the values of all keys, and model.vocab and model.merges. */
+function findParts(path: string, bytes: Uint8Array): Pick<TokenizerFile, "parts" | "vocab" | "merges"> {
+  const lists: { vocab?: Span; merges?: Span } = {}, parts = new Map<string, Span>();
+  const walker = new JsonWalker(bytes);
   try {
     forEachKey(walker, (key) => {
-      if (key !== "model") return walker.skip();
-      forEachKey(walker, (key) => {
-        const from = walker.at;
-        walker.skip();
-        if (key === "vocab" || key === "merges") lists[key] = { from, to: walker.at };
-      });
+      const from = walker.at;
+      if (key === "model") {
+        forEachKey(walker, (key) => {
+          const from = walker.at;
+          walker.skip();
+          if (key === "vocab" || key === "merges") lists[key] = { from, to: walker.at };
+        });
+      } else walker.skip();
+      parts.set(key, { from, to: walker.at });
     });
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
     parseJson(path, decode(bytes)); // says better what is wrong, but for
     throw new UserError(`Cannot read "${path}": its model is no object, should be one`);
   }
-  return lists;
+  return { parts, ...lists };
 }
 
 /** Calls visit() at each value of an object; it must step over the value. */
