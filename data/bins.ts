@@ -13,8 +13,8 @@ export const HEADER_BYTES = 1024; // int32[256]
 /** Magic number and version at the head of a shard, by the bytes of one token. */
 export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
 const MAGICS: readonly number[] = [20240520, 20240801];
-const GPT_2 = { tokenizer: "gpt2", vocab_size: 50257, eot: 50256 };
-const LLAMA_3_EOT = 128_000; // <|begin_of_text|>, which llm.c's scripts put before each document
+const GPT_2 = { tokenizer: "gpt2", vocab_size: 50257, bos: 50256, eot: 50256 };
+const LLAMA_3_BOS = 128_000; // <|begin_of_text|>, which llm.c's scripts put between documents, and nothing else
 
 /** A file of tokens. */
 export interface Shard {
@@ -40,7 +40,9 @@ export interface Dataset {
   tokenizer: string | null;
   /** One more than the largest id that may occur. */
   vocab_size: number;
-  /** Id of the end-of-text token. */
+  /** Id that documents begin with. */
+  bos: number;
+  /** Id of the end-of-text token: behind each document, or between two where it is bos too. */
   eot: number;
   /** Shards to train on. */
   train: Shard[];
@@ -81,9 +83,15 @@ export function openDataset(dir: string): Dataset {
   const shards = { dir, train, val, sha256: {} };
   if (first.header_bytes === 0) return openNanoGPT(shards, files);
   const format = "llm.c" as const, assumed = ["tokenizer", "vocab_size", "eot"] as const;
-  return first.token_bytes === 2
-    ? { ...shards, format, assumed, ...GPT_2 }
-    : { ...shards, format, assumed, tokenizer: null, vocab_size: 128_256, eot: LLAMA_3_EOT };
+  return first.token_bytes === 2 ? { ...shards, format, assumed, ...GPT_2 } : {
+    ...shards,
+    format,
+    assumed,
+    tokenizer: null,
+    vocab_size: 128_256,
+    bos: LLAMA_3_BOS,
+    eot: LLAMA_3_BOS,
+  };
 }
 
 /** nanoGPT's bins: of the characters that a meta.pkl beside them names, or else of GPT-2's tokens. */
@@ -92,8 +100,8 @@ function openNanoGPT(shards: Pick<Dataset, "dir" | "train" | "val" | "sha256">, 
   if (!files.includes("meta.pkl")) {
     return { ...shards, format, assumed: ["dtype", "tokenizer", "vocab_size", "eot"], ...GPT_2 };
   }
-  const tokenizer = join(shards.dir, "meta.pkl"), { vocab_size, eot } = openMetaPkl(tokenizer);
-  return { ...shards, format, assumed: ["dtype"], tokenizer, vocab_size, eot };
+  const tokenizer = join(shards.dir, "meta.pkl"), { vocab_size, bos, eot } = openMetaPkl(tokenizer);
+  return { ...shards, format, assumed: ["dtype"], tokenizer, vocab_size, bos, eot };
 }
 
 /**
@@ -196,6 +204,7 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
     assumed: [],
     tokenizer: meta.tokenizer === "." ? dir : meta.tokenizer,
     vocab_size: meta.vocab_size,
+    bos: meta.bos,
     eot: meta.eot,
     train: ofSplit("train_"),
     val: ofSplit("val_"),

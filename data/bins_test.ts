@@ -54,6 +54,7 @@ for (const vocab_size of [300, 65_535, 65_536]) {
         assumed: [],
         tokenizer: dir,
         vocab_size,
+        bos: vocab_size - 1, // where meta.json does not say it
         eot: vocab_size - 1,
         train: [
           { path: `${dir}/train_000000.bin`, tokens: 4, header_bytes, token_bytes },
@@ -163,6 +164,7 @@ Deno.test("openDataset() names the field of meta.json that is missing or wrong",
     refuse({ ...meta, vocab_size: undefined }, "vocab_size is missing, should be a whole number above 0");
     refuse({ ...meta, vocab_size: "300" }, 'vocab_size is "300", should be a whole number above 0');
     refuse({ ...meta, eot: 300 }, "eot is 300, should be an id below vocab_size 300");
+    refuse({ ...meta, bos: 1.5 }, "bos is 1.5, should be an id below vocab_size 300");
     refuse({ ...meta, shards: undefined }, "shards is missing, should be a list");
     const shards = [{ file: "train_000000.bin" }];
     refuse(

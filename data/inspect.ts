@@ -85,6 +85,7 @@ async function openNamed(
   }
   const tokenizer = await openTokenizer(name);
   // Of GPT-2's tokens it is only assumed that they are GPT-2's; llm.c's Llama 3 data has an end of text of its own.
-  const { vocab_size, eot } = dataset.tokenizer === null ? dataset : tokenizer;
-  return { dataset: { ...dataset, tokenizer: name, vocab_size, eot }, tokenizer };
+  if (dataset.tokenizer === null) return { dataset: { ...dataset, tokenizer: name }, tokenizer };
+  const { vocab_size, eot } = tokenizer; // nothing else stands between documents
+  return { dataset: { ...dataset, tokenizer: name, vocab_size, bos: eot, eot }, tokenizer };
 }

@@ -186,7 +186,7 @@ export class Loader {
    * Writes a window to row b of x and y.
    *
    * A window may hold the end of one document and the beginning of others, and attention sees all of it. Whoever wants to
-   * keep documents apart begins here: the places of dataset.eot in row b of x are where documents start (a doc_mask), and
+   * keep documents apart begins here: the places of dataset.bos in row b of x are where documents start (a doc_mask), and
    * attention_forward() and attention_backward() of kernels.h would have to be told them.
    */
   #gather(x: bigint, y: bigint, b: number, { shard, start }: Window): void {

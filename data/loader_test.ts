@@ -35,6 +35,7 @@ function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSour
     format: "loam",
     tokenizer: "bytes",
     vocab_size: 257,
+    bos: 256,
     eot: 256,
     train: shards,
     val: shards,
@@ -340,6 +341,7 @@ Deno.test("Loader names and decodes windows of a mix with the dataset they are f
       ...openDataset(dir),
       tokenizer: "bytes",
       vocab_size: 120,
+      bos: 0,
       eot: 0,
     });
     const mix = openData(`${dir}/poem:1,${dir}/code:1`, open);

@@ -39,7 +39,7 @@ export function readMeta(dir: string): Meta {
   }
   if (!isObject(meta)) throw damaged(path, `it is ${show(meta)}, should be an object`);
   checkFields(path, meta);
-  return meta as unknown as Meta;
+  return { ...meta, bos: meta.bos ?? meta.eot } as unknown as Meta;
 }
 
 /**
@@ -69,7 +69,7 @@ export function damaged(path: string, what: string): UserError {
 }
 
 function checkFields(path: string, meta: Record<string, unknown>): void {
-  const { format, version, tokenizer, vocab_size, eot, shards } = meta;
+  const { format, version, tokenizer, vocab_size, bos, eot, shards } = meta;
   if (format !== "loam-bins" || version !== 1) {
     throw damaged(path, `its format is ${format} ${version}, should be loam-bins 1`);
   }
@@ -86,7 +86,10 @@ function checkFields(path: string, meta: Record<string, unknown>): void {
       `${VOCABULARIES[tokenizer]}, which is that of tokenizer ${tokenizer}`,
     );
   }
-  if (!isCount(eot) || eot >= vocab_size) throw wrong("eot", eot, `an id below vocab_size ${vocab_size}`);
+  for (const [field, id] of Object.entries({ eot, bos })) {
+    if (isCount(id) && id < vocab_size || field === "bos" && id === undefined) continue;
+    throw wrong(field, id, `an id below vocab_size ${vocab_size}`);
+  }
   if (!Array.isArray(shards)) throw wrong("shards", shards, "a list");
   for (const [i, shard] of shards.entries()) {
     if (!isShard(shard)) throw wrong(`shards[${i}]`, shard, "an object with file, tokens and sha256");

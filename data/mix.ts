@@ -5,6 +5,7 @@ import { UserError } from "../ffi/errors.ts";
 import { isDirectory, isFile, sha256OfFile } from "../ffi/files.ts";
 import type { Dataset } from "./bins.ts";
 import { CYCLE, slotsOf } from "./order.ts";
+import { decode, parseJson, readBytes } from "./tokenizers/tokenizer_file.ts";
 
 /** A dataset made of others. Its shards are those of its parts, one part behind the other. */
 export interface Mix extends Dataset {
@@ -68,13 +69,14 @@ function refuseTwice(dirs: string[]): void {
 function mixOf(data_dir: string, parts: Part[]): Mix {
   const datasets = parts.map(({ dataset }) => dataset), first = datasets[0]!;
   for (const dataset of datasets) refuseDifferent(first, dataset);
-  const { tokenizer, vocab_size, eot } = first;
+  const { tokenizer, vocab_size, bos, eot } = first;
   return {
     dir: data_dir,
     format: "mix",
     assumed: [...new Set(datasets.flatMap(({ assumed }) => assumed))],
     tokenizer,
     vocab_size,
+    bos,
     eot,
     train: datasets.flatMap(({ train }) => train),
     val: datasets.flatMap(({ val }) => val),
@@ -95,12 +97,25 @@ function refuseDifferent(a: Dataset, b: Dataset): void {
     );
   if (!sameTokenizer(a.tokenizer, b.tokenizer)) throw differ("tokenizer", a.tokenizer, b.tokenizer);
   if (a.vocab_size !== b.vocab_size) throw differ("vocab_size", a.vocab_size, b.vocab_size);
+  if (a.bos !== b.bos) throw differ("the token that documents begin with", a.bos, b.bos);
   if (a.eot !== b.eot) throw differ("eot", a.eot, b.eot);
 }
 
-/** Tokenizers have the same name, or the same file: tokenizer.json in a directory, or meta.pkl. */
+/**
+ * Tokenizers have the same name, or the same file: tokenizer.json in a directory, or meta.pkl. What tokenizer.json begins texts
+ * with is left aside: datasets of earlier versions have it as it was, and their bos says how their documents begin.
+ */
 function sameTokenizer(a: string | null, b: string | null): boolean {
   if (a === b) return true;
-  const [fileA, fileB] = [a, b].map((name) => name?.endsWith(".pkl") ? name : `${name}/tokenizer.json`);
-  return isFile(fileA!) && isFile(fileB!) && sha256OfFile(fileA!) === sha256OfFile(fileB!);
+  const contents = contentsOf(a);
+  return contents !== undefined && contents === contentsOf(b);
+}
+
+function contentsOf(tokenizer: string | null): string | undefined {
+  const path = tokenizer?.endsWith(".pkl") ? tokenizer : `${tokenizer}/tokenizer.json`;
+  if (!isFile(path)) return undefined;
+  if (path === tokenizer) return sha256OfFile(path);
+  const json = parseJson(path, decode(readBytes(path)));
+  return JSON.stringify({ ...json, post_processor: null, truncation: null, padding: null });
+}
 }

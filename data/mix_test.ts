@@ -18,6 +18,7 @@ function fake(dir: string, fields: Partial<Dataset> = {}): Dataset {
     assumed: [],
     tokenizer: "gpt2",
     vocab_size: 50257,
+    bos: 50256,
     eot: 50256,
     train: [shard("train_000000.bin")],
     val: [shard("val_000000.bin")],
@@ -96,12 +97,18 @@ Deno.test("openData() refuses datasets whose ids do not mean the same", () => {
   refuseB({ tokenizer: null }, "tokenizer is gpt2 and null");
   refuseB({ vocab_size: 50300 }, "vocab_size is 50257 and 50300");
   refuseB({ eot: 0 }, "eot is 50256 and 0");
+  refuseB({ bos: 1 }, "the token that documents begin with is 50256 and 1");
 });
 
 Deno.test("openData() compares the tokenizer.json of datasets that hold their own", () => {
   const dir = Deno.makeTempDirSync();
   try {
-    for (const [name, text] of [["a", "{1}"], ["b", "{1}"], ["c", "{2}"]]) {
+    for (
+      const [name, text] of [["a", '{"model":1,"post_processor":{}}'], ["b", '{"model":1}'], [
+        "c",
+        '{"model":2}',
+      ]]
+    ) {
       Deno.mkdirSync(`${dir}/${name}`);
       Deno.writeTextFileSync(`${dir}/${name}/tokenizer.json`, text!);
     }

@@ -29,7 +29,7 @@ function contents(shards: Shard[]): number[][] {
 function documentsOf(shards: Shard[], eot: number): number[][] {
   const documents: number[][] = [];
   for (let n = 0;; n++) {
-    const found = findDocument(shards, eot, n);
+    const found = findDocument(shards, { bos: eot, eot }, n);
     if ("documents" in found) return documents;
     documents.push(Array.from(readRange(shards, found)));
   }

@@ -64,7 +64,7 @@ function readSplit(
   print: (text: string) => void,
   wrong: string[],
 ): Tally {
-  const tally = new Tally(dataset.vocab_size, dataset.eot);
+  const tally = new Tally(dataset.vocab_size, dataset);
   for (const shard of dataset[split]) {
     const file = relative(dataset.dir, shard.path), expected = dataset.sha256[file];
     const actual = readShard(shard, tally, expected !== undefined);
@@ -101,7 +101,7 @@ function tokensOf(shards: Shard[]): number {
   return shards.reduce((sum, { tokens }) => sum + tokens, 0);
 }
 
-/** Bytes of text by token, end-of-text tokens included; null without tokens or where nothing says how to decode them. */
+/** Bytes of text by token, those between documents included; null without tokens or where nothing says how to decode them. */
 function bytesPerToken(
   dataset: Dataset,
   split: Split,
@@ -113,14 +113,14 @@ function bytesPerToken(
   if (meta) return meta[split].bytes / tokens;
   if (!tokenizer) return null;
   const ids = readRange(dataset[split], { start: 0, end: Math.min(tokens, DECODED) });
-  const text = tokenizer.decode(ids.filter((id) => id !== dataset.eot));
+  const text = tokenizer.decode(ids.filter((id) => id !== dataset.eot && id !== dataset.bos));
   return new TextEncoder().encode(text).length / ids.length;
 }
 
 function firstDocuments(dataset: Dataset, tokenizer: Tokenizer | null, documents: number): string {
   const numbers = Array.from({ length: Math.min(documents, FIRST_DOCUMENTS) }, (_, i) => i);
   return numbers.map((n) => {
-    const { start, end } = findDocument(dataset.train, dataset.eot, n) as Range; // there are as many
+    const { start, end } = findDocument(dataset.train, dataset, n) as Range; // there are as many
     const ids = readRange(dataset.train, { start, end: Math.min(end, start + SHOWN_TOKENS) });
     return documentLine(n, end - start, ids, tokenizer);
   }).join("\n");
@@ -132,13 +132,13 @@ function firstDocuments(dataset: Dataset, tokenizer: Tokenizer | null, documents
  * @throws {UserError} if there is no such document, or nothing says how to decode it.
  */
 export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, split: Split, n: number): string {
-  const { dir, eot } = dataset, shards = dataset[split];
+  const { dir } = dataset, shards = dataset[split];
   if (!tokenizer) {
     throw new UserError(
       `Cannot decode document ${n} of "${dir}": its files do not name their tokenizer; name it with --tokenizer`,
     );
   }
-  const found = findDocument(shards, eot, n);
+  const found = findDocument(shards, dataset, n);
   if ("documents" in found) {
     const range = found.documents === 0 ? "" : `, from 0 to ${found.documents - 1}`;
     throw new UserError(

@@ -15,14 +15,16 @@ export function number(n: number): string {
 }
 
 /** What kind of dataset it is, in one line. */
-export function heading({ dir, format, tokenizer, vocab_size, eot, assumed }: Dataset): string {
+export function heading({ dir, format, tokenizer, vocab_size, bos, eot, assumed }: Dataset): string {
   const bins =
     { "loam": "loam's bins", "llm.c": "llm.c's bins", "nanoGPT": "nanoGPT's bins", "mix": "a mix" }[format];
   const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
   const name = tokenizer === null ? "not known (name it with --tokenizer)" : tokenizer + mark("tokenizer");
   return oneLine(
     `${dir}: ${bins}${assumed.includes("dtype") ? " of uint16 (assumed)" : ""}, tokenizer ${name}, ` +
-      `vocabulary ${number(vocab_size)}${mark("vocab_size")}, end of text ${eot}${mark("eot")}`,
+      `vocabulary ${number(vocab_size)}${mark("vocab_size")}, ${
+        bos === eot ? "" : `begin of text ${bos}, `
+      }end of text ${eot}${mark("eot")}`,
   );
 }
 

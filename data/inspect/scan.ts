@@ -1,14 +1,17 @@
 // Reads the tokens of a split from front to back, in memory that does not grow with them.
 //
-// The end-of-text token stands between documents: our own bins and llm.c's begin each document with it, nanoGPT's end each
-// document with it. Either way the documents of a split are the pieces between its end-of-text tokens, across shards, where
-// an empty piece before the first or after the last of them is none.
-import { readTokens, type Shard } from "../bins.ts";
+// One token stands between documents: our own bins and llm.c's begin each document with it, nanoGPT's end each document with
+// it. Either way the documents of a split are the pieces between these tokens, across shards, where an empty piece before the
+// first or after the last of them is none. If the end of text is another token, ours end each document with that.
+import { type Dataset, readTokens, type Shard } from "../bins.ts";
 import { Lengths } from "./lengths.ts";
 import { damaged } from "../meta.ts";
 import { orMistake } from "../../ffi/system_error.ts";
 
 const CHUNK_BYTES = 1 << 22;
+
+/** The tokens that documents begin and end with. */
+export type Ends = Pick<Dataset, "bos" | "eot">;
 
 /** Tokens as they are in a file. */
 export type Ids = Uint16Array | Uint32Array;
@@ -55,27 +58,27 @@ export class Tally {
   readonly counts: Float64Array;
   /** Tokens whose id is not of the vocabulary. */
   outside = 0;
-  /** Tokens of each document, without the end-of-text token. */
+  /** Tokens of each document, without those that begin and end it. */
   readonly lengths = new Lengths();
-  readonly #eot: number;
+  readonly #ends: Ends;
   #length = 0; // of the document that is being read
-  #first = true; // no end-of-text token has been seen in the split
+  #first = true; // no document has begun or ended in the split
 
-  constructor(vocab_size: number, eot: number) {
+  constructor(vocab_size: number, ends: Ends) {
     this.counts = new Float64Array(vocab_size);
-    this.#eot = eot;
+    this.#ends = ends;
   }
 
   /** Counts the tokens that follow those before. */
   add(ids: Ids): void {
-    const counts = this.counts, eot = this.#eot;
+    const counts = this.counts, { bos, eot } = this.#ends;
     let length = this.#length;
     for (let i = 0; i < ids.length; i++) {
       const id = ids[i]!;
       if (id < counts.length) counts[id]!++;
       else this.outside++;
-      if (id !== eot) {
-        length++;
+      if (id !== bos) {
+        if (id !== eot) length++;
         continue;
       }
       if (length > 0 || !this.#first) this.lengths.add(length);
@@ -99,20 +102,30 @@ export interface Range {
   end: number;
 }
 
-/** Finds a document by its number, from 0. Returns its tokens, without the end-of-text token, or how many documents there are. */
-export function findDocument(shards: Shard[], eot: number, number: number): Range | { documents: number } {
+/**
+ * Finds a document by its number, from 0. Returns its tokens, without those that begin and end it, or how many documents
+ * there are.
+ */
+export function findDocument(
+  shards: Shard[],
+  { bos, eot }: Ends,
+  number: number,
+): Range | { documents: number } {
   let documents = 0, start = 0, position = 0; // of the piece, and of the chunk
+  let last = bos; // token of the chunk before
+  const textOf = (end: number, last: number) => ({ start, end: last === eot && eot !== bos ? end - 1 : end });
   for (const shard of shards) {
     for (const ids of chunksOf(shard)) {
-      for (let i = ids.indexOf(eot); i >= 0; i = ids.indexOf(eot, i + 1)) {
+      for (let i = ids.indexOf(bos); i >= 0; i = ids.indexOf(bos, i + 1)) {
         const end = position + i;
-        if (end > 0 && documents++ === number) return { start, end };
+        if (end > 0 && documents++ === number) return textOf(end, i > 0 ? ids[i - 1]! : last);
         start = end + 1;
       }
       position += ids.length;
+      last = ids.at(-1)!;
     }
   }
-  if (position > start && documents++ === number) return { start, end: position };
+  if (position > start && documents++ === number) return textOf(position, last);
   return { documents };
 }
 

@@ -1,9 +1,9 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
 import type { Shard } from "../bins.ts";
-import { chunksOf, findDocument, findOutside, locate, readRange, Tally } from "./scan.ts";
+import { chunksOf, type Ends, findDocument, findOutside, locate, readRange, Tally } from "./scan.ts";
 
-const EOT = 99;
+const EOT = 99, ENDS = { bos: EOT, eot: EOT };
 
 /** Writes shards of these tokens to a directory that is removed afterwards. */
 function withShards(contents: number[][], run: (shards: Shard[]) => void, token_bytes: 2 | 4 = 2): void {
@@ -24,10 +24,10 @@ function withShards(contents: number[][], run: (shards: Shard[]) => void, token_
 }
 
 /** The documents of a split as findDocument() finds them, one after the other. */
-function documentsOf(shards: Shard[]): number[][] {
+function documentsOf(shards: Shard[], ends: Ends): number[][] {
   const documents: number[][] = [];
   for (let n = 0;; n++) {
-    const found = findDocument(shards, EOT, n);
+    const found = findDocument(shards, ends, n);
     if ("documents" in found) {
       assertEquals(found.documents, n);
       return documents;
@@ -37,14 +37,14 @@ function documentsOf(shards: Shard[]): number[][] {
 }
 
 /** Lengths of the documents as Tally counts them. */
-function lengthsOf(shards: Shard[]): { count: number; sum: number } {
-  const tally = new Tally(100, EOT);
+function lengthsOf(shards: Shard[], ends: Ends): { count: number; sum: number } {
+  const tally = new Tally(100, ends);
   for (const shard of shards) for (const ids of chunksOf(shard)) tally.add(ids);
   tally.endSplit();
   return { count: tally.lengths.count, sum: tally.lengths.sum };
 }
 
-const splits: [string, number[][], number[][]][] = [
+const splits: [string, number[][], number[][], bos?: number][] = [
   ["that begin with the end-of-text token", [[EOT, 1, 2, EOT, 3]], [[1, 2], [3]]],
   ["that end with it", [[1, 2, EOT, 3, EOT]], [[1, 2], [3]]],
   ["without it", [[1, 2, 3]], [[1, 2, 3]]],
@@ -53,13 +53,21 @@ const splits: [string, number[][], number[][]][] = [
   ["whose shards begin with it", [[EOT, 1], [EOT, 2]], [[1], [2]]],
   ["of an empty split", [[]], []],
   ["of a lone end-of-text token", [[EOT]], []],
+  ["between two tokens", [[7, 1, 2, EOT, 7, EOT, 7, 3, EOT]], [[1, 2], [], [3]], 7],
+  [
+    "between two tokens of several shards",
+    [[7, 1], [EOT], [7, 2, 3], [EOT, 7, 4], [EOT]],
+    [[1], [2, 3], [4]],
+    7,
+  ],
 ];
-for (const [what, shards, documents] of splits) {
+for (const [what, shards, documents, bos = EOT] of splits) {
   for (const token_bytes of [2, 4] as const) {
     Deno.test(`findDocument() and Tally see documents ${what}, ${token_bytes}-byte tokens`, () =>
       withShards(shards, (shards) => {
-        assertEquals(documentsOf(shards), documents);
-        assertEquals(lengthsOf(shards), { count: documents.length, sum: documents.flat().length });
+        assertEquals(documentsOf(shards, { bos, eot: EOT }), documents);
+        const { count, sum } = lengthsOf(shards, { bos, eot: EOT });
+        assertEquals([count, sum], [documents.length, documents.flat().length]);
       }, token_bytes));
   }
 }
@@ -89,7 +97,7 @@ Deno.test("chunksOf() says when a shard is cut short while it is read", () =>
 
 Deno.test("Tally counts ids and those outside of the vocabulary, which findOutside() finds", () =>
   withShards([[EOT, 1, 1], [5, 100, 700, 1]], (shards) => {
-    const tally = new Tally(100, EOT);
+    const tally = new Tally(100, ENDS);
     for (const shard of shards) for (const ids of chunksOf(shard)) tally.add(ids);
     assertEquals([tally.counts[1], tally.counts[5], tally.counts[EOT], tally.outside], [3, 1, 1, 2]);
     assertEquals(findOutside(shards, 100), { position: 4, id: 100 });

@@ -17,7 +17,7 @@ export interface SplitOptions {
 
 /** The documents of a block that belong to one split. */
 export interface EncodedSplit {
-  /** Each document as the end-of-text token and its own. */
+  /** Each document as bos, its own tokens, and eot where that is another token. */
   ids: Ids;
   /** Where each document ends in ids. */
   ends: Uint32Array<ArrayBuffer>;
@@ -93,8 +93,10 @@ class SplitBuffer {
   #bytes = 0;
 
   add(tokenizer: Tokenizer, text: Uint8Array, from: number, to: number): void {
-    this.#ids.push(tokenizer.eot);
+    const { bos, eot } = tokenizer;
+    this.#ids.push(bos);
     tokenizer.encodeUtf8(text, from, to, this.#ids);
+    if (eot !== bos) this.#ids.push(eot);
     this.#ends.push(this.#ids.length);
     this.#bytes += to - from;
   }

@@ -35,7 +35,9 @@ export interface Recipe {
   /** Of the tokenizer's files for ".", otherwise "". */
   tokenizer_sha256: string;
   vocab_size: number;
-  /** Id of the end-of-text token, which stands before each document. */
+  /** Id that each document begins with. Earlier datasets do not say it, and begin each document with eot. */
+  bos: number;
+  /** Id of the end-of-text token, which each document ends with, unless it is bos too. */
   eot: number;
   token_bytes: 2 | 4;
   /** Every file, in the order of reading. */
@@ -62,6 +64,7 @@ export function describe(
     tokenizer: named ? tokenizer.name : ".",
     tokenizer_sha256: named ? "" : sha256Of(JSON.stringify(tokenizer.files())),
     vocab_size: tokenizer.vocab_size,
+    bos: tokenizer.bos,
     eot: tokenizer.eot,
     token_bytes: tokenBytes(tokenizer.vocab_size),
     inputs: sources.flatMap(({ inputs }) =>
@@ -111,6 +114,9 @@ export function differences(there: Partial<Recipe>, here: Recipe): string[] {
     }
   };
   compare("tokenizer", tokenizerOf(there), tokenizerOf(here));
+  if (found.length === 0) {
+    compare("the token that documents begin with", there.bos ?? there.eot ?? here.bos, here.bos);
+  }
   const options: Recipe["options"] = there.options ?? {};
   for (const name of Object.keys(here.options)) {
     if (name === "skip_bad" && options[name] === false) continue;

@@ -5,6 +5,7 @@ const recipe: Recipe = {
   tokenizer: "gpt2",
   tokenizer_sha256: "",
   vocab_size: 50257,
+  bos: 50256,
   eot: 50256,
   token_bytes: 2,
   inputs: [
@@ -50,6 +51,14 @@ Deno.test("differences() tells tokenizers apart by name, and files of one by con
   assertEquals(differences(file, { ...file, tokenizer_sha256: "fedcba9876543210" }), [
     "tokenizer is a tokenizer.json of SHA-256 0123456789ab... there and a tokenizer.json of SHA-256 fedcba987654... here",
   ]);
+});
+
+Deno.test("differences() names the token that documents begin with, which earlier recipes do not say", () => {
+  const { bos: _, ...earlier } = recipe,
+    what = "the token that documents begin with is 50256 there and 7 here";
+  assertEquals(changed({ bos: 7 }), [what]);
+  assertEquals(differences(earlier, recipe), []);
+  assertEquals(differences(earlier, { ...recipe, bos: 7 }), [what]);
 });
 
 Deno.test("differences() names inputs that changed, came, went and moved", () => {

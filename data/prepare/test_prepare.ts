@@ -75,16 +75,17 @@ export function jsonl(path: string, texts: string[]): void {
   Deno.writeTextFileSync(path, texts.map((text) => JSON.stringify({ text })).join("\n"));
 }
 
-/** The documents of a split, decoded; each begins with the end-of-text token. */
+/** The documents of a split, decoded; each begins with bos, and ends with eot if that is another token. */
 export async function documentsOf(dataset: Dataset, split: "train" | "val"): Promise<string[]> {
   const tokenizer = await openTokenizer(dataset.tokenizer!);
   const ids = dataset[split].flatMap((shard) => Array.from(readTokens(shard, 0, shard.tokens)));
-  assertEquals(ids[0], dataset.eot);
-  const documents: number[][] = [];
+  const { bos, eot } = dataset, documents: number[][] = [];
+  assertEquals(ids[0], bos);
   for (const id of ids) {
-    if (id === dataset.eot) documents.push([]);
+    if (id === bos) documents.push([]);
     else documents.at(-1)!.push(id);
   }
+  if (bos !== eot) { for (const document of documents) assertEquals(document.pop(), eot); }
   return documents.map((document) => tokenizer.decode(document));
 }
 
