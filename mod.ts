@@ -17,7 +17,7 @@
  * const optimizer = new AdamW(parameters, { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 });
  *
  * const idx = fixed([1, T], "i32", "inputs"), targets = fixed([1, T], "i32", "inputs");
- * const tokens = Int32Array.of(tokenizer.eot, ...tokenizer.encode("Once upon a time there was a loom"));
+ * const tokens = Int32Array.from(tokenizer.prompt("Once upon a time there was a loom"));
  * copyToDevice(idx.address, tokens.slice(0, T));
  * copyToDevice(targets.address, tokens.slice(1, T + 1));
  * for (let step = 0; step < 60; step++) {
@@ -29,7 +29,7 @@
  * }
  * console.log(optimizer.result()); // { loss: 0.0..., grad_norm: 0.0..., ... }
  * const options = { max_new_tokens: T, temperature: 0, top_k: 0, top_p: 1, seed: 1 };
- * console.log(tokenizer.decode(generate(model, config, [tokenizer.eot], options))); // Once upon a time there was a loo
+ * console.log(tokenizer.decode(generate(model, config, tokenizer.prompt(""), options))); // Once upon a time there was a loo
  * ```
  *
  * @module

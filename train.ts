@@ -216,7 +216,7 @@ async function steps(
   saved: TrainerState | undefined,
   firstDone: () => void,
 ): Promise<"finished" | "stopped"> {
-  const { config, c, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak } = parts;
+  const { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak } = parts;
   const { seed, head_chunk, max_iters } = config, { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
   const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
   const before = saved?.step ?? 0; // what earlier processes did
@@ -255,7 +255,7 @@ async function steps(
 
   async function sample(): Promise<void> {
     if (!tokenizer || !isFirst) return;
-    const text = await sampleText(model, c, config, tokenizer, () => stop.look());
+    const text = await sampleText(model, c, config, dataset, tokenizer, () => stop.look());
     if (text !== undefined) log.sample(step, text);
     stopping = !ranks && stop.asked !== ""; // in company the others are in the next step already
   }
@@ -339,7 +339,7 @@ async function save(
   const content = {
     model: modelTensors(optimizer.parameters, c),
     optimizer: optimizerTensors(optimizer),
-    files: modelFiles(c, dataset.eot, tokenizer?.files() ?? {}),
+    files: modelFiles(c, dataset, tokenizer),
     state: {
       step,
       updates,

@@ -61,22 +61,44 @@ function unpaddedShape({ tensor }: Slot): number[] {
   return [rows, ...tensor.shape.slice(1)];
 }
 
-/** The small files of a model directory. eot is the id of the end-of-text token. */
+/** What the files of a model say of the texts that it was trained on: the tokens that they began and ended with. */
+export type Ends = { bos: number; eot: number };
+
+/** The small files of a model directory, with those of its tokenizer if it has one. All say the same of bos and eot. */
 export function modelFiles(
   c: LlamaConfig,
-  eot: number,
-  tokenizerFiles: Record<string, string>,
+  { bos, eot }: Ends,
+  tokenizer: { files(start: number): Record<string, string> } | undefined,
 ): Record<string, string> {
   const options = {
-    bos_token_id: eot,
+    bos_token_id: bos,
     eos_token_id: eot,
     dtype: device.act === "bf16" ? "bfloat16" as const : "float32" as const,
   };
-  return {
+  const files: Record<string, string> = {
     "config.json": json(configToHF(c, options)),
     "generation_config.json": json(generationConfig(options)),
-    ...tokenizerFiles,
+    ...tokenizer?.files(bos),
   };
+  const name = "tokenizer_config.json", config = files[name];
+  if (config === undefined) return files;
+  return { ...files, [name]: json({ ...JSON.parse(config), model_max_length: c.block_size }) };
+}
+
+/** The tokens that end a text of a model: as in transformers the eos_token_id that its files name, or else the tokenizer's. */
+export function endsOf(directory: string, tokenizer: { eot: number }): readonly number[] {
+  for (const name of ["generation_config.json", "config.json"]) {
+    const path = `${directory}/${name}`, { eos_token_id } = isFile(path) ? readJson(path) : {};
+    if (eos_token_id === undefined || eos_token_id === null) continue;
+    const ids = [eos_token_id].flat();
+    if (ids.every((id): id is number => Number.isSafeInteger(id) && id as number >= 0)) return ids;
+    throw new UserError(
+      `Cannot use ${path}: eos_token_id is ${
+        JSON.stringify(eos_token_id)
+      }, and should be an id or a list of them`,
+    );
+  }
+  return [tokenizer.eot];
 }
 
 /** A model ready to run, from a run directory, one of its checkpoints, or any Hugging Face Llama directory. */
@@ -100,7 +122,7 @@ export function saveModel(
   directory: string,
   parameters: Parameters,
   c: LlamaConfig,
-  tokenizer: { eot: number; files(): Record<string, string> },
+  tokenizer: Ends & { files(start: number): Record<string, string> },
 ): void {
   if (isFile(`${directory}/trainer_state.json`)) {
     throw new UserError(
@@ -108,7 +130,7 @@ export function saveModel(
     );
   }
   orMistake(`Cannot write ${directory}`, () => {
-    const files = modelFiles(c, tokenizer.eot, tokenizer.files());
+    const files = modelFiles(c, tokenizer, tokenizer);
     saveModelFiles(directory, modelTensors(parameters, c), files);
   });
 }

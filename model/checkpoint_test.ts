@@ -166,7 +166,7 @@ Deno.test("loadModel() names what shards, their index and config.json do not agr
 Deno.test("saveModel() says where it cannot write", () => {
   open("cpu");
   const parameters = new Parameters(init(c), { seed: 1, train: false });
-  const file = Deno.makeTempFileSync(), tokenizer = { eot: 0, files: () => ({}) };
+  const file = Deno.makeTempFileSync(), tokenizer = { bos: 0, eot: 0, files: () => ({}) };
   assertThrows(
     () => saveModel(`${file}/model`, parameters, c, tokenizer),
     UserError,

@@ -59,13 +59,14 @@ export async function evaluateAll(
 }
 
 /**
- * A text that the model writes from nothing, the same every time for the same weights. Undefined when isAsked(), which is
+ * A document that the model writes from nothing, the same every time for the same weights. Undefined when isAsked(), which is
  * called after each token, tells it to stop.
  */
 export async function sampleText(
   model: Llama,
   c: LlamaConfig,
   s: { sample_temperature: number; sample_tokens: number; seed: number },
+  { bos, eot }: Pick<Dataset, "bos" | "eot">,
   tokenizer: Tokenizer,
   isAsked: () => Promise<boolean>,
 ): Promise<string | undefined> {
@@ -74,11 +75,11 @@ export async function sampleText(
     top_k: 0,
     top_p: 1,
     seed: s.seed,
-    stop: tokenizer.eot,
+    stop: [eot],
   };
   const tokens: number[] = [];
   for (
-    const token of generate(model, c, [tokenizer.eot], { ...options, max_new_tokens: s.sample_tokens })
+    const token of generate(model, c, [bos], { ...options, max_new_tokens: s.sample_tokens })
   ) {
     tokens.push(token);
     if (await isAsked()) return undefined;

@@ -12,7 +12,7 @@ export type GenerateOptions = {
   top_k: number; // keep only the k likeliest; 0 = all
   top_p: number; // keep the likeliest that make up this probability together; 1 = all
   seed: number; // the same seed writes the same text
-  stop?: number; // token that ends the text, not yielded
+  stop?: readonly number[]; // tokens of which each ends the text, not yielded
 };
 
 /**
@@ -32,7 +32,7 @@ export function* generate(
   let fresh = tokens.slice(-c.block_size); // tokens that the cache does not hold yet
   for (let n = 0; n < o.max_new_tokens; n++) {
     const next = choose(lastLogits(m, c, fresh, cache), o, random());
-    if (next === o.stop) return;
+    if (o.stop?.includes(next)) return;
     yield next;
     tokens.push(next);
     fresh = [next];

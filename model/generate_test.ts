@@ -102,7 +102,10 @@ Deno.test("generate() repeats itself for a seed and differs for another", () => 
 Deno.test("generate() ends before the stop token, and after max_new_tokens", () => {
   const text = [...generate(model, config, prompt, plain)], stop = text[10]!;
   assertEquals(text.length, 40);
-  assertEquals([...generate(model, config, prompt, { ...plain, stop })], text.slice(0, text.indexOf(stop)));
+  assertEquals(
+    [...generate(model, config, prompt, { ...plain, stop: [-1, stop] })],
+    text.slice(0, text.indexOf(stop)),
+  );
   assertEquals([...generate(model, config, prompt, { ...plain, max_new_tokens: 0 })], []);
 });
 

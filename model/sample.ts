@@ -3,7 +3,7 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../ffi/errors.ts";
 import { visible } from "../ffi/visible.ts";
 import { help, parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
-import { loadModel } from "./checkpoint.ts";
+import { endsOf, loadModel } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { generate } from "./generate.ts";
 
@@ -40,7 +40,7 @@ export async function main(args: string[]): Promise<void> {
       `Cannot sample: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
     );
   }
-  const prompt = [tokenizer.eot, ...tokenizer.encode(o.prompt)]; // documents begin with end-of-text
+  const prompt = tokenizer.prompt(o.prompt);
   if (prompt.length > config.block_size) {
     console.error(
       `warning: the prompt has ${prompt.length} tokens, the model sees the last ${config.block_size} of them (its block_size)`,
@@ -48,7 +48,7 @@ export async function main(args: string[]): Promise<void> {
   }
   const text = tokenizer.stream();
   print(o.prompt);
-  for (const token of generate(model, config, prompt, { ...o, stop: tokenizer.eot })) {
+  for (const token of generate(model, config, prompt, { ...o, stop: endsOf(directory, tokenizer) })) {
     print(text.write(token));
   }
   print(text.end() + "\n");

@@ -31,10 +31,10 @@ export async function completions(c: Context, model: Model): Promise<Response> {
   return request.stream ? streamed(c, model, request, texts) : await whole(c, model, request, texts);
 }
 
-/** The tokens that the model reads. Before a text stands the token with which documents begin; tokens are read as they are. */
+/** The tokens that the model reads: of a text with what the tokenizer begins texts with; tokens are read as they are. */
 function tokensOf(prompt: Prompt, model: Model): number[] {
   const { tokenizer, block_size, vocab_size } = model;
-  const tokens = typeof prompt === "string" ? [tokenizer.eot, ...tokenizer.encode(prompt)] : prompt;
+  const tokens = typeof prompt === "string" ? tokenizer.prompt(prompt) : prompt;
   if (tokens.length > block_size) {
     throw new Refusal(400, `The prompt has ${tokens.length} tokens, the model reads ${block_size} at most`, {
       param: "prompt",
@@ -158,7 +158,7 @@ function orderOf(
   let tokens = 0;
   const order: Order = {
     prompt,
-    options: { max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: model.tokenizer.eot },
+    options: { max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: model.ends },
     onToken(token) {
       tokens++;
       reader.onText(stops.write(text.write(token)));

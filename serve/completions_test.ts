@@ -306,11 +306,11 @@ Deno.test("a tokenizer that fails costs one text, and its message and stack stay
 });
 
 Deno.test("an error in the model's Worker costs one text, and its stack stays in the terminal", async () => {
-  const printed = capture(), { encode } = model.tokenizer;
-  model.tokenizer.encode = () => Uint32Array.of(1e6); // which no embedding has
+  const printed = capture(), { prompt } = model.tokenizer;
+  model.tokenizer.prompt = () => [1e6]; // which no embedding has
   const whole = await post(app, LONG), streamed = await post(app, { ...LONG, stream: true });
   const texts = [await whole.text(), await streamed.text()];
-  model.tokenizer.encode = encode;
+  model.tokenizer.prompt = prompt;
   assertEquals([whole.status, streamed.status], [500, 200]);
   for (const text of texts) {
     assertMatch(text, /"error":\{"message":"The server made a mistake: its terminal says more"/);

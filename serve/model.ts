@@ -2,6 +2,7 @@
 import { basename } from "node:path";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
+import { endsOf } from "../model/checkpoint.ts";
 import type { GenerateOptions } from "../model/generate.ts";
 import { resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import type { Job, Said, Start } from "./model_worker.ts";
@@ -27,6 +28,7 @@ export class Model {
   readonly created: number; // seconds since 1970
   readonly block_size: number;
   readonly vocab_size: number;
+  readonly ends: readonly number[]; // tokens that end a text
   worker: Worker;
   readonly #start: Start;
   readonly #stop: Int32Array; // holds the number of the last text that is not wanted any more
@@ -64,6 +66,7 @@ export class Model {
     this.created = Math.floor((Deno.statSync(start.checkpoint).mtime?.getTime() ?? 0) / 1000);
     this.block_size = ready.block_size;
     this.vocab_size = ready.vocab_size;
+    this.ends = endsOf(start.checkpoint, tokenizer);
     this.#listen();
   }
 

@@ -8,7 +8,7 @@ import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
 export const ROOT = new URL("../", import.meta.url);
 
-type Task = "prepare" | "train" | "sample" | "serve" | "runs";
+type Task = "prepare" | "tokenizer" | "train" | "sample" | "serve" | "runs";
 export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
 
 /**
