@@ -118,4 +118,3 @@ function contentsOf(tokenizer: string | null): string | undefined {
   const json = parseJson(path, decode(readBytes(path)));
   return JSON.stringify({ ...json, post_processor: null, truncation: null, padding: null });
 }
-}

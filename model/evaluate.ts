@@ -77,9 +77,11 @@ export async function sampleText(
     seed: s.seed,
     stop: [eot],
   };
+  // The tokenizer may begin texts otherwise than a dataset of an earlier version, which is what the model knows.
+  const start = bos === tokenizer.bos ? tokenizer.prompt("") : [bos];
   const tokens: number[] = [];
   for (
-    const token of generate(model, c, [bos], { ...options, max_new_tokens: s.sample_tokens })
+    const token of generate(model, c, start, { ...options, max_new_tokens: s.sample_tokens })
   ) {
     tokens.push(token);
     if (await isAsked()) return undefined;

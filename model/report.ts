@@ -113,7 +113,7 @@ export function banner(
 
 /** What the data is, in one line, with what of it is only assumed. */
 export function dataFacts(dataset: Dataset): string {
-  const { dir, format, tokenizer, vocab_size, eot, assumed } = dataset;
+  const { dir, format, tokenizer, vocab_size, bos, eot, assumed } = dataset;
   const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
   const tokens = (split: "train" | "val") =>
     dataset[split].reduce((sum, { tokens }) => sum + tokens, 0).toLocaleString("en-US");
@@ -121,7 +121,9 @@ export function dataFacts(dataset: Dataset): string {
   return `${dir}: ${format} bins${
     assumed.includes("dtype") ? " of uint16 (assumed)" : ""
   }, tokenizer ${name}, ` +
-    `vocab_size ${vocab_size}${mark("vocab_size")}, eot ${eot}${mark("eot")}; ` +
+    `vocab_size ${vocab_size}${mark("vocab_size")}, ${bos === eot ? "" : `bos ${bos}, `}eot ${eot}${
+      mark("eot")
+    }; ` +
     `${tokens("train")} train and ${tokens("val")} val tokens`;
 }
 

@@ -11,7 +11,8 @@ function manyBlocks(path: string): void {
   const long = "Tokens come and go, naïve 🧵 and 中文 too. ".repeat(2000); // 100 kB
   jsonl(
     path,
-    Array.from({ length: 60 }, (_, i) => [`${i} ${long.slice(i * 1000)}`, "", `short ${i}`]).flat(),
+    Array.from({ length: 60 }, (_, i) => [`${i} ${long.slice(i * 1000).toWellFormed()}`, "", `short ${i}`])
+      .flat(),
   );
 }
 

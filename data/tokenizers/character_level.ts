@@ -2,6 +2,7 @@
 import { UserError } from "../../ffi/errors.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { codePointAt, widthAt } from "./characters.ts";
+import { configOf } from "./post_processor.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import type { Json } from "./tokenizer_file.ts";
 
@@ -24,10 +25,11 @@ export function characterTokenizer(name: string, characters: readonly string[]):
     ids.set(codePoint, id);
   }
   const texts = [...characters, END_OF_TEXT].map((text) => utf8.encode(text)), eot = characters.length;
-  return byteLevelTokenizer({
+  const tokenizer = byteLevelTokenizer({
     name,
     vocab_size: texts.length,
     eot,
+    start: undefined, // nanoGPT's texts have no token between them
     bytesOf: (id) => texts[id]!,
     encodeUtf8(bytes, from, to, out) {
       out.reserve(to - from);
@@ -42,10 +44,14 @@ export function characterTokenizer(name: string, characters: readonly string[]):
     files: () => ({
       "tokenizer.json": `${JSON.stringify(tokenizerJson(characters))}\n`,
       "tokenizer_config.json": `${
-        JSON.stringify({ tokenizer_class: "PreTrainedTokenizerFast", eos_token: END_OF_TEXT }, null, 2)
+        JSON.stringify({ ...configOf(END_OF_TEXT, END_OF_TEXT), add_bos_token: false }, null, 2)
       }\n`,
     }),
   });
+  const newline = ids.get(0x0a); // with which nanoGPT begins texts from nothing: no other token is known there
+  return newline === undefined
+    ? tokenizer
+    : { ...tokenizer, prompt: (text) => text === "" ? [newline] : tokenizer.prompt(text) };
 }
 
 function unknown(name: string, codePoint: number, n: number): UserError {
