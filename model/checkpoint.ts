@@ -1,4 +1,5 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
+import type { Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
 import { isFile } from "../ffi/files.ts";
 import { orMistake } from "../ffi/system_error.ts";
@@ -61,14 +62,14 @@ function unpaddedShape({ tensor }: Slot): number[] {
   return [rows, ...tensor.shape.slice(1)];
 }
 
-/** What the files of a model say of the texts that it was trained on: the tokens that they began and ended with. */
-export type Ends = { bos: number; eot: number };
-
-/** The small files of a model directory, with those of its tokenizer if it has one. All say the same of bos and eot. */
+/**
+ * The small files of a model directory, with those of its tokenizer if it has one. All say the same of the tokens that the
+ * texts that it was trained on began and ended with.
+ */
 export function modelFiles(
   c: LlamaConfig,
-  { bos, eot }: Ends,
-  tokenizer: { files(start: number): Record<string, string> } | undefined,
+  { bos, eot }: Pick<Tokenizer, "bos" | "eot">,
+  tokenizer: Pick<Tokenizer, "files"> | undefined,
 ): Record<string, string> {
   const options = {
     bos_token_id: bos,
@@ -86,7 +87,7 @@ export function modelFiles(
 }
 
 /** The tokens that end a text of a model: as in transformers the eos_token_id that its files name, or else the tokenizer's. */
-export function endsOf(directory: string, tokenizer: { eot: number }): readonly number[] {
+export function endsOf(directory: string, tokenizer: Pick<Tokenizer, "eot">): readonly number[] {
   for (const name of ["generation_config.json", "config.json"]) {
     const path = `${directory}/${name}`, { eos_token_id } = isFile(path) ? readJson(path) : {};
     if (eos_token_id === undefined || eos_token_id === null) continue;
@@ -122,7 +123,7 @@ export function saveModel(
   directory: string,
   parameters: Parameters,
   c: LlamaConfig,
-  tokenizer: Ends & { files(start: number): Record<string, string> },
+  tokenizer: Pick<Tokenizer, "bos" | "eot" | "files">,
 ): void {
   if (isFile(`${directory}/trainer_state.json`)) {
     throw new UserError(
