@@ -6,12 +6,13 @@ import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { runMain } from "./ffi/errors.ts";
 import { device, tokenSource } from "./ffi/library.ts";
 import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
+import { consume, type Consumed, consumedBefore } from "./model/consumed.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
 import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
-import { guard, isGood, type Outcome, requireGoodEnd } from "./model/guard.ts";
+import { guard, isGood, type Outcome, placesOf, requireGoodEnd } from "./model/guard.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { banner, dataLines, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
@@ -183,7 +184,7 @@ async function run(
     log.describe(facts);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     if (ranks) ranks.onFailure = (error) => log.fail(error);
-    banner(log, config, c, description, peak, saved);
+    banner(log, config, c, description, peak, saved, data.order(seed));
     for (const line of dataLines(config, dataset, val)) log.line(line);
     const parts = { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak };
     log.end(await steps(parts, saved, () => log.describe({ ...facts, memory: memoryByKind() })));
@@ -221,6 +222,8 @@ async function steps(
   const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
   const before = saved?.step ?? 0; // what earlier processes did
   const lines = new StepLines(flopsPerToken(c, c.block_size));
+  const past = consumedBefore(saved, data.order(seed)),
+    readUpTo = (step: number) => consume(past, step - before, config);
   const best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
   if (before >= max_iters) log.line(`nothing to do: step ${before} of max_iters ${max_iters} is done`);
   // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
@@ -243,14 +246,15 @@ async function steps(
     stopping = ranks ? result.stopping > 0 : stop.asked !== "";
     const step_ms = performance.now() - read_ms;
     read_ms = performance.now();
-    return [result, stepMetrics(config, c, peak, step, step_ms, result)];
+    const { tokens } = readUpTo(step);
+    return [result, stepMetrics(config, c, peak, step, tokens, step_ms, result)];
   }
 
   function report(outcome: Outcome, metrics: StepMetrics, always: boolean): void {
     log.step(metrics);
     lines.add(metrics);
     if (always || outcome.step % config.log_interval === 0) log.line(lines.line(metrics));
-    guard(config, outcome, () => placesOf(data, config, outcome.step), log);
+    guard(config, outcome, () => placesOf(data, config, readUpTo(outcome.step - 1).samples), log);
   }
 
   async function sample(): Promise<void> {
@@ -266,7 +270,7 @@ async function steps(
     debug.step = step + 1;
     ranks?.beat(step + 1);
     for (let micro = 0; micro < micro_steps; micro++) {
-      const at = { seed, step, micro, gradient_accumulation_steps: micro_steps, rank, world_size };
+      const at = { seed, sample: readUpTo(step).samples, micro, rank, world_size };
       inputs.fill(step * micro_steps + micro, (x, y) => data.trainBatch(x, y, at));
       skipTime();
       const l = loss(model, inputs.idx, inputs.targets, c, {
@@ -308,7 +312,7 @@ async function steps(
     }
     report(last, metrics, evaluates || isLast || stopping);
     if (saves && isGood(last) && !stopping) {
-      await save(parts, last, best);
+      await save(parts, last, best, readUpTo(step));
       saved_step = step;
     }
     if (due(step, config.sample_interval, isLast) && !stopping) await sample();
@@ -321,7 +325,7 @@ async function steps(
   }
   if (last) requireGoodEnd(config, last);
   if (!stopping) return "finished";
-  if (last && config.save_interval > 0 && saved_step < step) await save(parts, last, best);
+  if (last && config.save_interval > 0 && saved_step < step) await save(parts, last, best, readUpTo(step));
   const who = stop.asked || "a signal to another rank";
   log.line(`stopped by ${who} after step ${step}; ${howToGoOn(config, step)}`);
   return step < max_iters ? "stopped" : "finished";
@@ -332,6 +336,7 @@ async function save(
   { config, c, dataset, tokenizer, optimizer, ranks, log }: Parts,
   { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
   best: { val_loss: number | null; step: number | null },
+  consumed: Consumed,
 ): Promise<void> {
   if (val_loss !== undefined && val_loss < (best.val_loss ?? Infinity)) {
     [best.val_loss, best.step] = [val_loss, step];
@@ -345,6 +350,7 @@ async function save(
       updates,
       skipped,
       skipped_row,
+      ...consumed,
       val_loss: val_loss ?? null,
       best_val_loss: best.val_loss,
       best_step: best.step,
@@ -372,16 +378,6 @@ function isEventful(config: TrainConfig, step: number): boolean {
   const { eval_interval, save_interval, sample_interval, max_iters } = config;
   return step === max_iters ||
     [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
-}
-
-/** Where the windows lie that all ranks read in a step. */
-function placesOf(data: Loader, config: TrainConfig, step: number): string[] {
-  const { seed, gradient_accumulation_steps } = config, all = { rank: 0, world_size: 1 }; // the same windows
-  const micros = Array.from({ length: gradient_accumulation_steps }, (_, micro) => micro);
-  return micros.flatMap((micro) =>
-    data.trainWindows({ seed, step: step - 1, micro, gradient_accumulation_steps, ...all })
-      .map((window) => data.placeOf(window))
-  );
 }
 
 if (import.meta.main) await runMain(train);

@@ -81,14 +81,15 @@ function writeStart(config: Config, dir: string): void {
 
   const { seed, batch_size, block_size, gradient_accumulation_steps, max_iters } = config;
   const options = { split: "train", batch_size, block_size, vocab_size: dataset.vocab_size } as const;
-  const loader = new Loader(tokenSource, dataset, options);
+  const loader = new Loader(tokenSource, dataset, options),
+    perStep = batch_size * gradient_accumulation_steps;
   const windows = Array.from(
     { length: max_iters },
     (_, step) =>
       Array.from(
         { length: gradient_accumulation_steps },
         (_, micro) =>
-          loader.trainWindows({ seed, step, micro, gradient_accumulation_steps, rank: 0, world_size: 1 })
+          loader.trainWindows({ seed, sample: step * perStep, micro, rank: 0, world_size: 1 })
             .map(({ shard, start }) => [shard, start]),
       ),
   );

@@ -94,8 +94,8 @@ function writeShard(path: string, noise: Uint16Array, tokens: number): void {
 
 // ---- time of a batch
 
-function position(step: number): Position {
-  return { seed: 1337, step, micro: 0, gradient_accumulation_steps: 1, rank: 0, world_size: 1 };
+function position(sample: number): Position {
+  return { seed: 1337, sample, micro: 0, rank: 0, world_size: 1 };
 }
 
 /** Reads the batches of one step after the other. */
@@ -104,10 +104,12 @@ class Reader {
   readonly #x: bigint;
   readonly #y: bigint;
   #step = 0;
+  readonly #batch_size: number;
 
   constructor(data_dir: string, B: number, T: number) {
     const options = { split: "train", batch_size: B, block_size: T, vocab_size: V } as const;
     this.#loader = new Loader(tokenSource, openData(data_dir, openDataset), options);
+    this.#batch_size = B;
     this.#x = allocateHost(4 * B * T);
     this.#y = allocateHost(4 * B * T);
   }
@@ -117,7 +119,9 @@ class Reader {
   }
 
   read(batches: number): void {
-    for (let i = 0; i < batches; i++) this.#loader.trainBatch(this.#x, this.#y, position(this.#step++));
+    for (let i = 0; i < batches; i++) {
+      this.#loader.trainBatch(this.#x, this.#y, position(this.#batch_size * this.#step++));
+    }
   }
 }
 

@@ -1,8 +1,10 @@
 // Batches of token windows. A window is block_size + 1 tokens of one shard: x is the first block_size of them, y the last.
-// Windows start every block_size tokens, so each token is an input once. Which windows a step reads is a pure function of
-// (seed, step, micro-step, rank): nothing has to be saved to resume, ranks never overlap, and an epoch reads each window
-// once, in an order of its own (order.ts). Of a mix each dataset has epochs of its own (mix.ts).
-import { relative } from "node:path";
+// Windows start every block_size tokens, so each token is an input once. Their order is a pure function of the seed: which
+// windows a step reads depends besides on how many samples were taken before it, all that has to be saved to resume, with
+// another batch too. Ranks never overlap, and an epoch reads each window once, in an order of its own (order.ts). Of a mix
+// each dataset has epochs of its own (mix.ts).
+import { createHash } from "node:crypto";
+import { basename, relative } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { type Dataset, readTokens, type Shard } from "./bins.ts";
 import { type Mix, partsOf } from "./mix.ts";
@@ -37,12 +39,10 @@ export interface LoaderOptions {
 export interface Position {
   /** Chooses the order of the windows. */
   seed: number;
-  /** Optimizer step, from 0. */
-  step: number;
+  /** Samples of the order that were taken before the step: windows, of all ranks. */
+  sample: number;
   /** Micro-step of this rank within the step, from 0. */
   micro: number;
-  /** Micro-steps of each rank in a step. */
-  gradient_accumulation_steps: number;
   /** This process, from 0. */
   rank: number;
   /** Number of processes that train together. */
@@ -118,13 +118,25 @@ export class Loader {
   /**
    * The windows of a training batch, for messages and for looking at the data.
    *
-   * A step takes the next batch_size * world_size * gradient_accumulation_steps samples of the run; the set does not depend
-   * on how ranks share them. Sample i of a dataset is place i % n in the order of its epoch floor(i / n), n its windows.
+   * A step takes the next batch_size * world_size * micro-steps samples of the run; the set does not depend on how ranks
+   * share them. Sample i of a dataset is place i % n in the order of its epoch floor(i / n), n its windows.
    */
-  trainWindows({ seed, step, micro, gradient_accumulation_steps, rank, world_size }: Position): Window[] {
+  trainWindows({ seed, sample, micro, rank, world_size }: Position): Window[] {
     const { batch_size } = this.options;
-    const first = ((step * gradient_accumulation_steps + micro) * world_size + rank) * batch_size;
+    const first = sample + (micro * world_size + rank) * batch_size;
     return Array.from({ length: batch_size }, (_, b) => this.#trainWindow(first + b, seed));
+  }
+
+  /**
+   * A checksum of what the order of the training windows depends on: the seed, block_size, the shards and, of a mix, the
+   * shares. As long as it stays the same, so does the meaning of Position.sample.
+   */
+  order(seed: number): string {
+    const shards = this.#dataset.train.map(({ path, tokens }) => [basename(path), tokens]);
+    const contents = Object.values(this.#dataset.sha256),
+      shares = partsOf(this.#dataset).map(({ slots }) => slots);
+    const facts = JSON.stringify([seed, this.options.block_size, shards, contents, shares]);
+    return createHash("sha256").update(facts).digest("hex");
   }
 
   /** Number of batches that evalBatch() has, the last one partial. */

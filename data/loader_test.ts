@@ -57,16 +57,26 @@ function makeLoader(counts: number[], options: Partial<LoaderOptions> = {}): Loa
 }
 
 function position(options: Partial<Position> = {}): Position {
-  return { seed: 1, step: 0, micro: 0, gradient_accumulation_steps: 1, rank: 0, world_size: 1, ...options };
+  return { seed: 1, sample: 0, micro: 0, rank: 0, world_size: 1, ...options };
 }
 
 /** The windows of all micro-steps and ranks of a step, as texts. */
 function windowsOfStep(loader: Loader, step: number, accumulation: number, world_size: number): string[] {
+  return windowsFrom(
+    loader,
+    step * accumulation * world_size * loader.options.batch_size,
+    accumulation,
+    world_size,
+  );
+}
+
+/** The windows of the step that begins with a sample. */
+function windowsFrom(loader: Loader, sample: number, accumulation: number, world_size: number): string[] {
   const places: string[] = [];
   for (let micro = 0; micro < accumulation; micro++) {
     for (let rank = 0; rank < world_size; rank++) {
-      const at = position({ step, micro, gradient_accumulation_steps: accumulation, rank, world_size });
-      places.push(...loader.trainWindows(at).map((window) => loader.placeOf(window)));
+      const windows = loader.trainWindows(position({ sample, micro, rank, world_size }));
+      places.push(...windows.map((window) => loader.placeOf(window)));
     }
   }
   return places;
@@ -148,10 +158,47 @@ for (const world_size of [1, 2, 3]) {
   }
 }
 
+Deno.test("Loader.trainWindows() reads each window once per epoch though the batch changes in the middle of it", () => {
+  const counts = [35, 5, 2, 71, 8], all = allWindows(counts, 4).sort(), n = all.length;
+  const settings = [1, 2, 3, 5].flatMap((batch_size) =>
+    [1, 2, 3].flatMap((accumulation) =>
+      [1, 2, 3].map((world_size) => ({
+        loader: makeLoader(counts, { batch_size }),
+        accumulation,
+        world_size,
+      }))
+    )
+  );
+  for (const before of settings) {
+    for (const after of settings) {
+      const places: string[] = [];
+      while (places.length < 3 * n) {
+        const { loader, accumulation, world_size } = places.length < n / 2 ? before : after;
+        places.push(...windowsFrom(loader, places.length, accumulation, world_size));
+      }
+      for (const epoch of [0, 1, 2]) assertEquals(places.slice(epoch * n, (epoch + 1) * n).sort(), all);
+    }
+  }
+});
+
+Deno.test("Loader.order() changes with what the order of the windows depends on, and with nothing else", () => {
+  const datasets = { a: [4001, 99], b: [777] }, mix = (dir: string) => mixLoader(datasets, dir);
+  const same = [mix("a:0.7,b:0.3"), mix("a:7,b:3"), mixLoader(datasets, "a:0.7,b:0.3", { batch_size: 7 })];
+  assertEquals(new Set(same.map((loader) => loader.order(1))).size, 1);
+  const others = [
+    mix("a:0.6,b:0.4"),
+    mix("b:0.3,a:0.7"),
+    mixLoader({ ...datasets, b: [778] }, "a:0.7,b:0.3"),
+  ];
+  others.push(mixLoader(datasets, "a:0.7,b:0.3", { block_size: 5 }));
+  const orders = [...others.map((loader) => loader.order(1)), same[0]!.order(1), same[0]!.order(2)];
+  assertEquals(new Set(orders).size, orders.length);
+});
+
 Deno.test("Loader.trainWindows() takes another order in each epoch and for each seed", () => {
   const loader = makeLoader([41, 81], { batch_size: 30 }); // 10 + 20 windows
   const order = (step: number, seed: number) =>
-    loader.trainWindows(position({ step, seed })).map((window) => loader.placeOf(window)).join();
+    loader.trainWindows(position({ sample: 30 * step, seed })).map((window) => loader.placeOf(window)).join();
   assertEquals(new Set([order(0, 1), order(1, 1), order(0, 2)]).size, 3);
 });
 
@@ -217,7 +264,7 @@ Deno.test("Loader names the file and the place of a token that the vocabulary la
     const [x, y] = [allocateHost(32), allocateHost(32)];
     const loader = (split: "train" | "val") =>
       new Loader(tokenSource, dataset, { split, batch_size: 2, block_size: 4, vocab_size: 257 });
-    const train = loader("train"), steps = [0, 1, 2, 3].map((step) => position({ step }));
+    const train = loader("train"), steps = [0, 1, 2, 3].map((step) => position({ sample: 2 * step }));
     const begins = (step: Position) => train.trainWindows(step)[0]!.start;
     assertThrows(
       () => train.trainBatch(x, y, steps.find((step) => begins(step) === 4)!),
@@ -299,7 +346,7 @@ Deno.test("Loader.trainWindows() has exact proportions over every cycle of a mix
   for (const cycle of [0, 1, 7]) {
     const count = { a: 0, b: 0, c: 0 };
     for (let step = 0; step < 100; step++) {
-      for (const window of loader.trainWindows(position({ step: 100 * cycle + step }))) {
+      for (const window of loader.trainWindows(position({ sample: 100 * (100 * cycle + step) }))) {
         count[loader.placeOf(window)[0] as "a" | "b" | "c"]++;
       }
     }
@@ -312,8 +359,8 @@ Deno.test("Loader.trainBatch() reads the windows of trainWindows() from the shar
   const loader = mixLoader({ a: [90, 55], b: [21] }, "a:1,b:1", { batch_size: 8 }, (shard, start) => {
     read.push(`${shards[shard]} tokens ${start} to ${start + 4}`);
   });
-  for (const step of [0, 1, 1250]) loader.trainBatch(0n, 0n, position({ step }));
-  const windows = [0, 1, 1250].flatMap((step) => loader.trainWindows(position({ step })));
+  for (const sample of [0, 8, 10_000]) loader.trainBatch(0n, 0n, position({ sample }));
+  const windows = [0, 8, 10_000].flatMap((sample) => loader.trainWindows(position({ sample })));
   assertEquals(read, windows.map((window) => loader.placeOf(window)));
 });
 
@@ -355,7 +402,7 @@ Deno.test("Loader names and decodes windows of a mix with the dataset they are f
     assertEquals(loader.placeOf({ shard: 1, start: 5 }), `${dir}/code/train.bin tokens 5 to 10`);
     assertThrows(
       () => {
-        for (let step = 0; step < 30; step++) loader.trainBatch(x, y, position({ step }));
+        for (let sample = 0; sample < 30; sample++) loader.trainBatch(x, y, position({ sample }));
       },
       UserError,
       `Cannot use "${dir}/code/train.bin": token 0 is 120, should be below vocab_size 120`,

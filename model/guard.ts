@@ -1,12 +1,19 @@
 // What becomes of a run whose numbers are not finite. The device has skipped such an update already; here the run is told, and
 // ended where there are too many of them or where it would end on one. Nothing is saved while they last.
+import type { Loader } from "../data/loader.ts";
 import { UserError } from "../ffi/errors.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Log } from "../runtime/metrics.ts";
 import type { StepResult } from "../runtime/optim.ts";
 
 /** What is read here of the variables of train.ts. */
-export type GuardConfig = { out_dir: string; max_skipped: number; learning_rate: number };
+export type GuardConfig = {
+  out_dir: string;
+  seed: number;
+  gradient_accumulation_steps: number;
+  max_skipped: number;
+  learning_rate: number;
+};
 
 /** What came of a step. */
 export type Outcome = { step: number; result: StepResult; val_loss?: number };
@@ -30,6 +37,15 @@ export function guard(config: GuardConfig, outcome: Outcome, places: () => strin
     `Cannot go on after step ${step}: ${skipped_row} updates in a row were not finite (--max_skipped); the step ` +
       `read ${read.slice(0, 8).join(", ")}${more}; ${howToMend(config)}`,
   );
+}
+
+/** Where the windows lie that all ranks read in the step that begins with a sample. */
+export function placesOf(data: Loader, config: GuardConfig, sample: number): string[] {
+  const micros = Array.from({ length: config.gradient_accumulation_steps }, (_, micro) => micro);
+  return micros.flatMap((micro) => {
+    const at = { seed: config.seed, sample, micro, rank: 0, world_size: 1 }; // of one rank with all micro-steps: the same
+    return data.trainWindows(at).map((window) => data.placeOf(window));
+  });
 }
 
 /** Throws UserError where a run ends with a step that is not good. */

@@ -8,6 +8,7 @@ import { memoryByKind } from "../runtime/memory.ts";
 import { formatFlops, type Log, memoryBytes, type RunFacts, type StepMetrics } from "../runtime/metrics.ts";
 import type { Parameters, StepResult } from "../runtime/optim.ts";
 import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
+import { tokensPerStep } from "./consumed.ts";
 import { flopsPerToken, type LlamaConfig } from "./llama.ts";
 import { modelSize } from "./plan.ts";
 
@@ -29,12 +30,13 @@ export function peakOfAll(world_size: number): Peak | undefined {
   return { ...peak, flops: world_size * peak.flops, how: `${world_size} x ${peak.how}` };
 }
 
-/** A line of metrics.jsonl. step: from 1; step_ms: what it took. */
+/** A line of metrics.jsonl. step: from 1; trained: tokens up to and with it; step_ms: what it took. */
 export function stepMetrics(
   config: RunConfig,
   c: LlamaConfig,
   peak: Peak | undefined,
   step: number,
+  trained: number,
   step_ms: number,
   result: StepResult,
 ): StepMetrics {
@@ -44,18 +46,13 @@ export function stepMetrics(
     loss: result.loss,
     lr: Number(result.learning_rate.toPrecision(7)), // all digits that float32 has
     grad_norm: result.grad_norm,
-    tokens: step * tokens,
+    tokens: trained,
     tokens_per_sec: tokens / seconds,
     step_ms,
     mfu: utilization(peak, flopsPerToken(c, c.block_size) * tokens / seconds),
     memory_bytes: memoryBytes(),
     skipped: result.skipped,
   };
-}
-
-/** Tokens of a step, of all ranks. */
-export function tokensPerStep(config: RunConfig): number {
-  return config.batch_size * config.gradient_accumulation_steps * config.block_size;
 }
 
 /** What run.json says before the first step. */
@@ -84,7 +81,7 @@ export function runFacts(
   };
 }
 
-/** What will be trained, on what, before the first step. */
+/** What will be trained, on what, before the first step. order: of the data, as Loader.order() has it. */
 export function banner(
   log: Log,
   config: RunConfig,
@@ -92,6 +89,7 @@ export function banner(
   device: string,
   peak: Peak | undefined,
   saved: TrainerState | undefined,
+  order: string,
 ): void {
   log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
   log.line(`device ${device}`);
@@ -108,6 +106,9 @@ export function banner(
   if (!saved) return log.line(`writing to ${config.out_dir}`);
   const changed = changes(config, saved.config);
   if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);
+  if (order !== saved.order) {
+    log.line("the windows come in another order than before: it begins with its first one");
+  }
   log.line(`going on in ${config.out_dir} after step ${saved.step}`);
 }
 

@@ -51,7 +51,18 @@ function content(step: number, best: number | null, rank = 0, world_size = 1): C
     optimizer: [saved("m", moments, part(rank), part(rank + 1))],
     files: { "config.json": `{"step": ${step}}\n` },
     state: {
-      ...{ step, updates: step, skipped: 0, skipped_row: 0, val_loss, best_val_loss, best_step: best },
+      ...{
+        step,
+        updates: step,
+        skipped: 0,
+        skipped_row: 0,
+        tokens: step,
+        order: "",
+        samples: step,
+        val_loss,
+        best_val_loss,
+        best_step: best,
+      },
       ...{ tokenizer: null, data: {}, config: {}, versions: {} },
     },
   };

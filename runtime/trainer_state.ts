@@ -10,6 +10,9 @@ export type TrainerState = {
   updates: number; // of these, applied
   skipped: number;
   skipped_row: number;
+  tokens: number; // trained on in these steps
+  order: string; // Loader.order(): what `samples` counts in
+  samples: number; // windows of this order that were read
   val_loss: number | null; // measured at this step
   best_val_loss: number | null; // of all checkpoints up to this one
   best_step: number | null;
@@ -46,6 +49,9 @@ const CHECKS: Record<keyof TrainerState, Check> = {
   updates: ofCount(0),
   skipped: ofCount(0),
   skipped_row: ofCount(0),
+  tokens: ofCount(1),
+  order: ofText,
+  samples: ofCount(0),
   val_loss: orNull(ofLoss),
   best_val_loss: orNull(ofLoss),
   best_step: orNull(ofCount(1)),
@@ -92,7 +98,7 @@ function checkKeys(path: string, state: Record<string, unknown>): void {
 
 /** What the keys say of each other, and of the name of the directory. */
 function checkMeaning(path: string, s: TrainerState, directory: string): void {
-  const { step, updates, skipped, skipped_row, val_loss, best_val_loss, best_step } = s;
+  const { step, updates, skipped, skipped_row, tokens, samples, val_loss, best_val_loss, best_step } = s;
   if (directory !== checkpointName(step)) {
     throw wrong(path, `step is ${step}, but the directory is called ${directory}`);
   }
@@ -100,6 +106,7 @@ function checkMeaning(path: string, s: TrainerState, directory: string): void {
     throw wrong(path, `updates ${updates} and skipped ${skipped} do not add up to step ${step}`);
   }
   if (skipped_row > skipped) throw wrong(path, `skipped_row is ${skipped_row}, above skipped ${skipped}`);
+  if (samples > tokens) throw wrong(path, `samples is ${samples}, above tokens ${tokens}`);
   const isBest = best_step === step ? best_val_loss === val_loss : (best_step ?? 0) < step;
   const fits = best_val_loss === null ? val_loss === null : best_val_loss <= (val_loss ?? Infinity);
   if ((best_step === null) === (best_val_loss === null) && isBest && fits) return;

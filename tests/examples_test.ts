@@ -98,7 +98,7 @@ Deno.test("a program elsewhere trains on a mix of datasets with nothing but the 
     const c = { ...shape, vocab_size: 257, rope_theta: 1e4, norm_eps: 1e-6, tie_word_embeddings: true };
     const model = init(c), inputs = new Inputs(2, T, 1);
     new Parameters(model, { seed: 1, train: true });
-    const place = { seed: 1, step: 0, micro: 0, gradient_accumulation_steps: 1, rank: 0, world_size: 1 };
+    const place = { seed: 1, sample: 0, micro: 0, rank: 0, world_size: 1 };
     inputs.fill(0, (x, y) => loader.trainBatch(x, y, place));
     const mean = loss(model, inputs.idx, inputs.targets, c);
     backward(mean);

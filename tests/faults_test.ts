@@ -3,7 +3,6 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { findCompiler } from "../ffi/build.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import settings from "../deno.json" with { type: "json" };
-import { readSafetensors } from "../runtime/safetensors.ts";
 import {
   canLimit,
   dataset,
@@ -13,6 +12,7 @@ import {
   isInstalled,
   list,
   metrics,
+  plantNaN,
   ROOT,
   run,
   runLimited,
@@ -331,17 +331,6 @@ for (const [signal, code] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
 }
 
 // ---- numbers that are not finite
-
-/** Writes a NaN over an element of a weight of the newest checkpoint, whose checksum then fits again. */
-function plantNaN(out: string, name: string, index: number): void {
-  const dir = `${out}/checkpoints/${list(`${out}/checkpoints`).at(-1)}`, path = `${dir}/model.safetensors`;
-  const bytes = Deno.readFileSync(path), { offset } = readSafetensors(path).tensors.get(name)!;
-  new DataView(bytes.buffer).setFloat32(offset + 4 * index, NaN, true);
-  Deno.writeFileSync(path, bytes);
-  const sums = Deno.readTextFileSync(`${dir}/SHA256SUMS`);
-  const line = `${sha256OfFile(path)}  model.safetensors`;
-  Deno.writeTextFileSync(`${dir}/SHA256SUMS`, sums.replace(/.* {2}model\.safetensors/, line));
-}
 
 Deno.test("--debug stops at the first NaN and names step, op, layer, tensor, shape, place and line", async () => {
   const cases = [

@@ -2,6 +2,8 @@
 // that are removed after the tests of a file.
 import { assertEquals, assertMatch } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
+import { sha256OfFile } from "../ffi/files.ts";
+import { readSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 import { configToHF, hfShape, hfTensors } from "../model/hf.ts";
 import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
@@ -314,4 +316,15 @@ export function copyInto(from: string, to: string): void {
     if (isDirectory) copyInto(source, target);
     else Deno.copyFileSync(source, target);
   }
+}
+
+/** Writes a NaN over an element of a weight of the newest checkpoint, whose checksum then fits again. */
+export function plantNaN(out: string, name: string, index: number): void {
+  const dir = `${out}/checkpoints/${list(`${out}/checkpoints`).at(-1)}`, path = `${dir}/model.safetensors`;
+  const bytes = Deno.readFileSync(path), { offset } = readSafetensors(path).tensors.get(name)!;
+  new DataView(bytes.buffer).setFloat32(offset + 4 * index, NaN, true);
+  Deno.writeFileSync(path, bytes);
+  const sums = Deno.readTextFileSync(`${dir}/SHA256SUMS`);
+  const line = `${sha256OfFile(path)}  model.safetensors`;
+  Deno.writeTextFileSync(`${dir}/SHA256SUMS`, sums.replace(/.* {2}model\.safetensors/, line));
 }

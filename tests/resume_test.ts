@@ -1,5 +1,7 @@
 // A run that was interrupted, at any moment and in any way, ends with the same bits as one that was not.
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
+import { openDataset } from "../data/bins.ts";
+import { permute } from "../data/order.ts";
 import {
   copy,
   dataset,
@@ -8,6 +10,7 @@ import {
   freshPath,
   list,
   metrics,
+  plantNaN,
   refuse,
   run,
   Running,
@@ -175,7 +178,7 @@ Deno.test("a signal interrupts an evaluation: the run saves and ends", async () 
 });
 
 Deno.test("a second signal ends a run at once in the middle of a long step", async () => {
-  const given = await flags("--gradient_accumulation_steps=10_000_000");
+  const given = await flags("--gradient_accumulation_steps=1_000_000");
   const running = new Running("train", `--out_dir=${freshPath()}`, ...given);
   await running.line("writing to");
   running.signal("SIGINT");
@@ -205,6 +208,29 @@ Deno.test("a run goes on with the data that it began with, or with other data th
   );
   assertStringIncludes(stdout, `\nchanged since the checkpoint: data_dir ${data} -> ${other}, `);
   assertStringIncludes(stdout, "batch_size 4 -> 2");
+});
+
+Deno.test("a run goes on behind the windows that it has read, whatever its batch is then", async () => {
+  const data = await dataset(), out = freshPath(), T = 16;
+  const n = Math.floor((openDataset(data).train[0]!.tokens - 1) / T);
+  const flags = [...SMALL, `--data_dir=${data}`, "--gradient_accumulation_steps=1", "--save_interval=100"];
+  await succeed("train", `--out_dir=${out}`, ...flags, "--batch_size=8", "--max_iters=5"); // 40 windows
+  await succeed("train", `--resume=${out}`, "--batch_size=4", "--max_iters=7"); // 48
+  const three = ["--batch_size=3", "--gradient_accumulation_steps=2"];
+  await succeed("train", `--resume=${out}`, ...three, "--max_iters=8"); // 54
+  const windows = [8, 16, 24, 32, 40, 44, 48, 54];
+  assertEquals(metrics(out).map(({ step, tokens }) => [step, tokens]), windows.map((w, i) => [i + 1, T * w]));
+
+  plantNaN(out, "model.norm.weight", 0); // the message then says what the step has read
+  const five = ["--batch_size=5", "--gradient_accumulation_steps=1", "--max_skipped=1", "--max_iters=20"];
+  for (const [seed, first] of [[1337, 54], [7, 0]] as const) {
+    const { stdout, stderr } = await run("train", `--resume=${out}`, ...five, `--seed=${seed}`);
+    const begins = Array.from({ length: 5 }, (_, i) => T * permute(first + i, n, seed, 0));
+    const places = begins.map((start) => `train_000000.bin tokens ${start} to ${start + T}`);
+    assertStringIncludes(stderr, `; the step read ${places.join(", ")}; `);
+    const says = "\nthe windows come in another order than before: it begins with its first one\n";
+    assertEquals(stdout.includes(says), seed === 7);
+  }
 });
 
 Deno.test("a new run that fails before its first step leaves nothing behind", async () => {
