@@ -107,8 +107,12 @@ export function writeAtomic(path: string, text: string): void {
   syncDirectory(dirname(path));
 }
 
-/** What writeAtomic() leaves when it is killed. */
-export const TEMPORARY = /\.\d+\.tmp$/;
+/** Removes what writeAtomic() left in a directory, to which nobody else writes, when it was killed. */
+export function removeTemporary(directory: string): void {
+  for (const { name } of Array.from(Deno.readDirSync(directory))) {
+    if (/\.\d+\.tmp$/.test(name)) removeTree(`${directory}/${name}`);
+  }
+}
 
 /** Gives a file or directory another name, in place of a file or an empty directory that has it. */
 export function rename(path: string, to: string): void {

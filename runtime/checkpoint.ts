@@ -9,10 +9,10 @@ import {
   isFile,
   lookedIn,
   makeDirectory,
+  removeTemporary,
   removeTree,
   rename,
   syncDirectory,
-  TEMPORARY,
   writeAtomic,
   writeSynced,
 } from "../ffi/files.ts";
@@ -138,7 +138,7 @@ export function settle(runDir: string, state: TrainerState | undefined, keep: nu
   for (const name of namesIn(parent)) {
     if (name.startsWith(HALF)) removeTree(`${parent}/${name}`);
   }
-  for (const name of namesIn(runDir)) if (TEMPORARY.test(name)) removeTree(`${runDir}/${name}`);
+  removeTemporary(runDir);
   const old = listCheckpoints(runDir).slice(0, -Math.max(LEAST_KEPT, keep)).filter((name) =>
     best_step === null || name !== checkpointName(best_step)
   );
@@ -304,10 +304,9 @@ export function saveModelFiles(
 ): void {
   const model = "model.safetensors", names = [...Object.keys(files), model];
   const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
-  const isLeft = (name: string) => TEMPORARY.test(name) && names.includes(name.replace(TEMPORARY, ""));
   requireFinite(directory, tensors);
   makeDirectory(directory);
-  for (const name of namesIn(directory)) if (isLeft(name)) removeTree(`${directory}/${name}`); // by a kill
+  removeTemporary(directory);
   try {
     for (const [name, text] of Object.entries(files)) writeSynced(temporary(name), text);
     writeSafetensors(temporary(model), entries(tensors));

@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { readSums, SUMS, writeSums } from "./sums.ts";
 import { readTrainerState } from "./trainer_state.ts";
@@ -98,6 +98,8 @@ Deno.test("readTrainerState() refuses unknown and missing keys, and what is no o
     'Cannot read DIR/trainer_state.json: it has no updates, no best_step, an unknown "updatez"; if another version of ' +
       "loam wrote it, go on with that one, else use another checkpoint",
   );
+  using more = checkpointOf({ ...STATE, "step\u001b": 6 });
+  assertStringIncludes(refusal(more.dir), 'it has an unknown "step\\u001b"; if another version');
   for (const text of ["[]", "null", "3", "{", ""]) {
     using checkpoint = checkpointOf(text);
     assertEquals(
@@ -140,6 +142,15 @@ Deno.test("readTrainerState() names a file that is missing, and says what to do 
   );
   new Deno.Command("sh", { args: ["-c", command!.replace("DIR", dir)] }).outputSync();
   assertEquals(readTrainerState(dir), STATE);
+});
+
+Deno.test("readTrainerState() refuses a file that SHA256SUMS has no line for", () => {
+  for (const name of ["config.json", "trainer_state.json"]) {
+    using checkpoint = checkpointOf(STATE);
+    const path = `${checkpoint.dir}/${SUMS}`, lines = Deno.readTextFileSync(path).split(/(?<=\n)/);
+    Deno.writeTextFileSync(path, lines.filter((line) => !line.includes(`  ${name}`)).join(""));
+    assertStringIncludes(refusal(checkpoint.dir), `DIR/${name}: SHA256SUMS has no line for it`);
+  }
 });
 
 Deno.test("SHA256SUMS is what sha256sum writes", () => {

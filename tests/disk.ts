@@ -109,9 +109,10 @@ export async function inEach(states: State[], check: (root: string, state: State
   }
 }
 
-/** Writes a state into a directory, which is made. */
+/** Writes a state into a directory, which is made. What is temporary there is of another process. */
 function restore(files: Files, root: string): void {
-  for (const [path, content] of files) {
+  for (const [name, content] of files) {
+    const path = name.replace(`.${Deno.pid}.tmp`, ".1.tmp");
     if (content === null) Deno.mkdirSync(root + path, { recursive: true });
     else Deno.writeFileSync(root + path, content);
   }

@@ -2,12 +2,13 @@
 // final name is whole, and the same command ends with the same files as if nothing had happened.
 import { createHash } from "node:crypto";
 import { assert, assertEquals } from "@std/assert";
-import { verifyDataset } from "../data/bins.ts";
-import { jsonl, readAll, runMerge, runPrepare, TEXTS } from "../data/prepare/test_prepare.ts";
+import { openDataset, verifyDataset } from "../data/bins.ts";
+import { jsonl, readAll, runMerge, runPrepare, TEXTS, writeTokenizer } from "../data/prepare/test_prepare.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { parseOptions } from "../data/train_tokenizer/train_options.ts";
 import { trainTokenizer } from "../data/train_tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
+import { sha256OfFile } from "../ffi/files.ts";
 import { crashes, failing, inEach, unsynced } from "./disk.ts";
 import { freshPath } from "./helpers.ts";
 
@@ -17,11 +18,12 @@ type Case = {
   before?: (out: string) => unknown; // what is there
   work: (out: string) => unknown;
   use: (out: string) => unknown; // throws UserError where nothing is of use
+  replaces?: boolean; // all that was there
   refused?: boolean;
 };
 
 /** Checks all moments at which the work of a case may end, and all changes that the system may refuse. */
-function check({ name, before, work, use, refused = true }: Case): void {
+function check({ name, before, work, use, replaces = false, refused = true }: Case): void {
   const may = refused ? "be killed, lose power and be refused any change" : "be killed and lose power";
   Deno.test(`${name} may ${may}`, async () => {
     const fresh = async () => {
@@ -38,6 +40,12 @@ function check({ name, before, work, use, refused = true }: Case): void {
     };
     const { changes, states } = await crashes(whole, finish, () => said);
     const expected = checksums(whole);
+    if (replaces) {
+      const empty = freshPath();
+      Deno.mkdirSync(empty);
+      await unsynced(() => work(`${empty}/out`));
+      assertEquals(expected, checksums(empty)); // nothing is left of what was there
+    }
     useful.push(contentOf(whole, use));
     assert(changes >= 7 && states.length >= 5, `${changes} changes, ${states.length} states`);
     await inEach(states, async (root, { said }) => {
@@ -89,6 +97,7 @@ jsonl(`${input}/a.jsonl`, TEXTS);
 jsonl(`${input}/b.jsonl`, TEXTS.map((text) => text.toUpperCase().slice(3)));
 // Two blocks, the first of which ends with a document of a megabyte and with a commit.
 jsonl(`${input}/long.jsonl`, [...TEXTS.slice(0, 5), "long ".repeat(1 << 18), ...TEXTS.slice(5)]);
+await writeTokenizer(`${input}/files`);
 const flags = ["--tokenizer=bytes", "--val_fraction=0.3", "--shard_tokens=1000"];
 const from = (...files: string[]) => [...flags, "--input", ...files.map((file) => `${input}/${file}.jsonl`)];
 
@@ -99,17 +108,26 @@ check({
   refused: false, // as the next one
 });
 
+/** What is there for a program that does not compare checksums. */
+function dataset(out: string): unknown {
+  const { train, val } = openDataset(out), meta = Deno.readTextFileSync(`${out}/meta.json`);
+  return [meta, ...[...train, ...val].map(({ path }) => sha256OfFile(path))];
+}
+
 check({
   name: "prepare over another dataset",
-  before: (out) => runPrepare(...from("b"), "--out", out),
+  before: (out) => runPrepare(...from("b"), "--shard_tokens=300", "--out", out), // of more shards
   work: (out) => runPrepare(...from("a"), "--out", out, "--overwrite"),
-  use: verifyDataset,
+  use: dataset,
+  replaces: true,
 });
 
 check({
   name: "merge",
   before: async (out) => {
-    for (const shard of ["1/2", "2/2"]) await runPrepare(...from("a", "b"), "--out", out, `--shard=${shard}`);
+    for (const shard of ["1/2", "2/2"]) {
+      await runPrepare(...from("a", "b"), `--tokenizer=${input}/files`, "--out", out, `--shard=${shard}`);
+    }
   },
   work: (out) => runMerge("--out", out),
   use: verifyDataset,
@@ -118,6 +136,7 @@ check({
 /** Trains a tokenizer on one of the files. */
 function tokenizer(out: string, file: string): Promise<unknown> {
   const flags = ["--train", `${input}/${file}.jsonl`, "--out", out, "--vocab_size=280", "--overwrite"];
+  if (file === "b") flags.push("--special_tokens=<|other|>"); // so that both files differ
   return trainTokenizer(parseOptions(flags), () => {});
 }
 
@@ -130,6 +149,7 @@ check({
     if (whole === undefined) throw new UserError("no tokenizer");
     return [whole, files["tokenizer_config.json"]];
   },
+  replaces: true,
 });
 
 Deno.test("the tokenizers of these tests differ and can be opened", async () => {

@@ -2,7 +2,7 @@
 // and writes a meta.json that lists their shards where they are. Nothing is moved or copied but the tokenizer's files.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
-import { isFile, lookedIn, remove, syncDirectory, writeAtomic } from "../../ffi/files.ts";
+import { isFile, lookedIn, remove, removeTemporary, syncDirectory, writeAtomic } from "../../ffi/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
 import { type Meta, readWholeMeta, type SplitSize } from "../meta.ts";
@@ -170,15 +170,19 @@ function refuseOther(out: string, meta: Meta): void {
   );
 }
 
-/** An earlier dataset ends before the first file of this one is there; what is no longer listed is removed afterwards. */
+/** Another dataset ends before the first file of this one is there; what is no longer listed is removed afterwards. */
 function write(out: string, meta: Meta, firstPart: string): void {
-  if (isFile(join(out, "meta.json"))) remove(join(out, "meta.json"));
-  syncDirectory(out);
+  const path = join(out, "meta.json"), text = metaText(meta);
+  removeTemporary(out);
+  if (isFile(path) && Deno.readTextFileSync(path) !== text) {
+    remove(path);
+    syncDirectory(out);
+  }
   if (meta.tokenizer === ".") {
     for (const name of ["tokenizer.json", "tokenizer_config.json"]) {
       writeAtomic(join(out, name), Deno.readTextFileSync(join(firstPart, name)));
     }
   }
-  writeAtomic(join(out, "meta.json"), metaText(meta));
+  writeAtomic(path, text);
   removeOthers(out, meta);
 }
