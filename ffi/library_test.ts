@@ -28,7 +28,8 @@ type Copy = { library: typeof library; build: string } & Disposable;
 async function freshCopy(): Promise<Copy> {
   const root = Deno.makeTempDirSync({ prefix: "loam copy " });
   for (const folder of ["ffi", "build"]) Deno.mkdirSync(`${root}/${folder}`);
-  for (const name of ["deno.json", "ffi/library.ts", "ffi/symbols.ts", "ffi/errors.ts", "ffi/command.ts"]) {
+  const modules = ["library", "symbols", "errors", "visible", "command"].map((name) => `ffi/${name}.ts`);
+  for (const name of ["deno.json", ...modules]) {
     Deno.copyFileSync(`${import.meta.dirname}/../${name}`, `${root}/${name}`);
   }
   return {
