@@ -90,6 +90,9 @@ Deno.test("openDataset() refuses what prepare has not finished", () =>
       UserError,
       `Cannot use "${dir}": it has parts (part_1_of_2, ...) but no meta.json; when all of them are prepared, run: deno task prepare --merge --out ${dir}`,
     );
+    for (const part of ["part_1_of_2", "part_2_of_2"]) Deno.removeSync(`${dir}/${part}`);
+    Deno.mkdirSync(`${dir}/part_11_of_12`);
+    assertThrows(() => openDataset(dir), UserError, "it has parts (part_11_of_12, ...) but no meta.json");
   }));
 
 Deno.test("openDataset() names the command that makes a dataset where there is none", () =>
@@ -119,6 +122,8 @@ Deno.test("openDataset() finds a shard of the wrong size", () =>
     );
     Deno.writeFileSync(path, shard(2, [1, 2]));
     assertThrows(() => openDataset(dir), UserError, "it has 2 tokens, meta.json says 8");
+    Deno.writeFileSync(path, Uint8Array.of(...shard(2, [1, 2, 3, 4, 5, 6, 7, 8]), 9, 9));
+    assertThrows(() => openDataset(dir), UserError, "it has 1042 bytes, its header with 8 tokens says 1040");
     Deno.removeSync(path);
     assertThrows(() => openDataset(dir), UserError, "the file is missing");
   }));
@@ -138,6 +143,10 @@ Deno.test("openDataset() refuses shards and meta.json of another kind", () =>
     writeDataset(dir, SHARDS);
     Deno.writeFileSync(`${dir}/val_000000.bin`, new Uint8Array(1030));
     assertThrows(() => openDataset(dir), UserError, "it begins with 0 0, should be 20240520 1 or 20240801 7");
+    const later = shard(2, [299, 7, 8]);
+    later[4] = 2; // the version
+    Deno.writeFileSync(`${dir}/val_000000.bin`, later);
+    assertThrows(() => openDataset(dir), UserError, "it begins with 20240520 2, should be 20240520 1 or");
     Deno.writeTextFileSync(`${dir}/meta.json`, '{"format":"loam-bins","version":2}');
     assertThrows(() => openDataset(dir), UserError, "its format is loam-bins 2, should be loam-bins 1");
     Deno.writeTextFileSync(`${dir}/meta.json`, '{"format":');

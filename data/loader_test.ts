@@ -341,6 +341,16 @@ for (const world_size of [1, 2, 3]) {
   });
 }
 
+Deno.test("Loader.trainWindows() takes the datasets of a mix in orders of their own", () => {
+  const loader = mixLoader({ a: [401], b: [401] }, "a:1,b:1");
+  const places = samples(loader, 1000, 1, 1);
+  const [a, b] = ["a/", "b/"].map((dir) =>
+    places.filter((place) => place.startsWith(dir)).slice(0, 100).map((place) => place.slice(dir.length))
+  );
+  assertEquals(a!.toSorted(), b!.toSorted()); // an epoch of each
+  assert(a!.join() !== b!.join());
+});
+
 Deno.test("Loader.trainWindows() has exact proportions over every cycle of a mix", () => {
   const loader = mixLoader({ a: [4001], b: [999], c: [77] }, "a:1,b:1,c:1", { batch_size: 100 });
   for (const cycle of [0, 1, 7]) {

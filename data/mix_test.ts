@@ -83,6 +83,10 @@ Deno.test("openData() says how a mix is written", () => {
     "data/a:1,data/b:0.00001",
     'Cannot mix in "data/b" with weight 0.00001: that is less than one of 10000 windows; use a larger weight',
   );
+  refuse(
+    "data/a:0.00001,data/b:1",
+    'Cannot mix in "data/a" with weight 0.00001: that is less than one of 10000 windows; use a larger weight',
+  );
   refuse("data/a:1,data/a/:1", 'Cannot mix in "data/a/" twice: name it once, with the sum of the weights');
 });
 
@@ -98,6 +102,7 @@ Deno.test("openData() refuses datasets whose ids do not mean the same", () => {
   refuseB({ vocab_size: 50300 }, "vocab_size is 50257 and 50300");
   refuseB({ eot: 0 }, "eot is 50256 and 0");
   refuseB({ bos: 1 }, "the token that documents begin with is 50256 and 1");
+  refuseB({ eot: 50257 }, "eot is 50256 and 50257");
 });
 
 Deno.test("openData() compares the tokenizer.json of datasets that hold their own", () => {

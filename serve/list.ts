@@ -80,8 +80,8 @@ function row(run: RunSummary): string[] {
   ];
 }
 
-/** "45 s", "12 min", "3.2 h", "2.1 d". */
-function duration(seconds: number): string {
+/** A time in words: "45 s", "12 min", "3.2 h", "2.1 d". */
+export function duration(seconds: number): string {
   if (seconds < 90) return `${Math.round(seconds)} s`;
   if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
   return seconds < 36 * 3600 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} d`;

@@ -57,6 +57,12 @@ Deno.test("Table takes null for what was not finite, and does not take it for th
   assertEquals([table.last("loss"), table.lastValLoss, table.best?.step], [Infinity, 3, 1]);
 });
 
+Deno.test("Table knows the best evaluation, the first of equal ones", () => {
+  const table = new Table();
+  for (const [i, val_loss] of [5, 3, 4, 3].entries()) table.append(line(i + 1, { val_loss }));
+  assertEquals([table.best, table.lastValLoss], [{ step: 2, val_loss: 3 }, 3]);
+});
+
 Deno.test("Table counts no time for a step that took none that is finite", () => {
   const table = new Table();
   for (const [i, step_ms] of ["1000", "null", "1e999", "2000"].entries()) {

@@ -44,6 +44,9 @@ Deno.test("Tail begins again when the file is cut, replaced, removed or made ane
   Deno.writeTextFileSync(`${scratch.dir}/new`, "uno\ndue\n");
   Deno.renameSync(`${scratch.dir}/new`, scratch.path); // as writeAtomic() does
   assertEquals(tail.next(), { restarted: true, lines: ["uno", "due"], more: false });
+  Deno.writeTextFileSync(`${scratch.dir}/new`, "uno\ndue\ntre\n");
+  Deno.renameSync(`${scratch.dir}/new`, scratch.path); // begins alike
+  assertEquals(tail.next(), { restarted: true, lines: ["uno", "due", "tre"], more: false });
   Deno.removeSync(scratch.path);
   assertEquals(tail.next(), { restarted: true, lines: [], more: false });
   assertEquals(tail.next(), NOTHING);
