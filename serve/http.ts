@@ -247,7 +247,14 @@ export class Connection {
   async #write(bytes: Uint8Array): Promise<void> {
     for (let at = 0; at < bytes.length;) {
       const timer = setTimeout(() => this.close(), this.#deadlines.write_ms);
-      at += await this.#tcp.write(bytes.subarray(at, at + PIECE)).finally(() => clearTimeout(timer));
+      try {
+        at += await this.#tcp.write(bytes.subarray(at, at + PIECE));
+      } catch (error) {
+        this.close(); // the client has left, whether that was read or not
+        throw error;
+      } finally {
+        clearTimeout(timer);
+      }
     }
   }
 }

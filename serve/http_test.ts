@@ -1,8 +1,9 @@
 // What is expected of a server here is what RFC 9112 says of HTTP/1.1, and where that leaves a choice, what curl and browsers
 // need.
-import { assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { Hono } from "hono";
-import { listen, type Listening } from "./listen.ts";
+import { Connection } from "./http.ts";
+import { LIMITS, listen, type Listening } from "./listen.ts";
 import { RawClient, statusOf } from "./testing.ts";
 
 const TEXT = "A text that is long enough to be worth compressing. ".repeat(50);
@@ -200,4 +201,16 @@ Deno.test("long texts are compressed for clients that say they read it", async (
   const response = await fetch(`${server.url}long`); // asks for gzip, and unpacks it
   assertEquals(await response.text(), TEXT);
   await server.close();
+});
+
+Deno.test("a client that is found to have left when it is written to has left", async () => {
+  const reset = {
+    read: () => new Promise(() => {}),
+    write: () => Promise.reject(new Error("Broken pipe")),
+    close() {},
+  };
+  const connection = new Connection(reset as unknown as Deno.Conn, LIMITS);
+  const asked = { method: "GET", headers: new Headers(), isOld: false, keeps: true };
+  await assertRejects(() => connection.answer(asked, new Response("text")), Error, "Broken pipe");
+  assert(connection.gone.aborted); // then it is no news for the terminal
 });
