@@ -297,7 +297,7 @@ Deno.test("prepare() names an input that is gone when its turn comes, and says w
     const error = await assertRejects(() => prepare(command.prepare, show), UserError);
     assertEquals(
       error.message.replaceAll(dir, "DIR"),
-      "Cannot prepare \"DIR/out\": No such file or directory (os error 2): open 'DIR/b.jsonl'; " +
+      "Cannot read \"DIR/b.jsonl\": No such file or directory (os error 2): open 'DIR/b.jsonl'; " +
         "the first 50 documents are done, the same command goes on behind them",
     );
   }));
