@@ -97,7 +97,7 @@ async function train(
     ...[`--gradient_accumulation_steps=${o.gradient_accumulation_steps}`, `--threads=${ranks === 1 ? 2 : 1}`],
     ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0", "--data_dir=data/demo"],
   ];
-  const command = [Deno.execPath(), ...settings.tasks.train.command.split(" ").slice(1), ...flags];
+  const command = [Deno.execPath(), ...settings.tasks["train:dist"].command.split(" ").slice(1), ...flags];
   try {
     await run(ranks === 1 ? command : ["mpirun", ...MPIRUN, ...command]);
     const text = Deno.readTextFileSync(`${out}/run/metrics.jsonl`).trimEnd();

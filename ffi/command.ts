@@ -12,7 +12,8 @@ export const SUBCOMMANDS = [
   "doctor",
 ] as const;
 
-const TASK = new RegExp(`deno task (${SUBCOMMANDS.join("|")})\\b`, "g");
+/** With :web or :dist it is the task with more permissions; the binary has them all. */
+const TASK = new RegExp(`deno task (${SUBCOMMANDS.join("|")})\\b(:\\w+)?`, "g");
 
 /** A text with its commands as they are typed here: "loam train" in the binary, and where its source, mod.ts, is run. */
 export function asTyped(text: string): string {

@@ -70,9 +70,9 @@ function ofPermissions(error: unknown): string | undefined {
     return `Cannot use ${what}: it belongs to the system; choose a file or directory of your own`;
   }
   const words = [...permissionSet(), what ? `${flag}="${what}"` : flag, programPath()];
-  return `${error.message.split(",")[0]}: this program was granted less; grant it with: deno run -q ${
-    words.join(" ")
-  } ...`;
+  const task = taskWith(flag), command = task ? `deno task ${task}` : `deno run -q ${words.join(" ")}`;
+  const advice = task ? `run: ${command} ...` : `grant it with: ${command} ...`;
+  return `${error.message.split(",")[0]}: this program was granted less; ${advice}`;
 }
 
 const VERBS: Record<string, string> = {
@@ -113,7 +113,16 @@ function programPath(): string {
 /** The flag for the permissions that the task of the main module has, or the binary; none for a program of others. */
 function permissionSet(): string[] {
   if (programPath() === "mod.ts") return ["-P=loam"];
-  const commands = Object.values(settings.tasks).map(({ command }) => command.split(" "));
-  const own = commands.find((words) => words.includes(programPath()));
-  return own?.filter((word) => word.startsWith("-P=")) ?? [];
+  return ownTasks()[0]?.[1].filter((word) => word.startsWith("-P=")) ?? [];
+}
+
+/** The task of the main module that gives it more than its permission set, such as prepare:web for --allow-net. */
+function taskWith(flag: string): string | undefined {
+  return ownTasks().find(([, words]) => words.some((word) => word.split("=")[0] === flag))?.[0];
+}
+
+/** The tasks that run the main module, with the words of their commands. */
+function ownTasks(): (readonly [name: string, words: string[]])[] {
+  return Object.entries(settings.tasks).map(([name, { command }]) => [name, command.split(" ")] as const)
+    .filter(([, words]) => words.includes(programPath()));
 }

@@ -19,6 +19,14 @@ const symbols = {
 
 type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
+/** Where drivers put the library: a task may open it there, a program that may open any library finds it elsewhere, too. */
+export const PLACES = [
+  "libnvidia-ml.so.1",
+  "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1",
+  "/usr/lib/aarch64-linux-gnu/libnvidia-ml.so.1",
+  "/usr/lib64/libnvidia-ml.so.1",
+];
+
 const ON_DIE = 0; // NVML_TEMPERATURE_GPU
 
 let library: Library | null | undefined; // undefined: not looked for yet
@@ -30,7 +38,7 @@ let library: Library | null | undefined; // undefined: not looked for yet
  * @param path The library; "" for the driver's.
  */
 export function gpuState(uuid: string, path = ""): GpuState | null {
-  library = library === undefined || path ? openLibrary(path || "libnvidia-ml.so.1") : library;
+  if (library === undefined || path) library = openFirst(path ? [path] : PLACES);
   if (library === null) return null;
   const handle = new BigUint64Array(1), name = new TextEncoder().encode(uuid + "\0");
   if (library.nvmlDeviceGetHandleByUUID(name, handle) !== 0) return null;
@@ -43,11 +51,14 @@ export function gpuState(uuid: string, path = ""): GpuState | null {
   };
 }
 
-function openLibrary(path: string): Library | null {
-  try {
-    const opened = Deno.dlopen(path, symbols).symbols;
-    return opened.nvmlInit_v2() === 0 ? opened : null;
-  } catch {
-    return null; // no driver, or not permitted
+function openFirst(paths: string[]): Library | null {
+  for (const path of paths) {
+    try {
+      const opened = Deno.dlopen(path, symbols).symbols;
+      return opened.nvmlInit_v2() === 0 ? opened : null;
+    } catch {
+      // no driver, or not permitted
+    }
   }
+  return null;
 }

@@ -111,8 +111,8 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) {
         throw new UserError(
-          `Cannot reach rank 0 at ${address}:${port}: this program may not connect there; start it with ` +
-            `deno run -q -P=train --allow-net=${address}:${port} train.ts`,
+          `Cannot reach rank 0 at ${address}:${port}: this program may not connect there; start the ranks with: ` +
+            "deno task train:dist",
         );
       }
       reason = (error as Error).message;

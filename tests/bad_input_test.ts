@@ -17,6 +17,7 @@ import {
   refuse,
   ROOT,
   run,
+  runWithoutStdout,
   SMALL,
   succeed,
 } from "./helpers.ts";
@@ -224,19 +225,16 @@ Deno.test({
   ignore: Deno.build.os !== "linux",
   fn: async () => {
     const { data, finished } = await given();
-    const flags = { train: ["--dry_run", `--data_dir=${data}`], sample: [`--checkpoint=${finished}`] };
-    for (
-      const [task, args] of Object.entries({
-        ...flags,
-        runs: [finished],
-        prepare: ["--help"],
-        serve: ["--help"],
-      })
-    ) {
-      const command = [...settings.tasks[task as "train"].command.split(" ").slice(1), ...args];
-      const options = { args: ["-c", '"$@" >/dev/full', "sh", Deno.execPath(), ...command], cwd: ROOT };
-      const { code, stderr } = await new Deno.Command("sh", options).output();
-      assertMatch(errorLine(new TextDecoder().decode(stderr)), /No space left on device/, task);
+    const commands: [Parameters<typeof run>[0], ...string[]][] = [
+      ["train", "--dry_run", `--data_dir=${data}`],
+      ["sample", `--checkpoint=${finished}`],
+      ["runs", finished],
+      ["prepare", "--help"],
+      ["serve", "--help"],
+    ];
+    for (const [task, ...args] of commands) {
+      const { code, stderr } = await runWithoutStdout(task, ...args);
+      assertMatch(errorLine(stderr), /No space left on device/, task);
       assertEquals(code, 1);
     }
   },

@@ -106,7 +106,7 @@ for (const [name, path] of [["train", "train.ts"], ["sample", "model/sample.ts"]
 
 Deno.test("loam train --help names the presets", async () => {
   const [first] = (await succeed("/", "train", "--help")).split("\n");
-  assertEquals(/Presets: (.*)/.exec(first!)?.[1]?.split(", ").sort(), Object.keys(presets).sort());
+  assertEquals(/Presets: ([^.]*)/.exec(first!)?.[1]?.split(", ").sort(), Object.keys(presets).sort());
 });
 
 Deno.test("loam names the nearest subcommand to one that it does not have", async () => {
@@ -213,6 +213,83 @@ Deno.test("the permissions of the binary cover those of each subcommand", () => 
   );
   assertEquals(refused, []);
   assert(Object.values(loam).every((grant) => grant === true));
+});
+
+// ---- what the tasks may do
+
+/** Prints which of some actions a permission set refuses. */
+const ATTEMPTS = `const attempts = {
+  program: () => new Deno.Command("true").outputSync(),
+  host: () => Deno.connect({ hostname: "192.0.2.1", port: 80 }),
+  library: () => Deno.dlopen("libc.so.6", {}),
+  path: () => Deno.dlopen("/lib/x86_64-linux-gnu/libc.so.6", {}),
+  write: () => Deno.writeTextFileSync("/var/tmp/loam_attempt", ""),
+  env: () => Deno.env.get("HOME"),
+};
+const refused = [];
+for (const [name, attempt] of Object.entries(attempts)) {
+  try {
+    await attempt();
+  } catch (error) {
+    if (error instanceof Deno.errors.NotCapable) refused.push(name);
+  }
+}
+console.log(refused.join(" "));
+Deno.exit(0);`;
+
+for (const set of ["prepare", "data", "train", "sample", "serve", "runs"]) {
+  Deno.test(`the permissions of ${set} refuse programs, hosts, libraries and what lies elsewhere`, async () => {
+    const path = `${freshPath()}.ts`;
+    Deno.writeTextFileSync(path, ATTEMPTS);
+    const args = ["run", "-q", "--no-prompt", "--config", `${ROOT.pathname}deno.json`, `-P=${set}`, path];
+    const { stdout } = await output("/", Deno.execPath(), ...args);
+    assertEquals(stdout, "program host library path write env\n");
+  });
+}
+
+Deno.test("prepare reads no URLs and names prepare:web, which does, but not the keys in the home directory", async () => {
+  const documents = Array.from({ length: 200 }, (_, i) => `The loom wove cloth number ${i}.\n`).join("");
+  await using server = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, onListen() {} },
+    () => new Response(documents),
+  );
+  const url = `http://127.0.0.1:${server.addr.port}/a.txt`, out = freshPath(), home = emptyDirectory();
+  const caches = Deno.env.get("DENO_DIR") ?? `${Deno.env.get("HOME")}/.cache/deno`;
+  const task = (name: string, input: string) =>
+    output(
+      ROOT.pathname,
+      "env",
+      ...[
+        `HOME=${home}`,
+        `DENO_DIR=${caches}`,
+        Deno.execPath(),
+        "task",
+        "-q",
+        name,
+        "--input",
+        input,
+        "--out",
+        out,
+      ],
+      ...["--split_on=line", "--val_fraction=0.3", "--tokenizer=bytes"],
+    );
+  const refused = await task("prepare", url);
+  assertEquals(
+    { ...refused, stderr: errorLine(refused.stderr) },
+    {
+      code: 1,
+      signal: null,
+      stdout: "",
+      stderr: `Requires net access to "127.0.0.1:${server.addr.port}": this program was granted less; ` +
+        "run: deno task prepare:web ...",
+    },
+  );
+  assertEquals((await task("prepare:web", url)).code, 0);
+  Deno.mkdirSync(`${home}/.ssh`);
+  Deno.writeTextFileSync(`${home}/.ssh/id.txt`, documents);
+  const { code, stderr } = await task("prepare:web", `${home}/.ssh/id.txt`);
+  assertEquals(code, 1);
+  assertMatch(errorLine(stderr), /^Requires read access to ".*id\.txt"/);
 });
 
 // ---- mod.ts as a library

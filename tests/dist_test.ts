@@ -28,7 +28,7 @@ class Job {
   stdout = "";
 
   constructor(ranks: string[][], env: Record<string, string> = {}) {
-    const task = [Deno.execPath(), ...settings.tasks.train.command.split(" ").slice(1)];
+    const task = [Deno.execPath(), ...settings.tasks["train:dist"].command.split(" ").slice(1)];
     const apps = ranks.flatMap((flags, i) => [...(i > 0 ? [":"] : []), "-n", "1", ...task, ...flags]);
     this.#child = new Deno.Command("mpirun", {
       args: [...MPIRUN, ...apps],

@@ -39,7 +39,12 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/^deno task (sample|serve) /, ["--device=cpu"]],
   [/^deno task serve$/, ["--run", "runs/c4"]],
   [/^deno task serve\b/, ["--port=0"]],
-  [/^deno task tokenizer$/, ["--train", "corpus/*.parquet", "--vocab_size=300", "--out=data/tokenizer"]],
+  [/^deno task tokenizer(:web)?$/, [
+    "--train",
+    "corpus/*.parquet",
+    "--vocab_size=300",
+    "--out=data/tokenizer",
+  ]],
   [/^deno task data$/, ["--dir=data/c4"]],
   [/^deno task bench$/, [
     ...["--device=cpu", "--preset=tiny", "--B=1", "--T=32", "--n_layer=1", "--V=65", "--copy_mb=1"],
@@ -275,7 +280,7 @@ Deno.test("what launchers start holds together for so many ranks, where it canno
   for (const command of launched) {
     await t.step(command.split("\n")[0]!, async () => {
       const line = command.replaceAll(/ *\\\n */g, " ");
-      const [, args = ""] = /(?:deno task train|train\.ts)((?: --\S+)*)/.exec(line) ?? [];
+      const [, args = ""] = /(?:deno task train(?::dist)?|train\.ts)((?: --\S+)*)/.exec(line) ?? [];
       const preset = command.startsWith("torchrun") ? "gpt-270m" : "tiny"; // the default of the device
       const ranks = `RANK=0 LOCAL_RANK=0 WORLD_SIZE=${
         ranksOf(command)

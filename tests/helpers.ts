@@ -10,7 +10,7 @@ import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
 export const ROOT = new URL("../", import.meta.url);
 
-type Task = "prepare" | "tokenizer" | "train" | "sample" | "serve" | "runs";
+type Task = "prepare" | "tokenizer" | "train" | "train:dist" | "sample" | "serve" | "runs";
 export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
 
 /**
@@ -209,9 +209,9 @@ export const MPIRUN = [
 /** What Open MPI wants of root. */
 export const AS_ROOT = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
 
-/** Runs `train` in n ranks with the same flags, which has to succeed and print nothing to stderr; returns stdout. */
+/** Runs `train:dist` in n ranks with the same flags, which has to succeed and print nothing to stderr; returns stdout. */
 export async function mpirun(n: number, ...flags: string[]): Promise<string> {
-  const args = [...MPIRUN, "-n", String(n), Deno.execPath(), ...taskArgs("train", flags)];
+  const args = [...MPIRUN, "-n", String(n), Deno.execPath(), ...taskArgs("train:dist", flags)];
   const { code, stdout, stderr } = result(await command("mpirun", args, AS_ROOT).output());
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
   return stdout;

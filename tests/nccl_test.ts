@@ -48,7 +48,7 @@ function torchrun(ranks: string[][], env: Record<string, string> = {}): Promise<
   };
   return Promise.all(ranks.map(async (flags, rank) => {
     const { code, signal, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: [...settings.tasks.train.command.split(" ").slice(1), ...flags],
+      args: [...settings.tasks["train:dist"].command.split(" ").slice(1), ...flags],
       cwd: ROOT,
       env: { ...common, RANK: String(rank), LOCAL_RANK: String(rank), ...env },
       stdin: "null",

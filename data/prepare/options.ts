@@ -8,7 +8,8 @@ import { type Flags, parseFlags, unescape, wholeNumber } from "../flags.ts";
 export const HELP = `Turn text into a dataset of token bins
 
   deno task prepare                                         the demo: data/demo.txt into data/demo, as bytes
-  deno task prepare --input 'c4/*.parquet' --out data/c4    files, globs, directories, URLs
+  deno task prepare --input 'c4/*.parquet' --out data/c4    files, globs, directories
+  deno task prepare:web --input hf://... --out data/c4      and URLs, for which the task may use the network
   deno task prepare --input 'web/*.parquet:0.8' 'code/*.jsonl.zst:0.2' --out data/mix
   deno task prepare --input ... --out data/c4 --shard 2/8   one of eight parts, on one of eight machines
   deno task prepare --merge --out data/c4                   the eight parts as one dataset
