@@ -8,7 +8,7 @@ import { readSafetensors, toFloat32, writeSafetensors } from "../runtime/safeten
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
 import { loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
-import { forward, init, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
+import { forward, init, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
 const c: LlamaConfig = {
   ...{ vocab_size: 65, n_layer: 1, n_embd: 16, n_head: 2, n_kv_head: 1, head_dim: 8, n_inner: 24 },
@@ -48,6 +48,24 @@ Deno.test("saveModel() writes a directory that loadModel() and openTokenizer() r
       [],
     );
   }
+  Deno.removeSync(directory, { recursive: true });
+});
+
+Deno.test("a model that was loaded is trained on from its weights", async () => {
+  open("cpu");
+  const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
+  const directory = Deno.makeTempDirSync(), model = init(config);
+  saveModel(directory, new Parameters(model, { seed: 5, train: false }), config, tokenizer);
+  const idx = fixed([1, 8], "i32", "inputs");
+  copyToDevice(idx.address, Int32Array.from(tokenizer.encode("Loom, be")));
+  const answer = (model: Llama) => {
+    const values = noGrad(() => logits(model, forward(model, idx, config)).toArray());
+    endStep();
+    return values;
+  };
+  const loaded = loadModel(directory).model;
+  new Parameters(loaded, { seed: 0, train: true });
+  assertEquals(answer(loaded), answer(model));
   Deno.removeSync(directory, { recursive: true });
 });
 

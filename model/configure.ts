@@ -196,10 +196,11 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
   requireRange(config, ["zero_stage"], 0, 1);
   requireRange(
     config,
-    ["learning_rate", "min_lr", "weight_decay", "grad_clip", "eps", "sample_temperature"],
+    ["learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"],
     0,
     Infinity,
   );
+  requireRange(config, ["eps"], 1e-30, Infinity); // not 0 in float32: a value without a gradient would become 0 / 0
   requireRange(config, ["beta1", "beta2"], 0, 0.999999);
   requireRange(config, ["rope_theta"], 1, Infinity);
   requireRange(config, ["norm_eps"], 1e-12, Infinity);

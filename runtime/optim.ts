@@ -4,7 +4,7 @@ import * as k from "../ffi/kernels.ts";
 import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
 import { type Block, permanent, release, take } from "./memory.ts";
-import { type Address, bytesPerElement, named, type Tensor } from "./tensor.ts";
+import { type Address, bytesPerElement, isPlaced, named, type Tensor } from "./tensor.ts";
 
 /** Where one parameter lies in the flat buffers. */
 export type Slot = { name: string; tensor: Tensor; offset: number; size: number }; // in elements
@@ -45,7 +45,10 @@ export class Parameters {
   /** float32; only when training. */
   readonly grads: Block | undefined;
 
-  /** Gives the parameters of model memory and initial values. */
+  /**
+   * Gives the parameters of model memory, and initial values. Those that have values already, such as those of loadModel(), move
+   * to the new memory with them; the old memory stays allocated.
+   */
   constructor(model: unknown, options: ParameterOptions) {
     const { rank = 0, world_size = 1, zero_stage = 0 } = options;
     const all = named(model);
@@ -68,6 +71,7 @@ export class Parameters {
     this.weights = permanent(this.total * element, "weights");
     this.master = element === 4 ? this.weights : permanent(length(this.updated) * 4, "optimizer");
     this.grads = options.train ? permanent(this.total * 4, "gradients") : undefined;
+    const values = new Map(all.filter(([, t]) => isPlaced(t)).map(([, t]) => [t, t.address]));
     for (const { name, tensor, offset, size } of this.slots) {
       tensor.buf.name = name;
       tensor.buf.block = part(this.weights, offset, size, element);
@@ -75,13 +79,18 @@ export class Parameters {
       tensor.buf.gradIsEmpty = true;
       tensor.buf.needsGrad = options.train;
     }
-    this.#initialise(BigInt(options.seed));
+    this.#initialise(BigInt(options.seed), values);
   }
 
-  #initialise(seed: bigint): void {
+  /** kept: where the values are of those parameters that have some. */
+  #initialise(seed: bigint, kept: Map<Tensor, Address>): void {
     for (const { tensor, offset, size } of this.slots) {
-      const init = tensor.buf.init!, rows = tensor.shape[0]!;
+      const init = tensor.buf.init!, rows = tensor.shape[0]!, from = kept.get(tensor);
       this.#setValues(offset, size, (values) => {
+        if (from !== undefined) {
+          if (bytesPerElement("act") === 4) return k.copy_async(values, from, BigInt(4 * size));
+          return k.convert(values, from, F32, BF16, BigInt(size));
+        }
         if ("value" in init) return k.init_constant(values, BigInt(size), init.value);
         const n = (init.rows ?? rows) * (size / rows); // padded rows stay zero
         k.init_normal(values, BigInt(n), init.std, seed, BigInt(offset));

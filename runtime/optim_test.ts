@@ -233,6 +233,32 @@ Deno.test("Parameters starts from the seed: the same bits for the same, others f
   assert(equal < 10, `${equal} of 2000 values of two parameters are the same`);
 });
 
+Deno.test("Parameters keeps the values of a model that has some, for any rank, and starts only what is new", () => {
+  const part = () => ({ a: param([40, 50], { std: 0.02, rows: 37 }), b: param([70], { value: 1 }) });
+  const old = part(), values = [normal(2000, 5), normal(70, 6)];
+  new Parameters(old, { seed: 1, train: false });
+  [old.a, old.b].forEach((t, i) => writeFloats(t.address, values[i]!, "act"));
+  const before = [old.a.toArray(), old.b.toArray()];
+  for (
+    const more of [{}, { rank: 0, world_size: 2, zero_stage: 1 }, { rank: 1, world_size: 2, zero_stage: 1 }]
+  ) {
+    const model = { ...old, added: param([3, 2], { value: 4 }) };
+    const p = new Parameters(model, { seed: 2, train: true, ...more });
+    assertEquals([model.a.toArray(), model.b.toArray()], before);
+    assertEquals(model.added.toArray(), new Float32Array(6).fill(4));
+    const { from, to } = p.updated; // its float32 values are the same
+    const wide = new Float32Array(p.total);
+    for (const { tensor, offset } of p.slots) wide.set(tensor.toArray(), offset);
+    assertEquals(readFloats(p.masterAt(from), to - from, "f32"), wide.subarray(from, to));
+  }
+});
+
+Deno.test("Parameters places a tensor once that a model has twice, as a tie", () => {
+  const embed = param([4, 8], { std: 1 }),
+    p = new Parameters({ embed, head: embed }, { seed: 1, train: true });
+  assertEquals(p.slots.map(({ name }) => name), ["embed"]);
+});
+
 // ---- random numbers
 
 /** The four words of block `counter` (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011). */

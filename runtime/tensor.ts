@@ -107,11 +107,23 @@ export function param(shape: readonly number[], init: Init): Tensor {
   return tensor;
 }
 
-/** All parameters of a model in the order they are written, with their path as name: "layers.3.qkv_proj". */
-export function named(model: unknown, path = ""): [string, Tensor][] {
-  if (model instanceof Tensor) return model.buf.init ? [[path, model]] : [];
+/** Whether a parameter has memory, and with it values. */
+export function isPlaced(t: Tensor): boolean {
+  return t.buf.block !== UNPLACED;
+}
+
+/**
+ * All parameters of a model in the order they are written, with their path as name: "layers.3.qkv_proj". One that is there
+ * twice, as a tie, has its first path alone.
+ */
+export function named(model: unknown, path = "", seen: Set<Buffer> = new Set()): [string, Tensor][] {
+  if (model instanceof Tensor) {
+    if (!model.buf.init || seen.has(model.buf)) return [];
+    seen.add(model.buf);
+    return [[path, model]];
+  }
   if (typeof model !== "object" || model === null) return [];
-  return Object.entries(model).flatMap(([key, value]) => named(value, path ? `${path}.${key}` : key));
+  return Object.entries(model).flatMap(([key, value]) => named(value, path ? `${path}.${key}` : key, seen));
 }
 
 // ---- to and from the host

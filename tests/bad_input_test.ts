@@ -68,6 +68,7 @@ const mistakes: [string, string][] = [
     "--learning_rate=1e-5",
     "Cannot use min_lr 0.0003: it is above learning_rate 0.00001, which falls to it; set --min_lr too",
   ],
+  ["--eps=0", "Cannot use eps 0: it must be at least 1e-30"],
   ["--beta1=1", "Cannot use beta1 1: it must be between 0 and 0.999999"],
   ["--seed=1.5", "Cannot use seed 1.5: it must be a whole number of at least 0"],
   ["--threads=100000", "Cannot use threads 100000: it must be between 0 and 1024"],
