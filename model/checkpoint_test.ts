@@ -7,7 +7,7 @@ import { modelDirectory } from "../tests/helpers.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../runtime/safetensors.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
-import { loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
+import { endsOf, loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
 import { forward, init, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
 const c: LlamaConfig = {
@@ -179,6 +179,27 @@ Deno.test("loadModel() names what shards, their index and config.json do not agr
     assertStringIncludes(error.message.replaceAll(directory, "DIR"), message);
     Deno.removeSync(directory, { recursive: true });
   }
+});
+
+Deno.test("endsOf() takes what transformers stops at: of generation_config.json, of config.json, of the tokenizer", () => {
+  const directory = Deno.makeTempDirSync(), ends = () => endsOf(directory, { eot: 9 });
+  const write = (name: string, eos_token_id: unknown) =>
+    Deno.writeTextFileSync(`${directory}/${name}.json`, JSON.stringify({ eos_token_id }));
+  assertEquals(ends(), [9]);
+  write("config", 7);
+  assertEquals(ends(), [7]);
+  write("generation_config", null);
+  assertEquals(ends(), [7]);
+  write("generation_config", [5, 6]);
+  assertEquals(ends(), [5, 6]);
+  for (const wrong of ["</s>", [1, -1], 1.5, {}]) {
+    write("generation_config", wrong);
+    const message =
+      `Cannot use ${directory}/generation_config.json: eos_token_id is ${JSON.stringify(wrong)}, ` +
+      "and should be an id or a list of them";
+    assertEquals(assertThrows(ends, UserError).message, message);
+  }
+  Deno.removeSync(directory, { recursive: true });
 });
 
 Deno.test("saveModel() says where it cannot write", () => {

@@ -179,7 +179,7 @@ const COMPLETION_REQUEST: Schema = {
       ],
       description:
         "Texts or tokens to go on with; none writes a document from its start. Before a text stands the token with " +
-        "which documents begin, tokens are read as they are",
+        "which the tokenizer begins texts, tokens are read as they are",
     },
     n: {
       type: "integer",
@@ -234,7 +234,7 @@ export const COMPLETION: Schema = object({
     },
   })),
   usage: object({
-    prompt_tokens: whole("With the token that begins a document"),
+    prompt_tokens: whole("With the token that begins a text"),
     completion_tokens: whole("Tokens written"),
     total_tokens: whole("Their sum"),
   }),

@@ -19,6 +19,7 @@ for (const file of ["nanogpt_char/meta.pkl", ...[2, 3, 5].map((n) => `pickles/pr
     assertEquals([tokenizer.vocab_size, tokenizer.eot], [CHARACTERS.length + 1, CHARACTERS.length]);
     assertEquals(Array.from(tokenizer.encode(TEXT)), ids(TEXT));
     assertEquals(tokenizer.decode([...ids(TEXT), tokenizer.eot, 500]), `${TEXT}<|endoftext|>`);
+    assertEquals([tokenizer.prompt("To"), tokenizer.prompt("")], [ids("To"), ids("\n")]); // as nanoGPT's sample.py begins
     const stream = tokenizer.stream();
     assertEquals(ids("中👍").map((id) => stream.write(id)), ["中", "👍"]);
   });
