@@ -148,6 +148,7 @@ test("the dashboard warns of a loss that is not finite, of skipped steps, and of
   assertEquals(await view.text("mfu"), "–");
   assertStringIncludes(await view.text("warnings"), "1 update was skipped");
   assertStringIncludes(await view.text("warnings"), "1 line of metrics.jsonl could not be read");
+  await view.drawn(100); // the history comes after what /stats says
   assert(await painted(view.page, "loss", "run-1") > 100, "what came before is there");
 });
 

@@ -116,7 +116,7 @@ Deno.test("serve shows the runs of a directory, and those that begin while it se
   const parent = freshPath();
   Deno.mkdirSync(parent);
   const server = new Running("serve", parent, "--port=0"), url = await addressOf(server);
-  assertEquals((await fetch(`${url}stats`)).status, 404);
+  assertEquals(await statusOf(`${url}stats`), 404);
   for (const name of ["b", "a"]) {
     await succeed("train", ...TRAIN, `--out_dir=${parent}/${name}`, "--max_iters=2");
     assertEquals((await getJson(`${url}stats`)).run, name); // the one written last
