@@ -7,8 +7,8 @@
 #
 # Needs a C++ compiler and Deno. As root on Debian or Ubuntu it installs the compiler and a fast matrix library (oneDNN), and
 # for the tests Open MPI and Chromium; Deno comes through npm into .deno/ where it is missing, and the last line says how to
-# put it on PATH. What is there already is used as it is. CUDA and NVIDIA's driver are never installed: where nvcc is found the CUDA library is built too, and
-# `deno task doctor` says what is missing.
+# put it on PATH. What is there already is used as it is. CUDA and NVIDIA's driver are never installed: where nvcc and
+# cuBLASLt are found the CUDA library is built too; else the build and `deno task doctor` say what is missing.
 
 set -eu
 cd "$(dirname "$0")"

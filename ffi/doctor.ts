@@ -49,7 +49,7 @@ function cpuLibrary(): Finding[] {
       ...(blas?.startsWith("builtin")
         ? {
           advice:
-            "install oneDNN for faster training (Debian: apt-get install libdnnl2), or OpenBLAS (libopenblas0)",
+            "install oneDNN for faster training (Debian: apt-get install libdnnl-dev), or OpenBLAS (libopenblas-dev)",
         }
         : {}),
     },
@@ -70,7 +70,9 @@ async function gpu(): Promise<Finding[]> {
 async function toolkit(hasGpu: boolean): Promise<Finding> {
   const found = await findToolkit(), what = "CUDA toolkit";
   if (typeof found !== "string") return { what, found: `nvcc ${found.release}, cuBLASLt in ${found.lib}` };
-  return { what, found: "none to build with", ...(hasGpu ? { advice: found } : {}) };
+  return hasGpu
+    ? { what, found: "none to build with", advice: found }
+    : { what, found: `none to build with: ${found}` };
 }
 
 /** "NVIDIA H100, driver 580.65, 81559 MiB, sm_90" of a line from nvidia-smi. */

@@ -81,7 +81,18 @@ Deno.test("doctor asks for nothing of CUDA where there is no GPU", async () => {
   const text = await doctor("exit 1");
   assertMatch(
     text,
-    /^GPU +none \(nvidia-smi does not answer\)\nCUDA toolkit +none to build with\nCUDA library /m,
+    /^GPU +none \(nvidia-smi does not answer\)\nCUDA toolkit +none to build with: no nvcc in [^\n]*\nCUDA library /m,
   );
   assertStringIncludes(text, "CPU library ");
+});
+
+Deno.test("doctor and build, which run.sh runs, say the same of what CUDA lacks, with a GPU and without", async () => {
+  const built = await run("ffi/build.ts", { CUDA_HOME: "/no/cuda" }, "--only=cuda");
+  const [, lacking] = /^CUDA library: skipped, (.*)$/m.exec(built.stdout) ?? [];
+  assertEquals(lacking, "no nvcc in /no/cuda/bin, where CUDA_HOME points");
+  assertStringIncludes(await doctor("exit 1"), `CUDA toolkit   none to build with: ${lacking}\n`);
+  assertStringIncludes(
+    await doctor("echo NVIDIA H100, 580.65.06, 81559 MiB, 9.0"),
+    `CUDA toolkit   none to build with\n               -> ${lacking}\n`,
+  );
 });

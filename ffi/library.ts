@@ -157,7 +157,7 @@ function whyMissing(variant: string): string {
   if (Deno.build.standalone) {
     return "it is not in this program; where it is built, make one that holds it: deno task compile";
   }
-  const needs = variant === "cuda" ? " (it needs nvcc; see deno task doctor)" : "";
+  const needs = variant === "cuda" ? " (it needs nvcc and cuBLASLt; see deno task doctor)" : "";
   return `it is not built; run: deno task build${needs}`;
 }
 

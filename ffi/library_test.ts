@@ -87,7 +87,7 @@ Deno.test("open() names the command that builds what is missing", async () => {
   );
   assertEquals(
     userError(() => open("cuda")),
-    `Cannot open ${copy.build}/libloam_cuda.so: it is not built; run: deno task build (it needs nvcc; see deno task doctor)`,
+    `Cannot open ${copy.build}/libloam_cuda.so: it is not built; run: deno task build (it needs nvcc and cuBLASLt; see deno task doctor)`,
   );
   assertEquals(chooseDevice(), { name: "cpu", reason: "the CUDA library is not built" });
 });
