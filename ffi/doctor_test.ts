@@ -90,9 +90,9 @@ Deno.test("doctor and build, which run.sh runs, say the same of what CUDA lacks,
   const built = await run("ffi/build.ts", { CUDA_HOME: "/no/cuda" }, "--only=cuda");
   const [, lacking] = /^CUDA library: skipped, (.*)$/m.exec(built.stdout) ?? [];
   assertEquals(lacking, "no nvcc in /no/cuda/bin, where CUDA_HOME points");
-  assertStringIncludes(await doctor("exit 1"), `CUDA toolkit   none to build with: ${lacking}\n`);
+  assertStringIncludes(await doctor("exit 1"), `CUDA toolkit  none to build with: ${lacking}\n`);
   assertStringIncludes(
     await doctor("echo NVIDIA H100, 580.65.06, 81559 MiB, 9.0"),
-    `CUDA toolkit   none to build with\n               -> ${lacking}\n`,
+    `CUDA toolkit  none to build with\n              -> ${lacking}\n`,
   );
 });
