@@ -1,5 +1,6 @@
 // POST /v1/completions: lets any client of OpenAI's completions API talk to a model.
 import type { Context } from "hono";
+import { UserError } from "../ffi/errors.ts";
 import { type CompletionRequest, misfit, parseRequest, type Prompt } from "./completion_request.ts";
 import type { Model, Order } from "./model.ts";
 import { Refusal } from "./refusal.ts";
@@ -33,8 +34,8 @@ export async function completions(c: Context, model: Model): Promise<Response> {
 
 /** The tokens that the model reads: of a text with what the tokenizer begins texts with; tokens are read as they are. */
 function tokensOf(prompt: Prompt, model: Model): number[] {
-  const { tokenizer, block_size, vocab_size } = model;
-  const tokens = typeof prompt === "string" ? tokenizer.prompt(prompt) : prompt;
+  const { block_size, vocab_size } = model;
+  const tokens = typeof prompt === "string" ? encoded(prompt, model) : prompt;
   if (tokens.length > block_size) {
     throw new Refusal(400, `The prompt has ${tokens.length} tokens, the model reads ${block_size} at most`, {
       param: "prompt",
@@ -44,6 +45,15 @@ function tokensOf(prompt: Prompt, model: Model): number[] {
   const unknown = typeof prompt === "string" ? undefined : prompt.find((id) => id >= vocab_size);
   if (unknown === undefined) return tokens;
   throw misfit("prompt", `holds the token ${unknown}, the model knows those below ${vocab_size}`);
+}
+
+/** The tokens of a text; a tokenizer of characters may lack one. */
+function encoded(prompt: string, { tokenizer }: Model): number[] {
+  try {
+    return tokenizer.prompt(prompt);
+  } catch (error) {
+    throw error instanceof UserError ? new Refusal(400, error.message, { param: "prompt" }) : error;
+  }
 }
 
 async function bodyOf(c: Context): Promise<unknown> {

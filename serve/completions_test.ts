@@ -1,5 +1,6 @@
 // A model that is trained in a moment answers as OpenAI's API does.
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { characterTokenizer } from "../data/tokenizers/character_level.ts";
 import { UserError } from "../ffi/errors.ts";
 import { copy, dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/helpers.ts";
 import { type App, createApp } from "./app.ts";
@@ -303,6 +304,18 @@ Deno.test("a tokenizer that fails costs one text, and its message and stack stay
     }
   }
   assertMatch(printed.text(), /RangeError: a secret\n +at /);
+});
+
+Deno.test("a character that the tokenizer lacks is a mistake of the one who asks", async () => {
+  const { prompt } = model.tokenizer;
+  model.tokenizer.prompt = characterTokenizer("", ["a", "b"]).prompt;
+  const response = await post(app, { prompt: "a¿b" }), body = await response.json();
+  model.tokenizer.prompt = prompt;
+  assertEquals([response.status, body.error.param, body.error.message], [
+    400,
+    "prompt",
+    "Cannot encode the character U+00BF: it is none of the 2 that the tokenizer has; leave it out of the text",
+  ]);
 });
 
 Deno.test("an error in the model's Worker costs one text, and its stack stays in the terminal", async () => {

@@ -219,7 +219,11 @@ class World {
 
   async end(): Promise<void> {
     for (const server of this.#servers.splice(0)) {
-      server.kill();
+      try {
+        server.kill();
+      } catch (error) { // training that has ended
+        if (!(error instanceof TypeError)) throw error;
+      }
       await server.status;
     }
   }

@@ -36,7 +36,7 @@ export function characterTokenizer(name: string, characters: readonly string[]):
       while (from < to) {
         const codePoint = bytes[from]! < 0x80 ? bytes[from]! : codePointAt(bytes, from),
           id = ids.get(codePoint);
-        if (id === undefined) throw unknown(name, codePoint, characters.length);
+        if (id === undefined) throw unknown(codePoint, characters.length);
         out.ids[out.length++] = id;
         from += widthAt(bytes, from);
       }
@@ -54,10 +54,10 @@ export function characterTokenizer(name: string, characters: readonly string[]):
     : { ...tokenizer, prompt: (text) => text === "" ? [newline] : tokenizer.prompt(text) };
 }
 
-function unknown(name: string, codePoint: number, n: number): UserError {
+function unknown(codePoint: number, n: number): UserError {
   const hex = codePoint.toString(16).toUpperCase().padStart(4, "0");
   return new UserError(
-    `Cannot encode the character U+${hex} with "${name}": it is none of its ${n} characters; leave it out of the text`,
+    `Cannot encode the character U+${hex}: it is none of the ${n} that the tokenizer has; leave it out of the text`,
   );
 }
 

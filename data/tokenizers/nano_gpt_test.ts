@@ -94,7 +94,7 @@ Deno.test("a tokenizer of characters is the same from its files, and says which 
     assertEquals(again.files(), tokenizer.files());
     assertEquals(
       assertThrows(() => again.encode("to ¿be"), UserError).message,
-      `Cannot encode the character U+00BF with "${directory}": it is none of its ${CHARACTERS.length} characters; leave it out of the text`,
+      `Cannot encode the character U+00BF: it is none of the ${CHARACTERS.length} that the tokenizer has; leave it out of the text`,
     );
   });
 });
