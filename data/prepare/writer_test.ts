@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
-import { sha256OfFile } from "../../ffi/files.ts";
+import { sha256OfFile, watchChanges } from "../../ffi/files.ts";
 import { checkWritten, type Ids, ShardWriter, type Written } from "./writer.ts";
 import { inDirectory, names } from "../test_directory.ts";
 
@@ -87,6 +87,39 @@ Deno.test("ShardWriter goes on from its last commit and cuts off what came after
     for (const name of names(whole)) {
       assertEquals(Deno.readFileSync(`${killed}/${name}`), Deno.readFileSync(`${whole}/${name}`), name);
     }
+  }));
+
+Deno.test("ShardWriter cuts off what came after its last commit also where nothing follows", () =>
+  inDirectory((dir) => {
+    let written: Written | undefined;
+    {
+      using writer = new ShardWriter(dir, options);
+      writer.append("train", ...documents(3));
+      written = writer.commit();
+      writer.append("train", ...documents(2)); // lost
+    }
+    using writer = new ShardWriter(dir, options, written);
+    writer.finish();
+    assertEquals(tokens(`${dir}/train_000000.bin`), [9, 0, 0]);
+  }));
+
+Deno.test("ShardWriter.commit() syncs shards and then their names, and finish() syncs a shard before it is named", () =>
+  inDirectory((dir) => {
+    using writer = new ShardWriter(dir, options);
+    writer.append("train", ...documents(3));
+    writer.append("val", ...documents(2));
+    const syncs: string[] = [];
+    using _ = watchChanges(({ kind, path }) => {
+      if (/sync|rename/.test(kind)) syncs.push(`${kind} ${path.slice(dir.length)}`);
+    });
+    writer.commit();
+    const [train, val] = ["/train_000000.bin.tmp", "/val_000000.bin.tmp"];
+    assertEquals(syncs.splice(0), [`sync ${train}`, `sync ${val}`, "syncDirectory "]);
+    writer.finish();
+    assertEquals(syncs, [
+      ...[train, val].flatMap((path) => [`sync ${path}`, `rename ${path}`]),
+      "syncDirectory ",
+    ]);
   }));
 
 Deno.test("ShardWriter without a commit to go on from removes what is there", () =>
