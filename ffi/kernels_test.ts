@@ -259,6 +259,14 @@ Deno.test("add() may write over either input", () => {
   assertEquals([read(a, 2), read(b, 2)], [[11, 22], [42, 84]]);
 });
 
+Deno.test("embedding_backward() overwrites or adds", () => {
+  const dweight = floats(NaN, NaN, NaN), dout = floats(1, 2, 4);
+  k.embedding_backward(dweight, dout, ints(2, 0, 2), 3, 3, 1, 0);
+  assertEquals(read(dweight, 3), [2, 0, 5]);
+  k.embedding_backward(dweight, dout, ints(2, 0, 2), 3, 3, 1, 1);
+  assertEquals(read(dweight, 3), [4, 0, 10]);
+});
+
 Deno.test("linear_dgrad() and linear_wgrad() overwrite or add", () => {
   const dout = floats(1, 2), w = floats(3, 4), x = floats(5, 6); // N=2 OUT=1 IN=1 and the like
   const dx = floats(NaN, NaN), dw = floats(NaN);

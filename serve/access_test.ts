@@ -99,6 +99,8 @@ Deno.test("a browser that came with ?token= goes on with a cookie, which is not 
   assert(!cookie.includes(TOKEN));
   const headers = { Cookie: cookie.split(";")[0]! };
   assertEquals((await hono.request("http://gpu-box:8000/stats", { headers })).status, 200);
+  const forged = { Cookie: headers.Cookie.replace(/=.*/, `=${"0".repeat(64)}`) };
+  assertEquals((await hono.request("http://gpu-box:8000/stats", { headers: forged })).status, 401);
   const data = await hono.request(`http://gpu-box:8000/stats?token=${TOKEN}`);
   assertEquals([data.status, data.headers.get("Set-Cookie")], [200, cookie]);
   assertEquals((await hono.request("http://gpu-box:8000/stats?token=wrong")).headers.get("Set-Cookie"), null);

@@ -107,10 +107,27 @@ Deno.test("Events forgets a client that goes away, and stops reading when none i
   using fake = new FakeRun(1);
   const run = fake.run(), events = new Events();
   await run.refresh();
-  const streams = [events.stream(run, undefined), events.stream(run, undefined)];
-  assertEquals([events.count, run.listeners.size], [2, 2]);
-  for (const stream of streams) await stream.cancel();
-  assertEquals([events.count, run.listeners.size], [0, 0]);
+  const { setInterval, clearInterval } = globalThis, timers = new Set<Parameters<typeof clearInterval>[0]>();
+  globalThis.setInterval = ((...args: Parameters<typeof setInterval>) => {
+    const timer = setInterval(...args);
+    timers.add(timer);
+    return timer;
+  }) as typeof setInterval;
+  globalThis.clearInterval = (timer) => {
+    timers.delete(timer);
+    clearInterval(timer);
+  };
+  try {
+    const streams = [events.stream(run, undefined), events.stream(run, undefined)];
+    assertEquals([events.count, run.listeners.size, timers.size], [2, 2, 2]);
+    await streams[0]!.cancel();
+    assertEquals([events.count, run.listeners.size, timers.size], [1, 1, 2]);
+    await streams[1]!.cancel();
+    assertEquals([events.count, run.listeners.size, timers.size], [0, 0, 0]);
+  } finally {
+    [globalThis.setInterval, globalThis.clearInterval] = [setInterval, clearInterval];
+    for (const timer of timers) clearInterval(timer);
+  }
 });
 
 Deno.test("Events keeps a bounded amount for a client that does not read, and tells it that it missed some", async () => {

@@ -192,3 +192,36 @@ Deno.test("a server that looks at a run does not keep its trainer from starting"
   await run.refresh();
   assert(run.exists);
 });
+
+Deno.test("medianStep_ms() is the middle of the last hundred steps, however they are ordered", async () => {
+  using fake = new FakeRun(0);
+  const run = fake.run();
+  assertEquals(run.medianStep_ms(), NaN);
+  const append = (...times: (number | null)[]) => {
+    const first = run.table.length + 1;
+    const lines = times.map((step_ms, i) => ({ ...metricsAt(first + i), step_ms }));
+    fake.append("metrics.jsonl", lines.map((line) => JSON.stringify(line) + "\n").join(""));
+    return run.refresh();
+  };
+  await append(100, 9, 30, null);
+  assertEquals(run.medianStep_ms(), 30);
+  await append(...Array(60).fill(7), ...Array(41).fill(1000));
+  assertEquals(run.medianStep_ms(), 7); // 60 of the last 101
+});
+
+Deno.test("refresh() while a large file is read waits for the same end, and tells what happened once", async () => {
+  using fake = new FakeRun(6000);
+  const run = fake.run();
+  await run.refresh();
+  const kinds: string[] = [];
+  run.listeners.add(({ kind }) => kinds.push(kind));
+  const lines = Array.from({ length: 9000 }, (_, i) => ({ ...metricsAt(i + 1), step_ms: 50 }));
+  const text = lines.map((line) => JSON.stringify(line) + "\n").join("");
+  assert(text.length > 2 ** 20); // more than is read at a time
+  Deno.writeTextFileSync(`${fake.dir}/metrics.jsonl`, text);
+  const first = run.refresh();
+  await run.refresh();
+  assertEquals([run.table.length, kinds], [9000, ["reset", "resync"]]);
+  await first;
+  assertEquals(kinds.length, 2);
+});
