@@ -5,7 +5,7 @@
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { lookedIn, sha256OfFile } from "../ffi/files.ts";
-import { damaged, type Meta, readMeta } from "./meta.ts";
+import { damaged, type Meta, readMeta, verifyMeta } from "./meta.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
 import { orMistake } from "../ffi/system_error.ts";
 
@@ -105,12 +105,13 @@ function openNanoGPT(shards: Pick<Dataset, "dir" | "train" | "val" | "sha256">, 
 }
 
 /**
- * Opens a dataset and compares the SHA-256 of each shard with meta.json.
+ * Opens a dataset and compares the SHA-256 of each shard with meta.json, and that of meta.json with what it says itself.
  *
  * @throws {UserError} as openDataset(), and if a shard is not what prepare wrote.
  */
 export function verifyDataset(dir: string): Dataset {
   const dataset = openDataset(dir);
+  if (dataset.format === "loam") verifyMeta(dir);
   for (const [file, sha256] of Object.entries(dataset.sha256)) {
     const actual = sha256OfFile(join(dir, file));
     if (actual !== sha256) {

@@ -2,6 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import { sha256OfFile } from "../ffi/files.ts";
 import { openDataset, readTokens, shardHeader, tokenBytes, verifyDataset } from "./bins.ts";
+import { jsonl, runPrepare, TEXTS } from "./prepare/test_prepare.ts";
 import { inDirectory } from "./test_directory.ts";
 
 /** Bytes of a shard in llm.c's format. */
@@ -206,3 +207,39 @@ Deno.test("verifyDataset() finds a changed byte", () =>
     openDataset(dir);
     assertThrows(() => verifyDataset(dir), UserError, `Cannot use "${dir}/val_000000.bin": its SHA-256 is `);
   }));
+
+Deno.test("verifyDataset() finds every changed character of meta.json, and takes one that was written by hand", () =>
+  inDirectory(async (dir) => {
+    jsonl(`${dir}/a.jsonl`, TEXTS.slice(0, 9));
+    await runPrepare(
+      "--input",
+      `${dir}/a.jsonl`,
+      "--out",
+      `${dir}/out`,
+      "--tokenizer=bytes",
+      "--val_fraction=0.3",
+    );
+    const path = `${dir}/out/meta.json`, text = Deno.readTextFileSync(path);
+    const { meta_sha256, ...meta } = JSON.parse(text);
+    assertEquals(meta_sha256, sha256OfText(JSON.stringify(meta)));
+    verifyDataset(`${dir}/out`);
+    for (let at = 0; at < text.length; at++) {
+      if (/\s/.test(text[at]!)) continue; // between values it means nothing
+      const other = String.fromCharCode(text.charCodeAt(at) ^ 1);
+      Deno.writeTextFileSync(path, text.slice(0, at) + other + text.slice(at + 1));
+      assertThrows(() => verifyDataset(`${dir}/out`), UserError, `Cannot use "`, text.slice(at - 9, at + 9));
+    }
+    Deno.writeTextFileSync(path, JSON.stringify(meta));
+    verifyDataset(`${dir}/out`);
+    for (const file of ["../train_000000.bin", "/etc/passwd", "a/b.bin", ""]) {
+      const shards = [{ ...meta.shards[0], file }];
+      Deno.writeTextFileSync(path, JSON.stringify({ ...meta, shards }));
+      assertThrows(() => openDataset(`${dir}/out`), UserError, "shards[0] is ");
+    }
+  }));
+
+function sha256OfText(text: string): string {
+  const { stdout } = new Deno.Command("sh", { args: ["-c", 'printf %s "$0" | sha256sum', text] })
+    .outputSync();
+  return new TextDecoder().decode(stdout).slice(0, 64);
+}

@@ -1,4 +1,5 @@
 // meta.json, which describes a dataset: what it holds, and whether what stands in the file can be used.
+import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import type { Recipe } from "./prepare/recipe.ts";
@@ -23,13 +24,49 @@ export interface Meta extends Recipe {
   shards: { file: string; tokens: number; sha256: string }[];
 }
 
+const OWN_SUM = "meta_sha256"; // the last field of the file: SHA-256 of all others, as JSON without spaces
+
+/** meta.json as it is written. */
+export function metaText(meta: Meta): string {
+  return `${JSON.stringify({ ...meta, [OWN_SUM]: sha256Of(meta) }, null, 2)}\n`;
+}
+
+function sha256Of(meta: object): string {
+  return createHash("sha256").update(JSON.stringify(meta)).digest("hex");
+}
+
+/**
+ * Compares meta.json of a directory with its own checksum, which it has unless it was written by hand or by an earlier version.
+ *
+ * @throws {UserError} if it is not as prepare wrote it.
+ */
+export function verifyMeta(dir: string): void {
+  const path = join(dir, "meta.json"), { [OWN_SUM]: sum, ...meta } = readJson(path);
+  const actual = sha256Of(meta), unknown = Object.keys(meta).find((key) => !Object.hasOwn(FIELDS, key));
+  if (unknown !== undefined) throw damaged(path, `it has an unknown field ${show(unknown)}`);
+  if (sum !== undefined && sum !== actual) {
+    throw damaged(path, `the SHA-256 of its fields is ${actual}, should be its ${OWN_SUM}, ${sum}`);
+  }
+}
+
+const FIELDS: Record<keyof Meta, true> = {
+  ...{ format: true, version: true, train: true, val: true, left_out: true, shards: true },
+  ...{ tokenizer: true, tokenizer_sha256: true, vocab_size: true, bos: true, eot: true, token_bytes: true },
+  ...{ inputs: true, sources: true, options: true, part: true },
+};
+
 /**
  * Reads meta.json of a directory and checks the fields that opening a dataset depends on.
  *
  * @throws {UserError} naming the file and the field that is missing or wrong.
  */
 export function readMeta(dir: string): Meta {
-  const path = join(dir, "meta.json");
+  const path = join(dir, "meta.json"), { [OWN_SUM]: _, ...meta } = readJson(path);
+  checkFields(path, meta);
+  return { ...meta, bos: meta.bos ?? meta.eot } as unknown as Meta;
+}
+
+function readJson(path: string): Record<string, unknown> {
   let meta: unknown;
   try {
     meta = JSON.parse(Deno.readTextFileSync(path));
@@ -38,8 +75,7 @@ export function readMeta(dir: string): Meta {
     throw damaged(path, (error as Error).message);
   }
   if (!isObject(meta)) throw damaged(path, `it is ${show(meta)}, should be an object`);
-  checkFields(path, meta);
-  return { ...meta, bos: meta.bos ?? meta.eot } as unknown as Meta;
+  return meta;
 }
 
 /**
@@ -96,9 +132,11 @@ function checkFields(path: string, meta: Record<string, unknown>): void {
   }
 }
 
+const IN_DATASET = /^(part_\d+_of_\d+\/)?[^/\\]+$/; // not elsewhere
+
 function isShard(value: unknown): value is Meta["shards"][number] {
-  return isObject(value) && typeof value.file === "string" && isCount(value.tokens) &&
-    typeof value.sha256 === "string";
+  return isObject(value) && typeof value.file === "string" && IN_DATASET.test(value.file) &&
+    isCount(value.tokens) && typeof value.sha256 === "string";
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

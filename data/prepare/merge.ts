@@ -5,10 +5,10 @@ import { UserError } from "../../ffi/errors.ts";
 import { isFile, lookedIn, remove, removeTemporary, syncDirectory, writeAtomic } from "../../ffi/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
-import { type Meta, readWholeMeta, type SplitSize } from "../meta.ts";
+import { type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";
 import type { MergeOptions } from "./options.ts";
 import { describeFiles, parsePartName, partName } from "./parts.ts";
-import { metaText, removeOthers, UNFINISHED } from "./publish.ts";
+import { removeOthers, UNFINISHED } from "./publish.ts";
 import { differences, type InputFile } from "./recipe.ts";
 
 /** A part and its directory in that of the whole. */
@@ -80,6 +80,7 @@ function openPart(out: string, name: string): PartOf {
     );
   }
   const meta = readWholeMeta(dir);
+  verifyMeta(dir);
   openDataset(dir); // checks that the shards are there
   if (meta.part?.index === index && meta.part.count === count) return { name, meta };
   const is = meta.part ? `part ${meta.part.index} of ${meta.part.count}` : "no part";

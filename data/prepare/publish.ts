@@ -2,7 +2,7 @@
 // before anything moves, so that a kill anywhere in between is finished by the next run: each step may be done again.
 import { join } from "node:path";
 import { isFile, remove, rename, syncDirectory, writeAtomic, writeSynced } from "../../ffi/files.ts";
-import { type Meta, readWholeMeta } from "../meta.ts";
+import { type Meta, metaText, readWholeMeta } from "../meta.ts";
 
 /** Name of the directory, within that of a dataset, in which the dataset is written. */
 export const UNFINISHED = "unfinished";
@@ -62,9 +62,4 @@ export function removeOthers(dir: string, meta: Meta): void {
   for (const { name } of Array.from(Deno.readDirSync(dir))) {
     if (OUR_FILES.test(name) && !files.has(name)) remove(join(dir, name));
   }
-}
-
-/** meta.json as it is written. */
-export function metaText(meta: Meta): string {
-  return `${JSON.stringify(meta, null, 2)}\n`;
 }
