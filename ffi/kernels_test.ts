@@ -502,10 +502,26 @@ for (const library of ["cpu", "emu"] as const) {
         `Cannot use "${path}": ${what}`,
       );
     says(file.path, 4, "it has 8 bytes, should have 6 of header and then tokens of 4 bytes");
+    Deno.writeFileSync(file.path, new Uint8Array(HEADER));
+    says(file.path, 2, "it has 6 bytes, should have 6 of header and then tokens of 2 bytes");
     says("/nowhere/x.bin", 2, "it does not open: No such file or directory");
     says("/tmp", 2, "it is no regular file");
     assertThrows(() => tokenSource.open(file.path, HEADER, 3), KernelError, "token_bytes=3 must be 2 or 4");
     assertThrows(() => tokenSource.open(file.path, -1, 2), KernelError, "header_bytes=-1 must be at least 0");
+  });
+
+  test("close() of a token file closes it, as a refusal does, and programs that are started never get it", () => {
+    using file = tokenFile(Uint16Array.of(1, 2, 3));
+    const isOpenIn = (pid: string) => { // Deno grants nobody but --allow-all to read /proc by itself
+      const { stdout } = new Deno.Command("sh", { args: ["-c", `ls -l /proc/${pid}/fd`] }).outputSync();
+      return new TextDecoder().decode(stdout).includes(file.path);
+    };
+    const { handle } = tokenSource.open(file.path, HEADER, 2);
+    assertEquals([isOpenIn(`${Deno.pid}`), isOpenIn("self")], [true, false]);
+    tokenSource.close(handle);
+    assertEquals(isOpenIn(`${Deno.pid}`), false);
+    assertThrows(() => tokenSource.open(file.path, HEADER, 4), UserError, "it has 12 bytes");
+    assertEquals(isOpenIn(`${Deno.pid}`), false);
   });
 
   test("reading all of a large file leaves none of it in resident memory", (_, x, y) => {

@@ -293,6 +293,8 @@ Deno.test("the first failure is reported, and only once", () => {
   assertThrows(() => k.fill_zero(0n, 8n), KernelError, "fill_zero: the address of dst is 0 (bytes=8)");
   library.check(0);
   assertThrows(() => library.check(1), KernelError, "internal: code 1 without a text");
+  assertEquals([library.s.fill_zero(0n, 8n), library.s.fill_zero(0n, 16n)], [1, 1]);
+  assertThrows(() => library.check(1), KernelError, "fill_zero: the address of dst is 0 (bytes=8)");
 });
 
 // ---- plan

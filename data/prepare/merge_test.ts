@@ -40,6 +40,19 @@ Deno.test("merged parts are a dataset of the same documents in the same order", 
     for (const split of ["train", "val"] as const) assertEquals(tokens(b[split]), tokens(a[split]), split);
   }));
 
+Deno.test("merged parts of a mix name their input by source, as the whole does", () =>
+  inDirectory(async (dir) => {
+    for (const [i, name] of ["a0", "a1", "a2", "b0", "b1"].entries()) {
+      jsonl(`${dir}/${name}.jsonl`, TEXTS.slice(10 * i, 10 * i + 10));
+    }
+    const input = ["--input", `${dir}/a*.jsonl:0.8`, `${dir}/b*.jsonl:0.2`, ...FLAGS], out = `${dir}/out`;
+    await prepareParts(2, ...input, "--out", out);
+    const { inputs, sources } = runMerge("--out", out);
+    assertEquals(inputs.map(({ name }) => name.slice(dir.length + 1, -6)), ["a0", "a1", "a2", "b0", "b1"]);
+    assertEquals(sources, [{ weight: 0.8, files: 3 }, { weight: 0.2, files: 2 }]);
+    verifyDataset(out);
+  }));
+
 Deno.test("merging again changes nothing", () =>
   inDirectory(async (dir) => {
     const input = [...files(dir), ...FLAGS], out = `${dir}/out`;
