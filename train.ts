@@ -4,39 +4,29 @@ import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
 import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
 import { runMain } from "./ffi/errors.ts";
-import { device, tokenSource } from "./ffi/library.ts";
-import { modelFiles, modelTensors, optimizerTensors, resumeFrom } from "./model/checkpoint.ts";
-import { consume, type Consumed, consumedBefore } from "./model/consumed.ts";
+import { tokenSource } from "./ffi/library.ts";
+import { resumeFrom, saveRun } from "./model/checkpoint.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
-import { flopsPerToken, init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
-import { guard, isGood, type Outcome, placesOf, requireGoodEnd } from "./model/guard.ts";
+import { isGood, requireGoodEnd } from "./model/guard.ts";
+import { init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
-import { banner, dataLines, peakOfAll, runFacts, stepMetrics, VERSIONS } from "./model/report.ts";
+import { due, Progress } from "./model/progress.ts";
+import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./model/report.ts";
 import { howToGoOn, openRun, requireSameData } from "./model/run_directory.ts";
-import { saveCheckpoint, settle } from "./runtime/checkpoint.ts";
-import {
-  debug,
-  type DebugMode,
-  profileReport,
-  setDebug,
-  skipTime,
-  startTiming,
-  tapeListing,
-} from "./runtime/debug.ts";
-import { help, requireRange, requireWhole } from "./runtime/config.ts";
-import { joinRanks, type Ranks } from "./runtime/dist.ts";
+import { settle } from "./runtime/checkpoint.ts";
+import { help } from "./runtime/config.ts";
+import { type DebugMode, profileAfter, setDebug, tapeListing } from "./runtime/debug.ts";
+import { joinRanks, Ranks } from "./runtime/dist.ts";
 import { Inputs } from "./runtime/inputs.ts";
-import { memoryByKind } from "./runtime/memory.ts";
-import { type Log, logOfRank, requireIdle, StepLines, type StepMetrics } from "./runtime/metrics.ts";
-import { AdamW, cosineSchedule, Parameters, type StepResult } from "./runtime/optim.ts";
-import type { Peak } from "./runtime/peak.ts";
+import { type Log, logOfRank, requireIdle } from "./runtime/metrics.ts";
+import { AdamW, cosineSchedule, Parameters } from "./runtime/optim.ts";
 import { Stop } from "./runtime/stop.ts";
 import { backward, endStep } from "./runtime/tape.ts";
-import { readTrainerState, type TrainerState } from "./runtime/trainer_state.ts";
+import { readTrainerState } from "./runtime/trainer_state.ts";
 import { findWorld } from "./runtime/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
@@ -110,6 +100,108 @@ export const variables = {
 
 export type TrainConfig = typeof variables;
 
+/** What the loop works with. */
+type Run = {
+  config: TrainConfig;
+  c: LlamaConfig;
+  dataset: Dataset;
+  tokenizer: Tokenizer | undefined;
+  data: Loader;
+  val: Loader | undefined;
+  inputs: Inputs;
+  model: Llama;
+  optimizer: AdamW;
+  ranks: Ranks;
+  stop: Stop;
+  log: Log;
+  progress: Progress;
+};
+
+/** Trains up to max_iters, or to a signal. */
+async function loop(run: Run): Promise<"finished" | "stopped"> {
+  const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress } = run;
+  const { head_chunk, max_iters, eval_batches } = config, recompute = config.recompute as Recompute;
+  const micro_steps = config.gradient_accumulation_steps / ranks.world_size; // of this rank
+  const grad_scale = 1 / config.gradient_accumulation_steps;
+  let step = progress.before, saved_step = step;
+  if (step >= max_iters) log.line(`nothing to do: step ${step} of max_iters ${max_iters} is done`);
+  if (step > log.sampled && due(step, config.sample_interval, step >= max_iters)) await sample(run, step); // it was stopped
+  progress.skipTime();
+
+  while (step < max_iters && !progress.stopping) {
+    progress.begin(step + 1);
+    for (let micro = 0; micro < micro_steps; micro++) {
+      inputs.fill(
+        step * micro_steps + micro,
+        (x, y) => data.trainBatch(x, y, progress.position(step, micro)),
+      );
+      const l = loss(model, inputs.idx, inputs.targets, c, { grad_scale, head_chunk, recompute });
+      optimizer.addLoss(l, grad_scale, micro === 0);
+      backward(l);
+      endStep();
+      await stop.look();
+    }
+    if (config.debug === "tape") {
+      log.lines(tapeListing());
+      return "stopped";
+    }
+    await optimizer.stepTogether(cosineSchedule(step, config), ranks, stop.asked !== "");
+    step++;
+    const done = await progress.after(step);
+    if (!done) continue; // a GPU is given the next step before this one is looked at
+
+    const isLast = step === max_iters;
+    const saves = due(step, config.save_interval, isLast) && isGood(done);
+    const evaluates = val && !progress.stopping && due(step, config.eval_interval, isLast || saves);
+    if (evaluates) {
+      const val_loss = await evaluate(
+        model,
+        c,
+        head_chunk,
+        val,
+        inputs,
+        eval_batches,
+        ranks,
+        () => stop.agree(),
+      );
+      if (val_loss === undefined) progress.stopping = true;
+      else done.val_loss = done.metrics.val_loss = val_loss;
+    }
+    progress.report(done, evaluates || isLast || progress.stopping);
+    if (saves && isGood(done) && !progress.stopping) {
+      await saveRun(run, done);
+      saved_step = step;
+    }
+    if (due(step, config.sample_interval, isLast) && !progress.stopping) await sample(run, step);
+    const profile = profileAfter(step - progress.before);
+    if (profile !== undefined) {
+      log.lines(profile);
+      return "stopped";
+    }
+    progress.skipTime();
+  }
+
+  const { last } = progress;
+  if (last) requireGoodEnd(config, last);
+  if (!progress.stopping) return "finished";
+  if (last && config.save_interval > 0 && saved_step < step) await saveRun(run, last);
+  log.line(
+    `stopped by ${stop.asked || "a signal to another rank"} after step ${step}; ${howToGoOn(config, step)}`,
+  );
+  return step < max_iters ? "stopped" : "finished";
+}
+
+/** Has the model write a text, on the first rank. The others go on: of a signal that comes meanwhile they hear in the next step. */
+async function sample(
+  { config, c, dataset, tokenizer, model, ranks, stop, log, progress }: Run,
+  step: number,
+): Promise<void> {
+  if (!tokenizer || ranks.rank > 0) return;
+  const text = await sampleText(model, c, config, dataset, tokenizer, () => stop.look());
+  if (text !== undefined) log.sample(step, text);
+  progress.stopping = ranks.isAlone && stop.asked !== "";
+}
+
 /** One training run, from command-line arguments to the last checkpoint. */
 export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
@@ -120,22 +212,18 @@ export async function train(args: string[]): Promise<void> {
   }
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, args, world);
-  requireWhole(config, ["serve_port"], 0);
-  requireRange(config, ["serve_port"], 0, 65535);
   const dataset = openData(config.data_dir, config.verify_data ? verifyDataset : openDataset);
   const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
   const c = llamaConfig(config, dataset.vocab_size);
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
-  const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : undefined;
+  const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
   try {
-    if (ranks) config.out_dir = await ranks.enter(config.out_dir);
+    config.out_dir = await ranks.enter(config.out_dir);
     await run(config, c, dataset, tokenizer, checkpoint, description, ranks);
-    await ranks?.finalize();
+    await ranks.finalize();
   } catch (error) {
-    const cause = orDoesNotFit(error, c, config);
-    if (!ranks) throw cause;
-    ranks.fail(cause);
+    ranks.fail(orDoesNotFit(error, c, config));
   }
 }
 
@@ -147,10 +235,10 @@ async function run(
   tokenizer: Tokenizer | undefined,
   checkpoint: string | undefined,
   description: string,
-  ranks: Ranks | undefined,
+  ranks: Ranks,
 ): Promise<void> {
-  const { batch_size: B, block_size: T, seed, zero_stage } = config;
-  const { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
+  const { batch_size: B, block_size: T, seed, zero_stage } = config, { rank, world_size } = ranks;
+  const isFirst = rank === 0;
   setDebug(config.debug as DebugMode);
   const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
@@ -168,12 +256,8 @@ async function run(
     resumeFrom(checkpoint, c, optimizer);
   }
   if (config.eval_only) return await evaluateAll(model, c, config, dataset, inputs, ranks);
-  await ranks?.requireSame({
-    config,
-    data: dataset.sha256,
-    versions: VERSIONS,
-    weights: parameters.sha256(),
-  });
+  const weights = parameters.sha256();
+  await ranks.requireSame({ config, data: dataset.sha256, versions: VERSIONS, weights });
 
   const peak = peakOfAll(world_size);
   const facts = runFacts(config, c, description, parameters, data, peak, saved?.step ?? 0);
@@ -183,201 +267,18 @@ async function run(
     if (isFirst) settle(config.out_dir, saved, config.keep_checkpoints);
     log.describe(facts);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
-    if (ranks) ranks.onFailure = (error) => log.fail(error);
+    ranks.onFailure = (error) => log.fail(error);
     banner(log, config, c, description, peak, saved, data.order(seed));
     for (const line of dataLines(config, dataset, val)) log.line(line);
-    const parts = { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak };
-    log.end(await steps(parts, saved, () => log.describe({ ...facts, memory: memoryByKind() })));
+    const stop = new Stop(ranks);
+    const progress = new Progress({ config, c, data, optimizer, ranks, stop, log, peak, facts, saved });
+    const parts = { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, stop, log };
+    log.end(await loop({ ...parts, progress }));
   } catch (error) {
     const cause = orDoesNotFit(error, c, config);
     log.fail(cause);
     throw cause;
   }
-}
-
-/** What run() made for the steps of training. */
-type Parts = {
-  config: TrainConfig;
-  c: LlamaConfig;
-  dataset: Dataset;
-  tokenizer: Tokenizer | undefined;
-  data: Loader;
-  val: Loader | undefined;
-  inputs: Inputs;
-  model: Llama;
-  optimizer: AdamW;
-  ranks: Ranks | undefined;
-  log: Log;
-  peak: Peak | undefined;
-};
-
-/** Trains from the step that is saved to max_iters, or to a signal. firstDone is called when memory is as large as it gets. */
-async function steps(
-  parts: Parts,
-  saved: TrainerState | undefined,
-  firstDone: () => void,
-): Promise<"finished" | "stopped"> {
-  const { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, log, peak } = parts;
-  const { seed, head_chunk, max_iters } = config, { rank, world_size } = ranks ?? ALONE, isFirst = rank === 0;
-  const micro_steps = config.gradient_accumulation_steps / world_size; // of this rank
-  const before = saved?.step ?? 0; // what earlier processes did
-  const lines = new StepLines(flopsPerToken(c, c.block_size));
-  const past = consumedBefore(saved, data.order(seed)),
-    readUpTo = (step: number) => consume(past, step - before, config);
-  const best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
-  if (before >= max_iters) log.line(`nothing to do: step ${before} of max_iters ${max_iters} is done`);
-  // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
-  // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
-  const readsLate = device.library !== "cpu" && config.debug === "" && !ranks;
-  let unread = false; // the result of step `step`
-  let read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
-  const stop = new Stop();
-  let stopping = false; // in company the ranks agree on it
-  let step = before, saved_step = before, last: Outcome | undefined;
-  startTiming();
-
-  async function isAsked(): Promise<boolean> {
-    const asked = await stop.look();
-    return ranks ? (await ranks.sum(Number(asked)))[0]! > 0 : asked;
-  }
-
-  async function readResult(step: number): Promise<[StepResult, StepMetrics]> {
-    const result = await (ranks ?? ALONE).meet("result", optimizer.nextResult()); // signals and timers are served here
-    stopping = ranks ? result.stopping > 0 : stop.asked !== "";
-    const step_ms = performance.now() - read_ms;
-    read_ms = performance.now();
-    const { tokens } = readUpTo(step);
-    return [result, stepMetrics(config, c, peak, step, tokens, step_ms, result)];
-  }
-
-  function report(outcome: Outcome, metrics: StepMetrics, always: boolean): void {
-    log.step(metrics);
-    lines.add(metrics);
-    if (always || outcome.step % config.log_interval === 0) log.line(lines.line(metrics));
-    guard(config, outcome, () => placesOf(data, config, readUpTo(outcome.step - 1).samples), log);
-  }
-
-  async function sample(): Promise<void> {
-    if (!tokenizer || !isFirst) return;
-    const text = await sampleText(model, c, config, dataset, tokenizer, () => stop.look());
-    if (text !== undefined) log.sample(step, text);
-    stopping = !ranks && stop.asked !== ""; // in company the others are in the next step already
-  }
-
-  const samples = due(before, config.sample_interval, before >= max_iters);
-  if (before > 0 && samples && log.sampled < before) await sample(); // it was stopped or killed before
-  while (step < max_iters && !stopping) {
-    debug.step = step + 1;
-    ranks?.beat(step + 1);
-    for (let micro = 0; micro < micro_steps; micro++) {
-      const at = { seed, sample: readUpTo(step).samples, micro, rank, world_size };
-      inputs.fill(step * micro_steps + micro, (x, y) => data.trainBatch(x, y, at));
-      skipTime();
-      const l = loss(model, inputs.idx, inputs.targets, c, {
-        grad_scale: 1 / config.gradient_accumulation_steps,
-        head_chunk,
-        recompute: config.recompute as Recompute,
-      });
-      optimizer.addLoss(l, 1 / config.gradient_accumulation_steps, micro === 0);
-      backward(l);
-      endStep();
-      if (config.debug === "tape") {
-        log.lines(tapeListing());
-        return "stopped";
-      }
-      await stop.look();
-    }
-    const lr = cosineSchedule(step, config);
-    if (ranks) await optimizer.stepTogether(lr, ranks, stop.asked !== "");
-    else optimizer.step(lr);
-    optimizer.keepResult();
-    if (unread) {
-      const [result, metrics] = await readResult(step);
-      report({ step, result }, metrics, false);
-    }
-    step++;
-    if (step === before + 1) firstDone();
-    unread = readsLate && !stopping && !isEventful(config, step);
-    if (unread) continue;
-    const [result, metrics] = await readResult(step);
-    last = { step, result };
-
-    const isLast = step === max_iters;
-    const saves = due(step, config.save_interval, isLast) && isGood(last);
-    const evaluates = val && !stopping && due(step, config.eval_interval, isLast || saves);
-    if (evaluates) {
-      const val_loss = await evaluate(model, c, head_chunk, val, inputs, config.eval_batches, ranks, isAsked);
-      if (val_loss === undefined) stopping = true;
-      else last.val_loss = metrics.val_loss = val_loss;
-    }
-    report(last, metrics, evaluates || isLast || stopping);
-    if (saves && isGood(last) && !stopping) {
-      await save(parts, last, best, readUpTo(step));
-      saved_step = step;
-    }
-    if (due(step, config.sample_interval, isLast) && !stopping) await sample();
-    if (config.debug === "profile" && step === before + 1) startTiming(); // the first step warms up
-    if (config.debug === "profile" && step === before + 1 + PROFILE_STEPS) {
-      log.lines(profileReport(PROFILE_STEPS));
-      return "stopped";
-    }
-    read_ms = performance.now();
-  }
-  if (last) requireGoodEnd(config, last);
-  if (!stopping) return "finished";
-  if (last && config.save_interval > 0 && saved_step < step) await save(parts, last, best, readUpTo(step));
-  const who = stop.asked || "a signal to another rank";
-  log.line(`stopped by ${who} after step ${step}; ${howToGoOn(config, step)}`);
-  return step < max_iters ? "stopped" : "finished";
-}
-
-/** Saves what a step led to. best: of the checkpoints before it, and then of all. */
-async function save(
-  { config, c, dataset, tokenizer, optimizer, ranks, log }: Parts,
-  { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
-  best: { val_loss: number | null; step: number | null },
-  consumed: Consumed,
-): Promise<void> {
-  if (val_loss !== undefined && val_loss < (best.val_loss ?? Infinity)) {
-    [best.val_loss, best.step] = [val_loss, step];
-  }
-  const content = {
-    model: modelTensors(optimizer.parameters, c),
-    optimizer: optimizerTensors(optimizer),
-    files: modelFiles(c, dataset, tokenizer),
-    state: {
-      step,
-      updates,
-      skipped,
-      skipped_row,
-      ...consumed,
-      val_loss: val_loss ?? null,
-      best_val_loss: best.val_loss,
-      best_step: best.step,
-      tokenizer: dataset.tokenizer,
-      data: dataset.sha256,
-      config,
-      versions: VERSIONS,
-    },
-  };
-  log.sync();
-  log.line(`saved ${await saveCheckpoint(config.out_dir, content, config.keep_checkpoints, ranks)}`);
-}
-
-/** The only rank of a process on its own. */
-const ALONE = { rank: 0, world_size: 1, meet: <T>(_what: string, work: Promise<T>) => work };
-const PROFILE_STEPS = 4;
-
-/** Whether something that happens every `interval` steps (0 = never) happens after this one. */
-function due(step: number, interval: number, always: boolean): boolean {
-  return interval > 0 && (always || step % interval === 0);
-}
-
-/** Whether the model is evaluated, saved or sampled after a step, or the run ends with it. */
-function isEventful(config: TrainConfig, step: number): boolean {
-  const { eval_interval, save_interval, sample_interval, max_iters } = config;
-  return step === max_iters ||
-    [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
 }
 
 if (import.meta.main) await runMain(train);

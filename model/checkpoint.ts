@@ -1,4 +1,5 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
+import type { Dataset } from "../data/bins.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../ffi/errors.ts";
 import { isFile } from "../ffi/files.ts";
@@ -7,6 +8,7 @@ import {
   fillTensors,
   loadTensors,
   resolveCheckpoint,
+  saveCheckpoint,
   type SavedTensor,
   saveModelFiles,
 } from "../runtime/checkpoint.ts";
@@ -16,8 +18,57 @@ import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
+import type { Ranks } from "../runtime/dist.ts";
+import type { Log } from "../runtime/metrics.ts";
+import type { Outcome } from "./guard.ts";
+import type { Progress, ProgressConfig } from "./progress.ts";
+import { VERSIONS } from "./report.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors, requireWeights } from "./hf.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
+
+/** What is saved of a run, and read here of the variables of train.ts. */
+export type RunToSave = {
+  config: ProgressConfig & { out_dir: string; keep_checkpoints: number };
+  c: LlamaConfig;
+  dataset: Dataset;
+  tokenizer: Tokenizer | undefined;
+  optimizer: AdamW;
+  ranks: Ranks;
+  log: Log;
+  progress: Progress;
+};
+
+/** Saves the checkpoint of a step, all ranks together. */
+export async function saveRun(
+  { config, c, dataset, tokenizer, optimizer, ranks, log, progress }: RunToSave,
+  { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
+): Promise<void> {
+  const { best } = progress;
+  if (val_loss !== undefined && val_loss < (best.val_loss ?? Infinity)) {
+    [best.val_loss, best.step] = [val_loss, step];
+  }
+  const content = {
+    model: modelTensors(optimizer.parameters, c),
+    optimizer: optimizerTensors(optimizer),
+    files: modelFiles(c, dataset, tokenizer),
+    state: {
+      step,
+      updates,
+      skipped,
+      skipped_row,
+      ...progress.consumed(step),
+      val_loss: val_loss ?? null,
+      best_val_loss: best.val_loss,
+      best_step: best.step,
+      tokenizer: dataset.tokenizer,
+      data: dataset.sha256,
+      config,
+      versions: VERSIONS,
+    },
+  };
+  log.sync();
+  log.line(`saved ${await saveCheckpoint(config.out_dir, content, config.keep_checkpoints, ranks)}`);
+}
 
 /** The weights as Hugging Face tensors: row ranges of our stacked matrices. */
 export function modelTensors(parameters: Parameters, c: LlamaConfig): SavedTensor[] {

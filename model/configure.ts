@@ -188,7 +188,9 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
     "max_skipped",
     "zero_stage",
     "dist_timeout_s",
+    "serve_port",
   ], 0);
+  requireRange(config, ["serve_port"], 0, 65535);
   // Far beyond any model, and small enough that what does not fit into memory is noticed as such.
   requireWhole(config, ["n_layer"], 1, 10_000);
   requireWhole(config, ["n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"], 1, 2 ** 20);
@@ -242,7 +244,8 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
   }
   requireDevice(config.device);
   if (config.debug !== "tape" && config.debug !== "profile") return config;
-  return { ...config, eval_interval: 0, sample_interval: 0, save_interval: 0 }; // these two look at training steps alone
+  const accumulation = config.debug === "tape" ? { gradient_accumulation_steps: world_size } : {}; // one micro-step
+  return { ...config, ...accumulation, eval_interval: 0, sample_interval: 0, save_interval: 0 }; // training steps alone
 }
 
 /** The model that a configuration describes, for data with this vocabulary. */

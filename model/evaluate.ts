@@ -21,12 +21,11 @@ export async function evaluate(
   val: Loader,
   inputs: Inputs,
   batches: number,
-  ranks: Ranks | undefined,
+  ranks: Ranks,
   isAsked: () => Promise<boolean> = () => Promise.resolve(false),
 ): Promise<number | undefined> {
   let sum = 0, windows = 0;
-  const { rank, world_size } = ranks ?? { rank: 0, world_size: 1 },
-    all = Math.min(batches, val.n_evalBatches);
+  const { rank, world_size } = ranks, all = Math.min(batches, val.n_evalBatches);
   for (let first = 0; first < all; first += world_size) {
     const i = first + rank;
     if (i < all) {
@@ -39,8 +38,8 @@ export async function evaluate(
     }
     if (await isAsked()) return undefined;
   }
-  if (ranks) [sum, windows] = await ranks.sum(sum, windows) as [number, number];
-  return sum / windows;
+  const [total, count] = await ranks.sum(sum, windows) as [number, number];
+  return total / count;
 }
 
 /** --eval_only: the mean loss over all windows of the val split. */
@@ -50,11 +49,11 @@ export async function evaluateAll(
   settings: { head_chunk: number; batch_size: number; block_size: number },
   dataset: Dataset,
   inputs: Inputs,
-  ranks: Ranks | undefined,
+  ranks: Ranks,
 ): Promise<void> {
   const val = new Loader(tokenSource, dataset, { ...settings, vocab_size: c.vocab_size, split: "val" });
   const mean = await evaluate(model, c, settings.head_chunk, val, inputs, Infinity, ranks);
-  if (mean === undefined || ranks && ranks.rank > 0) return;
+  if (mean === undefined || ranks.rank > 0) return;
   console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
 }
 

@@ -136,6 +136,15 @@ export function timeOther(name: string, bytes: number): void {
   lastMark = performance.now();
 }
 
+const PROFILE_STEPS = 4;
+
+/** What --debug=profile has to print after so many steps, with which it ends; undefined before, and without it. */
+export function profileAfter(steps: number): string | undefined {
+  if (debug.mode !== "profile") return undefined;
+  if (steps === 1) startTiming(); // the first step warms up
+  return steps === 1 + PROFILE_STEPS ? profileReport(PROFILE_STEPS) : undefined;
+}
+
 /** The ops timed since startTiming(), one a line. */
 export function tapeListing(): string {
   const rows = timed.map((

@@ -1,5 +1,5 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
-// NCCL carry the data. A process on its own never comes here.
+// NCCL carry the data. A process on its own is the only rank: for it everything here is done at once.
 import { explain, KernelError, UserError } from "../ffi/errors.ts";
 import { listCheckpoints } from "./checkpoint.ts";
 import { makeDirectory } from "../ffi/files.ts";
@@ -24,6 +24,17 @@ export interface Engine extends Exchange {
   /** Leaves in good order. */
   finalize(): void;
 }
+
+/** Carries nothing: there is one rank. */
+const NOTHING: Engine = {
+  reduceScatter: () => Promise.resolve(),
+  allGather: () => Promise.resolve(),
+  allReduce: () => Promise.resolve(),
+  broadcast: () => Promise.resolve(),
+  barrier: () => Promise.resolve(),
+  abort: () => {},
+  finalize: () => {},
+};
 
 const MAX_SUMS = 8; // numbers that sum() takes
 const WATCH_MS = 500; // between two looks at whether it goes on
@@ -51,6 +62,16 @@ export class Ranks implements Exchange {
     this.#timeout_ms = timeout_s * 1000;
   }
 
+  /** The only rank of a process on its own. */
+  static alone(): Ranks {
+    return new Ranks({ rank: 0, world_size: 1 } as World, NOTHING, 0);
+  }
+
+  /** Whether this is the only one, which then does nothing together with others. */
+  get isAlone(): boolean {
+    return this.#engine === NOTHING;
+  }
+
   reduceScatter(all: Address, n: number): Promise<void> {
     return this.meet("reduce-scatter of gradients", this.#engine.reduceScatter(all, n));
   }
@@ -70,6 +91,7 @@ export class Ranks implements Exchange {
 
   /** The sums of numbers (at most 8) over all ranks. */
   async sum(...values: number[]): Promise<number[]> {
+    if (this.isAlone) return values;
     if (values.length > MAX_SUMS) throw new RangeError(`internal: sum() of ${values.length} numbers`);
     this.#sums ||= allocate(8 * MAX_SUMS);
     const array = Float64Array.from(values);
@@ -82,6 +104,7 @@ export class Ranks implements Exchange {
 
   /** The value of rank 0, on every rank. It must be JSON. */
   async fromFirst<T>(value: T): Promise<T> {
+    if (this.isAlone) return value;
     const text = new TextEncoder().encode(JSON.stringify(value)), length = Uint32Array.of(text.length);
     await this.meet("broadcast", this.#engine.broadcast(new Uint8Array(length.buffer)));
     const bytes = this.rank === 0 ? text : new Uint8Array(length[0]!);
@@ -94,6 +117,7 @@ export class Ranks implements Exchange {
    * UserError on a rank where something differs from rank 0, with both values.
    */
   async requireSame(facts: Record<string, unknown>): Promise<void> {
+    if (this.isAlone) return;
     const first = flat(await this.fromFirst(facts)), here = flat(facts);
     const differences = Object.keys({ ...first, ...here }).filter((name) => here[name] !== first[name])
       .map((name) => `${name} is ${here[name]} here and ${first[name]} on rank 0`);
@@ -110,6 +134,7 @@ export class Ranks implements Exchange {
    * that of rank 0. Throws UserError on a rank that does not see there what rank 0 has written.
    */
   async enter(directory: string): Promise<string> {
+    if (this.isAlone) return directory;
     const [shared, job] = await this.fromFirst([directory, crypto.randomUUID()] as const);
     this.#directory = shared;
     const rollCall = this.#rollCall = new RollCall(shared, job, this.rank, this.world_size);
@@ -139,8 +164,9 @@ export class Ranks implements Exchange {
     this.#step = step;
   }
 
-  /** Prints an error and ends all ranks. */
+  /** Prints an error and ends all ranks; the only rank throws it. */
   fail(error: unknown): never {
+    if (this.isAlone) throw error;
     const text = error instanceof KernelError
       ? oneLine(error.message)
       : explain(error).replace(/^error: /, "");
@@ -158,6 +184,7 @@ export class Ranks implements Exchange {
 
   /** Waits for work that the others take part in, at most for the time allowed. */
   async meet<T>(what: string, work: Promise<T>): Promise<T> {
+    if (this.isAlone) return await work;
     const began = performance.now(), answer_ms = Math.min(ANSWER_MS, this.#timeout_ms / 2 || ANSWER_MS);
     let hasAnswered = false;
     const timer = setInterval(() => {

@@ -3,6 +3,7 @@
 // before it has been read; the device side is always the same two tensors.
 import * as k from "../ffi/kernels.ts";
 import { allocateHost, device } from "../ffi/library.ts";
+import { skipTime } from "./debug.ts";
 import { type Address, fixed, type Tensor } from "./tensor.ts";
 
 /** Two int32 tensors (B, T) that every micro-step reads its batch from. */
@@ -28,6 +29,7 @@ export class Inputs {
   fill(slot: number, write: (x: Address, y: Address) => void): void {
     const { x, y } = this.#host[slot % this.#host.length]!;
     write(x, y);
+    skipTime();
     if (x === this.idx.address) return;
     k.copy_async(this.idx.address, x, BigInt(this.idx.bytes));
     k.copy_async(this.targets.address, y, BigInt(this.targets.bytes));

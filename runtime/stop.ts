@@ -1,5 +1,6 @@
 // Ending a run early and in good order, when a signal asks for it.
 import { synchronize } from "../ffi/library.ts";
+import { Ranks } from "./dist.ts";
 
 // SIGUSR1 and SIGUSR2 are for Slurm, before time is up; SIGHUP comes when a terminal is closed.
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
@@ -12,7 +13,7 @@ export class Stop {
   #looked_ms = performance.now();
 
   /** Listens from now on. The first signal asks, the second one takes its usual effect at once, whatever runs then. */
-  constructor() {
+  constructor(readonly ranks: Ranks = Ranks.alone()) {
     const survivesHangup = ignoresHangup(); // asked first: Deno forgets it with the first listener
     if (survivesHangup) Deno.addSignalListener("SIGHUP", () => {});
     const signals = SIGNALS.filter((signal) => signal !== "SIGHUP" || !survivesHangup);
@@ -22,6 +23,16 @@ export class Stop {
       say(`${signal}: stopping after this step; once more stops at once`);
     });
     signals.forEach((signal, i) => Deno.addSignalListener(signal, listeners[i]!));
+  }
+
+  /** Whether all ranks end after a step that they did with `stopping` of them asked; one on its own need not wait for that. */
+  isAgreed({ stopping }: { stopping: number }): boolean {
+    return stopping > 0 || this.ranks.isAlone && this.asked !== "";
+  }
+
+  /** look() of all ranks together: whether any of them was asked. */
+  async agree(): Promise<boolean> {
+    return (await this.ranks.sum(Number(await this.look())))[0]! > 0;
   }
 
   /** Lets signals and timers in where work takes long, as on a CPU: once a second. Returns whether one has asked. */

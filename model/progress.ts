@@ -1,0 +1,138 @@
+// The steps of a run as they end: reads what came of each, writes it down, and stops where numbers are not finite.
+import type { Loader, Position } from "../data/loader.ts";
+import { device } from "../ffi/library.ts";
+import { debug } from "../runtime/debug.ts";
+import type { Ranks } from "../runtime/dist.ts";
+import { memoryByKind } from "../runtime/memory.ts";
+import { type Log, type RunFacts, StepLines, type StepMetrics } from "../runtime/metrics.ts";
+import type { AdamW } from "../runtime/optim.ts";
+import type { Peak } from "../runtime/peak.ts";
+import type { Stop } from "../runtime/stop.ts";
+import type { TrainerState } from "../runtime/trainer_state.ts";
+import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
+import { guard, type GuardConfig, type Outcome, placesOf } from "./guard.ts";
+import { flopsPerToken, type LlamaConfig } from "./llama.ts";
+import { stepMetrics } from "./report.ts";
+
+/** What is read here of the variables of train.ts. */
+export type ProgressConfig = BatchConfig & GuardConfig & {
+  max_iters: number;
+  log_interval: number;
+  eval_interval: number;
+  save_interval: number;
+  sample_interval: number;
+  debug: string;
+};
+
+/** What came of a step, and its line of metrics.jsonl, which has no val_loss yet. */
+export type Read = Outcome & { metrics: StepMetrics };
+
+/** What the steps of a run have in common. */
+export type ProgressParts = {
+  config: ProgressConfig;
+  c: LlamaConfig;
+  data: Loader;
+  optimizer: AdamW;
+  ranks: Ranks;
+  stop: Stop;
+  log: Log;
+  peak: Peak | undefined;
+  facts: RunFacts;
+  saved: TrainerState | undefined; // what the run goes on from
+};
+
+/** How far a run has come. */
+export class Progress {
+  /** Steps that earlier processes did. */
+  readonly before: number;
+  /** Best val_loss of the checkpoints up to now, and its step. */
+  readonly best: { val_loss: number | null; step: number | null };
+  /** All ranks end after the last step that was read. */
+  stopping = false;
+  /** The last step that was read before the next one began. */
+  last: Read | undefined;
+  readonly #parts: ProgressParts;
+  readonly #past: Consumed;
+  readonly #lines: StepLines;
+  readonly #readsLate: boolean;
+  #isUnread = false; // the result of the last step
+  #read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
+
+  /** Begins where the saved state ends. */
+  constructor(parts: ProgressParts) {
+    const { config, c, data, ranks, saved } = this.#parts = parts;
+    this.before = saved?.step ?? 0;
+    this.best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
+    this.#past = consumedBefore(saved, data.order(config.seed));
+    this.#lines = new StepLines(flopsPerToken(c, c.block_size));
+    // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
+    // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
+    this.#readsLate = device.library !== "cpu" && config.debug === "" && ranks.isAlone;
+  }
+
+  /** What the steps up to and with `step` have read of the data. */
+  consumed(step: number): Consumed {
+    return consume(this.#past, step - this.before, this.#parts.config);
+  }
+
+  /** Which windows a micro-step of the step after `step` reads. */
+  position(step: number, micro: number): Position {
+    const { config: { seed }, ranks: { rank, world_size } } = this.#parts;
+    return { seed, sample: this.consumed(step).samples, micro, rank, world_size };
+  }
+
+  /** Says that a step begins, for messages. */
+  begin(step: number): void {
+    debug.step = step;
+    this.#parts.ranks.beat(step);
+  }
+
+  /**
+   * Waits for the result of a step whose update is queued. Undefined where it is left for the next step to read, which is then
+   * queued first; else what came of it, for the caller to report().
+   */
+  async after(step: number): Promise<Read | undefined> {
+    const { config, optimizer, log, facts } = this.#parts;
+    optimizer.keepResult();
+    if (this.#isUnread) this.report(await this.#read(step - 1), false);
+    if (step === this.before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
+    this.#isUnread = this.#readsLate && !this.stopping && !isEventful(config, step);
+    return this.#isUnread ? undefined : this.last = await this.#read(step);
+  }
+
+  async #read(step: number): Promise<Read> {
+    const { config, c, optimizer, ranks, stop, peak } = this.#parts;
+    const result = await ranks.meet("result", optimizer.nextResult()); // signals and timers are served here
+    this.stopping = stop.isAgreed(result);
+    const step_ms = performance.now() - this.#read_ms;
+    this.#read_ms = performance.now();
+    const { tokens } = this.consumed(step);
+    return { step, result, metrics: stepMetrics(config, c, peak, step, tokens, step_ms, result) };
+  }
+
+  /** Writes a step down, in a line of the log too where one is due. Throws UserError after too many that are not finite. */
+  report(read: Read, always: boolean): void {
+    const { config, data, log } = this.#parts, { step, metrics } = read;
+    log.step(metrics);
+    this.#lines.add(metrics);
+    if (always || step % config.log_interval === 0) log.line(this.#lines.line(metrics));
+    guard(config, read, () => placesOf(data, config, this.consumed(step - 1).samples), log);
+  }
+
+  /** Time from the last result to here is not counted to the next step. */
+  skipTime(): void {
+    this.#read_ms = performance.now();
+  }
+}
+
+/** Whether something that happens every `interval` steps (0 = never) happens after this one. */
+export function due(step: number, interval: number, always: boolean): boolean {
+  return interval > 0 && (always || step % interval === 0);
+}
+
+/** Whether the model is evaluated, saved or sampled after a step, or the run ends with it. */
+function isEventful(config: ProgressConfig, step: number): boolean {
+  const { eval_interval, save_interval, sample_interval, max_iters } = config;
+  return step === max_iters ||
+    [eval_interval, save_interval, sample_interval].some((n) => due(step, n, false));
+}
