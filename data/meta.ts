@@ -31,7 +31,8 @@ export function metaText(meta: Meta): string {
   return `${JSON.stringify({ ...meta, [OWN_SUM]: sha256Of(meta) }, null, 2)}\n`;
 }
 
-function sha256Of(meta: object): string {
+/** SHA-256 of a value as JSON without spaces. */
+export function sha256Of(meta: object): string {
   return createHash("sha256").update(JSON.stringify(meta)).digest("hex");
 }
 

@@ -320,12 +320,16 @@ function lastLineUpTo(path: string, step: number): { step: number; end: number }
   for (const { text, end } of linesFromEnd(path)) {
     try {
       const found: unknown = JSON.parse(text).step;
-      if (typeof found === "number" && found <= step) return { step: found, end };
+      if (isStep(found) && found <= step) return { step: found, end };
     } catch {
       // cut short, or never written: the zeros of a file whose size alone had got to the disk
     }
   }
   return undefined;
+}
+
+function isStep(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 1;
 }
 
 /** The lines of a file that end with a line feed, the last one first. end: the byte behind that. */

@@ -221,6 +221,7 @@ Deno.test("truncateMetrics() drops later steps and a half-written last line", ()
     [one + two + '{"step":3}'.slice(0, -1), 3, one + two],
     [one + two + "12", 3, one + two], // JSON, but no step
     [one + two + "null\n", 3, one + two],
+    [one + two + '{"step":-1}\n{"step":2.5}\n{"step":"3"}\n', 3, one + two], // no steps
     [one + two, 0, ""],
     ["", 5, ""],
   ];

@@ -52,8 +52,10 @@ function path(dir: string): string {
 
 function readOwner(dir: string): Owner | undefined {
   try {
-    const { host, pid, job } = JSON.parse(Deno.readTextFileSync(path(dir)));
-    return { host: String(host), pid: Number(pid), job: String(job) };
+    const { host, pid, job = "" } = JSON.parse(Deno.readTextFileSync(path(dir)));
+    const isOwner = typeof host === "string" && Number.isSafeInteger(pid) && pid > 0 &&
+      typeof job === "string";
+    return isOwner ? { host, pid, job } : undefined;
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     return undefined; // not there, or not whole

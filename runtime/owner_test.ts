@@ -24,6 +24,15 @@ Deno.test("claimRun() replaces what a crash left on this machine, and what is no
   }
 });
 
+Deno.test("ownerOf() says nothing of a file with values of other types", () => {
+  for (
+    const owner of ["{}", "[]", "3", '{"host":1,"pid":7}', '{"host":"a","pid":"7"}', '{"host":"a","pid":-7}']
+  ) {
+    Deno.writeTextFileSync(file, owner);
+    assertEquals(ownerOf(dir), "another process", owner);
+  }
+});
+
 Deno.test("claimRun() goes on after a crash of the same job on another machine", () => {
   Deno.env.set("SLURM_JOB_ID", "12");
   try {

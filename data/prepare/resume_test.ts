@@ -217,7 +217,17 @@ Deno.test("prepare() refuses an unfinished dataset that was damaged, and starts 
         "start over with --overwrite",
     );
     await interrupt(2, ...flags, "--out", `${dir}/out`, "--overwrite");
-    Deno.writeTextFileSync(`${dir}/out/unfinished/state.json`, "{}");
+    const path = `${dir}/out/unfinished/state.json`, text = Deno.readTextFileSync(path);
+    Deno.writeTextFileSync(
+      path,
+      text.replace(/"documents":(\d)/, (_, digit) => `"documents":${(Number(digit) + 1) % 10}`),
+    );
+    await fails(
+      dir,
+      flags,
+      'Cannot go on with "DIR/out/unfinished/state.json": it is no state that this loam wrote; start over with --overwrite',
+    );
+    Deno.writeTextFileSync(path, "{}");
     await fails(
       dir,
       flags,

@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
 import { writeAtomic } from "../../ffi/files.ts";
-import type { SplitSize } from "../meta.ts";
+import { sha256Of, type SplitSize } from "../meta.ts";
 import type { Recipe } from "./recipe.ts";
 import type { Written } from "./writer.ts";
 
@@ -42,19 +42,19 @@ export function emptyCounts(): Counts {
 /** Replaces the state in a directory `unfinished`, in one step. */
 export function writeState(unfinished: string, recipe: Recipe, counts: Counts, written: Written): void {
   const state: State = { format: "loam-unfinished", version: 1, recipe, counts, written };
-  writeAtomic(join(unfinished, FILE), `${JSON.stringify(state)}\n`);
+  writeAtomic(join(unfinished, FILE), `${JSON.stringify({ ...state, sha256: sha256Of(state) })}\n`);
 }
 
 /**
  * Reads the state in a directory `unfinished`; undefined if there is none, because nothing was committed there.
  *
- * @throws {UserError} if it was written by another version of loam, or is no state.
+ * @throws {UserError} if it was written by another version of loam, is no state, or was changed.
  */
 export function readState(unfinished: string): State | undefined {
   const path = join(unfinished, FILE);
   try {
-    const state: State = JSON.parse(Deno.readTextFileSync(path));
-    if (state.format === "loam-unfinished" && state.version === 1) return state;
+    const { sha256, ...state }: State & { sha256: string } = JSON.parse(Deno.readTextFileSync(path));
+    if (state.format === "loam-unfinished" && state.version === 1 && sha256 === sha256Of(state)) return state;
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
     if (!(error instanceof SyntaxError)) throw error;
