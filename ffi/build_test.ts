@@ -48,9 +48,13 @@ Deno.test("build compiles every variant, and again only what is out of date", as
   assert(libraries.some((name) => /^libloam_cpu\.(so|dylib)$/.test(name)), libraries.join());
   assertEquals((await p.build(["--only=cpu"])).stdout, "build/: the libraries are up to date\n");
   assertMatch((await p.build(["--only=cpu", "--force"])).stdout, /^compiling cpu/);
-  const future = new Date(Date.now() + 60_000);
-  Deno.utimeSync(`${p.root}/kernels.h`, future, future);
-  assertMatch((await p.build(["--only=cpu"])).stdout, /^compiling cpu/);
+  const past = new Date(Date.now() - 60_000), future = new Date(Date.now() + 60_000);
+  for (const source of ["kernels.h", "host.h", "kernels.cpp"]) {
+    Deno.utimeSync(`${p.root}/${source}`, future, future);
+    assertMatch((await p.build(["--only=cpu"])).stdout, /^compiling cpu/);
+    Deno.utimeSync(`${p.root}/${source}`, past, past);
+  }
+  assertEquals((await p.build(["--only=cpu"])).stdout, "build/: the libraries are up to date\n");
   assertEquals(built(p), libraries); // nothing temporary is left
 });
 

@@ -164,6 +164,29 @@ Deno.test("open() opens the instruction set that LOAM_ISA asks for, else the bes
   if (library.libraryExists(`cpu_${best}`)) assertEquals(open("cpu", { threads: 2 }).isa, best);
 });
 
+Deno.test("open() takes the BLAS that it is told, else that of LOAM_BLAS", loads, () => {
+  {
+    using _ = environment({ LOAM_BLAS: "builtin" });
+    assertEquals(open("cpu", { threads: 2 }).blas, "builtin");
+  }
+  using _ = environment({ LOAM_BLAS: "lapack" });
+  assertEquals(open("cpu", { threads: 2, blas: "builtin" }).blas, "builtin");
+  assertThrows(() => open("cpu", { threads: 2 }), KernelError, 'blas="lapack" is not known');
+});
+
+Deno.test("open() has idle OpenMP threads sleep, unless the user says how they wait", loads, () => {
+  const set = (values: Record<string, string>) => {
+    using _ = environment({ GOMP_SPINCOUNT: "", OMP_WAIT_POLICY: "", ...values });
+    open("cpu", { threads: 2 });
+    return Deno.env.get("GOMP_SPINCOUNT");
+  };
+  assertEquals([set({}), set({ GOMP_SPINCOUNT: "7" }), set({ OMP_WAIT_POLICY: "active" })], [
+    "5000",
+    "7",
+    "",
+  ]);
+});
+
 Deno.test("open() reopens with other settings and memory stays valid", loads, () => {
   const address = allocate(8), values = new Float32Array(2);
   copyToDevice(address, Float32Array.of(1, 2));

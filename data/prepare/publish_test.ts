@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { watchChanges } from "../../ffi/files.ts";
-import type { Meta } from "../meta.ts";
+import { type Meta, metaText } from "../meta.ts";
 import { inDirectory, names } from "../test_directory.ts";
 import { publish } from "./publish.ts";
 
@@ -65,7 +65,7 @@ Deno.test("publish() changes nothing before what it stands on is on the disk", (
     ]);
     assertEquals(names(dir), ["meta.json", "notes.txt", "tokenizer.json", "val_000000.bin"]);
     assertEquals(Deno.readTextFileSync(`${dir}/tokenizer.json`), "new");
-    assertEquals(JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`)), meta);
+    assertEquals(Deno.readTextFileSync(`${dir}/meta.json`), metaText(meta));
   }));
 
 Deno.test("publish() of a dataset with a tokenizer of ours removes the one that was there", () =>
