@@ -1,8 +1,8 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
-import { type Dataset, openDataset, verifyDataset } from "./data/bins.ts";
+import { type Dataset, openDataset, tokenizerOf, verifyDataset } from "./data/bins.ts";
 import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
-import { openTokenizer, type Tokenizer } from "./data/tokenizer.ts";
+import type { Tokenizer } from "./data/tokenizer.ts";
 import { runMain } from "./ffi/errors.ts";
 import { tokenSource } from "./ffi/library.ts";
 import { resumeFrom, saveRun } from "./model/checkpoint.ts";
@@ -213,7 +213,7 @@ export async function train(args: string[]): Promise<void> {
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, args, world);
   const dataset = openData(config.data_dir, config.verify_data ? verifyDataset : openDataset);
-  const tokenizer = dataset.tokenizer === null ? undefined : await openTokenizer(dataset.tokenizer);
+  const tokenizer = await tokenizerOf(dataset);
   const c = llamaConfig(config, dataset.vocab_size);
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });

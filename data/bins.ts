@@ -6,6 +6,7 @@ import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
 import { lookedIn, sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta, verifyMeta } from "./meta.ts";
+import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
 import { orMistake } from "../ffi/system_error.ts";
 
@@ -147,6 +148,26 @@ export function readTokens(
     }
   });
   return Uint32Array.from(token_bytes === 2 ? new Uint16Array(bytes.buffer) : new Uint32Array(bytes.buffer));
+}
+
+/**
+ * The tokenizer of a dataset, undefined if it is not known.
+ *
+ * @throws {UserError} as openTokenizer(), and if the dataset was made with another.
+ */
+export async function tokenizerOf(dataset: Dataset): Promise<Tokenizer | undefined> {
+  const { dir, tokenizer: name, vocab_size, bos, eot } = dataset;
+  if (name === null) return undefined;
+  const tokenizer = await openTokenizer(name), starts = [tokenizer.bos, tokenizer.eot];
+  const refuse = (what: string, is: number, should: number) => {
+    throw new UserError(
+      `Cannot use "${dir}": ${what} is ${is}, that of its tokenizer ${name} is ${should}; prepare it again with --overwrite`,
+    );
+  };
+  if (tokenizer.vocab_size !== vocab_size) refuse("its vocab_size", vocab_size, tokenizer.vocab_size);
+  if (tokenizer.eot !== eot) refuse("its eot", eot, tokenizer.eot);
+  if (!starts.includes(bos)) refuse("its bos", bos, tokenizer.bos);
+  return tokenizer;
 }
 
 /** The header of a shard. */

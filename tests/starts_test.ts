@@ -7,7 +7,7 @@ import { askPython, python, TOKENIZERS } from "../data/tokenizers/test_tokenizer
 import { endsOf, loadModel } from "../model/checkpoint.ts";
 import { generate } from "../model/generate.ts";
 import { openTestDevice } from "../runtime/testing.ts";
-import { copy, freshPath, modelDirectory, SMALL, succeed } from "./helpers.ts";
+import { copy, freshPath, modelDirectory, refuse, SMALL, succeed } from "./helpers.ts";
 
 const isFloat = openTestDevice().act === "f32";
 
@@ -133,11 +133,27 @@ for (const kind of KINDS) {
 
 Deno.test("a model trained on a dataset of earlier, whose documents begin with the end of text, is exported so", async () => {
   const kind = KINDS.find(({ name }) => name === "llama3")!, data = await prepared(published(kind));
-  const { bos: _, ...earlier } = JSON.parse(Deno.readTextFileSync(`${data}/meta.json`));
+  const { bos: _, meta_sha256: __, ...earlier } = JSON.parse(Deno.readTextFileSync(`${data}/meta.json`));
   writeFiles(data, { "meta.json": earlier });
   const { ids, config, generation, tokens, prompts } = await wordsOf(await trained(data), 1);
   for (const both of [ids, config, generation]) assertEquals(both, [kind.eot, kind.eot]);
   assertEquals([tokens, prompts[0]!.ids[0]], [[kind.end, kind.end], kind.eot]);
+});
+
+Deno.test("train refuses a dataset whose tokenizer is not the one it was made with", async () => {
+  const kind = KINDS.find(({ name }) => name === "llama3")!, data = await prepared(published(kind));
+  const path = `${data}/meta.json`;
+  const { meta_sha256: _, ...meta } = JSON.parse(Deno.readTextFileSync(path)); // of one without, nothing else is known
+  const { bos, eot, vocab_size } = kind;
+  for (const [what, should] of Object.entries({ bos, eot, vocab_size })) {
+    const is = what === "vocab_size" ? 500 : 5;
+    Deno.writeTextFileSync(path, JSON.stringify({ ...meta, [what]: is }));
+    assertEquals(
+      await refuse("train", `--data_dir=${data}`, `--out_dir=${freshPath()}`, ...SMALL),
+      `Cannot use "${data}": its ${what} is ${is}, that of its tokenizer ${data} is ${should}; ` +
+        "prepare it again with --overwrite",
+    );
+  }
 });
 
 Deno.test({

@@ -37,7 +37,8 @@ export function loamTokenizerOf(path: string): string | undefined {
 
 /** One of loam's own tokenizers as the tokenizer.json at a path has it: earlier ones began no text with a token. */
 export function withStartOf(path: string, tokenizer: Tokenizer): Tokenizer {
-  return { ...tokenizer, ...beginning(startOf(readTokenizerFile(path).json)?.id, tokenizer) };
+  const { json } = readTokenizerFile(path);
+  return { ...tokenizer, ...beginning(orSupported(path, () => startOf(json))?.id, tokenizer) };
 }
 
 /**
@@ -53,7 +54,7 @@ export function openTokenizerJson(name: string, path: string): Tokenizer {
       `Cannot use "${path}": it has no model with a vocab, should be a tokenizer.json; ${SUPPORTED}`,
     );
   }
-  try {
+  return orSupported(path, () => {
     const characters = charactersOf(file.json, () => parseJson(path, decode(file.bytes)));
     if (characters !== undefined) return characterTokenizer(name, characters);
     const isBytes = isByteLevel(file.json);
@@ -66,6 +67,13 @@ export function openTokenizerJson(name: string, path: string): Tokenizer {
     return "bytesOf" in rest
       ? byteLevelTokenizer({ ...common, start: start?.id, ...rest })
       : { ...common, ...beginning(start?.id, { ...common, ...rest }), ...rest };
+  });
+}
+
+/** What read() finds in a tokenizer.json. Throws UserError where it throws over what the file has. */
+function orSupported<T>(path: string, read: () => T): T {
+  try {
+    return read();
   } catch (error) {
     if (error instanceof RangeError || error instanceof SyntaxError) {
       throw new UserError(`Cannot use "${path}": ${error.message}; ${SUPPORTED}`);

@@ -303,6 +303,7 @@ Deno.test("openTokenizer() refuses what a post_processor adds beside one token b
       template([START, END]),
       "its post_processor begins texts with <|im_start|> <|endoftext|>, should add one token",
     ],
+    [{ type: "TemplateProcessing" }, "a part of it is not of the kind that it has in every tokenizer.json"],
     [template([START], [END]), "its post_processor ends texts with <|endoftext|>, should add nothing there"],
     [
       { type: "RobertaProcessing", sep: [END, 400], cls: [START, 401] },
