@@ -16,7 +16,7 @@ import {
   open,
   synchronizeNow,
 } from "../ffi/library.ts";
-import { help, parseOverrides } from "../runtime/config.ts";
+import { help, parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
 import { table } from "../runtime/debug.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
@@ -186,6 +186,11 @@ if (import.meta.main) {
       return console.log(help("Time every op of a training step", defaults, source));
     }
     const o = { ...defaults, ...parseOverrides(args, defaults) };
+    requireWhole(o, ["B", "T", "V", "n_layer"], 0, 2 ** 20);
+    requireWhole(o, ["threads"], 0, 1024);
+    requireWhole(o, ["head_chunk", "batches"], 1, 2 ** 20);
+    requireRange(o, ["copy_mb"], 0.01, 1e6);
+    requireRange(o, ["rotate_mb", "batch_ms"], 0, 1e6);
     open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });
     o.preset ||= device.library === "cuda" ? "gpt-270m" : "small";
     const preset = SHAPES[o.preset];

@@ -4,7 +4,7 @@
 //   LOAM_PYTHON=python3 deno task bench:peer --preset=small --V=50257 --B=4
 import os from "node:os";
 import { runMain, UserError } from "../ffi/errors.ts";
-import { help, parseOverrides } from "../runtime/config.ts";
+import { help, parseOverrides, requireWhole } from "../runtime/config.ts";
 import { lines } from "./lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";
@@ -246,6 +246,9 @@ if (import.meta.main) {
       return console.log(help("Train the same model in loam and in PyTorch, by turns", defaults, source));
     }
     const options = { ...defaults, ...parseOverrides(args, defaults) };
+    requireWhole(options, ["V", "B", "T"], 0, 2 ** 20);
+    requireWhole(options, ["accum", "rounds", "steps", "head_chunk"], 1, 2 ** 20);
+    requireWhole(options, ["threads"], 1, 1024);
     const shape = shapeOf(options), load = Deno.loadavg();
     console.log(
       `${options.preset}: ${flags(shape).join(" ")}, ${options.dtype}, ${options.device}, ` +

@@ -55,6 +55,21 @@ for (const device of ["cpu", "emu"] as const) {
   });
 }
 
+for (
+  const [script, flag, message] of [
+    ["kernels", "--batches=0", "Cannot use batches 0: it must be a whole number of at least 1"],
+    ["kernels", "--threads=0.5", "Cannot use threads 0.5: it must be a whole number of at least 0"],
+    ["kernels", "--T=1e300", "Cannot use T 1e+300: it must be a whole number from 0 to 1048576"],
+    ["peer", "--rounds=0", "Cannot use rounds 0: it must be a whole number of at least 1"],
+  ] as const
+) {
+  Deno.test(`${script}.ts refuses ${flag} in one line`, async () => {
+    const args = ["run", "-q", "-P=bench", `bench/${script}.ts`, flag];
+    const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
+    assertEquals([code, new TextDecoder().decode(stderr)], [1, `error: ${message}\n`]);
+  });
+}
+
 Deno.test({
   name: "prepare.ts times encoders and whole runs (LOAM_PYTHON)",
   ignore: PYTHON === undefined,
