@@ -261,6 +261,54 @@ Deno.test("what was given is missing from what is free before it is touched", ()
   given.forEach(free);
 });
 
+Deno.test("what is free leaves out what the rest of the process needs", () => {
+  const kept = Array.from({ length: 15 }, () => library.hostLimits().free - memoryUse().free).sort((a, b) =>
+    a - b
+  );
+  assert(kept[7]! > 50e6, `${kept}`); // 64 MB; other programs take and give between the two looks
+});
+
+Deno.test("allocate() looks again at what is left after it was given back", () => {
+  const bytes = Math.floor(0.6 * memoryUse().free);
+  free(allocate(bytes));
+  const half = allocate(bytes);
+  try {
+    assertThrows(() => free(allocate(bytes)), KernelError, " MB do not fit: ");
+  } finally {
+    free(half);
+  }
+});
+
+Deno.test(
+  "free(), and larger scratch memory, give addresses back",
+  { ignore: Deno.build.os !== "linux" },
+  () => {
+    const reserved = () => { // bytes; Deno grants nobody but --allow-all to read /proc by itself
+      const args = ["-c", `grep VmSize /proc/${Deno.pid}/status`];
+      const { stdout } = new Deno.Command("sh", { args }).outputSync();
+      return 1024 * Number(/\d+/.exec(new TextDecoder().decode(stdout))![0]);
+    };
+    const grown = (action: () => void) => {
+      const before = reserved();
+      action();
+      return reserved() - before;
+    };
+    const blocks = (n: number) => {
+      for (let i = 1; i <= n; i++) free(allocate(2 ** 21 + 4096 * i));
+    };
+    const H = 8, D = 64, B = 4096, qkv = allocate(4 * B * 3 * H * D), out = allocate(4 * B * H * D);
+    const lse = allocate(4 * B * H),
+      scratch = (B: number) => k.attention_forward(out, lse, qkv, B, 1, H, H, D);
+    for (const _ of [1, 2]) grown(() => (blocks(1), scratch(512))); // malloc reserves 64 MB for each thread that is new
+    assert(grown(() => blocks(400)) < 300e6, "blocks of more than 2 MB"); // else 2 MB of each
+    const larger = grown(() => {
+      for (let rows = 1024; rows <= B; rows += 96) scratch(rows); // of 4 to 17 MB
+    });
+    assert(larger < 150e6, `scratch memory: ${larger}`); // else 350 MB
+    [qkv, out, lse].forEach(free);
+  },
+);
+
 Deno.test("allocate() of more than there is throws with both sizes", () => {
   assertThrows(() => allocate(2 ** 50), KernelError, "mem_alloc: 1125899906.8 MB do not fit: ");
   assertThrows(() => allocate(0), KernelError, "mem_alloc: bytes must be at least 1");
