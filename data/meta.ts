@@ -2,6 +2,7 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
+import { isFile } from "../ffi/files.ts";
 import type { Recipe } from "./prepare/recipe.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
 
@@ -37,7 +38,8 @@ export function sha256Of(meta: object): string {
 }
 
 /**
- * Compares meta.json of a directory with its own checksum, which it has unless it was written by hand or by an earlier version.
+ * Compares meta.json of a directory with its own checksum, which it has unless it was written by hand or by an earlier version,
+ * and the files of a tokenizer beside it with theirs.
  *
  * @throws {UserError} if it is not as prepare wrote it.
  */
@@ -48,6 +50,24 @@ export function verifyMeta(dir: string): void {
   if (sum !== undefined && sum !== actual) {
     throw damaged(path, `the SHA-256 of its fields is ${actual}, should be its ${OWN_SUM}, ${sum}`);
   }
+  if (meta.tokenizer === "." && meta.tokenizer_sha256 !== undefined) {
+    verifyTokenizer(dir, meta.tokenizer_sha256);
+  }
+}
+
+/** Compares the files of a tokenizer beside meta.json with their checksum there. */
+function verifyTokenizer(dir: string, expected: unknown): void {
+  const texts = ["tokenizer.json", "tokenizer_config.json"].map((name) => {
+    const path = join(dir, name);
+    if (!isFile(path)) throw damaged(path, "there is no such file");
+    return [name, Deno.readTextFileSync(path)];
+  });
+  const actual = sha256Of(Object.fromEntries(texts));
+  if (actual === expected) return;
+  throw damaged(
+    join(dir, "tokenizer.json"),
+    `with tokenizer_config.json its SHA-256 is ${actual}, should be ${expected}, as meta.json has it`,
+  );
 }
 
 const FIELDS: Record<keyof Meta, true> = {

@@ -1,6 +1,6 @@
 // Documents, prompts and exported files begin and end texts alike, and as transformers does: golden/starts.jsonl has its word for
 // tokenizers of each kind, and where LOAM_PYTHON names a Python that has it, it is asked about the directories themselves.
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { openDataset, readTokens } from "../data/bins.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { askPython, python, TOKENIZERS } from "../data/tokenizers/test_tokenizers.ts";
@@ -154,6 +154,20 @@ Deno.test("train refuses a dataset whose tokenizer is not the one it was made wi
         "prepare it again with --overwrite",
     );
   }
+});
+
+Deno.test("train compares the tokenizer beside a dataset with its checksum", async () => {
+  const data = await prepared(published(KINDS.find(({ name }) => name === "qwen")!)), out = freshPath();
+  for (const [name, from, to] of [["tokenizer", "Ġt", "Ġz"], ["tokenizer_config", "endoftext", "im_start"]]) {
+    const path = `${data}/${name}.json`, text = Deno.readTextFileSync(path);
+    Deno.writeTextFileSync(path, text.replace(from!, to!));
+    assertMatch(
+      await refuse("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL),
+      /\/tokenizer\.json": with tokenizer_config\.json its SHA-256 is \w+, should be \w+, as meta\.json has it; write/,
+    );
+    Deno.writeTextFileSync(path, text);
+  }
+  await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1");
 });
 
 Deno.test({
