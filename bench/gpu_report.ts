@@ -1,7 +1,7 @@
 // The result file of bench/gpu.sh. With a stage: puts its figures into the file. Without one: prints the file as tables.
 //   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
 import { runMain, UserError } from "../ffi/errors.ts";
-import { flopsPerToken } from "../model/llama.ts";
+import { measureModel } from "../model/plan.ts";
 import { table } from "../runtime/debug.ts";
 import type { Curve } from "./curve.ts";
 import type { Report as KernelReport } from "./kernels.ts";
@@ -170,7 +170,7 @@ function peerTable(peer: Partial<Peer>, peak_flops: number | null | undefined): 
 /** As in train.ts's MFU, for both sides. */
 function modelFlops(s: Shape): number {
   const c = { ...s, vocab_size: s.V, head_dim: s.n_embd / s.n_head, block_size: s.T, rope_theta: 10000 };
-  return flopsPerToken({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }, s.T);
+  return measureModel({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }).flops_per_token;
 }
 
 if (import.meta.main) {

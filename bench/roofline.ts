@@ -4,7 +4,7 @@
 // Each call takes the larger of flops / peak and bytes / bandwidth, one after the other, nothing between them; the optimizer
 // is spread over 32 micro-steps.
 import { table } from "../runtime/debug.ts";
-import { flopsPerToken } from "../model/llama.ts";
+import { measureModel } from "../model/plan.ts";
 import { allCases, type Case } from "./cases.ts";
 import { SHAPES } from "./shapes.ts";
 
@@ -48,7 +48,7 @@ if (import.meta.main) {
   const s = { ...SHAPES["gpt-270m"]!, head_chunk: 2048, act: 2 }, tokens = s.B * s.T;
   const cases = allCases(s, 0);
   const c = { ...s, vocab_size: s.V, head_dim: s.n_embd / s.n_head, block_size: s.T, rope_theta: 10000 };
-  const flops = flopsPerToken({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }, s.T);
+  const flops = measureModel({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }).flops_per_token;
   console.log(
     `gpt-270m, B=${s.B} T=${s.T}, ${(flops / 1e9).toFixed(4)} GFLOP a token. Computed, not measured.`,
   );

@@ -334,6 +334,17 @@ function openPlan(act: DeviceInfo["act"]): DeviceInfo {
   return device;
 }
 
+/** Runs f on a device that computes nothing and counts bytes; then the one that was open is so again. */
+export function withPlan<T>(act: "f32" | "bf16", f: () => T): T {
+  const before = { s, device };
+  openPlan(act);
+  try {
+    return f();
+  } finally {
+    ({ s, device } = before);
+  }
+}
+
 // ---- text
 
 function cString(text: string): Uint8Array<ArrayBuffer> {

@@ -12,10 +12,10 @@ import {
   type SavedTensor,
   saveModelFiles,
 } from "../runtime/checkpoint.ts";
-import { readWeights } from "../runtime/safetensors.ts";
+import { readSafetensors, readWeights } from "../runtime/safetensors.ts";
 import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
 import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
-import { type Address, bytesPerElement } from "../runtime/tensor.ts";
+import { type Address, bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
 import type { Ranks } from "../runtime/dist.ts";
@@ -23,7 +23,15 @@ import type { Log } from "../runtime/metrics.ts";
 import type { Outcome } from "./guard.ts";
 import type { Progress, ProgressConfig } from "./progress.ts";
 import { VERSIONS } from "./report.ts";
-import { configFromHF, configToHF, generationConfig, hfShape, hfTensors, requireWeights } from "./hf.ts";
+import {
+  configFromHF,
+  configToHF,
+  type Declared,
+  differences,
+  fileTensors,
+  generationConfig,
+  requireWeights,
+} from "./hf.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 
 /** What is saved of a run, and read here of the variables of train.ts. */
@@ -50,7 +58,7 @@ export async function saveRun(
   const content = {
     model: modelTensors(optimizer.parameters, c),
     optimizer: optimizerTensors(optimizer),
-    files: modelFiles(c, dataset, tokenizer),
+    files: modelFiles(optimizer.parameters, c, dataset, tokenizer),
     state: {
       step,
       updates,
@@ -70,22 +78,17 @@ export async function saveRun(
   log.line(`saved ${await saveCheckpoint(config.out_dir, content, config.keep_checkpoints, ranks)}`);
 }
 
-/** The weights as Hugging Face tensors: row ranges of our stacked matrices. */
+/** All weights, those of a Llama as Hugging Face tensors: row ranges of our stacked matrices. */
 export function modelTensors(parameters: Parameters, c: LlamaConfig): SavedTensor[] {
-  return hfTensorsAt(parameters, c, parameters.weights.address, "act");
+  const offsets = new Map(parameters.slots.map(({ name, offset }) => [name, offset]));
+  return fileTensors(declaredBy(parameters.slots), c).map(({ name, shape, ours, first }) => {
+    const bytes = (offsets.get(ours)! + first) * bytesPerElement("act");
+    return { name, shape, address: parameters.weights.address + BigInt(bytes), dtype: "act" };
+  });
 }
 
-function hfTensorsAt(
-  parameters: Parameters,
-  c: LlamaConfig,
-  base: Address,
-  dtype: "act" | "f32",
-): SavedTensor[] {
-  const slots = new Map(parameters.slots.map((slot) => [slot.name, slot]));
-  return hfTensors(c).map((t) => {
-    const offset = slots.get(t.ours)!.offset + t.row * Math.max(1, t.cols);
-    return { name: t.hf, shape: hfShape(t), address: base + BigInt(offset * bytesPerElement(dtype)), dtype };
-  });
+function declaredBy(parameters: Pick<Slot, "name" | "tensor">[]): Declared[] {
+  return parameters.map(({ name, tensor }) => ({ name, shape: unpaddedShape(tensor) }));
 }
 
 /**
@@ -98,7 +101,7 @@ export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.par
   if (p.master !== p.weights) parts.unshift(["master", p.master.address]);
   return parts.flatMap(([kind, base]) =>
     p.slots.map((slot) => {
-      const shape = unpaddedShape(slot), size = shape.reduce((a, b) => a * b, 1);
+      const shape = unpaddedShape(slot.tensor), size = shape.reduce((a, b) => a * b, 1);
       const from = Math.max(0, wanted.from - slot.offset), to = Math.min(size, wanted.to - slot.offset);
       const range = from < to ? { from, to } : { from: 0, to: 0 };
       const address = base + BigInt(4 * Math.max(0, slot.offset + range.from - updated.from));
@@ -107,7 +110,7 @@ export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.par
   );
 }
 
-function unpaddedShape({ tensor }: Slot): number[] {
+function unpaddedShape(tensor: Tensor): number[] {
   const init = tensor.buf.init!;
   const rows = "rows" in init && init.rows ? init.rows : tensor.shape[0]!;
   return [rows, ...tensor.shape.slice(1)];
@@ -118,6 +121,7 @@ function unpaddedShape({ tensor }: Slot): number[] {
  * texts that it was trained on began and ended with.
  */
 export function modelFiles(
+  parameters: Parameters,
   c: LlamaConfig,
   { bos, eot }: Pick<Tokenizer, "bos" | "eot">,
   tokenizer: Pick<Tokenizer, "files"> | undefined,
@@ -128,7 +132,7 @@ export function modelFiles(
     dtype: device.act === "bf16" ? "bfloat16" as const : "float32" as const,
   };
   const files: Record<string, string> = {
-    "config.json": json(configToHF(c, options)),
+    "config.json": json(configToHF(c, options, differences(declaredBy(parameters.slots), c))),
     "generation_config.json": json(generationConfig(options)),
     ...tokenizer?.files(bos),
   };
@@ -160,8 +164,8 @@ export function loadModel(path: string): { model: Llama; config: LlamaConfig; di
   const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
   const weights = readWeights(directory);
   if (sums) requireSum(`${directory}/model.safetensors`, sums.get("model.safetensors"));
-  requireWeights(directory, weights, config);
-  const model = init(config);
+  const model = init(config), declared = declaredBy(named(model).map(([name, tensor]) => ({ name, tensor })));
+  requireWeights(directory, weights, fileTensors(declared, config), config);
   fillTensors(weights, modelTensors(new Parameters(model, { seed: 0, train: false }), config));
   return { model, config, directory };
 }
@@ -182,7 +186,7 @@ export function saveModel(
     );
   }
   orMistake(`Cannot write ${directory}`, () => {
-    const files = modelFiles(c, tokenizer, tokenizer);
+    const files = modelFiles(parameters, c, tokenizer, tokenizer);
     saveModelFiles(directory, modelTensors(parameters, c), files);
   });
 }
@@ -197,7 +201,8 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
         `use data of the same tokenizer, such as --data_dir=${state.config.data_dir}`,
     );
   }
-  const different = (Object.keys(c) as (keyof LlamaConfig)[]).filter((key) => saved[key] !== c[key]);
+  const keys = Object.keys({ ...saved, ...c }) as (keyof LlamaConfig)[];
+  const different = keys.filter((key) => saved[key] !== c[key]);
   if (different.length > 0) {
     const list = different.map((key) => `${key} is ${saved[key]} there and ${c[key]} here`).join(", ");
     throw new UserError(
@@ -205,7 +210,20 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
     );
   }
   const sums = readSums(directory);
-  loadTensors(`${directory}/model.safetensors`, modelTensors(p, c), sums);
-  loadTensors(`${directory}/optimizer.safetensors`, optimizerTensors(optimizer, p.updated), sums);
+  const model = modelTensors(p, c), moments = optimizerTensors(optimizer, p.updated);
+  for (const [file, tensors] of [["model.safetensors", model], ["optimizer.safetensors", moments]] as const) {
+    loadTensors(`${directory}/${file}`, tensors, sums);
+    refuseMore(`${directory}/${file}`, tensors);
+  }
   optimizer.restore(state);
+}
+
+/** Throws UserError naming a tensor in a file that is none of those wanted: the model would go on without it. */
+function refuseMore(path: string, wanted: SavedTensor[]): void {
+  const names = new Set(wanted.map(({ name }) => name)), { tensors } = readSafetensors(path);
+  const more = tensors.keys().find((name) => !names.has(name));
+  if (more === undefined) return;
+  throw new UserError(
+    `Cannot load ${path}: it has ${more} (${tensors.get(more)!.shape}), which the model lacks`,
+  );
 }

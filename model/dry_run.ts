@@ -6,9 +6,17 @@ import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/librar
 import { oneLine } from "../ffi/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { openAndDescribe } from "./device.ts";
-import { flopsPerToken, init, type LlamaConfig } from "./llama.ts";
+import { init, type LlamaConfig } from "./llama.ts";
 import { dataFacts } from "./report.ts";
-import { memoryTable, modelSize, planMemory, roomFor, type StepSettings, timeMicroStep } from "./plan.ts";
+import {
+  measureModel,
+  memoryTable,
+  modelSize,
+  planMemory,
+  roomFor,
+  type StepSettings,
+  timeMicroStep,
+} from "./plan.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
 export type DryRunSettings = StepSettings & OpenOptions & { device: string; block_size: number };
@@ -26,7 +34,7 @@ export function dryRun(
   init(c); // refuses what no device computes
   const wanted = s.device || chooseDevice().name;
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
-  const flops = flopsPerToken(c, c.block_size);
+  const flops = measureModel(c).flops_per_token;
   const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
   row("data", dataFacts(dataset));
   row("model", modelSize(c));

@@ -52,6 +52,53 @@ export function hfShape(tensor: HFTensor): number[] {
   return tensor.cols === 0 ? [tensor.rows] : [tensor.rows, tensor.cols];
 }
 
+/** A parameter as a model declares it: its dot path, and its shape without padding. */
+export type Declared = { name: string; shape: readonly number[] };
+
+/** One tensor of model.safetensors: elements of our parameter `ours` from element `first` on. */
+export type FileTensor = { name: string; shape: number[]; ours: string; first: number };
+
+/**
+ * The tensors that hold all that a model declares. What is as in Hugging Face's Llama has its name there; what was added to
+ * model/llama.ts, or has another shape, its own dot path.
+ */
+export function fileTensors(declared: Declared[], config: LlamaConfig): FileTensor[] {
+  const own = new Map(notInHF(declared, config).map(({ name, shape }) => [name, shape]));
+  const known = new Set(declared.map(({ name }) => name));
+  return [
+    ...hfTensors(config).filter(({ ours }) => known.has(ours) && !own.has(ours)).map((t) => (
+      { name: t.hf, shape: hfShape(t), ours: t.ours, first: t.row * Math.max(1, t.cols) }
+    )),
+    ...Array.from(own, ([name, shape]) => ({ name, shape: [...shape], ours: name, first: 0 })),
+  ];
+}
+
+/** The parameters that Hugging Face's Llama has not, or not in this shape. */
+function notInHF(declared: Declared[], config: LlamaConfig): Declared[] {
+  const parts = Map.groupBy(hfTensors(config), ({ ours }) => ours);
+  return declared.filter(({ name, shape }) => {
+    const all = parts.get(name) ?? [], rows = all.reduce((sum, t) => sum + t.rows, 0);
+    return `${shape}` !== `${hfShape({ ...all[0]!, rows })}` || all.length === 0;
+  });
+}
+
+/** What keeps a model from being Hugging Face's Llama: parameters that only one of the two has, and settings of its own. */
+export function differences(declared: Declared[], config: LlamaConfig): string[] {
+  const here = new Set(declared.map(({ name }) => name)), settings = Object.keys(config);
+  const missing = hfTensors(config).filter(({ ours }) => !here.has(ours)).map(({ hf }) => `no ${hf}`);
+  return [
+    ...notInHF(declared, config).map(({ name }) => name),
+    ...missing,
+    ...settings.filter((name) => !SETTINGS.has(name)),
+  ];
+}
+
+/** The settings of a LlamaConfig that config.json has under Hugging Face's names. */
+const SETTINGS = new Set(
+  ("vocab_size n_layer n_embd n_head n_kv_head head_dim n_inner block_size rope_theta norm_eps " +
+    "tie_word_embeddings").split(" "),
+);
+
 /** What config.json says beside the shape of the model. The token ids are null for a tokenizer that has none. */
 export type HFOptions = {
   bos_token_id: number | null;
@@ -59,11 +106,25 @@ export type HFOptions = {
   dtype: "float32" | "bfloat16";
 };
 
-/** The content of config.json for LlamaForCausalLM. */
-export function configToHF(config: LlamaConfig, options: HFOptions): Record<string, unknown> {
+/**
+ * The content of config.json for LlamaForCausalLM. A model that differs from it, see differences(), does not go by its name:
+ * its type is loam, and all its settings are there under their own names too.
+ */
+export function configToHF(
+  config: LlamaConfig,
+  options: HFOptions,
+  differences: string[] = [],
+): Record<string, unknown> {
+  const more = differences.length > 8 ? ` and ${differences.length - 8} more` : "";
+  const type = differences.length === 0 ? { architectures: ["LlamaForCausalLM"], model_type: "llama" } : {
+    model_type: OWN_TYPE,
+    note: `read by loam with the model/llama.ts that wrote it; not a Llama as in transformers: ${
+      differences.slice(0, 8).join(", ")
+    }${more}`,
+    settings: config,
+  };
   return {
-    architectures: ["LlamaForCausalLM"],
-    model_type: "llama",
+    ...type,
     vocab_size: config.vocab_size,
     hidden_size: config.n_embd,
     intermediate_size: config.n_inner,
@@ -88,6 +149,8 @@ export function configToHF(config: LlamaConfig, options: HFOptions): Record<stri
     torch_dtype: options.dtype,
   };
 }
+
+const OWN_TYPE = "loam"; // model_type of what is no Llama
 
 /** The content of generation_config.json: where a text begins and ends. */
 export function generationConfig(options: HFOptions): Record<string, unknown> {
@@ -155,6 +218,7 @@ export function configFromHF(json: unknown, path = "config.json"): LlamaConfig {
   if (D % 2 !== 0) throw unsupported(path, "head_dim", D, "even, since RoPE turns pairs");
   if (typeof tied !== "boolean") throw unsupported(path, "tie_word_embeddings", tied, "true or false");
   return {
+    ...(isOwn(json) ? json.settings as object : {}),
     vocab_size: count("vocab_size"),
     n_layer: count("num_hidden_layers"),
     n_embd: C,
@@ -189,7 +253,7 @@ function ropeOf(path: string, json: Record<string, unknown>): Record<string, unk
 /** Throws UserError for what a config.json has switched on that loam does not compute. */
 function refuseUnknown(path: string, json: Record<string, unknown>): void {
   const { model_type, architectures: names = null, layer_types: types = null } = json;
-  if (model_type !== "llama") throw unsupported(path, "model_type", model_type, '"llama"');
+  if (model_type !== "llama" && !isOwn(json)) throw unsupported(path, "model_type", model_type, '"llama"');
   if (names !== null && !JSON.stringify(names).toLowerCase().includes('"llamaforcausallm"')) {
     throw unsupported(path, "architectures", names, '["LlamaForCausalLM"]');
   }
@@ -197,9 +261,15 @@ function refuseUnknown(path: string, json: Record<string, unknown>): void {
     throw unsupported(path, "layer_types", types, '"full_attention" for each layer');
   }
   for (const [key, value] of Object.entries(json)) {
+    if (isOwn(json) && ["note", "settings"].includes(key)) continue;
     if (COMPUTED.has(key) || HARMLESS.has(key) || isOff(value) || ONLY[key]?.includes(value)) continue;
     throw ONLY[key] ? unsupported(path, key, value, JSON.stringify(ONLY[key][0])) : unknown(path, key, value);
   }
+}
+
+/** Whether it is the config.json of a model with a model/llama.ts of its own. */
+function isOwn({ model_type, settings }: Record<string, unknown>): boolean {
+  return model_type === OWN_TYPE && isObject(settings);
 }
 
 /** Whether a value can switch nothing on. */
@@ -241,16 +311,16 @@ function isObject(value: unknown): value is Record<string, unknown> {
 const HARMLESS_TENSOR = /(^|\.)rotary_emb\.inv_freq$/;
 
 /**
- * Throws UserError where the files of a model do not hold exactly the weights of its configuration: one is missing, of another
+ * Throws UserError where the files of a model do not hold exactly the weights that it declares: one is missing, of another
  * shape, or loam would not compute with it. `directory` is named in errors. Reads headers, and of a tied model both ends of
  * the tie where the files have both.
  */
 export function requireWeights(
   directory: string,
   weights: Map<string, SafetensorsFile>,
+  wanted: FileTensor[],
   config: LlamaConfig,
 ): void {
-  const wanted = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) }));
   requireTensors(directory, weights, wanted);
   const names = new Set(wanted.map(({ name }) => name));
   for (const [name, file] of weights) {

@@ -221,13 +221,3 @@ export function ropeTable(c: LlamaConfig): Tensor {
   return table;
 }
 const ropeTables = new WeakMap<LlamaConfig, Tensor>();
-
-/**
- * Model FLOPs of training on one token, the numerator of MFU: 6 for each weight of a matrix (the head's included, with its
- * padding) and 6 L H D (T + 1) for causal attention. gpt-270m at T = 2048: 2.2344 GFLOP.
- */
-export function flopsPerToken(c: LlamaConfig, T: number): number {
-  const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F } = c;
-  const layer = C * (H + 2 * K) * D + H * D * C + 3 * C * F; // qkv, o, gate, up, down
-  return 6 * (c.n_layer * layer + paddedVocab(c) * C) + 6 * c.n_layer * H * D * (T + 1);
-}

@@ -1,13 +1,14 @@
 // What a run will need before it starts: parameters, memory by kind, FLOPs and speed. The memory plan runs one whole step of
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
 import { KernelError, UserError } from "../ffi/errors.ts";
-import { device, hostLimits, memoryUse, open, synchronizeNow } from "../ffi/library.ts";
+import { device, hostLimits, memoryUse, synchronizeNow, withPlan } from "../ffi/library.ts";
 import { table } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { formatBytes } from "../runtime/metrics.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
-import { backward, endStep } from "../runtime/tape.ts";
-import { forgetMemory, memoryByKind } from "../runtime/memory.ts";
+import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape.ts";
+import { fixed } from "../runtime/tensor.ts";
+import { forgetMemory, memoryByKind, withOwnMemory } from "../runtime/memory.ts";
 import { init, type LlamaConfig, loss, paddedVocab, RECOMPUTE, type Recompute } from "./llama.ts";
 
 /** The variables of train.ts that decide memory and speed. */
@@ -19,28 +20,54 @@ export type StepSettings = AdamWOptions & {
   seed: number;
 };
 
+/** How large a model is. FLOPs are those of training on one token in a window of block_size. */
+export type ModelSize = { parameters: number; embeddings: number; flops_per_token: number };
+
+const measured = new WeakMap<LlamaConfig, ModelSize>();
+
+/**
+ * What init() declares, and what the ops of one forward pass compute; backward computes twice as much again. embeddings are
+ * the parameters with a row for each token. Of the Llama in model/llama.ts, FLOPs are 6 for each weight of a matrix (the
+ * head's included, with its padding) and 6 L H D (T + 1) for causal attention: 2.2344 GFLOP for gpt-270m.
+ */
+export function measureModel(c: LlamaConfig): ModelSize {
+  const known = measured.get(c);
+  if (known) return known;
+  const size = aside("f32", () => {
+    const own = { ...c }, model = init(own), T = c.block_size;
+    const parameters = new Parameters(model, { seed: 0, train: false });
+    const embeddings = parameters.slots
+      .filter(({ tensor: { shape } }) => shape.length > 1 && shape[0] === paddedVocab(c))
+      .reduce((sum, { size }) => sum + size, 0);
+    const idx = fixed([1, T], "i32", "inputs"), targets = fixed([1, T], "i32", "inputs");
+    const flops = flopsOf(() => noGrad(() => loss(model, idx, targets, own, { head_chunk: T })));
+    return { parameters: parameters.count(), embeddings, flops_per_token: 3 * flops / T };
+  });
+  measured.set(c, size);
+  return size;
+}
+
 /** "322.1M parameters, 270.6M without embeddings"; in thousands, k, below 0.1M; with digits enough that the two differ */
 export function modelSize(c: LlamaConfig): string {
-  const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F } = c;
-  const layer = 2 * C + C * (H + 2 * K) * D + H * D * C + 3 * C * F; // two norms, qkv, o, gate, up, down
-  const rest = c.n_layer * layer + C;
-  const embeddings = paddedVocab(c) * C * (c.tie_word_embeddings ? 1 : 2);
+  const { parameters, embeddings } = measureModel(c), rest = parameters - embeddings;
   const short = (n: number, digits: number) =>
     n < 1e5 ? `${(n / 1e3).toFixed(digits)}k` : `${(n / 1e6).toFixed(digits)}M`;
   let digits = 1;
-  while (short(rest + embeddings, digits) === short(rest, digits)) digits++;
-  return `${short(rest + embeddings, digits)} parameters, ${short(rest, digits)} without embeddings`;
+  while (embeddings > 0 && short(parameters, digits) === short(rest, digits)) digits++;
+  return `${short(parameters, digits)} parameters, ${short(rest, digits)} without embeddings`;
 }
 
 /** Bytes that one step takes by kind, without a device. act is the type of weights and activations of the device meant. */
 export function planMemory(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16"): Record<string, number> {
-  open("plan", { act });
-  endStep(); // of a step that may have failed half-way
-  forgetMemory();
-  microSteps({ ...c }, s, 1);
-  const plan = memoryByKind();
-  forgetMemory();
-  return plan;
+  return aside(act, () => {
+    microSteps({ ...c }, s, 1);
+    return memoryByKind();
+  });
+}
+
+/** Runs f on a device that only counts, also where a step has failed half-way: its tape and memory stay as they are. */
+function aside<T>(act: "f32" | "bf16", f: () => T): T {
+  return withPlan(act, () => withOwnMemory(() => withOwnTape(f)));
 }
 
 function sum(plan: Record<string, number>): number {

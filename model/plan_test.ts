@@ -1,6 +1,11 @@
-import { assert, assertEquals } from "@std/assert";
-import type { Recompute } from "./llama.ts";
-import { memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
+import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
+import { device, open } from "../ffi/library.ts";
+import { memoryByKind } from "../runtime/memory.ts";
+import { Parameters } from "../runtime/optim.ts";
+import { backward, endStep } from "../runtime/tape.ts";
+import { fixed, readFloats } from "../runtime/tensor.ts";
+import { init, loss, type Recompute } from "./llama.ts";
+import { measureModel, memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
 import { GPT_270M } from "./testing.ts";
 
 const settings = {
@@ -20,6 +25,40 @@ function plan(recompute: Recompute, batch_size = 4): { total: number; kinds: Rec
   const kinds = planMemory(GPT_270M, { ...settings, batch_size, recompute }, "bf16");
   return { total: Object.values(kinds).reduce((a, b) => a + b, 0), kinds };
 }
+
+Deno.test("measureModel() counts the parameters and FLOPs of gpt-270m as published, and of an untied head", () => {
+  const { flops_per_token, ...counts } = measureModel(GPT_270M);
+  assertAlmostEquals(flops_per_token / 1e9, 2.2344, 5e-5);
+  const C = 1024, layer = 2 * C + C * 1536 + C * C + 3 * C * 2816, table = 50_304 * C; // qkv, o, gate, up, down
+  assertEquals(counts, { parameters: 24 * layer + C + table, embeddings: table });
+  const untied = measureModel({ ...GPT_270M, tie_word_embeddings: false });
+  assertEquals(untied, { parameters: 24 * layer + C + 2 * table, embeddings: 2 * table, flops_per_token });
+  const matrices = 24 * (layer - 2 * C) + table; // six a weight, and causal attention
+  assertEquals(flops_per_token, 6 * matrices + 6 * 24 * 16 * 64 * (2048 + 1));
+});
+
+Deno.test("measureModel() and planMemory() leave the open device, its memory and its tape as they were", () => {
+  open("cpu");
+  const c = { ...GPT_270M, vocab_size: 65, n_layer: 1, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 16 };
+  const shape = { ...c, n_inner: 48, block_size: 8 };
+  const gradients = (beforeBackward: () => void) => {
+    const model = init(shape), parameters = new Parameters(model, { seed: 1, train: true });
+    const idx = fixed([2, 8], "i32", "inputs"), mean = loss(model, idx, idx, shape); // token 0, 16 times
+    beforeBackward();
+    backward(mean);
+    const values = readFloats(parameters.grads!.address, parameters.total, "f32");
+    endStep();
+    return values;
+  };
+  const expected = gradients(() => {}), kinds = memoryByKind();
+  const actual = gradients(() => {
+    measureModel({ ...GPT_270M });
+    planMemory(GPT_270M, settings, "bf16");
+  });
+  assertEquals(actual, expected);
+  assertEquals(device.library, "cpu");
+  assertEquals(memoryByKind().step, kinds.step);
+});
 
 Deno.test("modelSize() counts gpt-270m with and without embeddings", () => {
   assertEquals(modelSize(GPT_270M), "322.1M parameters, 270.6M without embeddings");

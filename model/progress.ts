@@ -11,7 +11,8 @@ import type { Stop } from "../runtime/stop.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
 import { guard, type GuardConfig, type Outcome, placesOf } from "./guard.ts";
-import { flopsPerToken, type LlamaConfig } from "./llama.ts";
+import type { LlamaConfig } from "./llama.ts";
+import { measureModel } from "./plan.ts";
 import { stepMetrics } from "./report.ts";
 
 /** What is read here of the variables of train.ts. */
@@ -64,7 +65,7 @@ export class Progress {
     this.before = saved?.step ?? 0;
     this.best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
     this.#past = consumedBefore(saved, data.order(config.seed));
-    this.#lines = new StepLines(flopsPerToken(c, c.block_size));
+    this.#lines = new StepLines(measureModel(c).flops_per_token);
     // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
     // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
     this.#readsLate = device.library !== "cpu" && config.debug === "" && ranks.isAlone;

@@ -9,8 +9,8 @@ import { formatFlops, type Log, memoryBytes, type RunFacts, type StepMetrics } f
 import type { Parameters, StepResult } from "../runtime/optim.ts";
 import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
 import { tokensPerStep } from "./consumed.ts";
-import { flopsPerToken, type LlamaConfig } from "./llama.ts";
-import { modelSize } from "./plan.ts";
+import type { LlamaConfig } from "./llama.ts";
+import { measureModel, modelSize } from "./plan.ts";
 
 /** What is read here of the variables of train.ts. */
 export type RunConfig = {
@@ -49,7 +49,7 @@ export function stepMetrics(
     tokens: trained,
     tokens_per_sec: tokens / seconds,
     step_ms,
-    mfu: utilization(peak, flopsPerToken(c, c.block_size) * tokens / seconds),
+    mfu: utilization(peak, measureModel(c).flops_per_token * tokens / seconds),
     memory_bytes: memoryBytes(),
     skipped: result.skipped,
   };
@@ -74,7 +74,7 @@ export function runFacts(
     parameters: parameters.count(),
     tokens_per_step: tokensPerStep(config),
     tokens_per_epoch: data.n_windows * c.block_size,
-    flops_per_token: flopsPerToken(c, c.block_size),
+    flops_per_token: measureModel(c).flops_per_token,
     peak_flops: peak?.flops ?? null,
     memory: memoryByKind(),
     versions: VERSIONS,
@@ -94,7 +94,7 @@ export function banner(
   log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
   log.line(`device ${device}`);
   log.line(
-    `model ${modelSize(c)}; ${(flopsPerToken(c, c.block_size) / 1e9).toFixed(4)} GFLOP a token, ${
+    `model ${modelSize(c)}; ${(measureModel(c).flops_per_token / 1e9).toFixed(4)} GFLOP a token, ${
       tokensPerStep(config)
     } tokens a step`,
   );

@@ -89,6 +89,20 @@ export function takenBy<T>(f: () => T): { result: T; blocks: Set<Block> } {
   }
 }
 
+/** Runs f with memory of its own, which is forgotten at its end: for a plan. */
+export function withOwnMemory<T>(f: () => T): T {
+  const kinds = [...bytesByKind], blocks = [...taken], before = { gaps, furthest, arena };
+  forgetMemory();
+  try {
+    return f();
+  } finally {
+    forgetMemory();
+    for (const [kind, bytes] of kinds) bytesByKind.set(kind, bytes);
+    for (const [block, offset] of blocks) taken.set(block, offset);
+    ({ gaps, furthest, arena } = before);
+  }
+}
+
 /** Forgets all memory without freeing it: for a plan, and for tests that open another device. */
 export function forgetMemory(): void {
   bytesByKind.clear();

@@ -20,6 +20,7 @@ export type Entry = {
 
 let tape: Entry[] = [];
 let recording = true;
+let flopsRun = 0; // by all forward passes so far
 
 /** Whether ops are to keep what their backward pass needs. */
 export function isRecording(): boolean {
@@ -37,7 +38,27 @@ export function noGrad<T>(f: () => T): T {
   }
 }
 
-/** flops: of the forward pass, for profiles. inPlace: out is one of the inputs. */
+/** Runs f with a tape of its own, which no debug mode looks at: whatever is on the other one stays there. */
+export function withOwnTape<T>(f: () => T): T {
+  const outer = tape, { on } = debug;
+  tape = [];
+  debug.on = false;
+  try {
+    return f();
+  } finally {
+    tape = outer;
+    debug.on = on;
+  }
+}
+
+/** FLOPs of the forward passes that f runs, as their ops state them. */
+export function flopsOf(f: () => void): number {
+  const before = flopsRun;
+  f();
+  return flopsRun - before;
+}
+
+/** flops: of the forward pass, for profiles and MFU. inPlace: out is one of the inputs. */
 export type RecordOptions = { flops?: number; inPlace?: boolean };
 
 /** Puts an op that just ran on the tape, if any of its inputs needs a gradient. Returns out. */
@@ -58,6 +79,7 @@ export function record(
     inPlace: options.inPlace ?? false,
     where,
   };
+  flopsRun += entry.flops;
   if (debug.on) afterForward(entry);
   if (!recording || !inputs.some((t) => t.buf.needsGrad)) return out;
   if (!entry.inPlace) { for (const t of inputs) t.buf.uses++; }

@@ -51,14 +51,18 @@ export async function run(task: Task, ...args: string[]): Promise<Result> {
 
 /** Runs a task whose stdout is a file on a disk that is full. */
 export async function runWithoutStdout(task: Task, ...args: string[]): Promise<Result> {
-  const script = 'exec "$0" "$@" > /dev/full';
-  return result(await command("sh", ["-c", script, Deno.execPath(), ...taskArgs(task, args)]).output());
+  return await runInShell('exec "$@" > /dev/full', "sh", taskArgs(task, args));
 }
 
 /** Runs a task that may write no file of more than `bytes`, as on a disk that is full. */
 export async function runWithFullDisk(bytes: number, task: Task, ...args: string[]): Promise<Result> {
   const script = 'trap "" XFSZ; ulimit -f "$0"; exec "$@"'; // without the trap the signal would end the program
   return await runInShell(script, String(bytes / 512), taskArgs(task, args));
+}
+
+/** Runs a task of a checkout in another directory. */
+export async function runIn(directory: string, task: Task, ...args: string[]): Promise<Result> {
+  return await runInShell('cd "$0" && exec "$@"', directory, taskArgs(task, args));
 }
 
 /** Runs a shell script that ends with what "$@" is. */
