@@ -191,6 +191,11 @@ Deno.test("Loader.order() changes with what the order of the windows depends on,
     mixLoader({ ...datasets, b: [778] }, "a:0.7,b:0.3"),
   ];
   others.push(mixLoader(datasets, "a:0.7,b:0.3", { block_size: 5 }));
+  const { dataset, source } = fakeDataset(41), options = same[0]!.options;
+  const [one, other] = ["1", "2"].map((sum) =>
+    new Loader(source, { ...dataset, sha256: { "train_000000.bin": sum } }, options).order(1)
+  );
+  assert(one !== other); // other contents
   const orders = [...others.map((loader) => loader.order(1)), same[0]!.order(1), same[0]!.order(2)];
   assertEquals(new Set(orders).size, orders.length);
 });

@@ -179,6 +179,7 @@ Deno.test("a stream comes in chunks, to HTTP/1.0 without", async () => {
   assertEquals(chunked, "3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n");
   const [head, plain] = (await ask(server.url, "GET /stream HTTP/1.0\r\nHost: a\r\n\r\n")).split("\r\n\r\n");
   assertEquals([plain, /transfer-encoding|content-length/i.test(head!)], ["onetwo", false]);
+  assertMatch(head!, /^connection: close$/im); // its end is that of the text
   await server.close();
 });
 

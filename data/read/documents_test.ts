@@ -200,16 +200,16 @@ Deno.test("readBlocks() says how to leave out what cannot be read, and counts it
     );
   }));
 
-Deno.test("readBlocks() counts all rows of a page that cannot be read", () => {
-  const bytes = Deno.readFileSync(`${fixtures}texts_zstd.parquet`), magic = [0x28, 0xb5, 0x2f, 0xfd]; // of a frame of zstd
-  const page = bytes.findIndex((_, i) => magic.every((byte, j) => bytes[i + j] === byte));
-  bytes.fill(0, page, page + 4);
-  return withFiles({ "a.parquet": bytes }, async (dir) => {
+Deno.test("readBlocks() counts all rows of pages that cannot be read", async () => {
+  const path = `${fixtures}texts_zstd.parquet`, bytes = Deno.readFileSync(path), whole = await read([path]);
+  const magic = [0x28, 0xb5, 0x2f, 0xfd]; // of a frame of zstd
+  const frames = Array.from(bytes.keys()).filter((at) => magic.every((byte, i) => bytes[at + i] === byte));
+  for (const at of frames.slice(0, frames.length >> 1)) bytes.fill(0, at, at + 4);
+  await withFiles({ "a.parquet": bytes }, async (dir) => {
     const counts: ReadCounts = { bad: 0, duplicates: 0 };
     const left = await read([dir], { skip_bad: true, counts });
-    const whole = await read([`${fixtures}texts_zstd.parquet`]);
-    assertNotEquals(counts.bad, 1);
-    assertEquals([left.length, left], [whole.length - counts.bad, whole.slice(counts.bad)]);
+    assertEquals(counts.bad, whole.length - left.length);
+    assertEquals(counts.bad > frames.length / 2, true, `${counts.bad} rows of ${frames.length} frames`);
   });
 });
 

@@ -1,4 +1,5 @@
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
+import { UserError } from "../../ffi/errors.ts";
 import { gzipSync } from "node:zlib";
 import { READ_ALL, readBlocks } from "./documents.ts";
 import { fetchJson, type Patience, probeUrl, UrlBytes } from "./http.ts";
@@ -305,6 +306,23 @@ Deno.test("nothing but http is read where a server redirects to it, at any hop",
         ),
     );
   }
+});
+
+Deno.test("UrlBytes waits twice as long before each try in a row", async () => {
+  const { setTimeout } = globalThis, pauses: number[] = [];
+  globalThis.setTimeout = ((action: () => void, ms: number) => {
+    if (ms < 1000) pauses.push(ms); // the others wait for silence
+    return setTimeout(action, ms);
+  }) as typeof setTimeout;
+  try {
+    await withServer((request, n) => n === 1 ? ranged(file, request) : { status: 503 }, async ({ url }) => {
+      const source = await open(`${url}/a`, { retry_ms: 2, silence_ms: 10_000 });
+      await assertRejects(() => readAll(source), UserError, "5 tries in a row failed");
+    });
+  } finally {
+    globalThis.setTimeout = setTimeout;
+  }
+  assertEquals(pauses, [2, 4, 8, 16]);
 });
 
 Deno.test("fetchJson() gives the address of what comes next", async () => {
