@@ -98,12 +98,13 @@ export async function saveCheckpoint(
   } catch (error) {
     if (isFirst) tryToRemove(temporary);
     if (error instanceof Deno.errors.NotCapable || error instanceof KernelError) throw error;
-    const earlier = listCheckpoints(runDir).at(-1);
+    const { message } = error as Error, earlier = listCheckpoints(runDir).at(-1);
+    const isFull = /no space|too large|quota/i.test(message);
     throw new UserError(
-      `Cannot save checkpoint ${final}: ${(error as Error).message}; free some space and ` +
+      `Cannot save checkpoint ${final}: ${message}; ${isFull ? "free some space" : "mend that"} and ` +
         (earlier
           ? `go on from ${earlier}, which is whole: --resume=${runDir}`
-          : "start again, none was saved before"),
+          : `start again with --out_dir=${runDir} --resume=auto, none was saved before`),
     );
   }
 }

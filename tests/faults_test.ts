@@ -6,6 +6,7 @@ import settings from "../deno.json" with { type: "json" };
 import {
   canLimit,
   dataset,
+  emptyDirectory,
   ending,
   errorLine,
   freshPath,
@@ -55,21 +56,28 @@ Deno.test("a disk that fills up while a checkpoint is written leaves the earlier
 });
 
 Deno.test("a disk that is full before the first checkpoint is one line, and nothing half-written stays", async () => {
-  const out = freshPath(), flags = ["--max_iters=2", "--save_interval=1"];
-  const { code, stderr } = await runWithFullDisk(
-    50 * 1024,
-    "train",
-    `--data_dir=${await dataset()}`,
-    `--out_dir=${out}`,
-    ...SMALL,
-    ...flags,
-  );
+  const out = freshPath(), flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
+  flags.push("--max_iters=2", "--save_interval=1");
+  const { code, stderr } = await runWithFullDisk(50 * 1024, "train", ...flags);
   assertEquals(code, 1);
   assertMatch(
     errorLine(stderr),
-    /model\.safetensors: .+; free some space and start again, none was saved before$/,
+    /model\.safetensors: .+; free some space and start again with --out_dir=\S+ --resume=auto, none was saved before$/,
   );
   assertEquals(list(`${out}/checkpoints`), []);
+  await succeed("train", ...flags, "--resume=auto");
+  assertEquals(metrics(out).map(({ step }) => step), [1, 2]);
+});
+
+Deno.test("a checkpoint that cannot be written for want of something else than space does not ask for space", async () => {
+  const out = emptyDirectory(), flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
+  Deno.writeTextFileSync(`${out}/checkpoints`, "a file where a directory has to be");
+  const { code, stderr } = await run("train", ...flags, "--max_iters=1", "--save_interval=1");
+  assertEquals(code, 1);
+  assertMatch(
+    errorLine(stderr),
+    /^Cannot save checkpoint .+; mend that and start again with --out_dir=\S+ --resume=auto, /,
+  );
 });
 
 Deno.test("a disk that is full for config.json, the log or the metrics is one line that names the file", async () => {
