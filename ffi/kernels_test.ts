@@ -326,6 +326,16 @@ Deno.test("cross_entropy() takes logits of any size", () => {
   assertEquals(read(at, 9), [0, 0, 0, 0, -0.5, 0.5, -1, 1, 0]);
 });
 
+Deno.test("exponentials are right as far as float reaches", () => {
+  const at = floats(0, -30, -80, 0), losses = allocate(4), up = 1e30, h = allocate(4);
+  k.cross_entropy(at, losses, ints(0), 1, 3, 4, 1, 1);
+  const [, small, tiny] = read(at, 3);
+  assertAlmostEquals(small! / Math.exp(-30), 1, 1e-6);
+  assertAlmostEquals(tiny! / Math.exp(-80), 1, 1e-6);
+  k.swiglu_forward(h, floats(-85, up), 1, 1); // -85 / (1 + e^85) * up
+  assertAlmostEquals(read(h, 1)[0]! / (-85 / (1 + Math.exp(85)) * up), 1, 1e-5);
+});
+
 Deno.test("attention_forward() writes the logarithm of the softmax denominator", () => {
   const T = 70, D = 8, qkv = some(T * 3 * D), out = allocate(4 * T * D), lse = allocate(4 * T);
   k.attention_forward(out, lse, floats(...qkv), 1, T, 1, 1, D);
@@ -482,6 +492,24 @@ for (const library of ["cpu", "emu"] as const) {
     Deno.utimeSync(file.path, 1, 1);
     says(0, "it was written to while it was in use");
     tokenSource.close(handle);
+  });
+
+  test("gather() notices a change of a file in its size alone, and in less than a second", (gather) => {
+    using file = tokenFile(Uint16Array.of(1, 2, 3));
+    const touch = (ms: number) => Deno.utimeSync(file.path, new Date(ms), new Date(ms));
+    const says = (handle: number, what: string) => {
+      assertThrows(() => gather(handle, 0, 2, 10), UserError, `Cannot use "${file.path}": ${what}`);
+      tokenSource.close(handle);
+    };
+    touch(1_000_250);
+    const first = tokenSource.open(file.path, HEADER, 2).handle;
+    assertEquals(gather(first, 0, 2, 10), [[1, 2], [2, 3]]);
+    touch(1_000_750);
+    says(first, "it was written to while it was in use");
+    const second = tokenSource.open(file.path, HEADER, 2).handle;
+    Deno.writeFileSync(file.path, Uint8Array.of(4, 0), { append: true });
+    touch(1_000_750);
+    says(second, "it has 14 bytes, should have 12: its size changed while it was in use");
   });
 
   test("gather() goes on with a file that was removed or replaced by renaming", (gather) => {

@@ -248,6 +248,7 @@ Deno.test("allocate() gives zeros aligned to 256 bytes and memoryUse() counts th
   assert(during.peak >= during.now && during.free > 0 && during.total > during.free);
   addresses.forEach(free);
   assertEquals(memoryUse().now, before.now);
+  free(allocate(1));
   assert(memoryUse().peak >= during.now);
   assertThrows(() => free(addresses[0]!), KernelError, "mem_free");
 });

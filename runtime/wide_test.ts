@@ -13,6 +13,7 @@ import {
   F32,
   findNonFinite,
   free,
+  open,
   synchronizeNow,
 } from "../ffi/library.ts";
 import { add, attention, embedding, linear, rmsnorm, rope, swiglu } from "./ops.ts";
@@ -213,19 +214,26 @@ Deno.test("add(), swiglu() and rmsnorm()'s weight gradient of more rows than one
 const cpu = { ignore: device.library !== "cpu" };
 
 Deno.test("linear() of more rows, columns and depth than one panel, with and without a residual", cpu, () => {
-  for (const [N, IN, OUT] of [[600, 20, 30], [3, 1100, 20], [20, 300, 1100], [230, 270, 140]] as const) {
-    const x = leaf([1, N, IN], 1),
-      w = normalWeight([OUT, IN], 2),
-      r = leaf([1, N, OUT], 3),
-      dout = normal(N * OUT, 4);
-    const { out, grads } = forwardBackward(() => linear(x.t, w.t, r.t), [x.t, w.t], dout);
-    const { dx, dw } = ref.linearBackward(dout, x.values, w.values, IN),
-      what = `of N=${N} IN=${IN} OUT=${OUT}`;
-    close(out, ref.linear(x.values, w.values, IN, r.values), IN, `out ${what}`);
-    close(grads[0]!, dx, OUT, `dx ${what}`);
-    close(grads[1]!, dw, N, `dw ${what}`);
+  const shapes = [[600, 20, 30], [3, 1100, 20], [20, 300, 1100], [230, 270, 140]] as const;
+  for (const blas of ["", "builtin"]) {
+    open("cpu", { threads: 2, blas });
+    for (const [N, IN, OUT] of shapes) checkLinear(N, IN, OUT);
   }
+  openTestDevice();
 });
+
+function checkLinear(N: number, IN: number, OUT: number): void {
+  const x = leaf([1, N, IN], 1),
+    w = normalWeight([OUT, IN], 2),
+    r = leaf([1, N, OUT], 3),
+    dout = normal(N * OUT, 4);
+  const { out, grads } = forwardBackward(() => linear(x.t, w.t, r.t), [x.t, w.t], dout);
+  const { dx, dw } = ref.linearBackward(dout, x.values, w.values, IN),
+    what = `of N=${N} IN=${IN} OUT=${OUT}`;
+  close(out, ref.linear(x.values, w.values, IN, r.values), IN, `out ${what}`);
+  close(grads[0]!, dx, OUT, `dx ${what}`);
+  close(grads[1]!, dw, N, `dw ${what}`);
+}
 
 Deno.test("linear_wgrad() and linear_dgrad() overwrite or add over every block of rows", cpu, () => {
   const [N, IN, OUT] = [1100, 6, 5], x = some(N * IN, 1), dout = some(N * OUT, 2), w = some(OUT * IN, 3);

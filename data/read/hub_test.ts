@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../ffi/errors.ts";
-import { hubEndpoint, hubFileUrl, hubListUrl, type HubPath, parseHubUrl } from "./hub.ts";
+import { credentials, hubEndpoint, hubFileUrl, hubListUrl, type HubPath, parseHubUrl } from "./hub.ts";
 import { findSources } from "./inputs.ts";
 import { assertRefused } from "./test_documents.ts";
 import { type Answer, ranged, type Request, withEnvironment, withServer } from "./test_server.ts";
@@ -26,6 +26,14 @@ Deno.test("parseHubUrl() takes hf:// apart", () => {
     );
   }
 });
+
+Deno.test("credentials() are for the hub alone", () =>
+  withEnvironment({ HF_TOKEN: "hf_secret", HF_ENDPOINT: "https://hub.example:8443" }, () => {
+    const shown = { authorization: "Bearer hf_secret" };
+    assertEquals(credentials("https://hub.example:8443/datasets/o/n"), shown);
+    const others = ["https://hub.example/a", "http://hub.example:8443/a", "https://hub.example.org:8443/a"];
+    for (const url of [...others, "https://huggingface.co/a"]) assertEquals(credentials(url), {}, url);
+  }));
 
 Deno.test("hubFileUrl() and hubListUrl() give addresses on the hub", () => {
   const main = { dataset: "o/n", revision: "main", path: "dir/a 1.txt" };

@@ -4,6 +4,7 @@ import { Bpe, isSuperword } from "./bpe.ts";
 import { ByteStrings } from "./byte_strings.ts";
 import { PairTable } from "./pair_table.ts";
 import { randomNumbers } from "./test_tokenizers.ts";
+import { TokenBuffer } from "./token_buffer.ts";
 
 const utf8 = new TextEncoder();
 
@@ -116,6 +117,13 @@ Deno.test("Bpe goes on when it has met more pieces than it can remember", () => 
   for (let n = 0; n < 250_000; n++) encode(bpe, `ab${n}`);
   assertEquals(encode(bpe, "ab7"), [256, 55]);
   assertEquals(encode(bpe, "bc"), [257]);
+});
+
+Deno.test("TokenBuffer keeps its ids when it grows", () => {
+  const buffer = new TokenBuffer(), n = 200_000; // it has room for 2^16 at first
+  for (let id = 0; id < n; id++) buffer.push(id);
+  buffer.reserve(1_000_000);
+  assertEquals(buffer.ids.subarray(0, buffer.length), Uint32Array.from({ length: n }, (_, id) => id));
 });
 
 Deno.test("Bpe encodes a piece of a million letters", () => {
