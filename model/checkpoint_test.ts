@@ -6,7 +6,7 @@ import { AdamW, Parameters } from "../runtime/optim.ts";
 import { modelDirectory } from "../tests/helpers.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../runtime/safetensors.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
-import { fixed } from "../runtime/tensor.ts";
+import { fixed, param } from "../runtime/tensor.ts";
 import { endsOf, loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
 import { forward, init, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
@@ -49,6 +49,32 @@ Deno.test("saveModel() writes a directory that loadModel() and openTokenizer() r
     );
   }
   Deno.removeSync(directory, { recursive: true });
+});
+
+Deno.test("saveModel() writes what a model has beside Llama's weights too, and loadModel() of a plain Llama names it", async () => {
+  open("cpu");
+  const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
+  const directory = Deno.makeTempDirSync(), model = { ...init(config), gate: param([3, 5], { value: 2 }) };
+  saveModel(directory, new Parameters(model, { seed: 1, train: false }), config, tokenizer);
+  const { tensors, read } = readSafetensors(`${directory}/model.safetensors`);
+  assertEquals(tensors.get("gate")!.shape, [3, 5]);
+  assertEquals(toFloat32(read("gate"), "F32"), new Float32Array(15).fill(2));
+  const { model_type, architectures, note } = JSON.parse(Deno.readTextFileSync(`${directory}/config.json`));
+  assertEquals([model_type, architectures], ["loam", undefined]);
+  assertStringIncludes(note, "not a Llama as in transformers: gate");
+  assertThrows(() => loadModel(directory), UserError, "it has gate (3,5), which loam does not compute with");
+  Deno.removeSync(directory, { recursive: true });
+});
+
+Deno.test("saveModel() writes nothing that is not finite", async () => {
+  open("cpu");
+  const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
+  const directory = `${Deno.makeTempDirSync()}/model`, model = init(config);
+  const parameters = new Parameters(model, { seed: 1, train: false });
+  copyToDevice(model.norm.address + 8n, Float32Array.of(Infinity));
+  const message = `Cannot save ${directory}: element 2 of model.norm.weight (16) is Infinity; `;
+  assertThrows(() => saveModel(directory, parameters, config, tokenizer), UserError, message);
+  assertThrows(() => Deno.statSync(directory), Deno.errors.NotFound);
 });
 
 Deno.test("a model that was loaded is trained on from its weights", async () => {
