@@ -221,7 +221,8 @@ Deno.test("verifyDataset() finds every changed character of meta.json, and takes
     );
     const path = `${dir}/out/meta.json`, text = Deno.readTextFileSync(path);
     const { meta_sha256, ...meta } = JSON.parse(text);
-    assertEquals(meta_sha256, sha256OfText(JSON.stringify(meta)));
+    const shards = meta.shards.map((shard: object) => ({ ...shard, sha256: "" })); // which the shards show
+    assertEquals(meta_sha256, sha256OfText(JSON.stringify({ ...meta, shards })));
     verifyDataset(`${dir}/out`);
     for (let at = 0; at < text.length; at++) {
       if (/\s/.test(text[at]!)) continue; // between values it means nothing

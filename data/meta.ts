@@ -25,11 +25,17 @@ export interface Meta extends Recipe {
   shards: { file: string; tokens: number; sha256: string }[];
 }
 
-const OWN_SUM = "meta_sha256"; // the last field of the file: SHA-256 of all others, as JSON without spaces
+const OWN_SUM = "meta_sha256"; // the last field of the file, which metaSum() gives
 
 /** meta.json as it is written. */
 export function metaText(meta: Meta): string {
-  return `${JSON.stringify({ ...meta, [OWN_SUM]: sha256Of(meta) }, null, 2)}\n`;
+  return `${JSON.stringify({ ...meta, [OWN_SUM]: metaSum({ ...meta }) }, null, 2)}\n`;
+}
+
+/** The checksum of all other fields, without those of the shards: they are compared with the shards themselves. */
+function metaSum(meta: Record<string, unknown>): string {
+  const shards = Array.isArray(meta.shards) ? meta.shards.map((shard) => ({ ...shard, sha256: "" })) : null;
+  return sha256Of({ ...meta, shards });
 }
 
 /** SHA-256 of a value as JSON without spaces. */
@@ -45,7 +51,7 @@ export function sha256Of(meta: object): string {
  */
 export function verifyMeta(dir: string): void {
   const path = join(dir, "meta.json"), { [OWN_SUM]: sum, ...meta } = readJson(path);
-  const actual = sha256Of(meta), unknown = Object.keys(meta).find((key) => !Object.hasOwn(FIELDS, key));
+  const actual = metaSum(meta), unknown = Object.keys(meta).find((key) => !Object.hasOwn(FIELDS, key));
   if (unknown !== undefined) throw damaged(path, `it has an unknown field ${show(unknown)}`);
   if (sum !== undefined && sum !== actual) {
     throw damaged(path, `the SHA-256 of its fields is ${actual}, should be its ${OWN_SUM}, ${sum}`);

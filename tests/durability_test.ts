@@ -14,7 +14,7 @@ import { readSums, requireSums, SUMS } from "../runtime/sums.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { train, type TrainConfig } from "../train.ts";
 import { crashes, failing, inEach, type State, unsynced } from "./disk.ts";
-import { dataset, freshPath, list, metrics, SMALL } from "./helpers.ts";
+import { dataset, freshPath, list, metrics, ROOT, SMALL } from "./helpers.ts";
 
 /** Runs without what it prints, which is told to `hear`. */
 async function quietly<T>(work: () => T, hear: (line: string) => void = () => {}): Promise<Awaited<T>> {
@@ -284,25 +284,22 @@ const ELSEWHERE: Record<string, { calls: string[]; because: string }> = {
 const CHANGES =
   /Deno\.((write|rename|remove|mkdir|truncate|create|copyFile|link|symlink|chmod|chown|utime|makeTemp)(?!SignalListener)\w*|open(Sync)?(?=\([^()]*(\([^()]*\))*[^()]*,))|node:fs|fs\/promises/g;
 
+/** The sources that run for a user below a folder: no tests and no benchmarks. */
+function programs(folder = ""): string[] {
+  return Array.from(Deno.readDirSync(new URL(folder || ".", ROOT))).flatMap(({ name, isDirectory }) => {
+    const path = folder + name;
+    if (isDirectory) return NOT_OURS.test(path) ? [] : programs(`${path}/`);
+    return name.endsWith(".ts") && !/_test\.ts$|^test(ing|_\w+)\.ts$/.test(name) ? [path] : [];
+  });
+}
+
+const NOT_OURS = /^(tests|bench|offline|examples|build|runs|node_modules|\..*)$/;
+
 Deno.test("every change of a file goes through ffi/files.ts", () => {
-  const found: Record<string, string[]> = {}, root = new URL("../", import.meta.url);
-  const folders = [
-    "",
-    "ffi/",
-    "runtime/",
-    "model/",
-    "data/",
-    "data/prepare/",
-    "data/read/",
-    "data/tokenizers/",
-  ];
-  folders.push("data/train_tokenizer/", "data/inspect/", "serve/");
-  for (const folder of folders) {
-    for (const { name } of Deno.readDirSync(new URL(folder || ".", root))) {
-      if (!name.endsWith(".ts") || name.endsWith("_test.ts") || /^test(ing|_\w+)\.ts$/.test(name)) continue;
-      const source = Deno.readTextFileSync(new URL(folder + name, root)), calls = source.match(CHANGES);
-      if (calls) found[folder + name] = [...new Set(calls)].sort();
-    }
+  const found: Record<string, string[]> = {};
+  for (const file of programs()) {
+    const calls = Deno.readTextFileSync(new URL(file, ROOT)).match(CHANGES);
+    if (calls) found[file] = [...new Set(calls)].sort();
   }
   const allowed = Object.entries(ELSEWHERE).map(([file, { calls }]) => [file, calls]);
   assertEquals(found, Object.fromEntries(allowed));
