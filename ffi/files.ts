@@ -102,9 +102,23 @@ export function writeSynced(path: string, text: string): void {
 /** Replaces a small text file in one step that has happened on the disk when this returns. */
 export function writeAtomic(path: string, text: string): void {
   const temporary = `${path}.${Deno.pid}.tmp`;
-  writeSynced(temporary, text);
-  rename(temporary, path);
+  try {
+    writeSynced(temporary, text);
+    rename(temporary, path);
+  } catch (error) {
+    tryToRemove(temporary);
+    throw error;
+  }
   syncDirectory(dirname(path));
+}
+
+/** Removes what is of no use any more because of an error, which is what the user has to hear of. */
+export function tryToRemove(...paths: string[]): void {
+  try {
+    paths.forEach(removeTree);
+  } catch {
+    // the next start removes it
+  }
 }
 
 /** Removes what writeAtomic() left in a directory, to which nobody else writes, when it was killed. */

@@ -13,6 +13,7 @@ import {
   removeTree,
   rename,
   syncDirectory,
+  tryToRemove,
   writeAtomic,
   writeSynced,
 } from "../ffi/files.ts";
@@ -321,15 +322,6 @@ export function saveModelFiles(
   } catch (error) {
     tryToRemove(...names.map(temporary));
     throw error;
-  }
-}
-
-/** Removes what is no use any more because of an error, which is what the user has to hear of. */
-function tryToRemove(...paths: string[]): void {
-  try {
-    paths.forEach(removeTree);
-  } catch {
-    // the next start removes it
   }
 }
 

@@ -181,9 +181,8 @@ export class RunLog {
     releaseRun(this.dir); // before the lock: who takes it next writes a file of its own
     this.#log[Symbol.dispose]();
     if (!this.#isEmpty) return;
-    const temporary = ["config.json", "run.json"].map((file) => `${file}.${Deno.pid}.tmp`);
     const events = this.#events ? [this.#events.name] : [];
-    const files = ["config.json", "log.txt", "run.json", ...temporary, ...events, "metrics.jsonl"];
+    const files = ["config.json", "log.txt", "run.json", ...events, "metrics.jsonl"];
     for (const file of [...files, ""]) {
       try {
         remove(`${this.dir}/${file}`); // the last one is the directory: it goes only if it is empty

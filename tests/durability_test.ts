@@ -179,6 +179,7 @@ Deno.test("a run's log says which change the system refuses, and the next proces
       if (result.failed) {
         assertMatch(failed, /^UserError: Cannot .*\(os error \d+\).*$/, `${error} at ${number}: ${failed}`);
       }
+      assertEquals(list(run).filter((name) => name.includes("tmp")), [], `${error} at ${number}`);
       await unsynced(() => work(run));
       assertEquals(sampled(run), [1]);
       assertEquals(list(run).filter((name) => !name.startsWith("events.")), [
