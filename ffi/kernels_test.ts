@@ -251,6 +251,13 @@ Deno.test("grad_sumsq() adds up in double, however long the gradient is", () => 
   assertAlmostEquals(total[0]!, n * Math.fround(1e-3) ** 2, 1e-12);
 });
 
+Deno.test("adamw() writes the weights that stand apart from their masters", () => {
+  const weight = floats(NaN, NaN), master = floats(1, 2), m = floats(0, 0), v = floats(0, 0);
+  const control = floats(...Array(16).fill(1)); // learning rate, scale and bias corrections
+  k.adamw(weight, master, m, v, floats(4, -4), control, 2n, 0, 0, 0, 0); // a step of the gradient's sign
+  assertEquals([read(weight, 2), read(master, 2)], [[0, 3], [0, 3]]);
+});
+
 Deno.test("add() may write over either input", () => {
   const [a, b] = [floats(1, 2), floats(10, 20)];
   k.add(a, a, b, 2n);
