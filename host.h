@@ -279,8 +279,10 @@ static int read_tokens(const TokenFile& file, void* to, int64_t start, int64_t n
                 (long long)from, strerror(errno));
     }
     if (got == 0) {
+      struct stat now; // it may end long before the place that was asked for
+      long long end = fstat(file.descriptor, &now) ? from + done : now.st_size;
       FAIL_FILE("\"%s\": it ends at byte %lld, should have %lld bytes: it was cut short while it was in use",
-                file.path.c_str(), (long long)(from + done), (long long)file.opened.st_size);
+                file.path.c_str(), end, (long long)file.opened.st_size);
     }
     done += got;
   }

@@ -4,7 +4,7 @@
 // meta.pkl that names the characters of its first example.
 import { basename, join } from "node:path";
 import { UserError } from "../ffi/errors.ts";
-import { lookedIn, sha256OfFile } from "../ffi/files.ts";
+import { noDirectory, sha256OfFile } from "../ffi/files.ts";
 import { damaged, type Meta, readMeta, verifyMeta } from "./meta.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
@@ -141,7 +141,7 @@ export function readTokens(
       if (read === null) {
         throw damaged(
           path,
-          `it ends at byte ${from + done}, should have ${header_bytes + tokens * token_bytes}`,
+          `it ends at byte ${file.statSync().size}, should have ${header_bytes + tokens * token_bytes}`,
         );
       }
       done += read;
@@ -186,7 +186,7 @@ function listFiles(dir: string): string[] {
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
     throw new UserError(
-      `Cannot open dataset "${dir}": there is no such directory${lookedIn(dir)}; make it: ` +
+      `Cannot open dataset "${dir}": ${noDirectory(dir)}; make it: ` +
         `deno task prepare --input FILES --out ${dir}`,
     );
   }

@@ -191,6 +191,11 @@ export function lookedIn(path: string): string {
   return isAbsolute(path) ? "" : ` in ${Deno.cwd()}`;
 }
 
+/** What to say of a path that should be a directory and is none. */
+export function noDirectory(path: string): string {
+  return isFile(path) ? "it is a file, should be a directory" : `there is no such directory${lookedIn(path)}`;
+}
+
 /** Whether path names a file that is there. */
 export function isFile(path: string): boolean {
   try {

@@ -5,6 +5,7 @@ import { UserError } from "../ffi/errors.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Log } from "../runtime/metrics.ts";
 import type { StepResult } from "../runtime/optim.ts";
+import { checkpointName } from "../runtime/trainer_state.ts";
 
 /** What is read here of the variables of train.ts. */
 export type GuardConfig = {
@@ -35,7 +36,7 @@ export function guard(config: GuardConfig, outcome: Outcome, places: () => strin
   const read = places(), more = read.length > 8 ? ` and ${read.length - 8} more` : "";
   throw new UserError(
     `Cannot go on after step ${step}: ${skipped_row} updates in a row were not finite (--max_skipped); the step ` +
-      `read ${read.slice(0, 8).join(", ")}${more}; ${howToMend(config)}`,
+      `read ${read.slice(0, 8).join(", ")}${more}; ${howToMend(config, step - skipped_row)}`,
   );
 }
 
@@ -55,12 +56,17 @@ export function requireGoodEnd(config: GuardConfig, outcome: Outcome): void {
   const what = skipped_row > 0
     ? `the last ${skipped_row} updates were not finite`
     : `its val loss is ${val_loss}`;
-  throw new UserError(`Cannot end with step ${step}, nor save it: ${what}; ${howToMend(config)}`);
+  throw new UserError(
+    `Cannot end with step ${step}, nor save it: ${what}; ${howToMend(config, step - skipped_row)}`,
+  );
 }
 
-/** What to do about numbers that are not finite, as far as anything is saved to go on from. */
-function howToMend({ out_dir, learning_rate }: GuardConfig): string {
-  const newest = listCheckpoints(out_dir).at(-1);
+/** What to do about numbers that are not finite, as far as anything is saved to go on from. last: the last step with an update. */
+function howToMend({ out_dir, learning_rate }: GuardConfig, last: number): string {
+  const [newest, older] = listCheckpoints(out_dir).reverse();
   const from = newest ? `go on from ${newest} (--resume=${out_dir})` : "nothing was saved: start again";
-  return `${from} with --debug, which finds the first bad value, or with a learning_rate below ${learning_rate}`;
+  const how =
+    `${from} with --debug, which finds the first bad value, or with a learning_rate below ${learning_rate}`;
+  if (!older || newest !== checkpointName(last)) return how;
+  return `${how}; no update has followed ${newest}: if none will, remove it and go on from ${older}`; // its weights may be the bad ones
 }

@@ -7,8 +7,8 @@ import { KernelError, UserError } from "../ffi/errors.ts";
 import {
   isDirectory,
   isFile,
-  lookedIn,
   makeDirectory,
+  noDirectory,
   removeTemporary,
   removeTree,
   rename,
@@ -192,7 +192,7 @@ export function resolveCheckpoint(path: string): string {
         : `Cannot find a checkpoint in ${path}: ${
           isDirectory(path)
             ? "it must hold model.safetensors, or be a run directory with checkpoints/"
-            : `there is no such directory${lookedIn(path)}`
+            : noDirectory(path)
         }; train one with: deno task train --out_dir=${path}`),
   );
 }

@@ -62,7 +62,7 @@ export class RunLog {
     this.fail(error ?? reason);
   #events: EventFile | undefined;
   #isEmpty: boolean;
-  #prints = true;
+  readonly #isFull = new Set<(text: string) => void>(); // of console.log and console.error, what cannot be written any more
 
   /**
    * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
@@ -125,12 +125,13 @@ export class RunLog {
   /** A run goes on where there is nowhere to print to any more, such as a terminal that is closed. */
   #write(text: string, print: (text: string) => void): void {
     this.#log.write(text + "\n");
-    if (!this.#prints) return;
+    if (this.#isFull.has(print)) return;
     try {
       print(text);
     } catch (error) {
-      this.#prints = false;
-      this.warn(`from here on nothing is printed: ${(error as Error).message}`);
+      this.#isFull.add(print);
+      const what = print === console.error ? "no warning" : "nothing";
+      this.warn(`from here on ${what} is printed: ${(error as Error).message}`);
     }
   }
 

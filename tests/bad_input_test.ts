@@ -308,6 +308,17 @@ Deno.test("train names parts that are not merged", async () => {
   await succeed("train", `--data_dir=${out}`, `--out_dir=${run}`, ...SMALL, "--max_iters=2");
 });
 
+Deno.test("a file in the place of a directory is not said to be missing", async () => {
+  const { data } = await given(), file = `${data}/meta.json`, is = `it is a file, should be a directory`;
+  const commands: [Parameters<typeof run>[0], ...string[]][] = [
+    ["train", `--data_dir=${file}`, ...SMALL],
+    ["train", `--resume=${file}`],
+    ["sample", `--checkpoint=${file}`],
+    ["prepare", "--merge", `--out=${file}`],
+  ];
+  for (const command of commands) assertStringIncludes(await refuse(...command), is, command.join(" "));
+});
+
 // ---- data
 
 Deno.test("train names a data_dir that is missing or holds no dataset, and the command that makes one", async () => {

@@ -2,7 +2,7 @@
 // and writes a meta.json that lists their shards where they are. Nothing is moved or copied but the tokenizer's files.
 import { join } from "node:path";
 import { UserError } from "../../ffi/errors.ts";
-import { isFile, lookedIn, remove, removeTemporary, syncDirectory, writeAtomic } from "../../ffi/files.ts";
+import { isFile, noDirectory, remove, removeTemporary, syncDirectory, writeAtomic } from "../../ffi/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
 import { type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";
@@ -68,7 +68,7 @@ function partsIn(out: string): { index: number; count: number }[] {
     return Array.from(Deno.readDirSync(out)).flatMap(({ name }) => parsePartName(name) ?? []);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound || error instanceof Deno.errors.NotADirectory)) throw error;
-    throw new UserError(`Cannot merge "${out}": there is no such directory${lookedIn(out)}`);
+    throw new UserError(`Cannot merge "${out}": ${noDirectory(out)}`);
   }
 }
 
