@@ -5,7 +5,7 @@ import { meant } from "./ffi/suggest.ts";
 import { presets } from "./model/presets.ts";
 
 /** Names and descriptions of all subcommands. */
-type Subcommands = readonly (readonly [name: string, what: string])[];
+export type Subcommands = readonly (readonly [name: string, what: string])[];
 
 const SHELLS = { bash, zsh, fish };
 const KNOWN = Object.keys(SHELLS) as (keyof typeof SHELLS)[];

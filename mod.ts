@@ -44,6 +44,7 @@ export {
   open,
   type OpenOptions,
   synchronize,
+  type TokenFiles,
   tokenSource,
 } from "./ffi/library.ts";
 export {

@@ -98,6 +98,7 @@ export const variables = {
   debug: "", // --debug: stop at the first non-finite value; --debug=tape|profile: list or time the ops
 };
 
+/** The variables above, as the command line sets them. */
 export type TrainConfig = typeof variables;
 
 /** What the loop works with. */

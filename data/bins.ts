@@ -10,7 +10,8 @@ import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
 import { orMistake } from "../ffi/system_error.ts";
 
-export const HEADER_BYTES = 1024; // int32[256]
+/** Bytes at the head of a shard: int32[256]. */
+export const HEADER_BYTES = 1024;
 /** Magic number and version at the head of a shard, by the bytes of one token. */
 export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
 const MAGICS: readonly number[] = [20240520, 20240801];

@@ -18,7 +18,9 @@ export interface KnownFlags<V extends string, S extends string> {
 export interface Flags<V extends string, S extends string> {
   /** In their order. */
   files: string[];
+  /** Those that were given, as they were written. */
   values: Partial<Record<V, string>>;
+  /** Whether each was given. */
   switches: Record<S, boolean>;
 }
 

@@ -8,16 +8,23 @@ import { VOCABULARIES } from "./tokenizer.ts";
 
 /** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
 export interface SplitSize {
+  /** How many it has. */
   documents: number;
+  /** With those that begin and end documents. */
   tokens: number;
+  /** UTF-8 text in the documents. */
   bytes: number;
 }
 
 /** The contents of meta.json. */
 export interface Meta extends Recipe {
+  /** Says what kind of file it is. */
   format: "loam-bins";
+  /** Of this format. */
   version: 1;
+  /** What is trained on. */
   train: SplitSize;
+  /** What is held out. */
   val: SplitSize;
   /** Documents that were read and are not in it. */
   left_out: { empty: number; duplicates: number; bad: number };

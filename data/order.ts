@@ -42,7 +42,9 @@ export function slotsOf(weights: readonly number[]): number[] {
 
 /** One sample: which part of a mix it comes from, and which of that part's samples it is, from 0. */
 export interface Deal {
+  /** Index of the part. */
   part: number;
+  /** The sample among those of its part, from 0. */
   index: number;
 }
 

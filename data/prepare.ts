@@ -66,9 +66,11 @@ function requireDemoCorpus(): void {
 
 /** What a run of prepare did. */
 export interface RunWork {
+  /** How long it took. */
   seconds: number;
-  /** Tokens and bytes of text that this run encoded. */
+  /** Tokens that this run encoded. */
   tokens: number;
+  /** Bytes of text that it encoded. */
   text: number;
   /** Documents that an interrupted run had done before. */
   documents_before: number;
@@ -80,6 +82,7 @@ export interface RunWork {
 export interface Prepared {
   /** Where the dataset is. */
   dir: string;
+  /** What it holds. */
   meta: Meta;
   /** null if the dataset was finished already. */
   work: RunWork | null;

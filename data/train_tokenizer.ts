@@ -32,7 +32,9 @@ export async function main(args: string[]): Promise<void> {
 
 /** What a tokenizer was trained on, and what came of it. */
 export interface Trained {
+  /** The text that was read. */
   text: TrainingText;
+  /** Documents that were left out. */
   counts: ReadCounts;
   /** Tokens of the vocabulary. */
   vocab_size: number;

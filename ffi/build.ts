@@ -15,8 +15,10 @@ const ROOT = new URL("../", import.meta.url);
 const EXPORTS = "build/exports.map"; // linker script: these functions and nothing else
 const PTXAS = "build/ptxas.txt"; // the command that built the CUDA library, then what ptxas said
 
-const KINDS = ["cpu", "emu", "cuda"] as const;
-type Kind = typeof KINDS[number];
+/** Where the kernels of a library run: on a CPU, on a GPU that a CPU emulates, or on a GPU. */
+export type Kind = "cpu" | "emu" | "cuda";
+
+const KINDS: readonly Kind[] = ["cpu", "emu", "cuda"];
 
 /** What to build. */
 export type BuildOptions = {

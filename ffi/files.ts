@@ -87,6 +87,7 @@ export class OutFile implements Disposable {
     make(this.#failure, { kind: "sync", path: this.path }, () => syncs && this.file.syncSync());
   }
 
+  /** Closes the file; sync() it before if it is to be on the disk. */
   [Symbol.dispose](): void {
     this.file.close();
   }

@@ -6,28 +6,34 @@ import type { Address } from "./symbols.ts";
 
 // ---- memory
 
+/** Queues a copy of bytes between addresses on the device, or in pinned memory of the host. */
 export function copy_async(dst: Address, src: Address, bytes: bigint): void {
   check(s.copy_async(dst, src, bytes));
 }
 
+/** Sets bytes at dst to 0. */
 export function fill_zero(dst: Address, bytes: bigint): void {
   check(s.fill_zero(dst, bytes));
 }
 
+/** dst[i] = src[i] for i < n, rounded to nearest even. The types are F32 or BF16. */
 export function convert(dst: Address, src: Address, dst_type: number, src_type: number, n: bigint): void {
   check(s.convert(dst, src, dst_type, src_type, n));
 }
 
 // ---- random numbers
+/** dst (n) = std * z, float, z standard normal: element i follows from seed and offset + i alone. */
 export function init_normal(dst: Address, n: bigint, std: number, seed: bigint, offset: bigint): void {
   check(s.init_normal(dst, n, std, seed, offset));
 }
 
+/** dst (n) = value, float. */
 export function init_constant(dst: Address, n: bigint, value: number): void {
   check(s.init_constant(dst, n, value));
 }
 
 // ---- embedding: rows of a table
+/** out (N, C) = weight (V, C) at ids (N). */
 export function embedding_forward(
   out: Address,
   ids: Address,
@@ -39,6 +45,7 @@ export function embedding_forward(
   check(s.embedding_forward(out, ids, weight, N, V, C));
 }
 
+/** dweight (V, C) = the sum of the rows of dout (N, C) by their ids (N). */
 export function embedding_backward(
   dweight: Address,
   dout: Address,
@@ -52,6 +59,7 @@ export function embedding_backward(
 }
 
 // ---- rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis
+/** out, x (N, C); weight (C); rstd (N) is kept for backward. */
 export function rmsnorm_forward(
   out: Address,
   rstd: Address,
@@ -64,6 +72,7 @@ export function rmsnorm_forward(
   check(s.rmsnorm_forward(out, rstd, x, weight, N, C, eps));
 }
 
+/** dx (N, C), dweight (C). out (N, C), where not 0, receives the forward result again. */
 export function rmsnorm_backward(
   dx: Address,
   dweight: Address,
@@ -81,6 +90,7 @@ export function rmsnorm_backward(
 }
 
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place
+/** Rotates qkv (B, T, H + 2K, D) by rows pos + t of table (rows, D): cosines, sines. inverse 1 is the backward pass. */
 export function rope(
   qkv: Address,
   table: Address,
@@ -96,6 +106,7 @@ export function rope(
 }
 
 // ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax
+/** out (B, T, H, D); qkv (B, T, H + 2K, D); lse (B, H, T) is kept for backward. */
 export function attention_forward(
   out: Address,
   lse: Address,
@@ -109,6 +120,7 @@ export function attention_forward(
   check(s.attention_forward(out, lse, qkv, B, T, H, K, D));
 }
 
+/** Overwrites all of dqkv (B, T, H + 2K, D). delta (B, H, T) is scratch. */
 export function attention_backward(
   dqkv: Address,
   delta: Address,
@@ -125,6 +137,7 @@ export function attention_backward(
   check(s.attention_backward(dqkv, delta, dout, out, lse, qkv, B, T, H, K, D));
 }
 
+/** out (B, T, H, D) for T new tokens at pos, whose keys and values go to the caches (B, K, T_max, D) first. */
 export function attention_cached(
   out: Address,
   k_cache: Address,
@@ -142,6 +155,7 @@ export function attention_cached(
 }
 
 // ---- linear: out = x weight^T (+ residual)
+/** out, residual (N, OUT); x (N, IN); weight (OUT, IN). residual may be 0; it may not be out. */
 export function linear_forward(
   out: Address,
   x: Address,
@@ -154,6 +168,7 @@ export function linear_forward(
   check(s.linear_forward(out, x, weight, residual, N, IN, OUT));
 }
 
+/** dx (N, IN) = dout (N, OUT) weight (OUT, IN). */
 export function linear_dgrad(
   dx: Address,
   dout: Address,
@@ -166,6 +181,7 @@ export function linear_dgrad(
   check(s.linear_dgrad(dx, dout, weight, N, IN, OUT, accumulate));
 }
 
+/** dweight (OUT, IN) = dout^T (N, OUT) x (N, IN). */
 export function linear_wgrad(
   dweight: Address,
   dout: Address,
@@ -179,10 +195,12 @@ export function linear_wgrad(
 }
 
 // ---- swiglu: h = silu(gate) * up
+/** h (N, F); a row of gate_up (N, 2F) is F gates, then F ups. */
 export function swiglu_forward(h: Address, gate_up: Address, N: number, F: number): void {
   check(s.swiglu_forward(h, gate_up, N, F));
 }
 
+/** dgate_up (N, 2F), which may be gate_up itself. h (N, F), where not 0, receives the forward result again. */
 export function swiglu_backward(
   dgate_up: Address,
   h: Address,
@@ -195,11 +213,16 @@ export function swiglu_backward(
 }
 
 // ---- add
+/** out = a + b, each (n); out may be a or b. */
 export function add(out: Address, a: Address, b: Address, n: bigint): void {
   check(s.add(out, a, b, n));
 }
 
 // ---- cross entropy: softmax and loss, the gradient in place of the logits
+/**
+ * losses (N), in nats, of logits (N, V_stride), whose columns from V on are padding, at targets (N), < 0 = no loss. backward 1:
+ * logits become their gradient times grad_scale.
+ */
 export function cross_entropy(
   logits: Address,
   losses: Address,
@@ -213,15 +236,18 @@ export function cross_entropy(
   check(s.cross_entropy(logits, losses, targets, N, V, V_stride, grad_scale, backward));
 }
 
+/** out (1) = scale * the sum of x (n), in a fixed order. */
 export function sum_scaled(out: Address, x: Address, n: number, scale: number, accumulate: number): void {
   check(s.sum_scaled(out, x, n, scale, accumulate));
 }
 
 // ---- optimizer: everything reads its scalars from the control block
+/** sumsq (1), a double, = the sum of the squares of grad (n), in a fixed order. */
 export function grad_sumsq(sumsq: Address, grad: Address, n: bigint, accumulate: number): void {
   check(s.grad_sumsq(sumsq, grad, n, accumulate));
 }
 
+/** Fills the control block from sumsq and the loss in it, and decides whether the update is skipped. grad_clip 0 = no clipping. */
 export function step_control(
   control: Address,
   sumsq: Address,
@@ -232,6 +258,7 @@ export function step_control(
   check(s.step_control(control, sumsq, grad_clip, beta1, beta2));
 }
 
+/** Updates weight, master, m and v (n) by grad (n); a skipped update changes nothing. On a CPU weight is master. */
 export function adamw(
   weight: Address,
   master: Address,

@@ -29,9 +29,16 @@ export type OpenOptions = {
   act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
 };
 
-export const ABI_VERSION = 3; // LOAM_ABI_VERSION in kernels.h
-export const F32 = 0, BF16 = 1, I32 = 2; // element types in kernels.h
+/** LOAM_ABI_VERSION in kernels.h; a library with another one does not open. */
+export const ABI_VERSION = 3;
+/** Element types in kernels.h: float32. */
+export const F32 = 0;
+/** bfloat16. */
+export const BF16 = 1;
+/** int32. */
+export const I32 = 2;
 const BAD_FILE = 2; // LOAM_BAD_FILE in kernels.h
+/** Places in the control block of a step, in floats: CONTROL_* in kernels.h, where each is explained. */
 export const CONTROL = {
   learning_rate: 0,
   loss: 1,
@@ -42,9 +49,10 @@ export const CONTROL = {
   skipped_row: 6,
   stopping: 9,
   size: 16,
-} as const; // CONTROL_* in kernels.h
+} as const;
 
-type Symbols = Deno.DynamicLibrary<typeof symbols>["symbols"];
+/** The functions of a library, as ffi/symbols.ts lists them. */
+export type Symbols = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
 /** The functions of the open library. Throws by name until open() was called. */
 export let s: Symbols = new Proxy({} as Symbols, {
@@ -52,6 +60,7 @@ export let s: Symbols = new Proxy({} as Symbols, {
     throw new Error(`internal: ${String(name)} was called before open()`);
   },
 });
+/** What is open; name is "none" until open() was called. */
 export let device: DeviceInfo = { library: "plan", name: "none", act: "f32" };
 
 const LIBRARY_SUFFIX = Deno.build.os === "darwin" ? "dylib" : Deno.build.os === "windows" ? "dll" : "so";
@@ -281,19 +290,27 @@ export function findNonFinite(x: Address, type: number, n: number): number {
 
 // ---- token data
 
-/** The files of tokens and the gather that data/loader.ts reads windows with. */
-export const tokenSource = {
+/** Files of tokens, and how windows of them are read. */
+export interface TokenFiles {
   /** Opens a file. Throws UserError that names a file which cannot be used. */
-  open(path: string, headerBytes: number, tokenBytes: number): { handle: number; tokens: number } {
+  open(path: string, headerBytes: number, tokenBytes: number): { handle: number; tokens: number };
+  /** Closes what open() gave. */
+  close(handle: number): void;
+  /** Writes a window to x and y (T). Throws UserError that names a file which cannot be read, has changed, or is wrong. */
+  gather(x: Address, y: Address, handle: number, start: bigint, T: number, V: number): void;
+}
+
+/** What data/loader.ts reads windows with. */
+export const tokenSource: TokenFiles = {
+  open(path, headerBytes, tokenBytes) {
     const info = new BigInt64Array(2);
     checkFile(s.data_open(info, cString(path), headerBytes, tokenBytes));
     return { handle: Number(info[0]), tokens: Number(info[1]) };
   },
-  close(handle: number): void {
+  close(handle) {
     check(s.data_close(handle));
   },
-  /** Writes a window to x and y (T). Throws UserError that names a file which cannot be read, has changed, or is wrong. */
-  gather(x: Address, y: Address, handle: number, start: bigint, T: number, V: number): void {
+  gather(x, y, handle, start, T, V) {
     checkFile(s.data_gather(x, y, handle, start, T, V));
   },
 };

@@ -5,7 +5,9 @@
 export interface GpuState {
   /** Share of the last moments in which a kernel was running, 0 to 1. */
   utilization: number | null;
+  /** Watts. */
   power_w: number | null;
+  /** Degrees Celsius. */
   temperature_c: number | null;
 }
 

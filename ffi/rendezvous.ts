@@ -4,10 +4,13 @@ import { UserError } from "./errors.ts";
 
 /** Where to meet, and who. */
 export interface Meeting {
+  /** This process, from 0. */
   rank: number;
+  /** How many ranks there are. */
   world_size: number;
   /** Host that rank 0 runs on. */
   address: string;
+  /** TCP port that rank 0 listens at. */
   port: number;
   /** How long to wait for the others; 0 = for ever. */
   timeout_s: number;

@@ -78,6 +78,6 @@ export const symbols = {
 } as const satisfies Deno.ForeignLibraryInterface;
 
 /** The functions of kernels.h: the names of symbols without the second faces. */
-export const FUNCTIONS = Object.entries(symbols).filter(([, symbol]) => !("name" in symbol)).map(([name]) =>
-  name
-);
+export const FUNCTIONS: string[] = Object.entries(symbols).filter(([, symbol]) => !("name" in symbol)).map((
+  [name],
+) => name);

@@ -1,5 +1,6 @@
 // Presets: literal overrides of the variables at the top of train.ts. `--preset=small`, then `--name=value` on top.
 
+/** The variables that each preset sets, by its name. */
 export const presets = {
   // 322M parameters (271M without embeddings), the size train.ts describes; the default on a GPU
   "gpt-270m": {},
@@ -44,4 +45,5 @@ export const presets = {
   },
 } as const;
 
+/** The name of a preset. */
 export type PresetName = keyof typeof presets;

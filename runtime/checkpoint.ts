@@ -44,6 +44,7 @@ export type SavedTensor = {
   range?: Range; // of elements that this process holds, where others hold the rest
 };
 
+/** What a checkpoint holds. */
 export type CheckpointContent = {
   model: SavedTensor[];
   optimizer: SavedTensor[];

@@ -4,6 +4,7 @@ import { asTyped } from "../ffi/command.ts";
 import { UserError } from "../ffi/errors.ts";
 import { meantFlag } from "../ffi/suggest.ts";
 
+/** Variables by name. */
 export type Values = Record<string, number | string | boolean>;
 
 /**

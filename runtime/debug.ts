@@ -8,6 +8,7 @@ import { BF16, device, F32, findNonFinite, synchronizeNow } from "../ffi/library
 import type { Entry } from "./tape.ts";
 import { readFloats, type Tensor } from "./tensor.ts";
 
+/** What --debug asks for; "" for nothing. */
 export type DebugMode = "" | "check" | "tape" | "profile";
 
 type Timed = {

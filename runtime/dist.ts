@@ -43,7 +43,9 @@ const SIGHT_MS = 60_000; // for a file of rank 0 to come in sight on other machi
 
 /** The ranks of a run, as one of them sees them. All of them make the same calls in the same order. */
 export class Ranks implements Exchange {
+  /** This process, from 0. */
   readonly rank: number;
+  /** How many ranks there are. */
   readonly world_size: number;
   /** Called with what ends this process from within a meeting. */
   onFailure: (error: unknown) => void = () => {};

@@ -6,9 +6,12 @@ import { jobName } from "./world.ts";
 
 /** A process that trains. */
 export interface Owner {
+  /** Name of its machine. */
   host: string;
+  /** Its process id there. */
   pid: number;
-  job: string; // jobName()
+  /** What the launcher calls its job: jobName(). */
+  job: string;
 }
 
 const FRESH_MS = 600_000; // a run that has written this lately may still be at work on another machine

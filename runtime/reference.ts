@@ -7,11 +7,15 @@ export type Numbers = ArrayLike<number>;
 /** Heads of attention: qkv is (B, T, H + 2K, D). */
 export type HeadSizes = { B: number; T: number; H: number; K: number; D: number };
 
+/** The gradients of an input and of a weight, in their shapes. */
+export type Gradients = { dx: Float64Array; dw: Float64Array };
+
 /** out (N, C) = w (V, C) at ids (N). */
 export function embedding(ids: Numbers, w: Numbers, C: number): Float64Array {
   return Float64Array.from({ length: ids.length * C }, (_, i) => w[ids[Math.floor(i / C)]! * C + i % C]!);
 }
 
+/** dw (V, C) = the sum of the rows of dout (N, C) by their ids (N). */
 export function embeddingBackward(dout: Numbers, ids: Numbers, V: number, C: number): Float64Array {
   const dw = new Float64Array(V * C);
   for (let i = 0; i < dout.length; i++) dw[ids[Math.floor(i / C)]! * C + i % C]! += dout[i]!;
@@ -25,7 +29,7 @@ export function rmsnorm(x: Numbers, w: Numbers, eps: number): Float64Array {
 }
 
 /** With n = x * rstd and g = dout * w: dx = rstd * (g - n * mean(g * n)), dw = sum over rows of dout * n. */
-export function rmsnormBackward(dout: Numbers, x: Numbers, w: Numbers, eps: number) {
+export function rmsnormBackward(dout: Numbers, x: Numbers, w: Numbers, eps: number): Gradients {
   const C = w.length, r = rstd(x, C, eps);
   const dx = new Float64Array(x.length), dw = new Float64Array(C);
   r.forEach((rstd, row) => {
@@ -62,7 +66,7 @@ export function linear(x: Numbers, w: Numbers, IN: number, residual?: Numbers): 
 }
 
 /** dx = dout w, dw = dout^T x; the gradient of the residual is dout itself. */
-export function linearBackward(dout: Numbers, x: Numbers, w: Numbers, IN: number) {
+export function linearBackward(dout: Numbers, x: Numbers, w: Numbers, IN: number): Gradients {
   const N = x.length / IN, OUT = w.length / IN;
   const dx = new Float64Array(N * IN), dw = new Float64Array(OUT * IN);
   for (let n = 0; n < N; n++) {
@@ -78,7 +82,13 @@ export function linearBackward(dout: Numbers, x: Numbers, w: Numbers, IN: number
 }
 
 /** Turns the pairs (j, j + D/2) of the first H + K heads by the angle in row pos + t of table (rows, D): cosines, sines. */
-export function rope(qkv: Numbers, table: Numbers, { T, H, K, D }: HeadSizes, pos = 0, inverse = false) {
+export function rope(
+  qkv: Numbers,
+  table: Numbers,
+  { T, H, K, D }: HeadSizes,
+  pos = 0,
+  inverse = false,
+): Float64Array {
   const out = Float64Array.from(qkv), heads = H + 2 * K, half = D / 2;
   for (let i = 0; i < qkv.length; i++) {
     const j = i % D, head = Math.floor(i / D) % heads, t = Math.floor(i / (D * heads)) % T;
@@ -149,6 +159,7 @@ export function swiglu(gate_up: Numbers, F: number): Float64Array {
   });
 }
 
+/** dgate_up (N, 2F) of dh (N, F), with the derivative silu'(gate) = s * (1 + gate * (1 - s)), s = sigmoid(gate). */
 export function swigluBackward(dh: Numbers, gate_up: Numbers, F: number): Float64Array {
   const dgate_up = new Float64Array(gate_up.length);
   for (let i = 0; i < dh.length; i++) {
@@ -159,13 +170,19 @@ export function swigluBackward(dh: Numbers, gate_up: Numbers, F: number): Float6
   return dgate_up;
 }
 
+/** V: columns that take part; the others are padding. grad_scale: what the gradients are multiplied by. */
 export type HeadLoss = { V: number; grad_scale: number };
 
 /**
  * Cross entropy of softmax(x w^T over its first V columns) at the targets, < 0 = no loss: the sum over rows / all N rows.
  * x (N, C), w (at least V, C), targets (N). The gradients are those of grad_scale * loss.
  */
-export function linearCrossEntropy(x: Numbers, w: Numbers, targets: Numbers, { V, grad_scale }: HeadLoss) {
+export function linearCrossEntropy(
+  x: Numbers,
+  w: Numbers,
+  targets: Numbers,
+  { V, grad_scale }: HeadLoss,
+): Gradients & { loss: number } {
   const N = targets.length, C = x.length / N, columns = w.length / C;
   const logits = linear(x, w, C), dlogits = new Float64Array(logits.length);
   let loss = 0;
@@ -178,7 +195,9 @@ export function linearCrossEntropy(x: Numbers, w: Numbers, targets: Numbers, { V
   return { loss, ...linearBackward(dlogits, x, w, C) };
 }
 
+/** A parameter and its first and second moments, each of the same length. */
 export type AdamWState = { weight: Float64Array; m: Float64Array; v: Float64Array };
+/** What an update follows from, beside its gradient. */
 export type AdamWStep = {
   t: number; // updates so far, this one included
   learning_rate: number;

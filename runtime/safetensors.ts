@@ -9,11 +9,11 @@ import { UserError } from "../ffi/errors.ts";
 import { isFile, OutFile } from "../ffi/files.ts";
 import { orMistake } from "../ffi/system_error.ts";
 
-const BYTES_PER_ELEMENT = { F32: 4, BF16: 2, F16: 2, I32: 4 };
+const BYTES_PER_ELEMENT: Record<Dtype, number> = { F32: 4, BF16: 2, F16: 2, I32: 4 };
 const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation
 
 /** The element types that loam reads and writes. */
-export type Dtype = keyof typeof BYTES_PER_ELEMENT;
+export type Dtype = "F32" | "BF16" | "F16" | "I32";
 
 /**
  * A tensor to write, or the elements [from, to) of it where another process writes the others. bytes() is called once, in its

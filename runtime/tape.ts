@@ -8,6 +8,7 @@ import { afterBackward, afterForward, callSite, debug } from "./debug.ts";
 import { type Block, release, releaseAll, take, takenBy } from "./memory.ts";
 import { type Address, Buffer, bytesPerElement, Tensor } from "./tensor.ts";
 
+/** An op of the forward pass, and how to go back through it. */
 export type Entry = {
   name: string;
   out: Tensor;

@@ -26,6 +26,7 @@ export class EventFile implements Disposable {
     this.#write(event(step, bytes(5, join(...summary))));
   }
 
+  /** Closes the file. */
   [Symbol.dispose](): void {
     this.#file[Symbol.dispose]();
   }

@@ -17,6 +17,7 @@ export function openTestDevice(): DeviceInfo {
 
 // ---- data
 
+/** Elements of a tensor, row-major. */
 export type Values = Float32Array<ArrayBuffer>;
 
 /** Uniform numbers in (0, 1] that follow from the seed: Knuth's MMIX generator, upper half. */
@@ -109,7 +110,11 @@ export function gradient(t: Tensor): Values {
 }
 
 /** Output of f and the gradients of inputs, given dout, the gradient of the output; ends the step. */
-export function forwardBackward(f: () => Tensor, inputs: Tensor[], dout: Values) {
+export function forwardBackward(
+  f: () => Tensor,
+  inputs: Tensor[],
+  dout: Values,
+): { out: Values; grads: Values[] } {
   const y = f(), out = y.toArray();
   claim(y);
   writeFloats(grad(y), dout, "act");
@@ -177,6 +182,7 @@ export function eps(): number {
   return device.act === "f32" ? 2 ** -24 : 2 ** -8;
 }
 
+/** How far a value may be off: atol + rtol * what is expected. */
 export type Tolerance = { rtol: number; atol: number };
 
 /**

@@ -72,7 +72,8 @@ export function findWorld(get: (name: string) => string | undefined): World {
   return { ...first, ...master(get) };
 }
 
-type Get = (name: string) => string | undefined;
+/** The value of an environment variable, undefined if it is not set. */
+export type Get = (name: string) => string | undefined;
 
 function ranks(get: Get, launcher: string, rankName: string, sizeName: string, localName: string) {
   const world_size = number(get, launcher, sizeName, 1, 1 << 20);

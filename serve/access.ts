@@ -70,6 +70,8 @@ export function requireToken(hostname: string, token: string | undefined): strin
 /**
  * The checks that every request passes before its route, and the headers of every answer. The files of the dashboard need no
  * token: they are the same for everyone, and ask for it. origins: pages from there may use the server, too.
+ *
+ * @internal since `deno doc --lint` takes MiddlewareHandler, a type of the package hono, for a private one
  */
 export function access(token: string | undefined, origins: readonly string[] = []): MiddlewareHandler {
   let inFlight = 0;

@@ -23,7 +23,11 @@ export type AppOptions = {
   origins?: readonly string[]; // whose pages may use the server, beside its own
 };
 
-/** The routes. close() ends what lasts: live events and texts that are being written. */
+/**
+ * The routes. close() ends what lasts: live events and texts that are being written.
+ *
+ * @internal since `deno doc --lint` takes Hono, a type of the package hono, for a private one
+ */
 export type App = { hono: Hono; close: () => void };
 
 const MOST_POINTS = 20_000, MOST_LOG_LINES = 1000, MOST_CLIENTS = 250;

@@ -21,7 +21,11 @@ type Reader = {
 /** A text to write: tokens to go on with, and its seed. */
 type Text = { prompt: number[]; seed: number };
 
-/** Answers a request for texts: at once when they are whole, or piece by piece. */
+/**
+ * Answers a request for texts: at once when they are whole, or piece by piece.
+ *
+ * @internal since `deno doc --lint` takes Context, a type of the package hono, for a private one
+ */
 export async function completions(c: Context, model: Model): Promise<Response> {
   const request = parseRequest(await bodyOf(c), model.name), { n, seed } = request;
   const prompts = request.prompts.map((prompt) => tokensOf(prompt, model));

@@ -41,6 +41,7 @@ export class Connection {
   #isAwaited = false; // what comes
   #isOpen = true;
 
+  /** Reads from tcp at once, and closes it at the end. */
   constructor(tcp: Deno.Conn, deadlines: Deadlines) {
     this.gone = this.#gone.signal;
     this.#tcp = tcp;

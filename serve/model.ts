@@ -24,11 +24,17 @@ type Ready = Extract<Said, { kind: "ready" }>;
 
 /** A model to talk to. */
 export class Model {
+  /** What requests call it. */
   readonly name: string;
-  readonly created: number; // seconds since 1970
+  /** When, in seconds since 1970. */
+  readonly created: number;
+  /** Tokens of the longest text. */
   readonly block_size: number;
+  /** Tokens that it knows. */
   readonly vocab_size: number;
-  readonly ends: readonly number[]; // tokens that end a text
+  /** Tokens that end a text. */
+  readonly ends: readonly number[];
+  /** Where it computes. */
   worker: Worker;
   readonly #start: Start;
   readonly #stop: Int32Array; // holds the number of the last text that is not wanted any more

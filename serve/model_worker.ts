@@ -1,7 +1,7 @@
-/// <reference lib="deno.worker" />
 // The Worker that holds a model: the server answers others while it computes. Its first message names the model, every other
 // one is a text to go on with. It answers with tokens.
 import { explain, UserError } from "../ffi/errors.ts";
+import { workerScope } from "../ffi/worker_scope.ts";
 import { loadModel } from "../model/checkpoint.ts";
 import { openDevice } from "../model/device.ts";
 import { generate, type GenerateOptions } from "../model/generate.ts";
@@ -19,9 +19,10 @@ export type Said =
   | { kind: "end" } // of the text: the model ended it, it is long enough, or it was stopped
   | { kind: "error"; message: string; isUserError: boolean };
 
+const worker = workerScope();
 let write: (job: Job) => void;
 
-self.onmessage = ({ data }: MessageEvent<Start>) => {
+worker.onmessage = ({ data }: MessageEvent<Start>) => {
   attempt(() => {
     openDevice(data.device);
     const { model, config } = loadModel(data.checkpoint);
@@ -35,7 +36,7 @@ self.onmessage = ({ data }: MessageEvent<Start>) => {
     };
     say({ kind: "ready", block_size: config.block_size, vocab_size: config.vocab_size });
   });
-  self.onmessage = ({ data }: MessageEvent<Job>) => attempt(() => write(data));
+  worker.onmessage = ({ data }: MessageEvent<Job>) => attempt(() => write(data));
 };
 
 function attempt(act: () => void): void {
@@ -48,5 +49,5 @@ function attempt(act: () => void): void {
 }
 
 function say(what: Said): void {
-  self.postMessage(what);
+  worker.postMessage(what);
 }

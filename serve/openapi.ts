@@ -1,7 +1,8 @@
 // GET /openapi.json: every route and every field with its unit. The tests hold the answers against it.
 import { KEYS, STATES } from "./types.ts";
 
-type Schema = Record<string, unknown>;
+/** A JSON schema. */
+export type Schema = Record<string, unknown>;
 
 // ---- schemas of values
 

@@ -1,22 +1,28 @@
 // Answers other than what was asked for.
 import type { Context } from "hono";
-import type { ContentfulStatusCode } from "hono/utils/http-status";
 import { UserError } from "../ffi/errors.ts";
 import { visible } from "../ffi/visible.ts";
 import { withoutHome } from "./stats.ts";
 import { isOutOfFiles } from "./tail.ts";
 import type { Failure } from "./types.ts";
 
+/** The HTTP statuses of refusals. */
+export type Status = 400 | 401 | 403 | 404 | 405 | 408 | 410 | 413 | 414 | 415 | 429 | 431 | 500 | 501 | 503;
+
 /** What OpenAI's API says of a failure beside the sentence. */
-type Details = { headers?: Record<string, string>; param?: string; code?: string };
+export type Details = { headers?: Record<string, string>; param?: string; code?: string };
 
 /** Thrown by a handler whose request cannot be served. The message is one sentence for the person who sent it. */
 export class Refusal extends Error {
+  /** Of the answer, beside the usual ones. */
   readonly headers: Record<string, string>;
-  readonly param: string | null; // the field of the request that does not fit
-  readonly code: string | null; // for programs
+  /** The field of the request that does not fit. */
+  readonly param: string | null;
+  /** The kind of failure, for programs. */
+  readonly code: string | null;
 
-  constructor(readonly status: ContentfulStatusCode, message: string, details: Details = {}) {
+  /** status: the HTTP status of the answer. */
+  constructor(readonly status: Status, message: string, details: Details = {}) {
     super(message);
     this.headers = details.headers ?? {};
     this.param = details.param ?? null;
@@ -39,7 +45,11 @@ export function responseOf(refusal: Refusal): Response {
   return Response.json(refusal.body(), refusal);
 }
 
-/** The answer to a request that met an error. */
+/**
+ * The answer to a request that met an error.
+ *
+ * @internal since `deno doc --lint` takes Context, a type of the package hono, for a private one
+ */
 export function explainFailure(error: Error, c: Context): Response {
   const refusal = asRefusal(error);
   return c.json(refusal.body(), refusal.status, refusal.headers);

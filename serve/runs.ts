@@ -19,14 +19,23 @@ const KILLED = "its process ended without a word, as one that is killed does";
 
 /** One watched run directory. refresh() brings it up to date and tells the listeners what is new. */
 export class Run {
+  /** Who is told what is new. */
   readonly listeners: Set<(change: Change) => void> = new Set();
+  /** The lines of metrics.jsonl. */
   table: Table = new Table();
+  /** config.json; empty while there is none. */
   config: Record<string, unknown> = {};
-  facts: Record<string, unknown> = {}; // run.json, see RunFacts in runtime/metrics.ts
+  /** run.json, see RunFacts in runtime/metrics.ts; empty while there is none. */
+  facts: Record<string, unknown> = {};
+  /** The last one. */
   sample: Sample | null = null;
+  /** What its trainer did at the last refresh(). */
   state: RunState = "stopped";
-  error: string | null = null; // why it failed
-  age_s = 0; // since the last step was written
+  /** Why it failed. */
+  error: string | null = null;
+  /** Seconds since the last step was written, or the configuration before the first; 0 without either. */
+  age_s = 0;
+  /** Whether there is a config.json or a metrics.jsonl. */
   exists = false;
   #reading: Promise<void> | undefined;
   readonly #metrics: Tail;

@@ -2,9 +2,11 @@
 
 /** Passes text on, except for what may be the beginning of a stop string. */
 export class StopStrings {
+  /** Whether a stop string came. */
   stopped = false;
   #held = "";
 
+  /** strings: any of them ends the text; none is empty. */
   constructor(readonly strings: readonly string[]) {}
 
   /** The text that is certain to stand before any stop string, now that more has come. */

@@ -8,9 +8,13 @@ const RECENT = 500; // lines kept as text, for clients that connect again
 
 /** Rows of metrics in order of their steps. A value that is missing is NaN; one that was not finite, Infinity. */
 export class Table {
+  /** How many rows. */
   length = 0;
+  /** Lines that are no row, or none of a later step. */
   badLines = 0;
+  /** The lowest val_loss and its step. */
   best: { step: number; val_loss: number } | null = null;
+  /** The last val_loss, nats a token. */
   lastValLoss: number | null = null;
   #recent: Line[] = [];
   #columns = KEYS.map(() => new Float64Array(1024));

@@ -15,6 +15,7 @@ export class Tail {
   #before = ""; // the last characters of these: a file that was cut and has grown again has others
   #identity = "";
 
+  /** path: of the file, which need not be there yet. */
   constructor(readonly path: string) {}
 
   /** The next whole lines, at most a megabyte of them. A missing file is an empty one. */

@@ -46,6 +46,7 @@ function lossAt(step: number): number {
 
 /** A run directory below a temporary one, removed at the end of the block. While log is open, the run counts as alive. */
 export class FakeRun implements Disposable {
+  /** Its path. */
   readonly dir: string;
   readonly #root: string;
   #log: RunLog | undefined;
@@ -130,6 +131,7 @@ export async function statusOf(url: string): Promise<number> {
 export class RawClient implements Disposable {
   readonly #tcp: Promise<Deno.Conn>;
 
+  /** Connects to the host and port of url. */
   constructor(url: string) {
     const { hostname, port } = new URL(url);
     this.#tcp = Deno.connect({ hostname, port: Number(port) });
@@ -154,6 +156,7 @@ export class RawClient implements Disposable {
     return text;
   }
 
+  /** Closes the connection. */
   [Symbol.dispose](): void {
     this.#tcp.then((tcp) => tcp.close(), () => {});
   }

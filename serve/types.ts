@@ -5,6 +5,7 @@
  * max_iters was reached; failed: over an error, or its process was killed.
  */
 export type RunState = typeof STATES[number];
+/** Every RunState. */
 export const STATES = ["running", "stalled", "stopped", "finished", "failed"] as const;
 
 /** What has a history: the columns of metrics.jsonl, and the time spent in steps so far. */
@@ -22,6 +23,7 @@ export const KEYS = [
   "val_loss",
   "elapsed_s",
 ] as const;
+/** The name of such a column. */
 export type Key = typeof KEYS[number];
 
 /** A text that the model wrote during training. */

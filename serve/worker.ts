@@ -1,7 +1,7 @@
-/// <reference lib="deno.worker" />
 // The Worker that serves a run beside its trainer, which it shares nothing with but the run directory.
 import { basename } from "node:path";
 import { explain, UserError } from "../ffi/errors.ts";
+import { workerScope } from "../ffi/worker_scope.ts";
 import { requireToken } from "./access.ts";
 import { createApp } from "./app.ts";
 import { LIMITS, listen, type Listening } from "./listen.ts";
@@ -19,9 +19,10 @@ export type Said =
 const HOSTNAME = "127.0.0.1";
 const FEWER = { ...LIMITS, connections: 128, per_client: 96 }; // the trainer has files to open, too
 
+const worker = workerScope();
 let run: Run | undefined, server: Listening | undefined;
 
-self.onmessage = async ({ data }: MessageEvent<Told>) => {
+worker.onmessage = async ({ data }: MessageEvent<Told>) => {
   try {
     if (data.kind === "stop") await stop();
     else say({ kind: "serving", url: start(data.dir, data.port) });
@@ -45,5 +46,5 @@ async function stop(): Promise<void> {
 }
 
 function say(what: Said): void {
-  self.postMessage(what);
+  worker.postMessage(what);
 }

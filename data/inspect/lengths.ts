@@ -9,10 +9,13 @@ export class Lengths {
   count = 0;
   /** Of all of them. */
   sum = 0;
-  least = Infinity;
+  /** The shortest; Infinity if there are none. */
+  least: number = Infinity;
+  /** The longest. */
   most = 0;
   readonly #bins = new Float64Array(BINS);
 
+  /** Counts a length. */
   add(length: number): void {
     this.count++;
     this.sum += length;

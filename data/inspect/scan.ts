@@ -64,6 +64,7 @@ export class Tally {
   #length = 0; // of the document that is being read
   #first = true; // no document has begun or ended in the split
 
+  /** ends: the tokens that begin and end a document. */
   constructor(vocab_size: number, ends: Ends) {
     this.counts = new Float64Array(vocab_size);
     this.#ends = ends;
@@ -98,7 +99,9 @@ export class Tally {
 
 /** Tokens [start, end) of a split, counted over its shards. */
 export interface Range {
+  /** The first token, from 0. */
   start: number;
+  /** Behind the last token. */
   end: number;
 }
 

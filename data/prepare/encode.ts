@@ -31,10 +31,13 @@ export interface Encoded {
   documents: number;
   /** Those without text, which are left out. */
   empty: number;
+  /** What is trained on. */
   train: EncodedSplit;
+  /** What is held out. */
   val: EncodedSplit;
-  /** Extremes of the documents' fractions. */
+  /** Smallest of the fractions by which documents go to train or val; 1 without documents. */
   smallest: number;
+  /** Largest of them; 0 without documents. */
   largest: number;
 }
 
@@ -47,6 +50,7 @@ export class BlockEncoder {
   #train = new SplitBuffer();
   #val = new SplitBuffer();
 
+  /** options: decide which documents go to val. */
   constructor(tokenizer: Tokenizer, options: SplitOptions) {
     this.#tokenizer = tokenizer;
     this.#options = options;

@@ -1,6 +1,6 @@
-/// <reference lib="deno.worker" />
 // A worker of prepare: opens the tokenizer that its first message names, then answers each block with its token ids, in order.
 import { explain, mistakeOf } from "../../ffi/errors.ts";
+import { workerScope } from "../../ffi/worker_scope.ts";
 import type { Block } from "../read/block.ts";
 import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import { openTokenizer } from "../tokenizer.ts";
@@ -9,28 +9,30 @@ import { openTokenizer } from "../tokenizer.ts";
 export interface Start {
   /** What openTokenizer() takes. */
   tokenizer: string;
+  /** Decide which documents go to val. */
   options: SplitOptions;
 }
 
 /** A message from a worker: the ids of a block, or what is in the way. Text of a UserError is meant for the user alone. */
 export type Answer = { encoded: Encoded } | { error: string; isUserError: boolean };
 
+const worker = workerScope();
 let encoder: Promise<BlockEncoder>;
 
-self.onmessage = ({ data }: MessageEvent<Start>) => {
+worker.onmessage = ({ data }: MessageEvent<Start>) => {
   encoder = openTokenizer(data.tokenizer).then((tokenizer) => new BlockEncoder(tokenizer, data.options));
   encoder.catch(() => {}); // reported with the first block
-  self.onmessage = answerBlock;
+  worker.onmessage = answerBlock;
 };
 
 async function answerBlock({ data }: MessageEvent<Pick<Block, "text" | "ends">>): Promise<void> {
   try {
     const encoded = (await encoder).encode(data);
     const buffers = [encoded.train, encoded.val].flatMap(({ ids, ends }) => [ids.buffer, ends.buffer]);
-    self.postMessage({ encoded } satisfies Answer, buffers);
+    worker.postMessage({ encoded } satisfies Answer, buffers);
   } catch (error) {
     const mistake = mistakeOf(error);
     const text = mistake ?? explain(error);
-    self.postMessage({ error: text, isUserError: mistake !== undefined } satisfies Answer);
+    worker.postMessage({ error: text, isUserError: mistake !== undefined } satisfies Answer);
   }
 }

@@ -52,6 +52,7 @@ docs/prepare.md has more on resuming, several machines and mixing.`;
 export interface PartNumber {
   /** From 1 to count. */
   index: number;
+  /** How many parts there are. */
   count: number;
 }
 
@@ -61,22 +62,31 @@ export interface PrepareOptions {
   inputs: string[];
   /** Which files of directories to read; null for all that name neither validation nor test. */
   split: string | null;
+  /** Directory of the dataset. */
   out: string;
+  /** Parquet column or JSON field with the text. */
   column: string;
   /** Where documents of .txt files end: "blank_line", "line" or a text; "" if each file is one document. */
   split_on: string;
   /** Documents to read at most; null for all. */
   limit: number | null;
+  /** "exact" leaves out documents whose text came before. */
   dedup: "" | "exact";
   /** Seed; null for the order of the inputs. */
   shuffle_docs: number | null;
+  /** Leave out and count what cannot be read, instead of stopping there. */
   skip_bad: boolean;
+  /** What openTokenizer() takes. */
   tokenizer: string;
   /** Share of the documents, or of a text that is the only one, which goes to val; null for what is usual. */
   val_fraction: number | null;
+  /** Chooses which documents go to val. */
   seed: number;
+  /** A shard ends with the document that reaches so many tokens. */
   shard_tokens: number;
+  /** Replace the dataset in out, once the new one is done. */
   overwrite: boolean;
+  /** Threads that encode. */
   workers: number;
   /** null for all of the inputs. */
   shard: PartNumber | null;
@@ -84,6 +94,7 @@ export interface PrepareOptions {
 
 /** The same once the inputs are known. */
 export interface SettledOptions extends PrepareOptions {
+  /** Share that goes to val, from 0 to 1. */
   val_fraction: number;
   /** The only document is cut in two; others go to train or val whole. */
   by_position: boolean;
@@ -91,7 +102,9 @@ export interface SettledOptions extends PrepareOptions {
 
 /** Which parts to make one dataset of. */
 export interface MergeOptions {
+  /** Directory of the parts, which the dataset is written to. */
   out: string;
+  /** Replace the dataset in out. */
   overwrite: boolean;
 }
 

@@ -7,7 +7,9 @@ import type { InputFile, Part } from "./recipe.ts";
 
 /** The sources of one part, and what says that parts belong together. */
 export interface OwnPart {
+  /** The input files of this part. */
   sources: Source[];
+  /** Which part they are, and of what. */
   part: Part;
 }
 

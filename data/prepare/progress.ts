@@ -8,9 +8,11 @@ const YIELD_MS = 200; // timers and signals get their turn this often, also whil
 export interface Work {
   /** Bytes of input, as they are stored. */
   read: number;
+  /** Documents read. */
   documents: number;
   /** Bytes of text. */
   text: number;
+  /** Tokens that they became. */
   tokens: number;
 }
 
@@ -28,6 +30,7 @@ export interface Task {
 export interface Progress {
   /** Adds work. */
   advance(work: Work): Promise<void>;
+  /** Takes the display away. */
   stop(): Promise<void>;
 }
 
@@ -78,7 +81,7 @@ export class Meter {
   readonly #done: Work; // in all
   #yielded: number;
 
-  /** @param now The time in ms. */
+  /** now: the time in ms. */
   constructor(task: Task, now: () => number = () => performance.now()) {
     this.#task = task;
     this.#now = now;
@@ -87,6 +90,7 @@ export class Meter {
     this.#shareBefore = this.share();
   }
 
+  /** Adds work that was done. */
   add({ read, documents, text, tokens }: Work): void {
     this.#done.read += read;
     this.#done.documents += documents;

@@ -21,10 +21,13 @@ export interface InputFile {
 export interface Part {
   /** From 1 to count. */
   index: number;
+  /** How many parts there are. */
   count: number;
-  /** Number, bytes and SHA-256 of the list of the input files of all parts. */
+  /** Number of the input files of all parts. */
   files: number;
+  /** Their size, as they are stored. */
   bytes: number;
+  /** SHA-256 of the list of their names and sizes. */
   sha256: string;
 }
 
@@ -34,16 +37,19 @@ export interface Recipe {
   tokenizer: string;
   /** Of the tokenizer's files for ".", otherwise "". */
   tokenizer_sha256: string;
+  /** Ids that the tokenizer may give: 0 to one less. */
   vocab_size: number;
   /** Id that each document begins with. Earlier datasets do not say it, and begin each document with eot. */
   bos: number;
   /** Id of the end-of-text token, which each document ends with, unless it is bos too. */
   eot: number;
+  /** Bytes of one token in the shards. */
   token_bytes: 2 | 4;
   /** Every file, in the order of reading. */
   inputs: InputFile[];
   /** The files in groups: so many of inputs after those of the group before. Without weights it is one group. */
   sources: { weight: number | null; files: number }[];
+  /** What else the dataset depends on, by the names of the flags. */
   options: Record<string, string | number | boolean | null>;
   /** null for a dataset that holds all inputs. */
   part: Part | null;

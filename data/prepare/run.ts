@@ -108,6 +108,7 @@ export class Run implements Disposable {
     return meta;
   }
 
+  /** Closes the shards. Removes the unfinished dataset, unless it may be gone on with. */
   [Symbol.dispose](): void {
     this.#writer[Symbol.dispose]();
     if (this.#keep) return;

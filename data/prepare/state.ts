@@ -15,19 +15,27 @@ export interface Counts {
   read: number;
   /** Documents without text, which are left out. */
   empty: number;
+  /** What went to train. */
   train: SplitSize;
+  /** What went to val. */
   val: SplitSize;
-  /** Extremes of the fractions in [0, 1) by which documents go to train or val. */
+  /** Smallest of the fractions in [0, 1) by which documents go to train or val; 1 without documents. */
   smallest: number;
+  /** Largest of them; 0 without documents. */
   largest: number;
 }
 
 /** The contents of state.json. */
 export interface State {
+  /** Says what kind of file it is. */
   format: "loam-unfinished";
+  /** Of this format. */
   version: 1;
+  /** What the interrupted run was asked for. */
   recipe: Recipe;
+  /** What it had counted. */
   counts: Counts;
+  /** What it had written. */
   written: Written;
 }
 

@@ -9,10 +9,10 @@ import { prepare, type Prepared } from "../prepare.ts";
 import { openTokenizer } from "../tokenizer.ts";
 
 /** The repository, with a slash behind it. */
-export const ROOT = new URL("../../", import.meta.url).pathname;
+export const ROOT: string = new URL("../../", import.meta.url).pathname;
 
 /** Fifty short documents. */
-export const TEXTS = Array.from(
+export const TEXTS: string[] = Array.from(
   { length: 50 },
   (_, i) => `Document ${i}. ` + "More of it, <|endoftext|> too. ".repeat(i % 5),
 );

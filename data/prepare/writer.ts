@@ -73,6 +73,7 @@ export class ShardWriter implements Disposable {
     return SPLITS.flatMap((split) => this.#splits[split].shards);
   }
 
+  /** Closes the shards that are open; what is in them stays. */
   [Symbol.dispose](): void {
     for (const split of SPLITS) this.#splits[split].close();
   }

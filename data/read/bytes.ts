@@ -22,12 +22,17 @@ export class FileBytes implements ByteSource {
   readonly name: string;
   readonly size: number;
 
+  /** size: bytes that the file has. */
   constructor(path: string, size: number) {
     this.name = path;
     this.size = size;
   }
 
-  /** @throws {UserError} if the file has become shorter than it was. */
+  /**
+   * Bytes [from, to) of the file.
+   *
+   * @throws {UserError} if the file has become shorter than it was.
+   */
   *read(from: number, to: number): Generator<Uint8Array<ArrayBuffer>> {
     const attempt = <T>(action: () => T) => orMistake(`Cannot read "${this.name}"`, action);
     using file = attempt(() => Deno.openSync(this.name));
@@ -62,6 +67,7 @@ export class ByteReader {
   #start = 0; // the window is #buffer[#start .. #end)
   #end = 0;
 
+  /** chunks: may be overwritten when the next one is asked for. */
   constructor(chunks: Chunks) {
     this.#chunks = Symbol.iterator in chunks ? chunks[Symbol.iterator]() : chunks[Symbol.asyncIterator]();
   }

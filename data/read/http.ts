@@ -59,6 +59,7 @@ export async function probeUrl(url: string, patience: Patience = PATIENCE): Prom
 
 /** A part of a list. */
 export interface JsonPage {
+  /** The JSON that was sent. */
   value: unknown;
   /** Address of the next part, undefined for the last one. */
   next: string | undefined;

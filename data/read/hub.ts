@@ -7,6 +7,7 @@ export interface HubPath {
   dataset: string;
   /** Branch, tag or commit. */
   revision: string;
+  /** In the dataset; "" for all of it. */
   path: string;
 }
 

@@ -32,7 +32,9 @@ export interface Source {
 
 /** How documents are stored. */
 export interface Format {
+  /** What the file holds once it is unpacked. */
   kind: "parquet" | "jsonl" | "txt";
+  /** How the file is packed; "" if it is not. */
   compression: Compression;
 }
 

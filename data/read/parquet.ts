@@ -15,6 +15,7 @@ export const PAGE_BYTES = 1 << 30;
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
 export interface Skip {
+  /** How many are still to be passed over. */
   left: number;
 }
 

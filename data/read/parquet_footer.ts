@@ -16,8 +16,9 @@ export interface TextColumn {
 export interface ColumnChunk extends ColumnKind {
   /** Rows of the row group. */
   rows: number;
-  /** Its pages are bytes [start, end) of the file. */
+  /** First byte of its pages in the file. */
   start: number;
+  /** Behind their last byte. */
   end: number;
   /** All rows are null and no page is needed. */
   allNull: boolean;

@@ -6,8 +6,11 @@ import { decompressPage } from "./compression.ts";
 
 /** A value: bytes[start .. end); null has no bytes. The next one may overwrite them. */
 export interface Value {
+  /** What the value lies in. */
   bytes: Uint8Array<ArrayBuffer>;
+  /** Its first byte. */
   start: number;
+  /** Behind its last byte. */
   end: number;
 }
 
@@ -19,8 +22,11 @@ export type NextValue = () => Readonly<Value>;
 
 /** What the pages of a column chunk point to: entry i is bytes[starts[i] .. ends[i]). */
 export interface Dictionary {
+  /** All entries. */
   bytes: Uint8Array<ArrayBuffer>;
+  /** Where each entry begins. */
   starts: Uint32Array;
+  /** Where each entry ends. */
   ends: Uint32Array;
 }
 
@@ -32,7 +38,11 @@ export interface ColumnKind {
   nullable: boolean;
 }
 
-/** Rows of a page, of which none is in a dictionary. */
+/**
+ * Rows of a page, of which none is in a dictionary.
+ *
+ * @internal since `deno doc --lint` takes PageHeader, a type of the package hyparquet, for a private one
+ */
 export function rowsOf({ data_page_header, data_page_header_v2 }: PageHeader): number {
   return data_page_header?.num_values ?? data_page_header_v2?.num_rows ?? 0;
 }
@@ -42,6 +52,7 @@ export function rowsOf({ data_page_header, data_page_header_v2 }: PageHeader): n
  *
  * @param bytes What follows its header; not kept.
  * @throws {Error} if the page is not what its header says.
+ * @internal since `deno doc --lint` takes PageHeader, a type of the package hyparquet, for a private one
  */
 export function decodeDictionary(
   bytes: Uint8Array<ArrayBuffer>,
@@ -67,6 +78,7 @@ export function decodeDictionary(
  * @param bytes What follows its header, which must stay as it is while values are read.
  * @param dictionary Of the same column chunk, if it has one.
  * @throws {Error} if the page is not what its header says.
+ * @internal since `deno doc --lint` takes PageHeader, a type of the package hyparquet, for a private one
  */
 export function openPage(
   bytes: Uint8Array<ArrayBuffer>,

@@ -8,8 +8,9 @@ import { UserError } from "../../ffi/errors.ts";
 export interface Redirect {
   /** The address that the user named. */
   named: string;
-  /** The address that answered, and what it said; that may be relative. */
+  /** The address that answered. */
   from: string;
+  /** Its Location header, which may be relative. */
   location: string;
   /** Whether a token was sent on the way here. */
   token: boolean;

@@ -10,6 +10,7 @@ export class Random {
   readonly #key: number;
   #n = 0;
 
+  /** seed: a whole number; each gives other numbers. */
   constructor(seed: number) {
     this.#key = mix(seed + 1);
   }

@@ -2,14 +2,19 @@
 
 /** What a client asks for. */
 export interface Request {
+  /** Path and query of the address. */
   path: string;
+  /** As the client sent them. */
   headers: Headers;
 }
 
 /** What the server answers. */
 export interface Answer {
+  /** HTTP status. */
   status?: number;
+  /** Beside Content-Length. */
   headers?: Record<string, string>;
+  /** Nothing if it is left out. */
   body?: Uint8Array;
   /** Send so many bytes of the body and break off. */
   cut?: number;
@@ -19,7 +24,9 @@ export interface Answer {
 
 /** A server that runs. */
 export interface Server {
+  /** Its address, without a path. */
   url: string;
+  /** Those that came, in order. */
   requests: Request[];
   /** Bytes of bodies that were sent. */
   sent: number;

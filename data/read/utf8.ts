@@ -7,6 +7,7 @@ import { type Chunks, concatenate } from "./bytes.ts";
 export interface Marked {
   /** Bytes of the mark. */
   mark: 0 | 3;
+  /** The text behind the mark. */
   chunks: AsyncGenerator<Uint8Array<ArrayBuffer>>;
 }
 

@@ -2,7 +2,9 @@
 
 /** A token that is looked for in text. */
 export interface AddedToken {
+  /** Its number in the vocabulary. */
   id: number;
+  /** How it is written in text. */
   content: string;
   /** A control token. Its text in a document stays text. */
   special: boolean;
@@ -29,15 +31,18 @@ export function withIds<T extends AddedToken>(
 
 /** Finds added tokens in UTF-8 text: the leftmost, of those the longest. */
 export class AddedTokens {
-  /** After next(): where the token begins and ends, and its id. */
+  /** After next(): the first byte of the token. */
   start = 0;
+  /** After next(): behind its last byte. */
   end = 0;
+  /** After next(): its id. */
   id = 0;
 
   // By first byte, the longest first. Special tokens are among them, since their text hides others that overlap it.
   readonly #byFirst: ({ bytes: Uint8Array; id: number; special: boolean }[] | undefined)[] = [];
   readonly #begins = new Uint8Array(256); // 1 for bytes with which a token begins
 
+  /** tokens: special ones are not found, but hide others that overlap them. */
   constructor(tokens: AddedToken[]) {
     if (tokens.every(({ special }) => special)) return; // nothing to find
     const utf8 = new TextEncoder();

@@ -47,6 +47,7 @@ export class Bpe {
   readonly #heap = new Heap();
   #limit = NEVER; // pairs of this rank or a higher one do not join
 
+  /** Copies what it needs to look up pieces. */
   constructor({ tokens, merges, wholePieces, superwords = NEVER }: BpeOptions) {
     this.#pairs = merges;
     this.#superwords = wholePieces ? NEVER : superwords;

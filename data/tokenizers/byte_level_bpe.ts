@@ -39,13 +39,16 @@ interface Normalizer {
   normalizers?: Normalizer[];
 }
 
-type EncodeUtf8 = Tokenizer["encodeUtf8"];
+/** Encodes UTF-8 text: encodeUtf8() of a Tokenizer. */
+export type EncodeUtf8 = Tokenizer["encodeUtf8"];
 
 /** How byte-level BPE encodes text, and what its ids stand for. */
 export interface ByteLevelBpe {
   /** Ids of the vocabulary and the added tokens, one more than the largest. */
   vocab_size: number;
+  /** As that of a Tokenizer. */
   encodeUtf8: EncodeUtf8;
+  /** The bytes that a token stands for. */
   bytesOf(id: number): Uint8Array;
   /** The id of a token as it is written, undefined if there is none. */
   idOf(token: string): number | undefined;

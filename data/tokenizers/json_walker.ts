@@ -11,6 +11,7 @@ export class JsonWalker {
   at: number;
   readonly #bytes: Uint8Array;
 
+  /** at: the byte to begin with. */
   constructor(bytes: Uint8Array, at = 0) {
     this.#bytes = bytes;
     this.at = at;

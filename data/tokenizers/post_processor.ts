@@ -4,7 +4,9 @@ import type { Json } from "./tokenizer_file.ts";
 
 /** A special token as it is written, and its id. */
 export interface SpecialToken {
+  /** As it is written. */
   token: string;
+  /** Its number in the vocabulary. */
   id: number;
 }
 

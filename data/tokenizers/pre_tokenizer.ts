@@ -8,13 +8,21 @@ import { PATTERNS, type Scanner, scannerOf } from "./scanners.ts";
 
 /** A pre-tokenizer of tokenizer.json, as far as it is looked at here. */
 export interface PreTokenizer {
+  /** Which one it is, such as Split. */
   type?: string;
+  /** The steps of a Sequence. */
   pretokenizers?: PreTokenizer[];
+  /** Where a Split cuts. */
   pattern?: { Regex?: string; String?: string };
+  /** What becomes of the matches of a Split, such as Isolated. */
   behavior?: string;
+  /** A Split keeps what matches, not what lies between. */
   invert?: boolean;
+  /** Digits gives each digit for itself, not runs of them. */
   individual_digits?: boolean;
+  /** ByteLevel puts a blank before text without one; true if left out. */
   add_prefix_space?: boolean;
+  /** ByteLevel cuts by GPT-2's pattern too; true if left out. */
   use_regex?: boolean;
 }
 

@@ -4,7 +4,7 @@ import { assert } from "@std/assert";
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 
 /** Python with tiktoken, tokenizers and transformers, undefined without it. */
-export const python = Deno.env.get("LOAM_PYTHON");
+export const python: string | undefined = Deno.env.get("LOAM_PYTHON");
 
 function lines<T>(file: string): T[] {
   return Deno.readTextFileSync(`${fixtures}${file}`).trim().split("\n").map((line) => JSON.parse(line));

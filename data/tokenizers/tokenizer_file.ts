@@ -8,12 +8,15 @@ export type Json = Record<string, unknown>;
 
 /** A place in the bytes of a file. */
 export interface Span {
+  /** The first byte. */
   from: number;
+  /** Behind the last byte. */
   to: number;
 }
 
 /** A tokenizer.json whose two long lists are left where they are. */
 export interface TokenizerFile {
+  /** The whole file. */
   bytes: Uint8Array;
   /** Where the value of each of its keys is in bytes. */
   parts: Map<string, Span>;

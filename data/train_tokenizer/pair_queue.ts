@@ -5,7 +5,9 @@ const NOWHERE = new Int32Array(0);
 
 /** Two tokens that stand side by side in a corpus. */
 export class Pair {
+  /** Id of the first token. */
   readonly left: number;
+  /** Id of the second token. */
   readonly right: number;
   /** How often they do. */
   count = 0;
@@ -17,6 +19,7 @@ export class Pair {
   places: Int32Array = NOWHERE;
   #known = 0; // places written so far
 
+  /** A pair that has not been counted yet. */
   constructor(left: number, right: number) {
     this.left = left;
     this.right = right;
@@ -42,6 +45,7 @@ export class PairQueue {
   #size = 0;
   readonly #heap: Pair[] = []; // pair i comes before pairs 2i + 1 and 2i + 2
 
+  /** least: how often a pair must occur. */
   constructor(least: number) {
     this.least = least;
   }

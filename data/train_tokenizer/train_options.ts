@@ -12,7 +12,7 @@ export const END_OF_TEXT = "<|endoftext|>";
  * numbers in groups of three leave the vocabulary to words and still make short texts, runs of spaces before code stay whole,
  * and its tokenizer.json is read by every other program. qwen is for arithmetic, o200k for text in many scripts.
  */
-const CUTS = ["llama3", "o200k", "qwen", "gpt2"] as const;
+export const CUTS = ["llama3", "o200k", "qwen", "gpt2"] as const;
 
 /** Longer tokens come from rules and runs of one sign; the longest in use have 128 bytes, all of them spaces. */
 const MAX_TOKEN_LENGTH = 1024;
@@ -55,19 +55,27 @@ export interface TrainOptions {
   train: string[];
   /** Which files of directories to read; null for all that name neither validation nor test. */
   split: string | null;
+  /** Directory of the tokenizer. */
   out: string;
+  /** Tokens, the special ones included. */
   vocab_size: number;
   /** Their ids are 0, 1 and so on. */
   special_tokens: string[];
+  /** By which text is cut into words. */
   pattern: typeof CUTS[number];
+  /** Two tokens are merged if they stand together so often. */
   min_frequency: number;
   /** Bytes that no token reaches but special ones. */
   max_token_length: number;
+  /** Parquet column or JSON field with the text. */
   column: string;
+  /** Where documents of .txt files end: "blank_line", "line" or a text; "" if each file is one document. */
   split_on: string;
   /** Documents to read at most; null for all. */
   limit: number | null;
+  /** Leave out and count what cannot be read, instead of stopping there. */
   skip_bad: boolean;
+  /** Replace the tokenizer in out. */
   overwrite: boolean;
 }
 

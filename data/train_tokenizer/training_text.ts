@@ -18,7 +18,7 @@ export class TrainingText {
   readonly #first = new Sample();
   readonly #heldOut = new Sample();
 
-  /** @param pattern One of PATTERNS, by which the text is cut into words. */
+  /** pattern: one of PATTERNS, by which the text is cut into words. */
   constructor(pattern: string, limits: WordLimits = WORD_LIMITS) {
     this.#scanner = scannerOf(pattern)!;
     this.words = new WordCounts(limits);

@@ -23,6 +23,7 @@ export class WordCounts {
   #hashes = new Int32Array(FIRST_WORDS);
   #slots = new Int32Array(2 * FIRST_WORDS); // by hash, half full at most: word + 1, or 0
 
+  /** limits: what it has room for. */
   constructor(limits: WordLimits = WORD_LIMITS) {
     this.#limits = limits;
   }
