@@ -194,7 +194,11 @@ export function resolveCheckpoint(path: string): string {
           isDirectory(path)
             ? "it must hold model.safetensors, or be a run directory with checkpoints/"
             : noDirectory(path)
-        }; train one with: deno task train --out_dir=${path}`),
+        }; ${
+          isFile(path)
+            ? "name a run, or a directory below its checkpoints/"
+            : `train one with: deno task train --out_dir=${path}`
+        }`),
   );
 }
 

@@ -316,7 +316,11 @@ Deno.test("a file in the place of a directory is not said to be missing", async 
     ["sample", `--checkpoint=${file}`],
     ["prepare", "--merge", `--out=${file}`],
   ];
-  for (const command of commands) assertStringIncludes(await refuse(...command), is, command.join(" "));
+  for (const command of commands) {
+    const line = await refuse(...command);
+    assertStringIncludes(line, is, command.join(" "));
+    assertEquals(line.includes(`--out_dir=${file}`), false, line); // where no run can be
+  }
 });
 
 // ---- data
