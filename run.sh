@@ -139,25 +139,63 @@ run_tests() {
   find_program mpirun openmpi-bin
   find_program chromium chromium
   deno task -q build || die "Cannot build: see above"
-  log=$(mktemp)
-  trap 'rm -f "$log" "$log.code"' EXIT
-  { deno task -q test 2>&1 || echo $? >"$log.code"; } | tee "$log"
-  code=$(cat "$log.code" 2>/dev/null || echo 0)
-  # deno test ends with: ok | 15 passed (3 steps) | 0 failed | 1 ignored (40ms), in colour on a terminal
-  summary=$(sed "s/$(printf '\033')\[[0-9;]*m//g" "$log" | grep -E '^(ok|FAILED) \| [0-9]+ passed' | tail -n 1)
+  logs=$(mktemp -d)
+  trap 'rm -rf "$logs"' EXIT
+  deno check -q || die "The types do not fit: see above"
+  # Two halves at a time: tests of the program as a whole, which mostly wait for processes, and those beside their files.
+  half whole tests >/dev/null &
+  half units $(folders_of_tests)
+  wait
+  cat "$logs/whole"
+  passed=0 failed=0 skipped=0
+  for name in units whole; do add_up "$logs/$name"; done
   echo # a test that ends the process leaves its line unfinished
-  if [ -z "$summary" ]; then die "Cannot count the tests: deno test ended with code $code and without a summary"; fi
-  passed=$(count passed) failed=$(count failed) skipped=$(count ignored)
-  if [ "$code" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi # an error outside of any test
+  reasons "$logs/units" "$logs/whole"
   if [ "$skipped" = 0 ]; then skipped=; else skipped=", $skipped skipped"; fi
   echo "$passed passed, $failed failed$skipped"
   [ "$passed" != 0 ] && [ "$failed" = 0 ]
+}
+
+# Runs the tests of some folders; their output also goes to a file of $logs, a code that is not 0 to one beside it.
+half() {
+  name=$1
+  shift
+  { deno task -q test --no-check "$@" 2>&1 || echo $? >"$logs/$name.code"; } | tee "$logs/$name"
+}
+
+# The folders with tests beside their files.
+folders_of_tests() {
+  for folder in */; do
+    case $folder in tests/ | build/ | runs/ | node_modules/) continue ;; esac
+    if [ -n "$(find "$folder" -name '*_test.ts' | head -n 1)" ]; then echo "${folder%/}"; fi
+  done
+}
+
+# Adds the summary of a half, "ok | 15 passed (3 steps) | 0 failed | 1 ignored (40ms)", in colour on a terminal.
+add_up() {
+  code=$(cat "$1.code" 2>/dev/null || echo 0)
+  summary=$(plain "$1" | grep -E '^(ok|FAILED) \| [0-9]+ passed' | tail -n 1)
+  if [ -z "$summary" ]; then die "Cannot count the tests: deno test ended with code $code and without a summary"; fi
+  failures=$(count failed)
+  if [ "$code" != 0 ] && [ "$failures" = 0 ]; then failures=1; fi # an error outside of any test
+  passed=$((passed + $(count passed))) failed=$((failed + failures)) skipped=$((skipped + $(count ignored)))
 }
 
 # The number before a word of $summary, 0 where the word is missing.
 count() {
   number=$(printf '%s\n' "$summary" | sed -n "s/.*| \([0-9]*\) $1.*/\1/p")
   echo "${number:-0}"
+}
+
+# Why tests were skipped: the name of each ends with what it wants, "(LOAM_PYTHON)".
+reasons() {
+  plain "$@" | sed -n 's/^\(.*\) \.\.\. ignored (.*/\1/p' | sed 's/.*(\([^()]*\))$/wants \1/; t; s/^/skipped: /' |
+    sort | uniq -c | sort -rn
+}
+
+# Files without colours.
+plain() {
+  sed "s/$(printf '\033')\[[0-9;]*m//g" "$@"
 }
 
 if [ $# -gt 1 ]; then die "Too many arguments: use ./run.sh, ./run.sh test or ./run.sh help"; fi

@@ -178,7 +178,8 @@ Deno.test("configFromHF() refuses what loam does not compute", () => {
 });
 
 Deno.test({
-  name: "hfTensors() and configToHF() make a directory that transformers load, with the same logits",
+  name:
+    "hfTensors() and configToHF() make a directory that transformers load, with the same logits (LOAM_PYTHON)",
   ignore: !PYTHON,
   fn() {
     const script = `${import.meta.dirname}/../tests/oracle/check_checkpoint.py`;

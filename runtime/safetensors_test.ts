@@ -176,7 +176,7 @@ Deno.test("readSafetensors() names a file that is not there", () => {
 });
 
 Deno.test({
-  name: "writeSafetensors() writes what Python reads",
+  name: "writeSafetensors() writes what Python reads (LOAM_PYTHON)",
   ignore: !PYTHON,
   fn() {
     using file = tempFile();

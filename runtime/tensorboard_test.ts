@@ -62,7 +62,7 @@ Deno.test("EventFile says after which step a resumed run goes on", () => {
 });
 
 Deno.test({
-  name: "TensorBoard reads what EventFile writes",
+  name: "TensorBoard reads what EventFile writes (LOAM_TENSORBOARD_PYTHON)",
   ignore: PYTHON === undefined, // LOAM_TENSORBOARD_PYTHON: a Python with tensorboard
   fn: async () => {
     const three = `${dir}/three`;

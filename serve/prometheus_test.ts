@@ -86,7 +86,7 @@ Deno.test("prometheusText() of no runs is empty", () => {
 });
 
 Deno.test({
-  name: "promtool reads prometheusText() and finds nothing to say",
+  name: "promtool reads prometheusText() and finds nothing to say (promtool)",
   ignore: !isInstalled("promtool"), // Debian: prometheus
   fn: async () => {
     using fake = new FakeRun(25, { name: 'a "b" \\ c' });

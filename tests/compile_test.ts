@@ -149,7 +149,7 @@ Caused by:
 const denort = Deno.env.get("LOAM_DENORT") ?? Deno.env.get("DENORT_BIN") ?? "";
 
 Deno.test({
-  name: `the compiled program works in an empty directory${denort ? "" : " (no LOAM_DENORT=path/to/denort)"}`,
+  name: `the compiled program works in an empty directory${denort ? "" : " (LOAM_DENORT)"}`,
   ignore: denort === "",
   fn: async () => {
     const program = freshPath(), cwd = freshPath();

@@ -62,7 +62,7 @@ Deno.test("train gives the losses, norms, rates and weights of the same run in P
 });
 
 Deno.test({
-  name: "two ranks give the losses, norms, rates and weights of the same run in PyTorch",
+  name: "two ranks give the losses, norms, rates and weights of the same run in PyTorch (mpirun)",
   ignore: !isInstalled("mpirun"),
   async fn() {
     const out = freshPath();

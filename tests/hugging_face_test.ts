@@ -27,7 +27,7 @@ async function python(...args: string[]): Promise<string> {
 const oracle = (name: string) => new URL(`oracle/${name}.py`, import.meta.url).pathname;
 
 function live(name: string, fn: () => Promise<void>): void {
-  Deno.test({ name, ignore: !PYTHON || !isFloat, fn });
+  Deno.test({ name: `${name} (LOAM_PYTHON)`, ignore: !PYTHON || !isFloat, fn });
 }
 
 /** A checkpoint of a short run. */

@@ -30,7 +30,8 @@ The same text and options give the same tokens as BpeTrainer of Hugging Face's t
 libraries load the directory. Of 100 documents the last is held out to measure bytes per token, until that is 1 MB.
 
   --train PATTERN        files, globs and directories of .parquet, .jsonl and .txt, as --input of prepare, and URLs
-                         for deno task tokenizer:web, which may use the network; more may follow, all or none with a weight
+                         for deno task tokenizer:web, which may use the network; more may follow, all or none
+                         with a weight
   --out DIR              gets tokenizer.json and tokenizer_config.json
   --vocab_size NUMBER    tokens, the special ones included                     (32000)
   --special_tokens LIST  more than ${END_OF_TEXT}, such as '<|im_start|>,<|im_end|>'
