@@ -41,7 +41,7 @@ export class Connection {
   #isAwaited = false; // what comes
   #isOpen = true;
 
-  /** Reads from tcp at once, and closes it at the end. */
+  /** Reads from tcp from now on; close() closes it. */
   constructor(tcp: Deno.Conn, deadlines: Deadlines) {
     this.gone = this.#gone.signal;
     this.#tcp = tcp;

@@ -12,7 +12,7 @@ export interface Request {
 export interface Answer {
   /** HTTP status. */
   status?: number;
-  /** Beside Content-Length. */
+  /** Beside content-length and connection, which they may replace; "" leaves one out. */
   headers?: Record<string, string>;
   /** Nothing if it is left out. */
   body?: Uint8Array;
