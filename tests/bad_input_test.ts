@@ -503,6 +503,17 @@ for (const file of ["model", "optimizer"]) {
   });
 }
 
+Deno.test("one flipped bit in a shard is noticed, unless nothing is to be verified", async () => {
+  const data = await damaged("data", (dir) => flipBit(`${dir}/train_000000.bin`, 1024 + 2 * 100));
+  const sum = sha256OfFile(`${data}/train_000000.bin`);
+  assertStringIncludes(
+    await refuseToTrain(`--data_dir=${data}`),
+    `Cannot use "${data}/train_000000.bin": its SHA-256 is ${sum}, should be `,
+  );
+  const out = freshPath(), flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1"];
+  await succeed("train", ...flags, "--verify_data=false");
+});
+
 function flipBit(path: string, position: number): void {
   const bytes = Deno.readFileSync(path);
   bytes[position]! ^= 1;
