@@ -153,6 +153,19 @@ Deno.test("the last step is evaluated and saved whatever the intervals", async (
   assertEquals(list(`${out}/checkpoints`), ["step_000003"]);
 });
 
+Deno.test("each checkpoint is evaluated, whatever eval_interval is", async () => {
+  const out = freshPath(), flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
+  await succeed(
+    "train",
+    ...flags,
+    "--max_iters=5",
+    "--eval_interval=100",
+    "--save_interval=2",
+    "--eval_batches=1",
+  );
+  assertEquals(metrics(out).map((m) => "val_loss" in m), [false, true, false, true, true]);
+});
+
 Deno.test("the newest keep_checkpoints stay, and the best", async () => {
   const out = freshPath();
   const flags = [
