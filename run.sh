@@ -142,9 +142,10 @@ run_tests() {
   logs=$(mktemp -d)
   trap 'rm -rf "$logs"' EXIT
   deno check -q || die "The types do not fit: see above"
-  # Two halves at a time: tests of the program as a whole, which mostly wait for processes, and those beside their files.
-  half whole tests >/dev/null &
-  half units $(folders_of_tests)
+  # Two halves at a time, of about five minutes each: tests of the program as a whole, which mostly wait for processes, and
+  # those beside their files with the emulator's.
+  half whole --ignore=tests/emu_test.ts tests >/dev/null &
+  half units $(folders_of_tests) tests/emu_test.ts
   wait
   cat "$logs/whole"
   passed=0 failed=0 skipped=0

@@ -23,7 +23,7 @@ import { integers, normal } from "../runtime/testing.ts";
 import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./helpers.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
-const SEEDS = [0, 11, 12]; // 0: threads and blocks in order; others: a random order each
+const SEEDS = [0, 11]; // 0: threads and blocks in order; others: a random order each
 const FLAGS = [...SMALL, "--head_dim=32"]; // attention takes 32, 64 and 128
 
 /** Sets an environment variable, which child processes and the emulator see, until the end of the block. */
