@@ -14,7 +14,7 @@ set -eu
 cd "$(dirname "$0")"
 
 deno_version=2.9.6 # the one installed under .deno/; on PATH any 2.9 or later 2.x will do
-demo_iters=500     # training steps of the demo: half a minute on two CPU cores of one's own
+demo_iters=500     # training steps of the demo: a minute on two CPU cores of one's own
 data=data/demo
 run=runs/demo
 mode=${1:-demo}

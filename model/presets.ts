@@ -24,7 +24,7 @@ export const presets = {
     sample_interval: 500,
     save_interval: 500,
   },
-  // 0.8M parameters: the demo, whose 500 steps take half a minute on two cores; the default on a CPU
+  // 0.8M parameters: the demo, whose 500 steps take a minute on two cores; the default on a CPU
   tiny: {
     n_layer: 4,
     n_embd: 128,
