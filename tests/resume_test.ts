@@ -233,6 +233,17 @@ Deno.test("a run goes on behind the windows that it has read, whatever its batch
   }
 });
 
+Deno.test("a sample that a kill left out is written when the run goes on", async () => {
+  const out = freshPath(), every = ["--save_interval=2", "--sample_interval=2", "--sample_tokens=3"];
+  await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=4", ...every));
+  const path = `${out}/samples.jsonl`, lines = () => Deno.readTextFileSync(path).trimEnd().split("\n");
+  const before = lines();
+  Deno.writeTextFileSync(path, before[0] + "\n"); // of step 4 there is the checkpoint alone
+  await succeed("train", `--resume=${out}`, "--max_iters=6");
+  assertEquals(lines().map((line) => JSON.parse(line).step), [2, 4, 6]);
+  assertEquals(lines().slice(0, 2), before);
+});
+
 Deno.test("a new run that fails before its first step leaves nothing behind", async () => {
   const out = freshPath();
   await succeed("train", `--out_dir=${out}/a`, ...await flags("--max_iters=4", "--debug=tape"));
