@@ -205,3 +205,16 @@ Deno.test("randomNumbers() are uniform in [0, 1) and follow from the seed", () =
   assertEquals(Array.from({ length: 10_000 }, again), values);
   assertNotEquals(Array.from({ length: 10 }, other), values.slice(0, 10));
 });
+
+Deno.test("behind a full cache generation goes on from the last half block", () => {
+  const T = config.block_size, expected: number[] = [], tokens = [...prompt];
+  const random = randomNumbers(plain.seed);
+  let context = [...prompt];
+  for (let n = 0; n < 2 * T; n++) {
+    const next = choose(uncached(context).at(-1)!, plain, random());
+    expected.push(next);
+    tokens.push(next);
+    context = context.length === T ? tokens.slice(-T / 2) : [...context, next];
+  }
+  assertEquals([...generate(model, config, prompt, { ...plain, max_new_tokens: 2 * T })], expected);
+});

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { UserError } from "../ffi/errors.ts";
 import {
   callSite,
@@ -158,7 +158,11 @@ Deno.test("--debug=profile adds up every op, every layer and the optimizer", () 
   }
   assertEquals(calls("adamw"), 1);
   for (const layer of ["table", "layers\\.0", "layers\\.1"]) assert(calls(layer) > 0, layer);
-  assertStringIncludes(report, "ms a step, synchronised after each");
+  const total = Number(/^all ops: ([\d.]+) ms a step, synchronised after each$/m.exec(report)![1]);
+  const rows = report.split("\n\n")[0]!.split("\n").slice(1).map((row) => Number(row.split(/ {2,}/)[2]));
+  const sum = rows.reduce((a, b) => a + b, 0);
+  assertAlmostEquals(sum, total, 0.006 * rows.length); // each is rounded to 0.01
+  assert(total > 0.1, report);
 });
 
 Deno.test("callSite() is the line that calls", () => {

@@ -83,3 +83,15 @@ Deno.test("permanent() is counted by kind and not taken back", () => {
   releaseAll();
   assertEquals(memoryByKind(), { weights: 1024 });
 });
+
+Deno.test("a block that is released between two free ones joins them", () => {
+  forgetMemory();
+  for (let round = 0; round < 2; round++) { // in the second one all lie in the arena
+    const [a, b, c, d] = [take(1024), take(1024), take(1024), take(256)];
+    for (const block of [a!, c!, b!]) release(block);
+    const whole = take(3072);
+    if (round === 1) assertEquals([whole.address, d!.address], [a!.address, a!.address + 3072n]);
+    releaseAll();
+  }
+  assertEquals(memoryByKind().step, 3 * 1024 + 256);
+});

@@ -3,8 +3,8 @@ import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert
 import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, swiglu } from "./ops.ts";
 import { AdamW, Parameters } from "./optim.ts";
 import * as ref from "./reference.ts";
-import { backward, checkpoint, claim, endStep, grad, isRecording, noGrad } from "./tape.ts";
-import { memoryByKind, take } from "./memory.ts";
+import { backward, checkpoint, claim, endStep, give, grad, isRecording, noGrad } from "./tape.ts";
+import { memoryByKind, take, takenBy } from "./memory.ts";
 import { fixed, param, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {
   close,
@@ -395,5 +395,27 @@ Deno.test("optimizer.step() takes the gradient of an unused parameter as zero", 
 
 Deno.test("grad() and backward() name what has no gradient", () => {
   assertThrows(() => grad(tensor([2, 3], normal(6, 1))), Error, "internal: (2,3)  has no gradient");
+  endStep();
+});
+
+Deno.test("noGrad() inside of noGrad() does not turn recording on", () => {
+  noGrad(() => {
+    noGrad(() => 0);
+    assertEquals(isRecording(), false);
+  });
+  assertEquals(isRecording(), true);
+});
+
+Deno.test("give() takes back the block of a gradient that nobody wants", () => {
+  const x = tensor([4], normal(4, 1));
+  const { blocks } = takenBy(() => give(x, take(1024)));
+  assertEquals(blocks.size, 0);
+  endStep();
+});
+
+Deno.test("checkpoint() holds nothing of its forward pass but the output", () => {
+  const C = 8, w = normalWeight([C, C], 1), x = leaf([3, C], 2);
+  const { result, blocks } = takenBy(() => checkpoint((x) => linear(linear(x, w.t), w.t), x.t));
+  assertEquals([...blocks], [result.buf.block]);
   endStep();
 });

@@ -342,14 +342,19 @@ Deno.test(
     const run = async (...flags: string[]) => {
       const out = freshPath();
       const all = ["--max_iters=5", "--gradient_accumulation_steps=2", "--device=emu", ...flags];
+      all.push("--sample_interval=4", "--sample_tokens=2");
       await succeed("train", `--data_dir=${await data()}`, `--out_dir=${out}`, ...FLAGS, ...all);
+      samples.push(Deno.readTextFileSync(`${out}/samples.jsonl`));
       return metrics(out).map(({ step, loss, lr, grad_norm }) => ({ step, loss, lr, grad_norm }));
     };
+    const samples: string[] = []; // of the steps 4 and 5
     const late = await run("--eval_interval=0"), mixed = await run("--eval_interval=3");
     const atOnce = await run("--eval_interval=1");
     assertEquals(late.map(({ step }) => step), [1, 2, 3, 4, 5]);
     assertEquals(late, atOnce);
     assertEquals(mixed, atOnce);
+    assertEquals(samples[0]!.match(/"step":\d/g), ['"step":4', '"step":5']);
+    assertEquals(samples.slice(0, 2), [samples[2], samples[2]]);
   },
 );
 
