@@ -206,15 +206,19 @@ Deno.test("randomNumbers() are uniform in [0, 1) and follow from the seed", () =
   assertNotEquals(Array.from({ length: 10 }, other), values.slice(0, 10));
 });
 
-Deno.test("behind a full cache generation goes on from the last half block", () => {
-  const T = config.block_size, expected: number[] = [], tokens = [...prompt];
-  const random = randomNumbers(plain.seed);
-  let context = [...prompt];
-  for (let n = 0; n < 2 * T; n++) {
-    const next = choose(uncached(context).at(-1)!, plain, random());
-    expected.push(next);
-    tokens.push(next);
-    context = context.length === T ? tokens.slice(-T / 2) : [...context, next];
-  }
-  assertEquals([...generate(model, config, prompt, { ...plain, max_new_tokens: 2 * T })], expected);
+Deno.test({
+  name: "behind a full cache generation goes on from the last half block (float32)",
+  ignore: device.act !== "f32", // bfloat16 rounds a cached sum otherwise than a whole one, and another token follows
+  fn() {
+    const T = config.block_size, expected: number[] = [], tokens = [...prompt];
+    const random = randomNumbers(plain.seed);
+    let context = [...prompt];
+    for (let n = 0; n < 2 * T; n++) {
+      const next = choose(uncached(context).at(-1)!, plain, random());
+      expected.push(next);
+      tokens.push(next);
+      context = context.length === T ? tokens.slice(-T / 2) : [...context, next];
+    }
+    assertEquals([...generate(model, config, prompt, { ...plain, max_new_tokens: 2 * T })], expected);
+  },
 });
