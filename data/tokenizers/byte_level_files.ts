@@ -80,19 +80,24 @@ function tokenizerJson(
     post_processor: beginWith({ token: endOfText, id: eot }),
     decoder: byteLevel,
     model: {
-      type: "BPE",
-      dropout: null,
-      unk_token: null,
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: false,
-      byte_fallback: false,
-      ignore_merges: false,
+      ...PLAIN_BPE,
       vocab: { ...Object.fromEntries(written.map((token, id) => [token, id])), ...special },
       merges: merges.map(([left, right]) => `${written[left]} ${written[right]}`),
     },
   };
 }
+
+/** The settings of a BPE model that does nothing beside merging, as tokenizer.json has them, but for its vocabulary and merges. */
+export const PLAIN_BPE = {
+  type: "BPE",
+  dropout: null,
+  unk_token: null,
+  continuing_subword_prefix: null,
+  end_of_word_suffix: null,
+  fuse_unk: false,
+  byte_fallback: false,
+  ignore_merges: false,
+};
 
 function split(pattern: string): Record<string, unknown> {
   return { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false };

@@ -1,4 +1,5 @@
 // A tokenizer of single characters, as nanoGPT's first example has it.
+import { PLAIN_BPE } from "./byte_level_files.ts";
 import { UserError } from "../../ffi/errors.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { codePointAt, widthAt } from "./characters.ts";
@@ -74,14 +75,7 @@ function tokenizerJson(characters: readonly string[]): Json {
     post_processor: null,
     decoder: { type: "Fuse" },
     model: {
-      type: "BPE",
-      dropout: null,
-      unk_token: null,
-      continuing_subword_prefix: null,
-      end_of_word_suffix: null,
-      fuse_unk: false,
-      byte_fallback: false,
-      ignore_merges: false,
+      ...PLAIN_BPE,
       vocab: Object.fromEntries([...characters, END_OF_TEXT].map((text, id) => [text, id])),
       merges: [],
     },
