@@ -2,9 +2,9 @@
 // when it is asked for.
 import loam from "./deno.json" with { type: "json" };
 import { completions } from "./completions.ts";
-import { asTyped, SUBCOMMANDS } from "./ffi/command.ts";
-import { UserError } from "./ffi/errors.ts";
-import { meant } from "./ffi/suggest.ts";
+import { asTyped, SUBCOMMANDS } from "./base/command.ts";
+import { UserError } from "./base/errors.ts";
+import { meant } from "./base/suggest.ts";
 
 type Main = (args: string[]) => unknown;
 type Name = typeof SUBCOMMANDS[number] | "completions";
@@ -37,7 +37,7 @@ const subcommands: Record<Name, { what: string; load: () => Main | Promise<Main>
   },
   doctor: {
     what: "Say what is installed here and what to do about what is missing",
-    load: async () => (await import("./ffi/doctor.ts")).main,
+    load: async () => (await import("./tools/doctor.ts")).main,
   },
   completions: { what: "Print completions for bash, zsh or fish", load: () => printCompletions },
 };

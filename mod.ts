@@ -35,7 +35,7 @@
  * @module
  */
 export type { Address } from "./ffi/symbols.ts";
-export { KernelError, UserError } from "./ffi/errors.ts";
+export { KernelError, UserError } from "./base/errors.ts";
 export {
   type Bytes,
   copyToDevice,
@@ -126,6 +126,6 @@ export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer
 
 // As a program: the command line. A program that imports this module gets none of it.
 if (import.meta.main) {
-  const [{ main }, { runMain }] = await Promise.all([import("./cli.ts"), import("./ffi/errors.ts")]);
+  const [{ main }, { runMain }] = await Promise.all([import("./cli.ts"), import("./base/errors.ts")]);
   await runMain(main);
 }

@@ -1,8 +1,8 @@
 // deno task serve: shows runs in a browser and to programs, and lets others talk to a model. It reads run directories only,
 // and never needs the trainer. createApp() makes the Hono app; serve/ holds its parts.
-import { asTyped } from "./ffi/command.ts";
-import { runMain } from "./ffi/errors.ts";
-import { oneLine } from "./ffi/visible.ts";
+import { asTyped } from "./base/command.ts";
+import { runMain } from "./base/errors.ts";
+import { oneLine } from "./base/visible.ts";
 import { requireToken } from "./serve/access.ts";
 import { createApp } from "./serve/app.ts";
 import { listen } from "./serve/listen.ts";

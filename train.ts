@@ -3,7 +3,7 @@ import { type Dataset, openDataset, tokenizerOf, verifyDataset } from "./data/bi
 import { Loader } from "./data/loader.ts";
 import { openData } from "./data/mix.ts";
 import type { Tokenizer } from "./data/tokenizer.ts";
-import { runMain } from "./ffi/errors.ts";
+import { runMain } from "./base/errors.ts";
 import { tokenSource } from "./ffi/library.ts";
 import { resumeFrom, saveRun } from "./model/checkpoint.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
@@ -18,16 +18,16 @@ import { due, Progress } from "./model/progress.ts";
 import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./model/report.ts";
 import { howToGoOn, openRun, requireSameData } from "./model/run_directory.ts";
 import { settle } from "./runtime/checkpoint.ts";
-import { help } from "./runtime/config.ts";
+import { help } from "./base/config.ts";
 import { type DebugMode, profileAfter, setDebug, tapeListing } from "./runtime/debug.ts";
-import { joinRanks, Ranks } from "./runtime/dist.ts";
+import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { Inputs } from "./runtime/inputs.ts";
 import { type Log, logOfRank, requireIdle } from "./runtime/metrics.ts";
 import { AdamW, cosineSchedule, Parameters } from "./runtime/optim.ts";
-import { Stop } from "./runtime/stop.ts";
+import { Stop } from "./model/stop.ts";
 import { backward, endStep } from "./runtime/tape.ts";
 import { readTrainerState } from "./runtime/trainer_state.ts";
-import { findWorld } from "./runtime/world.ts";
+import { findWorld } from "./dist/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */

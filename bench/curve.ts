@@ -5,7 +5,7 @@
 // config.json, and the list of windows that its loader read; it reads the token files on its own (torch_curve.py).
 import { openDataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import { copyToHost, device, type DeviceName, open, tokenSource } from "../ffi/library.ts";
 import { llamaConfig, type RunVariables } from "../model/configure.ts";
 import { init } from "../model/llama.ts";

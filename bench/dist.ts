@@ -4,11 +4,11 @@
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
-import { parseOverrides, requireWhole } from "../runtime/config.ts";
-import { joinRanks } from "../runtime/dist.ts";
-import { findWorld } from "../runtime/world.ts";
+import { parseOverrides, requireWhole } from "../base/config.ts";
+import { joinRanks } from "../dist/ranks.ts";
+import { findWorld } from "../dist/world.ts";
 import settings from "../deno.json" with { type: "json" };
 
 const defaults = {

@@ -1,6 +1,6 @@
 // The result file of bench/gpu.sh. With a stage: puts its figures into the file. Without one: prints the file as tables.
 //   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
-import { runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import { measureModel } from "../model/plan.ts";
 import { table } from "../runtime/debug.ts";
 import type { Curve } from "./curve.ts";

@@ -2,7 +2,7 @@
 //
 // The library has no clock of its own, so a time is that of many queued calls and one wait, divided by their number: the
 // median of several such batches. Calls go round between copies of their arrays, together larger than the card's cache.
-import { runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import {
   allocate,
@@ -16,7 +16,7 @@ import {
   open,
   synchronizeNow,
 } from "../ffi/library.ts";
-import { help, parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
+import { help, parseOverrides, requireRange, requireWhole } from "../base/config.ts";
 import { table } from "../runtime/debug.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";

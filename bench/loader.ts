@@ -7,10 +7,10 @@ import os from "node:os";
 import { openDataset, shardHeader } from "../data/bins.ts";
 import { Loader, type Position } from "../data/loader.ts";
 import { openData } from "../data/mix.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import { allocateHost, device, open, tokenSource } from "../ffi/library.ts";
 import { presets } from "../model/presets.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { parseOverrides } from "../base/config.ts";
 import { table } from "../runtime/debug.ts";
 import settings from "../deno.json" with { type: "json" };
 

@@ -1,11 +1,11 @@
 // loam's side of `deno task bench:peer`: the steps of train.ts on random tokens, as many as each line "steps N" on stdin asks
 // for. Every answer is one line of JSON, the same as torch_llama.py gives.
 import process from "node:process";
-import { runMain, UserError } from "../ffi/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import { device, type DeviceName, memoryUse, open, tokenSource } from "../ffi/library.ts";
 import { init, type LlamaConfig, loss, type Recompute } from "../model/llama.ts";
 import { planMemory } from "../model/plan.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { parseOverrides } from "../base/config.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";

@@ -3,8 +3,8 @@
 //
 //   LOAM_PYTHON=python3 deno task bench:peer --preset=small --V=50257 --B=4
 import os from "node:os";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { help, parseOverrides, requireWhole } from "../runtime/config.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { help, parseOverrides, requireWhole } from "../base/config.ts";
 import { lines } from "./lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";

@@ -5,8 +5,8 @@
 import { createHash } from "node:crypto";
 import os from "node:os";
 import { type EncodingName, rankFile } from "../data/tokenizers/tiktoken.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { parseOverrides } from "../base/config.ts";
 import { median } from "./median.ts";
 
 const defaults = {

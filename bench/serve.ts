@@ -3,9 +3,9 @@
 //
 //   deno task prepare && deno run -P=bench --allow-net=127.0.0.1 bench/serve.ts
 import os from "node:os";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import { parseOverrides } from "../base/config.ts";
 import { FakeRun } from "../serve/testing.ts";
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";

@@ -4,8 +4,8 @@
 //   LOAM_PYTHON=python3 deno run -P=bench bench/tokenizer.ts --sample=c4_validation_2k.parquet
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { parseOverrides, requireWhole } from "../runtime/config.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { parseOverrides, requireWhole } from "../base/config.ts";
 import { table } from "../runtime/debug.ts";
 
 const defaults = {

@@ -3,8 +3,8 @@
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/train_tokenizer.ts --sample=c4_validation_2k.parquet --corpora_mb=0,600
 import os from "node:os";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { parseOverrides } from "../runtime/config.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { parseOverrides } from "../base/config.ts";
 
 const defaults = {
   sample: "", // a parquet file with a column text

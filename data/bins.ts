@@ -3,12 +3,12 @@
 // which have no meta.json, and nanoGPT's train.bin and val.bin, which have no header either (uint16 all the way), with the
 // meta.pkl that names the characters of its first example.
 import { basename, join } from "node:path";
-import { UserError } from "../ffi/errors.ts";
-import { noDirectory, sha256OfFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { noDirectory, sha256OfFile } from "../base/files.ts";
 import { damaged, type Meta, readMeta, verifyMeta } from "./meta.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
-import { orMistake } from "../ffi/system_error.ts";
+import { orMistake } from "../base/system_error.ts";
 
 /** Bytes at the head of a shard: int32[256]. */
 export const HEADER_BYTES = 1024;

@@ -1,9 +1,9 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { sha256OfFile } from "../base/files.ts";
 import { openDataset, readTokens, shardHeader, tokenBytes, verifyDataset } from "./bins.ts";
-import { jsonl, runPrepare, TEXTS } from "./prepare/test_prepare.ts";
-import { inDirectory } from "./test_directory.ts";
+import { jsonl, runPrepare, TEXTS } from "./prepare/testing.ts";
+import { inDirectory } from "./testing.ts";
 
 /** Bytes of a shard in llm.c's format. */
 function shard(token_bytes: 2 | 4, tokens: number[]): Uint8Array {

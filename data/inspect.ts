@@ -1,8 +1,8 @@
 // The command line of `deno task data`, which shows what a dataset holds, and checks it.
 import { parseArgs } from "@std/cli/parse-args";
-import { asTyped } from "../ffi/command.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { meantFlag } from "../ffi/suggest.ts";
+import { asTyped } from "../base/command.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { meantFlag } from "../base/suggest.ts";
 import { type Dataset, openDataset } from "./bins.ts";
 import { documentText, inspectDataset, type Split } from "./inspect/inspect_dataset.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";

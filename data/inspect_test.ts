@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { UserError } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { sha256OfFile } from "../base/files.ts";
 import { shardHeader } from "./bins.ts";
 import { main } from "./inspect.ts";
-import { inDirectory } from "./test_directory.ts";
+import { inDirectory } from "./testing.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const EOT = 256;

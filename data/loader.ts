@@ -5,7 +5,7 @@
 // each dataset has epochs of its own (mix.ts).
 import { createHash } from "node:crypto";
 import { basename, relative } from "node:path";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { type Dataset, readTokens, type Shard } from "./bins.ts";
 import { type Mix, partsOf } from "./mix.ts";
 import { Dealer, inTurn, permute } from "./order.ts";

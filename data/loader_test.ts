@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { allocateHost, open as openDevice, tokenSource } from "../ffi/library.ts";
 import { type Dataset, openDataset, readTokens, type Shard } from "./bins.ts";
 import { Loader, type LoaderOptions, type Position, type TokenSource } from "./loader.ts";

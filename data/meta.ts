@@ -1,8 +1,8 @@
 // meta.json, which describes a dataset: what it holds, and whether what stands in the file can be used.
 import { createHash } from "node:crypto";
 import { join } from "node:path";
-import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
 import type { Recipe } from "./prepare/recipe.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
 

@@ -1,8 +1,8 @@
 // Several datasets as one to train on: "data/fineweb:0.8,data/code:0.2" takes 80% of the windows from the first and 20% from
 // the second. Each is gone through by itself, without replacement, however often its share takes it round.
 import { resolve } from "node:path";
-import { UserError } from "../ffi/errors.ts";
-import { isDirectory, isFile, sha256OfFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { isDirectory, isFile, sha256OfFile } from "../base/files.ts";
 import type { Dataset } from "./bins.ts";
 import { CYCLE, slotsOf } from "./order.ts";
 import { decode, parseJson, readBytes } from "./tokenizers/tokenizer_file.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import type { Dataset } from "./bins.ts";
 import { type Mix, openData, partsOf } from "./mix.ts";
 import { CYCLE } from "./order.ts";

@@ -2,10 +2,10 @@
 // and writes shards and meta.json, in an order that depends on inputs and options alone. What is done is committed every few
 // seconds in DIR/unfinished, where the next run goes on; DIR gets the dataset when it is whole.
 import { join } from "node:path";
-import { asTyped } from "../ffi/command.ts";
-import { explain, runMain, UserError } from "../ffi/errors.ts";
-import { lookedIn, sha256OfFile } from "../ffi/files.ts";
-import { oneLine } from "../ffi/visible.ts";
+import { asTyped } from "../base/command.ts";
+import { explain, runMain, UserError } from "../base/errors.ts";
+import { lookedIn, sha256OfFile } from "../base/files.ts";
+import { oneLine } from "../base/visible.ts";
 import type { Block } from "./read/block.ts";
 import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
 import type { Encoded } from "./prepare/encode.ts";
@@ -29,7 +29,7 @@ import { takeUp } from "./prepare/resume.ts";
 import { Run } from "./prepare/run.ts";
 import { splitMistake } from "./prepare/split_check.ts";
 import { finishedSummary, mergeSummary, runSummary } from "./prepare/summary.ts";
-import { orMistake } from "../ffi/system_error.ts";
+import { orMistake } from "../base/system_error.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 if (import.meta.main) await runMain(main);

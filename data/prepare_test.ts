@@ -1,16 +1,8 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { verifyDataset } from "./bins.ts";
-import { documentsOf, fails, jsonl, readAll } from "./prepare/test_prepare.ts";
-import { inDirectory } from "./test_directory.ts";
-import {
-  ROOT,
-  runMerge,
-  runPrepare,
-  runTask,
-  runTaskIn,
-  TEXTS,
-  writeTokenizer,
-} from "./prepare/test_prepare.ts";
+import { documentsOf, fails, jsonl, readAll } from "./prepare/testing.ts";
+import { inDirectory } from "./testing.ts";
+import { ROOT, runMerge, runPrepare, runTask, runTaskIn, TEXTS, writeTokenizer } from "./prepare/testing.ts";
 
 const fixtures = `${ROOT}tests/fixtures/`;
 

@@ -1,7 +1,7 @@
 // Tokenizers: "bytes" (one id per byte), OpenAI's "gpt2", "cl100k" and "o200k", and any Hugging Face tokenizer.json.
 // Text never turns into a special token: "<|endoftext|>" inside a document is thirteen characters like any others.
-import { UserError } from "../ffi/errors.ts";
-import { isFile, lookedIn } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile, lookedIn } from "../base/files.ts";
 import { byteLevelTokenizer } from "./tokenizers/byte_level.ts";
 import { byteLevelFiles } from "./tokenizers/byte_level_files.ts";
 import { ByteStrings } from "./tokenizers/byte_strings.ts";

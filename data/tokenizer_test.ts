@@ -1,7 +1,7 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { createHash } from "node:crypto";
-import { UserError } from "../ffi/errors.ts";
-import { askPython, python, TEXTS, withFiles } from "./tokenizers/test_tokenizers.ts";
+import { UserError } from "../base/errors.ts";
+import { askPython, python, TEXTS, withFiles } from "./tokenizers/testing.ts";
 import { openTokenizer, type Tokenizer, VOCABULARIES } from "./tokenizer.ts";
 
 for (const name of Object.keys(VOCABULARIES)) {

@@ -1,17 +1,17 @@
 // deno task tokenizer: trains a byte-level BPE tokenizer. Counts the words of all documents, learns which tokens to merge
 // from these counts, and writes the files from which openTokenizer() and Hugging Face's libraries read the tokenizer.
 import { join } from "node:path";
-import { asTyped } from "../ffi/command.ts";
-import { oneLine } from "../ffi/visible.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { isFile, remove, rename, syncDirectory, writeSynced } from "../ffi/files.ts";
+import { asTyped } from "../base/command.ts";
+import { oneLine } from "../base/visible.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { isFile, remove, rename, syncDirectory, writeSynced } from "../base/files.ts";
 import { bpeMerges } from "./train_tokenizer/bpe_trainer.ts";
 import { byteCharacters, byteLevelFiles } from "./tokenizers/byte_level_files.ts";
 import { ByteStrings } from "./tokenizers/byte_strings.ts";
 import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
 import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
-import { orMistake } from "../ffi/system_error.ts";
+import { orMistake } from "../base/system_error.ts";
 import { PATTERNS } from "./tokenizers/scanners.ts";
 import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
 import { number, size, trainSummary } from "./train_tokenizer/train_summary.ts";

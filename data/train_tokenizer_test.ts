@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { openDataset } from "./bins.ts";
-import { documentsOf, jsonl, readAll, ROOT, runPrepare } from "./prepare/test_prepare.ts";
-import { inDirectory } from "./test_directory.ts";
+import { documentsOf, jsonl, readAll, ROOT, runPrepare } from "./prepare/testing.ts";
+import { inDirectory } from "./testing.ts";
 import { openTokenizer } from "./tokenizer.ts";
 import { parseOptions } from "./train_tokenizer/train_options.ts";
 import { type Trained, trainTokenizer } from "./train_tokenizer.ts";

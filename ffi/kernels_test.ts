@@ -1,6 +1,6 @@
 // What the library refuses, and what kernels.h promises beyond what the ops in runtime/ use. Values are tested there.
 import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { KernelError, UserError } from "./errors.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import * as k from "./kernels.ts";
 import {
   allocate,

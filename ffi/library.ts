@@ -1,7 +1,7 @@
 // Opens libloam_*.so and turns its status codes into errors. There is one open library per process; it is never closed,
 // because closing one while a call is under way crashes the process.
-import { asTyped } from "./command.ts";
-import { KernelError, UserError } from "./errors.ts";
+import { asTyped } from "../base/command.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import { type Address, symbols } from "./symbols.ts";
 
 /** Where kernels run. "plan" computes nothing: it hands out addresses and counts bytes, for `--dry_run`. */

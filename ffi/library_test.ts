@@ -1,8 +1,8 @@
 // Opening libraries: what is missing, broken or not for this processor; then the device's memory. Failures are shown by a copy
 // of ffi/ beside a build/ folder of its own, with libraries compiled from a few lines of C.
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { findCompiler } from "./build.ts";
-import { KernelError } from "./errors.ts";
+import { findCompiler } from "../tools/build.ts";
+import { KernelError } from "../base/errors.ts";
 import * as k from "./kernels.ts";
 import * as library from "./library.ts";
 import { FUNCTIONS } from "./symbols.ts";

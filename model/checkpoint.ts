@@ -1,9 +1,9 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
 import type { Dataset } from "../data/bins.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
-import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
-import { orMistake } from "../ffi/system_error.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import { orMistake } from "../base/system_error.ts";
 import {
   fillTensors,
   loadTensors,
@@ -18,7 +18,7 @@ import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
-import type { Ranks } from "../runtime/dist.ts";
+import type { Ranks } from "../dist/ranks.ts";
 import type { Log } from "../runtime/metrics.ts";
 import type { Outcome } from "./guard.ts";
 import type { Progress, ProgressConfig } from "./progress.ts";

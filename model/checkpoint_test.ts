@@ -1,6 +1,6 @@
 import { assert, assertAlmostEquals, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { copyToDevice, open } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { modelDirectory } from "../tests/helpers.ts";
@@ -95,7 +95,7 @@ Deno.test("a model that was loaded is trained on from its weights", async () => 
   Deno.removeSync(directory, { recursive: true });
 });
 
-const GOLDEN = new URL("../tests/golden/", import.meta.url).pathname;
+const GOLDEN = new URL("../tests/golden", import.meta.url).pathname;
 
 Deno.test("loadModel() reads float16 in several files, and computes what transformers does", () => {
   open("cpu");

@@ -1,12 +1,12 @@
 // From the variables of train.ts and the command line to a configuration that holds together.
 import { basename } from "node:path";
-import { UserError } from "../ffi/errors.ts";
-import { meant } from "../ffi/suggest.ts";
+import { UserError } from "../base/errors.ts";
+import { meant } from "../base/suggest.ts";
 import { holdsRun, listCheckpoints, resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import { chooseDevice } from "../ffi/library.ts";
-import { parseOverrides, requireRange, requireWhole, type Values } from "../runtime/config.ts";
+import { parseOverrides, requireRange, requireWhole, type Values } from "../base/config.ts";
 import { readTrainerState } from "../runtime/trainer_state.ts";
-import type { World } from "../runtime/world.ts";
+import type { World } from "../dist/world.ts";
 import { requireDevice } from "./device.ts";
 import { type LlamaConfig, RECOMPUTE, type Recompute } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";

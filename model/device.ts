@@ -1,5 +1,5 @@
 // Opens the device that a command line names.
-import { KernelError, UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import { chooseDevice, type DeviceInfo, type DeviceName, open, type OpenOptions } from "../ffi/library.ts";
 
 /** Throws UserError unless name is a device, or empty for the one that answers. */

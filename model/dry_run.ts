@@ -3,7 +3,7 @@ import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/library.ts";
-import { oneLine } from "../ffi/visible.ts";
+import { oneLine } from "../base/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";

@@ -3,7 +3,7 @@ import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { tokenSource } from "../ffi/library.ts";
-import type { Ranks } from "../runtime/dist.ts";
+import type { Ranks } from "../dist/ranks.ts";
 import type { Inputs } from "../runtime/inputs.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { rows } from "../runtime/tensor.ts";

@@ -1,5 +1,5 @@
 // Writes tokens with a model, one after the other, keeping keys and values of earlier tokens in a cache.
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { copyToDevice } from "../ffi/library.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty, fixed, rows } from "../runtime/tensor.ts";

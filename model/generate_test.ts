@@ -1,5 +1,5 @@
 import { assert, assertAlmostEquals, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { copyToDevice, device } from "../ffi/library.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";

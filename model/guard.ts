@@ -1,7 +1,7 @@
 // What becomes of a run whose numbers are not finite. The device has skipped such an update already; here the run is told, and
 // ended where there are too many of them or where it would end on one. Nothing is saved while they last.
 import type { Loader } from "../data/loader.ts";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Log } from "../runtime/metrics.ts";
 import type { StepResult } from "../runtime/optim.ts";

@@ -3,7 +3,7 @@
 // the vocabulary to a multiple of 64 rows. RoPE already uses the half-split pairs of Hugging Face: nothing is permuted.
 
 import { Buffer } from "node:buffer";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { requireTensors } from "../runtime/checkpoint.ts";
 import type { SafetensorsFile } from "../runtime/safetensors.ts";
 import type { LlamaConfig } from "./llama.ts";

@@ -1,5 +1,5 @@
 import { assertEquals, assertLess, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
 import { GPT_270M } from "./testing.ts";

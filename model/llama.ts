@@ -1,7 +1,7 @@
 // The model: Llama. Pre-norm RMSNorm, rotary positions (half-split pairs as in Hugging Face), grouped-query attention,
 // SwiGLU, no biases, tied embeddings. This is the file to edit: gradients follow from the ops, no derivative is written here.
 // B batch, T time, C n_embd, H query heads, K key/value heads, D head_dim, F n_inner, V vocab_size.
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { copyToDevice, device } from "../ffi/library.ts";
 import {
   attention,

@@ -1,6 +1,6 @@
 // What a run will need before it starts: parameters, memory by kind, FLOPs and speed. The memory plan runs one whole step of
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
-import { KernelError, UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import { device, hostLimits, memoryUse, synchronizeNow, withPlan } from "../ffi/library.ts";
 import { table } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";

@@ -2,12 +2,12 @@
 import type { Loader, Position } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import { debug } from "../runtime/debug.ts";
-import type { Ranks } from "../runtime/dist.ts";
+import type { Ranks } from "../dist/ranks.ts";
 import { memoryByKind } from "../runtime/memory.ts";
 import { type Log, type RunFacts, StepLines, type StepMetrics } from "../runtime/metrics.ts";
 import type { AdamW } from "../runtime/optim.ts";
 import type { Peak } from "../runtime/peak.ts";
-import type { Stop } from "../runtime/stop.ts";
+import type { Stop } from "./stop.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
 import { guard, type GuardConfig, type Outcome, placesOf } from "./guard.ts";

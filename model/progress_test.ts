@@ -1,7 +1,7 @@
 // Progress with a clock and an optimizer of the test's own.
 import { assertEquals } from "@std/assert";
 import { open } from "../ffi/library.ts";
-import { Ranks } from "../runtime/dist.ts";
+import { Ranks } from "../dist/ranks.ts";
 import type { StepMetrics } from "../runtime/metrics.ts";
 import { Progress, type ProgressParts } from "./progress.ts";
 

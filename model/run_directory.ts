@@ -1,8 +1,8 @@
 // The directory of a training run: whether one may begin or go on there, and how to go on with what is saved in it.
 import type { Dataset } from "../data/bins.ts";
-import { asTyped } from "../ffi/command.ts";
-import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { asTyped } from "../base/command.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
 import { holdsRun, listCheckpoints } from "../runtime/checkpoint.ts";
 import { RunLog } from "../runtime/metrics.ts";
 import { telemetry } from "../runtime/telemetry.ts";

@@ -1,8 +1,8 @@
 // deno task sample: writes text with a trained model to stdout, token by token. Everything else goes to stderr.
 import { openTokenizer } from "../data/tokenizer.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { visible } from "../ffi/visible.ts";
-import { help, parseOverrides, requireRange, requireWhole } from "../runtime/config.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { visible } from "../base/visible.ts";
+import { help, parseOverrides, requireRange, requireWhole } from "../base/config.ts";
 import { endsOf, loadModel } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { generate } from "./generate.ts";

@@ -3,7 +3,7 @@
 // them. It is written under a temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the
 // previous one whole.
 import { basename, dirname } from "node:path";
-import { KernelError, UserError } from "../ffi/errors.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import {
   isDirectory,
   isFile,
@@ -16,7 +16,7 @@ import {
   tryToRemove,
   writeAtomic,
   writeSynced,
-} from "../ffi/files.ts";
+} from "../base/files.ts";
 import { BF16, copyToDevice, copyToHost, F32, findNonFinite } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
 import type { Range } from "./optim.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { crashes, failing, inEach, unsynced } from "../tests/disk.ts";
 import { freshPath } from "../tests/helpers.ts";
 import {

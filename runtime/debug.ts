@@ -3,7 +3,7 @@
 //   --debug=tape      list the ops of one micro-step with shapes, bytes and time
 //   --debug=profile   add up time by op and by layer, with GFLOP/s and GB/s
 // Activations stay readable after backward() in every debug mode (nothing is reused within a step), at the price of memory.
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { BF16, device, F32, findNonFinite, synchronizeNow } from "../ffi/library.ts";
 import type { Entry } from "./tape.ts";
 import { readFloats, type Tensor } from "./tensor.ts";

@@ -1,5 +1,5 @@
 import { assert, assertAlmostEquals, assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import {
   callSite,
   debug,

@@ -1,10 +1,10 @@
 // What a run leaves behind beside its checkpoints: config.json, run.json (what trains it on what), metrics.jsonl (one object a
 // step), samples.jsonl (one object a sample text) and log.txt.
-import { explain, UserError } from "../ffi/errors.ts";
-import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../ffi/files.ts";
-import { asMistake } from "../ffi/system_error.ts";
+import { explain, UserError } from "../base/errors.ts";
+import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../base/files.ts";
+import { asMistake } from "../base/system_error.ts";
 import { device, memoryUse } from "../ffi/library.ts";
-import { oneLine, visible } from "../ffi/visible.ts";
+import { oneLine, visible } from "../base/visible.ts";
 import { claimRun, ownerOf, releaseRun } from "./owner.ts";
 import { EventFile } from "./tensorboard.ts";
 

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import {
   formatBytes,
   formatFlops,

@@ -1,8 +1,7 @@
 // Who trains in a run directory, in owner.json: for the message to a second process, and for file systems shared by several
 // machines, not all of which carry locks from one to another.
-import { UserError } from "../ffi/errors.ts";
-import { isFile, remove, writeAtomic } from "../ffi/files.ts";
-import { jobName } from "./world.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile, remove, writeAtomic } from "../base/files.ts";
 
 /** A process that trains. */
 export interface Owner {
@@ -77,4 +76,11 @@ export function hostname(): string {
   } catch {
     return "this machine";
   }
+}
+
+/** What the launcher calls this job, the same when it starts it once more; "" where it does not say. */
+export function jobName(get: (name: string) => string | undefined): string {
+  const slurm = get("SLURM_JOB_ID"), torchrun = get("TORCHELASTIC_RUN_ID");
+  if (slurm) return `Slurm ${slurm}`;
+  return torchrun && torchrun !== "none" ? `torchrun ${torchrun}` : ""; // "none" without --rdzv-id
 }

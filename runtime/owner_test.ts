@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
-import { claimRun, hostname, ownerOf, releaseRun } from "./owner.ts";
+import { UserError } from "../base/errors.ts";
+import { claimRun, hostname, jobName, ownerOf, releaseRun } from "./owner.ts";
 
 const dir = Deno.makeTempDirSync();
 Deno.test.afterAll(() => Deno.removeSync(dir, { recursive: true }));
@@ -60,4 +60,12 @@ Deno.test("claimRun() refuses a run that another machine has written to lately, 
   Deno.utimeSync(metrics, long_ago, long_ago);
   claimRun(dir);
   assertEquals(ownerOf(dir), `process ${Deno.pid} on ${hostname()}`);
+});
+
+Deno.test("jobName() is what a job keeps when it is started once more", () => {
+  const of = (variables: Record<string, string>) => jobName((name) => variables[name]);
+  assertEquals(of({}), "");
+  assertEquals(of({ TORCHELASTIC_RUN_ID: "none" }), "");
+  assertEquals(of({ TORCHELASTIC_RUN_ID: "c4" }), "torchrun c4");
+  assertEquals(of({ TORCHELASTIC_RUN_ID: "c4", SLURM_JOB_ID: "7" }), "Slurm 7");
 });

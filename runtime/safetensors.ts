@@ -5,9 +5,9 @@
 // { dtype, shape, data_offsets: [begin, end] }, counted from the end of the header, and "__metadata__" to strings.
 
 import { basename, dirname } from "node:path";
-import { UserError } from "../ffi/errors.ts";
-import { isFile, OutFile } from "../ffi/files.ts";
-import { orMistake } from "../ffi/system_error.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile, OutFile } from "../base/files.ts";
+import { orMistake } from "../base/system_error.ts";
 
 const BYTES_PER_ELEMENT: Record<Dtype, number> = { F32: 4, BF16: 2, F16: 2, I32: 4 };
 const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementation

@@ -1,6 +1,6 @@
 // SHA256SUMS, the checksums of all files of a checkpoint, which is written last. `sha256sum -c SHA256SUMS` reads it too.
-import { UserError } from "../ffi/errors.ts";
-import { isFile, sha256OfFile, writeSynced } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile, sha256OfFile, writeSynced } from "../base/files.ts";
 
 /** Its name. */
 export const SUMS = "SHA256SUMS";

@@ -1,6 +1,6 @@
 // TensorBoard event files: a run seen in the tool that many already have open. A file is a row of records, each with its length
 // and two checksums; a record is a protocol buffer of type Event, of which four fields are needed.
-import { OutFile } from "../ffi/files.ts";
+import { OutFile } from "../base/files.ts";
 import { hostname } from "./owner.ts";
 
 /** Appends scalars to an event file of its own in a directory. Close it with `using`. */

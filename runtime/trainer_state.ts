@@ -1,7 +1,7 @@
 // trainer_state.json of a checkpoint: what a run needs to go on, beside the tensors. It is believed only as a whole: its
 // checksum, each key, each type and range, and what the keys say of each other.
 import { basename, resolve } from "node:path";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { readSums, requireSums, SUMS } from "./sums.ts";
 
 /** What a run needs to go on, beside the tensors. */

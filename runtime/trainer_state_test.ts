@@ -1,5 +1,5 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { readSums, SUMS, writeSums } from "./sums.ts";
 import { readTrainerState } from "./trainer_state.ts";
 

@@ -1,7 +1,7 @@
 // Sizes beyond the first pass of each loop of a kernel: more rows than blocks, more columns than a warp or a block takes at once,
 // more values than a grid has threads. ops_test.ts has the small odd shapes.
 import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { KernelError } from "../ffi/errors.ts";
+import { KernelError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import {
   allocate,

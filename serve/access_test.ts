@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { isLoopback, requireToken } from "./access.ts";
 import { createApp } from "./app.ts";
 import { FakeRun } from "./testing.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { type App, createApp } from "./app.ts";
 import { ASSETS } from "./assets.ts";
 import { Run } from "./runs.ts";

@@ -1,6 +1,6 @@
 // POST /v1/completions: lets any client of OpenAI's completions API talk to a model.
 import type { Context } from "hono";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { type CompletionRequest, misfit, parseRequest, type Prompt } from "./completion_request.ts";
 import type { Model, Order } from "./model.ts";
 import { Refusal } from "./refusal.ts";

@@ -1,7 +1,7 @@
 // A model that is trained in a moment answers as OpenAI's API does.
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { characterTokenizer } from "../data/tokenizers/character_level.ts";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { copy, dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/helpers.ts";
 import { type App, createApp } from "./app.ts";
 import { listen } from "./listen.ts";

@@ -1,10 +1,10 @@
 // `deno task runs`: the runs below a directory, one a line.
 import { parseArgs } from "@std/cli/parse-args";
-import { asTyped } from "../ffi/command.ts";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { lookedIn } from "../ffi/files.ts";
-import { meantFlag } from "../ffi/suggest.ts";
-import { oneLine, visible } from "../ffi/visible.ts";
+import { asTyped } from "../base/command.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { lookedIn } from "../base/files.ts";
+import { meantFlag } from "../base/suggest.ts";
+import { oneLine, visible } from "../base/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { table } from "../runtime/debug.ts";
 import { Run } from "./runs.ts";

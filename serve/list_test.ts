@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { duration, main } from "./list.ts";
 import { OPENAPI } from "./openapi.ts";
 import { type Schema, violations } from "./schema_check.ts";

@@ -1,5 +1,5 @@
 // Opens the port, and shares it fairly: no number of clients, however slow, keeps others from their answers for long.
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { HEALTH } from "./access.ts";
 import type { App } from "./app.ts";
 import { type Asked, Connection, type Deadlines } from "./http.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { Hono } from "hono";
 import { createApp } from "./app.ts";
 import { LIMITS, type Limits, listen } from "./listen.ts";

@@ -1,7 +1,7 @@
 // A model that writes one text at a time in a Worker, and those who wait for it.
 import { basename } from "node:path";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { endsOf } from "../model/checkpoint.ts";
 import type { GenerateOptions } from "../model/generate.ts";
 import { resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";

@@ -1,7 +1,7 @@
 // The Worker that holds a model: the server answers others while it computes. Its first message names the model, every other
 // one is a text to go on with. It answers with tokens.
-import { explain, UserError } from "../ffi/errors.ts";
-import { workerScope } from "../ffi/worker_scope.ts";
+import { explain, UserError } from "../base/errors.ts";
+import { workerScope } from "../base/worker_scope.ts";
 import { loadModel } from "../model/checkpoint.ts";
 import { openDevice } from "../model/device.ts";
 import { generate, type GenerateOptions } from "../model/generate.ts";

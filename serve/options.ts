@@ -1,8 +1,8 @@
 // The command line of serve.
 import { parseArgs } from "@std/cli/parse-args";
-import { UserError } from "../ffi/errors.ts";
-import { lookedIn } from "../ffi/files.ts";
-import { meantFlag } from "../ffi/suggest.ts";
+import { UserError } from "../base/errors.ts";
+import { lookedIn } from "../base/files.ts";
+import { meantFlag } from "../base/suggest.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
 

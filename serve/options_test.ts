@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { openRuns, parseOptions } from "./options.ts";
 import { FakeRun } from "./testing.ts";
 

@@ -1,7 +1,7 @@
 // Answers other than what was asked for.
 import type { Context } from "hono";
-import { UserError } from "../ffi/errors.ts";
-import { visible } from "../ffi/visible.ts";
+import { UserError } from "../base/errors.ts";
+import { visible } from "../base/visible.ts";
 import { withoutHome } from "./stats.ts";
 import { isOutOfFiles } from "./tail.ts";
 import type { Failure } from "./types.ts";

@@ -1,5 +1,5 @@
 import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import type { Change, Run } from "./runs.ts";
 import { FakeRun, metricsAt } from "./testing.ts";
 

@@ -1,5 +1,5 @@
 // GET /stats and GET /runs: a run as one object.
-import { gpuState } from "../ffi/nvml.ts";
+import { gpuState } from "./nvml.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Run } from "./runs.ts";
 import type { Table } from "./table.ts";

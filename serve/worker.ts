@@ -1,7 +1,7 @@
 // The Worker that serves a run beside its trainer, which it shares nothing with but the run directory.
 import { basename } from "node:path";
-import { explain, UserError } from "../ffi/errors.ts";
-import { workerScope } from "../ffi/worker_scope.ts";
+import { explain, UserError } from "../base/errors.ts";
+import { workerScope } from "../base/worker_scope.ts";
 import { requireToken } from "./access.ts";
 import { createApp } from "./app.ts";
 import { LIMITS, listen, type Listening } from "./listen.ts";

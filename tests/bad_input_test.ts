@@ -2,10 +2,10 @@
 // and nothing written.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { mistakeOf } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { mistakeOf } from "../base/errors.ts";
+import { sha256OfFile } from "../base/files.ts";
 import { chooseDevice } from "../ffi/library.ts";
-import { meantFlag } from "../ffi/suggest.ts";
+import { meantFlag } from "../base/suggest.ts";
 import { train, variables } from "../train.ts";
 import {
   copy,

@@ -2,7 +2,7 @@
 // with the permissions that the binary has.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { SUBCOMMANDS } from "../ffi/command.ts";
+import { SUBCOMMANDS } from "../base/command.ts";
 import { presets } from "../model/presets.ts";
 import {
   emptyDirectory,

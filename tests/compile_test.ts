@@ -2,7 +2,7 @@
 // runs is checked where LOAM_DENORT or DENORT_BIN names denort, which holds Deno's runtime for compiled programs.
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { reason } from "../ffi/compile.ts";
+import { reason } from "../tools/compile.ts";
 import { libraryExists } from "../ffi/library.ts";
 import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./helpers.ts";
 

@@ -1,7 +1,7 @@
 // The dashboard as a person meets it: a real server, run directories as trainers write them, and Chromium without a window.
 /// <reference lib="dom" />
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { FakeRun, metricsAt } from "../serve/testing.ts";
 import {
   CHROMIUM,

@@ -1,8 +1,8 @@
 // A disk below a directory, as a process that is killed or a machine that loses power may leave it: while some work is done, all
-// its changes are watched (ffi/files.ts), and before each of them it is worked out what the next start could find.
+// its changes are watched (base/files.ts), and before each of them it is worked out what the next start could find.
 import { createHash } from "node:crypto";
 import { dirname } from "node:path";
-import { type Change, watchChanges } from "../ffi/files.ts";
+import { type Change, watchChanges } from "../base/files.ts";
 import { freshPath } from "./helpers.ts";
 
 /** Contents by path, "" being the directory itself; null for a directory. */

@@ -14,7 +14,7 @@ const PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md"].concat(
 const UNTESTED: Record<string, string> = {
   "./run.sh": "sets up a whole machine; continuous integration runs it, tests/scaffold_test.ts its last line",
   "deno task ok": "runs all tests, this one too",
-  "deno task build": "compiles for a minute; ffi/build_test.ts runs it",
+  "deno task build": "compiles for a minute; tools/build_test.ts runs it",
   "deno task compile": "needs Deno's runtime; tests/compile_test.ts runs it",
   "deno task test:": "ten minutes each",
   "LOAM_TEST_DEVICE=emu deno task test": "tests/emu_test.ts runs it",

@@ -3,12 +3,12 @@
 import { createHash } from "node:crypto";
 import { assert, assertEquals } from "@std/assert";
 import { openDataset, verifyDataset } from "../data/bins.ts";
-import { jsonl, readAll, runMerge, runPrepare, TEXTS, writeTokenizer } from "../data/prepare/test_prepare.ts";
+import { jsonl, readAll, runMerge, runPrepare, TEXTS, writeTokenizer } from "../data/prepare/testing.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { parseOptions } from "../data/train_tokenizer/train_options.ts";
 import { trainTokenizer } from "../data/train_tokenizer.ts";
-import { UserError } from "../ffi/errors.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { sha256OfFile } from "../base/files.ts";
 import { crashes, failing, inEach, unsynced } from "./disk.ts";
 import { freshPath } from "./helpers.ts";
 

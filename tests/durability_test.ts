@@ -2,8 +2,8 @@
 // then on the disk is whole under its final names, pointers are true, and the next start goes on and cleans up.
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
-import { UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
 import { open } from "../ffi/library.ts";
 import { loadModel, saveModel } from "../model/checkpoint.ts";
 import { init, type LlamaConfig } from "../model/llama.ts";
@@ -262,21 +262,21 @@ Deno.test("saveModel() over another model may end at any moment and be refused a
 
 /** What changes files in other ways, and why it may. */
 const ELSEWHERE: Record<string, { calls: string[]; because: string }> = {
-  "ffi/files.ts": {
+  "base/files.ts": {
     calls: ["Deno.mkdirSync", "Deno.openSync", "Deno.removeSync", "Deno.renameSync"],
     because: "it is the place",
   },
-  "ffi/build.ts": {
+  "tools/build.ts": {
     calls: ["Deno.mkdir", "Deno.remove", "Deno.rename", "Deno.writeTextFile"],
     because: "a library that is lost is compiled again",
   },
-  "ffi/compile.ts": { calls: ["Deno.remove"], because: "a program that is lost is compiled again" },
+  "tools/compile.ts": { calls: ["Deno.remove"], because: "a program that is lost is compiled again" },
   "data/prepare/lock.ts": {
     calls: ["Deno.openSync", "Deno.removeSync"],
     because: "a lock is for living processes",
   },
   "runtime/metrics.ts": { calls: ["Deno.openSync"], because: "requireIdle() opens the log for its lock" },
-  "runtime/roll_call.ts": {
+  "dist/roll_call.ts": {
     calls: ["Deno.mkdirSync", "Deno.removeSync", "Deno.renameSync", "Deno.writeTextFileSync"],
     because: "ranks speak to each other there while they live",
   },
@@ -296,7 +296,7 @@ function programs(folder = ""): string[] {
 
 const NOT_OURS = /^(tests|bench|offline|examples|build|runs|node_modules|\..*)$/;
 
-Deno.test("every change of a file goes through ffi/files.ts", () => {
+Deno.test("every change of a file goes through base/files.ts", () => {
   const found: Record<string, string[]> = {};
   for (const file of programs()) {
     const calls = Deno.readTextFileSync(new URL(file, ROOT)).match(CHANGES);

@@ -1,7 +1,7 @@
 // The CUDA kernels on a CPU: kernels.cu compiled over tests/emu, in the place of a GPU. Here are the suites of the ops and
 // the model under several orders of threads, what CUDA refuses, and a model and a run beside the same on the CPU library.
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
-import { KernelError } from "../ffi/errors.ts";
+import { KernelError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import {
   allocate,

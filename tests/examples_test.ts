@@ -49,7 +49,8 @@ Deno.test("examples/qk_norm.ts gives the new weights gradients", async () => {
 function* sources(folder = ""): Generator<string> {
   for (const { name, isFile, isDirectory } of Deno.readDirSync(new URL(folder || ".", ROOT))) {
     if (isFile && name.endsWith(".ts") && !name.endsWith("_test.ts")) yield folder + name;
-    const ours = folder !== "" || ["ffi", "runtime", "data", "model", "serve"].includes(name);
+    const ours = folder !== "" ||
+      ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools"].includes(name);
     if (isDirectory && ours) yield* sources(`${folder}${name}/`);
   }
 }

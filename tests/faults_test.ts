@@ -1,7 +1,7 @@
 // What happens when a run meets a full disk, a kill, or numbers that are not finite.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { findCompiler } from "../ffi/build.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { findCompiler } from "../tools/build.ts";
+import { sha256OfFile } from "../base/files.ts";
 import settings from "../deno.json" with { type: "json" };
 import {
   canLimit,

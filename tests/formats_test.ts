@@ -7,7 +7,7 @@ import { openData } from "../data/mix.ts";
 import { Loader } from "../data/loader.ts";
 import { findDocument, readRange } from "../data/inspect/scan.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import { allocateHost, copyToHost, libraryExists, open, tokenSource } from "../ffi/library.ts";
 import { dataset, freshPath, metrics, refuse, SMALL, succeed } from "./helpers.ts";
 

@@ -2,7 +2,7 @@
 // that are removed after the tests of a file.
 import { assertEquals, assertMatch } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
-import { sha256OfFile } from "../ffi/files.ts";
+import { sha256OfFile } from "../base/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 import { configToHF, hfShape, hfTensors } from "../model/hf.ts";

@@ -7,8 +7,8 @@
 // A fault that stays unnoticed is printed, and the exit code is 1, unless its line says why it is harmless. Works on a copy of
 // the repository: it may be edited meanwhile.
 import { parseArgs } from "@std/cli/parse-args";
-import { runMain, UserError } from "../ffi/errors.ts";
-import { isFile } from "../ffi/files.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
 
 /** A fault. `from` is replaced by `to` in `file`, in which it must stand once, or at its `occurrence` from 1. */
 type Mutant = {
@@ -111,7 +111,7 @@ async function isCaught(copy: string, mutant: Mutant): Promise<boolean> {
 
 /** Builds the libraries that are not up to date; returns what is wrong, if anything. */
 async function build(copy: string): Promise<string | undefined> {
-  const args = ["run", "-q", "-P=build", "ffi/build.ts", "--only=cpu,emu"];
+  const args = ["run", "-q", "-P=build", "tools/build.ts", "--only=cpu,emu"];
   const { code, text } = await output(Deno.execPath(), args, copy);
   return code === 0 ? undefined : `does not compile: ${lastLine(text)}`;
 }

@@ -2,11 +2,11 @@
 // GPUs: every call is made, and what it does to memory is checked against MPI's.
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { findCompiler } from "../ffi/build.ts";
+import { findCompiler } from "../tools/build.ts";
 import { allocate, copyToDevice, copyToHost, libraryExists, open } from "../ffi/library.ts";
-import { Nccl } from "../ffi/nccl.ts";
-import { joinRanks } from "../runtime/dist.ts";
-import { findWorld } from "../runtime/world.ts";
+import { Nccl } from "../dist/nccl.ts";
+import { joinRanks } from "../dist/ranks.ts";
+import { findWorld } from "../dist/world.ts";
 import * as golden from "./golden_run.ts";
 import {
   dataset,

@@ -1,7 +1,7 @@
 // Keeps deno.json, run.sh and the pages that name tasks in step with one another.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { existsSync } from "node:fs";
-import { PLACES } from "../ffi/nvml.ts";
+import { PLACES } from "../serve/nvml.ts";
 import { emptyDirectory } from "./helpers.ts";
 
 const ROOT = new URL("../", import.meta.url);

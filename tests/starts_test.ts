@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { openDataset, readTokens } from "../data/bins.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
-import { askPython, python, TOKENIZERS } from "../data/tokenizers/test_tokenizers.ts";
+import { askPython, python, TOKENIZERS } from "../data/tokenizers/testing.ts";
 import { endsOf, loadModel } from "../model/checkpoint.ts";
 import { generate } from "../model/generate.ts";
 import { openTestDevice } from "../runtime/testing.ts";

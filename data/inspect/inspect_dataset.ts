@@ -1,8 +1,8 @@
 // What `deno task data` finds out about a dataset. Reads every shard once, in bounded memory.
 import { createHash } from "node:crypto";
 import { relative } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { oneLine, visible } from "../../ffi/visible.ts";
+import { UserError } from "../../base/errors.ts";
+import { oneLine, visible } from "../../base/visible.ts";
 import type { Dataset, Shard } from "../bins.ts";
 import {
   documentLine,

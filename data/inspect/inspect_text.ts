@@ -3,7 +3,7 @@ import type { Assumed, Dataset, Shard } from "../bins.ts";
 import type { Lengths } from "./lengths.ts";
 import type { Tally } from "./scan.ts";
 import type { Tokenizer } from "../tokenizer.ts";
-import { oneLine, visible } from "../../ffi/visible.ts";
+import { oneLine, visible } from "../../base/visible.ts";
 
 const BAR = 40; // characters
 const FREQUENT = 20; // tokens are listed

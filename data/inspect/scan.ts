@@ -6,7 +6,7 @@
 import { type Dataset, readTokens, type Shard } from "../bins.ts";
 import { Lengths } from "./lengths.ts";
 import { damaged } from "../meta.ts";
-import { orMistake } from "../../ffi/system_error.ts";
+import { orMistake } from "../../base/system_error.ts";
 
 const CHUNK_BYTES = 1 << 22;
 

@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { Shard } from "../bins.ts";
 import { chunksOf, type Ends, findDocument, findOutside, locate, readRange, Tally } from "./scan.ts";
 

@@ -1,6 +1,6 @@
 // A worker of prepare: opens the tokenizer that its first message names, then answers each block with its token ids, in order.
-import { explain, mistakeOf } from "../../ffi/errors.ts";
-import { workerScope } from "../../ffi/worker_scope.ts";
+import { explain, mistakeOf } from "../../base/errors.ts";
+import { workerScope } from "../../base/worker_scope.ts";
 import type { Block } from "../read/block.ts";
 import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import { openTokenizer } from "../tokenizer.ts";

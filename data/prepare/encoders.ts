@@ -1,6 +1,6 @@
 // Encodes blocks on several threads. Blocks go to the workers in turn and every worker answers in order, so that the results
 // are the same for any number of workers.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { Block } from "../read/block.ts";
 import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import type { Answer, Start } from "./encode_worker.ts";

@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { verifyDataset } from "../bins.ts";
 import type { SplitOptions } from "./encode.ts";
 import { workerEncoders } from "./encoders.ts";
-import { documentsOf, interrupt, jsonl, readAll, runPrepare } from "./test_prepare.ts";
-import { inDirectory } from "../test_directory.ts";
+import { documentsOf, interrupt, jsonl, readAll, runPrepare } from "./testing.ts";
+import { inDirectory } from "../testing.ts";
 
 /** More than three blocks of documents of all kinds. */
 function manyBlocks(path: string): void {

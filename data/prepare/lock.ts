@@ -1,9 +1,9 @@
 // Keeps two programs from writing one directory at a time. The operating system holds the lock for as long as the file is
 // open, so that it ends with the program however that ends: a lock file that a crash left behind keeps nobody out.
 import { join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { isFile, makeDirectory, remove } from "../../ffi/files.ts";
-import { oneLine } from "../../ffi/visible.ts";
+import { UserError } from "../../base/errors.ts";
+import { isFile, makeDirectory, remove } from "../../base/files.ts";
+import { oneLine } from "../../base/visible.ts";
 
 const NAME = "prepare.lock";
 

@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { DirectoryLock } from "./lock.ts";
-import { inDirectory, names } from "../test_directory.ts";
+import { inDirectory, names } from "../testing.ts";
 
 Deno.test("DirectoryLock keeps a second writer out until it is disposed of", () =>
   inDirectory((parent) => {

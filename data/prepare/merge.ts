@@ -1,8 +1,15 @@
 // Makes one dataset of the parts that several machines prepared with --shard: checks that all are there and belong together,
 // and writes a meta.json that lists their shards where they are. Nothing is moved or copied but the tokenizer's files.
 import { join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { isFile, noDirectory, remove, removeTemporary, syncDirectory, writeAtomic } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import {
+  isFile,
+  noDirectory,
+  remove,
+  removeTemporary,
+  syncDirectory,
+  writeAtomic,
+} from "../../base/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
 import { type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";

@@ -1,9 +1,9 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { readTokens, type Shard, verifyDataset } from "../bins.ts";
-import { fails, jsonl, readAll, runMerge, runPrepare, runTask, TEXTS } from "./test_prepare.ts";
-import { inDirectory } from "../test_directory.ts";
-import { writeTokenizer } from "./test_prepare.ts";
+import { fails, jsonl, readAll, runMerge, runPrepare, runTask, TEXTS } from "./testing.ts";
+import { inDirectory } from "../testing.ts";
+import { writeTokenizer } from "./testing.ts";
 
 const FLAGS = ["--tokenizer=bytes", "--val_fraction=0.3", "--shard_tokens=300"];
 

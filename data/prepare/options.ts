@@ -1,8 +1,8 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { READ_ALL } from "../read/documents.ts";
 import { formatOf, type Source } from "../read/inputs.ts";
-import { type Flags, parseFlags, unescape, wholeNumber } from "../flags.ts";
+import { type Flags, parseFlags, unescape, wholeNumber } from "../../base/flags.ts";
 
 /** Text of --help. */
 export const HELP = `Turn text into a dataset of token bins

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { DEMO, HELP, parseCommand, type PrepareOptions, settle } from "./options.ts";
 
 const required = ["--input", "a.parquet", "--out", "data/a"];

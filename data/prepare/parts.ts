@@ -1,6 +1,6 @@
 // Which input files each of n machines prepares: contiguous runs of files, of about the same number of bytes.
 import { createHash } from "node:crypto";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { Source } from "../read/inputs.ts";
 import type { PartNumber } from "./options.ts";
 import type { InputFile, Part } from "./recipe.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { Source } from "../read/inputs.ts";
 import { parsePartName, partName, partStarts, takePart } from "./parts.ts";
 

@@ -1,7 +1,7 @@
 // The last phase of prepare: everything moves from DIR/unfinished up into DIR, meta.json last. unfinished/meta.json is written
 // before anything moves, so that a kill anywhere in between is finished by the next run: each step may be done again.
 import { join } from "node:path";
-import { isFile, remove, rename, syncDirectory, writeAtomic, writeSynced } from "../../ffi/files.ts";
+import { isFile, remove, rename, syncDirectory, writeAtomic, writeSynced } from "../../base/files.ts";
 import { type Meta, metaText, readWholeMeta } from "../meta.ts";
 
 /** Name of the directory, within that of a dataset, in which the dataset is written. */

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
-import { watchChanges } from "../../ffi/files.ts";
+import { watchChanges } from "../../base/files.ts";
 import { type Meta, metaText } from "../meta.ts";
-import { inDirectory, names } from "../test_directory.ts";
+import { inDirectory, names } from "../testing.ts";
 import { publish } from "./publish.ts";
 
 const SIZE = { documents: 1, tokens: 1, bytes: 1 };

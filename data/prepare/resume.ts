@@ -1,6 +1,6 @@
 // What prepare finds in the directory that it is to write: nothing, a finished dataset, an interrupted one, or another corpus.
 import { basename, dirname, join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { openDataset } from "../bins.ts";
 import { type Meta, readWholeMeta } from "../meta.ts";
 import { parsePartName } from "./parts.ts";

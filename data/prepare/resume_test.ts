@@ -1,10 +1,10 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { verifyDataset } from "../bins.ts";
 import { parseCommand } from "./options.ts";
 import { prepare } from "../prepare.ts";
-import { fails, interrupt, jsonl, readAll, runPrepare, TEXTS, writeTokenizer } from "./test_prepare.ts";
-import { inDirectory, names } from "../test_directory.ts";
+import { fails, interrupt, jsonl, readAll, runPrepare, TEXTS, writeTokenizer } from "./testing.ts";
+import { inDirectory, names } from "../testing.ts";
 
 /** More than five blocks of documents. */
 function blocks(path: string): void {

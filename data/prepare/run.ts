@@ -1,13 +1,13 @@
 // A dataset in the making: its shards and counts in DIR/unfinished, and the commit points from which a killed run goes on.
 import { join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { makeDirectory, removeTree } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { makeDirectory, removeTree } from "../../base/files.ts";
 import type { Encoded } from "./encode.ts";
 import type { Meta } from "../meta.ts";
 import type { Work } from "./progress.ts";
 import { publish, UNFINISHED } from "./publish.ts";
 import type { Recipe } from "./recipe.ts";
-import { asMistake } from "../../ffi/system_error.ts";
+import { asMistake } from "../../base/system_error.ts";
 import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import { ShardWriter, SPLITS } from "./writer.ts";

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { inDirectory } from "../test_directory.ts";
+import { inDirectory } from "../testing.ts";
 import type { Encoded, EncodedSplit } from "./encode.ts";
 import type { Recipe } from "./recipe.ts";
 import { Run } from "./run.ts";

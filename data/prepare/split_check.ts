@@ -1,5 +1,5 @@
 // A dataset needs documents to train on and others to evaluate on; says what to change where it lacks either.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { ReadCounts } from "../read/documents.ts";
 import type { SettledOptions } from "./options.ts";
 import type { Counts } from "./state.ts";

@@ -1,8 +1,8 @@
 // The state of an interrupted prepare: unfinished/state.json beside the shards that it names. It is replaced in one step at
 // each commit point, after the tokens that it speaks of are on the disk; what the shards hold beyond it is cut off again.
 import { join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { writeAtomic } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { writeAtomic } from "../../base/files.ts";
 import { sha256Of, type SplitSize } from "../meta.ts";
 import type { Recipe } from "./recipe.ts";
 import type { Written } from "./writer.ts";

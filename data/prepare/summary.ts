@@ -1,7 +1,7 @@
 // What prepare prints when it is done.
 import type { Meta } from "../meta.ts";
 import type { RunWork } from "../prepare.ts";
-import { oneLine } from "../../ffi/visible.ts";
+import { oneLine } from "../../base/visible.ts";
 
 const FEW_DOCUMENTS = 10; // of val: a single odd one among them moves its loss
 

@@ -1,8 +1,8 @@
 // Writes the shards of a dataset in a directory of its own, so that a kill at any moment loses only what came after the last
 // commit(): the shard that grows is NAME.bin.tmp, and gets its name when its header, its tokens and its checksum are done.
 import { join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { isFile, OutFile, removeTree, rename, sha256OfFile, syncDirectory } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { isFile, OutFile, removeTree, rename, sha256OfFile, syncDirectory } from "../../base/files.ts";
 import { HEADER_BYTES, shardHeader } from "../bins.ts";
 import type { Meta } from "../meta.ts";
 

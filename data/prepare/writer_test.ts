@@ -1,8 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
-import { sha256OfFile, watchChanges } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { sha256OfFile, watchChanges } from "../../base/files.ts";
 import { checkWritten, type Ids, ShardWriter, type Written } from "./writer.ts";
-import { inDirectory, names } from "../test_directory.ts";
+import { inDirectory, names } from "../testing.ts";
 
 /** Documents of these lengths: 9 0, 9 1 1, 9 2 2 2, ... with 9 for the end-of-text token, counted in their length. */
 function documents(...lengths: number[]): [Uint16Array<ArrayBuffer>, Uint32Array] {

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { BlockBuilder } from "./block.ts";
-import { textsOf } from "./test_documents.ts";
+import { textsOf } from "./testing.ts";
 
 const utf8 = new TextEncoder();
 

@@ -1,6 +1,6 @@
 // The bytes of an input, wherever it is: read in order from any place, or looked at through a window that moves forward.
-import { UserError } from "../../ffi/errors.ts";
-import { orMistake } from "../../ffi/system_error.ts";
+import { UserError } from "../../base/errors.ts";
+import { orMistake } from "../../base/system_error.ts";
 
 /** Something with bytes to read. */
 export interface ByteSource {

@@ -9,7 +9,7 @@ import {
   zstdDecompressSync,
 } from "node:zlib";
 import { compressors } from "hyparquet-compressors";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { ByteReader, type Chunks } from "./bytes.ts";
 import { decompressLz4, decompressLz4Hadoop } from "./lz4.ts";
 

@@ -1,10 +1,10 @@
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { concatenate } from "./bytes.ts";
 import { type Compression, decompress } from "./compression.ts";
 import { decompressLz4, decompressLz4Hadoop } from "./lz4.ts";
-import { assertRefused } from "./test_documents.ts";
+import { assertRefused } from "./testing.ts";
 
 const text = Array.from({ length: 60_000 }, (_, i) => `line ${i}\n`).join(""); // more than one block of zstd
 const first = new TextEncoder().encode(text.slice(0, 300_000)),

@@ -1,6 +1,6 @@
 // Which files of a directory are read: those in a known format, of one split of the data; and what is said of the others.
 import { resolve } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 
 /** What to take from directories and patterns, and whom to tell. */
 export interface Choice {

@@ -1,5 +1,5 @@
 // The documents of all inputs in the order in which they are encoded, as blocks of UTF-8.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { Block, ReportBad } from "./block.ts";
 import { concatenate } from "./bytes.ts";
 import { decompress } from "./compression.ts";

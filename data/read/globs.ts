@@ -1,7 +1,7 @@
 // Patterns for names of files: * and ? stand for characters of a name, ** for any directories.
 import { join } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { isDirectory } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { isDirectory } from "../../base/files.ts";
 
 /** Whether a name is a pattern. */
 export function isGlob(name: string): boolean {

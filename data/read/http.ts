@@ -1,5 +1,5 @@
 // Files on web servers: their bytes by range requests, going on where a connection broke.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { ByteSource } from "./bytes.ts";
 import { credentials, isHub } from "./hub.ts";
 import { followed } from "./redirects.ts";

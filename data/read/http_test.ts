@@ -1,11 +1,11 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { gzipSync } from "node:zlib";
 import { READ_ALL, readBlocks } from "./documents.ts";
 import { fetchJson, type Patience, probeUrl, UrlBytes } from "./http.ts";
 import { findSources } from "./inputs.ts";
 import { followed } from "./redirects.ts";
-import { assertRefused, textsOf } from "./test_documents.ts";
+import { assertRefused, textsOf } from "./testing.ts";
 import {
   type Answer,
   ranged,
@@ -13,9 +13,9 @@ import {
   type Server,
   withEnvironment,
   withServer,
-} from "./test_server.ts";
+} from "./testing_server.ts";
 
-const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
+const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
 const HASTIER: Patience = { retry_ms: 1, silence_ms: 150 };
 

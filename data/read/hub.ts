@@ -1,5 +1,5 @@
 // Datasets on the Hugging Face hub: what hf:// means, which files there are, and where the token may go.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 
 /** A file, a directory or a pattern in a dataset on the hub. */
 export interface HubPath {

@@ -1,9 +1,9 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { credentials, hubEndpoint, hubFileUrl, hubListUrl, type HubPath, parseHubUrl } from "./hub.ts";
 import { findSources } from "./inputs.ts";
-import { assertRefused } from "./test_documents.ts";
-import { type Answer, ranged, type Request, withEnvironment, withServer } from "./test_server.ts";
+import { assertRefused } from "./testing.ts";
+import { type Answer, ranged, type Request, withEnvironment, withServer } from "./testing_server.ts";
 
 const file = new TextEncoder().encode("a text");
 

@@ -1,7 +1,7 @@
 // What --input names: files, globs, directories, URLs and datasets on the Hugging Face hub, each perhaps with a weight.
 import { relative } from "node:path";
-import { UserError } from "../../ffi/errors.ts";
-import { isDirectory, isFile, lookedIn } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { isDirectory, isFile, lookedIn } from "../../base/files.ts";
 import { type ByteSource, FileBytes } from "./bytes.ts";
 import type { Compression } from "./compression.ts";
 import { type Choice, filesOfSplit, filesToRead, withoutOutput } from "./contents.ts";

@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { findSources, formatOf } from "./inputs.ts";
-import { assertRefused, withFiles } from "./test_documents.ts";
+import { assertRefused, withFiles } from "./testing.ts";
 
 const ENDINGS = ".parquet, .jsonl, .ndjson, .json or .txt, all but the first perhaps with .gz or .zst";
 

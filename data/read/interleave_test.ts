@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { type Block, BlockBuilder } from "./block.ts";
 import { interleave, type Stream } from "./interleave.ts";
-import { textsOf } from "./test_documents.ts";
+import { textsOf } from "./testing.ts";
 
 /** A stream of these texts, each a block of its own, that notes when it is let go of. */
 function stream(weight: number, texts: string[], ended: number[]): Stream {

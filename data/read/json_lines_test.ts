@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import type { ReportBad } from "./block.ts";
 import { readJsonLines } from "./json_lines.ts";
-import { assertRefused, input, long, refuse, textsOf } from "./test_documents.ts";
+import { assertRefused, input, long, refuse, textsOf } from "./testing.ts";
 import type { TextInput } from "./text.ts";
 
 async function parse(text: TextInput, field = "text", reportBad: ReportBad = refuse): Promise<string[]> {

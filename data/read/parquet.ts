@@ -3,7 +3,7 @@
 // groups and pages, and says where one cannot be read.
 import type { PageHeader } from "hyparquet";
 import { parquetHeader } from "hyparquet/src/column.js";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
 import { brokenParquet, type ColumnChunk, openTextColumn } from "./parquet_footer.ts";

@@ -1,6 +1,6 @@
 // What the footer of a parquet file says about a text column, checked before anything of the file is read.
 import { type FileMetaData, parquetMetadata, parquetSchema, type RowGroup, type SchemaTree } from "hyparquet";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
 import type { ColumnKind } from "./parquet_page.ts";
 

@@ -2,13 +2,13 @@ import { crc32, zstdCompressSync } from "node:zlib";
 import { assertEquals } from "@std/assert";
 import { type PageHeader, parquetMetadata } from "hyparquet";
 import { parquetHeader } from "hyparquet/src/column.js";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import type { ReportBad } from "./block.ts";
 import { FileBytes } from "./bytes.ts";
 import { readParquet, type Skip } from "./parquet.ts";
-import { assertRefused, refuse, textsOf, withFiles } from "./test_documents.ts";
+import { assertRefused, refuse, textsOf, withFiles } from "./testing.ts";
 
-const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
+const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
 const python = Deno.env.get("LOAM_PYTHON");
 const NO_KEYS = "which cannot be read; write it again without encryption";
 const ADVICE = "the file is truncated or corrupt, fetch it again";

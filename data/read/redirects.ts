@@ -2,7 +2,7 @@
 // with a token.
 import { lookup } from "node:dns/promises";
 import { BlockList, isIP } from "node:net";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 
 /** A step from one address to the next. */
 export interface Redirect {

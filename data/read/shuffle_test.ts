@@ -1,7 +1,7 @@
 import { assertEquals, assertNotEquals } from "@std/assert";
 import { type Block, BlockBuilder } from "./block.ts";
 import { Random, shuffled, shuffleDocuments } from "./shuffle.ts";
-import { textsOf } from "./test_documents.ts";
+import { textsOf } from "./testing.ts";
 
 /** Documents "0", "1", ... in blocks of so many. */
 async function* numbers(n: number, perBlock: number): AsyncGenerator<Block> {

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import type { ReportBad } from "./block.ts";
 import { Random } from "./shuffle.ts";
-import { assertRefused, input, long, refuse, textsOf } from "./test_documents.ts";
+import { assertRefused, input, long, refuse, textsOf } from "./testing.ts";
 import { readText, type TextInput } from "./text.ts";
 
 async function split(text: TextInput, split_on: string, reportBad: ReportBad = refuse): Promise<string[]> {

@@ -1,7 +1,7 @@
 // Byte-pair encoding of one piece of text: join the two neighbours of the lowest rank, the leftmost of equals, until no
 // neighbours join. The same result as OpenAI's tiktoken and Hugging Face's tokenizers, in O(n log n), so that a piece of a
 // million letters does no harm. Pieces met before are looked up instead.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { ByteStrings } from "./byte_strings.ts";
 import { Heap } from "../train_tokenizer/heap.ts";
 import { NEVER, type PairTable } from "./pair_table.ts";

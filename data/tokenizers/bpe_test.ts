@@ -1,9 +1,9 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { Bpe, isSuperword } from "./bpe.ts";
 import { ByteStrings } from "./byte_strings.ts";
 import { PairTable } from "./pair_table.ts";
-import { randomNumbers } from "./test_tokenizers.ts";
+import { randomNumbers } from "./testing.ts";
 import { TokenBuffer } from "./token_buffer.ts";
 
 const utf8 = new TextEncoder();

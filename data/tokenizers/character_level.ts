@@ -1,6 +1,6 @@
 // A tokenizer of single characters, as nanoGPT's first example has it.
 import { PLAIN_BPE } from "./byte_level_files.ts";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { codePointAt, widthAt } from "./characters.ts";
 import { configOf } from "./post_processor.ts";

@@ -1,7 +1,7 @@
 // Tokenizers of a Hugging Face tokenizer.json, with the ids of Python's tokenizers. Byte-level BPE, which most models of today
 // have, goes through our own encoder, BPE over characters through the library @huggingface/tokenizers at about 1 MB/s.
-import { UserError } from "../../ffi/errors.ts";
-import { isFile, sha256OfFile } from "../../ffi/files.ts";
+import { UserError } from "../../base/errors.ts";
+import { isFile, sha256OfFile } from "../../base/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { byteLevelBpe } from "./byte_level_bpe.ts";
 import { charactersOf, characterTokenizer } from "./character_level.ts";

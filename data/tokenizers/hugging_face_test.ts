@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import {
   askPython,
   checksum,
@@ -9,7 +9,7 @@ import {
   TEXTS,
   TOKENIZERS,
   withFiles,
-} from "./test_tokenizers.ts";
+} from "./testing.ts";
 import { TokenBuffer } from "./token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
 

@@ -1,7 +1,7 @@
 // nanoGPT's meta.pkl, which stands beside bins of characters: a Python pickle of {"vocab_size": n, "stoi": {character: id},
 // "itos": {id: character}}. A pickle is a program that may do anything; only what builds dicts, texts and whole numbers is
 // known here, and nothing is run.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { characterTokenizer } from "./character_level.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import { readBytes } from "./tokenizer_file.ts";

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import { isInert, normalizeNfc } from "./nfc.ts";
-import { askPython, python, randomTexts } from "./test_tokenizers.ts";
+import { askPython, python, randomTexts } from "./testing.ts";
 
 const utf8 = new TextEncoder();
 

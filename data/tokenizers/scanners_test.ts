@@ -2,7 +2,7 @@ import { assertEquals } from "@std/assert";
 import { SplitPreTokenizer } from "@huggingface/tokenizers";
 import { kindAt } from "./characters.ts";
 import { PATTERNS, scannerOf } from "./scanners.ts";
-import { randomTexts, TEXTS } from "./test_tokenizers.ts";
+import { randomTexts, TEXTS } from "./testing.ts";
 
 /** The pieces of a text by a scanner, with other text before and behind it. */
 function scanned(pattern: string, text: string): string[] {

@@ -1,6 +1,6 @@
 // Reads tokenizer.json. The vocabulary and the merges of byte-level BPE, which are most of it, go from the bytes of the file
 // into tables without a string or an object for each, in a fifth of the time and memory of JSON.parse.
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { JsonWalker } from "./json_walker.ts";
 
 /** A JSON object. */

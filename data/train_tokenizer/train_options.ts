@@ -1,7 +1,7 @@
 // The command line of the tokenizer's training: flags, defaults and what is wrong with a value.
-import { UserError } from "../../ffi/errors.ts";
-import { meant } from "../../ffi/suggest.ts";
-import { parseFlags, unescape, wholeNumber } from "../flags.ts";
+import { UserError } from "../../base/errors.ts";
+import { meant } from "../../base/suggest.ts";
+import { parseFlags, unescape, wholeNumber } from "../../base/flags.ts";
 import { PATTERNS, scannerOf } from "../tokenizers/scanners.ts";
 
 /** The special token that every tokenizer has: it goes between documents. */

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { HELP, parseOptions } from "./train_options.ts";
 
 const GIVEN = ["--train", "corpus.txt", "--out", "data/tok"];

@@ -3,7 +3,7 @@ import { TokenBuffer } from "../tokenizers/token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
 import type { TrainOptions } from "./train_options.ts";
 import type { Trained } from "../train_tokenizer.ts";
-import { oneLine } from "../../ffi/visible.ts";
+import { oneLine } from "../../base/visible.ts";
 
 /** What came of it, with bytes per token beside those of gpt2. */
 export async function trainSummary(

@@ -1,9 +1,9 @@
 // deno task test:asan: the op, tape and optimizer suites on the emulator under AddressSanitizer and the undefined-behaviour
 // checks, in two orders of threads. A kernel that reads or writes outside of its arrays ends the run. Ten minutes on two cores.
-import { findCompiler } from "../../ffi/build.ts";
-import { runMain, UserError } from "../../ffi/errors.ts";
+import { findCompiler } from "../../tools/build.ts";
+import { runMain, UserError } from "../../base/errors.ts";
 
-const ROOT = new URL("../../", import.meta.url).pathname;
+const ROOT = new URL("../..", import.meta.url).pathname;
 const SUITES = ["runtime/ops_test.ts", "runtime/tape_test.ts", "runtime/optim_test.ts"];
 
 async function run(

@@ -1,5 +1,5 @@
 // A stand-in for libnccl.so.2 that works on host memory, for ranks on one machine: lets the tests run every call that
-// ffi/nccl.ts makes. Names, arguments and in-place rules are those of nccl.h (2.30). The ranks meet in a shared file that the
+// dist/nccl.ts makes. Names, arguments and in-place rules are those of nccl.h (2.30). The ranks meet in a shared file that the
 // unique id names. LOAM_FAKE_NCCL_FAULT=<name> makes that function fail.
 #include <fcntl.h>
 #include <sched.h>

@@ -1,6 +1,6 @@
 // How ranks find each other before NCCL can: rank 0 listens at MASTER_ADDR:MASTER_PORT and hands a few bytes, NCCL's unique
 // id, to every other rank. They may come in any order and late; a connection that is none of ours, on either side, is dropped.
-import { UserError } from "./errors.ts";
+import { UserError } from "../base/errors.ts";
 
 /** Where to meet, and who. */
 export interface Meeting {

@@ -1,8 +1,8 @@
 // What the command lines of prepare and of the tokenizer's training have in common: files as plain words, and flags whose names
 // and values are checked.
 import { parseArgs } from "@std/cli/parse-args";
-import { UserError } from "../ffi/errors.ts";
-import { meantFlag } from "../ffi/suggest.ts";
+import { UserError } from "./errors.ts";
+import { meantFlag } from "./suggest.ts";
 
 /** The flags that a command has. */
 export interface KnownFlags<V extends string, S extends string> {

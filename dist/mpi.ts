@@ -1,9 +1,9 @@
 // MPI, opened at run time: how CPU ranks exchange gradients and weights. Open MPI 4 and 5, and MPICH and its relatives, whose
 // handles are numbers instead of addresses. Calls that may wait run on another thread, so that timers and signals go on.
-import { KernelError, UserError } from "./errors.ts";
-import { copy_async } from "./kernels.ts";
-import { allocateHost } from "./library.ts";
-import type { Address } from "./symbols.ts";
+import { KernelError, UserError } from "../base/errors.ts";
+import { copy_async } from "../ffi/kernels.ts";
+import { allocateHost } from "../ffi/library.ts";
+import type { Address } from "../ffi/symbols.ts";
 
 const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
 

@@ -1,6 +1,6 @@
 // Where each rank of a job leaves word of itself: RUN/ranks/<rank>.json. When one does not come to a meeting of all, the others
 // read there which it is, and on which machine.
-import { hostname } from "./owner.ts";
+import { hostname } from "../runtime/owner.ts";
 
 /** A rank and what it waits for, as in its file. */
 interface Answer {

@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { findCompiler } from "./build.ts";
+import { findCompiler } from "../tools/build.ts";
 import { gpuState } from "./nvml.ts";
 
 const STAND_IN = `

@@ -1,8 +1,8 @@
 // Configuration is variables: a literal object at the top of train.ts. --name=value overrides any of them and takes the type
 // of the default; everything else is an error that names the nearest variable.
-import { asTyped } from "../ffi/command.ts";
-import { UserError } from "../ffi/errors.ts";
-import { meantFlag } from "../ffi/suggest.ts";
+import { asTyped } from "./command.ts";
+import { UserError } from "./errors.ts";
+import { meantFlag } from "./suggest.ts";
 
 /** Variables by name. */
 export type Values = Record<string, number | string | boolean>;

@@ -3,10 +3,10 @@
 import loam from "../deno.json" with { type: "json" };
 import { parseArgs } from "@std/cli/parse-args";
 import { resolve } from "node:path";
-import { runMain, UserError } from "./errors.ts";
-import { isFile } from "./files.ts";
-import { libraryExists, libraryUrl, pathOf } from "./library.ts";
-import { answer } from "./programs.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import { libraryExists, libraryUrl, pathOf } from "../ffi/library.ts";
+import { answer } from "../base/programs.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const LIBRARIES = ["cpu", "cpu_avx2", "cpu_avx512", "cuda"]; // emu is for tests

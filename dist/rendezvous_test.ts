@@ -1,5 +1,5 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import { UserError } from "./errors.ts";
+import { UserError } from "../base/errors.ts";
 import { type Meeting, share } from "./rendezvous.ts";
 
 const SECRET = Uint8Array.from({ length: 128 }, (_, i) => 7 * i);

@@ -1,9 +1,9 @@
 // NCCL, opened at run time: how GPU ranks exchange gradients and weights. Collectives are queued on the library's own stream,
 // behind the kernels whose results they read, and nothing waits for them but what reads their results.
-import { KernelError, UserError } from "./errors.ts";
-import { allocate, copyToDevice, copyToHost, deviceStream, synchronize } from "./library.ts";
+import { KernelError, UserError } from "../base/errors.ts";
+import { allocate, copyToDevice, copyToHost, deviceStream, synchronize } from "../ffi/library.ts";
 import { type Meeting, share } from "./rendezvous.ts";
-import type { Address } from "./symbols.ts";
+import type { Address } from "../ffi/symbols.ts";
 
 const INT = "i32", SIZE = "usize", POINTER = "usize";
 const UNIQUE_ID = { struct: Array<"u64">(16).fill("u64") }; // 128 bytes, passed by value

@@ -1,14 +1,14 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
 // NCCL carry the data. A process on its own is the only rank: for it everything here is done at once.
-import { explain, KernelError, UserError } from "../ffi/errors.ts";
-import { listCheckpoints } from "./checkpoint.ts";
-import { makeDirectory } from "../ffi/files.ts";
+import { explain, KernelError, UserError } from "../base/errors.ts";
+import { listCheckpoints } from "../runtime/checkpoint.ts";
+import { makeDirectory } from "../base/files.ts";
 import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
-import { oneLine } from "../ffi/visible.ts";
-import type { Exchange } from "./optim.ts";
-import { hostname } from "./owner.ts";
+import { oneLine } from "../base/visible.ts";
+import type { Exchange } from "../runtime/optim.ts";
+import { hostname } from "../runtime/owner.ts";
 import { RollCall } from "./roll_call.ts";
-import type { Address } from "./tensor.ts";
+import type { Address } from "../runtime/tensor.ts";
 import type { World } from "./world.ts";
 
 /** Carries data between the ranks: MPI for CPUs, NCCL for GPUs. */
@@ -257,7 +257,7 @@ export async function joinRanks(world: World, timeout_s: number): Promise<Ranks>
 }
 
 async function joinMpi({ rank, world_size, launcher }: World): Promise<Engine> {
-  const { Mpi } = await import("../ffi/mpi.ts");
+  const { Mpi } = await import("./mpi.ts");
   const mpi = Mpi.open(Deno.env.get("LOAM_MPI") ?? "", launcher === "MPICH" ? "mpich" : "openmpi");
   if (mpi.size === world_size && mpi.rank === rank) return mpi;
   throw new UserError(
@@ -270,7 +270,7 @@ async function joinNccl(
   { rank, world_size, launcher, ...master }: World,
   timeout_s: number,
 ): Promise<Engine> {
-  const { Nccl } = await import("../ffi/nccl.ts");
+  const { Nccl } = await import("./nccl.ts");
   const port = master.master_port + (launcher === "torchrun" ? 1 : 0); // torchrun itself listens at MASTER_PORT
   const meeting = { rank, world_size, address: master.master_addr, port, timeout_s };
   return await Nccl.join(Deno.env.get("LOAM_NCCL") ?? "", meeting);

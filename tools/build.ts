@@ -4,12 +4,12 @@
 // Each is compiled to a temporary name and renamed, because overwriting a library that a process has loaded crashes it.
 import { parseArgs } from "@std/cli/parse-args";
 import { codeFlags, findToolkit, resolveArchs } from "./cuda_toolkit.ts";
-import { runMain, UserError } from "./errors.ts";
-import { libraryUrl, pathOf } from "./library.ts";
-import { visible } from "./visible.ts";
-import { answer } from "./programs.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { libraryUrl, pathOf } from "../ffi/library.ts";
+import { visible } from "../base/visible.ts";
+import { answer } from "../base/programs.ts";
 import { parsePtxas, ptxasTable } from "./ptxas.ts";
-import { FUNCTIONS } from "./symbols.ts";
+import { FUNCTIONS } from "../ffi/symbols.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const EXPORTS = "build/exports.map"; // linker script: these functions and nothing else
@@ -142,7 +142,7 @@ async function cudaJob(arch: string): Promise<Job | string> {
 }
 
 function isFresh({ name, sources }: Recipe): boolean {
-  const programs = ["build.ts", "cuda_toolkit.ts", "symbols.ts"].map((name) =>
+  const programs = ["build.ts", "cuda_toolkit.ts", "../ffi/symbols.ts"].map((name) =>
     new URL(name, import.meta.url)
   );
   try {

@@ -1,4 +1,4 @@
-// Builds small kernels with a copy of ffi/ in a folder whose name has a space. In place of nvcc there is a shell script.
+// Builds small kernels with a copy of base/, ffi/ and tools/ in a folder whose name has a space. In place of nvcc there is a shell script.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 
 const ROOT = `${import.meta.dirname}/..`;
@@ -12,7 +12,7 @@ type Ran = { code: number; stdout: string; stderr: string };
 /** What `deno task build` needs, with the given kernels.cpp and kernels.cu. Without CUDA unless env says where it is. */
 function project(source: string): Project {
   const root = Deno.makeTempDirSync({ prefix: "loam build " });
-  for (const folder of ["tests/emu", "ffi", "offline/assert", "offline/cli"]) {
+  for (const folder of ["tests/emu", "base", "ffi", "tools", "offline/assert", "offline/cli"]) {
     Deno.mkdirSync(`${root}/${folder}`, { recursive: true });
     for (const { name, isFile } of Deno.readDirSync(`${ROOT}/${folder}`)) {
       if (isFile) Deno.copyFileSync(`${ROOT}/${folder}/${name}`, `${root}/${folder}/${name}`);
@@ -25,7 +25,7 @@ function project(source: string): Project {
   return {
     root,
     build: async (args = [], env = {}) => {
-      const command = ["run", "-q", "--cached-only", "--no-lock", "-P=build", "ffi/build.ts", ...args];
+      const command = ["run", "-q", "--cached-only", "--no-lock", "-P=build", "tools/build.ts", ...args];
       const options = { args: command, cwd: root, env: { NO_COLOR: "1", CUDA_HOME: `${root}/no`, ...env } };
       const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), options).output();
       return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };

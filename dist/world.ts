@@ -1,6 +1,6 @@
 // Which of how many processes this is, from the variables that launchers set: torchrun, Slurm, Open MPI, MPICH. Reading them
 // costs nothing and loads nothing; a process that no launcher started is rank 0 of 1.
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 
 /** A process among those that train together. */
 export interface World {
@@ -108,13 +108,6 @@ function master(get: Get): { master_addr: string; master_port: number } {
     master_addr: get("MASTER_ADDR") ?? (isOneNode ? "127.0.0.1" : firstHost(nodes)),
     master_port: get("MASTER_PORT") === undefined ? port : number(get, "torchrun", "MASTER_PORT", 1, 65_535),
   };
-}
-
-/** What the launcher calls this job, the same when it starts it once more; "" where it does not say. */
-export function jobName(get: Get): string {
-  const slurm = get("SLURM_JOB_ID"), torchrun = get("TORCHELASTIC_RUN_ID");
-  if (slurm) return `Slurm ${slurm}`;
-  return torchrun && torchrun !== "none" ? `torchrun ${torchrun}` : ""; // "none" without --rdzv-id
 }
 
 /** The first host of a Slurm list: "gpu[003-007,9],cpu1" begins with gpu003. */

@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "../base/errors.ts";
 import settings from "../deno.json" with { type: "json" };
-import { findWorld, firstHost, jobName, WORLD_VARIABLES } from "./world.ts";
+import { findWorld, firstHost, WORLD_VARIABLES } from "./world.ts";
 
 type Variables = Record<string, string>;
 
@@ -83,14 +83,6 @@ Deno.test("findWorld() finds rank 0 of Slurm where MASTER_ADDR and MASTER_PORT a
   assertEquals(at({ SLURM_JOB_ID: "1234567" }), "gpu03:24567");
   assertEquals(at({ SLURM_JOB_NODELIST: "gpu03" }), "127.0.0.1:29500"); // what no task may connect to otherwise
   assertEquals(at({ SLURM_JOB_ID: "1234567", MASTER_ADDR: "a", MASTER_PORT: "1" }), "a:1");
-});
-
-Deno.test("jobName() is what a job keeps when it is started once more", () => {
-  const of = (variables: Variables) => jobName((name) => variables[name]);
-  assertEquals(of({}), "");
-  assertEquals(of({ TORCHELASTIC_RUN_ID: "none" }), "");
-  assertEquals(of({ TORCHELASTIC_RUN_ID: "c4" }), "torchrun c4");
-  assertEquals(of({ TORCHELASTIC_RUN_ID: "c4", SLURM_JOB_ID: "7" }), "Slurm 7");
 });
 
 Deno.test("train may read the variables of all launchers", () => {

@@ -1,5 +1,5 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
+import { UserError } from "./errors.ts";
 import { help, parseOverrides, requireRange, requireWhole } from "./config.ts";
 
 const DEFAULTS = { n_layer: 24, learning_rate: 3e-4, data: "data/demo", compile: true, debug: "" };

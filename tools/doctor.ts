@@ -1,11 +1,11 @@
 // deno task doctor: what is here, and what to do about what is missing. Exits with 1 if training cannot run at all.
 import { findCompiler } from "./build.ts";
 import { findToolkit } from "./cuda_toolkit.ts";
-import { runMain, UserError } from "./errors.ts";
-import { isFile } from "./files.ts";
-import { device, libraryExists, open, pathOf } from "./library.ts";
-import { oneLine } from "./visible.ts";
-import { answer } from "./programs.ts";
+import { runMain, UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import { device, libraryExists, open, pathOf } from "../ffi/library.ts";
+import { oneLine } from "../base/visible.ts";
+import { answer } from "../base/programs.ts";
 import { parsePtxas } from "./ptxas.ts";
 
 const isBinary = Deno.build.standalone; // which builds nothing

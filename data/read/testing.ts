@@ -1,6 +1,6 @@
 // For the tests of the reader: files to read, documents as strings to compare with, whole messages.
 import { assertEquals, assertRejects } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { type Block, documentOf } from "./block.ts";
 import { Random } from "./shuffle.ts";
 import type { TextInput } from "./text.ts";

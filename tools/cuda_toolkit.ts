@@ -1,6 +1,6 @@
 // What it takes to compile kernels.cu: nvcc, the headers of cuBLASLt of the same CUDA, and the GPUs to compile for.
-import { UserError } from "./errors.ts";
-import { answer } from "./programs.ts";
+import { UserError } from "../base/errors.ts";
+import { answer } from "../base/programs.ts";
 
 /** A compiler and the cuBLASLt it goes with. */
 export type Toolkit = {

@@ -1,6 +1,6 @@
 // What the tests of prepare share: directories, input and comparisons.
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { UserError } from "../../ffi/errors.ts";
+import { UserError } from "../../base/errors.ts";
 import { type Dataset, readTokens } from "../bins.ts";
 import { merge } from "./merge.ts";
 import type { Meta } from "../meta.ts";
@@ -9,7 +9,7 @@ import { prepare, type Prepared } from "../prepare.ts";
 import { openTokenizer } from "../tokenizer.ts";
 
 /** The repository, with a slash behind it. */
-export const ROOT: string = new URL("../../", import.meta.url).pathname;
+export const ROOT: string = new URL("../..", import.meta.url).pathname;
 
 /** Fifty short documents. */
 export const TEXTS: string[] = Array.from(

@@ -1,8 +1,8 @@
 // Ranks in one process; tests/dist_test.ts has them in processes of their own, as mpirun starts them.
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
-import { UserError } from "../ffi/errors.ts";
-import { type Engine, Ranks } from "./dist.ts";
-import { hostname } from "./owner.ts";
+import { UserError } from "../base/errors.ts";
+import { type Engine, Ranks } from "./ranks.ts";
+import { hostname } from "../runtime/owner.ts";
 import { findWorld } from "./world.ts";
 
 const scratch = Deno.makeTempDirSync();
@@ -95,7 +95,7 @@ Deno.test("requireSame() names each value that differs, of objects too", async (
 /** What a rank of three prints that waits at a barrier for ever, and its exit code. failure: what its engine says of queued work. */
 async function waiting(timeout_s: number, failure: string | undefined): Promise<[number, string]> {
   const program = `
-    import { Ranks } from "${new URL("dist.ts", import.meta.url)}";
+    import { Ranks } from "${new URL("ranks.ts", import.meta.url)}";
     const nothing = () => Promise.resolve(), ever = () => new Promise(() => {});
     const engine = { reduceScatter: nothing, allGather: nothing, allReduce: nothing, broadcast: nothing, barrier: ever };
     const more = { failure: () => ${

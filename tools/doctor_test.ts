@@ -1,7 +1,7 @@
 // What doctor says: of GPUs, shown by a program that answers in place of nvidia-smi, and of what is not as it should be.
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { basename } from "node:path";
-import { libraryExists, libraryUrl, pathOf } from "./library.ts";
+import { libraryExists, libraryUrl, pathOf } from "../ffi/library.ts";
 
 const ROOT = new URL("../", import.meta.url).pathname;
 
@@ -23,7 +23,7 @@ async function doctor(nvidia_smi: string): Promise<string> {
   const folder = Deno.makeTempDirSync();
   Deno.writeTextFileSync(`${folder}/nvidia-smi`, `#!/bin/sh\n${nvidia_smi}\n`, { mode: 0o755 });
   const env = { PATH: `${folder}:${Deno.env.get("PATH")}`, CUDA_HOME: "/no/cuda", NO_COLOR: "1" };
-  const args = ["run", "-q", "-P=doctor", "ffi/doctor.ts"], cwd = ROOT;
+  const args = ["run", "-q", "-P=doctor", "tools/doctor.ts"], cwd = ROOT;
   const { code, stdout } = await new Deno.Command(Deno.execPath(), { args, cwd, env }).output();
   Deno.removeSync(folder, { recursive: true });
   assertEquals(code, 0);
@@ -45,25 +45,27 @@ Deno.test("doctor names each GPU, its driver and architecture, and what is missi
 
 Deno.test("doctor does without the compiler's report on the CUDA library", async () => {
   const copy = Deno.makeTempDirSync();
-  Deno.mkdirSync(`${copy}/ffi`);
   Deno.mkdirSync(`${copy}/build`);
   Deno.copyFileSync(`${ROOT}deno.json`, `${copy}/deno.json`);
-  for (const { name } of Deno.readDirSync(`${ROOT}ffi`)) {
-    Deno.copyFileSync(`${ROOT}ffi/${name}`, `${copy}/ffi/${name}`);
+  for (const folder of ["base", "ffi", "tools"]) {
+    Deno.mkdirSync(`${copy}/${folder}`);
+    for (const { name } of Deno.readDirSync(ROOT + folder)) {
+      Deno.copyFileSync(`${ROOT}${folder}/${name}`, `${copy}/${folder}/${name}`);
+    }
   }
   Deno.writeTextFileSync(`${copy}/build/${basename(pathOf(libraryUrl("cuda")))}`, "no library");
-  const { stdout, stderr } = await run(`${copy}/ffi/doctor.ts`);
+  const { stdout, stderr } = await run(`${copy}/tools/doctor.ts`);
   Deno.removeSync(copy, { recursive: true });
   assertEquals(stderr, "");
   assertMatch(stdout, /^CUDA library +built\nCUDA device +none opens\n/m);
 });
 
 Deno.test("doctor says how to get the processor's best, and exits with 1 where nothing can train", async () => {
-  const portable = await run("ffi/doctor.ts", { LOAM_ISA: "portable" });
+  const portable = await run("tools/doctor.ts", { LOAM_ISA: "portable" });
   assertEquals(portable.code, 0);
   const best = /it could use (\w+): (.*)/.exec(portable.stdout);
   if (best) assertEquals(best[2], libraryExists(`cpu_${best[1]}`) ? "unset LOAM_ISA" : "run deno task build");
-  const wrong = await run("ffi/doctor.ts", { LOAM_ISA: "sse9" });
+  const wrong = await run("tools/doctor.ts", { LOAM_ISA: "sse9" });
   assertEquals(wrong.code, 1);
   assertMatch(
     wrong.stdout,
@@ -72,7 +74,7 @@ Deno.test("doctor says how to get the processor's best, and exits with 1 where n
 });
 
 Deno.test("doctor refuses arguments in one line", async () => {
-  const { code, stderr } = await run("ffi/doctor.ts", {}, "--foo");
+  const { code, stderr } = await run("tools/doctor.ts", {}, "--foo");
   assertEquals(code, 1);
   assertEquals(stderr, "error: Cannot use --foo: doctor takes no arguments; run: deno task doctor\n");
 });
@@ -87,7 +89,7 @@ Deno.test("doctor asks for nothing of CUDA where there is no GPU", async () => {
 });
 
 Deno.test("doctor and build, which run.sh runs, say the same of what CUDA lacks, with a GPU and without", async () => {
-  const built = await run("ffi/build.ts", { CUDA_HOME: "/no/cuda" }, "--only=cuda");
+  const built = await run("tools/build.ts", { CUDA_HOME: "/no/cuda" }, "--only=cuda");
   const [, lacking] = /^CUDA library: skipped, (.*)$/m.exec(built.stdout) ?? [];
   assertEquals(lacking, "no nvcc in /no/cuda/bin, where CUDA_HOME points");
   assertStringIncludes(await doctor("exit 1"), `CUDA toolkit  none to build with: ${lacking}\n`);

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { hostname } from "./owner.ts";
+import { hostname } from "../runtime/owner.ts";
 import { RollCall } from "./roll_call.ts";
 
 const dir = Deno.makeTempDirSync();

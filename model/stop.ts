@@ -1,6 +1,6 @@
 // Ending a run early and in good order, when a signal asks for it.
 import { synchronize } from "../ffi/library.ts";
-import { Ranks } from "./dist.ts";
+import { Ranks } from "../dist/ranks.ts";
 
 // SIGUSR1 and SIGUSR2 are for Slurm, before time is up; SIGHUP comes when a terminal is closed.
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
