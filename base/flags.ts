@@ -5,24 +5,24 @@ import { UserError } from "./errors.ts";
 import { meantFlag } from "./suggest.ts";
 
 /** The flags that a command has. */
-export interface KnownFlags<V extends string, S extends string> {
+export type KnownFlags<V extends string, S extends string> = {
   /** The one that names files. Plain words are files, too. */
   files: string;
   /** Those with a value. */
   values: readonly V[];
   /** Those without. */
   switches: readonly S[];
-}
+};
 
 /** What a command line says. */
-export interface Flags<V extends string, S extends string> {
+export type Flags<V extends string, S extends string> = {
   /** In their order. */
   files: string[];
   /** Those that were given, as they were written. */
   values: Partial<Record<V, string>>;
   /** Whether each was given. */
   switches: Record<S, boolean>;
-}
+};
 
 /**
  * Reads a command line. A -- in it, which some tools want before the flags of a task, means nothing.

@@ -1,12 +1,12 @@
 // The messages of a Worker, typed for modules that are checked without the types of Workers.
 
 /** The Worker that a module runs in, seen from within. */
-export interface WorkerScope {
+export type WorkerScope = {
   /** Called with each message from the thread that made the Worker. */
   onmessage: ((event: MessageEvent) => void) | null;
   /** Sends a message to that thread; buffers in transfer are moved to it. */
   postMessage(message: unknown, transfer?: Transferable[]): void;
-}
+};
 
 /** The Worker that this runs in. Throws on the main thread. */
 export function workerScope(): WorkerScope {

@@ -25,7 +25,7 @@ const EXCHANGES = 20;
 const MPIRUN = ["-n", "2", "--oversubscribe", "--bind-to", "core"];
 
 /** What is in the JSON file for each preset. */
-interface Row {
+type Row = {
   preset: string;
   parameters: number;
   /** Medians of all steps of each turn. */
@@ -37,7 +37,7 @@ interface Row {
   exchange_ms: number;
   exchange_gb_per_sec: number;
   exchange_share_of_step: number;
-}
+};
 
 async function main(args: string[]): Promise<void> {
   const o = { ...defaults, ...parseOverrides(args, defaults) };

@@ -33,7 +33,7 @@ const ROOT = `${import.meta.dirname}/..`;
 type Timing = { bytes: number; tokens: number; seconds: number[]; version: string };
 
 /** MB/s of both sides on one text, medians over the rounds of first passes. */
-interface Encoding {
+type Encoding = {
   tokenizer: string;
   text: string;
   bytes: number;
@@ -47,18 +47,18 @@ interface Encoding {
   warm_ratio: number | null;
   loam_warm_mb_per_sec: number[];
   tiktoken_warm_mb_per_sec: number[];
-}
+};
 
 /** What a program used. */
-interface Usage {
+type Usage = {
   seconds: number;
   /** Of all threads, in user and system mode. */
   cpu_seconds: number;
   peak_rss_bytes: number;
-}
+};
 
 /** One run of prepare. */
-interface WholeRun extends Usage {
+type WholeRun = Usage & {
   corpus: string;
   stored_bytes: number;
   text_bytes: number;
@@ -66,7 +66,7 @@ interface WholeRun extends Usage {
   workers: number;
   mb_per_sec: number;
   tokens_per_sec: number;
-}
+};
 
 if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
 

@@ -18,7 +18,7 @@ const defaults = {
 type Options = typeof defaults;
 
 /** What one process of either side prints. */
-interface Timing {
+type Timing = {
   library: string;
   open_ms: number;
   /** What opening added to the memory of the process. */
@@ -26,7 +26,7 @@ interface Timing {
   /** Of each pass. */
   mb_per_sec: number[];
   tokens: number;
-}
+};
 
 const ROOT = `${import.meta.dirname}/..`;
 

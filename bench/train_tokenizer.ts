@@ -29,15 +29,15 @@ print(json.dumps({"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_s
                   "peak_rss_bytes": usage.ru_maxrss * 1024, "output": output}))`;
 
 /** One training. */
-interface Run {
+type Run = {
   seconds: number;
   /** On all cores, in user and system mode: what a busy machine changes less. */
   cpu_seconds: number;
   peak_rss_bytes: number;
-}
+};
 
 /** All trainings on one corpus. */
-interface Result {
+type Result = {
   corpus_mb: number;
   /** Of text. */
   bytes: number;
@@ -45,7 +45,7 @@ interface Result {
   /** By the number of threads. */
   tokenizers: Record<string, Run[]>;
   version: string;
-}
+};
 
 if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
 

@@ -19,7 +19,7 @@ const GPT_2 = { tokenizer: "gpt2", vocab_size: 50257, bos: 50256, eot: 50256 };
 const LLAMA_3_BOS = 128_000; // <|begin_of_text|>, which llm.c's scripts put between documents, and nothing else
 
 /** A file of tokens. */
-export interface Shard {
+export type Shard = {
   /** Where the file is. */
   path: string;
   /** Tokens in it. */
@@ -28,10 +28,10 @@ export interface Shard {
   header_bytes: number;
   /** Bytes of one token, little-endian. */
   token_bytes: 2 | 4;
-}
+};
 
 /** A dataset that can be trained on. */
-export interface Dataset {
+export type Dataset = {
   /** The directory it was opened from; of a mix, what it was opened as. */
   dir: string;
   /** Where it comes from. */
@@ -52,7 +52,7 @@ export interface Dataset {
   val: Shard[];
   /** Identifies the data: SHA-256 by file name, as meta.json has it. Empty for llm.c's and nanoGPT's. */
   sha256: Record<string, string>;
-}
+};
 
 /** Something that llm.c's and nanoGPT's files do not say. */
 export type Assumed = Dataset["assumed"][number];

@@ -19,14 +19,14 @@ const HELP = `Show what a dataset holds, and check it
   --tokenizer NAME   decodes a dataset that does not name its tokenizer: gpt2, cl100k,
                      o200k, bytes, or a directory with tokenizer.json`;
 
-interface Options {
+type Options = {
   dir: string;
   /** Number of the document to show; null for everything about the dataset. */
   doc: number | null;
   split: Split;
   /** "" if none is named. */
   tokenizer: string;
-}
+};
 
 if (import.meta.main) await runMain((args) => main(args));
 

@@ -12,7 +12,7 @@ import { Dealer, inTurn, permute } from "./order.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Reads shards natively; the functions data_open() and data_gather() of kernels.h. */
-export interface TokenSource {
+export type TokenSource = {
   /** Opens a file of tokens. */
   open(path: string, header_bytes: number, token_bytes: number): { handle: number; tokens: number };
   /**
@@ -21,10 +21,10 @@ export interface TokenSource {
    * @throws {UserError} naming a file that cannot be read, has changed since it was opened, or holds a token >= V.
    */
   gather(x: bigint, y: bigint, handle: number, start: bigint, T: number, V: number): void;
-}
+};
 
 /** What a loader reads. */
-export interface LoaderOptions {
+export type LoaderOptions = {
   /** Part of the dataset. */
   split: "train" | "val";
   /** Windows in a batch: B. */
@@ -33,10 +33,10 @@ export interface LoaderOptions {
   block_size: number;
   /** Vocabulary of the model; larger ids in the data are an error. */
   vocab_size: number;
-}
+};
 
 /** Where in training a batch stands. */
-export interface Position {
+export type Position = {
   /** Chooses the order of the windows. */
   seed: number;
   /** Samples of the order that were taken before the step: windows, of all ranks. */
@@ -47,25 +47,25 @@ export interface Position {
   rank: number;
   /** Number of processes that train together. */
   world_size: number;
-}
+};
 
 /** A window: block_size + 1 tokens from `start` in a shard. */
-export interface Window {
+export type Window = {
   /** Place of the shard in the split; of a mix, among the shards of all its datasets. */
   shard: number;
   /** Token of the shard that the window begins with. */
   start: number;
-}
+};
 
 /** Where the windows of one dataset are. */
-interface Windows {
+type Windows = {
   /** Place of its first shard in the split. */
   firstShard: number;
   /** Of each of its shards, the number of the window behind its last one. */
   ends: number[];
   /** Windows in all its shards. */
   count: number;
-}
+};
 
 /** Batches from one split of a dataset or of a mix. */
 export class Loader {

@@ -7,17 +7,17 @@ import type { Recipe } from "./prepare/recipe.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
 
 /** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
-export interface SplitSize {
+export type SplitSize = {
   /** How many it has. */
   documents: number;
   /** With those that begin and end documents. */
   tokens: number;
   /** UTF-8 text in the documents. */
   bytes: number;
-}
+};
 
 /** The contents of meta.json. */
-export interface Meta extends Recipe {
+export type Meta = Recipe & {
   /** Says what kind of file it is. */
   format: "loam-bins";
   /** Of this format. */
@@ -30,7 +30,7 @@ export interface Meta extends Recipe {
   left_out: { empty: number; duplicates: number; bad: number };
   /** In their order. The files of a dataset that was merged are in the directories of its parts. */
   shards: { file: string; tokens: number; sha256: string }[];
-}
+};
 
 const OWN_SUM = "meta_sha256"; // the last field of the file, which metaSum() gives
 

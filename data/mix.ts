@@ -8,18 +8,18 @@ import { CYCLE, slotsOf } from "./order.ts";
 import { decode, parseJson, readBytes } from "./tokenizers/tokenizer_file.ts";
 
 /** A dataset made of others. Its shards are those of its parts, one part behind the other. */
-export interface Mix extends Dataset {
+export type Mix = Dataset & {
   /** What it is made of, in the order of its name. */
   parts: Part[];
-}
+};
 
 /** A dataset of a mix. */
-export interface Part {
+export type Part = {
   /** Its shards, tokenizer and so on. */
   dataset: Dataset;
   /** How many of CYCLE training windows come from it. */
   slots: number;
-}
+};
 
 /**
  * Opens what a data_dir names: the directory of a dataset, or several as "DIR:WEIGHT,DIR:WEIGHT". Shares are the weights over

@@ -41,12 +41,12 @@ export function slotsOf(weights: readonly number[]): number[] {
 }
 
 /** One sample: which part of a mix it comes from, and which of that part's samples it is, from 0. */
-export interface Deal {
+export type Deal = {
   /** Index of the part. */
   part: number;
   /** The sample among those of its part, from 0. */
   index: number;
-}
+};
 
 /**
  * Deals samples to the parts of a mix. Every cycle of CYCLE samples gives each part its slots, in an order of its own; the

@@ -65,7 +65,7 @@ function requireDemoCorpus(): void {
 }
 
 /** What a run of prepare did. */
-export interface RunWork {
+export type RunWork = {
   /** How long it took. */
   seconds: number;
   /** Tokens that this run encoded. */
@@ -76,17 +76,17 @@ export interface RunWork {
   documents_before: number;
   /** What was said of the first document that cannot be read, undefined if there was none. */
   first_bad: string | undefined;
-}
+};
 
 /** What prepare() wrote. */
-export interface Prepared {
+export type Prepared = {
   /** Where the dataset is. */
   dir: string;
   /** What it holds. */
   meta: Meta;
   /** null if the dataset was finished already. */
   work: RunWork | null;
-}
+};
 
 /**
  * Writes a dataset, or goes on writing the one that an interrupted run of the same recipe left.

@@ -8,7 +8,7 @@ import { ByteStrings } from "./tokenizers/byte_strings.ts";
 import type { TokenBuffer } from "./tokenizers/token_buffer.ts";
 
 /** Turns text into ids and back. */
-export interface Tokenizer {
+export type Tokenizer = {
   /** "bytes", "gpt2", "cl100k", "o200k" or the directory or file that it was read from. */
   readonly name: string;
   /** One more than the largest id, special tokens included. */
@@ -43,15 +43,15 @@ export interface Tokenizer {
    * @throws {UserError} if start is neither bos nor eot.
    */
   files(start?: number): Record<string, string>;
-}
+};
 
 /** Text that grows id by id; a character whose bytes come in several tokens is returned when it is whole. */
-export interface TextStream {
+export type TextStream = {
   /** The text that this id completes, maybe none. */
   write(id: number): string;
   /** What is left when no more ids come. */
   end(): string;
-}
+};
 
 /** vocab_size of the tokenizers that every loam has, by their names. */
 export const VOCABULARIES: Readonly<Record<string, number>> = {

@@ -31,14 +31,14 @@ export async function main(args: string[]): Promise<void> {
 }
 
 /** What a tokenizer was trained on, and what came of it. */
-export interface Trained {
+export type Trained = {
   /** The text that was read. */
   text: TrainingText;
   /** Documents that were left out. */
   counts: ReadCounts;
   /** Tokens of the vocabulary. */
   vocab_size: number;
-}
+};
 
 /**
  * Trains a tokenizer and writes it to options.out.

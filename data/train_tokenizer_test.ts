@@ -10,7 +10,7 @@ import { type Trained, trainTokenizer } from "./train_tokenizer.ts";
 const python = Deno.env.get("LOAM_PYTHON");
 
 /** How a tokenizer was trained by Hugging Face's library, and what came of it. */
-interface Case {
+type Case = {
   pattern: string;
   vocab_size: number;
   min_frequency: number;
@@ -21,7 +21,7 @@ interface Case {
   merges: string[];
   /** Of the texts. */
   ids: number[][];
-}
+};
 
 // By tests/oracle/train_tokenizer.py
 const [{ documents, texts }, ...cases] = Deno.readTextFileSync(`${ROOT}tests/golden/trained_tokenizers.jsonl`)

@@ -37,7 +37,7 @@ const symbols = {
 type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
 
 /** The handles that mpi.h defines as macros. */
-interface Handles {
+type Handles = {
   world: bigint;
   errorsReturn: bigint;
   byte: bigint;
@@ -45,7 +45,7 @@ interface Handles {
   double: bigint;
   sum: bigint;
   inPlace: bigint;
-}
+};
 
 const LIBRARIES = {
   openmpi: [Deno.build.os === "darwin" ? "libmpi.dylib" : "libmpi.so.40"], // 4 and 5 have the same number

@@ -12,7 +12,7 @@ import type { Address } from "../runtime/tensor.ts";
 import type { World } from "./world.ts";
 
 /** Carries data between the ranks: MPI for CPUs, NCCL for GPUs. */
-export interface Engine extends Exchange {
+export type Engine = Exchange & {
   /** Bytes of rank 0 to every rank; all pass as many. */
   broadcast(bytes: Uint8Array<ArrayBuffer>): Promise<void>;
   /** Waits until every rank is here. */
@@ -23,7 +23,7 @@ export interface Engine extends Exchange {
   abort(code: number): void;
   /** Leaves in good order. */
   finalize(): void;
-}
+};
 
 /** Carries nothing: there is one rank. */
 const NOTHING: Engine = {

@@ -3,7 +3,7 @@
 import { UserError } from "../base/errors.ts";
 
 /** Where to meet, and who. */
-export interface Meeting {
+export type Meeting = {
   /** This process, from 0. */
   rank: number;
   /** How many ranks there are. */
@@ -14,7 +14,7 @@ export interface Meeting {
   port: number;
   /** How long to wait for the others; 0 = for ever. */
   timeout_s: number;
-}
+};
 
 const MAGIC = 0x6c6f616d; // "loam"
 const MAGIC_BYTES = new Uint8Array(Uint32Array.of(MAGIC).buffer);

@@ -3,14 +3,14 @@
 import { hostname } from "../runtime/owner.ts";
 
 /** A rank and what it waits for, as in its file. */
-interface Answer {
+type Answer = {
   /** A name of the job: the files of an earlier one may still be there. */
   job: string;
   host: string;
   pid: number;
   /** The meeting that it has come to and waits at; "" while it works. */
   waits_at: string;
-}
+};
 
 /** The files of all ranks of a job, as one of them sees them. */
 export class RollCall {

@@ -3,7 +3,7 @@
 import { UserError } from "../base/errors.ts";
 
 /** A process among those that train together. */
-export interface World {
+export type World = {
   /** This process, from 0. */
   rank: number;
   /** Number of processes. */
@@ -16,7 +16,7 @@ export interface World {
   master_addr: string;
   /** Its TCP port. */
   master_port: number;
-}
+};
 
 // Names of rank, size and local rank. Open MPI's come before Slurm's: mpirun inside a Slurm job sees both.
 const LAUNCHERS = [

@@ -291,14 +291,14 @@ export function findNonFinite(x: Address, type: number, n: number): number {
 // ---- token data
 
 /** Files of tokens, and how windows of them are read. */
-export interface TokenFiles {
+export type TokenFiles = {
   /** Opens a file. Throws UserError that names a file which cannot be used. */
   open(path: string, headerBytes: number, tokenBytes: number): { handle: number; tokens: number };
   /** Closes what open() gave. */
   close(handle: number): void;
   /** Writes a window to x and y (T). Throws UserError that names a file which cannot be read, has changed, or is wrong. */
   gather(x: Address, y: Address, handle: number, start: bigint, T: number, V: number): void;
-}
+};
 
 /** What data/loader.ts reads windows with. */
 export const tokenSource: TokenFiles = {

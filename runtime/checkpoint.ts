@@ -55,12 +55,12 @@ export type CheckpointContent = {
 const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 4
 
 /** What ranks that save one checkpoint together need of each other. */
-export interface Company {
+export type Company = {
   /** This process, from 0. */
   rank: number;
   /** Waits until all ranks are here. */
   barrier(): Promise<void>;
-}
+};
 
 const ALONE: Company = { rank: 0, barrier: () => Promise.resolve() };
 

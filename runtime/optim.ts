@@ -178,14 +178,14 @@ export type StepResult = {
 };
 
 /** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
-export interface Exchange {
+export type Exchange = {
   /** all: one part of n floats for each rank. Part `rank` becomes its sum over all ranks; the others are undefined then. */
   reduceScatter(all: Address, n: number): Promise<void>;
   /** all: one part of `bytes` bytes for each rank. Each rank has its own part and receives the others. */
   allGather(all: Address, bytes: number): Promise<void>;
   /** x (n values) becomes its sum over all ranks, the same bits on each. */
   allReduce(x: Address, n: number, type: "float" | "double"): Promise<void>;
-}
+};
 
 /** AdamW. Learning rate, loss, norm, clipping and the decision to skip a non-finite update all live on the device. */
 export class AdamW {

@@ -4,14 +4,14 @@ import { UserError } from "../base/errors.ts";
 import { isFile, remove, writeAtomic } from "../base/files.ts";
 
 /** A process that trains. */
-export interface Owner {
+export type Owner = {
   /** Name of its machine. */
   host: string;
   /** Its process id there. */
   pid: number;
   /** What the launcher calls its job: jobName(). */
   job: string;
-}
+};
 
 const FRESH_MS = 600_000; // a run that has written this lately may still be at work on another machine
 

@@ -2,14 +2,14 @@
 // time; where it is missing there is nothing to report.
 
 /** How a card is doing. */
-export interface GpuState {
+export type GpuState = {
   /** Share of the last moments in which a kernel was running, 0 to 1. */
   utilization: number | null;
   /** Watts. */
   power_w: number | null;
   /** Degrees Celsius. */
   temperature_c: number | null;
-}
+};
 
 const symbols = {
   nvmlInit_v2: { parameters: [], result: "i32" },

@@ -1,4 +1,4 @@
-// Keeps the layers apart: reads the import lines of every source file.
+// Keeps the layers apart and the dialect one: reads every source file.
 import { assert, assertEquals, assertMatch } from "@std/assert";
 
 const ROOT = new URL("../", import.meta.url);
@@ -64,6 +64,26 @@ export function f(g = "./not.ts") {}\nexport const h: "./not.ts";`;
   assertEquals(layerOf(targetOf("runtime/ops.ts", "../model/llama.ts")), "model");
   assertEquals(layerOf(targetOf("model/llama.ts", "../train.ts")), "");
 });
+
+/** Ways to write TypeScript that have another way here, and which (CONTRIBUTING.md). */
+const DIALECT: [RegExp, string][] = [
+  [/^(export )?(declare )?interface /, "type Name = { ... }"],
+];
+
+Deno.test("every source file is written in the dialect of CONTRIBUTING.md", () => {
+  const wrong = sourceFiles().filter((file) => !file.startsWith("offline/")) // those read like what they stand for
+    .flatMap((file) =>
+      Deno.readTextFileSync(new URL(file, ROOT)).split("\n").flatMap((line) => strangeIn(line))
+    );
+  assertEquals(wrong, []);
+  assertEquals(strangeIn("export interface Shape extends Base {"), [
+    "export interface Shape extends Base {: write type Name = { ... }",
+  ]);
+});
+
+function strangeIn(line: string): string[] {
+  return DIALECT.filter(([pattern]) => pattern.test(line)).map(([, way]) => `${line}: write ${way}`);
+}
 
 /** Paths of all TypeScript files in the layers, relative to the root. */
 function sourceFiles(): string[] {

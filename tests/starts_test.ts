@@ -12,7 +12,7 @@ import { copy, freshPath, modelDirectory, refuse, SMALL, succeed } from "./helpe
 const isFloat = openTestDevice().act === "f32";
 
 /** A line of golden/starts.jsonl, see oracle/starts.py. */
-interface Kind {
+type Kind = {
   name: string;
   base: string;
   added_tokens: unknown;
@@ -25,7 +25,7 @@ interface Kind {
   begin: string;
   end: string;
   prompts: { text: string; ids: number[]; greedy: number[] }[];
-}
+};
 
 const KINDS: Kind[] = Deno.readTextFileSync(new URL("golden/starts.jsonl", import.meta.url)).trim().split(
   "\n",

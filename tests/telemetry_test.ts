@@ -4,16 +4,16 @@ import settings from "../deno.json" with { type: "json" };
 import { dataset, freshPath, ROOT, SMALL } from "./helpers.ts";
 
 /** The parts of OTLP's JSON that are read here. */
-interface Export {
+type Export = {
   resourceMetrics: { scopeMetrics: { scope: { name: string }; metrics: Metric[] }[] }[];
-}
-interface Metric {
+};
+type Metric = {
   name: string;
   unit: string;
   gauge: {
     dataPoints: { asDouble?: number; attributes: { key: string; value: { stringValue: string } }[] }[];
   };
-}
+};
 
 Deno.test("OTEL_DENO=true sends a gauge for each metric of a step", async () => {
   const found = new Map<string, Metric>();

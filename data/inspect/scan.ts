@@ -98,12 +98,12 @@ export class Tally {
 }
 
 /** Tokens [start, end) of a split, counted over its shards. */
-export interface Range {
+export type Range = {
   /** The first token, from 0. */
   start: number;
   /** Behind the last token. */
   end: number;
-}
+};
 
 /**
  * Finds a document by its number, from 0. Returns its tokens, without those that begin and end it, or how many documents

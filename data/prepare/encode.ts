@@ -6,27 +6,27 @@ import type { Tokenizer } from "../tokenizer.ts";
 import type { Ids } from "./writer.ts";
 
 /** What decides where a document goes. */
-export interface SplitOptions {
+export type SplitOptions = {
   /** Share of the documents that goes to val. */
   val_fraction: number;
   /** Chooses which documents go to val. */
   seed: number;
   /** Each document is cut in two instead: its end goes to val. */
   by_position?: boolean;
-}
+};
 
 /** The documents of a block that belong to one split. */
-export interface EncodedSplit {
+export type EncodedSplit = {
   /** Each document as bos, its own tokens, and eot where that is another token. */
   ids: Ids;
   /** Where each document ends in ids. */
   ends: Uint32Array<ArrayBuffer>;
   /** Bytes of text in the documents. */
   bytes: number;
-}
+};
 
 /** A block as token ids. */
-export interface Encoded {
+export type Encoded = {
   /** Documents in the block. */
   documents: number;
   /** Those without text, which are left out. */
@@ -39,7 +39,7 @@ export interface Encoded {
   smallest: number;
   /** Largest of them; 0 without documents. */
   largest: number;
-}
+};
 
 const LARGEST_ROOM = 1 << 24; // ids: room that a huge document made is given back
 

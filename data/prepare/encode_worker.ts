@@ -6,12 +6,12 @@ import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import { openTokenizer } from "../tokenizer.ts";
 
 /** The first message to a worker; the others are blocks. */
-export interface Start {
+export type Start = {
   /** What openTokenizer() takes. */
   tokenizer: string;
   /** Decide which documents go to val. */
   options: SplitOptions;
-}
+};
 
 /** A message from a worker: the ids of a block, or what is in the way. Text of a UserError is meant for the user alone. */
 export type Answer = { encoded: Encoded } | { error: string; isUserError: boolean };

@@ -10,12 +10,12 @@ import type { Tokenizer } from "../tokenizer.ts";
 const WAITING_BYTES = 8 << 20;
 
 /** Something that encodes blocks. Declare it with `using`, which ends the workers. */
-export interface Encoders extends Disposable {
+export type Encoders = Disposable & {
   /** Bytes of text that may be on their way through encode() before the caller should wait for a result. */
   readonly room: number;
   /** Encodes a block, whose buffers are gone afterwards. Rejects with a UserError if the tokenizer throws one. */
   encode(block: Block): Promise<Encoded>;
-}
+};
 
 /** Encodes on this thread. */
 export function oneEncoder(tokenizer: Tokenizer, options: SplitOptions): Encoders {

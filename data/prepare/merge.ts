@@ -19,10 +19,10 @@ import { removeOthers, UNFINISHED } from "./publish.ts";
 import { differences, type InputFile } from "./recipe.ts";
 
 /** A part and its directory in that of the whole. */
-interface PartOf {
+type PartOf = {
   name: string;
   meta: Meta;
-}
+};
 
 /**
  * Merges the parts in a directory; merging them again changes nothing.

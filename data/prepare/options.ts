@@ -49,15 +49,15 @@ work
 docs/prepare.md has more on resuming, several machines and mixing.`;
 
 /** One of the parts that several machines prepare. */
-export interface PartNumber {
+export type PartNumber = {
   /** From 1 to count. */
   index: number;
   /** How many parts there are. */
   count: number;
-}
+};
 
 /** What to prepare. */
-export interface PrepareOptions {
+export type PrepareOptions = {
   /** Files, globs, directories and URLs, with weights or without. */
   inputs: string[];
   /** Which files of directories to read; null for all that name neither validation nor test. */
@@ -90,23 +90,23 @@ export interface PrepareOptions {
   workers: number;
   /** null for all of the inputs. */
   shard: PartNumber | null;
-}
+};
 
 /** The same once the inputs are known. */
-export interface SettledOptions extends PrepareOptions {
+export type SettledOptions = PrepareOptions & {
   /** Share that goes to val, from 0 to 1. */
   val_fraction: number;
   /** The only document is cut in two; others go to train or val whole. */
   by_position: boolean;
-}
+};
 
 /** Which parts to make one dataset of. */
-export interface MergeOptions {
+export type MergeOptions = {
   /** Directory of the parts, which the dataset is written to. */
   out: string;
   /** Replace the dataset in out. */
   overwrite: boolean;
-}
+};
 
 /** What a command line asks for. */
 export type Command = { merge: MergeOptions } | { prepare: PrepareOptions };

@@ -6,12 +6,12 @@ import type { PartNumber } from "./options.ts";
 import type { InputFile, Part } from "./recipe.ts";
 
 /** The sources of one part, and what says that parts belong together. */
-export interface OwnPart {
+export type OwnPart = {
   /** The input files of this part. */
   sources: Source[];
   /** Which part they are, and of what. */
   part: Part;
-}
+};
 
 /** Name of the directory of a part, in that of the whole dataset. */
 export function partName({ index, count }: PartNumber): string {

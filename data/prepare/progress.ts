@@ -5,7 +5,7 @@ const LINE_MS = 5_000;
 const YIELD_MS = 200; // timers and signals get their turn this often, also while everything runs on one thread
 
 /** An amount of work. */
-export interface Work {
+export type Work = {
   /** Bytes of input, as they are stored. */
   read: number;
   /** Documents read. */
@@ -14,25 +14,25 @@ export interface Work {
   text: number;
   /** Tokens that they became. */
   tokens: number;
-}
+};
 
 /** What there is to do, and what was done before. */
-export interface Task {
+export type Task = {
   /** Bytes of all inputs. */
   bytes: number;
   /** Documents after which it ends, if the bytes do not end before. */
   limit: number | null;
   /** What an interrupted run has done. */
   before: Work;
-}
+};
 
 /** Told about work as it gets done. */
-export interface Progress {
+export type Progress = {
   /** Adds work. */
   advance(work: Work): Promise<void>;
   /** Takes the display away. */
   stop(): Promise<void>;
-}
+};
 
 /** Shows progress on stderr until stop(). */
 export function showProgress(task: Task): Progress {

@@ -8,17 +8,17 @@ import type { SettledOptions } from "./options.ts";
 import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
 
 /** A file that was read. */
-export interface InputFile {
+export type InputFile = {
   /** Its path or URL. */
   name: string;
   /** Size as it is stored. */
   bytes: number;
   /** Changes when the content does, such as the time of the last change; "" if nothing does. */
   version: string;
-}
+};
 
 /** Which part of the inputs a dataset holds that was prepared with --shard. */
-export interface Part {
+export type Part = {
   /** From 1 to count. */
   index: number;
   /** How many parts there are. */
@@ -29,10 +29,10 @@ export interface Part {
   bytes: number;
   /** SHA-256 of the list of their names and sizes. */
   sha256: string;
-}
+};
 
 /** What was asked for. */
-export interface Recipe {
+export type Recipe = {
   /** A name that openTokenizer() knows, or "." for the tokenizer.json beside meta.json. */
   tokenizer: string;
   /** Of the tokenizer's files for ".", otherwise "". */
@@ -53,7 +53,7 @@ export interface Recipe {
   options: Record<string, string | number | boolean | null>;
   /** null for a dataset that holds all inputs. */
   part: Part | null;
-}
+};
 
 /** The recipe of what a command line asks for. */
 export function describe(

@@ -8,7 +8,7 @@ import type { Recipe } from "./recipe.ts";
 import type { Written } from "./writer.ts";
 
 /** What has been counted while writing. */
-export interface Counts {
+export type Counts = {
   /** Documents taken from the reader, empty ones too. */
   documents: number;
   /** Bytes of input, as they are stored, from which they came. */
@@ -23,10 +23,10 @@ export interface Counts {
   smallest: number;
   /** Largest of them; 0 without documents. */
   largest: number;
-}
+};
 
 /** The contents of state.json. */
-export interface State {
+export type State = {
   /** Says what kind of file it is. */
   format: "loam-unfinished";
   /** Of this format. */
@@ -37,7 +37,7 @@ export interface State {
   counts: Counts;
   /** What it had written. */
   written: Written;
-}
+};
 
 const FILE = "state.json";
 

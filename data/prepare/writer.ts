@@ -15,12 +15,12 @@ export type Split = typeof SPLITS[number];
 export type Ids = Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>;
 
 /** How to write shards. */
-export interface WriterOptions {
+export type WriterOptions = {
   /** Bytes of one id. */
   token_bytes: 2 | 4;
   /** Tokens after which a shard ends, with the document that is being written. */
   shard_tokens: number;
-}
+};
 
 /** What is on the disk, by split. */
 export type Written = Record<Split, {

@@ -4,14 +4,14 @@ import { isUtf8 } from "node:buffer";
 import { firstInvalid } from "./utf8.ts";
 
 /** Whole documents, one behind the other. The UTF-8 text of document d is text[ends[d - 1] .. ends[d]), from 0 for the first. */
-export interface Block {
+export type Block = {
   /** Valid UTF-8 in a buffer that belongs to this block alone. */
   text: Uint8Array<ArrayBuffer>;
   /** Where each document ends in text, in bytes. A document that is null or "" ends where the one before it does. */
   ends: Uint32Array<ArrayBuffer>;
   /** Bytes of input, as they are stored, that were read for this block. */
   read: number;
-}
+};
 
 /** The text of document d of a block: a view. */
 export function documentOf({ text, ends }: Block, d: number): Uint8Array<ArrayBuffer> {

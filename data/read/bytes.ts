@@ -3,14 +3,14 @@ import { UserError } from "../../base/errors.ts";
 import { orMistake } from "../../base/system_error.ts";
 
 /** Something with bytes to read. */
-export interface ByteSource {
+export type ByteSource = {
   /** For messages. */
   readonly name: string;
   /** Bytes in it. */
   readonly size: number;
   /** Bytes [from, to), in chunks that stay as they are until the next one is asked for. */
   read(from: number, to: number): Chunks;
-}
+};
 
 /** Bytes in order, piece by piece. */
 export type Chunks = Iterable<Uint8Array<ArrayBuffer>> | AsyncIterable<Uint8Array<ArrayBuffer>>;

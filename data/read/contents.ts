@@ -3,14 +3,14 @@ import { resolve } from "node:path";
 import { UserError } from "../../base/errors.ts";
 
 /** What to take from directories and patterns, and whom to tell. */
-export interface Choice {
+export type Choice = {
   /** A split of the data, such as train; null for all files but those of validation and test. */
   split?: string | null;
   /** Where the dataset goes: what prepare writes there is no input. */
   out?: string;
   /** Told in one line each what a directory gave and what was left out. */
   report?: (line: string) => void;
-}
+};
 
 /** The words for each split, as the datasets library has them. */
 const SPLITS = new Map([

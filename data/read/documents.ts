@@ -13,7 +13,7 @@ import { readText, type TextInput } from "./text.ts";
 const NEWLINE = 0x0a;
 
 /** What to read and in which order. */
-export interface ReadOptions {
+export type ReadOptions = {
   /** Name of the parquet column or JSON field with the text. */
   column: string;
   /** What separates the documents of plain text: "" nothing, "line", "blank_line", or any text. */
@@ -26,7 +26,7 @@ export interface ReadOptions {
   dedup: "" | "exact";
   /** Leave out what cannot be read, and count it. */
   skip_bad: boolean;
-}
+};
 
 /** Everything, in the order of the inputs. */
 export const READ_ALL: ReadOptions = {
@@ -39,14 +39,14 @@ export const READ_ALL: ReadOptions = {
 };
 
 /** Counted while reading. */
-export interface ReadCounts {
+export type ReadCounts = {
   /** Documents left out because they cannot be read. */
   bad: number;
   /** What was said of the first of them. */
   first_bad?: string;
   /** Documents left out because their text came before. */
   duplicates: number;
-}
+};
 
 /**
  * Reads the documents of all sources: mixed if they have weights, one source behind the other if they have none. Null and

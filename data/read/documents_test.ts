@@ -8,10 +8,10 @@ import { assertRefused, textsOf, withFiles } from "./testing.ts";
 
 const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
 
-interface ReadSome extends Partial<ReadOptions> {
+type ReadSome = Partial<ReadOptions> & {
   skip?: number;
   counts?: ReadCounts;
-}
+};
 
 /** The texts that readBlocks() gives. */
 async function read(

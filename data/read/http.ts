@@ -5,12 +5,12 @@ import { credentials, isHub } from "./hub.ts";
 import { followed } from "./redirects.ts";
 
 /** How long to put up with a server. */
-export interface Patience {
+export type Patience = {
   /** Pause before the second try; twice as long before each one after. */
   retry_ms: number;
   /** A connection on which nothing comes for so long counts as broken. */
   silence_ms: number;
-}
+};
 
 const PATIENCE: Patience = { retry_ms: 1000, silence_ms: 60_000 };
 const TRIES = 5; // in a row without a byte
@@ -26,14 +26,14 @@ export function isUrl(name: string): boolean {
 // ---- requests
 
 /** What a server has at an address. */
-export interface UrlInfo {
+export type UrlInfo = {
   /** Bytes of the file, 0 if the server does not say. */
   bytes: number;
   /** ETag or Last-Modified, "" if it has neither. */
   version: string;
   /** Whether the server can send a part of it. */
   ranges: boolean;
-}
+};
 
 /**
  * Asks a server about a file, by requesting its first byte.
@@ -58,12 +58,12 @@ export async function probeUrl(url: string, patience: Patience = PATIENCE): Prom
 }
 
 /** A part of a list. */
-export interface JsonPage {
+export type JsonPage = {
   /** The JSON that was sent. */
   value: unknown;
   /** Address of the next part, undefined for the last one. */
   next: string | undefined;
-}
+};
 
 /**
  * Fetches JSON from a server that sends long lists in parts.
@@ -159,7 +159,7 @@ export class UrlBytes implements ByteSource {
 }
 
 /** The beginning of an answer. */
-interface Answer {
+type Answer = {
   status: number;
   /** Place in the file of the first byte that follows. */
   start: number;
@@ -169,7 +169,7 @@ interface Answer {
   version: string;
   /** Address of the next part of a list. */
   next: string | undefined;
-}
+};
 
 /** One request and what comes back. */
 class Connection {

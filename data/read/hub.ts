@@ -2,14 +2,14 @@
 import { UserError } from "../../base/errors.ts";
 
 /** A file, a directory or a pattern in a dataset on the hub. */
-export interface HubPath {
+export type HubPath = {
   /** OWNER/NAME */
   dataset: string;
   /** Branch, tag or commit. */
   revision: string;
   /** In the dataset; "" for all of it. */
   path: string;
-}
+};
 
 /**
  * The parts of hf://datasets/OWNER/NAME@REVISION/PATH. Without a revision it is main.

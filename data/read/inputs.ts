@@ -11,32 +11,32 @@ import { hubFileUrl, hubListUrl, parseHubUrl } from "./hub.ts";
 import { openTextColumn } from "./parquet_footer.ts";
 
 /** A file or URL to read documents from. */
-export interface Input {
+export type Input = {
   /** The path or URL as it is opened. */
   name: string;
   /** Bytes in it, as they are stored; 0 if a server does not say. */
   bytes: number;
   /** What changes when the content does: when a file was modified, the ETag or Last-Modified of a URL, or "". */
   version: string;
-}
+};
 
 /** What one --input names. */
-export interface Source {
+export type Source = {
   /** The value of --input. */
   pattern: string;
   /** Share of the text, in proportion to those of the other sources; null if none was given. */
   weight: number | null;
   /** What it names, in order. */
   inputs: Input[];
-}
+};
 
 /** How documents are stored. */
-export interface Format {
+export type Format = {
   /** What the file holds once it is unpacked. */
   kind: "parquet" | "jsonl" | "txt";
   /** How the file is packed; "" if it is not. */
   compression: Compression;
-}
+};
 
 /** The format that the end of a file's or URL's name tells; undefined for any other name. */
 export function formatOf(name: string): Format | undefined {
@@ -62,10 +62,10 @@ export function openInput(input: Input): ByteSource {
 }
 
 /** Which inputs to find. */
-export interface FindOptions extends Choice {
+export type FindOptions = Choice & {
   /** Column of parquet files that must be there. */
   column: string;
-}
+};
 
 /**
  * Finds the inputs that each pattern names.

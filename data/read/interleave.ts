@@ -3,20 +3,20 @@ import { type Block, BlockBuilder, documentOf } from "./block.ts";
 import { TextSet } from "./text_set.ts";
 
 /** A sequence of documents to take from. */
-export interface Stream {
+export type Stream = {
   /** Its documents. */
   blocks: AsyncIterable<Block>;
   /** Its share of the text, in proportion to those of the others. */
   weight: number;
-}
+};
 
 /** What to leave out. */
-export interface InterleaveOptions {
+export type InterleaveOptions = {
   /** Take so many documents at most, duplicates included; null for all. */
   limit: number | null;
   /** "exact" leaves out documents whose text came before; an empty one is no duplicate. */
   dedup: "" | "exact";
-}
+};
 
 /**
  * Takes documents from several streams so that the bytes taken are in proportion to the weights: the next one is always of the

@@ -8,11 +8,11 @@ const NEWLINE = 0x0a;
 const RUN_BYTES = 1 << 18; // of lines parsed at once; the strings of more would only lie about longer
 
 /** Lines one behind the other, each of which ends in a newline. */
-interface Lines {
+type Lines = {
   bytes: Uint8Array<ArrayBuffer>;
   /** Where they begin in the text. */
   start: number;
-}
+};
 
 /** The texts of a field, in the order of the lines. Null is an empty document; a blank line is none. */
 export async function* readJsonLines(

@@ -14,10 +14,10 @@ import { notUtf8 } from "./utf8.ts";
 export const PAGE_BYTES = 1 << 30;
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
-export interface Skip {
+export type Skip = {
   /** How many are still to be passed over. */
   left: number;
-}
+};
 
 /**
  * The texts of a column in the order of the file. Null is an empty document.
@@ -87,13 +87,13 @@ function tooLong(name: string, length: number): string {
 // ---- pages
 
 /** A page with rows. */
-interface Page {
+type Page = {
   /** Where it begins in the file. */
   at: number;
   rows: number;
   /** Until the next page is asked for. Throws Error if it cannot be read. */
   open: () => NextValue;
-}
+};
 
 /**
  * The pages of a column chunk that have rows. One that cannot be opened stands for a dictionary that cannot be read, or for

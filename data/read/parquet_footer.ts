@@ -5,15 +5,15 @@ import { ByteReader, type ByteSource } from "./bytes.ts";
 import type { ColumnKind } from "./parquet_page.ts";
 
 /** A text column of a file. */
-export interface TextColumn {
+export type TextColumn = {
   /** Rows of the file. */
   rows: number;
   /** Its part in each row group. */
   chunks: ColumnChunk[];
-}
+};
 
 /** The part of a column in one row group. */
-export interface ColumnChunk extends ColumnKind {
+export type ColumnChunk = ColumnKind & {
   /** Rows of the row group. */
   rows: number;
   /** First byte of its pages in the file. */
@@ -22,7 +22,7 @@ export interface ColumnChunk extends ColumnKind {
   end: number;
   /** All rows are null and no page is needed. */
   allNull: boolean;
-}
+};
 
 const MAGIC = 0x31524150; // "PAR1", at both ends of the file,
 const ENCRYPTED_MAGIC = 0x45524150; // or "PARE", if its footer is encrypted

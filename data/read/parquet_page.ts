@@ -5,14 +5,14 @@ import type { PageHeader } from "hyparquet";
 import { decompressPage } from "./compression.ts";
 
 /** A value: bytes[start .. end); null has no bytes. The next one may overwrite them. */
-export interface Value {
+export type Value = {
   /** What the value lies in. */
   bytes: Uint8Array<ArrayBuffer>;
   /** Its first byte. */
   start: number;
   /** Behind its last byte. */
   end: number;
-}
+};
 
 /** No text. */
 export const NULL: Readonly<Value> = { bytes: new Uint8Array(), start: 0, end: 0 };
@@ -21,22 +21,22 @@ export const NULL: Readonly<Value> = { bytes: new Uint8Array(), start: 0, end: 0
 export type NextValue = () => Readonly<Value>;
 
 /** What the pages of a column chunk point to: entry i is bytes[starts[i] .. ends[i]). */
-export interface Dictionary {
+export type Dictionary = {
   /** All entries. */
   bytes: Uint8Array<ArrayBuffer>;
   /** Where each entry begins. */
   starts: Uint32Array;
   /** Where each entry ends. */
   ends: Uint32Array;
-}
+};
 
 /** How a column is stored. */
-export interface ColumnKind {
+export type ColumnKind = {
   /** Compression of its pages, as the metadata has it, such as SNAPPY. */
   codec: string;
   /** Values may be null. */
   nullable: boolean;
-}
+};
 
 /**
  * Rows of a page, of which none is in a dictionary.

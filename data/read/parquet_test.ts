@@ -23,11 +23,11 @@ function expected(i: number): string {
 
 const rows = Array.from({ length: 300 }, (_, i) => expected(i));
 
-interface ReadSome {
+type ReadSome = {
   column?: string;
   reportBad?: ReportBad;
   skip?: Skip;
-}
+};
 
 /** The texts of a file. */
 async function texts(
@@ -224,13 +224,13 @@ function zigzag(n: number): number[] {
 // ---- damage
 
 /** A page of the text column. */
-interface PlacedPage {
+type PlacedPage = {
   group: number;
   at: number;
   contentAt: number;
   end: number;
   header: PageHeader;
-}
+};
 
 /** The pages of the text column of a file, found with hyparquet alone. */
 function pagesOf(bytes: Uint8Array<ArrayBuffer>): PlacedPage[] {

@@ -5,7 +5,7 @@ import { BlockList, isIP } from "node:net";
 import { UserError } from "../../base/errors.ts";
 
 /** A step from one address to the next. */
-export interface Redirect {
+export type Redirect = {
   /** The address that the user named. */
   named: string;
   /** The address that answered. */
@@ -14,7 +14,7 @@ export interface Redirect {
   location: string;
   /** Whether a token was sent on the way here. */
   token: boolean;
-}
+};
 
 /**
  * The address that a redirect leads to. A private one (RFC 1918), a loopback or a link-local one may only follow on one of the

@@ -1,15 +1,15 @@
 // For the tests of URLs: a web server that answers what a test says, byte for byte, and environment variables.
 
 /** What a client asks for. */
-export interface Request {
+export type Request = {
   /** Path and query of the address. */
   path: string;
   /** As the client sent them. */
   headers: Headers;
-}
+};
 
 /** What the server answers. */
-export interface Answer {
+export type Answer = {
   /** HTTP status. */
   status?: number;
   /** Beside content-length and connection, which they may replace; "" leaves one out. */
@@ -20,17 +20,17 @@ export interface Answer {
   cut?: number;
   /** Send nothing for 300 ms. */
   silent?: boolean;
-}
+};
 
 /** A server that runs. */
-export interface Server {
+export type Server = {
   /** Its address, without a path. */
   url: string;
   /** Those that came, in order. */
   requests: Request[];
   /** Bytes of bodies that were sent. */
   sent: number;
-}
+};
 
 /** Runs with a server on a port of its own. */
 export async function withServer(

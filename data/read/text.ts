@@ -4,14 +4,14 @@ import { type Chunks, concatenate } from "./bytes.ts";
 import { behindMark, notUtf8 } from "./utf8.ts";
 
 /** A file of text that is being read. */
-export interface TextInput {
+export type TextInput = {
   /** For messages. */
   name: string;
   /** Its bytes, decompressed. */
   chunks: Chunks;
   /** Bytes as stored that were read since the last call. */
   takeRead(): number;
-}
+};
 
 const NEWLINE = 0x0a, RETURN = 0x0d, SPACE = 0x20, TAB = 0x09;
 

@@ -4,12 +4,12 @@ import type { ReportBad } from "./block.ts";
 import { type Chunks, concatenate } from "./bytes.ts";
 
 /** A text behind the byte-order mark that it may have. */
-export interface Marked {
+export type Marked = {
   /** Bytes of the mark. */
   mark: 0 | 3;
   /** The text behind the mark. */
   chunks: AsyncGenerator<Uint8Array<ArrayBuffer>>;
-}
+};
 
 const MARKS: [string, number[]][] = [ // longest first
   ["UTF-32", [0xff, 0xfe, 0, 0]],

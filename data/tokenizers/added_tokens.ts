@@ -1,14 +1,14 @@
 // Tokens that are looked for in the text itself, before it is cut into pieces: "added_tokens" of tokenizer.json.
 
 /** A token that is looked for in text. */
-export interface AddedToken {
+export type AddedToken = {
   /** Its number in the vocabulary. */
   id: number;
   /** How it is written in text. */
   content: string;
   /** A control token. Its text in a document stays text. */
   special: boolean;
-}
+};
 
 /**
  * Added tokens with the ids that tokenizers gives them, whatever the file says: that of the token in the vocabulary, or else

@@ -13,7 +13,7 @@ const BLANK = 0x20, DELETE = 0x7f;
 const MAX_PARTS = 1 << 26; // a gigabyte and a half of memory
 
 /** What makes a byte-pair encoding. */
-export interface BpeOptions {
+export type BpeOptions = {
   /** The byte string of each id; "" for ids that text never becomes. */
   tokens: ByteStrings;
   /** The pairs that join. null is OpenAI's rule: neighbours join if their bytes together are a token, its id is their rank. */
@@ -25,7 +25,7 @@ export interface BpeOptions {
    * rank or a higher one have made. NEVER if there are no such superwords.
    */
   superwords?: number;
-}
+};
 
 /** Encodes pieces with a fixed vocabulary. */
 export class Bpe {

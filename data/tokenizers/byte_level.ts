@@ -15,13 +15,12 @@ export type EncodeSegment = (
 ) => number;
 
 /** What makes a tokenizer whose tokens are byte strings. */
-export interface ByteLevelOptions
-  extends Pick<Tokenizer, "name" | "vocab_size" | "eot" | "encodeUtf8" | "files"> {
+export type ByteLevelOptions = Pick<Tokenizer, "name" | "vocab_size" | "eot" | "encodeUtf8" | "files"> & {
   /** The id that the tokenizer begins a text with by itself, undefined if there is none. */
   start: number | undefined;
   /** The bytes of an id below vocab_size: none for one that stands for nothing, the text of a special token. */
   bytesOf(id: number): Uint8Array;
-}
+};
 
 /** A tokenizer whose tokens are byte strings. */
 export function byteLevelTokenizer({ bytesOf, start, ...options }: ByteLevelOptions): Tokenizer {

@@ -13,7 +13,7 @@ import type { Tokenizer } from "../tokenizer.ts";
 import type { TokenizerFile } from "./tokenizer_file.ts";
 
 /** tokenizer.json, as far as it is looked at here. */
-interface ByteLevelJson {
+type ByteLevelJson = {
   model: {
     dropout?: number | null;
     unk_token?: string | null;
@@ -25,25 +25,25 @@ interface ByteLevelJson {
   added_tokens?: AddedTokenJson[];
   normalizer?: Normalizer | null;
   pre_tokenizer?: PreTokenizer | null;
-}
+};
 
-interface AddedTokenJson extends AddedToken {
+type AddedTokenJson = AddedToken & {
   normalized: boolean;
   single_word: boolean;
   lstrip: boolean;
   rstrip: boolean;
-}
+};
 
-interface Normalizer {
+type Normalizer = {
   type: string;
   normalizers?: Normalizer[];
-}
+};
 
 /** Encodes UTF-8 text: encodeUtf8() of a Tokenizer. */
 export type EncodeUtf8 = Tokenizer["encodeUtf8"];
 
 /** How byte-level BPE encodes text, and what its ids stand for. */
-export interface ByteLevelBpe {
+export type ByteLevelBpe = {
   /** Ids of the vocabulary and the added tokens, one more than the largest. */
   vocab_size: number;
   /** As that of a Tokenizer. */
@@ -52,7 +52,7 @@ export interface ByteLevelBpe {
   bytesOf(id: number): Uint8Array;
   /** The id of a token as it is written, undefined if there is none. */
   idOf(token: string): number | undefined;
-}
+};
 
 /**
  * Reads a tokenizer.json of byte-level BPE.

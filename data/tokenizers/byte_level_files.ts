@@ -6,7 +6,7 @@ import { beginWith, configOf } from "./post_processor.ts";
 import { PATTERNS } from "./scanners.ts";
 
 /** A byte-level tokenizer. */
-export interface ByteLevelFiles {
+export type ByteLevelFiles = {
   /** The name by which openTokenizer() knows it without the files; null if there is none. */
   name: string | null;
   /** Byte strings of the ids from 0 on. */
@@ -19,7 +19,7 @@ export interface ByteLevelFiles {
   merges: [number, number][];
   /** The regular expression by which text is cut into pieces, null if it is not. */
   pattern: string | null;
-}
+};
 
 /** Contents of tokenizer.json and of tokenizer_config.json, where transformers finds out what special tokens are for. */
 export function byteLevelFiles(

@@ -19,14 +19,14 @@ export function byteToken(token: string): Uint8Array | undefined {
 }
 
 /** A vocabulary by ids. */
-export interface Vocabulary {
+export type Vocabulary = {
   /** Tokens of both kinds. */
   size: number;
   /** The bytes that ids stand for; none for ids that have no token or one of the others. */
   tokens: ByteStrings;
   /** Tokens that text cannot become, since a character of them stands for no byte. */
   others: Map<number, string>;
-}
+};
 
 /** Reads model.vocab. */
 export function readVocabulary(file: Uint8Array, { from }: Span): Vocabulary {

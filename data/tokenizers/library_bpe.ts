@@ -10,19 +10,18 @@ import type { Json } from "./tokenizer_file.ts";
 const NORMALIZERS = ["Prepend", "Replace"], PRE_TOKENIZERS = ["Metaspace", "Split"];
 
 /** A normalizer or pre-tokenizer. */
-interface Step {
+type Step = {
   type: string;
   normalizers?: Step[];
   pretokenizers?: Step[];
   pattern?: { String?: string };
-}
+};
 
 /** How the library encodes and decodes, and which ids it knows. */
-export interface LibraryBpe
-  extends Pick<Tokenizer, "vocab_size" | "encode" | "encodeUtf8" | "decode" | "stream"> {
+export type LibraryBpe = Pick<Tokenizer, "vocab_size" | "encode" | "encodeUtf8" | "decode" | "stream"> & {
   /** The id of a token as it is written, undefined if there is none. */
   idOf(token: string): number | undefined;
-}
+};
 
 /**
  * Reads a tokenizer.json of BPE over characters, and the tokenizer_config.json that belongs to it.

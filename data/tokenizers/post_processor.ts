@@ -3,20 +3,20 @@ import type { Tokenizer } from "../tokenizer.ts";
 import type { Json } from "./tokenizer_file.ts";
 
 /** A special token as it is written, and its id. */
-export interface SpecialToken {
+export type SpecialToken = {
   /** As it is written. */
   token: string;
   /** Its number in the vocabulary. */
   id: number;
-}
+};
 
 /** post_processor, as far as it is looked at here. */
-interface PostProcessor {
+type PostProcessor = {
   type: string;
   processors?: PostProcessor[];
   single?: { SpecialToken?: { id: string } }[];
   special_tokens?: Record<string, { ids: number[]; tokens: string[] }>;
-}
+};
 
 /**
  * The token that begins every text, undefined if none does.

@@ -7,7 +7,7 @@ import { type Cut, RegexPieces } from "./regex_pieces.ts";
 import { PATTERNS, type Scanner, scannerOf } from "./scanners.ts";
 
 /** A pre-tokenizer of tokenizer.json, as far as it is looked at here. */
-export interface PreTokenizer {
+export type PreTokenizer = {
   /** Which one it is, such as Split. */
   type?: string;
   /** The steps of a Sequence. */
@@ -24,15 +24,15 @@ export interface PreTokenizer {
   add_prefix_space?: boolean;
   /** ByteLevel cuts by GPT-2's pattern too; true if left out. */
   use_regex?: boolean;
-}
+};
 
 /** What a pre-tokenizer does. */
-export interface Cutting {
+export type Cutting = {
   /** Text that does not begin with a blank gets one. */
   prefixBlank: boolean;
   /** The patterns that cut it, the first first. */
   cuts: { pattern: string; keep: Cut["keep"] }[];
-}
+};
 
 /**
  * Reads a pre-tokenizer.

@@ -2,12 +2,12 @@
 import type { Bpe } from "./bpe.ts";
 
 /** How one expression cuts: its matches and what is between them are pieces of their own. */
-export interface Cut {
+export type Cut = {
   /** With the flag u, and without g and y. */
   regex: RegExp;
   /** The pieces that stay; the others are dropped from the text. */
   keep: "all" | "matches" | "gaps";
-}
+};
 
 /** Cuts text by the first expression, its pieces by the second, and so on, and encodes the pieces of the last. */
 export class RegexPieces {

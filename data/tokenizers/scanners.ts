@@ -63,14 +63,14 @@ export const gpt2Scanner: Scanner = (bytes, i, to): number => {
 };
 
 /** What differs among the tokenizers that cut as cl100k does. */
-export interface Cl100kVariant {
+export type Cl100kVariant = {
   /** Characters in a piece of a number, at most. */
   digits: number;
   /** White space at the end of the text is one piece, line ends included. */
   wholeTail?: boolean;
   /** Marks count as letters. */
   marks?: boolean;
-}
+};
 
 /** Cuts by PATTERNS.cl100k, llama3, gpt4, qwen or qwen35. */
 export function cl100kScanner({ digits, wholeTail = false, marks = false }: Cl100kVariant): Scanner {

@@ -7,15 +7,15 @@ import { JsonWalker } from "./json_walker.ts";
 export type Json = Record<string, unknown>;
 
 /** A place in the bytes of a file. */
-export interface Span {
+export type Span = {
   /** The first byte. */
   from: number;
   /** Behind the last byte. */
   to: number;
-}
+};
 
 /** A tokenizer.json whose two long lists are left where they are. */
-export interface TokenizerFile {
+export type TokenizerFile = {
   /** The whole file. */
   bytes: Uint8Array;
   /** Where the value of each of its keys is in bytes. */
@@ -26,7 +26,7 @@ export interface TokenizerFile {
   vocab?: Span;
   /** Where model.merges is in bytes, if the model has them. */
   merges?: Span;
-}
+};
 
 /**
  * Reads a tokenizer.json.

@@ -51,7 +51,7 @@ libraries load the directory. Of 100 documents the last is held out to measure b
   --overwrite            replace the tokenizer in --out`;
 
 /** How to train a tokenizer. */
-export interface TrainOptions {
+export type TrainOptions = {
   /** Files, globs, directories and URLs, with weights or without. */
   train: string[];
   /** Which files of directories to read; null for all that name neither validation nor test. */
@@ -78,7 +78,7 @@ export interface TrainOptions {
   skip_bad: boolean;
   /** Replace the tokenizer in out. */
   overwrite: boolean;
-}
+};
 
 const FLAGS = {
   files: "train",

@@ -5,12 +5,12 @@ const FIRST_WORDS = 1 << 12; // room at the start, which doubles as needed
 const FIRST_BYTES = 1 << 16;
 
 /** How much a WordCounts holds. */
-export interface WordLimits {
+export type WordLimits = {
   /** Different words. */
   words: number;
   /** Bytes of all different words together. */
   bytes: number;
-}
+};
 
 /** Room for the words of some 10 GB of English. Learning from that many takes 2 GB of memory, 4 GB from the longest words. */
 export const WORD_LIMITS: WordLimits = { words: 1 << 23, bytes: 1 << 27 };
