@@ -25,9 +25,8 @@ export type Flags<V extends string, S extends string> = {
 };
 
 /**
- * Reads a command line. A -- in it, which some tools want before the flags of a task, means nothing.
- *
- * @throws {UserError} for unknown flags and missing values.
+ * Reads a command line. A -- in it, which some tools want before the flags of a task, means nothing. Throws UserError
+ * for unknown flags and missing values.
  */
 export function parseFlags<V extends string, S extends string>(
   args: string[],

@@ -63,9 +63,8 @@ export function tokenBytes(vocab_size: number): 2 | 4 {
 }
 
 /**
- * Opens a dataset and checks that each shard has the size that its header and meta.json say. Reads no tokens.
- *
- * @throws {UserError} if the directory holds no dataset, an unfinished one, or a damaged shard.
+ * Opens a dataset and checks that each shard has the size that its header and meta.json say. Reads no tokens. Throws
+ * UserError if the directory holds no dataset, an unfinished one, or a damaged shard.
  */
 export function openDataset(dir: string): Dataset {
   const files = listFiles(dir);
@@ -107,9 +106,8 @@ function openNanoGPT(shards: Pick<Dataset, "dir" | "train" | "val" | "sha256">, 
 }
 
 /**
- * Opens a dataset and compares the SHA-256 of each shard with meta.json, and that of meta.json with what it says itself.
- *
- * @throws {UserError} as openDataset(), and if a shard is not what prepare wrote.
+ * Opens a dataset and compares the SHA-256 of each shard with meta.json, and that of meta.json with what it says
+ * itself. Throws UserError as openDataset(), and if a shard is not what prepare wrote.
  */
 export function verifyDataset(dir: string): Dataset {
   const dataset = openDataset(dir);
@@ -123,11 +121,7 @@ export function verifyDataset(dir: string): Dataset {
   return dataset;
 }
 
-/**
- * Reads tokens [start, start + n) of a shard.
- *
- * @throws {UserError} if the file cannot be read or ends before them.
- */
+/** Reads tokens [start, start + n) of a shard. Throws UserError if the file cannot be read or ends before them. */
 export function readTokens(
   { path, tokens, header_bytes, token_bytes }: Shard,
   start: number,
@@ -152,9 +146,8 @@ export function readTokens(
 }
 
 /**
- * The tokenizer of a dataset, undefined if it is not known.
- *
- * @throws {UserError} as openTokenizer(), and if the dataset was made with another.
+ * The tokenizer of a dataset, undefined if it is not known. Throws UserError as openTokenizer(), and if the dataset
+ * was made with another.
  */
 export async function tokenizerOf(dataset: Dataset): Promise<Tokenizer | undefined> {
   const { dir, tokenizer: name, vocab_size, bos, eot } = dataset;

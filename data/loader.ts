@@ -16,9 +16,8 @@ export type TokenSource = {
   /** Opens a file of tokens. */
   open(path: string, header_bytes: number, token_bytes: number): { handle: number; tokens: number };
   /**
-   * Writes tokens [start, start + T) to x and [start + 1, start + T + 1) to y, as int32 in host memory.
-   *
-   * @throws {UserError} naming a file that cannot be read, has changed since it was opened, or holds a token >= V.
+   * Writes tokens [start, start + T) to x and [start + 1, start + T + 1) to y, as int32 in host memory. Throws
+   * UserError naming a file that cannot be read, has changed since it was opened, or holds a token >= V.
    */
   gather(x: bigint, y: bigint, handle: number, start: bigint, T: number, V: number): void;
 };
@@ -81,9 +80,8 @@ export class Loader {
   readonly #dealer: Dealer;
 
   /**
-   * Opens the shards of a split.
-   *
-   * @throws {UserError} if no shard of a dataset holds a window or the data has more ids than the model.
+   * Opens the shards of a split. Throws UserError if no shard of a dataset holds a window or the data has more ids
+   * than the model.
    */
   constructor(source: TokenSource, dataset: Dataset | Mix, options: LoaderOptions) {
     const { split, block_size, vocab_size } = options;
@@ -107,9 +105,8 @@ export class Loader {
   }
 
   /**
-   * Fills x and y (B, T), int32 in host memory, with the training batch of a position.
-   *
-   * @throws {UserError} as TokenSource.gather().
+   * Fills x and y (B, T), int32 in host memory, with the training batch of a position. Throws UserError as
+   * TokenSource.gather().
    */
   trainBatch(x: bigint, y: bigint, position: Position): void {
     this.trainWindows(position).forEach((window, b) => this.#gather(x, y, b, window));
@@ -145,12 +142,11 @@ export class Loader {
   }
 
   /**
-   * Fills x and y (B, T) with windows index * B, index * B + 1, ... in file order, the same every time. The datasets of a mix
-   * take turns, window by window, until each has none left: the first batches hold some of each, all batches hold all.
-   *
-   * @returns How many rows are windows. In the last batch there may be fewer than B: the rows after them repeat its last
-   * window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their targets to -1).
-   * @throws {UserError} as TokenSource.gather().
+   * Fills x and y (B, T) with windows index * B, index * B + 1, ... in file order, the same every time. The datasets
+   * of a mix take turns, window by window, until each has none left: the first batches hold some of each, all batches
+   * hold all. Returns how many rows are windows. In the last batch there may be fewer than B: the rows after them
+   * repeat its last window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their
+   * targets to -1). Throws UserError as TokenSource.gather().
    */
   evalBatch(x: bigint, y: bigint, index: number): number {
     const { batch_size } = this.options;

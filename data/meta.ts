@@ -51,10 +51,9 @@ export function sha256Of(meta: object): string {
 }
 
 /**
- * Compares meta.json of a directory with its own checksum, which it has unless it was written by hand or by an earlier version,
- * and the files of a tokenizer beside it with theirs.
- *
- * @throws {UserError} if it is not as prepare wrote it.
+ * Compares meta.json of a directory with its own checksum, which it has unless it was written by hand or by an
+ * earlier version, and the files of a tokenizer beside it with theirs. Throws UserError if it is not as prepare wrote
+ * it.
  */
 export function verifyMeta(dir: string): void {
   const path = join(dir, "meta.json"), { [OWN_SUM]: sum, ...meta } = readJson(path);
@@ -90,9 +89,8 @@ const FIELDS: Record<keyof Meta, true> = {
 };
 
 /**
- * Reads meta.json of a directory and checks the fields that opening a dataset depends on.
- *
- * @throws {UserError} naming the file and the field that is missing or wrong.
+ * Reads meta.json of a directory and checks the fields that opening a dataset depends on. Throws UserError naming the
+ * file and the field that is missing or wrong.
  */
 export function readMeta(dir: string): Meta {
   const path = join(dir, "meta.json"), { [OWN_SUM]: _, ...meta } = readJson(path);
@@ -113,9 +111,8 @@ function readJson(path: string): Record<string, unknown> {
 }
 
 /**
- * Reads meta.json of a directory and checks the sizes too, which people and prepare read.
- *
- * @throws {UserError} naming the file and the field that is missing or wrong.
+ * Reads meta.json of a directory and checks the sizes too, which people and prepare read. Throws UserError naming the
+ * file and the field that is missing or wrong.
  */
 export function readWholeMeta(dir: string): Meta {
   const meta = readMeta(dir), split = ["documents", "tokens", "bytes"];

@@ -22,12 +22,11 @@ export type Part = {
 };
 
 /**
- * Opens what a data_dir names: the directory of a dataset, or several as "DIR:WEIGHT,DIR:WEIGHT". Shares are the weights over
- * their sum, rounded to ten-thousandths.
+ * Opens what a data_dir names: the directory of a dataset, or several as "DIR:WEIGHT,DIR:WEIGHT". Shares are the
+ * weights over their sum, rounded to ten-thousandths. Throws UserError as open(), for weights that are missing or too
+ * small, and for datasets that differ in tokenizer, vocabulary or end-of-text token.
  *
  * @param open How to open one directory: openDataset or verifyDataset.
- * @throws {UserError} as open(), for weights that are missing or too small, and for datasets that differ in tokenizer,
- * vocabulary or end-of-text token.
  */
 export function openData(data_dir: string, open: (dir: string) => Dataset): Dataset | Mix {
   if (!data_dir.includes(",") || isDirectory(data_dir)) return open(data_dir);

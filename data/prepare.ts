@@ -89,11 +89,11 @@ export type Prepared = {
 };
 
 /**
- * Writes a dataset, or goes on writing the one that an interrupted run of the same recipe left.
+ * Writes a dataset, or goes on writing the one that an interrupted run of the same recipe left. Throws UserError for
+ * inputs, options and places that cannot be used. What was committed stays, to go on with.
  *
  * @param show Starts the progress display.
  * @param report Told in a line what a directory among the inputs gave, and what in it is left out.
- * @throws {UserError} for inputs, options and places that cannot be used. What was committed stays, to go on with.
  */
 export async function prepare(
   given: PrepareOptions,

@@ -28,19 +28,17 @@ export type Tokenizer = {
   encodeUtf8(bytes: Uint8Array, from: number, to: number, out: TokenBuffer): void;
   /**
    * The text of ids. Bytes that are not UTF-8 become U+FFFD; a special token reads as it is written, such as
-   * "<|endoftext|>". Ids that stand for nothing give no text, as in transformers: cl100k and o200k have some, and a model's
-   * vocabulary may be larger than its tokenizer's.
-   *
-   * @throws {RangeError} for a number that is not a whole one of at least 0.
+   * "<|endoftext|>". Ids that stand for nothing give no text, as in transformers: cl100k and o200k have some, and a
+   * model's vocabulary may be larger than its tokenizer's. Throws RangeError for a number that is not a whole one of
+   * at least 0.
    */
   decode(ids: Iterable<number>): string;
   /** Decodes ids that come one by one. */
   stream(): TextStream;
   /**
-   * Contents by name of the files from which Hugging Face's tokenizers and transformers load this tokenizer. It begins texts
-   * with `start` there, which is bos if nothing else is asked for.
-   *
-   * @throws {UserError} if start is neither bos nor eot.
+   * Contents by name of the files from which Hugging Face's tokenizers and transformers load this tokenizer. It
+   * begins texts with `start` there, which is bos if nothing else is asked for. Throws UserError if start is neither
+   * bos nor eot.
    */
   files(start?: number): Record<string, string>;
 };
@@ -62,10 +60,9 @@ export const VOCABULARIES: Readonly<Record<string, number>> = {
 };
 
 /**
- * Opens a tokenizer by one of the names in VOCABULARIES, or the one of a tokenizer.json: its path, or a directory that
- * holds it, such as a checkpoint. A tokenizer_config.json beside it is read too. Only what is asked for is loaded.
- *
- * @throws {UserError} if there is no such tokenizer or its files are broken or of an unsupported kind.
+ * Opens a tokenizer by one of the names in VOCABULARIES, or the one of a tokenizer.json: its path, or a directory
+ * that holds it, such as a checkpoint. A tokenizer_config.json beside it is read too. Only what is asked for is
+ * loaded. Throws UserError if there is no such tokenizer or its files are broken or of an unsupported kind.
  */
 export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
   if (nameOrPath === "bytes") return bytesTokenizer();

@@ -41,11 +41,11 @@ export type Trained = {
 };
 
 /**
- * Trains a tokenizer and writes it to options.out.
+ * Trains a tokenizer and writes it to options.out. Throws UserError for input, options and places that cannot be
+ * used. Nothing is left behind then.
  *
  * @param report Is told how far it is, and warned.
  * @param limits How many words there is room for.
- * @throws {UserError} for input, options and places that cannot be used. Nothing is left behind then.
  */
 export async function trainTokenizer(
   options: TrainOptions,

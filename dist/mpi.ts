@@ -93,12 +93,12 @@ export class Mpi {
   }
 
   /**
-   * Opens MPI and joins the processes of this job. Waits for them on this thread: on one of those that Deno keeps for calls that
-   * wait, which end when idle, Open MPI leaves clean-up code of plugins that it has closed by then.
+   * Opens MPI and joins the processes of this job. Waits for them on this thread: on one of those that Deno keeps for
+   * calls that wait, which end when idle, Open MPI leaves clean-up code of plugins that it has closed by then. Throws
+   * UserError where none is found, saying what was searched and what to install.
    *
    * @param path Library to open; "" for the one that belongs to the launcher.
    * @param launcher Whose mpirun started this process: with the library of the other one, each process would be alone.
-   * @throws {UserError} where none is found, saying what was searched and what to install.
    */
   static open(path: string, launcher: keyof typeof LIBRARIES): Mpi {
     const { library, name } = openFirst(path ? [path] : LIBRARIES[launcher]);

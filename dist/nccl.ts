@@ -51,10 +51,10 @@ export class Nccl {
   }
 
   /**
-   * Opens NCCL and joins the other ranks. The device must be open; waits until all have come.
+   * Opens NCCL and joins the other ranks. The device must be open; waits until all have come. Throws UserError where
+   * it is not found, or ranks do not come.
    *
    * @param path Library to open; "" for the one that the system finds.
-   * @throws {UserError} where it is not found, or ranks do not come.
    */
   static async join(path: string, meeting: Meeting): Promise<Nccl> {
     const library = open(path || "libnccl.so.2"), nccl = new Nccl(library, meeting);

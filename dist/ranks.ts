@@ -245,9 +245,8 @@ function flat(value: unknown, name = ""): Record<string, string> {
 }
 
 /**
- * Joins the other ranks. The device must be open: CPUs meet through MPI, GPUs through NCCL.
- *
- * @throws {UserError} where the library is missing, or does not see the ranks that the launcher announced.
+ * Joins the other ranks. The device must be open: CPUs meet through MPI, GPUs through NCCL. Throws UserError where
+ * the library is missing, or does not see the ranks that the launcher announced.
  */
 export async function joinRanks(world: World, timeout_s: number): Promise<Ranks> {
   const engine = device.library === "cuda" || Deno.env.get("LOAM_NCCL") // a library named for a test on the emulator

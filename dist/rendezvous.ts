@@ -23,9 +23,8 @@ const MOST_MS = 2 ** 31 - 1; // that a timer waits, 24 days: it calls at once wh
 const HELLO_MS = 5000; // for a connection to say which rank it is, and for rank 0 to answer
 
 /**
- * The bytes that rank 0 passes, on every rank.
- *
- * @throws {UserError} if the port is taken, or ranks do not come in time: the message says which waited for which.
+ * The bytes that rank 0 passes, on every rank. Throws UserError if the port is taken, or ranks do not come in time:
+ * the message says which waited for which.
  */
 export async function share(
   bytes: Uint8Array<ArrayBuffer>,

@@ -43,10 +43,10 @@ const DEFAULT_PORT = 29500; // torchrun's
 const SLURM_PORTS = { first: 20_000, count: 10_000 }; // by job, as two jobs may share a node; systems hand out those above 32767
 
 /**
- * Reads the world from the environment.
+ * Reads the world from the environment. Throws UserError for variables that are missing, out of range, or of two
+ * launchers that do not agree.
  *
  * @param get Value of a variable, such as Deno.env.get.
- * @throws {UserError} for variables that are missing, out of range, or of two launchers that do not agree.
  */
 export function findWorld(get: (name: string) => string | undefined): World {
   const found = LAUNCHERS.flatMap(([launcher, rank, size, local]) => {

@@ -22,10 +22,9 @@ export function ownerOf(dir: string): string {
 }
 
 /**
- * Writes owner.json; the caller holds the lock of the directory. What a process that has ended left there is replaced, such as
- * one of the same job: a launcher starts a job once more, maybe on another machine, when all processes of it have ended.
- *
- * @throws {UserError} if a process of another machine seems to be at work there.
+ * Writes owner.json; the caller holds the lock of the directory. What a process that has ended left there is
+ * replaced, such as one of the same job: a launcher starts a job once more, maybe on another machine, when all
+ * processes of it have ended. Throws UserError if a process of another machine seems to be at work there.
  */
 export function claimRun(dir: string): void {
   const owner = readOwner(dir), here = hostname(), job = jobName((name) => Deno.env.get(name));

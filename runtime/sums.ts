@@ -16,9 +16,8 @@ export function writeSums(directory: string): void {
 }
 
 /**
- * Reads the checksums of a directory; undefined where it has none and is no checkpoint of a run, but a model from elsewhere.
- *
- * @throws {UserError} if the file is damaged, or missing beside a trainer_state.json.
+ * Reads the checksums of a directory; undefined where it has none and is no checkpoint of a run, but a model from
+ * elsewhere. Throws UserError if the file is damaged, or missing beside a trainer_state.json.
  */
 export function readSums(directory: string): Sums | undefined {
   const path = `${directory}/${SUMS}`;
@@ -43,10 +42,10 @@ export function readSums(directory: string): Sums | undefined {
 }
 
 /**
- * Compares files of a directory with their checksums.
+ * Compares files of a directory with their checksums. Throws UserError naming the file that is missing, damaged, or
+ * in none of the lines.
  *
  * @param which Whether the file of that name is compared; it must be there.
- * @throws {UserError} naming the file that is missing, damaged, or in none of the lines.
  */
 export function requireSums(directory: string, sums: Sums, which: (name: string) => boolean): void {
   for (const { name } of Deno.readDirSync(directory)) {

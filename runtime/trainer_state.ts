@@ -62,9 +62,8 @@ const CHECKS: Record<keyof TrainerState, Check> = {
 };
 
 /**
- * Reads trainer_state.json of a checkpoint, whose small files are all compared with their checksums.
- *
- * @throws {UserError} naming what is missing, damaged or contradicts another thing.
+ * Reads trainer_state.json of a checkpoint, whose small files are all compared with their checksums. Throws UserError
+ * naming what is missing, damaged or contradicts another thing.
  */
 export function readTrainerState(checkpoint: string): TrainerState {
   const path = `${checkpoint}/trainer_state.json`, sums = readSums(checkpoint);

@@ -43,10 +43,8 @@ export function isLoopback(hostname: string): boolean {
 }
 
 /**
- * The token that requests need, or undefined where none is set.
- *
- * @throws {UserError} if the address can be reached from elsewhere and there is no token, or it is easy to guess or cannot be
- * sent in a header.
+ * The token that requests need, or undefined where none is set. Throws UserError if the address can be reached from
+ * elsewhere and there is no token, or it is easy to guess or cannot be sent in a header.
  */
 export function requireToken(hostname: string, token: string | undefined): string | undefined {
   const advice = "set one with: export LOAM_TOKEN=$(openssl rand -hex 16)";

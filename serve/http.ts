@@ -120,9 +120,8 @@ export class Connection {
   // ---- requests
 
   /**
-   * The next request; undefined if none comes. onHeader is called with its header, before the body is read.
-   *
-   * @throws {Refusal} if it is too slow, too large or not HTTP; the connection is of no use then.
+   * The next request; undefined if none comes. onHeader is called with its header, before the body is read. Throws
+   * Refusal if it is too slow, too large or not HTTP; the connection is of no use then.
    */
   async read(onHeader: (asked: Asked) => void): Promise<Asked | undefined> {
     if (!await this.#begins()) return undefined;
@@ -271,11 +270,7 @@ function endOfHeader(bytes: Uint8Array): number {
   return -1;
 }
 
-/**
- * The header of a request, without its body.
- *
- * @throws {Refusal} for what is not HTTP, or could be read in two ways.
- */
+/** The header of a request, without its body. Throws Refusal for what is not HTTP, or could be read in two ways. */
 export function parseRequest(text: string): Asked {
   const [first = "", ...lines] = text.split(/\r?\n/).slice(0, -2);
   const [, method, target, minor] = /^([!#$%&'*+.^_`|~\w-]+) ([!-~]+) HTTP\/1\.([01])$/.exec(first) ?? [];

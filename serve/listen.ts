@@ -37,11 +37,7 @@ const PAUSE_MS = 100; // until connections are accepted again
 const WARN_MS = 60_000;
 const TRIES = 20; // ports to look at for one that is free
 
-/**
- * Serves an app until close().
- *
- * @throws {UserError} if the port is taken or the address is not one of this machine.
- */
+/** Serves an app until close(). Throws UserError if the port is taken or the address is not one of this machine. */
 export function listen(app: App, address: Address, limits: Limits = LIMITS): Listening {
   const listener = open(address), server = new Server(app, listener, limits);
   const { hostname } = address, host = hostname.includes(":") ? `[${hostname}]` : hostname;

@@ -45,9 +45,8 @@ export class Model {
   #failure: Refusal | undefined;
 
   /**
-   * Loads the model at a path, which is a run, a checkpoint or a Hugging Face directory, on a device, "" for the best.
-   *
-   * @throws {UserError} if there is none, or the device does not open.
+   * Loads the model at a path, which is a run, a checkpoint or a Hugging Face directory, on a device, "" for the
+   * best. Throws UserError if there is none, or the device does not open.
    */
   static async load(path: string, device: string): Promise<Model> {
     const checkpoint = resolveCheckpoint(path), tokenizer = await openTokenizer(checkpoint);

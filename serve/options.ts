@@ -37,11 +37,7 @@ export type ServeOptions = {
 const STRINGS = ["run", "checkpoint", "device", "port", "host", "cors"] as const;
 const FLAGS = [...STRINGS, "help"];
 
-/**
- * What a command line asks for.
- *
- * @throws {UserError} for unknown flags, missing values and ports that are none.
- */
+/** What a command line asks for. Throws UserError for unknown flags, missing values and ports that are none. */
 export function parseOptions(args: string[]): ServeOptions {
   const flags = parseArgs(args, { string: STRINGS, collect: ["run", "cors"], unknown: refuseFlag });
   const value = (name: "checkpoint" | "device" | "port" | "host", fallback: string): string => {
@@ -93,10 +89,8 @@ function originOf(text: string): string {
 export type RunsToServe = { runs: Run[]; look: () => void };
 
 /**
- * The runs at some paths, each under its last name, with as many before it as tell it from the others. A path leads to a run,
- * or to a directory of runs.
- *
- * @throws {UserError} if a path leads to neither.
+ * The runs at some paths, each under its last name, with as many before it as tell it from the others. A path leads
+ * to a run, or to a directory of runs. Throws UserError if a path leads to neither.
  */
 export function openRuns(paths: string[]): RunsToServe {
   const clean = [...new Set(paths.map((path) => path.replace(/(?<=.)\/+$/, "")))];

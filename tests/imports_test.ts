@@ -68,6 +68,7 @@ export function f(g = "./not.ts") {}\nexport const h: "./not.ts";`;
 /** Ways to write TypeScript that have another way here, and which (CONTRIBUTING.md). */
 const DIALECT: [RegExp, string][] = [
   [/^(export )?(declare )?interface /, "type Name = { ... }"],
+  [/^ *(\/\*)?\* @throws /, "Throws UserError if ..."],
 ];
 
 Deno.test("every source file is written in the dialect of CONTRIBUTING.md", () => {
@@ -78,6 +79,9 @@ Deno.test("every source file is written in the dialect of CONTRIBUTING.md", () =
   assertEquals(wrong, []);
   assertEquals(strangeIn("export interface Shape extends Base {"), [
     "export interface Shape extends Base {: write type Name = { ... }",
+  ]);
+  assertEquals(strangeIn("   * @throws {UserError} if it is missing."), [
+    "   * @throws {UserError} if it is missing.: write Throws UserError if ...",
   ]);
 });
 

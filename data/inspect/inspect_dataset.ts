@@ -26,9 +26,8 @@ const SHOWN_TOKENS = 160; // so many of each at most
 const DECODED = 1 << 18; // tokens that bytes per token is measured on where no meta.json says it
 
 /**
- * Prints what a dataset holds, as it is read.
- *
- * @throws {UserError} at the end, if a checksum or a count is not that of meta.json, or an id is not of the vocabulary.
+ * Prints what a dataset holds, as it is read. Throws UserError at the end, if a checksum or a count is not that of
+ * meta.json, or an id is not of the vocabulary.
  */
 export function inspectDataset(
   dataset: Dataset,
@@ -127,9 +126,8 @@ function firstDocuments(dataset: Dataset, tokenizer: Tokenizer | null, documents
 }
 
 /**
- * A document of a split, decoded, below a line that says where it is.
- *
- * @throws {UserError} if there is no such document, or nothing says how to decode it.
+ * A document of a split, decoded, below a line that says where it is. Throws UserError if there is no such document,
+ * or nothing says how to decode it.
  */
 export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, split: Split, n: number): string {
   const { dir } = dataset, shards = dataset[split];

@@ -17,10 +17,10 @@ export type Ends = Pick<Dataset, "bos" | "eot">;
 export type Ids = Uint16Array | Uint32Array;
 
 /**
- * The tokens of a shard, some millions at a time, in an array that the next ones overwrite.
+ * The tokens of a shard, some millions at a time, in an array that the next ones overwrite. Throws UserError if the
+ * file ends before its last token.
  *
  * @param onBytes Is shown every byte of the file, in order.
- * @throws {UserError} if the file ends before its last token.
  */
 export function* chunksOf(shard: Shard, onBytes: (bytes: Uint8Array) => void = () => {}): Generator<Ids> {
   const { path, tokens, header_bytes, token_bytes } = shard;

@@ -20,9 +20,8 @@ export class DirectoryLock implements Disposable {
   }
 
   /**
-   * Makes a directory where there is none, and locks it.
-   *
-   * @throws {UserError} if it cannot be written, or another program holds the lock.
+   * Makes a directory where there is none, and locks it. Throws UserError if it cannot be written, or another program
+   * holds the lock.
    */
   static take(dir: string): DirectoryLock {
     try {

@@ -25,9 +25,8 @@ type PartOf = {
 };
 
 /**
- * Merges the parts in a directory; merging them again changes nothing.
- *
- * @throws {UserError} if a part is missing or unfinished, if parts do not belong together, or if another dataset stands there.
+ * Merges the parts in a directory; merging them again changes nothing. Throws UserError if a part is missing or
+ * unfinished, if parts do not belong together, or if another dataset stands there.
  */
 export function merge({ out, overwrite }: MergeOptions): Meta {
   const names = partNames(out);

@@ -160,11 +160,7 @@ const WITH_MERGE = ["out", "overwrite", "merge"]; // the rest is in the parts
 const MOST_TOKENS = 1e9; // in a shard
 const MOST_SEED = 2 ** 31 - 1;
 
-/**
- * What a command line asks for.
- *
- * @throws {UserError} for unknown flags, missing values and values out of range.
- */
+/** What a command line asks for. Throws UserError for unknown flags, missing values and values out of range. */
 export function parseCommand(args: string[]): Command {
   const given = parseFlags(args, FLAGS), { files: inputs, values, switches } = given, { out } = values;
   if (switches.merge) return { merge: mergeOptions(given) };

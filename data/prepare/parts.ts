@@ -25,10 +25,8 @@ export function parsePartName(name: string): PartNumber | undefined {
 }
 
 /**
- * What one of the parts reads. Of sources with weights every part gets its share of each, so that all parts have the same
- * mix; others are cut as one list.
- *
- * @throws {UserError} if there are more parts than files.
+ * What one of the parts reads. Of sources with weights every part gets its share of each, so that all parts have the
+ * same mix; others are cut as one list. Throws UserError if there are more parts than files.
  */
 export function takePart(sources: Source[], { index, count }: PartNumber): OwnPart {
   const all = sources.flatMap(({ inputs }) => inputs);

@@ -13,10 +13,10 @@ import { checkWritten } from "./writer.ts";
 export type Before = { finished: Meta } | { state: State | undefined };
 
 /**
- * Takes up the work on a dataset, for which the caller holds the lock.
+ * Takes up the work on a dataset, for which the caller holds the lock. Throws UserError saying what is there and what
+ * differs.
  *
  * @param overwrite Whatever stands in the directory may be replaced; what is of the same recipe is gone on with.
- * @throws {UserError} saying what is there and what differs.
  */
 export function takeUp(dir: string, recipe: Recipe, overwrite: boolean): Before {
   const published = completePublishing(dir);

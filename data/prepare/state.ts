@@ -55,8 +55,7 @@ export function writeState(unfinished: string, recipe: Recipe, counts: Counts, w
 
 /**
  * Reads the state in a directory `unfinished`; undefined if there is none, because nothing was committed there.
- *
- * @throws {UserError} if it was written by another version of loam, is no state, or was changed.
+ * Throws UserError if it was written by another version of loam, is no state, or was changed.
  */
 export function readState(unfinished: string): State | undefined {
   const path = join(unfinished, FILE);

@@ -80,9 +80,8 @@ export class ShardWriter implements Disposable {
 }
 
 /**
- * Checks that a directory holds what was written, if perhaps more.
- *
- * @throws {UserError} naming a shard that is missing or too short.
+ * Checks that a directory holds what was written, if perhaps more. Throws UserError naming a shard that is missing or
+ * too short.
  */
 export function checkWritten(dir: string, token_bytes: 2 | 4, written: Written): void {
   for (const split of SPLITS) {

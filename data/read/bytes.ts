@@ -28,11 +28,7 @@ export class FileBytes implements ByteSource {
     this.size = size;
   }
 
-  /**
-   * Bytes [from, to) of the file.
-   *
-   * @throws {UserError} if the file has become shorter than it was.
-   */
+  /** Bytes [from, to) of the file. Throws UserError if the file has become shorter than it was. */
   *read(from: number, to: number): Generator<Uint8Array<ArrayBuffer>> {
     const attempt = <T>(action: () => T) => orMistake(`Cannot read "${this.name}"`, action);
     using file = attempt(() => Deno.openSync(this.name));

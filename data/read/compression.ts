@@ -23,10 +23,10 @@ const WINDOW_LOG_MAX = 31; // what zstd --long=31 makes, for which it takes 2 GB
 const ZSTD_MAGIC = 0xfd2fb528, SKIPPABLE_MAGIC = 0x184d2a5; // the latter without its last four bits
 
 /**
- * The content of a file. One that is several compressed files one behind the other is read to its end.
+ * The content of a file. One that is several compressed files one behind the other is read to its end. Throws
+ * UserError if the file is truncated or corrupt.
  *
  * @param name Of the file, for messages.
- * @throws {UserError} if the file is truncated or corrupt.
  */
 export function decompress(chunks: Chunks, compression: Compression, name: string): Chunks {
   if (compression === "gz") return through(chunks, createGunzip({ chunkSize: CHUNK_BYTES }), name);
@@ -132,11 +132,11 @@ function uint32(bytes: Uint8Array): number {
 // ---- pages
 
 /**
- * The content of a parquet page, perhaps the bytes themselves.
+ * The content of a parquet page, perhaps the bytes themselves. Throws Error if it cannot be decompressed or has
+ * another length.
  *
  * @param codec As the metadata of a column has it, such as SNAPPY.
  * @param length Bytes of the content.
- * @throws {Error} if it cannot be decompressed or has another length.
  */
 export function decompressPage(
   bytes: Uint8Array<ArrayBuffer>,

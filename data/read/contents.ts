@@ -38,12 +38,11 @@ export function splitOf(path: string): string | undefined {
 }
 
 /**
- * The files of a directory to read.
+ * The files of a directory to read. Throws UserError if all that can be read is of another split.
  *
  * @param name How the user named it.
  * @param paths All files below it, relative to it.
  * @param endingOf What a file's name ends in if it can be read, such as .jsonl.gz; undefined for any other.
- * @throws {UserError} if all that can be read is of another split.
  */
 export function filesToRead(
   name: string,

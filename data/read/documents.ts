@@ -49,13 +49,12 @@ export type ReadCounts = {
 };
 
 /**
- * Reads the documents of all sources: mixed if they have weights, one source behind the other if they have none. Null and
- * empty ones are among them, with no bytes. The sequence of documents depends on sources and options only; where a block ends
- * may differ.
+ * Reads the documents of all sources: mixed if they have weights, one source behind the other if they have none. Null
+ * and empty ones are among them, with no bytes. The sequence of documents depends on sources and options only; where
+ * a block ends may differ. Throws UserError for what cannot be read.
  *
  * @param counts Counted up while reading, for documents that are skipped too.
  * @param skip Leave out the first so many documents of the sequence.
- * @throws {UserError} for what cannot be read.
  */
 export async function* readBlocks(
   sources: Source[],
@@ -123,9 +122,7 @@ const START_BYTES = 1 << 14;
 
 /**
  * Reads the first lines of each text file, so that most mistakes show before there is work to lose. Of parquet files
- * findSources() has read the metadata.
- *
- * @throws {UserError} as readBlocks().
+ * findSources() has read the metadata. Throws UserError as readBlocks().
  */
 export async function checkStarts(
   sources: Source[],

@@ -33,10 +33,8 @@ export function globFiles(pattern: string): string[] {
 }
 
 /**
- * The files below a directory, at most so many levels down, in no order. Hidden ones and those in hidden directories are left
- * out.
- *
- * @throws {UserError} for a directory that may not be read.
+ * The files below a directory, at most so many levels down, in no order. Hidden ones and those in hidden directories
+ * are left out. Throws UserError for a directory that may not be read.
  */
 export function filesBelow(directory: string, depth = Infinity): string[] {
   if (depth === 0) return [];

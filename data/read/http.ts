@@ -36,9 +36,8 @@ export type UrlInfo = {
 };
 
 /**
- * Asks a server about a file, by requesting its first byte.
- *
- * @throws {UserError} if there is no such file, it may not be read or is empty, or the server cannot be reached.
+ * Asks a server about a file, by requesting its first byte. Throws UserError if there is no such file, it may not be
+ * read or is empty, or the server cannot be reached.
  */
 export async function probeUrl(url: string, patience: Patience = PATIENCE): Promise<UrlInfo> {
   const retries = new Retries(url, patience);
@@ -66,9 +65,8 @@ export type JsonPage = {
 };
 
 /**
- * Fetches JSON from a server that sends long lists in parts.
- *
- * @throws {UserError} if it may not be read, is not JSON, or the server cannot be reached.
+ * Fetches JSON from a server that sends long lists in parts. Throws UserError if it may not be read, is not JSON, or
+ * the server cannot be reached.
  */
 export async function fetchJson(url: string, patience: Patience = PATIENCE): Promise<JsonPage> {
   const retries = new Retries(url, patience);
@@ -110,10 +108,8 @@ export class UrlBytes implements ByteSource {
   }
 
   /**
-   * Bytes [from, to) as they come. After a failure they go on where they stopped.
-   *
-   * @throws {UserError} if the server fails again and again, the file has changed, or the server sends no parts and from is
-   * not 0.
+   * Bytes [from, to) as they come. After a failure they go on where they stopped. Throws UserError if the server
+   * fails again and again, the file has changed, or the server sends no parts and from is not 0.
    */
   async *read(from: number, to: number): AsyncGenerator<Uint8Array<ArrayBuffer>> {
     const retries = new Retries(this.name, this.#patience);
@@ -182,10 +178,8 @@ class Connection {
   }
 
   /**
-   * Asks for a file or a range of it, where the URL redirects to if that may be followed. A server may send the whole file in
-   * any case.
-   *
-   * @throws {UserError} for answers that will not get better, {Busy} for those that may.
+   * Asks for a file or a range of it, where the URL redirects to if that may be followed. A server may send the whole
+   * file in any case. Throws UserError for answers that will not get better, Busy for those that may.
    */
   async request(url: string, range?: string): Promise<Answer> {
     let address = url, linked: string | null = null, token = false;

@@ -12,9 +12,8 @@ export type HubPath = {
 };
 
 /**
- * The parts of hf://datasets/OWNER/NAME@REVISION/PATH. Without a revision it is main.
- *
- * @throws {UserError} for hf:// and something else.
+ * The parts of hf://datasets/OWNER/NAME@REVISION/PATH. Without a revision it is main. Throws UserError for hf:// and
+ * something else.
  */
 export function parseHubUrl(url: string): HubPath {
   const match = /^hf:\/\/datasets\/([^/@]+\/[^/@]+)(?:@(refs\/\w+\/[^/]+|[^/]+))?\/(.*)$/.exec(url);
@@ -28,9 +27,8 @@ export function parseHubUrl(url: string): HubPath {
 }
 
 /**
- * Where the hub is: huggingface.co, or what HF_ENDPOINT says.
- *
- * @throws {UserError} if that is no address of http or https.
+ * Where the hub is: huggingface.co, or what HF_ENDPOINT says. Throws UserError if that is no address of http or
+ * https.
  */
 export function hubEndpoint(): string {
   const endpoint = Deno.env.get("HF_ENDPOINT") || "https://huggingface.co";

@@ -68,11 +68,11 @@ export type FindOptions = Choice & {
 };
 
 /**
- * Finds the inputs that each pattern names.
+ * Finds the inputs that each pattern names. Throws UserError for what cannot be read: missing, empty, an unknown
+ * format, no such parquet column, named twice.
  *
  * @param patterns Files, directories (for whatever in them can be read, but validation and test data), globs, URLs, and each of these on the hub as
  * hf://datasets/OWNER/NAME@REVISION/PATH. NAME:0.8 gives a weight; all have one or none has.
- * @throws {UserError} for what cannot be read: missing, empty, an unknown format, no such parquet column, named twice.
  */
 export async function findSources(patterns: string[], options: FindOptions): Promise<Source[]> {
   const { column } = options;

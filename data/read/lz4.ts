@@ -1,10 +1,9 @@
 // LZ4 blocks, which no zlib of Node.js reads: sequences of literal bytes and matches with what came before.
 
 /**
- * The content of a block.
+ * The content of a block. Throws Error if the block is corrupt or its content is longer.
  *
  * @param length Bytes that the content should have; it may have fewer.
- * @throws {Error} if the block is corrupt or its content is longer.
  */
 export function decompressLz4(bytes: Uint8Array, length: number): Uint8Array<ArrayBuffer> {
   const content = new Uint8Array(length);
@@ -12,10 +11,8 @@ export function decompressLz4(bytes: Uint8Array, length: number): Uint8Array<Arr
 }
 
 /**
- * The content of blocks that Hadoop wrote, each behind the lengths of its content and itself, or of one block without them,
- * as older writers have it under the same name.
- *
- * @throws {Error} as decompressLz4().
+ * The content of blocks that Hadoop wrote, each behind the lengths of its content and itself, or of one block without
+ * them, as older writers have it under the same name. Throws Error as decompressLz4().
  */
 export function decompressLz4Hadoop(bytes: Uint8Array, length: number): Uint8Array<ArrayBuffer> {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length), blocks: [number, number][] = [];

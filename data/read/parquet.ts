@@ -20,10 +20,10 @@ export type Skip = {
 };
 
 /**
- * The texts of a column in the order of the file. Null is an empty document.
+ * The texts of a column in the order of the file. Null is an empty document. Throws UserError as openTextColumn(),
+ * and for pages that cannot be read.
  *
  * @param skip Row groups that lie in it are passed over.
- * @throws {UserError} as openTextColumn(), and for pages that cannot be read.
  */
 export async function* readParquet(
   source: ByteSource,

@@ -29,9 +29,8 @@ const ENCRYPTED_MAGIC = 0x45524150; // or "PARE", if its footer is encrypted
 const FOOTER_GUESS = 1 << 16; // bytes; a second request fetches what is longer
 
 /**
- * Finds a text column at the top level of a parquet file.
- *
- * @throws {UserError} if the file is not parquet, is truncated or corrupt, or has no such column.
+ * Finds a text column at the top level of a parquet file. Throws UserError if the file is not parquet, is truncated
+ * or corrupt, or has no such column.
  */
 export async function openTextColumn(source: ByteSource, name: string): Promise<TextColumn> {
   const footer = await readFooter(source);

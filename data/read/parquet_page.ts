@@ -48,10 +48,9 @@ export function rowsOf({ data_page_header, data_page_header_v2 }: PageHeader): n
 }
 
 /**
- * Decodes a dictionary page.
+ * Decodes a dictionary page. Throws Error if the page is not what its header says.
  *
  * @param bytes What follows its header; not kept.
- * @throws {Error} if the page is not what its header says.
  * @internal since `deno doc --lint` takes PageHeader, a type of the package hyparquet, for a private one
  */
 export function decodeDictionary(
@@ -73,11 +72,10 @@ export function decodeDictionary(
 }
 
 /**
- * Opens a data page.
+ * Opens a data page. Throws Error if the page is not what its header says.
  *
  * @param bytes What follows its header, which must stay as it is while values are read.
  * @param dictionary Of the same column chunk, if it has one.
- * @throws {Error} if the page is not what its header says.
  * @internal since `deno doc --lint` takes PageHeader, a type of the package hyparquet, for a private one
  */
 export function openPage(

@@ -17,11 +17,10 @@ export type Redirect = {
 };
 
 /**
- * The address that a redirect leads to. A private one (RFC 1918), a loopback or a link-local one may only follow on one of the
- * same kind. A name that cannot be looked up counts as public, since a proxy may know it; between the look-up here and
- * fetch()'s own a name can still change what it stands for.
- *
- * @throws {UserError} if it should not be followed.
+ * The address that a redirect leads to. A private one (RFC 1918), a loopback or a link-local one may only follow on
+ * one of the same kind. A name that cannot be looked up counts as public, since a proxy may know it; between the
+ * look-up here and fetch()'s own a name can still change what it stands for. Throws UserError if it should not be
+ * followed.
  */
 export async function followed({ named, from, location, token }: Redirect): Promise<string> {
   const refused = (advice: string) =>

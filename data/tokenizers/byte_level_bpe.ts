@@ -55,9 +55,8 @@ export type ByteLevelBpe = {
 };
 
 /**
- * Reads a tokenizer.json of byte-level BPE.
- *
- * @throws {RangeError} saying what the file has that is not supported, and what it should have.
+ * Reads a tokenizer.json of byte-level BPE. Throws RangeError saying what the file has that is not supported, and
+ * what it should have.
  */
 export function byteLevelBpe(file: TokenizerFile): ByteLevelBpe {
   const json = file.json as unknown as ByteLevelJson, { model } = json;

@@ -10,9 +10,8 @@ import type { Json } from "./tokenizer_file.ts";
 const END_OF_TEXT = "<|endoftext|>";
 
 /**
- * The tokenizer whose ids are the places of characters in a list; the end of text has the id behind the last.
- *
- * @throws {RangeError} if one of them is not a character.
+ * The tokenizer whose ids are the places of characters in a list; the end of text has the id behind the last. Throws
+ * RangeError if one of them is not a character.
  */
 export function characterTokenizer(name: string, characters: readonly string[]): Tokenizer {
   const utf8 = new TextEncoder(), ids = new Map<number, number>();

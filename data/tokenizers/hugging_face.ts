@@ -42,10 +42,9 @@ export function withStartOf(path: string, tokenizer: Tokenizer): Tokenizer {
 }
 
 /**
- * The tokenizer of the tokenizer.json at a path. Its end of text is the eos_token of the tokenizer_config.json beside it, or
- * else a usual one that the vocabulary has.
- *
- * @throws {UserError} if the file cannot be read, is of a kind that is not supported, or has no end-of-text token.
+ * The tokenizer of the tokenizer.json at a path. Its end of text is the eos_token of the tokenizer_config.json beside
+ * it, or else a usual one that the vocabulary has. Throws UserError if the file cannot be read, is of a kind that is
+ * not supported, or has no end-of-text token.
  */
 export function openTokenizerJson(name: string, path: string): Tokenizer {
   const file = readTokenizerFile(path), config = readConfig(path);

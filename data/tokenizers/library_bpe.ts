@@ -24,9 +24,8 @@ export type LibraryBpe = Pick<Tokenizer, "vocab_size" | "encode" | "encodeUtf8" 
 };
 
 /**
- * Reads a tokenizer.json of BPE over characters, and the tokenizer_config.json that belongs to it.
- *
- * @throws {RangeError} saying what the file has that is not supported, and what it should have.
+ * Reads a tokenizer.json of BPE over characters, and the tokenizer_config.json that belongs to it. Throws RangeError
+ * saying what the file has that is not supported, and what it should have.
  */
 export function libraryBpe(json: Json, config: Json): LibraryBpe {
   checkSupported(json);

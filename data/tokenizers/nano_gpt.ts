@@ -10,9 +10,8 @@ import { readBytes } from "./tokenizer_file.ts";
 type Value = string | number | Map<Value, Value>;
 
 /**
- * The tokenizer of the meta.pkl at a path: its characters, and behind them an end of text that nanoGPT's data does not have.
- *
- * @throws {UserError} if the file cannot be read or is anything else.
+ * The tokenizer of the meta.pkl at a path: its characters, and behind them an end of text that nanoGPT's data does
+ * not have. Throws UserError if the file cannot be read or is anything else.
  */
 export function openMetaPkl(path: string): Tokenizer {
   const bytes = readBytes(path);

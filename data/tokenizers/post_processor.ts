@@ -19,9 +19,8 @@ type PostProcessor = {
 };
 
 /**
- * The token that begins every text, undefined if none does.
- *
- * @throws {RangeError} if it adds more than that, or is of an unknown kind.
+ * The token that begins every text, undefined if none does. Throws RangeError if it adds more than that, or is of an
+ * unknown kind.
  */
 export function startOf({ post_processor }: Json): SpecialToken | undefined {
   const [start, ...more] = post_processor ? startsOf(post_processor as PostProcessor) : [];

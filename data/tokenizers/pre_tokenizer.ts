@@ -34,11 +34,7 @@ export type Cutting = {
   cuts: { pattern: string; keep: Cut["keep"] }[];
 };
 
-/**
- * Reads a pre-tokenizer.
- *
- * @throws {RangeError} saying what it is and what it should be, if it is not supported.
- */
+/** Reads a pre-tokenizer. Throws RangeError saying what it is and what it should be, if it is not supported. */
 export function readPreTokenizer(json: PreTokenizer | null | undefined): Cutting {
   const steps = flatten(json), last = steps.pop();
   if (last?.type !== "ByteLevel") {

@@ -28,11 +28,7 @@ export type TokenizerFile = {
   merges?: Span;
 };
 
-/**
- * Reads a tokenizer.json.
- *
- * @throws {UserError} if it cannot be read or is not JSON.
- */
+/** Reads a tokenizer.json. Throws UserError if it cannot be read or is not JSON. */
 export function readTokenizerFile(path: string): TokenizerFile {
   const bytes = readBytes(path), { parts, ...lists } = findParts(path, bytes);
   let text = "", from = 0;

@@ -100,9 +100,7 @@ const FLAGS = {
 const MOST_TOKENS = 1_000_000; // the largest vocabularies in use have a quarter of it
 
 /**
- * The options that a command line means.
- *
- * @throws {UserError} for unknown flags, missing values and values out of range.
+ * The options that a command line means. Throws UserError for unknown flags, missing values and values out of range.
  */
 export function parseOptions(args: string[]): TrainOptions {
   const { files: train, values, switches } = parseFlags(args, FLAGS), { out } = values;
