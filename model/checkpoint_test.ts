@@ -3,7 +3,7 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { copyToDevice, open } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
-import { modelDirectory } from "../tests/helpers.ts";
+import { modelDirectory } from "../tests/testing.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../runtime/safetensors.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, param } from "../runtime/tensor.ts";

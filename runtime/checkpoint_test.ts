@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { crashes, failing, inEach, unsynced } from "../tests/disk.ts";
-import { freshPath } from "../tests/helpers.ts";
+import { freshPath } from "../tests/testing.ts";
 import {
   type CheckpointContent,
   type Company,

@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { characterTokenizer } from "../data/tokenizers/character_level.ts";
 import { UserError } from "../base/errors.ts";
-import { copy, dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/helpers.ts";
+import { copy, dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/testing.ts";
 import { type App, createApp } from "./app.ts";
 import { listen } from "./listen.ts";
 import { Model } from "./model.ts";

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { prometheusText } from "./prometheus.ts";
 import { FakeRun } from "./testing.ts";
-import { isInstalled } from "../tests/helpers.ts";
+import { isInstalled } from "../tests/testing.ts";
 
 type Sample = { name: string; labels: Record<string, string>; value: number };
 type Family = { name: string; help: string; type: string; samples: Sample[] };

@@ -20,7 +20,7 @@ import {
   runWithoutStdout,
   SMALL,
   succeed,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 let shared: Promise<{ text: string; data: string; finished: string }> | undefined;
 

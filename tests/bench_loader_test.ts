@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import type { Report } from "../bench/loader.ts";
 import { libraryExists } from "../ffi/library.ts";
-import { freshPath, ROOT } from "./helpers.ts";
+import { freshPath, ROOT } from "./testing.ts";
 
 Deno.test({
   name: "loader.ts times batches and watches resident memory",

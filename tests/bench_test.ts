@@ -8,7 +8,7 @@ import type { Report } from "../bench/kernels.ts";
 import { floor } from "../bench/roofline.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { libraryExists } from "../ffi/library.ts";
-import { dataset, freshPath, ROOT } from "./helpers.ts";
+import { dataset, freshPath, ROOT } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const GPT_270M = { ...SHAPES["gpt-270m"]!, head_chunk: 2048, act: 2 };

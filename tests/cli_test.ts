@@ -13,7 +13,7 @@ import {
   type Result,
   ROOT,
   SMALL,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 const MOD = new URL("mod.ts", ROOT).pathname;
 

@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
 import { reason } from "../tools/compile.ts";
 import { libraryExists } from "../ffi/library.ts";
-import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./helpers.ts";
+import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./testing.ts";
 
 const DENORT = `https://dl.deno.land/release/v${Deno.version.deno}/denort-${Deno.build.target}.zip`;
 

@@ -3,7 +3,7 @@
 import { createHash } from "node:crypto";
 import { dirname } from "node:path";
 import { type Change, watchChanges } from "../base/files.ts";
-import { freshPath } from "./helpers.ts";
+import { freshPath } from "./testing.ts";
 
 /** Contents by path, "" being the directory itself; null for a directory. */
 export type Files = Map<string, Uint8Array | null>;

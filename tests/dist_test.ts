@@ -14,7 +14,7 @@ import {
   ROOT,
   SMALL,
   succeed,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 const hasMpirun = isInstalled("mpirun"), mpi = { ignore: !hasMpirun };
 if (!hasMpirun) {

@@ -3,7 +3,7 @@
 // UNTESTED with the reason, and nothing is in there that the pages do not say.
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { dirname } from "node:path";
-import { copyInto, emptyDirectory, isInstalled, ROOT, SMALL } from "./helpers.ts";
+import { copyInto, emptyDirectory, isInstalled, ROOT, SMALL } from "./testing.ts";
 
 const PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md"].concat(
   Array.from(Deno.readDirSync(new URL("docs", ROOT)), ({ name }) => `docs/${name}`)

@@ -10,7 +10,7 @@ import { trainTokenizer } from "../data/train_tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { sha256OfFile } from "../base/files.ts";
 import { crashes, failing, inEach, unsynced } from "./disk.ts";
-import { freshPath } from "./helpers.ts";
+import { freshPath } from "./testing.ts";
 
 /** Work on a directory `out`, what it ends with, and what of `out` can be used, if anything. */
 type Case = {

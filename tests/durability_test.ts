@@ -14,7 +14,7 @@ import { readSums, requireSums, SUMS } from "../runtime/sums.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { train, type TrainConfig } from "../train.ts";
 import { crashes, failing, inEach, type State, unsynced } from "./disk.ts";
-import { dataset, freshPath, list, metrics, ROOT, SMALL } from "./helpers.ts";
+import { dataset, freshPath, list, metrics, ROOT, SMALL } from "./testing.ts";
 
 /** Runs without what it prints, which is told to `hear`. */
 async function quietly<T>(work: () => T, hear: (line: string) => void = () => {}): Promise<Awaited<T>> {

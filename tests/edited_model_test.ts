@@ -1,7 +1,7 @@
 // A model/llama.ts that was edited: what it adds is trained, counted, saved and loaded, or refused by name.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { readSafetensors } from "../runtime/safetensors.ts";
-import { dataset, errorLine, freshPath, metrics, ROOT, run, runIn, SMALL, succeed } from "./helpers.ts";
+import { dataset, errorLine, freshPath, metrics, ROOT, run, runIn, SMALL, succeed } from "./testing.ts";
 
 /** QK-norm, as examples/qk_norm.ts adds it: six lines. */
 const QK_NORM: [after: string, added: string][] = [

@@ -20,7 +20,7 @@ import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
 import { integers, normal } from "../runtime/testing.ts";
-import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./helpers.ts";
+import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
 const SEEDS = [0, 11]; // 0: threads and blocks in order; others: a random order each

@@ -1,6 +1,6 @@
 // Runs the scripts of examples/ as their first lines say, for a few steps, and the examples in docstrings.
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { dataset, freshPath, ROOT } from "./helpers.ts";
+import { dataset, freshPath, ROOT } from "./testing.ts";
 
 /** Runs a line of shell words that begins with deno, with a program on stdin if there is one; returns stdout. */
 async function succeed(line: string, program = "", cwd: string | URL = ROOT): Promise<string> {

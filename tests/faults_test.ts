@@ -23,7 +23,7 @@ import {
   runWithoutStdout,
   SMALL,
   succeed,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 /** A run of two steps with a checkpoint after each. */
 async function trained(): Promise<string> {

@@ -9,7 +9,7 @@ import { findDocument, readRange } from "../data/inspect/scan.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { allocateHost, copyToHost, libraryExists, open, tokenSource } from "../ffi/library.ts";
-import { dataset, freshPath, metrics, refuse, SMALL, succeed } from "./helpers.ts";
+import { dataset, freshPath, metrics, refuse, SMALL, succeed } from "./testing.ts";
 
 const FORMATS = new URL("fixtures/formats/", import.meta.url).pathname;
 

@@ -2,7 +2,7 @@
 // compares with it.
 import { assert, assertEquals } from "@std/assert";
 import { readSafetensors, type SafetensorsFile } from "../runtime/safetensors.ts";
-import { metrics } from "./helpers.ts";
+import { metrics } from "./testing.ts";
 
 export const GOLDEN = new URL("golden/train_run", import.meta.url).pathname;
 export const expected = JSON.parse(Deno.readTextFileSync(`${GOLDEN}/run.json`));

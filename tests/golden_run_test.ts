@@ -10,7 +10,7 @@ import { Parameters } from "../runtime/optim.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import { readFloats } from "../runtime/tensor.ts";
 import { ALONE, compare, expected, FLAGS, GOLDEN, SHARED, values } from "./golden_run.ts";
-import { freshPath, isInstalled, mpirun, succeed } from "./helpers.ts";
+import { freshPath, isInstalled, mpirun, succeed } from "./testing.ts";
 
 const GOLDEN_MODEL: LlamaConfig = {
   ...{ vocab_size: 257, n_layer: 2, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 32, n_inner: 48 },

@@ -12,7 +12,7 @@ import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
 import { openTestDevice } from "../runtime/testing.ts";
-import { dataset, freshPath, list, SMALL, succeed } from "./helpers.ts";
+import { dataset, freshPath, list, SMALL, succeed } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const isFloat = openTestDevice().act === "f32";

@@ -18,7 +18,7 @@ import {
   ROOT,
   SMALL,
   succeed,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 const data = await dataset({ words: 2000 });
 const library = await compile();

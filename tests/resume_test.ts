@@ -16,7 +16,7 @@ import {
   Running,
   SMALL,
   succeed,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 /** Flags of a run that passes its data more than once and updates on two micro-steps. */
 async function flags(...more: string[]): Promise<string[]> {

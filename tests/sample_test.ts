@@ -14,7 +14,7 @@ import {
   SMALL,
   succeed,
   VOCABULARY,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 /** A model that has learned to write short sentences and to end them. */
 let trained: Promise<string> | undefined;

@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { existsSync } from "node:fs";
 import { PLACES } from "../serve/nvml.ts";
-import { emptyDirectory } from "./helpers.ts";
+import { emptyDirectory } from "./testing.ts";
 
 const ROOT = new URL("../", import.meta.url);
 

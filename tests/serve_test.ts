@@ -12,7 +12,7 @@ import {
   SMALL,
   succeed,
   withFewFiles,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 const data = await dataset();
 const finished = freshPath();

@@ -1,7 +1,7 @@
 // Signals that arrive in the middle of a step.
 import { assert, assertEquals } from "@std/assert";
 import { open } from "../ffi/library.ts";
-import { ROOT } from "./helpers.ts";
+import { ROOT } from "./testing.ts";
 
 const { blas = "" } = open("cpu", { threads: 2 });
 

@@ -7,7 +7,7 @@ import { askPython, python, TOKENIZERS } from "../data/tokenizers/testing.ts";
 import { endsOf, loadModel } from "../model/checkpoint.ts";
 import { generate } from "../model/generate.ts";
 import { openTestDevice } from "../runtime/testing.ts";
-import { copy, freshPath, modelDirectory, refuse, SMALL, succeed } from "./helpers.ts";
+import { copy, freshPath, modelDirectory, refuse, SMALL, succeed } from "./testing.ts";
 
 const isFloat = openTestDevice().act === "f32";
 

@@ -1,7 +1,7 @@
 // OTEL_DENO=true, against a collector of our own.
 import { assert, assertEquals } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
-import { dataset, freshPath, ROOT, SMALL } from "./helpers.ts";
+import { dataset, freshPath, ROOT, SMALL } from "./testing.ts";
 
 /** The parts of OTLP's JSON that are read here. */
 type Export = {

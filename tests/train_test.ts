@@ -17,7 +17,7 @@ import {
   run,
   SMALL,
   succeed,
-} from "./helpers.ts";
+} from "./testing.ts";
 
 const hasGPU = chooseDevice().name === "cuda";
 open("cpu", { threads: 2 });
