@@ -1,33 +1,25 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
-import { type Dataset, openDataset, tokenizerOf, verifyDataset } from "./data/bins.ts";
-import { Loader } from "./data/loader.ts";
-import { openData } from "./data/mix.ts";
-import type { Tokenizer } from "./data/tokenizer.ts";
+import { help } from "./base/config.ts";
 import { runMain } from "./base/errors.ts";
-import { tokenSource } from "./ffi/library.ts";
-import { resumeFrom, saveRun } from "./model/checkpoint.ts";
+import { openDataset, tokenizerOf, verifyDataset } from "./data/bins.ts";
+import { openData } from "./data/mix.ts";
+import { joinRanks, Ranks } from "./dist/ranks.ts";
+import { findWorld } from "./dist/world.ts";
+import { saveRun } from "./model/checkpoint.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
-import { evaluate, evaluateAll, sampleText } from "./model/evaluate.ts";
+import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
-import { init, type Llama, type LlamaConfig, loss, type Recompute } from "./model/llama.ts";
+import { loss, type Recompute } from "./model/llama.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
-import { due, Progress } from "./model/progress.ts";
-import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./model/report.ts";
-import { howToGoOn, openRun, requireSameData } from "./model/run_directory.ts";
-import { settle } from "./runtime/checkpoint.ts";
-import { help } from "./base/config.ts";
-import { type DebugMode, profileAfter, setDebug, tapeListing } from "./runtime/debug.ts";
-import { joinRanks, Ranks } from "./dist/ranks.ts";
-import { Inputs } from "./runtime/inputs.ts";
-import { type Log, logOfRank, requireIdle } from "./runtime/metrics.ts";
-import { AdamW, cosineSchedule, Parameters } from "./runtime/optim.ts";
-import { Stop } from "./model/stop.ts";
+import { due } from "./model/progress.ts";
+import { begin, makeParts, openLog, type Parts, type Run } from "./model/run.ts";
+import { howToGoOn } from "./model/run_directory.ts";
+import { profileAfter, tapeListing } from "./runtime/debug.ts";
+import { cosineSchedule } from "./runtime/optim.ts";
 import { backward, endStep } from "./runtime/tape.ts";
-import { readTrainerState } from "./runtime/trainer_state.ts";
-import { findWorld } from "./dist/world.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
@@ -101,27 +93,10 @@ export const variables = {
 /** The variables above, as the command line sets them. */
 export type TrainConfig = typeof variables;
 
-/** What the loop works with. */
-type Run = {
-  config: TrainConfig;
-  c: LlamaConfig;
-  dataset: Dataset;
-  tokenizer: Tokenizer | undefined;
-  data: Loader;
-  val: Loader | undefined;
-  inputs: Inputs;
-  model: Llama;
-  optimizer: AdamW;
-  ranks: Ranks;
-  stop: Stop;
-  log: Log;
-  progress: Progress;
-};
-
 /** Trains up to max_iters, or to a signal. */
 async function loop(run: Run): Promise<"finished" | "stopped"> {
   const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress } = run;
-  const { head_chunk, max_iters, eval_batches } = config, recompute = config.recompute as Recompute;
+  const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
   const micro_steps = config.gradient_accumulation_steps / ranks.world_size; // of this rank
   const grad_scale = 1 / config.gradient_accumulation_steps;
   let step = progress.before, saved_step = step;
@@ -155,16 +130,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
     const saves = due(step, config.save_interval, isLast) && isGood(done);
     const evaluates = val && !progress.stopping && due(step, config.eval_interval, isLast || saves);
     if (evaluates) {
-      const val_loss = await evaluate(
-        model,
-        c,
-        head_chunk,
-        val,
-        inputs,
-        eval_batches,
-        ranks,
-        () => stop.agree(),
-      );
+      const val_loss = await evaluate(run, val, config.eval_batches, () => stop.agree());
       if (val_loss === undefined) progress.stopping = true;
       else done.val_loss = done.metrics.val_loss = val_loss;
     }
@@ -192,17 +158,6 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
   return step < max_iters ? "stopped" : "finished";
 }
 
-/** Has the model write a text, on the first rank. The others go on: of a signal that comes meanwhile they hear in the next step. */
-async function sample(
-  { config, c, dataset, tokenizer, model, ranks, stop, log, progress }: Run,
-  step: number,
-): Promise<void> {
-  if (!tokenizer || ranks.rank > 0) return;
-  const text = await sampleText(model, c, config, dataset, tokenizer, () => stop.look());
-  if (text !== undefined) log.sample(step, text);
-  progress.stopping = ranks.isAlone && stop.asked !== "";
-}
-
 /** One training run, from command-line arguments to the last checkpoint. */
 export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
@@ -221,60 +176,25 @@ export async function train(args: string[]): Promise<void> {
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
   try {
     config.out_dir = await ranks.enter(config.out_dir);
-    await run(config, c, dataset, tokenizer, checkpoint, description, ranks);
+    const parts = makeParts(config, c, dataset, tokenizer, checkpoint, ranks);
+    if (config.eval_only) await evaluateAll(parts);
+    else await trainIn(parts, description);
     await ranks.finalize();
   } catch (error) {
     ranks.fail(orDoesNotFit(error, c, config));
   }
 }
 
-/** Makes all that a run needs, opens its directory, and trains; or evaluates the model to resume. */
-async function run(
-  config: TrainConfig,
-  c: LlamaConfig,
-  dataset: Dataset,
-  tokenizer: Tokenizer | undefined,
-  checkpoint: string | undefined,
-  description: string,
-  ranks: Ranks,
-): Promise<void> {
-  const { batch_size: B, block_size: T, seed, zero_stage } = config, { rank, world_size } = ranks;
-  const isFirst = rank === 0;
-  setDebug(config.debug as DebugMode);
-  const shape = { batch_size: B, block_size: T, vocab_size: c.vocab_size };
-  const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
-  const val = config.eval_interval > 0 && dataset.val.length > 0
-    ? new Loader(tokenSource, dataset, { ...shape, split: "val" })
-    : undefined;
-  const inputs = new Inputs(B, T, config.gradient_accumulation_steps / world_size);
-  const model = init(c);
-  const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage });
-  const optimizer = new AdamW(parameters, config);
-  if (isFirst && !config.eval_only) requireIdle(config.out_dir);
-  const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
-  if (checkpoint && saved) {
-    requireSameData(config, dataset, saved);
-    resumeFrom(checkpoint, c, optimizer);
-  }
-  if (config.eval_only) return await evaluateAll(model, c, config, dataset, inputs, ranks);
-  const weights = parameters.sha256();
-  await ranks.requireSame({ config, data: dataset.sha256, versions: VERSIONS, weights });
-
-  const peak = peakOfAll(world_size);
-  const facts = runFacts(config, c, description, parameters, data, peak, saved?.step ?? 0);
-  await using server = isFirst && config.serve_port > 0 ? new ServerBeside() : undefined;
-  using log = isFirst ? await openRun(config, saved) : logOfRank(rank, config.out_dir);
+/** Opens the run directory, and the dashboard where it is wanted, and trains. */
+async function trainIn(parts: Parts, description: string): Promise<void> {
+  const { config, c, ranks } = parts;
+  await using server = ranks.rank === 0 && config.serve_port > 0 ? new ServerBeside() : undefined;
+  using log = await openLog(parts);
+  ranks.onFailure = (error) => log.fail(error);
   try {
-    if (isFirst) settle(config.out_dir, saved, config.keep_checkpoints);
-    log.describe(facts);
+    const run = begin(parts, log, description);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
-    ranks.onFailure = (error) => log.fail(error);
-    banner(log, config, c, description, peak, saved, data.order(seed));
-    for (const line of dataLines(config, dataset, val)) log.line(line);
-    const stop = new Stop(ranks);
-    const progress = new Progress({ config, c, data, optimizer, ranks, stop, log, peak, facts, saved });
-    const parts = { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, stop, log };
-    log.end(await loop({ ...parts, progress }));
+    log.end(await loop(run));
   } catch (error) {
     const cause = orDoesNotFit(error, c, config);
     log.fail(cause);

@@ -1,27 +1,20 @@
 // How good a model is: its loss on the validation split, and a text that it writes.
-import type { Dataset } from "../data/bins.ts";
-import { Loader } from "../data/loader.ts";
+import type { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
-import { tokenSource } from "../ffi/library.ts";
-import type { Ranks } from "../dist/ranks.ts";
-import type { Inputs } from "../runtime/inputs.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { rows } from "../runtime/tensor.ts";
 import { generate } from "./generate.ts";
-import { type Llama, type LlamaConfig, loss } from "./llama.ts";
+import { loss } from "./llama.ts";
+import type { Parts, Run } from "./run.ts";
 
 /**
  * Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them.
  * Undefined when isAsked(), which all ranks call after each of their batches, tells them to stop.
  */
 export async function evaluate(
-  model: Llama,
-  c: LlamaConfig,
-  head_chunk: number,
+  { config: { head_chunk }, c, model, inputs, ranks }: Parts,
   val: Loader,
-  inputs: Inputs,
   batches: number,
-  ranks: Ranks,
   isAsked: () => Promise<boolean> = () => Promise.resolve(false),
 ): Promise<number | undefined> {
   let sum = 0, windows = 0;
@@ -42,46 +35,37 @@ export async function evaluate(
   return total / count;
 }
 
-/** --eval_only: the mean loss over all windows of the val split. */
-export async function evaluateAll(
-  model: Llama,
-  c: LlamaConfig,
-  settings: { head_chunk: number; batch_size: number; block_size: number },
-  dataset: Dataset,
-  inputs: Inputs,
-  ranks: Ranks,
-): Promise<void> {
-  const val = new Loader(tokenSource, dataset, { ...settings, vocab_size: c.vocab_size, split: "val" });
-  const mean = await evaluate(model, c, settings.head_chunk, val, inputs, Infinity, ranks);
-  if (mean === undefined || ranks.rank > 0) return;
-  console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${c.block_size} tokens`);
+/** --eval_only: prints the mean loss over all windows of the val split. */
+export async function evaluateAll(parts: Parts): Promise<void> {
+  const val = parts.val!, mean = await evaluate(parts, val, Infinity);
+  if (mean === undefined || parts.ranks.rank > 0) return;
+  console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${parts.c.block_size} tokens`);
+}
+
+/** Has the model write a text, on the first rank. The others go on: of a signal that comes meanwhile they hear in the next step. */
+export async function sample(run: Run, step: number): Promise<void> {
+  const { ranks, stop, log, progress } = run;
+  if (!run.tokenizer || ranks.rank > 0) return;
+  const text = await sampleText(run, run.tokenizer, () => stop.look());
+  if (text !== undefined) log.sample(step, text);
+  progress.stopping = ranks.isAlone && stop.asked !== "";
 }
 
 /**
  * A document that the model writes from nothing, the same every time for the same weights. Undefined when isAsked(), which is
  * called after each token, tells it to stop.
  */
-export async function sampleText(
-  model: Llama,
-  c: LlamaConfig,
-  s: { sample_temperature: number; sample_tokens: number; seed: number },
-  { bos, eot }: Pick<Dataset, "bos" | "eot">,
+async function sampleText(
+  { config, c, model, dataset: { bos, eot } }: Parts,
   tokenizer: Tokenizer,
   isAsked: () => Promise<boolean>,
 ): Promise<string | undefined> {
-  const options = {
-    temperature: s.sample_temperature,
-    top_k: 0,
-    top_p: 1,
-    seed: s.seed,
-    stop: [eot],
-  };
+  const { sample_temperature: temperature, sample_tokens: max_new_tokens, seed } = config;
   // The tokenizer may begin texts otherwise than a dataset of an earlier version, which is what the model knows.
   const start = bos === tokenizer.bos ? tokenizer.prompt("") : [bos];
+  const options = { temperature, top_k: 0, top_p: 1, seed, stop: [eot], max_new_tokens };
   const tokens: number[] = [];
-  for (
-    const token of generate(model, c, start, { ...options, max_new_tokens: s.sample_tokens })
-  ) {
+  for (const token of generate(model, c, start, options)) {
     tokens.push(token);
     if (await isAsked()) return undefined;
   }

@@ -1,0 +1,97 @@
+// The parts of a training run, made in the order in which they may fail, and what a run says as it begins.
+import type { Dataset } from "../data/bins.ts";
+import { Loader } from "../data/loader.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import type { Ranks } from "../dist/ranks.ts";
+import { tokenSource } from "../ffi/library.ts";
+import { settle } from "../runtime/checkpoint.ts";
+import { type DebugMode, setDebug } from "../runtime/debug.ts";
+import { Inputs } from "../runtime/inputs.ts";
+import { type Log, logOfRank, requireIdle } from "../runtime/metrics.ts";
+import { AdamW, Parameters, type Schedule } from "../runtime/optim.ts";
+import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
+import { resumeFrom, type RunToSave } from "./checkpoint.ts";
+import { init, type Llama, type LlamaConfig } from "./llama.ts";
+import type { StepSettings } from "./plan.ts";
+import { Progress } from "./progress.ts";
+import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./report.ts";
+import { type DirectoryConfig, openRun, requireSameData } from "./run_directory.ts";
+import { Stop } from "./stop.ts";
+
+/** What is read here of the variables of train.ts. */
+export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & Schedule & {
+  zero_stage: number;
+  eval_batches: number;
+  sample_tokens: number;
+  sample_temperature: number;
+  serve_port: number;
+};
+
+/** What a run needs before its directory is open. */
+export type Parts = {
+  config: RunConfig;
+  c: LlamaConfig;
+  dataset: Dataset;
+  tokenizer: Tokenizer | undefined;
+  data: Loader;
+  val: Loader | undefined; // undefined where nothing is to be evaluated, or nothing there to do it on
+  inputs: Inputs;
+  model: Llama;
+  optimizer: AdamW;
+  ranks: Ranks;
+  saved: TrainerState | undefined; // what the run goes on from
+};
+
+/** All that the loop of train.ts works with. */
+export type Run = Parts & { stop: Stop; log: Log; progress: Progress };
+
+/**
+ * Takes memory for the model, and reads weights and optimizer from a checkpoint if the run goes on from one.
+ * Throws UserError where the run directory is in use, and for a checkpoint that is not of this model and data.
+ */
+export function makeParts(
+  config: RunConfig,
+  c: LlamaConfig,
+  dataset: Dataset,
+  tokenizer: Tokenizer | undefined,
+  checkpoint: string | undefined,
+  ranks: Ranks,
+): Parts {
+  const { batch_size, block_size, seed, zero_stage, eval_only } = config, { rank, world_size } = ranks;
+  setDebug(config.debug as DebugMode);
+  const shape = { batch_size, block_size, vocab_size: c.vocab_size };
+  const evaluates = eval_only || config.eval_interval > 0 && dataset.val.length > 0;
+  const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
+  const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
+  const inputs = new Inputs(batch_size, block_size, config.gradient_accumulation_steps / world_size);
+  const model = init(c);
+  const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage });
+  const optimizer = new AdamW(parameters, config);
+  if (rank === 0 && !eval_only) requireIdle(config.out_dir);
+  const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
+  if (checkpoint && saved) {
+    requireSameData(config, dataset, saved);
+    resumeFrom(checkpoint, c, optimizer);
+  }
+  return { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, saved };
+}
+
+/** The log of the first rank in the run directory, which it opens; that of another one. All must begin alike. */
+export async function openLog({ config, dataset, optimizer, ranks, saved }: Parts): Promise<Log> {
+  const weights = optimizer.parameters.sha256();
+  await ranks.requireSame({ config, data: dataset.sha256, versions: VERSIONS, weights });
+  return ranks.rank === 0 ? await openRun(config, saved) : logOfRank(ranks.rank, config.out_dir);
+}
+
+/** Says what will be trained, on what. From here on a signal ends the run in good order. */
+export function begin(parts: Parts, log: Log, description: string): Run {
+  const { config, c, dataset, data, val, optimizer, ranks, saved } = parts;
+  if (ranks.rank === 0) settle(config.out_dir, saved, config.keep_checkpoints);
+  const peak = peakOfAll(ranks.world_size);
+  const facts = runFacts(config, c, description, optimizer.parameters, data, peak, saved?.step ?? 0);
+  log.describe(facts);
+  banner(log, config, c, description, peak, saved, data.order(config.seed));
+  for (const line of dataLines(config, dataset, val)) log.line(line);
+  const stop = new Stop(ranks);
+  return { ...parts, stop, log, progress: new Progress({ ...parts, stop, log, peak, facts }) };
+}
