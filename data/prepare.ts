@@ -13,7 +13,7 @@ import { type Encoders, oneEncoder, workerEncoders } from "./prepare/encoders.ts
 import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
 import { merge } from "./prepare/merge.ts";
-import type { Meta } from "./meta.ts";
+import type { Meta, Part } from "./meta.ts";
 import {
   DEMO,
   HELP,
@@ -24,11 +24,11 @@ import {
 } from "./prepare/options.ts";
 import { partName, takePart } from "./prepare/parts.ts";
 import { type Progress, showProgress, type Task } from "./prepare/progress.ts";
-import { describe, type Part } from "./prepare/recipe.ts";
+import { describe } from "./prepare/recipe.ts";
 import { takeUp } from "./prepare/resume.ts";
 import { Run } from "./prepare/run.ts";
 import { splitMistake } from "./prepare/split_check.ts";
-import { finishedSummary, mergeSummary, runSummary } from "./prepare/summary.ts";
+import { finishedSummary, mergeSummary, runSummary, type RunWork } from "./prepare/summary.ts";
 import { orMistake } from "../base/system_error.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
@@ -63,20 +63,6 @@ function requireDemoCorpus(): void {
     );
   }
 }
-
-/** What a run of prepare did. */
-export type RunWork = {
-  /** How long it took. */
-  seconds: number;
-  /** Tokens that this run encoded. */
-  tokens: number;
-  /** Bytes of text that it encoded. */
-  text: number;
-  /** Documents that an interrupted run had done before. */
-  documents_before: number;
-  /** What was said of the first document that cannot be read, undefined if there was none. */
-  first_bad: string | undefined;
-};
 
 /** What prepare() wrote. */
 export type Prepared = {

@@ -14,7 +14,7 @@ import { DirectoryLock } from "./prepare/lock.ts";
 import { orMistake } from "../base/system_error.ts";
 import { PATTERNS } from "./tokenizers/scanners.ts";
 import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
-import { number, size, trainSummary } from "./train_tokenizer/train_summary.ts";
+import { number, size, type Trained, trainSummary } from "./train_tokenizer/train_summary.ts";
 import { TrainingText } from "./train_tokenizer/training_text.ts";
 import { WORD_LIMITS, type WordLimits } from "./train_tokenizer/word_counts.ts";
 
@@ -29,16 +29,6 @@ export async function main(args: string[]): Promise<void> {
   const trained = await trainTokenizer(options, (line) => console.error(oneLine(line)));
   console.log(await trainSummary(options, trained, (performance.now() - start) / 1000));
 }
-
-/** What a tokenizer was trained on, and what came of it. */
-export type Trained = {
-  /** The text that was read. */
-  text: TrainingText;
-  /** Documents that were left out. */
-  counts: ReadCounts;
-  /** Tokens of the vocabulary. */
-  vocab_size: number;
-};
 
 /**
  * Trains a tokenizer and writes it to options.out. Throws UserError for input, options and places that cannot be

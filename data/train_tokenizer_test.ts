@@ -5,7 +5,8 @@ import { documentsOf, jsonl, readAll, ROOT, runPrepare } from "./prepare/testing
 import { inDirectory } from "./testing.ts";
 import { openTokenizer } from "./tokenizer.ts";
 import { parseOptions } from "./train_tokenizer/train_options.ts";
-import { type Trained, trainTokenizer } from "./train_tokenizer.ts";
+import { trainTokenizer } from "./train_tokenizer.ts";
+import type { Trained } from "./train_tokenizer/train_summary.ts";
 
 const python = Deno.env.get("LOAM_PYTHON");
 

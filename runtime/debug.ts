@@ -5,11 +5,26 @@
 // Activations stay readable after backward() in every debug mode (nothing is reused within a step), at the price of memory.
 import { UserError } from "../base/errors.ts";
 import { BF16, device, F32, findNonFinite, synchronizeNow } from "../ffi/library.ts";
-import type { Entry } from "./tape.ts";
 import { readFloats, type Tensor } from "./tensor.ts";
 
 /** What --debug asks for; "" for nothing. */
 export type DebugMode = "" | "check" | "tape" | "profile";
+
+/** An op of the forward pass that ran: what the tape holds, but for the way back. */
+export type Op = {
+  /** As the op calls itself: "linear". */
+  name: string;
+  /** What it made. */
+  out: Tensor;
+  /** What it read. */
+  inputs: readonly Tensor[];
+  /** Of the forward pass. */
+  flops: number;
+  /** out is its input's buffer; backward needs no values. */
+  inPlace: boolean;
+  /** "model/llama.ts:52", in debug mode only. */
+  where: string;
+};
 
 type Timed = {
   name: string;
@@ -49,42 +64,42 @@ export function callSite(): string {
 }
 
 /** Called by record() after the forward kernel of an op in a debug mode. Throws UserError at a value that is not finite. */
-export function afterForward(entry: Entry): void {
+export function afterForward(op: Op): void {
   if (debug.mode === "check") {
-    checkFinite(entry, entry.out, entry.out.address, "output", entry.out.dtype === "f32");
-  } else time(entry, "forward");
+    checkFinite(op, op.out, op.out.address, "output", op.out.dtype === "f32");
+  } else time(op, "forward");
 }
 
 /** Called by backward() after the backward kernel of an op, likewise for the gradients it wrote. */
-export function afterBackward(entry: Entry): void {
-  if (debug.mode !== "check") return time(entry, "backward");
-  for (const input of entry.inputs) {
+export function afterBackward(op: Op): void {
+  if (debug.mode !== "check") return time(op, "backward");
+  for (const input of op.inputs) {
     if (!input.buf.grad || input.buf.gradIsEmpty) continue;
     const what = `gradient of ${input.buf.name || "input"}`;
-    checkFinite(entry, input, input.buf.grad.address, what, input.buf.init !== undefined);
+    checkFinite(op, input, input.buf.grad.address, what, input.buf.init !== undefined);
   }
 }
 
 /** The layer an op belongs to, from the name of the last parameter seen: "layers.3", "embed_tokens". */
-function layerOf(entry: Entry): string {
-  const parameter = entry.inputs.find((t) => t.buf.name)?.buf.name;
+function layerOf(op: Op): string {
+  const parameter = op.inputs.find((t) => t.buf.name)?.buf.name;
   if (parameter) currentLayer = /^layers\.\d+/.exec(parameter)?.[0] ?? parameter;
   return currentLayer;
 }
 let currentLayer = "";
 
-function checkFinite(entry: Entry, t: Tensor, address: bigint, what: string, isFloat: boolean): void {
+function checkFinite(op: Op, t: Tensor, address: bigint, what: string, isFloat: boolean): void {
   synchronizeNow();
   const type = isFloat || device.act === "f32" ? F32 : BF16;
-  const layer = layerOf(entry), index = findNonFinite(address, type, t.size);
+  const layer = layerOf(op), index = findNonFinite(address, type, t.size);
   if (index < 0) return;
   const value =
     readFloats(address + BigInt(index * (type === F32 ? 4 : 2)), 1, type === F32 ? "f32" : "act")[0];
   throw new UserError(
-    `Non-finite value in step ${debug.step}: ${entry.name}, ${layer}, ${what} (${
+    `Non-finite value in step ${debug.step}: ${op.name}, ${layer}, ${what} (${
       t.shape.join(", ")
     }) is ${value} at ` +
-      `[${unravel(index, t.shape).join(", ")}]; the op was called at ${entry.where}`,
+      `[${unravel(index, t.shape).join(", ")}]; the op was called at ${op.where}`,
   );
 }
 
@@ -97,18 +112,18 @@ function unravel(index: number, shape: readonly number[]): number[] {
   return places;
 }
 
-function time(entry: Entry, pass: Timed["pass"]): void {
+function time(op: Op, pass: Timed["pass"]): void {
   synchronizeNow();
   const now = performance.now();
-  const tensors = [...entry.inputs, ...(entry.inPlace ? [] : [entry.out])];
+  const tensors = [...op.inputs, ...(op.inPlace ? [] : [op.out])];
   const bytes = tensors.reduce((sum, t) => sum + t.bytes, 0) * (pass === "forward" ? 1 : 2); // backward also moves gradients
-  const backwardShare = entry.name === "attention" ? 2.5 : entry.name === "linearCrossEntropy" ? 0 : 2; // the head's runs forward
-  const flops = entry.flops * (pass === "forward" ? 1 : backwardShare);
+  const backwardShare = op.name === "attention" ? 2.5 : op.name === "linearCrossEntropy" ? 0 : 2; // the head's runs forward
+  const flops = op.flops * (pass === "forward" ? 1 : backwardShare);
   timed.push({
-    name: entry.name,
-    layer: layerOf(entry),
+    name: op.name,
+    layer: layerOf(op),
     pass,
-    shape: `(${entry.out.shape.join(", ")})`,
+    shape: `(${op.out.shape.join(", ")})`,
     bytes,
     flops,
     ms: now - lastMark,

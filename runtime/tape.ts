@@ -4,20 +4,12 @@
 // Buffer; the first op to write it overwrites, later ones add (claim() says which), so weight tying, residuals and gradient
 // accumulation need no special case and nothing is ever zeroed. A view shares its buffer's gradient and records nothing.
 import * as k from "../ffi/kernels.ts";
-import { afterBackward, afterForward, callSite, debug } from "./debug.ts";
+import { afterBackward, afterForward, callSite, debug, type Op } from "./debug.ts";
 import { type Block, release, releaseAll, take, takenBy } from "./memory.ts";
 import { type Address, Buffer, bytesPerElement, Tensor } from "./tensor.ts";
 
 /** An op of the forward pass, and how to go back through it. */
-export type Entry = {
-  name: string;
-  out: Tensor;
-  inputs: readonly Tensor[];
-  backward: () => void;
-  flops: number; // of the forward pass
-  inPlace: boolean; // out is its input's buffer; backward needs no values
-  where: string; // "model/llama.ts:52", in debug mode only
-};
+type Entry = Op & { backward: () => void };
 
 let tape: Entry[] = [];
 let recording = true;

@@ -38,6 +38,28 @@ Deno.test("imports point one way: base <- ffi <- runtime <- dist <- model <- tra
   assertEquals(wrong, []);
 });
 
+Deno.test("no file imports itself by way of others, types and workers included", () => {
+  const files = sourceFiles();
+  const relative = importsOf(files).filter(({ specifier }) => specifier.startsWith("."));
+  const targets = (file: string) =>
+    relative.filter((each) => each.file === file).map(({ specifier }) => targetOf(file, specifier))
+      .filter((target) => target !== file); // its own text, which --help takes its comments from
+  assertEquals(circles(new Map(files.map((file) => [file, targets(file)]))), []);
+  const graph = { a: ["b", "x"], b: ["c"], c: ["a", "d"], d: [], x: ["d"], y: ["a"] };
+  assertEquals(circles(new Map(Object.entries(graph))), ["a -> b", "b -> c", "c -> a"]);
+});
+
+/** The imports that lead round in circles: those left when files that import nothing, or that nothing imports, fall away. */
+function circles(graph: Map<string, string[]>): string[] {
+  let edges = [...graph].flatMap(([from, targets]) => targets.map((to) => ({ from, to }))), before;
+  do {
+    before = edges.length;
+    const importers = new Set(edges.map(({ from }) => from)), imported = new Set(edges.map(({ to }) => to));
+    edges = edges.filter(({ from, to }) => imported.has(from) && importers.has(to));
+  } while (edges.length < before);
+  return edges.map(({ from, to }) => `${from} -> ${to}`);
+}
+
 Deno.test("every package import goes through deno.json", () => {
   const known = (specifier: string) =>
     specifier.startsWith("node:") ||

@@ -12,11 +12,11 @@ import {
 } from "../../base/files.ts";
 import { openDataset } from "../bins.ts";
 import { DirectoryLock } from "./lock.ts";
-import { type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";
+import { type InputFile, type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";
 import type { MergeOptions } from "./options.ts";
 import { describeFiles, parsePartName, partName } from "./parts.ts";
 import { removeOthers, UNFINISHED } from "./publish.ts";
-import { differences, type InputFile } from "./recipe.ts";
+import { differences } from "./recipe.ts";
 
 /** A part and its directory in that of the whole. */
 type PartOf = {

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { UserError } from "../../base/errors.ts";
 import type { Source } from "../read/inputs.ts";
 import type { PartNumber } from "./options.ts";
-import type { InputFile, Part } from "./recipe.ts";
+import type { InputFile, Part } from "../meta.ts";
 
 /** The sources of one part, and what says that parts belong together. */
 export type OwnPart = {

@@ -3,57 +3,10 @@
 
 import { createHash } from "node:crypto";
 import { tokenBytes } from "../bins.ts";
+import type { InputFile, Part, Recipe } from "../meta.ts";
 import type { Source } from "../read/inputs.ts";
 import type { SettledOptions } from "./options.ts";
 import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
-
-/** A file that was read. */
-export type InputFile = {
-  /** Its path or URL. */
-  name: string;
-  /** Size as it is stored. */
-  bytes: number;
-  /** Changes when the content does, such as the time of the last change; "" if nothing does. */
-  version: string;
-};
-
-/** Which part of the inputs a dataset holds that was prepared with --shard. */
-export type Part = {
-  /** From 1 to count. */
-  index: number;
-  /** How many parts there are. */
-  count: number;
-  /** Number of the input files of all parts. */
-  files: number;
-  /** Their size, as they are stored. */
-  bytes: number;
-  /** SHA-256 of the list of their names and sizes. */
-  sha256: string;
-};
-
-/** What was asked for. */
-export type Recipe = {
-  /** A name that openTokenizer() knows, or "." for the tokenizer.json beside meta.json. */
-  tokenizer: string;
-  /** Of the tokenizer's files for ".", otherwise "". */
-  tokenizer_sha256: string;
-  /** Ids that the tokenizer may give: 0 to one less. */
-  vocab_size: number;
-  /** Id that each document begins with. Earlier datasets do not say it, and begin each document with eot. */
-  bos: number;
-  /** Id of the end-of-text token, which each document ends with, unless it is bos too. */
-  eot: number;
-  /** Bytes of one token in the shards. */
-  token_bytes: 2 | 4;
-  /** Every file, in the order of reading. */
-  inputs: InputFile[];
-  /** The files in groups: so many of inputs after those of the group before. Without weights it is one group. */
-  sources: { weight: number | null; files: number }[];
-  /** What else the dataset depends on, by the names of the flags. */
-  options: Record<string, string | number | boolean | null>;
-  /** null for a dataset that holds all inputs. */
-  part: Part | null;
-};
 
 /** The recipe of what a command line asks for. */
 export function describe(

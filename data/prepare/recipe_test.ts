@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { differences, type Recipe } from "./recipe.ts";
+import type { Recipe } from "../meta.ts";
+import { differences } from "./recipe.ts";
 
 const recipe: Recipe = {
   tokenizer: "gpt2",

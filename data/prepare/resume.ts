@@ -2,10 +2,10 @@
 import { basename, dirname, join } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { openDataset } from "../bins.ts";
-import { type Meta, readWholeMeta } from "../meta.ts";
+import { type Meta, readWholeMeta, type Recipe } from "../meta.ts";
 import { parsePartName } from "./parts.ts";
 import { completePublishing, UNFINISHED } from "./publish.ts";
-import { differences, type Recipe } from "./recipe.ts";
+import { differences } from "./recipe.ts";
 import { readState, type State } from "./state.ts";
 import { checkWritten } from "./writer.ts";
 

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { inDirectory } from "../testing.ts";
 import type { Encoded, EncodedSplit } from "./encode.ts";
-import type { Recipe } from "./recipe.ts";
+import type { Recipe } from "../meta.ts";
 import { Run } from "./run.ts";
 
 /** Documents of these lengths in tokens, each token three bytes of text. */

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { writeAtomic } from "../../base/files.ts";
 import { sha256Of, type SplitSize } from "../meta.ts";
-import type { Recipe } from "./recipe.ts";
+import type { Recipe } from "../meta.ts";
 import type { Written } from "./writer.ts";
 
 /** What has been counted while writing. */

@@ -1,9 +1,22 @@
 // What prepare prints when it is done.
 import type { Meta } from "../meta.ts";
-import type { RunWork } from "../prepare.ts";
 import { oneLine } from "../../base/visible.ts";
 
 const FEW_DOCUMENTS = 10; // of val: a single odd one among them moves its loss
+
+/** What a run of prepare did. */
+export type RunWork = {
+  /** How long it took. */
+  seconds: number;
+  /** Tokens that this run encoded. */
+  tokens: number;
+  /** Bytes of text that it encoded. */
+  text: number;
+  /** Documents that an interrupted run had done before. */
+  documents_before: number;
+  /** What was said of the first document that cannot be read, undefined if there was none. */
+  first_bad: string | undefined;
+};
 
 /** After a run that wrote a dataset. */
 export function runSummary(

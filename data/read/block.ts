@@ -18,9 +18,6 @@ export function documentOf({ text, ends }: Block, d: number): Uint8Array<ArrayBu
   return text.subarray(d === 0 ? 0 : ends[d - 1], ends[d]);
 }
 
-/** Called with what cannot be read and how many documents that is. Throws unless they may be left out. */
-export type ReportBad = (message: string, documents: number) => void;
-
 /** Bytes that a document may have. */
 export const DOCUMENT_BYTES = 256 << 20;
 

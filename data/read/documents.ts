@@ -1,6 +1,7 @@
 // The documents of all inputs in the order in which they are encoded, as blocks of UTF-8.
 import { UserError } from "../../base/errors.ts";
-import type { Block, ReportBad } from "./block.ts";
+import type { Block } from "./block.ts";
+import type { ReportBad } from "./utf8.ts";
 import { concatenate } from "./bytes.ts";
 import { decompress } from "./compression.ts";
 import { type Format, formatOf, type Input, openInput, type Source } from "./inputs.ts";

@@ -1,8 +1,8 @@
 // Documents in JSON lines: one object on each line, with the text in a field.
 import { isUtf8 } from "node:buffer";
-import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
+import { type Block, BlockBuilder, DOCUMENT_BYTES } from "./block.ts";
 import type { TextInput } from "./text.ts";
-import { behindMark, firstInvalid, type Marked, notUtf8 } from "./utf8.ts";
+import { behindMark, firstInvalid, type Marked, notUtf8, type ReportBad } from "./utf8.ts";
 
 const NEWLINE = 0x0a;
 const RUN_BYTES = 1 << 18; // of lines parsed at once; the strings of more would only lie about longer

@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import type { ReportBad } from "./block.ts";
+import type { ReportBad } from "./utf8.ts";
 import { readJsonLines } from "./json_lines.ts";
 import { assertRefused, input, long, refuse, textsOf } from "./testing.ts";
 import type { TextInput } from "./text.ts";

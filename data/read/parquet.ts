@@ -4,11 +4,11 @@
 import type { PageHeader } from "hyparquet";
 import { parquetHeader } from "hyparquet/src/column.js";
 import { UserError } from "../../base/errors.ts";
-import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
+import { type Block, BlockBuilder, DOCUMENT_BYTES } from "./block.ts";
 import { ByteReader, type ByteSource } from "./bytes.ts";
 import { brokenParquet, type ColumnChunk, openTextColumn } from "./parquet_footer.ts";
 import { decodeDictionary, type Dictionary, type NextValue, NULL, openPage, rowsOf } from "./parquet_page.ts";
-import { notUtf8 } from "./utf8.ts";
+import { notUtf8, type ReportBad } from "./utf8.ts";
 
 /** Bytes that a page may have. Writers aim at a megabyte, fastparquet at 500. */
 export const PAGE_BYTES = 1 << 30;

@@ -3,7 +3,7 @@ import { assertEquals } from "@std/assert";
 import { type PageHeader, parquetMetadata } from "hyparquet";
 import { parquetHeader } from "hyparquet/src/column.js";
 import { UserError } from "../../base/errors.ts";
-import type { ReportBad } from "./block.ts";
+import type { ReportBad } from "./utf8.ts";
 import { FileBytes } from "./bytes.ts";
 import { readParquet, type Skip } from "./parquet.ts";
 import { assertRefused, refuse, textsOf, withFiles } from "./testing.ts";

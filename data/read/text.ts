@@ -1,7 +1,7 @@
 // Documents in plain text: the whole of it, its lines, its paragraphs, or the parts between separators.
-import { type Block, BlockBuilder, DOCUMENT_BYTES, type ReportBad } from "./block.ts";
+import { type Block, BlockBuilder, DOCUMENT_BYTES } from "./block.ts";
 import { type Chunks, concatenate } from "./bytes.ts";
-import { behindMark, notUtf8 } from "./utf8.ts";
+import { behindMark, notUtf8, type ReportBad } from "./utf8.ts";
 
 /** A file of text that is being read. */
 export type TextInput = {

@@ -1,7 +1,9 @@
 // Text in another encoding than UTF-8, which is refused where it shows: a repair would destroy it.
 import { Buffer, isUtf8 } from "node:buffer";
-import type { ReportBad } from "./block.ts";
 import { type Chunks, concatenate } from "./bytes.ts";
+
+/** Called with what cannot be read and how many documents that is. Throws unless they may be left out. */
+export type ReportBad = (message: string, documents: number) => void;
 
 /** A text behind the byte-order mark that it may have. */
 export type Marked = {

@@ -3,7 +3,7 @@
 // million letters does no harm. Pieces met before are looked up instead.
 import { UserError } from "../../base/errors.ts";
 import { ByteStrings } from "./byte_strings.ts";
-import { Heap } from "../train_tokenizer/heap.ts";
+import { Heap } from "./heap.ts";
 import { NEVER, type PairTable } from "./pair_table.ts";
 import { PieceTable } from "./piece_table.ts";
 

@@ -3,7 +3,7 @@ import type { Bpe } from "./bpe.ts";
 import { beginning } from "./post_processor.ts";
 import type { Scanner } from "./scanners.ts";
 import { TokenBuffer } from "./token_buffer.ts";
-import type { TextStream, Tokenizer } from "../tokenizer.ts";
+import type { TextStream, Tokenizer } from "./types.ts";
 
 /** Writes the ids of bytes[from, to) to ids at n, where there is room for to - from, and returns the new n. */
 export type EncodeSegment = (

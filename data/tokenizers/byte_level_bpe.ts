@@ -9,7 +9,7 @@ import { isInert, normalizeNfc } from "./nfc.ts";
 import { NEVER, PairTable } from "./pair_table.ts";
 import { PieceTable } from "./piece_table.ts";
 import { encoderOf, type PreTokenizer, readPreTokenizer } from "./pre_tokenizer.ts";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "./types.ts";
 import type { TokenizerFile } from "./tokenizer_file.ts";
 
 /** tokenizer.json, as far as it is looked at here. */

@@ -4,7 +4,7 @@ import { UserError } from "../../base/errors.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
 import { codePointAt, widthAt } from "./characters.ts";
 import { configOf } from "./post_processor.ts";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "./types.ts";
 import type { Json } from "./tokenizer_file.ts";
 
 const END_OF_TEXT = "<|endoftext|>";

@@ -7,7 +7,7 @@ import { byteLevelBpe } from "./byte_level_bpe.ts";
 import { charactersOf, characterTokenizer } from "./character_level.ts";
 import { libraryBpe } from "./library_bpe.ts";
 import { beginning, beginWith, configOf, type SpecialToken, startOf } from "./post_processor.ts";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "./types.ts";
 import {
   decode,
   type Json,

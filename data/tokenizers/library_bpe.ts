@@ -4,7 +4,7 @@
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { type AddedToken, withIds } from "./added_tokens.ts";
 import { encodeText, requireId } from "./byte_level.ts";
-import type { TextStream, Tokenizer } from "../tokenizer.ts";
+import type { TextStream, Tokenizer } from "./types.ts";
 import type { Json } from "./tokenizer_file.ts";
 
 const NORMALIZERS = ["Prepend", "Replace"], PRE_TOKENIZERS = ["Metaspace", "Split"];

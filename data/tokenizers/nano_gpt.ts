@@ -3,7 +3,7 @@
 // known here, and nothing is run.
 import { UserError } from "../../base/errors.ts";
 import { characterTokenizer } from "./character_level.ts";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "./types.ts";
 import { readBytes } from "./tokenizer_file.ts";
 
 /** What a pickle holds. */

@@ -1,5 +1,5 @@
 // What a tokenizer puts before a text: the post_processor of tokenizer.json. transformers looks for it there and nowhere else.
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "./types.ts";
 import type { Json } from "./tokenizer_file.ts";
 
 /** A special token as it is written, and its id. */

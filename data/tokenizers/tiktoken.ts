@@ -5,7 +5,7 @@ import { appendTo, byteLevelTokenizer, scanPieces } from "./byte_level.ts";
 import { byteLevelFiles, mergesOf } from "./byte_level_files.ts";
 import { ByteStrings } from "./byte_strings.ts";
 import { PATTERNS, scannerOf } from "./scanners.ts";
-import type { Tokenizer } from "../tokenizer.ts";
+import type { Tokenizer } from "./types.ts";
 
 /** The names of OpenAI's encodings. */
 export type EncodingName = "gpt2" | "cl100k" | "o200k";

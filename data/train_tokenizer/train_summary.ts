@@ -2,8 +2,19 @@
 import { TokenBuffer } from "../tokenizers/token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
 import type { TrainOptions } from "./train_options.ts";
-import type { Trained } from "../train_tokenizer.ts";
+import type { TrainingText } from "./training_text.ts";
+import type { ReadCounts } from "../read/documents.ts";
 import { oneLine } from "../../base/visible.ts";
+
+/** What a tokenizer was trained on, and what came of it. */
+export type Trained = {
+  /** The text that was read. */
+  text: TrainingText;
+  /** Documents that were left out. */
+  counts: ReadCounts;
+  /** Tokens of the vocabulary. */
+  vocab_size: number;
+};
 
 /** What came of it, with bytes per token beside those of gpt2. */
 export async function trainSummary(

@@ -5,7 +5,7 @@
 
 golden: a line is a tokenizer of one kind. `base` names the fixture that it is made of; `added_tokens`, `post_processor` and
 `config` (tokenizer_config.json) take the place of the fixture's. With them go the ids of texts and the likeliest tokens that
-follow them in tests/helpers.ts's model of random weights, where the tokenizer begins texts as it does by itself, or with its
+follow them in tests/testing.ts's model of random weights, where the tokenizer begins texts as it does by itself, or with its
 end of text if it adds nothing: `post_processor_out` then.
 """
 
@@ -71,7 +71,7 @@ def golden():
 
 
 def random_model(V, ids):
-    """The model of SMALL_MODEL and randomTensors() in tests/helpers.ts."""
+    """The model of SMALL_MODEL and randomTensors() in tests/testing.ts."""
     config = LlamaConfig(
         vocab_size=V, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=16, max_position_embeddings=64, rms_norm_eps=1e-6, rope_theta=10000.0,
