@@ -95,7 +95,7 @@ Deno.test("a model that was loaded is trained on from its weights", async () => 
   Deno.removeSync(directory, { recursive: true });
 });
 
-const GOLDEN = new URL("../tests/golden", import.meta.url).pathname;
+const GOLDEN = new URL("../tests/golden/", import.meta.url).pathname;
 
 Deno.test("loadModel() reads float16 in several files, and computes what transformers does", () => {
   open("cpu");

@@ -6,7 +6,7 @@ import { findSources, type Source } from "./inputs.ts";
 import { Random } from "./shuffle.ts";
 import { assertRefused, textsOf, withFiles } from "./testing.ts";
 
-const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
+const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 
 type ReadSome = Partial<ReadOptions> & {
   skip?: number;

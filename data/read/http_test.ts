@@ -15,7 +15,7 @@ import {
   withServer,
 } from "./testing_server.ts";
 
-const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
+const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
 const HASTIER: Patience = { retry_ms: 1, silence_ms: 150 };
 

@@ -8,7 +8,7 @@ import { FileBytes } from "./bytes.ts";
 import { readParquet, type Skip } from "./parquet.ts";
 import { assertRefused, refuse, textsOf, withFiles } from "./testing.ts";
 
-const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
+const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 const python = Deno.env.get("LOAM_PYTHON");
 const NO_KEYS = "which cannot be read; write it again without encryption";
 const ADVICE = "the file is truncated or corrupt, fetch it again";

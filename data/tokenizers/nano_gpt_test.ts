@@ -4,7 +4,7 @@ import { openTokenizer } from "../tokenizer.ts";
 import { openMetaPkl } from "./nano_gpt.ts";
 import { askPython, python, withFiles } from "./testing.ts";
 
-const formats = new URL("../../tests/fixtures/formats", import.meta.url).pathname;
+const formats = new URL("../../tests/fixtures/formats/", import.meta.url).pathname;
 
 /** The text of formats/nanogpt_char, and its characters by their ids: Python sorts them by code point, as Array.from splits them. */
 const TEXT = "To be, or not to be:\nthat is the question. Größe 中文 👍\n";

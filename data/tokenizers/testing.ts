@@ -1,7 +1,7 @@
 // What the tests of tokenizers share: the committed fixtures, random texts, and Python to compare with.
 import { assert } from "@std/assert";
 
-const fixtures = new URL("../../tests/fixtures", import.meta.url).pathname;
+const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 
 /** Python with tiktoken, tokenizers and transformers, undefined without it. */
 export const python: string | undefined = Deno.env.get("LOAM_PYTHON");
