@@ -10,7 +10,7 @@ import { copyToHost, device, type DeviceName, open, tokenSource } from "../ffi/l
 import { llamaConfig, type RunVariables } from "../model/configure.ts";
 import { init } from "../model/llama.ts";
 import { Parameters, type Slot } from "../runtime/optim.ts";
-import { table } from "../runtime/debug.ts";
+import { table } from "../base/format.ts";
 import { writeSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 

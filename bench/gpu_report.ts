@@ -2,7 +2,7 @@
 //   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
 import { runMain, UserError } from "../base/errors.ts";
 import { measureModel } from "../model/plan.ts";
-import { table } from "../runtime/debug.ts";
+import { table } from "../base/format.ts";
 import type { Curve } from "./curve.ts";
 import type { Report as KernelReport } from "./kernels.ts";
 import type { Shape } from "./shapes.ts";

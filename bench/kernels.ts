@@ -17,7 +17,7 @@ import {
   synchronizeNow,
 } from "../ffi/library.ts";
 import { help, parseOverrides, requireRange, requireWhole } from "../base/config.ts";
-import { table } from "../runtime/debug.ts";
+import { table } from "../base/format.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { allCases, type Arrays, type Case } from "./cases.ts";

@@ -11,7 +11,7 @@ import { runMain, UserError } from "../base/errors.ts";
 import { allocateHost, device, open, tokenSource } from "../ffi/library.ts";
 import { presets } from "../model/presets.ts";
 import { parseOverrides } from "../base/config.ts";
-import { table } from "../runtime/debug.ts";
+import { table } from "../base/format.ts";
 import settings from "../deno.json" with { type: "json" };
 
 const defaults = {

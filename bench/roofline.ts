@@ -3,7 +3,7 @@
 //
 // Each call takes the larger of flops / peak and bytes / bandwidth, one after the other, nothing between them; the optimizer
 // is spread over 32 micro-steps.
-import { table } from "../runtime/debug.ts";
+import { table } from "../base/format.ts";
 import { measureModel } from "../model/plan.ts";
 import { allCases, type Case } from "./cases.ts";
 import { SHAPES } from "./shapes.ts";

@@ -6,7 +6,7 @@ import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { parseOverrides, requireWhole } from "../base/config.ts";
-import { table } from "../runtime/debug.ts";
+import { table } from "../base/format.ts";
 
 const defaults = {
   sample: "", // a parquet file with a column text

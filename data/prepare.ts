@@ -1,6 +1,7 @@
 // Turns text into a dataset of token bins: reads documents from parquet, jsonl or text files, encodes them on several threads,
 // and writes shards and meta.json, in an order that depends on inputs and options alone. What is done is committed every few
 // seconds in DIR/unfinished, where the next run goes on; DIR gets the dataset when it is whole.
+import { formatCount } from "../base/format.ts";
 import { join } from "node:path";
 import { asTyped } from "../base/command.ts";
 import { explain, runMain, UserError } from "../base/errors.ts";
@@ -207,7 +208,7 @@ function commitOnSignal(run: Run, progress: Progress): Disposable {
 function commit(run: Run): string {
   try {
     run.commit();
-    const documents = run.counts.documents.toLocaleString("en-US");
+    const documents = formatCount(run.counts.documents);
     return `stopped with ${documents} documents done; the same command goes on behind them`;
   } catch (error) {
     return explain(run.explain(error));

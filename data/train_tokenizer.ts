@@ -1,5 +1,6 @@
 // deno task tokenizer: trains a byte-level BPE tokenizer. Counts the words of all documents, learns which tokens to merge
 // from these counts, and writes the files from which openTokenizer() and Hugging Face's libraries read the tokenizer.
+import { formatBytes, formatCount } from "../base/format.ts";
 import { join } from "node:path";
 import { asTyped } from "../base/command.ts";
 import { oneLine } from "../base/visible.ts";
@@ -14,7 +15,7 @@ import { DirectoryLock } from "./prepare/lock.ts";
 import { orMistake } from "../base/system_error.ts";
 import { PATTERNS } from "./tokenizers/scanners.ts";
 import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
-import { number, size, type Trained, trainSummary } from "./train_tokenizer/train_summary.ts";
+import { type Trained, trainSummary } from "./train_tokenizer/train_summary.ts";
 import { TrainingText } from "./train_tokenizer/training_text.ts";
 import { WORD_LIMITS, type WordLimits } from "./train_tokenizer/word_counts.ts";
 
@@ -88,7 +89,7 @@ async function readText(
   let read = 0;
   for await (const block of readBlocks(sources, { ...options, shuffle_docs: null, dedup: "" }, counts)) {
     if (!text.add(block)) {
-      const words = number(text.words.size), document = number(text.documents + 1);
+      const words = formatCount(text.words.size), document = formatCount(text.documents + 1);
       report(
         `warning: stopped reading at document ${document}: ${words} different words are as many as there is room for; ` +
           `to have all of several inputs among them, give them weights`,
@@ -96,7 +97,9 @@ async function readText(
       return;
     }
     read += block.read;
-    show(() => `read ${size(read)} of ${size(total)}, ${number(text.words.size)} different words`);
+    show(() =>
+      `read ${formatBytes(read)} of ${formatBytes(total)}, ${formatCount(text.words.size)} different words`
+    );
   }
 }
 
@@ -118,11 +121,11 @@ function learn(
       merges.push([left, right]);
       tokens.push(Uint8Array.from([...tokens.at(left), ...tokens.at(right)]));
       if (tokens.length === vocab_size) break;
-      show(() => `${number(tokens.length)} of ${number(vocab_size)} tokens`);
+      show(() => `${formatCount(tokens.length)} of ${formatCount(vocab_size)} tokens`);
     }
   }
   if (tokens.length < vocab_size) {
-    const made = `${number(tokens.length)} of ${number(vocab_size)} tokens`;
+    const made = `${formatCount(tokens.length)} of ${formatCount(vocab_size)} tokens`;
     const advice = min_frequency > 1 ? "give more text or --min_frequency=1" : "give more text";
     report(
       `warning: made ${made}: no two tokens stand together ${min_frequency} times in a word and make one ` +

@@ -1,4 +1,5 @@
 // --dry_run: check data, check model, check memory, check speed. Trains nothing and writes nothing.
+import { formatCount } from "../base/format.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
@@ -70,5 +71,5 @@ function speed(s: DryRunSettings, c: LlamaConfig, micro: number, flops: number):
     return `not measured: a micro-step would take about ${expected_s.toFixed(0)} s here`;
   }
   const tokens_per_sec = Math.round(micro / timeMicroStep(c, s) * 1000);
-  return `${tokens_per_sec.toLocaleString("en-US")} tokens/s, forward and backward`;
+  return `${formatCount(tokens_per_sec)} tokens/s, forward and backward`;
 }

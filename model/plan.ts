@@ -1,10 +1,9 @@
 // What a run will need before it starts: parameters, memory by kind, FLOPs and speed. The memory plan runs one whole step of
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
+import { formatBytes, table } from "../base/format.ts";
 import { KernelError, UserError } from "../base/errors.ts";
 import { device, hostLimits, memoryUse, synchronizeNow, withPlan } from "../ffi/library.ts";
-import { table } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
-import { formatBytes } from "../runtime/metrics.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";

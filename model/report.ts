@@ -1,11 +1,12 @@
 // What a training run says of itself: at its start, in run.json, and with each step.
+import { formatCount, formatFlops } from "../base/format.ts";
 import loam from "../deno.json" with { type: "json" };
 import type { Assumed, Dataset } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { memoryByKind } from "../runtime/memory.ts";
-import { formatFlops, type Log, memoryBytes, type RunFacts, type StepMetrics } from "../runtime/metrics.ts";
+import { type Log, memoryBytes, type RunFacts, type StepMetrics } from "../runtime/metrics.ts";
 import type { Parameters, StepResult } from "../runtime/optim.ts";
 import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
 import { tokensPerStep } from "./consumed.ts";
@@ -117,7 +118,7 @@ export function dataFacts(dataset: Dataset): string {
   const { dir, format, tokenizer, vocab_size, bos, eot, assumed } = dataset;
   const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
   const tokens = (split: "train" | "val") =>
-    dataset[split].reduce((sum, { tokens }) => sum + tokens, 0).toLocaleString("en-US");
+    formatCount(dataset[split].reduce((sum, { tokens }) => sum + tokens, 0));
   const name = tokenizer === null ? "not known" : tokenizer + mark("tokenizer");
   return `${dir}: ${format} bins${
     assumed.includes("dtype") ? " of uint16 (assumed)" : ""

@@ -3,6 +3,7 @@
 //   --debug=tape      list the ops of one micro-step with shapes, bytes and time
 //   --debug=profile   add up time by op and by layer, with GFLOP/s and GB/s
 // Activations stay readable after backward() in every debug mode (nothing is reused within a step), at the price of memory.
+import { table } from "../base/format.ts";
 import { UserError } from "../base/errors.ts";
 import { BF16, device, F32, findNonFinite, synchronizeNow } from "../ffi/library.ts";
 import { readFloats, type Tensor } from "./tensor.ts";
@@ -206,14 +207,4 @@ export function profileReport(steps: number): string {
 
 function megabytes(bytes: number): string {
   return (bytes / 1e6).toFixed(2);
-}
-
-/** Columns padded to equal width: the first left-aligned, numbers right-aligned. */
-export function table(rows: string[][]): string {
-  const widths = rows[0]!.map((_, i) => Math.max(...rows.map((row) => row[i]!.length)));
-  const isNumber = (text: string) => /^-?[\d.,]*%?$/.test(text);
-  return rows.map((row) =>
-    row.map((cell, i) => isNumber(cell) ? cell.padStart(widths[i]!) : cell.padEnd(widths[i]!)).join("  ")
-      .trimEnd()
-  ).join("\n");
 }

@@ -1,5 +1,6 @@
 // What a run leaves behind beside its checkpoints: config.json, run.json (what trains it on what), metrics.jsonl (one object a
 // step), samples.jsonl (one object a sample text) and log.txt.
+import { formatBytes, formatCount, formatFlops } from "../base/format.ts";
 import { explain, UserError } from "../base/errors.ts";
 import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../base/files.ts";
 import { asMistake } from "../base/system_error.ts";
@@ -381,7 +382,7 @@ export function stepLine(m: StepMetrics, flops_per_token: number): string {
     ...(m.val_loss === undefined ? [] : [`val ${m.val_loss.toFixed(4)}`]),
     `lr ${m.lr.toExponential(1).replace("e+0", "")}`,
     `norm ${m.grad_norm.toFixed(2)}`,
-    `${Math.round(m.tokens_per_sec).toLocaleString("en-US")} tok/s`,
+    `${formatCount(m.tokens_per_sec)} tok/s`,
     `${formatFlops(flops_per_token * m.tokens_per_sec)}, ${
       m.mfu === null ? "MFU n/a" : `${(100 * m.mfu).toFixed(0)}% MFU`
     }`,
@@ -433,20 +434,6 @@ export class StepLines {
     this.#finite = { steps: 0, loss: 0, grad_norm: 0 };
     return stepLine({ ...last, ...means, ...speed }, this.flops_per_token);
   }
-}
-
-/** "72 GFLOP/s", "401 TFLOP/s" */
-export function formatFlops(per_second: number): string {
-  return per_second < 1e12
-    ? `${(per_second / 1e9).toFixed(per_second < 1e10 ? 1 : 0)} GFLOP/s`
-    : `${(per_second / 1e12).toFixed(per_second < 1e13 ? 1 : 0)} TFLOP/s`;
-}
-
-/** "1.2 GB", "340 MB", "12 kB": decimal units. */
-export function formatBytes(bytes: number): string {
-  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;
-  if (bytes >= 1e6) return `${(bytes / 1e6).toFixed(0)} MB`;
-  return `${(bytes / 1e3).toFixed(0)} kB`;
 }
 
 /** Memory in use, as memory_bytes in metrics.jsonl. */

@@ -1,8 +1,6 @@
 import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import {
-  formatBytes,
-  formatFlops,
   linesFromEnd,
   logOfRank,
   memoryBytes,
@@ -48,18 +46,6 @@ Deno.test("stepLine() is one line of what matters", () => {
   );
 });
 
-Deno.test("formatFlops() has three digits or two", () => {
-  assertEquals([0, 2.04e9, 9.94e9, 72.4e9, 999e9, 2.55e12, 989.4e12].map(formatFlops), [
-    "0.0 GFLOP/s",
-    "2.0 GFLOP/s",
-    "9.9 GFLOP/s",
-    "72 GFLOP/s",
-    "999 GFLOP/s",
-    "2.5 TFLOP/s",
-    "989 TFLOP/s",
-  ]);
-});
-
 Deno.test("StepLines.line() has the means since the last line, of time where it is a rate", () => {
   const lines = new StepLines(1e6);
   const step = (
@@ -99,17 +85,6 @@ Deno.test("StepLines.line() has the means since the last line, of time where it 
     /^step 6 \| loss 6\.0000 .* norm 3\.00 .* 1 skipped$/,
   );
   assertMatch(lines.line(step(7, NaN, Infinity, 100, null, 2)), /^step 7 \| loss NaN .* norm Infinity /);
-});
-
-Deno.test("formatBytes() uses decimal units", () => {
-  assertEquals([0, 12_300, 1e6, 340.4e6, 1e9, 80.24e9].map(formatBytes), [
-    "0 kB",
-    "12 kB",
-    "1 MB",
-    "340 MB",
-    "1.0 GB",
-    "80.2 GB",
-  ]);
 });
 
 Deno.test({

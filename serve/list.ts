@@ -1,4 +1,5 @@
 // `deno task runs`: the runs below a directory, one a line.
+import { formatCount, formatSeconds, table } from "../base/format.ts";
 import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../base/command.ts";
 import { runMain, UserError } from "../base/errors.ts";
@@ -6,7 +7,6 @@ import { lookedIn } from "../base/files.ts";
 import { meantFlag } from "../base/suggest.ts";
 import { oneLine, visible } from "../base/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
-import { table } from "../runtime/debug.ts";
 import { Run } from "./runs.ts";
 import { summaryOf } from "./stats.ts";
 import type { Runs, RunSummary } from "./types.ts";
@@ -73,18 +73,11 @@ function row(run: RunSummary): string[] {
     `${run.step}/${run.max_iters ?? "?"}`,
     number(run.loss, 4),
     number(run.val_loss, 4),
-    run.tokens_per_sec === null ? "-" : Math.round(run.tokens_per_sec).toLocaleString("en-US"),
-    run.eta_s === null ? "-" : duration(run.eta_s),
+    run.tokens_per_sec === null ? "-" : formatCount(run.tokens_per_sec),
+    run.eta_s === null ? "-" : formatSeconds(run.eta_s),
     run.preset ?? "-",
     run.started?.slice(0, 16).replace("T", " ") ?? "-",
   ];
-}
-
-/** A time in words: "45 s", "12 min", "3.2 h", "2.1 d". */
-export function duration(seconds: number): string {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 90 * 60) return `${Math.round(seconds / 60)} min`;
-  return seconds < 36 * 3600 ? `${(seconds / 3600).toFixed(1)} h` : `${(seconds / 86400).toFixed(1)} d`;
 }
 
 if (import.meta.main) await runMain(main);

@@ -1,6 +1,6 @@
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../base/errors.ts";
-import { duration, main } from "./list.ts";
+import { main } from "./list.ts";
 import { OPENAPI } from "./openapi.ts";
 import { type Schema, violations } from "./schema_check.ts";
 
@@ -94,10 +94,4 @@ Deno.test("main() says what to do where there is nothing, and what is wrong", as
     (await assertRejects(() => main(["--jsn"]), UserError)).message,
     "Cannot use --jsn: there is no such flag; did you mean --json?",
   );
-});
-
-Deno.test("duration() takes the unit that a time is shortest in", () => {
-  assertEquals([0, 89, 90, 3600].map(duration), ["0 s", "89 s", "2 min", "60 min"]);
-  assertEquals([5400, 11_520, 129_599].map(duration), ["1.5 h", "3.2 h", "36.0 h"]);
-  assertEquals([129_600, 181_440].map(duration), ["1.5 d", "2.1 d"]);
 });

@@ -1,4 +1,5 @@
 // What `deno task data` finds out about a dataset. Reads every shard once, in bounded memory.
+import { formatCount } from "../../base/format.ts";
 import { createHash } from "node:crypto";
 import { relative } from "node:path";
 import { UserError } from "../../base/errors.ts";
@@ -9,7 +10,6 @@ import {
   frequentTokens,
   heading,
   histogram,
-  number,
   rate,
   shardLine,
   splitTable,
@@ -44,7 +44,7 @@ export function inspectDataset(
 
   const bytes = (split: Split) => bytesPerToken(dataset, split, meta, tokenizer);
   print(`\n${splitTable(dataset, { train, val }, bytes)}`);
-  if (!meta && tokenizer) print(`bytes/token: of the first ${number(DECODED)} tokens, decoded`);
+  if (!meta && tokenizer) print(`bytes/token: of the first ${formatCount(DECODED)} tokens, decoded`);
   print(`\ntokens per document, train\n${histogram(train.lengths)}`);
   print(`\nmost frequent tokens, train\n${frequentTokens(train.counts, tokenizer)}`);
   print(`\nfirst documents, train\n${firstDocuments(dataset, tokenizer, train.lengths.count)}`);
@@ -72,7 +72,9 @@ function readSplit(
   }
   tally.endSplit();
   const differs = (what: string, found: number, said: number) => {
-    if (found !== said) wrong.push(`${split} has ${number(found)} ${what}, meta.json says ${number(said)}`);
+    if (found !== said) {
+      wrong.push(`${split} has ${formatCount(found)} ${what}, meta.json says ${formatCount(said)}`);
+    }
   };
   if (meta) {
     differs("documents", tally.lengths.count, meta[split].documents);
@@ -92,7 +94,7 @@ function readShard(shard: Shard, tally: Tally, hashed: boolean): string | undefi
 function outsideText({ dir, vocab_size, ...shards }: Dataset, split: Split, count: number): string {
   const first = findOutside(shards[split], vocab_size)!; // there is one
   const { shard, token } = locate(shards[split], first.position);
-  return `${number(count)} tokens of ${split} are not below vocab_size ${vocab_size}, ` +
+  return `${formatCount(count)} tokens of ${split} are not below vocab_size ${vocab_size}, ` +
     `the first is ${first.id} at token ${token} of ${relative(dir, shard.path)}`;
 }
 
@@ -141,7 +143,7 @@ export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, spli
     const range = found.documents === 0 ? "" : `, from 0 to ${found.documents - 1}`;
     throw new UserError(
       `Cannot show document ${n} of the ${split} split of "${dir}": it has ${
-        number(found.documents)
+        formatCount(found.documents)
       } documents${range}`,
     );
   }
@@ -150,7 +152,7 @@ export function documentText(dataset: Dataset, tokenizer: Tokenizer | null, spli
   const { shard, token } = locate(shards, found.start);
   const text = tokenizer.decode(readRange(shards, found));
   const file = oneLine(relative(dir, shard.path));
-  return `${split} document ${n}: ${number(tokens)} tokens from token ${token} of ${file}\n\n${
+  return `${split} document ${n}: ${formatCount(tokens)} tokens from token ${token} of ${file}\n\n${
     visible(text)
   }`;
 }

@@ -1,4 +1,5 @@
 // The words and tables of `deno task data`.
+import { formatCount } from "../../base/format.ts";
 import type { Assumed, Dataset, Shard } from "../bins.ts";
 import type { Lengths } from "./lengths.ts";
 import type { Tally } from "./scan.ts";
@@ -9,11 +10,6 @@ const BAR = 40; // characters
 const FREQUENT = 20; // tokens are listed
 const SHOWN = 160; // characters of a document
 
-/** A whole number with commas. */
-export function number(n: number): string {
-  return n.toLocaleString("en-US");
-}
-
 /** What kind of dataset it is, in one line. */
 export function heading({ dir, format, tokenizer, vocab_size, bos, eot, assumed }: Dataset): string {
   const bins =
@@ -22,7 +18,7 @@ export function heading({ dir, format, tokenizer, vocab_size, bos, eot, assumed 
   const name = tokenizer === null ? "not known (name it with --tokenizer)" : tokenizer + mark("tokenizer");
   return oneLine(
     `${dir}: ${bins}${assumed.includes("dtype") ? " of uint16 (assumed)" : ""}, tokenizer ${name}, ` +
-      `vocabulary ${number(vocab_size)}${mark("vocab_size")}, ${
+      `vocabulary ${formatCount(vocab_size)}${mark("vocab_size")}, ${
         bos === eot ? "" : `begin of text ${bos}, `
       }end of text ${eot}${mark("eot")}`,
   );
@@ -30,7 +26,7 @@ export function heading({ dir, format, tokenizer, vocab_size, bos, eot, assumed 
 
 /** A shard and how its checksum compares, where meta.json has one. */
 export function shardLine(file: string, tokens: number, actual?: string, expected?: string): string {
-  const size = `${oneLine(file)}  ${number(tokens)} tokens`;
+  const size = `${oneLine(file)}  ${formatCount(tokens)} tokens`;
   if (expected === undefined) return `  -      ${size}  no checksum to compare`;
   if (actual === expected) return `  ok     ${size}  sha256 ${expected.slice(0, 16)}`;
   return `  WRONG  ${size}  sha256 is ${actual}, meta.json says ${oneLine(expected)}`;
@@ -53,11 +49,11 @@ export function splitTable(
     const shards = dataset[split], { lengths } = tallies[split], bytes = bytesPerToken(split);
     return [
       split,
-      number(lengths.count),
-      number(shards.reduce((sum, { tokens }) => sum + tokens, 0)),
+      formatCount(lengths.count),
+      formatCount(shards.reduce((sum, { tokens }) => sum + tokens, 0)),
       lengths.count === 0 ? "-" : (lengths.sum / lengths.count).toFixed(1),
       bytes === null ? "-" : bytes.toFixed(3),
-      number(shards.length),
+      formatCount(shards.length),
     ];
   });
   return columns([["", "documents", "tokens", "tokens/document", "bytes/token", "shards"], ...rows]);
@@ -70,19 +66,19 @@ export function histogram(lengths: Lengths): string {
   const first = octaves.findIndex((count) => count > 0);
   const rows = octaves.map((count, octave) => [
     octaveName(octave),
-    number(count),
+    formatCount(count),
     "█".repeat(Math.round(count / most * BAR)) || (count > 0 ? "▏" : ""),
   ]).slice(first);
-  const at = (share: number) => `${share * 100}% ${number(lengths.quantile(share))}`;
-  return `${bars(rows)}\n  least ${number(lengths.least)}, ${
+  const at = (share: number) => `${share * 100}% ${formatCount(lengths.quantile(share))}`;
+  return `${bars(rows)}\n  least ${formatCount(lengths.least)}, ${
     [0.05, 0.25, 0.5, 0.75, 0.95, 0.99].map(at).join(", ")
   }, ` +
-    `most ${number(lengths.most)}, mean ${(lengths.sum / lengths.count).toFixed(1)}`;
+    `most ${formatCount(lengths.most)}, mean ${(lengths.sum / lengths.count).toFixed(1)}`;
 }
 
 function octaveName(octave: number): string {
   if (octave < 2) return `${octave}`;
-  return `${number(2 ** (octave - 1))} to ${number(2 ** octave - 1)}`;
+  return `${formatCount(2 ** (octave - 1))} to ${formatCount(2 ** octave - 1)}`;
 }
 
 /** The ids that occur most, with their share and text, and how many of the vocabulary occur at all. */
@@ -92,12 +88,14 @@ export function frequentTokens(counts: Float64Array, tokenizer: Tokenizer | null
   const frequent = occurring.sort((a, b) => counts[b]! - counts[a]! || a - b).slice(0, FREQUENT);
   const rows = frequent.map((id) => [
     `${id}`,
-    number(counts[id]!),
+    formatCount(counts[id]!),
     `${(100 * counts[id]! / total).toFixed(2)}%`,
     tokenizer ? quoted(tokenizer.decode([id])) : "",
   ]);
   const share = (100 * occurring.length / counts.length).toFixed(1);
-  return `${bars(rows)}\n  ${number(occurring.length)} of ${number(counts.length)} ids occur (${share}%)`;
+  return `${bars(rows)}\n  ${formatCount(occurring.length)} of ${
+    formatCount(counts.length)
+  } ids occur (${share}%)`;
 }
 
 /** The beginning of a document. ids: its first tokens. */
@@ -109,7 +107,7 @@ export function documentLine(
 ): string {
   const text = tokenizer ? tokenizer.decode(ids) : ids.slice(0, 20).join(" ");
   const cut = ids.length < tokens || text.length > SHOWN ? " ..." : "";
-  return `  ${n}  ${number(tokens)} tokens  ${quoted(text.slice(0, SHOWN).toWellFormed())}${cut}`;
+  return `  ${n}  ${formatCount(tokens)} tokens  ${quoted(text.slice(0, SHOWN).toWellFormed())}${cut}`;
 }
 
 /** A text in one line, between quotation marks, without the characters that steer a terminal. */

@@ -1,4 +1,5 @@
 // How far prepare is: a bar when stderr is a terminal, a line every few seconds when it is a file or a pipe.
+import { formatSeconds } from "../../base/format.ts";
 import { ProgressBar } from "@std/cli/unstable-progress-bar";
 
 const LINE_MS = 5_000;
@@ -114,7 +115,7 @@ export class Meter {
       `${((this.#done.tokens - tokens) / seconds / 1e6).toFixed(2)}M tokens/s`,
     ];
     const gained = share - this.#shareBefore;
-    if (gained > 0) parts.push(`${duration(seconds * (1 - share) / gained)} left`);
+    if (gained > 0) parts.push(`${formatSeconds(seconds * (1 - share) / gained)} left`);
     return parts.join(", ");
   }
 
@@ -124,11 +125,4 @@ export class Meter {
     await new Promise((resolve) => setTimeout(resolve));
     this.#yielded = this.#now();
   }
-}
-
-/** A time for a reader: "12 s", "4 min", "2 h 10 min". */
-export function duration(seconds: number): string {
-  if (seconds < 100) return `${Math.ceil(seconds)} s`;
-  const minutes = Math.round(seconds / 60);
-  return minutes < 100 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }

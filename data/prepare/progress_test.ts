@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { duration, Meter } from "./progress.ts";
+import { Meter } from "./progress.ts";
 
 const nothing = { read: 0, documents: 0, text: 0, tokens: 0 };
 
@@ -29,15 +29,4 @@ Deno.test("Meter is done with the limit or the bytes, whichever comes first", ()
   assertEquals(meter.share(), 0.9);
   meter.add({ ...nothing, read: 89 });
   assertEquals(meter.share(), 1);
-});
-
-Deno.test("duration() speaks in seconds, minutes and hours", () => {
-  assertEquals([0.2, 99, 100, 5999, 6000, 9000].map(duration), [
-    "1 s",
-    "99 s",
-    "2 min",
-    "1 h 40 min",
-    "1 h 40 min",
-    "2 h 30 min",
-  ]);
 });

@@ -1,4 +1,5 @@
 // A dataset in the making: its shards and counts in DIR/unfinished, and the commit points from which a killed run goes on.
+import { formatCount } from "../../base/format.ts";
 import { join } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { makeDirectory, removeTree } from "../../base/files.ts";
@@ -79,7 +80,7 @@ export class Run implements Disposable {
   explain(error: unknown): unknown {
     const mistake = asMistake(`Cannot prepare "${this.#dir}"`, error), { documents } = this.#committed;
     if (!(mistake instanceof UserError) || !this.#keep || documents === 0) return mistake;
-    const count = documents.toLocaleString("en-US");
+    const count = formatCount(documents);
     return new UserError(
       `${mistake.message}; the first ${count} documents are done, the same command goes on behind them`,
     );

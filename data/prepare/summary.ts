@@ -1,4 +1,5 @@
 // What prepare prints when it is done.
+import { formatCount } from "../../base/format.ts";
 import type { Meta } from "../meta.ts";
 import { oneLine } from "../../base/visible.ts";
 
@@ -24,9 +25,11 @@ export function runSummary(
   meta: Meta,
   { seconds, tokens, text, documents_before, first_bad }: RunWork,
 ): string {
-  const rates = `${(text / seconds / 1e6).toFixed(1)} MB/s of text, ${count(tokens / seconds)} tokens/s`;
+  const rates = `${(text / seconds / 1e6).toFixed(1)} MB/s of text, ${
+    formatCount(tokens / seconds)
+  } tokens/s`;
   const before = documents_before > 0
-    ? [`  went on behind ${count(documents_before)} documents that were done before`]
+    ? [`  went on behind ${formatCount(documents_before)} documents that were done before`]
     : [];
   const bad = first_bad === undefined ? [] : [`  the first that cannot be read: ${oneLine(first_bad)}`];
   return [`${head(dir, meta)} in ${seconds.toFixed(1)} s, ${rates}`, ...splits(meta), ...bad, ...before].join(
@@ -45,16 +48,16 @@ export function mergeSummary(dir: string, meta: Meta): string {
 }
 
 function head(dir: string, { tokenizer, vocab_size, train, val }: Meta): string {
-  const tokens = count(train.tokens + val.tokens);
-  return oneLine(`${dir}: ${tokens} tokens (${tokenizer}, vocabulary ${count(vocab_size)})`);
+  const tokens = formatCount(train.tokens + val.tokens);
+  return oneLine(`${dir}: ${tokens} tokens (${tokenizer}, vocabulary ${formatCount(vocab_size)})`);
 }
 
 function splits(meta: Meta): string[] {
   const { empty, duplicates, bad } = meta.left_out;
   const left_out = [
-    ...(empty > 0 ? [`${count(empty)} without text`] : []),
-    ...(duplicates > 0 ? [`${count(duplicates)} duplicates`] : []),
-    ...(bad > 0 ? [`${count(bad)} that cannot be read`] : []),
+    ...(empty > 0 ? [`${formatCount(empty)} without text`] : []),
+    ...(duplicates > 0 ? [`${formatCount(duplicates)} duplicates`] : []),
+    ...(bad > 0 ? [`${formatCount(bad)} that cannot be read`] : []),
   ];
   const lines = [splitLine(meta, "train"), splitLine(meta, "val")];
   if (left_out.length > 0) lines.push(`  left out  ${left_out.join(", ")}`);
@@ -72,10 +75,8 @@ function splitLine(meta: Meta, split: "train" | "val"): string {
   const { documents, tokens, bytes } = meta[split];
   const shards = meta.shards.filter(({ file }) => file.split("/").at(-1)!.startsWith(split)).length;
   const ratio = tokens === 0 ? "" : `, ${(bytes / tokens).toFixed(2)} bytes per token`;
-  return `  ${split.padEnd(5)}  ${count(documents)} documents, ${count(tokens)} tokens${ratio}, ` +
+  return `  ${split.padEnd(5)}  ${formatCount(documents)} documents, ${
+    formatCount(tokens)
+  } tokens${ratio}, ` +
     `${shards} shard${shards === 1 ? "" : "s"}`;
-}
-
-function count(n: number): string {
-  return Math.round(n).toLocaleString("en-US");
 }

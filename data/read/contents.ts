@@ -1,4 +1,5 @@
 // Which files of a directory are read: those in a known format, of one split of the data; and what is said of the others.
+import { formatCount } from "../../base/format.ts";
 import { resolve } from "node:path";
 import { UserError } from "../../base/errors.ts";
 
@@ -130,7 +131,7 @@ function lastEnding(path: string): string {
 }
 
 function files(n: number): string {
-  return `${n.toLocaleString("en-US")} file${n === 1 ? "" : "s"}`;
+  return `${formatCount(n)} file${n === 1 ? "" : "s"}`;
 }
 
 const LISTED = 6; // kinds that are named
@@ -140,7 +141,7 @@ function counts(kinds: string[]): string {
   const found = new Map<string, number>();
   for (const kind of kinds) found.set(kind, (found.get(kind) ?? 0) + 1);
   const sorted = [...found].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
-  const shown = sorted.slice(0, LISTED).map(([kind, n]) => `${n.toLocaleString("en-US")} ${kind}`);
+  const shown = sorted.slice(0, LISTED).map(([kind, n]) => `${formatCount(n)} ${kind}`);
   const more = sorted.slice(LISTED).reduce((sum, [, n]) => sum + n, 0);
-  return [...shown, ...(more > 0 ? [`${more.toLocaleString("en-US")} others`] : [])].join(", ");
+  return [...shown, ...(more > 0 ? [`${formatCount(more)} others`] : [])].join(", ");
 }

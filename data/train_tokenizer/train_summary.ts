@@ -1,4 +1,5 @@
 // What the training of a tokenizer prints when it is done.
+import { formatBytes, formatCount } from "../../base/format.ts";
 import { TokenBuffer } from "../tokenizers/token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
 import type { TrainOptions } from "./train_options.ts";
@@ -26,13 +27,15 @@ export async function trainSummary(
   const gpt2 = bytesPerToken(await openTokenizer("gpt2"), text.sample);
   const where = text.heldOut ? "held out" : "of the text (of 100 documents one would be held out)";
   const lines = [
-    `${oneLine(out)}: ${number(vocab_size)} tokens (pattern ${pattern}) in ${seconds.toFixed(1)} s`,
-    `  ${number(text.documents)} documents, ${size(text.bytes)}, ${number(text.words.size)} different words`,
-    `  ${own} bytes per token on ${size(bytesOf(text.sample))} ${where}; gpt2: ${gpt2}`,
+    `${oneLine(out)}: ${formatCount(vocab_size)} tokens (pattern ${pattern}) in ${seconds.toFixed(1)} s`,
+    `  ${formatCount(text.documents)} documents, ${formatBytes(text.bytes)}, ${
+      formatCount(text.words.size)
+    } different words`,
+    `  ${own} bytes per token on ${formatBytes(bytesOf(text.sample))} ${where}; gpt2: ${gpt2}`,
   ];
   if (counts.bad > 0) {
     lines.push(
-      `  left out ${number(counts.bad)} documents that cannot be read, the first: ${
+      `  left out ${formatCount(counts.bad)} documents that cannot be read, the first: ${
         oneLine(counts.first_bad ?? "")
       }`,
     );
@@ -48,14 +51,4 @@ function bytesPerToken(tokenizer: Tokenizer, texts: Uint8Array[]): string {
 
 function bytesOf(texts: Uint8Array[]): number {
   return texts.reduce((sum, { length }) => sum + length, 0);
-}
-
-/** "32,000" */
-export function number(n: number): string {
-  return n.toLocaleString("en-US");
-}
-
-/** "37.0 kB" or "4.2 MB" */
-export function size(bytes: number): string {
-  return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
