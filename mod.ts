@@ -117,7 +117,7 @@ export {
   ropeTable,
 } from "./model/llama.ts";
 export { generate, type GenerateOptions } from "./model/generate.ts";
-export { loadModel, saveModel } from "./model/checkpoint.ts";
+export { type LoadedModel, loadModel, saveModel } from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bins.ts";
 export { type Mix, openData, type Part } from "./data/mix.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";

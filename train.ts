@@ -5,18 +5,20 @@ import { openDataset, tokenizerOf, verifyDataset } from "./data/bins.ts";
 import { openData } from "./data/mix.ts";
 import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { findWorld } from "./dist/world.ts";
-import { saveRun } from "./model/checkpoint.ts";
+import { saveRun, storedConfig } from "./model/checkpoint.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
+import { tokenizerOfModel } from "./model/init_from.ts";
 import { loss, type Recompute } from "./model/llama.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { due } from "./model/progress.ts";
 import { begin, makeParts, openLog, type Parts, type Run } from "./model/run.ts";
 import { howToGoOn } from "./model/run_directory.ts";
+import { resolveCheckpoint } from "./runtime/checkpoint.ts";
 import { profileAfter, tapeListing } from "./runtime/debug.ts";
 import { cosineSchedule } from "./runtime/optim.ts";
 import { backward, endStep } from "./runtime/tape.ts";
@@ -30,6 +32,7 @@ export const variables = {
   verify_data: true, // compare the sha256 of each shard with meta.json at start, about a second a GB
   out_dir: "", // "" = runs/<date>-<preset>
   resume: "", // a run directory to go on with; auto = the one in out_dir if it holds a checkpoint, else start there
+  init_from: "", // begin with these weights: a model directory of Hugging Face's, or a run or checkpoint of loam's
   seed: 1337, // of the first weights and of the order of the data
 
   // model
@@ -169,8 +172,11 @@ export async function train(args: string[]): Promise<void> {
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, args, world);
   const dataset = openData(config.data_dir, config.verify_data ? verifyDataset : openDataset);
-  const tokenizer = await tokenizerOf(dataset);
-  const c = llamaConfig(config, dataset.vocab_size);
+  const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
+  const base = from ? storedConfig(from) : undefined;
+  const c = llamaConfig(config, dataset.vocab_size, base);
+  const known = await tokenizerOf(dataset);
+  const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();

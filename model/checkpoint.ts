@@ -1,4 +1,5 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
+import { basename } from "node:path";
 import type { Dataset } from "../data/bins.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
@@ -7,13 +8,14 @@ import { orMistake } from "../base/system_error.ts";
 import {
   fillTensors,
   loadTensors,
+  requireFinite,
   resolveCheckpoint,
   saveCheckpoint,
   type SavedTensor,
   saveModelFiles,
 } from "../runtime/checkpoint.ts";
-import { readSafetensors, readWeights } from "../runtime/safetensors.ts";
-import { type AdamW, Parameters, type Range, type Slot } from "../runtime/optim.ts";
+import { readSafetensors, readWeights, type SafetensorsFile } from "../runtime/safetensors.ts";
+import { type AdamW, type LoadValues, Parameters, type Range, type Slot } from "../runtime/optim.ts";
 import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
@@ -157,17 +159,71 @@ export function endsOf(directory: string, tokenizer: Pick<Tokenizer, "eot">): re
   return [tokenizer.eot];
 }
 
-/** A model ready to run, from a run directory, one of its checkpoints, or any Hugging Face Llama directory. */
-export function loadModel(path: string): { model: Llama; config: LlamaConfig; directory: string } {
+/** A model in files: what its config.json says and where its weights are. */
+export type StoredModel = {
+  directory: string;
+  config: LlamaConfig;
+  weights: Map<string, SafetensorsFile>;
+};
+
+/**
+ * Opens a run directory, one of its checkpoints, or a Hugging Face directory of a class that loam computes. Reads headers, and
+ * compares what has a checksum. Throws UserError for what is missing, damaged or not computed.
+ */
+export function openModel(path: string): StoredModel {
   const directory = resolveCheckpoint(path), sums = readSums(directory);
   if (sums) requireSums(directory, sums, (name) => /\.json$/.test(name) && isFile(`${directory}/${name}`));
-  const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
-  const weights = readWeights(directory);
-  if (sums) requireSum(`${directory}/model.safetensors`, sums.get("model.safetensors"));
-  const model = init(config), declared = declaredBy(named(model).map(([name, tensor]) => ({ name, tensor })));
-  requireWeights(directory, weights, fileTensors(declared, config), config);
-  fillTensors(weights, modelTensors(new Parameters(model, { seed: 0, train: false }), config));
-  return { model, config, directory };
+  const config = storedConfig(directory), weights = readWeights(directory);
+  if (sums) {
+    for (const { path } of new Set(weights.values())) requireSum(path, sums.get(basename(path)));
+  }
+  return { directory, config, weights };
+}
+
+/** The model that the config.json of a directory describes. Throws UserError for what is not computed. */
+export function storedConfig(directory: string): LlamaConfig {
+  return configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+}
+
+/** What a model directory holds, in words. Throws UserError as openModel(), and as weightsFor() at first. */
+export function describeStored(path: string): string {
+  const stored = openModel(path), { directory, config, weights } = stored;
+  weightsFor(init(config), config, stored);
+  const types = new Set(Array.from(weights, ([name, { tensors }]) => tensors.get(name)!.dtype));
+  return `${directory}, weights of ${Array.from(types).join(" and ")}`;
+}
+
+/**
+ * What gives Parameters the stored weights of a model. Throws UserError where the files hold others than the model declares,
+ * and then for a value that is not finite.
+ */
+export function weightsFor(model: Llama, c: LlamaConfig, { directory, weights }: StoredModel): LoadValues {
+  const wanted = fileTensors(declaredBy(named(model).map(([name, tensor]) => ({ name, tensor }))), c);
+  requireWeights(directory, weights, wanted, c);
+  const parts = Map.groupBy(wanted, ({ ours }) => ours);
+  return (name, address) => {
+    const tensors = parts.get(name)!.map(({ name, shape, first }) => (
+      { name, shape, address: address + BigInt(4 * first), dtype: "f32" as const }
+    ));
+    fillTensors(weights, tensors);
+    for (const tensor of tensors) {
+      requireFinite(`Cannot load ${weights.get(tensor.name)!.path}`, tensor, "use another copy of the model");
+    }
+  };
+}
+
+/** A model in memory, and where it comes from. */
+export type LoadedModel = { model: Llama; config: LlamaConfig; parameters: Parameters; directory: string };
+
+/**
+ * A model ready to run, from a run directory, one of its checkpoints, or a Hugging Face directory of a class that loam
+ * computes; with `train` its parameters have gradients, for an AdamW. Throws UserError for what is missing, damaged or not
+ * computed.
+ */
+export function loadModel(path: string, { train = false }: { train?: boolean } = {}): LoadedModel {
+  const stored = openModel(path), { directory, config } = stored, model = init(config);
+  const load = weightsFor(model, config, stored);
+  return { model, config, parameters: new Parameters(model, { seed: 0, train, load }), directory };
 }
 
 /**
@@ -193,8 +249,12 @@ export function saveModel(
 
 /** Puts weights and optimizer state of a checkpoint back into a run that goes on. The architecture must be the same. */
 export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW): void {
-  const saved = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
-  const state = readTrainerState(directory), p = optimizer.parameters;
+  const stored = storedConfig(directory), state = readTrainerState(directory), p = optimizer.parameters;
+  const saved: LlamaConfig = {
+    ...stored,
+    block_size: state.config.block_size as number,
+    ...(c.max_position_embeddings === undefined ? {} : { max_position_embeddings: stored.block_size }),
+  };
   if (saved.vocab_size !== c.vocab_size) {
     throw new UserError(
       `Cannot resume ${directory}: its vocab_size is ${saved.vocab_size}, that of the data is ${c.vocab_size}; ` +
@@ -202,9 +262,12 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
     );
   }
   const keys = Object.keys({ ...saved, ...c }) as (keyof LlamaConfig)[];
-  const different = keys.filter((key) => saved[key] !== c[key]);
+  const different = keys.filter((key) => JSON.stringify(saved[key]) !== JSON.stringify(c[key]));
   if (different.length > 0) {
-    const list = different.map((key) => `${key} is ${saved[key]} there and ${c[key]} here`).join(", ");
+    const text = (value: unknown) => typeof value === "object" ? JSON.stringify(value) : `${value}`;
+    const list = different.map((key) => `${key} is ${text(saved[key])} there and ${text(c[key])} here`).join(
+      ", ",
+    );
     throw new UserError(
       `Cannot resume ${directory}: ${list}; leave these variables out, or start a new run with another out_dir`,
     );

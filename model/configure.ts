@@ -8,6 +8,7 @@ import { parseOverrides, requireRange, requireWhole, type Values } from "../base
 import { readTrainerState } from "../runtime/trainer_state.ts";
 import type { World } from "../dist/world.ts";
 import { requireDevice } from "./device.ts";
+import { shapeOf } from "./init_from.ts";
 import { type LlamaConfig, RECOMPUTE, type Recompute } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";
 
@@ -15,6 +16,7 @@ import { type PresetName, presets } from "./presets.ts";
 export type RunVariables = Values & {
   preset: string;
   resume: string;
+  init_from: string;
   eval_only: boolean;
   device: string;
   debug: string;
@@ -42,7 +44,7 @@ export type Configured<T> = { config: T; checkpoint: string | undefined };
 
 /**
  * defaults, then what the run to resume was trained with or else the preset, then the command line. The preset where none is
- * named is gpt-270m on a GPU and tiny on a CPU. Throws UserError for unknown names and values that make no sense.
+ * named is finetune with --init_from, whose model has its own shape, else gpt-270m on a GPU and tiny on a CPU. Throws UserError for unknown names and values that make no sense.
  */
 export function configure<T extends RunVariables>(
   defaults: T,
@@ -59,7 +61,7 @@ export function configure<T extends RunVariables>(
   if (resume) {
     const checkpoint = findCheckpoint(resume);
     const saved = savedConfig(checkpoint, defaults, overrides);
-    for (const name of ["preset", "out_dir"] as const) {
+    for (const name of ["preset", "out_dir", "init_from"] as const) {
       if (
         overrides[name] !== undefined && overrides[name] !== saved[name] &&
         overrides[name] !== runOfCheckpoint(resume)
@@ -73,10 +75,13 @@ export function configure<T extends RunVariables>(
     if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, resume);
     return { config: check({ ...config, out_dir: runOfCheckpoint(resume) }), checkpoint };
   }
-  if (overrides.eval_only) {
-    throw new UserError("Cannot evaluate without a model: name one with --resume=runs/...");
+  if (overrides.eval_only && !overrides.init_from) {
+    throw new UserError(
+      "Cannot evaluate without a model: name one with --resume=runs/... or --init_from=DIRECTORY",
+    );
   }
-  const config = withPreset(defaults, overrides, local_rank);
+  const preset = withPreset(defaults, overrides, local_rank), { init_from, block_size } = preset;
+  const config = init_from ? { ...preset, ...shapeOf(init_from, overrides, block_size) } : preset;
   const out_dir = config.out_dir || freshRunDirectory(config.preset);
   return { config: check({ ...config, out_dir }), checkpoint: undefined };
 }
@@ -89,7 +94,8 @@ export function presetOf<T extends RunVariables>(defaults: T, args: string[]): T
 /** defaults, the preset, then overrides. */
 function withPreset<T extends RunVariables>(defaults: T, overrides: Partial<T>, local_rank: number): T {
   const device = (overrides.device ?? defaults.device) || chooseDevice(local_rank).name;
-  const preset = overrides.preset || (device === "cpu" ? "tiny" : "gpt-270m");
+  const usual = overrides.init_from ? "finetune" : device === "cpu" ? "tiny" : "gpt-270m";
+  const preset = overrides.preset || usual;
   if (!Object.hasOwn(presets, preset)) {
     throw new UserError(
       `Cannot use preset ${preset}: there is none of that name; ${meant(preset, Object.keys(presets))}`,
@@ -248,10 +254,15 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
   return { ...config, ...accumulation, eval_interval: 0, sample_interval: 0, save_interval: 0 }; // training steps alone
 }
 
-/** The model that a configuration describes, for data with this vocabulary. */
-export function llamaConfig(c: RunVariables, vocab_size: number): LlamaConfig {
+/**
+ * The model that a configuration describes, for data with this vocabulary. base: the one that it began with or goes on with, for
+ * what no variable says; a model that came with --init_from keeps its vocabulary and its longest sequence.
+ */
+export function llamaConfig(c: RunVariables, vocab_size: number, base?: LlamaConfig): LlamaConfig {
+  const longest = base?.max_position_embeddings ?? base?.block_size ?? 0;
   return {
-    vocab_size,
+    ...base,
+    vocab_size: c.init_from && base ? base.vocab_size : vocab_size,
     n_layer: c.n_layer,
     n_embd: c.n_embd,
     n_head: c.n_head,
@@ -259,8 +270,9 @@ export function llamaConfig(c: RunVariables, vocab_size: number): LlamaConfig {
     head_dim: c.head_dim || c.n_embd / c.n_head,
     n_inner: c.n_inner || Math.ceil(8 * c.n_embd / 3 / 256) * 256, // 8/3 C keeps three matrices as large as GPT's two
     block_size: c.block_size,
+    ...(c.init_from && longest > c.block_size ? { max_position_embeddings: longest } : {}),
     rope_theta: c.rope_theta,
     norm_eps: c.norm_eps,
-    tie_word_embeddings: true,
+    tie_word_embeddings: base?.tie_word_embeddings ?? true,
   };
 }

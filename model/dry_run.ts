@@ -6,6 +6,7 @@ import type { Tokenizer } from "../data/tokenizer.ts";
 import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
+import { describeStored } from "./checkpoint.ts";
 import { openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 import { dataFacts } from "./report.ts";
@@ -20,7 +21,11 @@ import {
 } from "./plan.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
-export type DryRunSettings = StepSettings & OpenOptions & { device: string; block_size: number };
+export type DryRunSettings = StepSettings & OpenOptions & {
+  device: string;
+  block_size: number;
+  init_from: string;
+};
 
 const LONGEST_S = 30; // a micro-step that would take longer is not timed
 const WINDOWS = 8; // of the first batch are shown
@@ -39,6 +44,7 @@ export function dryRun(
   const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
   row("data", dataFacts(dataset));
   row("model", modelSize(c));
+  if (s.init_from) row("from", describeStored(s.init_from));
   row(
     "FLOPs",
     `${(flops / 1e9).toFixed(4)} GFLOP a token, ${

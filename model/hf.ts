@@ -95,7 +95,7 @@ export function differences(declared: Declared[], config: LlamaConfig): string[]
 
 /** The settings of a LlamaConfig that config.json has under Hugging Face's names. */
 const SETTINGS = new Set(
-  ("vocab_size n_layer n_embd n_head n_kv_head head_dim n_inner block_size rope_theta norm_eps " +
+  ("vocab_size n_layer n_embd n_head n_kv_head head_dim n_inner block_size max_position_embeddings rope_theta norm_eps " +
     "tie_word_embeddings").split(" "),
 );
 
@@ -133,7 +133,7 @@ export function configToHF(
     num_key_value_heads: config.n_kv_head,
     head_dim: config.head_dim,
     hidden_act: "silu",
-    max_position_embeddings: config.block_size,
+    max_position_embeddings: config.max_position_embeddings ?? config.block_size,
     initializer_range: 0.02,
     rms_norm_eps: config.norm_eps,
     rope_theta: config.rope_theta, // read by transformers 4

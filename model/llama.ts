@@ -29,6 +29,7 @@ export type LlamaConfig = {
   head_dim: number;
   n_inner: number; // feed-forward width
   block_size: number; // longest sequence
+  max_position_embeddings?: number; // longest sequence of the model that training began with, where that is more
   rope_theta: number;
   norm_eps: number;
   tie_word_embeddings: boolean;

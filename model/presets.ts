@@ -24,6 +24,19 @@ export const presets = {
     sample_interval: 500,
     save_interval: 500,
   },
+  // the default with --init_from, which brings its own shape: small steps from good weights, 16,384 tokens each
+  finetune: {
+    block_size: 1024,
+    batch_size: 1,
+    gradient_accumulation_steps: 16,
+    learning_rate: 2e-5,
+    min_lr: 2e-6,
+    warmup_iters: 20,
+    max_iters: 500,
+    eval_interval: 50,
+    sample_interval: 100,
+    save_interval: 100,
+  },
   // 0.8M parameters: the demo, whose 500 steps take a minute on two cores; the default on a CPU
   tiny: {
     n_layer: 4,

@@ -85,7 +85,7 @@ export function runFacts(
 /** What will be trained, on what, before the first step. order: of the data, as Loader.order() has it. */
 export function banner(
   log: Log,
-  config: RunConfig,
+  config: RunConfig & { init_from: string },
   c: LlamaConfig,
   device: string,
   peak: Peak | undefined,
@@ -104,6 +104,7 @@ export function banner(
       ? `MFU against ${formatFlops(peak.flops)}, ${peak.how}`
       : "MFU n/a: no peak is known for this device",
   );
+  if (!saved && config.init_from) log.line(`beginning with the weights in ${config.init_from}`);
   if (!saved) return log.line(`writing to ${config.out_dir}`);
   const changed = changes(config, saved.config);
   if (changed.length > 0) log.line(`changed since the checkpoint: ${changed.join(", ")}`);

@@ -10,7 +10,7 @@ import { Inputs } from "../runtime/inputs.ts";
 import { type Log, logOfRank, requireIdle } from "../runtime/metrics.ts";
 import { AdamW, Parameters, type Schedule } from "../runtime/optim.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
-import { resumeFrom, type RunToSave } from "./checkpoint.ts";
+import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 import type { StepSettings } from "./plan.ts";
 import { Progress } from "./progress.ts";
@@ -20,6 +20,7 @@ import { Stop } from "./stop.ts";
 
 /** What is read here of the variables of train.ts. */
 export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & Schedule & {
+  init_from: string;
   zero_stage: number;
   eval_batches: number;
   sample_tokens: number;
@@ -46,7 +47,8 @@ export type Parts = {
 export type Run = Parts & { stop: Stop; log: Log; progress: Progress };
 
 /**
- * Takes memory for the model, and reads weights and optimizer from a checkpoint if the run goes on from one.
+ * Takes memory for the model, and reads weights and optimizer from a checkpoint if the run goes on from one,
+ * weights alone if it begins with those of a model.
  * Throws UserError where the run directory is in use, and for a checkpoint that is not of this model and data.
  */
 export function makeParts(
@@ -64,8 +66,9 @@ export function makeParts(
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
   const inputs = new Inputs(batch_size, block_size, config.gradient_accumulation_steps / world_size);
-  const model = init(c);
-  const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage });
+  const model = init(c), isNew = checkpoint === undefined && config.init_from !== "";
+  const load = isNew ? weightsFor(model, c, openModel(config.init_from)) : undefined;
+  const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage, load });
   const optimizer = new AdamW(parameters, config);
   if (rank === 0 && !eval_only) requireIdle(config.out_dir);
   const saved = checkpoint ? readTrainerState(checkpoint) : undefined;

@@ -81,7 +81,7 @@ export async function saveCheckpoint(
   const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
   const model = `${temporary}/model.safetensors`, optimizer = `${temporary}/optimizer.safetensors`;
   const isFirst = company.rank === 0, moments = entries(content.optimizer, chunk_bytes);
-  requireFinite(final, [...content.model, ...content.optimizer]);
+  requireAllFinite(final, [...content.model, ...content.optimizer]);
   try {
     if (isFirst) {
       removeTree(temporary); // left by a kill
@@ -311,7 +311,7 @@ export function saveModelFiles(
 ): void {
   const model = "model.safetensors", names = [...Object.keys(files), model];
   const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
-  requireFinite(directory, tensors);
+  requireAllFinite(directory, tensors);
   makeDirectory(directory);
   removeTemporary(directory);
   try {
@@ -330,20 +330,19 @@ export function saveModelFiles(
   }
 }
 
-/** Throws UserError naming the first value that is not finite: nobody could go on with it. */
-function requireFinite(what: string, tensors: SavedTensor[]): void {
-  for (const { name, address, dtype, range, shape } of tensors) {
-    const { from, to } = range ?? whole(shape), isBF16 = bytesPerElement(dtype) === 2;
-    const index = from < to ? findNonFinite(address, isBF16 ? BF16 : F32, to - from) : -1;
-    if (index < 0) continue;
-    const [value] = readFloats(address + BigInt((isBF16 ? 2 : 4) * index), 1, dtype);
-    throw new UserError(
-      `Cannot save ${what}: element ${
-        from + index
-      } of ${name} (${shape}) is ${value}; lower the learning rate, or find the ` +
-        "first bad value with --debug",
-    );
-  }
+/** Throws UserError naming the first value of a tensor that is not finite: nobody could go on with it. */
+export function requireFinite(cannot: string, tensor: SavedTensor, advice: string): void {
+  const { name, address, dtype, range, shape } = tensor;
+  const { from, to } = range ?? whole(shape), isBF16 = bytesPerElement(dtype) === 2;
+  const index = from < to ? findNonFinite(address, isBF16 ? BF16 : F32, to - from) : -1;
+  if (index < 0) return;
+  const [value] = readFloats(address + BigInt((isBF16 ? 2 : 4) * index), 1, dtype);
+  throw new UserError(`${cannot}: element ${from + index} of ${name} (${shape}) is ${value}; ${advice}`);
+}
+
+function requireAllFinite(what: string, tensors: SavedTensor[]): void {
+  const advice = "lower the learning rate, or find the first bad value with --debug";
+  for (const tensor of tensors) requireFinite(`Cannot save ${what}`, tensor, advice);
 }
 
 /** The tensors as writeSafetensors() wants them; they share one staging buffer. */

@@ -21,7 +21,11 @@ export type ParameterOptions = {
   rank?: number; // this process of world_size that train together
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
+  load?: LoadValues | undefined; // instead of initial values
 };
+
+/** Puts the float32 values of the parameter of that name at an address, where everything is zero before. */
+export type LoadValues = (name: string, address: Address) => void;
 
 /**
  * All weights of a model in one buffer, matrices first (they decay), then vectors (they do not); gradients likewise. A flat
@@ -47,7 +51,7 @@ export class Parameters {
 
   /**
    * Gives the parameters of model memory, and initial values. Those that have values already, such as those of loadModel(), move
-   * to the new memory with them; the old memory stays allocated.
+   * to the new memory with them; the old memory stays allocated. With options.load all values come from there.
    */
   constructor(model: unknown, options: ParameterOptions) {
     const { rank = 0, world_size = 1, zero_stage = 0 } = options;
@@ -79,14 +83,15 @@ export class Parameters {
       tensor.buf.gradIsEmpty = true;
       tensor.buf.needsGrad = options.train;
     }
-    this.#initialise(BigInt(options.seed), values);
+    this.#initialise(BigInt(options.seed), values, options.load);
   }
 
   /** kept: where the values are of those parameters that have some. */
-  #initialise(seed: bigint, kept: Map<Tensor, Address>): void {
-    for (const { tensor, offset, size } of this.slots) {
+  #initialise(seed: bigint, kept: Map<Tensor, Address>, load: LoadValues | undefined): void {
+    for (const { name, tensor, offset, size } of this.slots) {
       const init = tensor.buf.init!, rows = tensor.shape[0]!, from = kept.get(tensor);
       this.#setValues(offset, size, (values) => {
+        if (load) return load(name, values);
         if (from !== undefined) {
           if (bytesPerElement("act") === 4) return k.copy_async(values, from, BigInt(4 * size));
           return k.convert(values, from, F32, BF16, BigInt(size));

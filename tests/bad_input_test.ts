@@ -80,7 +80,10 @@ const mistakes: [string, string][] = [
   ["--preset=smal", "Cannot use preset smal: there is none of that name; did you mean small?"],
   ["--debug=all", 'Cannot set debug to "all": it must be check, tape or profile'],
   ["--device=tpu", 'Cannot use device "tpu": it must be cpu or cuda'],
-  ["--eval_only", "Cannot evaluate without a model: name one with --resume=runs/..."],
+  [
+    "--eval_only",
+    "Cannot evaluate without a model: name one with --resume=runs/... or --init_from=DIRECTORY",
+  ],
   ["--n_layer=0", "Cannot use n_layer 0: it must be a whole number of at least 1"],
   [
     "--n_head=5",
@@ -139,7 +142,8 @@ Deno.test("meantFlag() knows what other programs call the variables of train", (
     steps: "did you mean --max_iters?",
     out: "did you mean --out_dir?",
     data: "did you mean --data_dir?",
-    init_from: "did you mean --resume?",
+    ckpt: "did you mean --resume?",
+    from_pretrained: "did you mean --init_from?",
     batch: "did you mean --batch_size?",
     model: "did you mean --preset?",
     "max-grad-norm": "did you mean --grad_clip?",

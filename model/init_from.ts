@@ -1,0 +1,85 @@
+// --init_from: a new run that begins with the weights of a model directory. Shape and tokenizer are that model's, not variables.
+import type { Dataset } from "../data/bins.ts";
+import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import { resolveCheckpoint } from "../runtime/checkpoint.ts";
+import { storedConfig } from "./checkpoint.ts";
+import type { LlamaConfig } from "./llama.ts";
+
+const SHAPE = [
+  ...["n_layer", "n_embd", "n_head", "n_kv_head", "head_dim", "n_inner", "rope_theta", "norm_eps"],
+] as const satisfies (keyof LlamaConfig)[];
+
+/** The variables of train.ts that a model directory decides. */
+export type ShapeVariables = Record<typeof SHAPE[number] | "block_size", number>;
+
+/**
+ * The variables that say the shape of the model in a directory. block_size is the given one, else `usual` or the longest
+ * sequence that the model was made for, if that is less. Throws UserError where `given`, the command line, contradicts it.
+ */
+export function shapeOf(path: string, given: Partial<ShapeVariables>, usual: number): ShapeVariables {
+  const model = storedConfig(resolveCheckpoint(path)),
+    { block_size = Math.min(usual, model.block_size) } = given;
+  for (const name of SHAPE) {
+    if (given[name] === undefined || given[name] === model[name]) continue;
+    throw new UserError(
+      `Cannot set ${name} to ${given[name]} with --init_from=${path}: it is ${
+        model[name]
+      } there; leave --${name} out`,
+    );
+  }
+  if (block_size > model.block_size) {
+    throw new UserError(
+      `Cannot set block_size to ${block_size} with --init_from=${path}: that model was made for sequences of at most ` +
+        `${model.block_size} tokens, max_position_embeddings in its config.json; set it to that or less`,
+    );
+  }
+  return { ...Object.fromEntries(SHAPE.map((name) => [name, model[name]])), block_size } as ShapeVariables;
+}
+
+/**
+ * The tokenizer of a model directory, for data that was made with the same one. dataTokenizer: the data's, undefined if it is
+ * not known and only sizes can be compared. Throws UserError naming the first difference.
+ */
+export async function tokenizerOfModel(
+  path: string,
+  { vocab_size }: LlamaConfig,
+  { dir, vocab_size: data_vocab_size, eot }: Pick<Dataset, "dir" | "vocab_size" | "eot">,
+  dataTokenizer: Tokenizer | undefined,
+): Promise<Tokenizer> {
+  const directory = resolveCheckpoint(path), cannot = `Cannot train the model in ${path}`;
+  if (!isFile(`${directory}/tokenizer.json`)) {
+    throw new UserError(`${cannot}: it has no tokenizer.json; put the one that it was trained with there`);
+  }
+  const own = await openTokenizer(directory);
+  if (own.vocab_size > vocab_size) {
+    throw new UserError(
+      `${cannot}: its vocab_size is ${vocab_size}, its tokenizer has ${own.vocab_size} tokens; they are not of one model`,
+    );
+  }
+  const different = data_vocab_size !== own.vocab_size
+    ? `the data has a vocabulary of ${data_vocab_size} tokens, the model's tokenizer has ${own.vocab_size}`
+    : eot !== own.eot
+    ? `texts end with token ${eot} in the data and with ${own.eot} for the model`
+    : dataTokenizer && differenceOf(dataTokenizer, own);
+  if (different === undefined) return own;
+  throw new UserError(
+    `${cannot} on ${dir}: ${different}; prepare the data with its tokenizer: --tokenizer ${directory}`,
+  );
+}
+
+/** Text of several kinds and scripts, on which tokenizers with equal vocabularies and other rules differ. */
+const PROBE = "It's 2024,  isn't it?\n\n\tfor (let i = 0; i < 1000; i++) {}\r\n wörld € 日本語 Привет 🧵 ÅÅ";
+
+/** Where two tokenizers with vocabularies of one size differ, in words; undefined if nowhere. */
+function differenceOf(data: Tokenizer, model: Tokenizer): string | undefined {
+  for (let id = 0; id < model.vocab_size; id++) {
+    const [a, b] = [data.decode([id]), model.decode([id])];
+    if (a !== b) {
+      return `token ${id} is ${JSON.stringify(a)} in the data and ${JSON.stringify(b)} for the model`;
+    }
+  }
+  if (`${data.encode(PROBE)}` === `${model.encode(PROBE)}`) return undefined;
+  return "the data's tokenizer has the same tokens as the model's, but cuts text otherwise";
+}

@@ -1,0 +1,73 @@
+// --init_from: a run begins with the weights, shape and tokenizer of a model directory, or says in one line why it cannot.
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
+import { dataset, freshPath, list, metrics, modelDirectory, refuse, run, SMALL, succeed } from "./testing.ts";
+
+const FLAGS = SMALL.filter((flag) => !/--(n_|block_size|head_dim)/.test(flag)); // all but the shape
+const SHAPE = { n_layer: 2, block_size: 48, rope_theta: 500, norm_eps: 1e-5 };
+
+/** The bytes of all tensors of a model directory by name. */
+function weights(directory: string): Record<string, Uint8Array> {
+  const { tensors, read } = readSafetensors(`${directory}/model.safetensors`);
+  return Object.fromEntries(Array.from(tensors.keys(), (name) => [name, read(name)]));
+}
+
+Deno.test("train --init_from begins with the weights and the shape of a directory, and goes on without it", async () => {
+  const data = await dataset(), model = await modelDirectory(SHAPE), out = freshPath();
+  const flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...FLAGS, "--save_interval=1"];
+  const still = ["--learning_rate=0", "--min_lr=0", "--max_iters=1"]; // a step that changes nothing
+  const said = await succeed("train", ...flags, ...still, `--init_from=${model}`, "--block_size=16");
+  assertStringIncludes(said, `beginning with the weights in ${model}\n`);
+  const first = `${out}/checkpoints/step_000001`;
+  assertEquals(weights(first), weights(model));
+  const { max_position_embeddings, rope_theta, rms_norm_eps, tie_word_embeddings } = JSON.parse(
+    Deno.readTextFileSync(`${first}/config.json`),
+  );
+  assertEquals([max_position_embeddings, rope_theta, rms_norm_eps, tie_word_embeddings], [
+    48,
+    500,
+    1e-5,
+    false,
+  ]);
+  const config = JSON.parse(Deno.readTextFileSync(`${out}/config.json`));
+  assertEquals([config.preset, config.n_layer, config.head_dim, config.block_size], ["finetune", 2, 16, 16]);
+
+  Deno.removeSync(model, { recursive: true });
+  const again = ["--max_iters=3", "--learning_rate=0.01"];
+  assertStringIncludes(
+    await refuse("train", `--resume=${out}`, ...again, "--block_size=32"),
+    "block_size is 16 there and 32 here",
+  );
+  assertStringIncludes(
+    await refuse("train", `--resume=${out}`, ...again, "--init_from=other"),
+    "Cannot set init_from with --resume: the run",
+  );
+  await succeed("train", `--resume=${out}`, ...again);
+  assertEquals(metrics(out).map(({ step, lr }) => [step, lr]), [[1, 0], [2, 0.004], [3, 0.006]]);
+  assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002", "step_000003"]);
+  // A run of loam's own is a directory of weights too, and its val loss is what it is there.
+  const all = await succeed("train", `--resume=${out}`, "--eval_only");
+  const same = ["--eval_only", `--init_from=${out}`, `--data_dir=${data}`, ...FLAGS, "--block_size=16"];
+  assertEquals(await succeed("train", ...same), all);
+  assertMatch(all, /^val loss \d\.\d{6} over \d+ windows of 16 tokens\n$/);
+});
+
+Deno.test("train --init_from --dry_run says what will be trained, and checks all weights", async () => {
+  const data = await dataset({ words: 500 }), model = await modelDirectory(SHAPE);
+  const flags = [`--data_dir=${data}`, ...FLAGS, `--init_from=${model}`, "--dry_run"];
+  const said = await succeed("train", ...flags);
+  assertMatch(said, /^model {2}32\.9k parameters, /m); // 2 x 6208 + 2 x 320 x 32 + 32
+  assertStringIncludes(said, `from   ${model}, weights of F32\n`);
+
+  const path = `${model}/model.safetensors`, { tensors, read } = readSafetensors(path);
+  const entries = Array.from(tensors, ([name, { dtype, shape }]) => {
+    const bytes = read(name);
+    return { name, dtype, shape, bytes: () => bytes };
+  });
+  writeSafetensors(path, entries.filter(({ name }) => name !== "model.norm.weight"));
+  const { code, stderr } = await run("train", ...flags);
+  assertEquals(
+    [code, stderr],
+    [1, `error: Cannot load ${model}: it has no tensor model.norm.weight of shape (32)\n`],
+  );
+});
