@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <mutex>
 #include <sstream>
 #include <string>
@@ -24,7 +25,7 @@
 static std::mutex failure_mutex;
 static char failure[5120];  // room for the longest path, 4096, and what is wrong with it
 
-// Keeps the text of the first failure for last_error() and returns the code of a failure.
+/// Keeps the text of the first failure for last_error() and returns the code of a failure.
 __attribute__((format(printf, 1, 2))) static int fail(const char* format, ...) {
   std::lock_guard<std::mutex> lock(failure_mutex);
   if (failure[0]) return 1;
@@ -35,8 +36,19 @@ __attribute__((format(printf, 1, 2))) static int fail(const char* format, ...) {
   return 1;
 }
 
-// The same where the file is at fault, not the call.
+static thread_local const char* op = "";  // the function of kernels.h that was called: a text begins with it
+
+#define FAIL(format, ...) return fail("%s: " format, op, ##__VA_ARGS__)
+#define CHECK(condition, ...)            \
+  do {                                   \
+    if (!(condition)) FAIL(__VA_ARGS__); \
+  } while (0)
+/// Where the file is at fault, not the call; a text begins with its path.
 #define FAIL_FILE(...) return fail(__VA_ARGS__), LOAM_BAD_FILE
+#define TRY(call)                       \
+  do {                                  \
+    if (int code = (call)) return code; \
+  } while (0)
 
 int last_error(char* text, int32_t capacity) {
   if (!text || capacity < 1) return 1;
@@ -45,6 +57,67 @@ int last_error(char* text, int32_t capacity) {
   failure[0] = 0;
   return 0;
 }
+
+int abi_version(void) { return LOAM_ABI_VERSION; }
+
+// ---- arguments: what every function checks before it touches memory --------------------------------------------------
+
+typedef std::initializer_list<int64_t> Sizes;
+typedef std::initializer_list<const void*> Addresses;
+
+/// Values together with their names, for messages: SIZES(N, C) is "N, C", {N, C}.
+#define SIZES(...) #__VA_ARGS__, {__VA_ARGS__}
+#define ADDRESSES(...) #__VA_ARGS__, {__VA_ARGS__}
+/// "N=4 C=8", for the end of a message.
+#define SIZE_TEXT(...) SizeText(SIZES(__VA_ARGS__)).text
+
+/// The name at `index` of "N, V, C".
+struct Name {
+  char text[32];
+  Name(const char* names, int index) {
+    for (; index > 0; index--) names = strchr(names, ',') + 2;
+    snprintf(text, sizeof text, "%.*s", (int)strcspn(names, ","), names);
+  }
+};
+
+struct SizeText {
+  char text[256] = "";
+  SizeText(const char* names, Sizes sizes) {
+    int index = 0, used = 0;
+    for (long long size : sizes) {
+      const char* space = index ? " " : "";
+      used += snprintf(text + used, sizeof text - used, "%s%s=%lld", space, Name(names, index).text, size);
+      index++;
+    }
+  }
+};
+
+/// No size is below 1, no address is 0.
+static int check_arguments(const char* size_names, Sizes sizes, const char* address_names, Addresses addresses) {
+  int index = 0;
+  for (int64_t size : sizes) {
+    CHECK(size >= 1, "%s must be at least 1 (%s)", Name(size_names, index).text, SizeText(size_names, sizes).text);
+    index++;
+  }
+  index = 0;
+  for (const void* address : addresses) {
+    CHECK(address, "the address of %s is 0 (%s)", Name(address_names, index).text, SizeText(size_names, sizes).text);
+    index++;
+  }
+  return 0;
+}
+
+static int use_device();  // each library's own: fails where no device is open
+
+/// The first line of a function that works on the device: BEGIN(SIZES(N, C), ADDRESSES(out, x)).
+#define BEGIN(...)   \
+  op = __func__;     \
+  TRY(use_device()); \
+  TRY(check_arguments(__VA_ARGS__))
+/// The first line of one that the host does alone.
+#define BEGIN_ON_HOST(...) \
+  op = __func__;           \
+  TRY(check_arguments(__VA_ARGS__))
 
 // ---- limits: what this process may use of the machine ----------------------------------------------------------------
 //
@@ -73,7 +146,7 @@ static std::string read_text(const std::string& path) {
   return text;
 }
 
-// The number behind `key` at the beginning of a line, or behind the beginning of the text where key is ""; -1 if none.
+/// The number behind `key` at the beginning of a line, or behind the beginning of the text where key is ""; -1 if none.
 static int64_t number_after(const std::string& text, const std::string& key) {
   size_t at = key.empty() ? 0 : ("\n" + text).find("\n" + key);
   if (at == std::string::npos) return -1;
@@ -95,7 +168,7 @@ static bool has_word(const std::string& list, const std::string& word) {
   return std::find(words.begin(), words.end(), word) != words.end();
 }
 
-// mountinfo writes a space in a path as \040.
+/// mountinfo writes a space in a path as \040.
 static std::string without_escapes(const std::string& path) {
   std::string plain;
   for (size_t i = 0; i < path.size(); i++) {
@@ -106,7 +179,7 @@ static std::string without_escapes(const std::string& path) {
   return plain;
 }
 
-// The directories of the cgroups that this process is in, its own first, in the hierarchy of a controller ("" = version 2).
+/// The directories of the cgroups that this process is in, its own first, in the hierarchy of a controller ("" = version 2).
 static std::vector<std::string> cgroup_directories(const std::string& root, const std::string& controller) {
   std::string own, mount, mounted;  // `mount` shows the cgroup `mounted` and what is below it
   for (const std::string& line : split(read_text(root + "/proc/self/cgroup"), '\n')) {  // 4:memory:/a/b or 0::/a/b
@@ -168,8 +241,8 @@ static void read_cpu_cgroup_1(HostLimits* limits, const std::string& root, const
   if (quota > 0 && period > 0) limits->cpus = std::min(limits->cpus, (double)quota / period);
 }
 
-// What is left of the memory without swapping, and how much of the processors it may use, by the files of /proc and of
-// the cgroups. They are read below `root`, which is "" but in tests.
+/// What is left of the memory without swapping, and how much of the processors it may use, by the files of /proc and of
+/// the cgroups. They are read below `root`, which is "" but in tests.
 static HostLimits read_host_limits(const std::string& root) {
   HostLimits limits;
   std::string memory = read_text(root + "/proc/meminfo");
@@ -184,17 +257,22 @@ static HostLimits read_host_limits(const std::string& root) {
   return limits;
 }
 
-int host_limits(int64_t* limits, char* source, int32_t capacity, const char* root) {
-  if (!limits || !source || !root || capacity < 1) return fail("host_limits: an address is 0 or there is no room");
+/// host_limits() under the name of the function that asks.
+static int find_limits(int64_t* limits, char* source, int32_t capacity, const char* root) {
   try {
     HostLimits found = read_host_limits(root);
     limits[0] = found.free_bytes, limits[1] = found.total_bytes;
     limits[2] = isinf(found.cpus) ? 0 : std::max<int64_t>(1, (int64_t)ceil(found.cpus));
     snprintf(source, capacity, "%s", found.source.c_str());
   } catch (...) {
-    return fail("host_limits: no memory for their texts");
+    FAIL("no memory for the texts of this machine's limits");
   }
   return 0;
+}
+
+int host_limits(int64_t* limits, char* source, int32_t capacity, const char* root) {
+  BEGIN_ON_HOST(SIZES(capacity), ADDRESSES(limits, source, root));
+  return find_limits(limits, source, capacity, root);
 }
 
 // ---- token data: windows of files -----------------------------------------------------------------------------------
@@ -231,18 +309,18 @@ static int describe_tokens(TokenFile* file, const char* path) {
 }
 
 int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
-  if (!info || !path) return fail("data_open: the address of %s is 0", info ? "path" : "info");
+  BEGIN_ON_HOST(SIZES(), ADDRESSES(info, path));
   if (token_bytes != 2 && token_bytes != 4) {
-    return fail("data_open: token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
+    FAIL("token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
   }
-  if (header_bytes < 0) return fail("data_open: header_bytes=%d must be at least 0 (%s)", header_bytes, path);
+  if (header_bytes < 0) FAIL("header_bytes=%d must be at least 0 (%s)", header_bytes, path);
   size_t handle = 0;
   while (handle < token_files.size() && token_files[handle].descriptor >= 0) handle++;
   try {
     if (handle == token_files.size()) token_files.emplace_back();
     token_files[handle].path = path;
   } catch (...) {
-    return fail("data_open: no memory for the list of files (%s)", path);
+    FAIL("no memory for the list of files (%s)", path);
   }
   TokenFile* file = &token_files[handle];
   file->header_bytes = header_bytes, file->token_bytes = token_bytes;
@@ -261,14 +339,15 @@ int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t tok
 }
 
 int data_close(int32_t handle) {
+  op = __func__;
   TokenFile* file = token_file(handle);
-  if (!file) return fail("data_close: handle %d is not open", handle);
+  if (!file) FAIL("handle %d is not open", handle);
   close(file->descriptor);
   file->descriptor = -1;
   return 0;
 }
 
-// Fills `to` with n tokens from `start` on, as they are in the file.
+/// Fills `to` with n tokens from `start` on, as they are in the file.
 static int read_tokens(const TokenFile& file, void* to, int64_t start, int64_t n) {
   int64_t bytes = n * file.token_bytes, from = file.header_bytes + start * file.token_bytes;
   for (int64_t done = 0; done < bytes;) {
@@ -289,8 +368,8 @@ static int read_tokens(const TokenFile& file, void* to, int64_t start, int64_t n
   return 0;
 }
 
-// A file that another program writes to while it is read would give a mixture of old and new tokens that nothing has
-// verified. What was only touched stops a run too; resuming compares the checksums and goes on.
+/// A file that another program writes to while it is read would give a mixture of old and new tokens that nothing has
+/// verified. What was only touched stops a run too; resuming compares the checksums and goes on.
 static int check_unchanged(const TokenFile& file) {
   struct stat now;
   if (fstat(file.descriptor, &now)) {
@@ -311,7 +390,7 @@ static int check_unchanged(const TokenFile& file) {
   return 0;
 }
 
-// Copies T + 1 tokens into x and y, which overlap by all but one. Returns the place of the first token >= V, or -1.
+/// Copies T + 1 tokens into x and y, which overlap by all but one. Returns the place of the first token >= V, or -1.
 template <class TOKEN>
 static int64_t gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V) {
   bool valid = tokens[0] < (uint32_t)V;
@@ -329,19 +408,18 @@ static int64_t gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V)
 }
 
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
-  if (!x || !y) return fail("data_gather: the address of %s is 0", x ? "y" : "x");
-  if (T < 1 || V < 1) return fail("data_gather: T=%d and V=%d must be at least 1", T, V);
+  BEGIN_ON_HOST(SIZES(T, V), ADDRESSES(x, y));
   TokenFile* file = token_file(handle);
-  if (!file) return fail("data_gather: handle %d is not open", handle);
+  if (!file) FAIL("handle %d is not open", handle);
   if (start < 0 || start > file->tokens - T - 1) {
-    return fail("data_gather: tokens %lld to %lld are outside the %lld of \"%s\"", (long long)start,
+    FAIL("tokens %lld to %lld are outside the %lld of \"%s\"", (long long)start,
                 (long long)(start + T), (long long)file->tokens, file->path.c_str());
   }
   static thread_local std::vector<char> window;
   try {
     window.resize(((int64_t)T + 1) * file->token_bytes);
   } catch (...) {
-    return fail("data_gather: no memory for a window of T=%d", T);
+    FAIL("no memory for a window of T=%d", T);
   }
   if (int code = read_tokens(*file, window.data(), start, (int64_t)T + 1)) return code;
   if (int code = check_unchanged(*file)) return code;

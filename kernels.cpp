@@ -10,6 +10,7 @@
 #pragma GCC visibility push(default)
 #include "kernels.h"
 #pragma GCC visibility pop
+#include "formulas.h"
 #include "host.h"
 
 #include <cmath>
@@ -38,69 +39,16 @@ static inline int omp_get_thread_num() { return 0; }
 static inline void omp_set_num_threads(int) {}
 #endif
 
-// ---- helpers: errors ------------------------------------------------------------------------------------------------
-
-// Passes values together with their names, for messages: LIST(N, C) is "N, C", {N, C}.
-#define LIST(...) #__VA_ARGS__, {__VA_ARGS__}
-
-typedef std::initializer_list<int64_t> Sizes;
-typedef std::initializer_list<const void*> Addresses;
-
-// The name at `index` of "N, V, C".
-struct Name {
-  char text[32];
-  Name(const char* names, int index) {
-    for (; index > 0; index--) names = strchr(names, ',') + 2;
-    snprintf(text, sizeof text, "%.*s", (int)strcspn(names, ","), names);
-  }
-};
-
-// "N=4 V=11 C=8", for the end of a message.
-struct SizeText {
-  char text[256] = "";
-  SizeText(const char* names, Sizes sizes) {
-    int index = 0, used = 0;
-    for (long long size : sizes) {
-      const char* space = index ? " " : "";
-      used += snprintf(text + used, sizeof text - used, "%s%s=%lld", space, Name(names, index).text, size);
-      index++;
-    }
-  }
-};
-
-static bool is_open();
-
-// What every function asks first: a device is open, no size is below 1, no address is 0.
-static int check(const char* function, const char* size_names, Sizes sizes, const char* address_names,
-                 Addresses addresses) {
-  if (!is_open()) return fail("%s: no device is open; call device_open first", function);
-  int index = 0;
-  for (int64_t size : sizes) {
-    const char* format = "%s: %s must be at least 1 (%s)";
-    if (size < 1) return fail(format, function, Name(size_names, index).text, SizeText(size_names, sizes).text);
-    index++;
-  }
-  index = 0;
-  for (const void* address : addresses) {
-    const char* format = "%s: the address of %s is 0 (%s)";
-    if (!address) return fail(format, function, Name(address_names, index).text, SizeText(size_names, sizes).text);
-    index++;
-  }
-  return 0;
-}
-
-#define RETURN_IF_ERROR(call)               \
-  do {                                      \
-    if (int failed = (call)) return failed; \
-  } while (0)
-
 // ---- helpers: threads and scratch memory ----------------------------------------------------------------------------
 
 static int thread_count = 0;  // 0 until device_open()
 
-static bool is_open() { return thread_count > 0; }
+static int use_device() {
+  CHECK(thread_count > 0, "no device is open; call device_open first");
+  return 0;
+}
 
-// Threads for a loop over `work` elements. It is all or one, as OpenMP keeps a team of one size ready at no cost.
+/// Threads for a loop over `work` elements. It is all or one, as OpenMP keeps a team of one size ready at no cost.
 static int team(int64_t work) { return work < 16384 ? 1 : thread_count; }
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -114,7 +62,7 @@ static void zero(void* to, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += step) memset((char*)to + i, 0, min(step, bytes - i));
 }
 
-// The big blocks of allocate(): what was never touched is not yet missing from the memory that the system calls available.
+/// The big blocks of allocate(): what was never touched is not yet missing from the memory that the system calls available.
 struct Mapped {
   char* memory;
   int64_t bytes;
@@ -139,7 +87,7 @@ static void forget_mapped(const void* memory) {
   mapped.erase(std::remove_if(mapped.begin(), mapped.end(), is_it), mapped.end());
 }
 
-// Bytes that were given and that the system has not yet found memory for.
+/// Bytes that were given and that the system has not yet found memory for.
 static int64_t untouched_bytes() {
   int64_t untouched = 0;
 #ifdef __linux__
@@ -160,8 +108,8 @@ static int64_t untouched_bytes() {
   return untouched;
 }
 
-// Zeroed memory, aligned to 256 bytes, or 0; given back with deallocate(). Big blocks are mapped in huge pages, which are
-// three times faster to get, take memory only where they are touched, and leave the process when they are given back.
+/// Zeroed memory, aligned to 256 bytes, or 0; given back with deallocate(). Big blocks are mapped in huge pages, which are
+/// three times faster to get, take memory only where they are touched, and leave the process when they are given back.
 static const int64_t huge_page = 2 << 20;
 
 static void* allocate(int64_t bytes) {
@@ -190,15 +138,15 @@ static void deallocate(void* memory, int64_t bytes) {
   munmap(memory, round_up(bytes, huge_page));
 }
 
-// Left over for what is not asked for here: JavaScript's heap, stacks, and what a BLAS takes for itself.
+/// Left over for what is not asked for here: JavaScript's heap, stacks, and what a BLAS takes for itself.
 static const int64_t RESERVE_BYTES = 64 << 20;
 
-// Bytes that may be given: of the limits of host_limits(), less what was given and is not touched yet.
+/// Bytes that may be given: of the limits of host_limits(), less what was given and is not touched yet.
 static int64_t room(const int64_t* limits) { return max(0, limits[0] - untouched_bytes() - RESERVE_BYTES); }
 
-// Says that so many bytes more do not fit, where that is so. The system does not: it gives any number, and ends the process
-// when they are touched.
-static int check_room(const char* function, int64_t bytes, int64_t given) {
+/// Says that so many bytes more do not fit, where that is so. The system does not: it gives any number, and ends the process
+/// when they are touched.
+static int check_room(int64_t bytes, int64_t given) {
   static std::mutex mutex;
   static int64_t unasked = 0;  // bytes that may be given before the system is asked again: half of what was left then
   std::lock_guard<std::mutex> lock(mutex);
@@ -208,27 +156,27 @@ static int check_room(const char* function, int64_t bytes, int64_t given) {
   }
   int64_t limits[3];
   char source[4200];
-  RETURN_IF_ERROR(host_limits(limits, source, sizeof source, ""));
+  TRY(find_limits(limits, source, sizeof source, ""));
   int64_t left = room(limits);
   unasked = max(0, (left - bytes) / 2);
   if (bytes <= left) return 0;
-  return fail("%s: %.1f MB do not fit: %.1f MB are free of %.1f MB (%s), %.1f MB already given", function, bytes / 1e6,
+  FAIL("%.1f MB do not fit: %.1f MB are free of %.1f MB (%s), %.1f MB already given", bytes / 1e6,
               left / 1e6, limits[1] / 1e6, source, given / 1e6);
 }
 
 static int64_t allocated_bytes = 0, peak_bytes = 0;  // given by mem_alloc(), now and at most
 
-// Scratch memory for the call in progress; it only grows and is reused by the next call. 0 after fail(): not enough.
-static void* workspace(const char* function, int64_t bytes) {
+/// Scratch memory for the call in progress; it only grows and is reused by the next call. 0 after fail(): not enough.
+static void* workspace(int64_t bytes) {
   static void* memory = nullptr;
   static int64_t capacity = 0;
   if (bytes <= capacity) return memory;
   if (memory) deallocate(memory, capacity);
   memory = nullptr, capacity = 0;
-  if (check_room(function, bytes, allocated_bytes)) return nullptr;
+  if (check_room(bytes, allocated_bytes)) return nullptr;
   memory = allocate(bytes);
   capacity = memory ? bytes : 0;
-  if (!memory) fail("%s: could not get %lld bytes of scratch memory", function, (long long)bytes);
+  if (!memory) fail("%s: could not get %lld bytes of scratch memory", op, (long long)bytes);
   return memory;
 }
 
@@ -269,7 +217,7 @@ static inline To bit_cast(From from) {
   return to;
 }
 
-// Loads and stores at any address.
+/// Loads and stores at any address.
 template <class V>
 static inline V load(const float* address) {
   V v;
@@ -285,15 +233,15 @@ static inline void store(float* address, V v) {
 static inline vec load(const float* address) { return load<vec>(address); }
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
-// 0, 1, 2, ... W-1
+/// 0, 1, 2, ... W-1
 static inline ivec lane_numbers() {
   ivec lanes;
   for (int i = 0; i < W; i++) lanes[i] = i;
   return lanes;
 }
 
-// e^x within 2 ulp for F = float or vec: 2^n * e^r with n a whole number and |r| <= ln(2)/2, e^r by a polynomial.
-// Below -87.33 it is 0, above 88.37 infinite; NaN stays NaN.
+/// e^x within 2 ulp for F = float or vec: 2^n * e^r with n a whole number and |r| <= ln(2)/2, e^r by a polynomial.
+/// Below -87.33 it is 0, above 88.37 infinite; NaN stays NaN.
 template <class F, class BITS>
 static inline F exponential(F x) {
   const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, kept in the low bits
@@ -320,7 +268,7 @@ typedef uint16_t bf16;
 
 static inline float from_bf16(bf16 x) { return bit_cast<float>((uint32_t)x << 16); }
 
-// Rounds to nearest, ties to even; NaN stays NaN.
+/// Rounds to nearest, ties to even; NaN stays NaN.
 static inline bf16 to_bf16(float x) {
   uint32_t bits = bit_cast<uint32_t>(x);
   uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -332,8 +280,8 @@ static inline bf16 to_bf16(float x) {
 
 #define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
 
-// c (R, columns) = a b, or += where accumulate, with R * NV vectors of sums in registers. Element (i, p) of a lies at
-// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns) and c lie b_row and c_row apart.
+/// c (R, columns) = a b, or += where accumulate, with R * NV vectors of sums in registers. Element (i, p) of a lies at
+/// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns) and c lie b_row and c_row apart.
 template <class V, int R, int NV>
 static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b,
                         size_t b_row, int64_t depth, bool accumulate) {
@@ -354,7 +302,7 @@ static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, si
   }
 }
 
-// The same for any number of columns that is a multiple of PIECE.
+/// The same for any number of columns that is a multiple of PIECE.
 template <int R>
 static void strip_of(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
                      int64_t columns, int64_t depth, bool accumulate) {
@@ -373,7 +321,7 @@ static void strip_of(float* c, size_t c_row, const float* a, size_t a_row, size_
   }
 }
 
-// The same for 1 to TILE_ROWS rows.
+/// The same for 1 to TILE_ROWS rows.
 static void strip(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
                   int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
   switch (rows) {
@@ -388,7 +336,7 @@ static void strip(float* c, size_t c_row, const float* a, size_t a_row, size_t a
 
 // ---- device: instruction sets, BLAS ---------------------------------------------------------------------------------
 
-// dnnl_sgemm is row-major like cblas with CblasRowMajor, its sizes are 64 bits wide and it returns a status.
+/// dnnl_sgemm is row-major like cblas with CblasRowMajor, its sizes are 64 bits wide and it returns a status.
 typedef int (*OneDnnGemm)(char ta, char tb, int64_t m, int64_t n, int64_t k, float alpha, const void* a, int64_t lda,
                           const void* b, int64_t ldb, float beta, float* c, int64_t ldc);
 typedef void (*CblasGemm)(int order, int ta, int tb, int m, int n, int k, float alpha, const void* a, int lda,
@@ -403,7 +351,7 @@ struct BlasKind {
   const char* set_threads;
 };
 
-// In order of preference.
+/// In order of preference.
 static const BlasKind BLAS_KINDS[] = {
     {"onednn", {"libdnnl.so.3", "libdnnl.so.2", "libdnnl.so", "libdnnl.dylib"},
      "dnnl_sgemm", "dnnl_gemm_bf16bf16f32", ""},
@@ -442,7 +390,7 @@ static void cblas(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k,
 
 static bool is_one_dnn(const Blas& b) { return b.kind && !strcmp(b.kind->name, "onednn"); }
 
-// oneDNN has the symbol everywhere and refuses at run time on processors without AVX-512.
+/// oneDNN has the symbol everywhere and refuses at run time on processors without AVX-512.
 static bool bf16_gemm_works(const Blas& b) {
   if (!b.bf16_gemm) return false;
   bf16 one = to_bf16(1.0f);
@@ -450,7 +398,7 @@ static bool bf16_gemm_works(const Blas& b) {
   return !is_one_dnn(b) || one_dnn(b.bf16_gemm, false, false, 1, 1, 1, &one, &one, 0.0f, &result) == 0;
 }
 
-// Opens the first file of a kind that has its GEMM. Returns false if there is none.
+/// Opens the first file of a kind that has its GEMM. Returns false if there is none.
 static bool find_blas(const BlasKind& kind, Blas* found) {
   for (const char* file : kind.files) {
     void* library = file ? dlopen(file, RTLD_NOW | RTLD_LOCAL) : nullptr;
@@ -471,7 +419,7 @@ static bool find_blas(const BlasKind& kind, Blas* found) {
   return false;
 }
 
-// "onednn, openblas, builtin": what device_open() could use here.
+/// "onednn, openblas, builtin": what device_open() could use here.
 struct FoundText {
   char text[128] = "";
   explicit FoundText(bool with_bf16) {
@@ -488,7 +436,7 @@ struct FoundText {
   }
 };
 
-// The BLAS called `name`, or where name is "" the first one that will do.
+/// The BLAS called `name`, or where name is "" the first one that will do.
 static int choose_blas(const char* name, bool bf16_wanted, Blas* chosen) {
   bool any = !name[0], builtin = !strcmp(name, "builtin"), known = any || builtin;
   for (const BlasKind& kind : BLAS_KINDS) {
@@ -500,23 +448,23 @@ static int choose_blas(const char* name, bool bf16_wanted, Blas* chosen) {
     break;
   }
   if (!known) {
-    return fail("device_open: blas=\"%s\" is not known; choose builtin, onednn, mkl, openblas, blis, accelerate", name);
+    FAIL("blas=\"%s\" is not known; choose builtin, onednn, mkl, openblas, blis, accelerate", name);
   }
   if (!any && !builtin && !chosen->kind) {
-    return fail("device_open: blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
+    FAIL("blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
   }
   if (bf16_wanted && !chosen->bf16_gemm) {
     const char* used = chosen->kind ? chosen->kind->name : "builtin";
-    return fail("device_open: bf16_gemm=1 needs a BLAS with a bfloat16 GEMM for this processor, which %s is not; "
+    FAIL("bf16_gemm=1 needs a BLAS with a bfloat16 GEMM for this processor, which %s is not; "
                 "found with one: %s", used, FoundText(true).text);
   }
   return 0;
 }
 
-// The instruction set this file was compiled for.
+/// The instruction set this file was compiled for.
 static const char* compiled_isa() { return W == 16 ? "avx512" : W == 8 ? "avx2" : "portable"; }
 
-// The best instruction set of the processor that a library is built for.
+/// The best instruction set of the processor that a library is built for.
 static const char* best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -530,7 +478,7 @@ static const char* best_isa() {
 #endif
 }
 
-// The value of the first line of a /proc file that begins with `key`, without what stands before the value; "" if none.
+/// The value of the first line of a /proc file that begins with `key`, without what stands before the value; "" if none.
 static void proc_value(const char* file, const char* key, char* value, size_t capacity) {
   value[0] = 0;
   FILE* stream = fopen(file, "r");
@@ -547,11 +495,11 @@ static void proc_value(const char* file, const char* key, char* value, size_t ca
   fclose(stream);
 }
 
-// Processors that this process may run on, or less where a cgroup gives it a quota of their time.
+/// Processors that this process may run on, or less where a cgroup gives it a quota of their time.
 static int default_threads() {
   int64_t limits[3];
   char source[1];
-  bool has_quota = host_limits(limits, source, sizeof source, "") == 0 && limits[2] > 0;
+  bool has_quota = find_limits(limits, source, sizeof source, "") == 0 && limits[2] > 0;
   return has_quota ? (int)min(omp_get_num_procs(), limits[2]) : omp_get_num_procs();
 }
 
@@ -610,7 +558,7 @@ __attribute__((noinline, target("avx512f,avx512bf16"))) static float multiply_ad
   return _mm512_cvtss_f32(total);
 }
 
-// Tiles of 16 rows of 64 bytes: each product adds (16, 32) x (32, 16) to (16, 16).
+/// Tiles of 16 rows of 64 bytes: each product adds (16, 32) x (32, 16) to (16, 16).
 __attribute__((noinline, target("amx-tile,amx-bf16"))) static float multiply_add_tiles(int64_t rounds) {
   struct alignas(64) {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -632,7 +580,7 @@ __attribute__((noinline, target("amx-tile,amx-bf16"))) static float multiply_add
   return result[0];
 }
 
-// Linux gives tiles to who asks for them.
+/// Linux gives tiles to who asks for them.
 static bool may_use_tiles() {
 #ifdef __linux__
   const int request_permission = 0x1023, tile_data = 18;
@@ -643,7 +591,7 @@ static bool may_use_tiles() {
 }
 #endif
 
-// The fastest loop over bfloat16 that the processor has, else over float32.
+/// The fastest loop over bfloat16 that the processor has, else over float32.
 static PeakLoop choose_peak_loop(bool bf16_wanted) {
 #if defined(__x86_64__)
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -663,7 +611,7 @@ static PeakLoop choose_peak_loop(bool bf16_wanted) {
   return {multiply_add, 2.0 * W * FMA_SUMS, names[W == 16 ? 2 : W == 8 ? 1 : 0]};
 }
 
-// Time of this thread alone: other programs on the machine do not lengthen it.
+/// Time of this thread alone: other programs on the machine do not lengthen it.
 static double thread_seconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -671,8 +619,7 @@ static double thread_seconds() {
 }
 
 int device_peak(double* flops, char* how, int32_t capacity) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(flops, how)));
-  if (capacity < 1) return fail("device_peak: no room for the text (capacity=%d)", capacity);
+  BEGIN(SIZES(capacity), ADDRESSES(flops, how));
   const PeakLoop loop = choose_peak_loop(use_bf16_gemm);
   const int times = 15;
   double rates[times] = {};
@@ -697,14 +644,13 @@ int device_peak(double* flops, char* how, int32_t capacity) {
   return 0;
 }
 
-int abi_version(void) { return LOAM_ABI_VERSION; }
-
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name) {
-  if (index != 0) return fail("device_open: index=%d, but the CPU library has one device, 0", index);
-  if (threads < 0 || threads > 1024) return fail("device_open: threads=%d must be 0 (all) to 1024", threads);
-  if (!name) return fail("device_open: the address of blas is 0; pass \"\" for the first one found");
+  op = __func__;
+  if (index != 0) FAIL("index=%d, but the CPU library has one device, 0", index);
+  if (threads < 0 || threads > 1024) FAIL("threads=%d must be 0 (all) to 1024", threads);
+  if (!name) FAIL("the address of blas is 0; pass \"\" for the first one found");
   Blas chosen;
-  RETURN_IF_ERROR(choose_blas(name, bf16_gemm != 0, &chosen));
+  TRY(choose_blas(name, bf16_gemm != 0, &chosen));
   blas = chosen;
   use_bf16_gemm = bf16_gemm != 0;
   thread_count = threads ? threads : default_threads();
@@ -713,7 +659,7 @@ int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* n
 }
 
 int device_info(char* json, int32_t capacity) {
-  if (!json || capacity < 1) return fail("device_info: no room for the text (capacity=%d)", capacity);
+  BEGIN_ON_HOST(SIZES(capacity), ADDRESSES(json));
   char name[128];
   proc_value("/proc/cpuinfo", "model name", name, sizeof name);
   int length = snprintf(json, capacity,
@@ -722,17 +668,20 @@ int device_info(char* json, int32_t capacity) {
                         name[0] ? name : "CPU", compiled_isa(), best_isa(), thread_count,
                         blas.kind ? blas.kind->name : "builtin", blas.path[0] ? " " : "", blas.path,
                         use_bf16_gemm ? "true" : "false");
-  if (length >= capacity) return fail("device_info: the text needs %d bytes, but capacity is %d", length + 1, capacity);
+  if (length >= capacity) FAIL("the text needs %d bytes, but capacity is %d", length + 1, capacity);
   return 0;
 }
 
 int device_stream(uint64_t* stream) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(stream)));
+  BEGIN(SIZES(), ADDRESSES(stream));
   *stream = 0;
   return 0;
 }
 
-int synchronize(void) { return is_open() ? 0 : fail("synchronize: no device is open; call device_open first"); }
+int synchronize(void) {
+  BEGIN(SIZES(), ADDRESSES());
+  return 0;
+}
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
@@ -744,7 +693,7 @@ static int remember_block(void* memory, int64_t bytes) {
   try {
     blocks[memory] = bytes;
   } catch (...) {
-    return fail("mem_alloc: no memory for the list of blocks");
+    FAIL("no memory for the list of blocks");
   }
   allocated_bytes += bytes;
   peak_bytes = max(peak_bytes, allocated_bytes);
@@ -752,10 +701,10 @@ static int remember_block(void* memory, int64_t bytes) {
 }
 
 int device_memory(int64_t* bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(bytes)));
+  BEGIN(SIZES(), ADDRESSES(bytes));
   int64_t limits[3];
   char source[1];
-  RETURN_IF_ERROR(host_limits(limits, source, sizeof source, ""));
+  TRY(find_limits(limits, source, sizeof source, ""));
   std::lock_guard<std::mutex> lock(memory_mutex);
   bytes[0] = allocated_bytes;
   bytes[1] = peak_bytes;
@@ -765,10 +714,10 @@ int device_memory(int64_t* bytes) {
 }
 
 int mem_alloc(uint64_t* address, int64_t bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(address)));
-  RETURN_IF_ERROR(check_room(__func__, bytes, allocated_bytes));
+  BEGIN(SIZES(bytes), ADDRESSES(address));
+  TRY(check_room(bytes, allocated_bytes));
   void* memory = allocate(bytes);
-  if (!memory) return fail("mem_alloc: %.1f MB do not fit: the system gives no more addresses", bytes / 1e6);
+  if (!memory) FAIL("%.1f MB do not fit: the system gives no more addresses", bytes / 1e6);
   if (remember_block(memory, bytes)) {
     deallocate(memory, bytes);
     return 1;
@@ -778,10 +727,10 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
 }
 
 int mem_free(void* address) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(address)));
+  BEGIN(SIZES(), ADDRESSES(address));
   std::lock_guard<std::mutex> lock(memory_mutex);
   auto block = blocks.find(address);
-  if (block == blocks.end()) return fail("mem_free: %p was not given by mem_alloc, or is already free", address);
+  if (block == blocks.end()) FAIL("%p was not given by mem_alloc, or is already free", address);
   allocated_bytes -= block->second;
   deallocate(address, block->second);
   blocks.erase(block);
@@ -789,62 +738,60 @@ int mem_free(void* address) {
 }
 
 int host_alloc(uint64_t* address, int64_t bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(address)));
-  RETURN_IF_ERROR(check_room(__func__, bytes, allocated_bytes));
+  BEGIN(SIZES(bytes), ADDRESSES(address));
+  TRY(check_room(bytes, allocated_bytes));
   void* memory = nullptr;
-  if (posix_memalign(&memory, 256, bytes)) return fail("host_alloc: %.1f MB do not fit", bytes / 1e6);
+  if (posix_memalign(&memory, 256, bytes)) FAIL("%.1f MB do not fit", bytes / 1e6);
   *address = (uint64_t)(uintptr_t)memset(memory, 0, bytes);
   return 0;
 }
 
-int host_free(void* address) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(address)));
-  free(address);
-  return 0;
-}
-
 static int copy(const char* function, void* dst, const void* src, int64_t bytes) {
-  RETURN_IF_ERROR(check(function, LIST(bytes), LIST(dst, src)));
+  op = function;
+  TRY(use_device());
+  TRY(check_arguments(SIZES(bytes), ADDRESSES(dst, src)));
   memmove(dst, src, bytes);
   return 0;
 }
 
-int copy_to_device(void* dst, const void* src, int64_t bytes) { return copy("copy_to_device", dst, src, bytes); }
-int copy_to_host(void* dst, const void* src, int64_t bytes) { return copy("copy_to_host", dst, src, bytes); }
-int copy_async(void* dst, const void* src, int64_t bytes) { return copy("copy_async", dst, src, bytes); }
+int copy_to_device(void* dst, const void* src, int64_t bytes) { return copy(__func__, dst, src, bytes); }
+int copy_to_host(void* dst, const void* src, int64_t bytes) { return copy(__func__, dst, src, bytes); }
+int copy_async(void* dst, const void* src, int64_t bytes) { return copy(__func__, dst, src, bytes); }
 
 static char snapshots[SNAPSHOTS][SNAPSHOT_BYTES];
 static int64_t snapshots_taken = 0, snapshots_read = 0;
 
 int snapshot(const void* src, int64_t bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(src)));
-  if (bytes > SNAPSHOT_BYTES) return fail("snapshot: %lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
-  if (snapshots_taken - snapshots_read == SNAPSHOTS) return fail("snapshot: %d wait to be read already", SNAPSHOTS);
+  BEGIN(SIZES(bytes), ADDRESSES(src));
+  if (bytes > SNAPSHOT_BYTES) FAIL("%lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
+  if (snapshots_taken - snapshots_read == SNAPSHOTS) FAIL("%d wait to be read already", SNAPSHOTS);
   memcpy(snapshots[snapshots_taken++ % SNAPSHOTS], src, bytes);
   return 0;
 }
 
 int snapshot_read(void* dst, int64_t bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(dst)));
-  if (bytes > SNAPSHOT_BYTES) return fail("snapshot_read: %lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
-  if (snapshots_read == snapshots_taken) return fail("snapshot_read: none was taken since the last one was read");
+  BEGIN(SIZES(bytes), ADDRESSES(dst));
+  if (bytes > SNAPSHOT_BYTES) FAIL("%lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
+  if (snapshots_read == snapshots_taken) FAIL("none was taken since the last one was read");
   memcpy(dst, snapshots[snapshots_read++ % SNAPSHOTS], bytes);
   return 0;
 }
 
 int fill_zero(void* dst, int64_t bytes) {
-  RETURN_IF_ERROR(check(__func__, LIST(bytes), LIST(dst)));
+  BEGIN(SIZES(bytes), ADDRESSES(dst));
   zero(dst, bytes);
   return 0;
 }
 
-int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(dst, src)));
-  if (dst_type == LOAM_BF16 && src_type == LOAM_F32) {
-    bf16* to = (bf16*)dst;
-    const float* from = (const float*)src;
+static void round_all(bf16* to, const float* from, int64_t n) {
 #pragma omp parallel for simd num_threads(team(n))
-    for (int64_t i = 0; i < n; i++) to[i] = to_bf16(from[i]);
+  for (int64_t i = 0; i < n; i++) to[i] = to_bf16(from[i]);
+}
+
+int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(dst, src));
+  if (dst_type == LOAM_BF16 && src_type == LOAM_F32) {
+    round_all((bf16*)dst, (const float*)src, n);
     return 0;
   }
   if (dst_type == LOAM_F32 && src_type == LOAM_BF16) {
@@ -856,13 +803,13 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
   }
   bool known = dst_type == src_type && (dst_type == LOAM_F32 || dst_type == LOAM_BF16);
   if (!known) {
-    return fail("convert: types must be 0 (f32) or 1 (bf16), but dst is %d and src is %d", dst_type, src_type);
+    FAIL("types must be 0 (f32) or 1 (bf16), but dst is %d and src is %d", dst_type, src_type);
   }
   memmove(dst, src, n * (dst_type == LOAM_F32 ? 4 : 2));
   return 0;
 }
 
-// Place of the first element whose exponent bits are all ones, or -1.
+/// Place of the first element whose exponent bits are all ones, or -1.
 template <class BITS>
 static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
   const int64_t step = 4096;
@@ -880,43 +827,27 @@ static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
 }
 
 int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(index, x)));
+  BEGIN(SIZES(n), ADDRESSES(index, x));
   if (type == LOAM_F32) {
     *index = first_nonfinite((const uint32_t*)x, n, 0x7f800000u);
   } else if (type == LOAM_BF16) {
     *index = first_nonfinite((const uint16_t*)x, n, (uint16_t)0x7f80u);
   } else {
-    return fail("find_nonfinite: type must be 0 (f32) or 1 (bf16), but is %d", type);
+    FAIL("type must be 0 (f32) or 1 (bf16), but is %d", type);
   }
   return 0;
 }
 
-// ---- random numbers: Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) --------------
+// ---- random numbers -------------------------------------------------------------------------------------------------
 //
-// Element e = offset + i of a stream belongs to block e / 4. The block's counter words are (low, high, 0, 0) of e / 4,
-// the key words (low, high) of seed. The four result words w become u = w * 2^-32 + 2^-33 in (0, 1], and then
-// (z0, z1) = sqrt(-2 ln u0) * (cos, sin)(2 pi u1), likewise (z2, z3) from u2 and u3; element e takes z[e % 4].
-
-static void philox(uint32_t words[4], uint64_t block, uint64_t seed) {
-  uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32), c2 = 0, c3 = 0;
-  uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-  for (int round = 0; round < 10; round++) {
-    uint64_t a = (uint64_t)c0 * 0xD2511F53u, b = (uint64_t)c2 * 0xCD9E8D57u;
-    c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
-    c1 = (uint32_t)b;
-    c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
-    c3 = (uint32_t)a;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
-  }
-  words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
-}
+// Element e = offset + i of a stream belongs to block e / 4, whose four random words w become u = w * 2^-32 + 2^-33 in
+// (0, 1], and then (z0, z1) = sqrt(-2 ln u0) * (cos, sin)(2 pi u1), likewise (z2, z3) from u2 and u3; element e takes
+// z[e % 4].
 
 static void normals(float z[4], uint64_t block, uint64_t seed) {
-  uint32_t words[4];
-  philox(words, block, seed);
+  Philox random = philox(block, seed);
   for (int pair = 0; pair < 4; pair += 2) {
-    float u = (float)words[pair] * 0x1p-32f + 0x1p-33f, v = (float)words[pair + 1] * 0x1p-32f + 0x1p-33f;
+    float u = (float)random.word[pair] * 0x1p-32f + 0x1p-33f, v = (float)random.word[pair + 1] * 0x1p-32f + 0x1p-33f;
     float radius = sqrtf(-2.0f * logf(u)), angle = 6.2831853f * v;
     z[pair] = radius * cosf(angle);
     z[pair + 1] = radius * sinf(angle);
@@ -924,7 +855,7 @@ static void normals(float z[4], uint64_t block, uint64_t seed) {
 }
 
 int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(dst)));
+  BEGIN(SIZES(n), ADDRESSES(dst));
   int64_t first = (int64_t)(offset / 4), last = (int64_t)((offset + n - 1) / 4);
 #pragma omp parallel for num_threads(team(16 * n))
   for (int64_t block = first; block <= last; block++) {
@@ -939,7 +870,7 @@ int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset
 }
 
 int init_constant(float* dst, int64_t n, float value) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(dst)));
+  BEGIN(SIZES(n), ADDRESSES(dst));
 #pragma omp parallel for simd num_threads(team(n))
   for (int64_t i = 0; i < n; i++) dst[i] = value;
   return 0;
@@ -947,27 +878,27 @@ int init_constant(float* dst, int64_t n, float value) {
 
 // ---- embedding: rows of a table -------------------------------------------------------------------------------------
 
-static int check_ids(const char* function, const int32_t* ids, int N, int V) {
+static int check_ids(const int32_t* ids, int N, int V) {
   for (int i = 0; i < N; i++) {
     bool valid = ids[i] >= 0 && ids[i] < V;
-    if (!valid) return fail("%s: ids[%d]=%d must be at least 0 and less than V=%d", function, i, ids[i], V);
+    if (!valid) FAIL("ids[%d]=%d must be at least 0 and less than V=%d", i, ids[i], V);
   }
   return 0;
 }
 
 int embedding_forward(float* out, const int32_t* ids, const float* weight, int32_t N, int32_t V, int32_t C) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, V, C), LIST(out, ids, weight)));
-  RETURN_IF_ERROR(check_ids(__func__, ids, N, V));
+  BEGIN(SIZES(N, V, C), ADDRESSES(out, ids, weight));
+  TRY(check_ids(ids, N, V));
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int i = 0; i < N; i++) memcpy(out + (size_t)i * C, weight + (size_t)ids[i] * C, C * sizeof(float));
   return 0;
 }
 
-// Every thread adds all rows, for columns of its own: no two threads meet, and sums follow the order of the rows.
+/// Every thread adds all rows, for columns of its own: no two threads meet, and sums follow the order of the rows.
 int embedding_backward(float* dweight, const float* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
                        int32_t accumulate) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, V, C), LIST(dweight, dout, ids)));
-  RETURN_IF_ERROR(check_ids(__func__, ids, N, V));
+  BEGIN(SIZES(N, V, C), ADDRESSES(dweight, dout, ids));
+  TRY(check_ids(ids, N, V));
   if (!accumulate) zero(dweight, (int64_t)V * C * sizeof(float));
   int threads = team((int64_t)N * C);
   int64_t columns = round_up(divide_up(C, threads), 16);  // whole cache lines
@@ -987,7 +918,7 @@ int embedding_backward(float* dweight, const float* dout, const int32_t* ids, in
 // ---- rmsnorm: out = x * rstd * weight -------------------------------------------------------------------------------
 
 int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight, int32_t N, int32_t C, float eps) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, C), LIST(out, rstd, x, weight)));
+  BEGIN(SIZES(N, C), ADDRESSES(out, rstd, x, weight));
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int i = 0; i < N; i++) {
     const float* row = x + (size_t)i * C;
@@ -1003,17 +934,18 @@ int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight
   return 0;
 }
 
-// One row. With n = x * rstd: dx = rstd * (g - n * mean(g * n)) where g = dout * weight, and dweight += dout * n.
+/// One row: dx = rstd * (g - n * mean(g * n)) and dweight += dout * n, with n = x * rstd and g = dout * weight.
 static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const float* dout, const float* x,
                                  const float* weight, float rstd, int C, bool accumulate_dx) {
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
-  for (int c = 0; c < C; c++) sum += dout[c] * weight[c] * x[c];
-  float factor = sum * rstd * rstd / C;
+  for (int c = 0; c < C; c++) sum += dout[c] * weight[c] * x[c];  // g * x: rstd is the same for the whole row
+  float factor = sum * rstd * rstd / C;  // mean(g * n) * rstd, so that x, not n, is subtracted below
 #pragma omp simd
   for (int c = 0; c < C; c++) {
+    // The first term is as if rstd were a constant; the second takes out what changes the row's length, not its direction.
     dx[c] = (accumulate_dx ? dx[c] : 0.0f) + rstd * (dout[c] * weight[c] - x[c] * factor);
-    dweight[c] += dout[c] * (x[c] * rstd);
+    dweight[c] += dout[c] * (x[c] * rstd);  // out = n * weight: its derivative is n
   }
   if (!out) return;
 #pragma omp simd
@@ -1022,10 +954,10 @@ static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const fl
 
 int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
                      const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, C), LIST(dx, dweight, dout, x, weight, rstd)));
+  BEGIN(SIZES(N, C), ADDRESSES(dx, dweight, dout, x, weight, rstd));
   const int block_rows = 64;  // each block of rows sums its own dweight, whatever the number of threads
   int64_t n_blocks = divide_up(N, block_rows);
-  float* partial = (float*)workspace(__func__, n_blocks * C * sizeof(float));
+  float* partial = (float*)workspace(n_blocks * C * sizeof(float));
   if (!partial) return 1;
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int64_t block = 0; block < n_blocks; block++) {
@@ -1048,12 +980,12 @@ int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, c
 
 int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
          int32_t inverse) {
-  RETURN_IF_ERROR(check(__func__, LIST(B, T, H, K, D), LIST(qkv, table)));
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(qkv, table));
   if (D % 2 || pos < 0) {
-    return fail("rope: D must be even and pos at least 0 (%s)", SizeText(LIST(B, T, pos, H, K, D)).text);
+    FAIL("D must be even and pos at least 0 (%s)", SIZE_TEXT(B, T, pos, H, K, D));
   }
   int half = D / 2;
-  float sign = inverse ? -1.0f : 1.0f;
+  float sign = inverse ? -1.0f : 1.0f;  // sin(-a) = -sin(a), cos(-a) = cos(a)
   int64_t rows = (int64_t)B * T;
 #pragma omp parallel for num_threads(team(rows * (H + K) * D))
   for (int64_t i = 0; i < rows; i++) {
@@ -1094,14 +1026,13 @@ struct AttentionSize {
   int64_t work() const { return B * H * T * T; }
 };
 
-static int check_attention(const char* function, int B, int T, int H, int K, int D) {
-  if (H % K) return fail("%s: H=%d is not a multiple of K=%d (%s)", function, H, K, SizeText(LIST(B, T, D)).text);
-  bool head_size = D % 8 == 0 && D <= 256;
-  const char* format = "%s: D=%d must be a multiple of 8 up to 256 (%s)";
-  return head_size ? 0 : fail(format, function, D, SizeText(LIST(B, T, H, K)).text);
+static int check_attention(int B, int T, int H, int K, int D) {
+  if (H % K) FAIL("H=%d is not a multiple of K=%d (%s)", H, K, SIZE_TEXT(B, T, D));
+  CHECK(D % 8 == 0 && D <= 256, "D=%d must be a multiple of 8 up to 256 (%s)", D, SIZE_TEXT(B, T, H, K));
+  return 0;
 }
 
-// Scratch memory of one thread for one block of queries.
+/// Scratch memory of one thread for one block of queries.
 struct AttentionScratch {
   float *scores, *dscores;  // (BLOCK keys, BLOCK queries)
   float *qt, *dout_t;       // (D, BLOCK): queries times the scale, and dout, transposed
@@ -1120,7 +1051,7 @@ static void copy_rows(float* to, size_t to_row, const float* from, size_t from_r
   }
 }
 
-// Copies the key and value heads of qkv to rows pos.. of k and v (B, K, T_max, D).
+/// Copies the key and value heads of qkv to rows pos.. of k and v (B, K, T_max, D).
 static void copy_kv_heads(float* k, float* v, const float* qkv, const AttentionSize& size, int64_t pos, int64_t T_max) {
   int64_t pairs = size.B * size.K, D = size.D;
 #pragma omp parallel for num_threads(team(pairs * size.T * D))
@@ -1138,7 +1069,7 @@ static void copy_kv_heads(float* k, float* v, const float* qkv, const AttentionS
 #define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, Lanes<4>::ints{i, j, k, l})
 #endif
 
-// to (D, BLOCK) = factor * x (rows, D) transposed; the columns after `rows`, up to a whole vector, become 0.
+/// to (D, BLOCK) = factor * x (rows, D) transposed; the columns after `rows`, up to a whole vector, become 0.
 static void transpose(float* to, const float* x, size_t x_row, int64_t rows, int64_t D, float factor) {
   for (int64_t m = 0; m < round_up(rows, W); m += 4) {
     for (int64_t d = 0; d < D; d += 4) {
@@ -1156,7 +1087,7 @@ static void transpose(float* to, const float* x, size_t x_row, int64_t rows, int
   }
 }
 
-// scores (keys, BLOCK) = x (keys, D) yt (D, queries), leaving out vectors of queries that see none of a strip's keys.
+/// scores (keys, BLOCK) = x (keys, D) yt (D, queries), leaving out vectors of queries that see none of a strip's keys.
 static void multiply_scores(float* scores, const float* x, const float* yt, int64_t keys, int64_t queries, int64_t D,
                             int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
@@ -1166,7 +1097,7 @@ static void multiply_scores(float* scores, const float* x, const float* yt, int6
   }
 }
 
-// out (queries, D) (+)= scores^T (queries, keys) x (keys, D): outputs from values, gradients of queries from keys.
+/// out (queries, D) (+)= scores^T (queries, keys) x (keys, D): outputs from values, gradients of queries from keys.
 static void multiply_queries(float* out, const float* scores, const float* x, int64_t keys, int64_t queries, int64_t D,
                              int64_t shift, bool accumulate) {
   for (int64_t m = 0; m < queries; m += TILE_ROWS) {
@@ -1175,7 +1106,7 @@ static void multiply_queries(float* out, const float* scores, const float* x, in
   }
 }
 
-// out (keys, D) += scores (keys, queries) x (queries, D): the gradients of values and keys.
+/// out (keys, D) += scores (keys, queries) x (queries, D): the gradients of values and keys.
 static void multiply_keys(float* out, const float* scores, const float* x, int64_t keys, int64_t queries, int64_t D,
                           int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
@@ -1185,8 +1116,8 @@ static void multiply_keys(float* out, const float* scores, const float* x, int64
   }
 }
 
-// In the W queries from m on: the keys that a query does not see get `hidden`; those that none of them sees, from the
-// returned one on, get 0.
+/// In the W queries from m on: the keys that a query does not see get `hidden`; those that none of them sees, from the
+/// returned one on, get 0.
 static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_t shift) {
   ivec last_seen = lane_numbers() + (int32_t)(m + shift);
   int64_t all_see = max(0, min(keys, m + shift + 1)), end = max(0, min(keys, m + shift + W));
@@ -1198,15 +1129,15 @@ static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_
   return end;
 }
 
-// Per query: the largest score so far, the sum of exponentials relative to it, and the factor that the last block of
-// keys brought for what was summed before.
+/// Per query: the largest score so far, the sum of exponentials relative to it, and the factor that the last block of
+/// keys brought for what was summed before.
 struct Softmax {
   alignas(64) float top[BLOCK];
   alignas(64) float sum[BLOCK];
   alignas(64) float factor[BLOCK];
 };
 
-// scores become exp(score - top), 0 where masked.
+/// scores become exp(score - top), 0 where masked.
 static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift) {
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift);
@@ -1233,7 +1164,7 @@ static void scale_row(float* to, const float* x, int64_t D, float factor) {
   for (int64_t d = 0; d < D; d += PIECE) store(to + d, load<piece>(x + d) * factor);
 }
 
-// Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
+/// Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
 static void attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const float* k, const float* v,
                    int64_t queries, int64_t position, int64_t D, float* memory) {
   AttentionScratch scratch(memory, D);
@@ -1257,7 +1188,7 @@ static void attend(float* out, size_t out_row, float* lse, const float* q, size_
   }
 }
 
-// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
+/// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
 static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v,
                        const AttentionSize& size, int64_t pos, int64_t T_max, float* memory) {
   int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks();
@@ -1273,11 +1204,11 @@ static void attend_all(float* out, float* lse, const float* qkv, const float* k,
 }
 
 int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  RETURN_IF_ERROR(check(__func__, LIST(B, T, H, K, D), LIST(out, lse, qkv)));
-  RETURN_IF_ERROR(check_attention(__func__, B, T, H, K, D));
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
+  TRY(check_attention(B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
   size_t thread_floats = thread_count * AttentionScratch::floats(D);
-  float* memory = (float*)workspace(__func__, (thread_floats + 2 * size.kv_floats()) * sizeof(float));
+  float* memory = (float*)workspace((thread_floats + 2 * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
   float *k = memory + thread_floats, *v = k + size.kv_floats();
   copy_kv_heads(k, v, qkv, size, 0, T);
@@ -1285,7 +1216,7 @@ int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32
   return 0;
 }
 
-// scores become P = exp(score - lse), 0 where masked, and dscores dS = P * (dP - delta) * scale.
+/// scores become P = exp(score - lse), 0 where masked, and dscores, which are dP, become dS = P * (dP - delta) * scale.
 static void softmax_backward(float* scores, float* dscores, const float* lse, const float* delta, int64_t keys,
                              int64_t queries, int64_t shift, float scale) {
   for (int64_t m = 0; m < queries; m += W) {
@@ -1301,13 +1232,13 @@ static void softmax_backward(float* scores, float* dscores, const float* lse, co
   }
 }
 
-// Addresses of one query head of one batch row and of its dense key/value head.
+/// Addresses of one query head of one batch row and of its dense key/value head.
 struct AttentionHead {
   const float *q, *dout, *out, *lse, *k, *v;
   float *dq, *dk, *dv, *delta;
 };
 
-// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see.
+/// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see.
 static void attend_backward(const AttentionHead& head, const AttentionSize& size, int64_t t, int64_t queries,
                             float* memory) {
   int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
@@ -1320,7 +1251,7 @@ static void attend_backward(const AttentionHead& head, const AttentionSize& size
   transpose(scratch.dout_t, scratch.dout, D, queries, D, 1.0f);
   for (int64_t m = 0; m < queries; m++) {
     const float *dout = scratch.dout + m * D, *out = head.out + (t + m) * out_row;
-    piece sums = {};
+    piece sums = {};  // delta = rowsum(dout * out), which is rowsum(P * dP)
     for (int64_t d = 0; d < D; d += PIECE) sums += load<piece>(dout + d) * load<piece>(out + d);
     for (int i = 0; i < PIECE; i++) delta[m] += sums[i];
     head.delta[t + m] = delta[m];
@@ -1328,17 +1259,17 @@ static void attend_backward(const AttentionHead& head, const AttentionSize& size
   }
   for (int64_t key = 0; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
-    multiply_scores(scratch.scores, head.k + key * D, scratch.qt, keys, columns, D, shift);
-    multiply_scores(scratch.dscores, head.v + key * D, scratch.dout_t, keys, columns, D, shift);
-    softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, scale);
-    multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, queries, D, shift);
-    multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, queries, D, shift);
-    multiply_queries(scratch.result, scratch.dscores, head.k + key * D, keys, queries, D, shift, key > 0);
+    multiply_scores(scratch.scores, head.k + key * D, scratch.qt, keys, columns, D, shift);         // S = Q K^T again
+    multiply_scores(scratch.dscores, head.v + key * D, scratch.dout_t, keys, columns, D, shift);    // dP = dO V^T
+    softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, scale);     // P and dS
+    multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, queries, D, shift);        // dV += P^T dO
+    multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, queries, D, shift);          // dK += dS^T Q
+    multiply_queries(scratch.result, scratch.dscores, head.k + key * D, keys, queries, D, shift, key > 0);  // dQ += dS K
   }
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
 
-// Adds up the parts of dk and dv, (B, K, parts, 2, T, D), in order into the key and value heads of dqkv.
+/// Adds up the parts of dk and dv, (B, K, parts, 2, T, D), in order into the key and value heads of dqkv.
 static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize& size, int64_t parts) {
   int64_t T = size.T, K = size.K, D = size.D, rows = size.B * K * T;
 #pragma omp parallel for num_threads(team(rows * D))
@@ -1356,17 +1287,17 @@ static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize
   }
 }
 
-// A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
-// that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart, to be added in order.
+/// A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
+/// that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart, to be added in order.
 int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
                        const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  RETURN_IF_ERROR(check(__func__, LIST(B, T, H, K, D), LIST(dqkv, delta, dout, out, lse, qkv)));
-  RETURN_IF_ERROR(check_attention(__func__, B, T, H, K, D));
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
+  TRY(check_attention(B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
   int64_t n_blocks = size.n_blocks(), group = H / K, pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
   int64_t parts = pairs >= 4 * thread_count ? 1 : min(group * n_blocks, divide_up(4 * thread_count, pairs));
   size_t thread_floats = thread_count * AttentionScratch::floats(D);
-  float* memory = (float*)workspace(__func__, (thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
+  float* memory = (float*)workspace((thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
   float *k = memory + thread_floats, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
   copy_kv_heads(k, v, qkv, size, 0, T);
@@ -1391,14 +1322,14 @@ int attention_backward(float* dqkv, float* delta, const float* dout, const float
 
 int attention_cached(float* out, float* k_cache, float* v_cache, const float* qkv, int32_t B, int32_t T, int32_t pos,
                      int32_t T_max, int32_t H, int32_t K, int32_t D) {
-  RETURN_IF_ERROR(check(__func__, LIST(B, T, T_max, H, K, D), LIST(out, k_cache, v_cache, qkv)));
-  RETURN_IF_ERROR(check_attention(__func__, B, T, H, K, D));
+  BEGIN(SIZES(B, T, T_max, H, K, D), ADDRESSES(out, k_cache, v_cache, qkv));
+  TRY(check_attention(B, T, H, K, D));
   if (pos < 0 || pos > T_max - T) {
-    return fail("attention_cached: pos=%d and T=%d do not fit into a cache of T_max=%d (%s)", pos, T, T_max,
-                SizeText(LIST(B, H, K, D)).text);
+    FAIL("pos=%d and T=%d do not fit into a cache of T_max=%d (%s)", pos, T, T_max,
+                SIZE_TEXT(B, H, K, D));
   }
   AttentionSize size = {B, T, H, K, D};
-  float* memory = (float*)workspace(__func__, thread_count * AttentionScratch::floats(D) * sizeof(float));
+  float* memory = (float*)workspace(thread_count * AttentionScratch::floats(D) * sizeof(float));
   if (!memory) return 1;
   copy_kv_heads(k_cache, v_cache, qkv, size, pos, T_max);
   attend_all(out, nullptr, qkv, k_cache, v_cache, size, pos, T_max, memory);
@@ -1407,10 +1338,10 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
 
 // ---- linear: out = x weight^T ---------------------------------------------------------------------------------------
 
-// Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
+/// Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
 enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 256, TILE_COLUMNS = TILE_VECTORS * W };
 
-// Copies rows [0, depth) of op(b) into panels of TILE_COLUMNS columns; columns from n on become 0.
+/// Copies rows [0, depth) of op(b) into panels of TILE_COLUMNS columns; columns from n on become 0.
 static void pack_b_panel(float* to, const float* b, size_t row, size_t step, int64_t depth, int64_t n) {
   for (int64_t p = 0; p < depth; p++) {
     for (int64_t j = 0; j < TILE_COLUMNS; j++) to[p * TILE_COLUMNS + j] = j < n ? b[p * row + j * step] : 0.0f;
@@ -1423,7 +1354,7 @@ static void pack_a_panel(float* to, const float* a, size_t row, size_t step, int
   }
 }
 
-// One tile of c with m <= TILE_ROWS rows and n <= TILE_COLUMNS columns from packed panels.
+/// One tile of c with m <= TILE_ROWS rows and n <= TILE_COLUMNS columns from packed panels.
 static void packed_tile(float* c, size_t c_row, const float* a, const float* b, int64_t m, int64_t n, int64_t depth,
                         bool accumulate) {
   if (m == TILE_ROWS && n == TILE_COLUMNS) {
@@ -1440,11 +1371,11 @@ static void packed_tile(float* c, size_t c_row, const float* a, const float* b, 
   }
 }
 
-// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS.
-static int builtin_gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a,
+/// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS.
+static int builtin_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a,
                         const float* b, bool accumulate, float* c) {
   const size_t a_floats = PANEL_M * PANEL_K, b_floats = PANEL_N * PANEL_K;
-  float* packed_b = (float*)workspace(function, (b_floats + thread_count * a_floats) * sizeof(float));
+  float* packed_b = (float*)workspace((b_floats + thread_count * a_floats) * sizeof(float));
   if (!packed_b) return 1;
   size_t a_row = ta ? 1 : k, a_step = ta ? m : 1, b_row = tb ? 1 : n, b_step = tb ? k : 1;
   int threads = team(m * n * k / 64);
@@ -1486,8 +1417,8 @@ static sigset_t async_signals() {  // all but those that a fault of the thread i
   return signals;
 }
 
-// Blocks signals in the calling thread and, for good, in its OpenMP threads, which come and go. Gives back what the
-// calling thread had blocked.
+/// Blocks signals in the calling thread and, for good, in its OpenMP threads, which come and go. Gives back what the
+/// calling thread had blocked.
 static sigset_t block_signals() {
   static const sigset_t signals = async_signals();
   sigset_t before;
@@ -1500,7 +1431,7 @@ static sigset_t block_signals() {
   return before;
 }
 
-static int blas_gemm(const char* function, void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a,
+static int blas_gemm(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a,
                      const void* b, bool accumulate, float* c) {
   omp_set_num_threads(thread_count);  // belongs to the calling thread, which may be a new one
   if (!is_one_dnn(blas)) {
@@ -1512,46 +1443,47 @@ static int blas_gemm(const char* function, void* gemm, bool ta, bool tb, int64_t
   sigset_t before = block_signals();
   int status = one_dnn(gemm, ta, tb, m, n, k, a, b, accumulate ? 1.0f : 0.0f, c);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  return status ? fail("%s: oneDNN returned status %d (%s)", function, status, SizeText(LIST(m, n, k)).text) : 0;
+  CHECK(!status, "oneDNN returned status %d (%s)", status, SIZE_TEXT(m, n, k));
+  return 0;
 }
 
-// c (m, n) = op(a) op(b), or += where accumulate. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored
-// (n, k) where tb.
-static int gemm(const char* function, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
+/// c (m, n) = op(a) op(b), or += where accumulate. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored
+/// (n, k) where tb.
+static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
                 bool accumulate, float* c) {
-  if (!blas.kind) return builtin_gemm(function, ta, tb, m, n, k, a, b, accumulate, c);
-  if (!use_bf16_gemm) return blas_gemm(function, blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
-  bf16* a16 = (bf16*)workspace(function, (m * k + k * n) * sizeof(bf16));
+  if (!blas.kind) return builtin_gemm(ta, tb, m, n, k, a, b, accumulate, c);
+  if (!use_bf16_gemm) return blas_gemm(blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
+  bf16* a16 = (bf16*)workspace((m * k + k * n) * sizeof(bf16));
   if (!a16) return 1;
   bf16* b16 = a16 + m * k;
-  RETURN_IF_ERROR(convert(a16, a, LOAM_BF16, LOAM_F32, m * k));
-  RETURN_IF_ERROR(convert(b16, b, LOAM_BF16, LOAM_F32, k * n));
-  return blas_gemm(function, blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
+  round_all(a16, a, m * k);
+  round_all(b16, b, k * n);
+  return blas_gemm(blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
 }
 
 int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN,
                    int32_t OUT) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, IN, OUT), LIST(out, x, weight)));
-  if (residual == out) return fail("linear_forward: residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
+  if (residual == out) FAIL("residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
   if (residual) {
 #pragma omp parallel for num_threads(team((int64_t)N * OUT))
     for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));
   }
-  return gemm(__func__, false, true, N, OUT, IN, x, weight, residual != nullptr, out);
+  return gemm(false, true, N, OUT, IN, x, weight, residual != nullptr, out);
 }
 
 int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, IN, OUT), LIST(dx, dout, weight)));
-  return gemm(__func__, false, false, N, IN, OUT, dout, weight, accumulate, dx);
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(dx, dout, weight));
+  return gemm(false, false, N, IN, OUT, dout, weight, accumulate, dx);
 }
 
 int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, IN, OUT), LIST(dweight, dout, x)));
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));
   const int64_t step = 512;  // of the rows: columns of dout and x that are read row by row then stay in the cache
   for (int64_t start = 0; start < N; start += step) {
-    RETURN_IF_ERROR(gemm(__func__, true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
+    TRY(gemm(true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
                          accumulate || start > 0, dweight));
   }
   return 0;
@@ -1560,7 +1492,7 @@ int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, i
 // ---- swiglu: h = silu(gate) * up ------------------------------------------------------------------------------------
 
 int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, F), LIST(h, gate_up)));
+  BEGIN(SIZES(N, F), ADDRESSES(h, gate_up));
 #pragma omp parallel for num_threads(team((int64_t)N * F))
   for (int i = 0; i < N; i++) {
     const float* gate = gate_up + (size_t)i * 2 * F;
@@ -1572,9 +1504,8 @@ int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
   return 0;
 }
 
-// d silu(g) / dg = s * (1 + g * (1 - s)) with s = sigmoid(g).
 int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gate_up, int32_t N, int32_t F) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, F), LIST(dgate_up, dh, gate_up)));
+  BEGIN(SIZES(N, F), ADDRESSES(dgate_up, dh, gate_up));
 #pragma omp parallel for num_threads(team((int64_t)N * F))
   for (int i = 0; i < N; i++) {
     const float* gate = gate_up + (size_t)i * 2 * F;
@@ -1587,9 +1518,9 @@ int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gat
     }
 #pragma omp simd
     for (int f = 0; f < F; f++) {
-      float g = gate[f], u = gate[F + f], d = grad[f], s = sigmoid(g);
-      dgate[f] = d * u * s * (1.0f + g * (1.0f - s));
-      dgate[F + f] = d * g * s;
+      float g = gate[f], u = gate[F + f], d = grad[f], s = sigmoid(g);  // all are read before either place is written
+      dgate[f] = d * u * s * (1.0f + g * (1.0f - s));  // silu' = s + g s', and s' = s (1 - s)
+      dgate[F + f] = d * g * s;                         // h is linear in up
     }
   }
   return 0;
@@ -1598,7 +1529,7 @@ int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gat
 // ---- add ------------------------------------------------------------------------------------------------------------
 
 int add(float* out, const float* a, const float* b, int64_t n) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(out, a, b)));
+  BEGIN(SIZES(n), ADDRESSES(out, a, b));
 #pragma omp parallel for simd num_threads(team(n))
   for (int64_t i = 0; i < n; i++) out[i] = a[i] + b[i];
   return 0;
@@ -1616,7 +1547,7 @@ static float row_max(const float* x, int n) {
   return top;
 }
 
-// One row with a target: returns its loss; where backward, the logits become their gradients.
+/// One row with a target: returns its loss; where backward, the logits become their gradients.
 static float cross_entropy_row(float* logits, int target, int V, float grad_scale, bool backward) {
   float top = row_max(logits, V);
   float target_logit = logits[target];
@@ -1633,20 +1564,20 @@ static float cross_entropy_row(float* logits, int target, int V, float grad_scal
     total += sum;
   }
   if (backward) {
-    float factor = (float)(grad_scale / total);
+    float factor = (float)(grad_scale / total);  // softmax = exponential / total
 #pragma omp simd
     for (int v = 0; v < V; v++) logits[v] *= factor;
-    logits[target] -= grad_scale;
+    logits[target] -= grad_scale;  // the loss holds -logit[target]
   }
   return (float)(log(total) - (target_logit - top));
 }
 
 int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
                   float grad_scale, int32_t backward) {
-  RETURN_IF_ERROR(check(__func__, LIST(N, V, V_stride), LIST(logits, losses, targets)));
-  if (V_stride < V) return fail("cross_entropy: V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(logits, losses, targets));
+  if (V_stride < V) FAIL("V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
   for (int i = 0; i < N; i++) {
-    if (targets[i] >= V) return fail("cross_entropy: targets[%d]=%d must be less than V=%d", i, targets[i], V);
+    if (targets[i] >= V) FAIL("targets[%d]=%d must be less than V=%d", i, targets[i], V);
   }
 #pragma omp parallel for num_threads(team((int64_t)N * V))
   for (int i = 0; i < N; i++) {
@@ -1659,7 +1590,7 @@ int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t 
   return 0;
 }
 
-// Sums in double over blocks of this many elements, added in order: the same bits for any number of threads.
+/// Sums in double over blocks of this many elements, added in order: the same bits for any number of threads.
 static const int64_t SUM_BLOCK = 65536;
 
 template <class TERM>
@@ -1671,7 +1602,7 @@ static double block_sum(const float* x, int64_t n, TERM term) {
 }
 
 int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(out, x)));
+  BEGIN(SIZES(n), ADDRESSES(out, x));
   double sum = 0.0;
   for (int64_t i = 0; i < n; i += SUM_BLOCK) sum += block_sum(x + i, min(SUM_BLOCK, n - i), [](double e) { return e; });
   *out = (accumulate ? *out : 0.0f) + (float)(scale * sum);
@@ -1681,9 +1612,9 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
 // ---- optimizer ------------------------------------------------------------------------------------------------------
 
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(sumsq, grad)));
+  BEGIN(SIZES(n), ADDRESSES(sumsq, grad));
   int64_t n_blocks = divide_up(n, SUM_BLOCK);
-  double* sums = (double*)workspace(__func__, n_blocks * sizeof(double));
+  double* sums = (double*)workspace(n_blocks * sizeof(double));
   if (!sums) return 1;
 #pragma omp parallel for num_threads(team(n))
   for (int64_t i = 0; i < n_blocks; i++) {
@@ -1696,39 +1627,26 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) 
 }
 
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
-  RETURN_IF_ERROR(check(__func__, LIST(), LIST(control, sumsq)));
-  float norm = (float)sqrt(*sumsq), scale = grad_clip > 0.0f && norm > grad_clip ? grad_clip / norm : 1.0f;
-  float most = norm * scale;  // no value of the clipped gradient is larger; adamw() squares them, and 0 would skip there
-  control[CONTROL_GRAD_NORM] = norm;
-  if (scale == 0.0f || !std::isfinite(most * most) || !std::isfinite(control[CONTROL_LOSS])) {
-    control[CONTROL_GRAD_SCALE] = 0.0f;
-    control[CONTROL_SKIPPED] += 1.0f;
-    control[CONTROL_SKIPPED_ROW] += 1.0f;
-    return 0;
-  }
-  double t = control[CONTROL_UPDATES] += 1.0f;
-  control[CONTROL_GRAD_SCALE] = scale;
-  control[CONTROL_SKIPPED_ROW] = 0.0f;
-  control[CONTROL_BIAS1] = (float)(1.0 - pow(beta1, t));
-  control[CONTROL_BIAS2] = (float)(1.0 - pow(beta2, t));
+  BEGIN(SIZES(), ADDRESSES(control, sumsq));
+  decide_update(control, *sumsq, grad_clip, beta1, beta2);
   return 0;
 }
 
 int adamw(float* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
           float beta1, float beta2, float eps, float weight_decay) {
-  RETURN_IF_ERROR(check(__func__, LIST(n), LIST(weight, master, m, v, grad, control)));
+  BEGIN(SIZES(n), ADDRESSES(weight, master, m, v, grad, control));
   float scale = control[CONTROL_GRAD_SCALE], rate = control[CONTROL_LEARNING_RATE];
   if (scale == 0.0f) return 0;  // a skipped update
   float keep = 1.0f - rate * weight_decay, step = rate / control[CONTROL_BIAS1];
   float root_bias2 = 1.0f / sqrtf(control[CONTROL_BIAS2]);
 #pragma omp parallel for simd num_threads(team(n))
   for (int64_t i = 0; i < n; i++) {
-    float g = grad[i] * scale;
-    float m1 = beta1 * m[i] + (1.0f - beta1) * g;
-    float v1 = beta2 * v[i] + (1.0f - beta2) * g * g;
+    float g = grad[i] * scale;                         // clipped
+    float m1 = beta1 * m[i] + (1.0f - beta1) * g;      // the mean of gradients, which began as 0: step corrects for it
+    float v1 = beta2 * v[i] + (1.0f - beta2) * g * g;  // and of their squares
     m[i] = m1;
     v[i] = v1;
-    master[i] = master[i] * keep - step * m1 / (sqrtf(v1) * root_bias2 + eps);
+    master[i] = master[i] * keep - step * m1 / (sqrtf(v1) * root_bias2 + eps);  // keep: weight decay
   }
   if (weight != master) memcpy(weight, master, n * sizeof(float));
   return 0;

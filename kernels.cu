@@ -12,6 +12,7 @@
 #pragma GCC visibility push(default)
 #include "kernels.h"
 #pragma GCC visibility pop
+#include "formulas.h"
 #include "host.h"
 
 #include <cublasLt.h>
@@ -39,14 +40,14 @@ DEVICE float exp2_approx(float x) {
   return y;
 }
 
-/** Two bfloat16 in one register, lo in the lower half. */
+/// Two bfloat16 in one register, lo in the lower half.
 DEVICE uint32_t pack_bf16(float lo, float hi) {
   uint32_t r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
   return r;
 }
 
-/** Starts a copy of 16 bytes from global to shared memory; writes zeros where not valid (src is then not read). */
+/// Starts a copy of 16 bytes from global to shared memory; writes zeros where not valid (src is then not read).
 DEVICE void cp_async16(void* dst, const void* src, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(dst)), "l"(src), "r"(valid ? 16 : 0)
                : "memory");
@@ -56,12 +57,12 @@ DEVICE void cp_async4(void* dst, const void* src, bool valid) {
                : "memory");
 }
 DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/** Waits until at most PENDING of this thread's committed groups are still on their way. */
+/// Waits until at most PENDING of this thread's committed groups are still on their way.
 template <int PENDING> DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-/** Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8. */
+/// Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
 DEVICE void ldmatrix(uint32_t* r, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -75,7 +76,7 @@ DEVICE void ldmatrix_transposed(uint32_t* r, const void* row) {
                : "memory");
 }
 
-/** c (16, 8) += a (16, 16) b (16, 8) */
+/// c (16, 8) += a (16, 16) b (16, 8)
 DEVICE void mma_bf16(float* c, const uint32_t* a, const uint32_t* b) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -95,7 +96,7 @@ DEVICE int warp_id() { return threadIdx.x / WARP; }
 
 template <int VEC> struct alignas(VEC * sizeof(act)) Pack { act v[VEC]; };
 
-/** Reads VEC neighbouring elements at once. */
+/// Reads VEC neighbouring elements at once.
 template <int VEC> DEVICE void load(float* f, const act* p) {
   Pack<VEC> pack = *(const Pack<VEC>*)p;
 #pragma unroll
@@ -119,7 +120,7 @@ DEVICE float warp_max(float v) {
   return v;
 }
 
-/** The sum (or maximum) of v over the block, in every thread, in a fixed order. */
+/// The sum (or maximum) of v over the block, in every thread, in a fixed order.
 DEVICE float block_sum(float v) {
   __shared__ float warps[WARP];
   v = warp_sum(v);
@@ -137,59 +138,40 @@ DEVICE float block_max(float v) {
   return warp_max(lane_id() < (int)blockDim.x / WARP ? warps[lane_id()] : -INFINITY);
 }
 
-/** Threads of a one-dimensional launch are numbered through. */
+/// Threads of a one-dimensional launch are numbered through.
 DEVICE size_t global_thread() { return (size_t)blockIdx.x * blockDim.x + threadIdx.x; }
 
 // ---- failures: the first one is kept as text -----------------------------------------------------------------------
 
-static thread_local int device_of_thread = -1;  // the GPU that this thread works on
-static thread_local const char* op = "";  // the function of kernels.h that was called; named in the text of a failure
-
-/** "op: what is wrong (kernels.cu:line)" is the text of the failure; its format is a literal. */
-#define FAIL(format, ...) return fail("%s: " format " (kernels.cu:%d)", op, ##__VA_ARGS__, __LINE__)
-#define CHECK(condition, ...)            \
-  do {                                   \
-    if (!(condition)) FAIL(__VA_ARGS__); \
-  } while (0)
-#define CUDA(call)                                                                                   \
-  do {                                                                                               \
-    cudaError_t error_ = (call);                                                                     \
-    if (error_ != cudaSuccess) FAIL("%s: %s", cudaGetErrorName(error_), cudaGetErrorString(error_)); \
+#define CUDA(call)                                                                                               \
+  do {                                                                                                           \
+    cudaError_t e_ = (call);                                                                                     \
+    if (e_ != cudaSuccess) FAIL("%s: %s (kernels.cu:%d)", cudaGetErrorName(e_), cudaGetErrorString(e_), __LINE__); \
   } while (0)
 
-/** Queues a kernel on the library's stream; the caller returns with an error if it cannot start. */
+/// Queues a kernel on the library's stream; the caller returns with an error if it cannot start.
 #define LAUNCH(kernel, grid, block, shared, ...)                                     \
   do {                                                                               \
     LAUNCH_KERNEL(kernel, dim3(grid), dim3(block), shared, gpu.stream, __VA_ARGS__); \
     CUDA(cudaGetLastError());                                                        \
   } while (0)
 
-/** All pointers an op was given; null is the mistake of a freed or never allocated tensor. */
-template <class... P> static bool present(const P*... p) { return (... && (p != nullptr)); }
 template <class... P> static bool aligned16(const P*... p) { return (... && ((uintptr_t)p % 16 == 0)); }
-
-/** The first line of every function that needs the device. A thread that has not called before begins on GPU 0. */
-#define BEGIN()                                                 \
-  op = __func__;                                                \
-  CHECK(gpu.open, "no device is open: call device_open first"); \
-  if (device_of_thread != gpu.index) {                          \
-    CUDA(cudaSetDevice(gpu.index));                             \
-    device_of_thread = gpu.index;                               \
-  }
-#define CHECK_PRESENT(...) CHECK(present(__VA_ARGS__), "an address is 0: was the tensor freed?")
 
 static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d); }
 
-/** Element-wise kernels count their threads in 32 bits. */
-static bool fits_launch(size_t threads) { return threads < ((size_t)1 << 31); }
+/// Kernels with a thread for each element count them in 32 bits.
+#define CHECK_LAUNCH(threads, ...)                                                                             \
+  CHECK((size_t)(threads) < ((size_t)1 << 31), "too many elements for one launch: lower batch_size (%s)", \
+        SIZE_TEXT(__VA_ARGS__))
 
 // ---- device --------------------------------------------------------------------------------------------------------
 
-// For cuBLASLt (Hopper wants 32 MiB; twice that lets it split the sums of a weight gradient) and for partial sums, never
-// both at once.
+/// For cuBLASLt (Hopper wants 32 MiB; twice that lets it split the sums of a weight gradient) and for partial sums, never
+/// both at once.
 constexpr size_t WORKSPACE_BYTES = 64 << 20;
 
-/** A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait. */
+/// A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait.
 struct Fault {
   int kind, row, value, limit;
 };
@@ -211,7 +193,16 @@ static struct {
   std::map<void*, int64_t> sizes;  // of mem_alloc()
 } gpu;
 
-/** cuBLASLt is opened at run time, so that a missing one is a message and not a library that does not load. */
+static int use_device() {
+  static thread_local int device_of_thread = -1;  // a thread that has not called before is on GPU 0
+  CHECK(gpu.open, "no device is open; call device_open first");
+  if (device_of_thread == gpu.index) return 0;
+  CUDA(cudaSetDevice(gpu.index));
+  device_of_thread = gpu.index;
+  return 0;
+}
+
+/// cuBLASLt is opened at run time, so that a missing one is a message and not a library that does not load.
 static struct {
   cublasLtHandle_t handle;
   size_t version;
@@ -240,7 +231,7 @@ static struct {
 #define LOAM_CUBLASLT_DIR ""  // where the build found the library
 #endif
 
-/** LOAM_CUBLASLT, then the loader's own paths, then CUDA_HOME, then where the build found it. */
+/// LOAM_CUBLASLT, then the loader's own paths, then CUDA_HOME, then where the build found it.
 static void* open_blas_library() {
   const char* name = "libcublasLt.so." STRING(CUBLAS_VER_MAJOR);
   if (const char* file = getenv("LOAM_CUBLASLT")) return dlopen(file, RTLD_NOW | RTLD_LOCAL);
@@ -254,7 +245,7 @@ static void* open_blas_library() {
   return nullptr;
 }
 
-/** What to say where the right cuBLASLt is not found; another major version may be. */
+/// What to say where the right cuBLASLt is not found; another major version may be.
 static std::string missing_blas() {
   std::string wanted = "libcublasLt.so." STRING(CUBLAS_VER_MAJOR);
   std::string found = "cannot find " + wanted;
@@ -288,7 +279,7 @@ static int open_blas() {
   return 0;
 }
 
-/** The architectures of the machine code in this library, as "sm_80, sm_90". */
+/// The architectures of the machine code in this library, as "sm_80, sm_90".
 static std::string compiled_archs(const char* quote) {
   std::string list;
   for (int arch : {__CUDA_ARCH_LIST__}) {
@@ -302,7 +293,7 @@ static __global__ void probe_kernel(Fault* fault) {
   if (threadIdx.x == 0) fault->value = 42;
 }
 
-/** Launches a kernel that does next to nothing: does this library hold code for this GPU? */
+/// Launches a kernel that does next to nothing: does this library hold code for this GPU?
 static int probe_architecture() {
   const cudaDeviceProp& p = gpu.properties;
   gpu.fault->value = 0;
@@ -354,22 +345,21 @@ static int create_resources() {
   return 0;
 }
 
-int abi_version(void) { return LOAM_ABI_VERSION; }
-
 int device_open(int32_t index, int32_t, int32_t, const char*) {
   op = __func__;
   if (gpu.open && index != gpu.index) FAIL("GPU %d is open already: start one process for each GPU", gpu.index);
-  if (check_driver() || choose_device(index)) return 1;
-  if (!gpu.workspace && create_resources()) return 1;
-  if (probe_architecture() || open_blas()) return 1;
+  TRY(check_driver());
+  TRY(choose_device(index));
+  if (!gpu.workspace) TRY(create_resources());
+  TRY(probe_architecture());
+  TRY(open_blas());
   gpu.open = true;
   gpu.index = index;
   return 0;
 }
 
 int device_info(char* json, int32_t capacity) {
-  BEGIN();
-  CHECK(json && capacity > 0, "no room for the text: capacity is %d", capacity);
+  BEGIN(SIZES(capacity), ADDRESSES(json));
   int driver = 0, runtime = 0;
   CUDA(cudaDriverGetVersion(&driver));
   CUDA(cudaRuntimeGetVersion(&runtime));
@@ -393,13 +383,12 @@ int device_info(char* json, int32_t capacity) {
       p.name, arch, blas.version / 10000, blas.version / 100 % 100, blas.version % 100, blas.path, arch,
       compiled_archs("\"").c_str(), p.multiProcessorCount, uuid, driver / 1000, driver / 10 % 100, runtime / 1000,
       runtime / 10 % 100, emulator);
-  CHECK(length < capacity, "no room for the text: %d bytes needed, capacity is %d", length + 1, capacity);
+  CHECK(length < capacity, "the text needs %d bytes, but capacity is %d", length + 1, capacity);
   return 0;
 }
 
 int device_memory(int64_t* bytes) {
-  BEGIN();
-  CHECK_PRESENT(bytes);
+  BEGIN(SIZES(), ADDRESSES(bytes));
   size_t free_bytes, total;
   CUDA(cudaMemGetInfo(&free_bytes, &total));
   bytes[0] = gpu.allocated, bytes[1] = gpu.peak, bytes[2] = (int64_t)free_bytes, bytes[3] = (int64_t)total;
@@ -407,20 +396,18 @@ int device_memory(int64_t* bytes) {
 }
 
 int device_peak(double* flops, char* how, int32_t capacity) {
-  BEGIN();
-  CHECK(flops && how && capacity > 0, "an address is 0 or there is no room for the text");
+  BEGIN(SIZES(capacity), ADDRESSES(flops, how));
   *flops = 0.0, how[0] = 0;
   return 0;
 }
 
 int device_stream(uint64_t* stream) {
-  BEGIN();
-  CHECK_PRESENT(stream);
+  BEGIN(SIZES(), ADDRESSES(stream));
   *stream = (uint64_t)gpu.stream;
   return 0;
 }
 
-/** Reports a mistake that a kernel has found. Only then it is cleared: a step that still runs may be writing another. */
+/// Reports a mistake that a kernel has found. Only then it is cleared: a step that still runs may be writing another.
 static int check_fault() {
   Fault fault = *gpu.fault;
   if (fault.kind == FAULT_NONE) return 0;
@@ -430,23 +417,21 @@ static int check_fault() {
        fault.value, fault.row, fault.limit);
 }
 
-/** Waits for the stream and reports what failed in it. */
+/// Waits for the stream and reports what failed in it.
 static int wait() {
   CUDA(cudaStreamSynchronize(gpu.stream));
   return check_fault();
 }
 
 int synchronize(void) {
-  BEGIN();
+  BEGIN(SIZES(), ADDRESSES());
   return wait();
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
 int mem_alloc(uint64_t* address, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(address);
-  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  BEGIN(SIZES(bytes), ADDRESSES(address));
   void* p = nullptr;
   cudaError_t e = cudaMalloc(&p, bytes);
   if (e == cudaErrorMemoryAllocation) {
@@ -466,10 +451,10 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
 }
 
 int mem_free(void* address) {
-  BEGIN();
+  BEGIN(SIZES(), ADDRESSES(address));
   auto at = gpu.sizes.find(address);
   CHECK(at != gpu.sizes.end(), "%p is not the address of an allocation: was it freed twice?", address);
-  if (wait()) return 1;  // queued work may still use it
+  TRY(wait());  // queued work may still use it
   CUDA(cudaFree(address));
   gpu.allocated -= at->second;
   gpu.sizes.erase(at);
@@ -477,9 +462,7 @@ int mem_free(void* address) {
 }
 
 int host_alloc(uint64_t* address, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(address);
-  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  BEGIN(SIZES(bytes), ADDRESSES(address));
   void* p = nullptr;
   cudaError_t e = cudaHostAlloc(&p, bytes, cudaHostAllocDefault);
   if (e == cudaErrorMemoryAllocation) {
@@ -492,42 +475,27 @@ int host_alloc(uint64_t* address, int64_t bytes) {
   return 0;
 }
 
-int host_free(void* address) {
-  BEGIN();
-  CHECK_PRESENT(address);
-  if (wait()) return 1;
-  CUDA(cudaFreeHost(address));
-  return 0;
-}
-
 int copy_to_device(void* dst, const void* src, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(dst, src);
-  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  BEGIN(SIZES(bytes), ADDRESSES(dst, src));
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, gpu.stream));
   return wait();  // the array may be reused when this returns, and CUDA does not promise that it has read it before
 }
 
 int copy_to_host(void* dst, const void* src, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(dst, src);
-  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  BEGIN(SIZES(bytes), ADDRESSES(dst, src));
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, gpu.stream));
   return wait();
 }
 
 int copy_async(void* dst, const void* src, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(dst, src);
-  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  BEGIN(SIZES(bytes), ADDRESSES(dst, src));
   CUDA(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, gpu.stream));
   return 0;
 }
 
 int snapshot(const void* src, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(src);
-  CHECK(bytes > 0 && bytes <= SNAPSHOT_BYTES, "%lld bytes, should be 1 to %d", (long long)bytes, SNAPSHOT_BYTES);
+  BEGIN(SIZES(bytes), ADDRESSES(src));
+  CHECK(bytes <= SNAPSHOT_BYTES, "%lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
   CHECK(gpu.snapshots_taken - gpu.snapshots_read < SNAPSHOTS, "%d wait to be read already", SNAPSHOTS);
   auto& s = gpu.snapshots[gpu.snapshots_taken % SNAPSHOTS];
   CUDA(cudaMemcpyAsync(s.bytes, src, bytes, cudaMemcpyDeviceToHost, gpu.stream));
@@ -537,9 +505,8 @@ int snapshot(const void* src, int64_t bytes) {
 }
 
 int snapshot_read(void* dst, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(dst);
-  CHECK(bytes > 0 && bytes <= SNAPSHOT_BYTES, "%lld bytes, should be 1 to %d", (long long)bytes, SNAPSHOT_BYTES);
+  BEGIN(SIZES(bytes), ADDRESSES(dst));
+  CHECK(bytes <= SNAPSHOT_BYTES, "%lld bytes, at most %d", (long long)bytes, SNAPSHOT_BYTES);
   CHECK(gpu.snapshots_read < gpu.snapshots_taken, "none was taken since the last one was read");
   auto& s = gpu.snapshots[gpu.snapshots_read++ % SNAPSHOTS];
   CUDA(cudaEventSynchronize(s.done));
@@ -548,9 +515,7 @@ int snapshot_read(void* dst, int64_t bytes) {
 }
 
 int fill_zero(void* dst, int64_t bytes) {
-  BEGIN();
-  CHECK_PRESENT(dst);
-  CHECK(bytes > 0, "%lld bytes: the size must be positive", (long long)bytes);
+  BEGIN(SIZES(bytes), ADDRESSES(dst));
   CUDA(cudaMemsetAsync(dst, 0, bytes, gpu.stream));
   return 0;
 }
@@ -568,9 +533,8 @@ template <class Dst, class Src> static __global__ void convert_kernel(Dst* dst, 
 static bool is_float_type(int type) { return type == LOAM_F32 || type == LOAM_BF16; }
 
 int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n) {
-  BEGIN();
-  CHECK_PRESENT(dst, src);
-  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(dst, src));
+  CHECK_LAUNCH(n / BLOCK, n);
   CHECK(is_float_type(dst_type) && is_float_type(src_type), "types %d <- %d: both must be 0 (f32) or 1 (bf16)",
         dst_type, src_type);
   if (dst_type == src_type) return copy_async(dst, src, n * (src_type == LOAM_F32 ? sizeof(float) : sizeof(act)));
@@ -589,9 +553,7 @@ template <class T> static __global__ void find_nonfinite_kernel(unsigned long lo
 }
 
 int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
-  BEGIN();
-  CHECK_PRESENT(index, x);
-  CHECK(n > 0, "n=%lld: must be positive", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(index, x));
   CHECK(is_float_type(type), "type %d: must be 0 (f32) or 1 (bf16)", type);
   unsigned long long* found = (unsigned long long*)gpu.workspace;
   CUDA(cudaMemsetAsync(found, 0xff, sizeof *found, gpu.stream));  // -1, and larger than every place
@@ -605,24 +567,7 @@ int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {
 
 // ---- random numbers ------------------------------------------------------------------------------------------------
 
-struct Philox {
-  unsigned word[4];
-};
-
-/** Philox 4x32-10 (Salmon et al. 2011): four random words for a counter and a key. */
-DEVICE Philox philox(uint64_t counter, uint64_t key) {
-  unsigned c0 = (unsigned)counter, c1 = (unsigned)(counter >> 32), c2 = 0, c3 = 0;
-  unsigned k0 = (unsigned)key, k1 = (unsigned)(key >> 32);
-  for (int round = 0; round < 10; round++) {
-    unsigned high0 = __umulhi(0xD2511F53u, c0), low0 = 0xD2511F53u * c0;
-    unsigned high1 = __umulhi(0xCD9E8D57u, c2), low1 = 0xCD9E8D57u * c2;
-    c0 = high1 ^ c1 ^ k0, c1 = low1, c2 = high0 ^ c3 ^ k1, c3 = low0;
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-  return {{c0, c1, c2, c3}};
-}
-
-/** Normal number `which` of four: words 0 and 1 make the first two, words 2 and 3 the others. */
+/// Normal number `which` of four: words 0 and 1 make the first two, words 2 and 3 the others.
 DEVICE float box_muller(const Philox& random, int which) {
   float u = ((float)random.word[which & 2] + 0.5f) * 0x1p-32f;  // (0, 1]
   float v = ((float)random.word[(which & 2) + 1] + 0.5f) * 0x1p-32f;
@@ -641,24 +586,22 @@ static __global__ void init_constant_kernel(float* dst, size_t n, float value) {
 }
 
 int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset) {
-  BEGIN();
-  CHECK_PRESENT(dst);
-  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(dst));
+  CHECK_LAUNCH(n / BLOCK, n);
   LAUNCH(init_normal_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, std, seed, offset);
   return 0;
 }
 
 int init_constant(float* dst, int64_t n, float value) {
-  BEGIN();
-  CHECK_PRESENT(dst);
-  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(dst));
+  CHECK_LAUNCH(n / BLOCK, n);
   LAUNCH(init_constant_kernel, ceil_div(n, BLOCK), BLOCK, 0, dst, (size_t)n, value);
   return 0;
 }
 
 // ---- embedding: rows of a table ------------------------------------------------------------------------------------
 
-/** One thread copies VEC elements of a row. An id outside the table gives zeros and a fault. */
+/// One thread copies VEC elements of a row. An id outside the table gives zeros and a fault.
 template <int VEC>
 static __global__ void embedding_forward_kernel(act* out, const int* ids, const act* weight, int N, int V, int C,
                                                 Fault* fault) {
@@ -672,10 +615,8 @@ static __global__ void embedding_forward_kernel(act* out, const int* ids, const 
 }
 
 int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N, int32_t V, int32_t C) {
-  BEGIN();
-  CHECK_PRESENT(out, ids, weight);
-  CHECK(N > 0 && V > 0 && C > 0 && fits_launch((size_t)N * C), "N=%d V=%d C=%d: must be positive, and N*C below 2^31",
-        N, V, C);
+  BEGIN(SIZES(N, V, C), ADDRESSES(out, ids, weight));
+  CHECK_LAUNCH((size_t)N * C, N, C);
   if (C % 8 == 0 && aligned16(out, weight))
     LAUNCH(embedding_forward_kernel<8>, ceil_div((size_t)N * C / 8, BLOCK), BLOCK, 0, out, ids, weight, N, V, C,
            gpu.fault);
@@ -684,11 +625,9 @@ int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N
   return 0;
 }
 
-/**
- * Without atomics: the block of the first place where a token stands sums over all its places, in order; the others
- * leave. Each chunk of blockDim.x places is searched in parallel into a list, then each thread sums its own columns
- * over the list. (N = 8192 ids are 32 KB and stay in the caches.)
- */
+/// Without atomics: the block of the first place where a token stands sums over all its places, in order; the others
+/// leave. Each chunk of blockDim.x places is searched in parallel into a list, then each thread sums its own columns
+/// over the list. (N = 8192 ids are 32 KB and stay in the caches.)
 static __global__ void embedding_backward_kernel(float* dweight, const act* dout, const int* ids, int N, int V, int C,
                                                  Fault* fault) {
   __shared__ int list[BLOCK];
@@ -735,10 +674,8 @@ static __global__ void embedding_backward_kernel(float* dweight, const act* dout
 
 int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
                        int32_t accumulate) {
-  BEGIN();
-  CHECK_PRESENT(dweight, dout, ids);
-  CHECK(N > 0 && V > 0 && C > 0, "N=%d V=%d C=%d: must be positive", N, V, C);
-  if (!accumulate && fill_zero(dweight, (int64_t)V * C * sizeof(float))) return 1;
+  BEGIN(SIZES(N, V, C), ADDRESSES(dweight, dout, ids));
+  if (!accumulate) CUDA(cudaMemsetAsync(dweight, 0, (size_t)V * C * sizeof(float), gpu.stream));
   LAUNCH(embedding_backward_kernel, N, BLOCK, 0, dweight, dout, ids, N, V, C, gpu.fault);
   return 0;
 }
@@ -747,7 +684,7 @@ int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int3
 
 constexpr int ROWS_PER_BLOCK = BLOCK / WARP;
 
-/** The second reading of a row comes from the L1 cache. */
+/// The second reading of a row comes from the L1 cache.
 template <int VEC>
 static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* x, const act* weight, int N, int C,
                                               float eps) {
@@ -777,9 +714,7 @@ static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* 
 }
 
 int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps) {
-  BEGIN();
-  CHECK_PRESENT(out, rstd, x, weight);
-  CHECK(N > 0 && C > 0, "N=%d C=%d: must be positive", N, C);
+  BEGIN(SIZES(N, C), ADDRESSES(out, rstd, x, weight));
   unsigned blocks = ceil_div(N, ROWS_PER_BLOCK);
   if (C % 8 == 0 && aligned16(out, x, weight))
     LAUNCH(rmsnorm_forward_kernel<8>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
@@ -788,11 +723,9 @@ int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int3
   return 0;
 }
 
-/**
- * dx = rstd * (w dy - xhat mean(w dy xhat)) with xhat = x rstd. A few blocks walk over all rows; each warp sums its
- * rows' dy xhat in shared memory, each block writes one row of partial sums (gridDim.x, C), which the next kernel adds
- * up.
- */
+/// dx = rstd * (g - n * mean(g * n)) and dweight += dout * n, with n = x * rstd and g = dout * weight. A few blocks walk
+/// over all rows; each warp sums its rows' dweight in shared memory, each block writes one row of partial sums
+/// (gridDim.x, C), which the next kernel adds up: dweight has many writers and no atomics.
 template <int VEC>
 static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out, const act* dout, const act* x,
                                                const act* weight, const float* rstd, int N, int C, int accumulate_dx) {
@@ -813,9 +746,9 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
       load<VEC>(dy, dy_row + c);
       load<VEC>(w, weight + c);
 #pragma unroll
-      for (int e = 0; e < VEC; e++) sum += w[e] * dy[e] * v[e];
+      for (int e = 0; e < VEC; e++) sum += w[e] * dy[e] * v[e];  // g * x: rstd is the same for the whole row
     }
-    float mean = warp_sum(sum) * r / C;
+    float mean = warp_sum(sum) * r / C;  // of g * n
 #pragma unroll 2
     for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
       float v[VEC], dy[VEC], w[VEC], d[VEC] = {}, y[VEC];
@@ -825,10 +758,11 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
       if (accumulate_dx) load<VEC>(d, dx_row + c);
 #pragma unroll
       for (int e = 0; e < VEC; e++) {
-        float xhat = v[e] * r;
-        dweight[e * chunks + c / VEC] += dy[e] * xhat;
-        d[e] += r * (w[e] * dy[e] - xhat * mean);
-        y[e] = xhat * w[e];
+        float n = v[e] * r;
+        dweight[e * chunks + c / VEC] += dy[e] * n;  // out = n * weight: its derivative is n
+        // The first term is as if rstd were a constant; the second takes out what changes the row's length, not its direction.
+        d[e] += r * (w[e] * dy[e] - n * mean);
+        y[e] = n * w[e];  // the forward result again
       }
       store<VEC>(dx_row + c, d);
       if (out) store<VEC>(out + (size_t)row * C + c, y);
@@ -842,7 +776,7 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
   }
 }
 
-/** out[c] = sum over rows of partial (rows, C), in a fixed order. A block has 32 columns, 32 threads to each. */
+/// out[c] = sum over rows of partial (rows, C), in a fixed order. A block has 32 columns, 32 threads to each.
 static __global__ void sum_rows_kernel(float* out, const float* partial, int rows, int C, int accumulate) {
   __shared__ float sums[32][33];
   int column = threadIdx.x % 32, part = threadIdx.x / 32, c = blockIdx.x * 32 + column;
@@ -857,10 +791,9 @@ static __global__ void sum_rows_kernel(float* out, const float* partial, int row
 
 int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
                      const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
-  BEGIN();
-  CHECK_PRESENT(dx, dweight, dout, x, weight, rstd);
+  BEGIN(SIZES(N, C), ADDRESSES(dx, dweight, dout, x, weight, rstd));
   constexpr int MAX_C = 48 * 1024 / sizeof(float);  // one warp's sums must fit into shared memory
-  CHECK(N > 0 && C > 0 && C <= MAX_C, "N=%d C=%d: must be positive, and C at most %d", N, C, MAX_C);
+  CHECK(C <= MAX_C, "C=%d must be at most %d (%s)", C, MAX_C, SIZE_TEXT(N));
   int warps = MAX_C / C < ROWS_PER_BLOCK ? MAX_C / C : ROWS_PER_BLOCK;
   size_t shared = (size_t)warps * C * sizeof(float);
   size_t blocks = 2 * gpu.properties.multiProcessorCount, most = WORKSPACE_BYTES / sizeof(float) / C,
@@ -880,7 +813,7 @@ int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const a
 
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------
 
-/** One thread rotates VEC neighbouring pairs. */
+/// One thread rotates VEC neighbouring pairs.
 template <int VEC>
 static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, int pos, int heads, int stride, int D,
                                    float sign) {
@@ -904,14 +837,11 @@ static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, i
 
 int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
          int32_t inverse) {
-  BEGIN();
-  CHECK_PRESENT(qkv, table);
-  CHECK(B > 0 && T > 0 && pos >= 0 && H > 0 && K > 0 && D > 0 && D % 2 == 0,
-        "B=%d T=%d pos=%d H=%d K=%d D=%d: sizes must be positive and D even", B, T, pos, H, K, D);
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(qkv, table));
+  CHECK(D % 2 == 0 && pos >= 0, "D must be even and pos at least 0 (%s)", SIZE_TEXT(B, T, pos, H, K, D));
   size_t pairs = (size_t)B * T * (H + K) * (D / 2);
-  CHECK(fits_launch(pairs), "B=%d T=%d H=%d K=%d D=%d: too many elements for one launch: lower batch_size", B, T, H, K,
-        D);
-  float sign = inverse ? -1.0f : 1.0f;
+  CHECK_LAUNCH(pairs, B, T, H, K, D);
+  float sign = inverse ? -1.0f : 1.0f;  // sin(-a) = -sin(a), cos(-a) = cos(a)
   int stride = (H + 2 * K) * D;
   if (D % 16 == 0 && aligned16(qkv, table))
     LAUNCH(rope_kernel<8>, ceil_div(pairs / 8, BLOCK), BLOCK, 0, qkv, table, B, T, pos, H + K, stride, D, sign);
@@ -935,13 +865,13 @@ int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_
 
 constexpr int ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP;
 
-/** Where chunk `chunk` of row `row` lies in a tile, in elements. */
+/// Where chunk `chunk` of row `row` lies in a tile, in elements.
 template <int D> DEVICE int swizzle(int row, int chunk) {
   if (D == 32) return row * D + (chunk ^ (row / 2 & 3)) * 8;  // two rows share the 128 bytes of all banks
   return row * D + (chunk ^ (row & 7)) * 8;
 }
 
-/** Starts the copy of a tile (ROWS, D) with rows `stride` apart; rows from `valid` on become zeros. */
+/// Starts the copy of a tile (ROWS, D) with rows `stride` apart; rows from `valid` on become zeros.
 template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, int stride, int valid) {
   constexpr int CHUNKS = D / 8;
   constexpr int PASS = ATTENTION_THREADS / CHUNKS;  // rows at a time: 8, 16 or 32, so the swizzle of a thread repeats
@@ -953,17 +883,17 @@ template <int D, int ROWS> DEVICE void load_tile(act* tile, const act* from, int
     cp_async16(to + i * PASS * D, from + i * PASS * stride, row0 + i * PASS < valid);
 }
 
-/** Starts the copy of one float for each of ROWS rows (lse, delta). */
+/// Starts the copy of one float for each of ROWS rows (lse, delta).
 template <int ROWS> DEVICE void load_column(float* to, const float* from, int valid) {
   if (threadIdx.x < ROWS) cp_async4(to + threadIdx.x, from + threadIdx.x, (int)threadIdx.x < valid);
 }
 
-/** An A operand: rows row0 to row0 + 15 and columns 16 k to 16 k + 15 of a tile. */
+/// An A operand: rows row0 to row0 + 15 and columns 16 k to 16 k + 15 of a tile.
 template <int D> DEVICE void load_a(uint32_t* a, const act* tile, int row0, int k) {
   ldmatrix(a, tile + swizzle<D>(row0 + lane_id() % 16, 2 * k + lane_id() / 16));
 }
 
-/** One step of A tile^T: c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f; tile (N, D). */
+/// One step of A tile^T: c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f; tile (N, D).
 template <int D, int N, int M>
 DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], const act* tile, int k) {
 #pragma unroll
@@ -978,7 +908,7 @@ DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], co
   }
 }
 
-/** c[f] (16, D) += p[f] (16, N) tile for M fragments f; p is rounded to bfloat16 on the way; tile (N, D). */
+/// c[f] (16, D) += p[f] (16, N) tile for M fragments f; p is rounded to bfloat16 on the way; tile (N, D).
 template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const float (*p)[N / 8][4], const act* tile) {
 #pragma unroll
   for (int k = 0; k < N / 16; k++) {
@@ -1001,7 +931,7 @@ template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const 
   }
 }
 
-/** Writes accumulators (16, D) times a factor per row half; rows from `valid` on do not exist. */
+/// Writes accumulators (16, D) times a factor per row half; rows from `valid` on do not exist.
 template <int D>
 DEVICE void store_rows(act* to, size_t stride, const float (*c)[4], float factor0, float factor1, int valid) {
   int row = lane_id() / 4, column = 2 * (lane_id() % 4);
@@ -1013,7 +943,7 @@ DEVICE void store_rows(act* to, size_t stride, const float (*c)[4], float factor
   }
 }
 
-/** The lanes l % 4 = 0..3 hold parts of the same rows. */
+/// The lanes l % 4 = 0..3 hold parts of the same rows.
 DEVICE float quad_sum(float v) {
   v += __shfl_xor_sync(~0u, v, 1);
   return v + __shfl_xor_sync(~0u, v, 2);
@@ -1023,7 +953,7 @@ DEVICE float quad_max(float v) {
   return fmaxf(v, __shfl_xor_sync(~0u, v, 2));
 }
 
-/** Where things lie in qkv (B, T, H + 2K, D) for one batch and one key head. */
+/// Where things lie in qkv (B, T, H + 2K, D) for one batch and one key head.
 struct Heads {
   const act *q, *k;    // at t = 0
   int k_to_v, stride;  // from a key to its value, from t to t + 1
@@ -1042,10 +972,8 @@ template <int D> struct ForwardShape {
   static_assert(QUERIES <= 2 * KEYS, "the queries pass through one stage");
 };
 
-/**
- * Block: QUERIES queries of one head; the queries with most keys come first. In each step: S = Q K^T, online softmax
- * with the running maximum and sum of each row, O = O rescaled + P V.
- */
+/// Block: QUERIES queries of one head; the queries with most keys come first. In each step: S = Q K^T, online softmax
+/// with the running maximum and sum of each row, O = O rescaled + P V.
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int K, float scale) {
@@ -1142,10 +1070,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   }
 }
 
-/**
- * Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own
- * operands stay in registers where there is room (IN_REGISTERS), else in shared memory.
- */
+/// Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own
+/// operands stay in registers where there is room (IN_REGISTERS), else in shared memory.
 template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
   static constexpr int M = FRAGMENTS, OWN = 16 * M * ATTENTION_WARPS, STREAM = ROWS;
   static constexpr bool IN_REGISTERS = D <= 64;
@@ -1159,7 +1085,7 @@ template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
 template <int D> using QueryShape = BackwardShape<D, D <= 64 ? 2 : 1, 32>;  // dQ
 template <int D> using KeyShape = BackwardShape<D, 1, D <= 64 ? 64 : 32>;   // dK and dV
 
-/** One of the two operands (OWN, D) that a block owns. */
+/// One of the two operands (OWN, D) that a block owns.
 template <int D, class Shape> struct OwnRows {
   static constexpr int M = Shape::M, STEPS = Shape::IN_REGISTERS ? D / 16 : 1;
   uint32_t fragments[STEPS][M][4];
@@ -1177,7 +1103,7 @@ template <int D, class Shape> struct OwnRows {
       for (int k = 0; k < STEPS; k++) load_step(rows, k, k);
   }
 
-  /** c[f] (16, STREAM) += own rows (16, D) of fragment f times other^T; other (STREAM, D) */
+  /// c[f] (16, STREAM) += own rows (16, D) of fragment f times other^T; other (STREAM, D)
   DEVICE void multiply_by(float (*c)[Shape::STREAM / 8][4], OwnRows& rows, const act* other) {
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
@@ -1188,11 +1114,9 @@ template <int D, class Shape> struct OwnRows {
   }
 };
 
-/**
- * dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
- * dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its
- * rows.
- */
+/// dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
+/// dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its
+/// rows.
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
@@ -1268,8 +1192,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          float p = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);
-          s[f][n][e] = p * (dp[f][n][e] - row_delta[f][e / 2]);
+          float p = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);  // the forward pass kept only the sum
+          s[f][n][e] = p * (dp[f][n][e] - row_delta[f][e / 2]);                // dS, without the scale
         }
     if (diagonal) {
 #pragma unroll
@@ -1282,7 +1206,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
             if (key > query) s[f][n][e] = 0;
           }
     }
-    multiply<D, KEYS, M>(dq, s, keys);
+    multiply<D, KEYS, M>(dq, s, keys);  // dQ += dS K; the scale comes at the end, once
   }
   cp_async_wait<0>();
 #pragma unroll
@@ -1292,11 +1216,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   }
 }
 
-/**
- * dK and dV. Block: 64 keys of one key head; walks over the queries from the diagonal on, for each query head of the
- * group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys, columns are
- * queries.
- */
+/// dK and dV. Block: 64 keys of one key head; walks over the queries from the diagonal on, for each query head of the
+/// group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys, columns are
+/// queries.
 template <int D>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H,
@@ -1357,7 +1279,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         float p = exp2_approx(s[0][n][e] * log2_scale - (e % 2 ? log_sum.y : log_sum.x) * LOG2E);
-        s[0][n][e] = p;
+        s[0][n][e] = p;  // P^T
         dp[0][n][e] = p * (dp[0][n][e] - (e % 2 ? row_delta.y : row_delta.x));
       }
     }
@@ -1369,8 +1291,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
           if (query0 + n * 8 + 2 * (lane_id() % 4) + e % 2 < warp0 + lane_id() / 4 + e / 2 * 8)
             s[0][n][e] = dp[0][n][e] = 0;
     }
-    multiply<D, QUERIES, 1>(dv, s, d_o);
-    multiply<D, QUERIES, 1>(dk, dp, queries);
+    multiply<D, QUERIES, 1>(dv, s, d_o);       // dV += P^T dO
+    multiply<D, QUERIES, 1>(dk, dp, queries);  // dK += dS^T Q
   }
   cp_async_wait<0>();
   act* to = dqkv + ((size_t)b * T + warp0) * at.stride;
@@ -1378,7 +1300,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   store_rows<D>(to + (H + K + k) * D, at.stride, dv[0], 1, 1, T - warp0);
 }
 
-/** Shared memory above 48 KB has to be asked for. */
+/// Shared memory above 48 KB has to be asked for.
 #define RESERVE_SHARED(kernel, bytes) \
   CUDA(cudaFuncSetAttribute((const void*)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
 
@@ -1406,19 +1328,18 @@ static int backward_of(act* dqkv, float* delta, const act* dout, const act* out,
   return 0;
 }
 
-#define CHECK_ATTENTION(B, T, H, K, D)                                                                                 \
-  CHECK(B > 0 && B < 65536 && T > 0 && H > 0 && K > 0 && H % K == 0,                                                   \
-        "B=%d T=%d H=%d K=%d D=%d: sizes must be positive, B below 65536 and H a multiple of K", B, T, H, K, D);       \
-  CHECK(D == 32 || D == 64 || D == 128,                                                                                \
-        "B=%d T=%d H=%d K=%d D=%d: the head size must be 32, 64 or 128: choose n_head so that n_embd / n_head is one " \
-        "of these",                                                                                                    \
-        B, T, H, K, D);                                                                                                \
-  CHECK(T <= 65535 * 64, "T=%d: must be at most %d", T, 65535 * 64)
+static int check_attention(int B, int T, int H, int K, int D) {
+  CHECK(H % K == 0, "H=%d is not a multiple of K=%d (%s)", H, K, SIZE_TEXT(B, T, D));
+  CHECK(D == 32 || D == 64 || D == 128,
+        "the head size must be 32, 64 or 128: choose n_head so that n_embd / n_head is one of these (%s)",
+        SIZE_TEXT(B, T, H, K, D));
+  CHECK(B < 65536 && T <= 65535 * 64, "B must be below 65536 and T at most %d (%s)", 65535 * 64, SIZE_TEXT(B, T));
+  return 0;
+}
 
 int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  BEGIN();
-  CHECK_PRESENT(out, lse, qkv);
-  CHECK_ATTENTION(B, T, H, K, D);
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
+  TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(out, qkv), "out and qkv must be aligned to 16 bytes");
   if (D == 32) return forward_of<32>(out, lse, qkv, B, T, H, K);
   if (D == 64) return forward_of<64>(out, lse, qkv, B, T, H, K);
@@ -1427,16 +1348,15 @@ int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T
 
 int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
                        int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  BEGIN();
-  CHECK_PRESENT(dqkv, delta, dout, out, lse, qkv);
-  CHECK_ATTENTION(B, T, H, K, D);
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
+  TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(dqkv, dout, out, qkv), "dqkv, dout, out and qkv must be aligned to 16 bytes");
   if (D == 32) return backward_of<32>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
   if (D == 64) return backward_of<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
   return backward_of<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
 }
 
-/** Copies the keys and values of new tokens into the caches (B, K, T_max, D). One thread copies 8 elements. */
+/// Copies the keys and values of new tokens into the caches (B, K, T_max, D). One thread copies 8 elements.
 static __global__ void append_cache_kernel(act* k_cache, act* v_cache, const act* qkv, int B, int T, int pos, int T_max,
                                            int H, int K, int D) {
   unsigned i = (unsigned)global_thread(), chunk = i % (D / 8), rest = i / (D / 8), k = rest % K, row = rest / K;
@@ -1447,10 +1367,8 @@ static __global__ void append_cache_kernel(act* k_cache, act* v_cache, const act
   *(Pack<8>*)(v_cache + to) = *(const Pack<8>*)(from + (size_t)K * D);
 }
 
-/**
- * Block: one query of one head. D/8 neighbouring lanes take one key at a time and keep their own running maximum, sum
- * and output; these are merged at the end.
- */
+/// Block: one query of one head. D/8 neighbouring lanes take one key at a time and keep their own running maximum, sum
+/// and output; these are merged at the end.
 template <int D>
 static __global__ void attention_cached_kernel(act* out, const act* k_cache, const act* v_cache, const act* qkv, int T,
                                                int pos, int T_max, int H, int K, float scale) {
@@ -1501,14 +1419,14 @@ static __global__ void attention_cached_kernel(act* out, const act* k_cache, con
 
 int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos,
                      int32_t T_max, int32_t H, int32_t K, int32_t D) {
-  BEGIN();
-  CHECK_PRESENT(out, k_cache, v_cache, qkv);
-  CHECK_ATTENTION(B, T, H, K, D);
-  CHECK(T < 65536 && pos >= 0 && pos <= T_max - T,
-        "T=%d pos=%d T_max=%d: pos + T must be at most T_max, and T below 65536", T, pos, T_max);
+  BEGIN(SIZES(B, T, T_max, H, K, D), ADDRESSES(out, k_cache, v_cache, qkv));
+  TRY(check_attention(B, T, H, K, D));
+  CHECK(pos >= 0 && pos <= T_max - T, "pos=%d and T=%d do not fit into a cache of T_max=%d (%s)", pos, T, T_max,
+        SIZE_TEXT(B, H, K, D));
+  CHECK(T < 65536, "T=%d must be below 65536 (%s)", T, SIZE_TEXT(B, H, K, D));
   CHECK(aligned16(k_cache, v_cache, qkv), "the caches and qkv must be aligned to 16 bytes");
   size_t chunks = (size_t)B * T * K * D / 8;
-  CHECK(fits_launch(chunks), "B=%d T=%d K=%d D=%d: too many elements for one launch: lower the batch", B, T, K, D);
+  CHECK_LAUNCH(chunks, B, T, K, D);
   LAUNCH(append_cache_kernel, ceil_div(chunks, BLOCK), BLOCK, 0, k_cache, v_cache, qkv, B, T, pos, T_max, H, K, D);
   dim3 grid(H, T, B);
   float scale = 1 / sqrtf((float)D);
@@ -1562,7 +1480,7 @@ static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_
   do {                                                                                            \
     cublasStatus_t status_ = (call);                                                              \
     if (status_ != CUBLAS_STATUS_SUCCESS)                                                         \
-      FAIL("cuBLASLt status %d for m=%d n=%d k=%d (%s)", (int)status_, p.m, p.n, p.k, blas.path); \
+      FAIL("cuBLASLt status %d for m=%d n=%d k=%d (%s, kernels.cu:%d)", (int)status_, p.m, p.n, p.k, blas.path, __LINE__); \
   } while (0)
 
 static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
@@ -1573,7 +1491,7 @@ static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulA
   return 0;
 }
 
-/** $LOAM_CACHE or ~/.cache/loam, then gemm-<GPU>-<version>.txt; "" where there is no home, as for the emulator. */
+/// $LOAM_CACHE or ~/.cache/loam, then gemm-<GPU>-<version>.txt; "" where there is no home, as for the emulator.
 static std::string choices_path() {
   const char *cache = getenv("LOAM_CACHE"), *home = getenv("HOME");
 #ifdef LOAM_EMU
@@ -1588,7 +1506,7 @@ static std::string choices_path() {
   return directory + "/gemm-" + gpu_name + "-" + std::to_string(blas.version) + ".txt";
 }
 
-/** A line of the file is the seven numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words. */
+/// A line of the file is the seven numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words.
 static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
   FILE* file = fopen(choices_path().c_str(), "r");
   if (!file) return false;
@@ -1607,7 +1525,7 @@ static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
   return found;
 }
 
-/** Appends the choice; where that is not possible the next run will time again. */
+/// Appends the choice; where that is not possible the next run will time again.
 static void write_choice(const Product& p, const cublasLtMatmulAlgo_t& algo) {
   FILE* file = fopen(choices_path().c_str(), "a");
   if (!file) return;
@@ -1622,7 +1540,7 @@ static void write_choice(const Product& p, const cublasLtMatmulAlgo_t& algo) {
   fclose(file);
 }
 
-/** Milliseconds of a few runs of one candidate after one to warm up; infinity if it does not run. */
+/// Milliseconds of a few runs of one candidate after one to warm up; infinity if it does not run.
 static float time_candidate(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
                             const void* b, const void* c, void* d) {
   float ms = INFINITY;
@@ -1641,7 +1559,7 @@ static float time_candidate(const Plan& plan, const Product& p, const cublasLtMa
   return ms;
 }
 
-/** Times the candidates on a scratch output (d may hold sums that must not be lost) and keeps the fastest. */
+/// Times the candidates on a scratch output (d may hold sums that must not be lost) and keeps the fastest.
 static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count,
                            const void* a, const void* b, const void* c, const void* d) {
   void* scratch = nullptr;
@@ -1659,7 +1577,7 @@ static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeu
   if (best < INFINITY) write_choice(p, plan.algo);
 }
 
-/** Rows of ld elements that start at a 16-byte boundary are as aligned as ld lets them be. */
+/// Rows of ld elements that start at a 16-byte boundary are as aligned as ld lets them be.
 static unsigned alignment(size_t ld_bytes) {
   unsigned bytes = 16;
   while (ld_bytes % bytes) bytes /= 2;
@@ -1714,46 +1632,38 @@ static int make_plan(Plan& plan, const Product& p, const void* a, const void* b,
               results[0].workspaceSize <= WORKSPACE_BYTES;
   if (kept) return 0;
   int count = 0;
-  if (get_candidates(plan, p, results, &count)) return 1;
+  TRY(get_candidates(plan, p, results, &count));
   plan.algo = results[0].algo;
   if (count > 1 && (double)p.m * p.n * p.k >= TIMED_FROM) choose_by_time(plan, p, results, count, a, b, c, d);
   return 0;
 }
 
-/** d = op(a) op(b), plus c if the product adds; c and d have the same layout and may be one array. */
+/// d = op(a) op(b), plus c if the product adds; c and d have the same layout and may be one array.
 static int multiply_matrices(const Product& p, const void* a, const void* b, const void* c, void* d) {
   auto at = plans.find(key_of(p));
   if (at == plans.end()) {
     Plan plan;
-    if (make_plan(plan, p, a, b, c, d)) return 1;
+    TRY(make_plan(plan, p, a, b, c, d));
     at = plans.emplace(key_of(p), plan).first;
   }
   return run_product(at->second, p, at->second.algo, a, b, c, d);
 }
 
-#define CHECK_LINEAR(N, IN, OUT) CHECK(N > 0 && IN > 0 && OUT > 0, "N=%d IN=%d OUT=%d: must be positive", N, IN, OUT)
-
 int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT) {
-  BEGIN();
-  CHECK_PRESENT(out, x, weight);
-  CHECK_LINEAR(N, IN, OUT);
-  CHECK(residual != out, "N=%d IN=%d OUT=%d: residual may not be out", N, IN, OUT);
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
+  CHECK(residual != out, "residual may not be out (%s)", SIZE_TEXT(N, IN, OUT));
   return multiply_matrices({true, false, OUT, N, IN, false, residual != nullptr}, weight, x, residual ? residual : out,
                            out);
 }
 
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {
-  BEGIN();
-  CHECK_PRESENT(dx, dout, weight);
-  CHECK_LINEAR(N, IN, OUT);
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(dx, dout, weight));
   return multiply_matrices({false, false, IN, N, OUT, false, accumulate != 0}, weight, dout, dx, dx);
 }
 
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
-  BEGIN();
-  CHECK_PRESENT(dweight, dout, x);
-  CHECK_LINEAR(N, IN, OUT);
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));
   return multiply_matrices({false, true, IN, OUT, N, true, accumulate != 0}, x, dout, dweight, dweight);
 }
 
@@ -1774,9 +1684,8 @@ template <int VEC> static __global__ void swiglu_forward_kernel(act* h, const ac
 }
 
 int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F) {
-  BEGIN();
-  CHECK_PRESENT(h, gate_up);
-  CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
+  BEGIN(SIZES(N, F), ADDRESSES(h, gate_up));
+  CHECK_LAUNCH((size_t)N * F, N, F);
   if (F % 8 == 0 && aligned16(h, gate_up))
     LAUNCH(swiglu_forward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, h, gate_up, N, F);
   else
@@ -1784,7 +1693,7 @@ int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F) {
   return 0;
 }
 
-/** A thread reads its gate and up before it writes their gradients: dgate_up may be gate_up. */
+/// A thread reads its gate and up before it writes their gradients: dgate_up may be gate_up.
 template <int VEC>
 static __global__ void swiglu_backward_kernel(act* dgate_up, act* h, const act* dh, const act* gate_up, int N, int F) {
   unsigned i = (unsigned)global_thread(), row = i / (F / VEC), f = i % (F / VEC) * VEC;
@@ -1798,8 +1707,8 @@ static __global__ void swiglu_backward_kernel(act* dgate_up, act* h, const act* 
   for (int e = 0; e < VEC; e++) {
     float s = sigmoid(gate[e]), silu = gate[e] * s, u = up[e];
     product[e] = silu * u;
-    up[e] = d[e] * silu;
-    gate[e] = d[e] * u * s * (1.0f + gate[e] * (1.0f - s));  // silu' = s (1 + x (1 - s))
+    up[e] = d[e] * silu;  // h is linear in up
+    gate[e] = d[e] * u * s * (1.0f + gate[e] * (1.0f - s));  // silu' = s + g s', and s' = s (1 - s)
   }
   store<VEC>(dgate_up + gate_at, gate);
   store<VEC>(dgate_up + gate_at + F, up);
@@ -1807,9 +1716,8 @@ static __global__ void swiglu_backward_kernel(act* dgate_up, act* h, const act* 
 }
 
 int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int32_t N, int32_t F) {
-  BEGIN();
-  CHECK_PRESENT(dgate_up, dh, gate_up);
-  CHECK(N > 0 && F > 0 && fits_launch((size_t)N * F), "N=%d F=%d: must be positive, and N*F below 2^31", N, F);
+  BEGIN(SIZES(N, F), ADDRESSES(dgate_up, dh, gate_up));
+  CHECK_LAUNCH((size_t)N * F, N, F);
   if (F % 8 == 0 && aligned16(dgate_up, h, dh, gate_up))
     LAUNCH(swiglu_backward_kernel<8>, ceil_div((size_t)N * F / 8, BLOCK), BLOCK, 0, dgate_up, h, dh, gate_up, N, F);
   else
@@ -1831,9 +1739,8 @@ template <int VEC> static __global__ void add_kernel(act* out, const act* a, con
 }
 
 int add(act* out, const act* a, const act* b, int64_t n) {
-  BEGIN();
-  CHECK_PRESENT(out, a, b);
-  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(out, a, b));
+  CHECK_LAUNCH(n / BLOCK, n);
   if (n % 8 == 0 && aligned16(out, a, b))
     LAUNCH(add_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
   else
@@ -1845,10 +1752,8 @@ int add(act* out, const act* a, const act* b, int64_t n) {
 
 constexpr int CROSS_ENTROPY_THREADS = 512;
 
-/**
- * One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. exp2 of
- * a scaled difference, as __expf spends a tenth of the instructions here on results below 2^-126.
- */
+/// One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. exp2 of
+/// a scaled difference, as __expf spends a tenth of the instructions here on results below 2^-126.
 template <int VEC>
 static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
     cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int V_stride, float grad_scale,
@@ -1895,10 +1800,9 @@ static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
 
 int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
                   float grad_scale, int32_t backward) {
-  BEGIN();
-  CHECK_PRESENT(logits, losses, targets);
-  CHECK(N > 0 && V > 0 && V_stride >= V && V_stride < (1 << 30),
-        "N=%d V=%d V_stride=%d: must be positive, and V_stride at least V", N, V, V_stride);
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(logits, losses, targets));
+  CHECK(V_stride >= V, "V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
+  CHECK(V_stride < (1 << 30), "V_stride=%d must be below 2^30 (N=%d)", V_stride, N);
   if (V_stride % 8 == 0 && aligned16(logits))
     LAUNCH(cross_entropy_kernel<8>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale,
            backward, gpu.fault);
@@ -1916,9 +1820,7 @@ static __global__ void sum_scaled_kernel(float* out, const float* x, int n, floa
 }
 
 int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate) {
-  BEGIN();
-  CHECK_PRESENT(out, x);
-  CHECK(n > 0, "n=%d: must be positive", n);
+  BEGIN(SIZES(n), ADDRESSES(out, x));
   LAUNCH(sum_scaled_kernel, 1, 1024, 0, out, x, n, scale, accumulate);
   return 0;
 }
@@ -1927,7 +1829,7 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
 
 constexpr int SUMSQ_BLOCKS = 1024;  // the same on every GPU, so that the order of the sum is too
 
-/** The sum of v over a block of BLOCK threads, in thread 0, in a fixed order. */
+/// The sum of v over a block of BLOCK threads, in thread 0, in a fixed order.
 DEVICE double block_sum_double(double v) {
   __shared__ double values[BLOCK];
   values[threadIdx.x] = v;
@@ -1954,9 +1856,7 @@ static __global__ void sum_partials_kernel(double* sumsq, const double* partial,
 }
 
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {
-  BEGIN();
-  CHECK_PRESENT(sumsq, grad);
-  CHECK(n > 0, "n=%lld: must be positive", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(sumsq, grad));
   double* partial = (double*)gpu.workspace;
   int blocks = n < SUMSQ_BLOCKS * BLOCK * 4 ? ceil_div(n, BLOCK * 4) : SUMSQ_BLOCKS;
   LAUNCH(grad_sumsq_kernel, blocks, BLOCK, 0, partial, grad, (size_t)n);
@@ -1966,26 +1866,11 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) 
 
 static __global__ void step_control_kernel(float* control, const double* sumsq, float grad_clip, float beta1,
                                            float beta2) {
-  if (threadIdx.x != 0) return;
-  float norm = (float)sqrt(*sumsq), scale = grad_clip > 0 && norm > grad_clip ? grad_clip / norm : 1.0f;
-  float most = norm * scale;  // no value of the clipped gradient is larger; adamw() squares them, and 0 would skip there
-  control[CONTROL_GRAD_NORM] = norm;
-  if (scale == 0 || !isfinite(most * most) || !isfinite(control[CONTROL_LOSS])) {
-    control[CONTROL_GRAD_SCALE] = 0;
-    control[CONTROL_SKIPPED] += 1;
-    control[CONTROL_SKIPPED_ROW] += 1;
-    return;
-  }
-  float t = control[CONTROL_UPDATES] += 1;
-  control[CONTROL_SKIPPED_ROW] = 0;
-  control[CONTROL_GRAD_SCALE] = scale;
-  control[CONTROL_BIAS1] = (float)(1.0 - pow((double)beta1, (double)t));
-  control[CONTROL_BIAS2] = (float)(1.0 - pow((double)beta2, (double)t));
+  if (threadIdx.x == 0) decide_update(control, *sumsq, grad_clip, beta1, beta2);
 }
 
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2) {
-  BEGIN();
-  CHECK_PRESENT(control, sumsq);
+  BEGIN(SIZES(), ADDRESSES(control, sumsq));
   CHECK(grad_clip >= 0 && beta1 >= 0 && beta1 < 1 && beta2 >= 0 && beta2 < 1,
         "grad_clip=%g beta1=%g beta2=%g: grad_clip must not be negative, the betas must lie in [0, 1)", grad_clip,
         beta1, beta2);
@@ -2007,9 +1892,9 @@ static __global__ void adamw_kernel(act* weight, float* master, float* m, float*
   FloatPack<VEC> m1 = *(FloatPack<VEC>*)(m + i), m2 = *(FloatPack<VEC>*)(v + i);
 #pragma unroll
   for (int e = 0; e < VEC; e++) {
-    float d = g.v[e] * scale;
-    m1.v[e] = beta1 * m1.v[e] + (1 - beta1) * d;
-    m2.v[e] = beta2 * m2.v[e] + (1 - beta2) * d * d;
+    float d = g.v[e] * scale;                         // clipped
+    m1.v[e] = beta1 * m1.v[e] + (1 - beta1) * d;      // the mean of gradients, which began as 0: bias1 corrects for it
+    m2.v[e] = beta2 * m2.v[e] + (1 - beta2) * d * d;  // and of their squares
     w.v[e] -= learning_rate * (m1.v[e] / bias1 / (sqrtf(m2.v[e] / bias2) + eps) + weight_decay * w.v[e]);
   }
   *(FloatPack<VEC>*)(m + i) = m1;
@@ -2020,9 +1905,8 @@ static __global__ void adamw_kernel(act* weight, float* master, float* m, float*
 
 int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
           float beta1, float beta2, float eps, float weight_decay) {
-  BEGIN();
-  CHECK_PRESENT(weight, master, m, v, grad, control);
-  CHECK(n > 0 && fits_launch(n / BLOCK), "n=%lld: must be positive and below 2^39", (long long)n);
+  BEGIN(SIZES(n), ADDRESSES(weight, master, m, v, grad, control));
+  CHECK_LAUNCH(n / BLOCK, n);
   if (n % 4 == 0 && aligned16(weight, master, m, v, grad))
     LAUNCH(adamw_kernel<4>, ceil_div(n / 4, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1,
            beta2, eps, weight_decay);

@@ -32,10 +32,9 @@ typedef float act;
 #define LOAM_ABI_VERSION 3
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
-#define LOAM_I32 2
 #define LOAM_BAD_FILE 2  // code of a function that failed over a file, not over how it was called
 
-// Places in the step control block, 16 floats in device memory. The host writes only the learning rate.
+/// Places in the step control block, 16 floats in device memory. The host writes only the learning rate.
 #define CONTROL_LEARNING_RATE 0
 #define CONTROL_LOSS 1         // mean loss of the step, summed over its micro-steps
 #define CONTROL_GRAD_NORM 2    // L2 norm of the whole gradient before clipping
@@ -54,62 +53,61 @@ extern "C" {
 
 // ---- device ----------------------------------------------------------------------------------------------------------
 
-// LOAM_ABI_VERSION of the library; compared with the TypeScript side before anything else is called.
+/// LOAM_ABI_VERSION of the library; compared with the TypeScript side before anything else is called.
 int abi_version(void);
 
-// Copies the text of the first failure since the last call into text (at most capacity bytes, ends with 0), clears it.
+/// Copies the text of the first failure since the last call into text (at most capacity bytes, ends with 0), clears it.
 int last_error(HOST char* text, int32_t capacity);
 
-// Opens device `index` (a GPU; 0 on a CPU) before any other function but the two above. threads: CPU threads, 0 = as many
-// as there are processors that this process may run on, or its quota of them, rounded up.
-// bf16_gemm 1: the CPU library rounds GEMM inputs to bfloat16 (sums stay float); ignored on CUDA.
-// blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
-// "accelerate". Calling it again reopens with the new settings; memory stays valid.
+/// Opens device `index` (a GPU; 0 on a CPU) before any other function but the two above. threads: CPU threads, 0 = as many
+/// as there are processors that this process may run on, or its quota of them, rounded up.
+/// bf16_gemm 1: the CPU library rounds GEMM inputs to bfloat16 (sums stay float); ignored on CUDA.
+/// blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
+/// "accelerate". Calling it again reopens with the new settings; memory stays valid.
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const char* blas);
 
-// A JSON object about the open device: name, library ("cpu", "cuda" or "emu"), act ("f32" or "bf16"), isa, threads, blas
-// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, uuid ("GPU-..." as nvidia-smi writes it), driver, runtime. Ends with 0.
+/// A JSON object about the open device: name, library ("cpu", "cuda" or "emu"), act ("f32" or "bf16"), isa, threads, blas
+/// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, uuid ("GPU-..." as nvidia-smi writes it), driver, runtime. Ends with 0.
 int device_info(HOST char* json, int32_t capacity);
 
-// bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device. On a CPU what
-// is free is what mem_alloc() would give: of the limits of host_limits(), less what was given and is not touched yet.
+/// bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device. On a CPU what
+/// is free is what mem_alloc() would give: of the limits of host_limits(), less what was given and is not touched yet.
 int device_memory(HOST int64_t* bytes);
 
-// What this process may use of the machine: limits[0] bytes of memory left, limits[1] bytes in all, limits[2] CPUs by the
-// quotas of its cgroups, rounded up, 0 = no quota. source: what sets limits[1], the machine or a cgroup (at most capacity
-// bytes, ends with 0). root is put before /proc and the cgroups' directories: "" but in tests.
+/// What this process may use of the machine: limits[0] bytes of memory left, limits[1] bytes in all, limits[2] CPUs by the
+/// quotas of its cgroups, rounded up, 0 = no quota. source: what sets limits[1], the machine or a cgroup (at most capacity
+/// bytes, ends with 0). root is put before /proc and the cgroups' directories: "" but in tests.
 int host_limits(HOST int64_t* limits, HOST char* source, int32_t capacity, HOST const char* root);
 
-// *flops = FLOP/s that no product on the open device exceeds: on a CPU what its threads do in registers alone, multiplying
-// and adding, the best of 15 times 2 ms; 0 on a GPU, whose maker says it. how: what was measured, in words (at most capacity
-// bytes, ends with 0).
+/// *flops = FLOP/s that no product on the open device exceeds: on a CPU what its threads do in registers alone, multiplying
+/// and adding, the best of 15 times 2 ms; 0 on a GPU, whose maker says it. how: what was measured, in words (at most capacity
+/// bytes, ends with 0).
 int device_peak(HOST double* flops, HOST char* how, int32_t capacity);
 
-// *stream = the cudaStream_t that work is queued on, for libraries that queue work of their own, such as NCCL; 0 on a CPU.
+/// *stream = the cudaStream_t that work is queued on, for libraries that queue work of their own, such as NCCL; 0 on a CPU.
 int device_stream(HOST uint64_t* stream);
 
-// Waits until all queued work is done and reports its failures.
+/// Waits until all queued work is done and reports its failures.
 int synchronize(void);
 
 // ---- memory ----------------------------------------------------------------------------------------------------------
 
-// Device memory, filled with zeros, aligned to 256 bytes. *address receives the address.
+/// Device memory, filled with zeros, aligned to 256 bytes. *address receives the address.
 int mem_alloc(HOST uint64_t* address, int64_t bytes);
 int mem_free(void* address);
 
-// Host memory that the device can copy from without staging (pinned); on the CPU library ordinary memory.
+/// Host memory that the device can copy from without staging (pinned); on the CPU library ordinary memory.
 int host_alloc(HOST uint64_t* address, int64_t bytes);
-int host_free(void* address);
 
-// Between a typed array and the device; the host side may be reused when the call returns.
+/// Between a typed array and the device; the host side may be reused when the call returns.
 int copy_to_device(void* dst, HOST const void* src, int64_t bytes);
 int copy_to_host(HOST void* dst, const void* src, int64_t bytes);
 
-// Queued copy between device (or pinned host) addresses.
+/// Queued copy between device (or pinned host) addresses.
 int copy_async(void* dst, const void* src, int64_t bytes);
 
-// snapshot() queues a copy of at most SNAPSHOT_BYTES, for the host to read while later work runs. snapshot_read() waits for
-// the oldest one that has not been read, and for nothing queued behind it. At most SNAPSHOTS may wait to be read.
+/// snapshot() queues a copy of at most SNAPSHOT_BYTES, for the host to read while later work runs. snapshot_read() waits for
+/// the oldest one that has not been read, and for nothing queued behind it. At most SNAPSHOTS may wait to be read.
 #define SNAPSHOT_BYTES 256
 #define SNAPSHOTS 2
 int snapshot(const void* src, int64_t bytes);
@@ -117,112 +115,125 @@ int snapshot_read(HOST void* dst, int64_t bytes);
 
 int fill_zero(void* dst, int64_t bytes);
 
-// dst[i] = src[i] with conversion between LOAM_F32 and LOAM_BF16 (round to nearest even).
+/// dst[i] = src[i] with conversion between LOAM_F32 and LOAM_BF16 (round to nearest even).
 int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int64_t n);
 
-// *index = place of the first element of x that is NaN or infinite, or -1. Waits. type is LOAM_F32 or LOAM_BF16.
+/// *index = place of the first element of x that is NaN or infinite, or -1. Waits. type is LOAM_F32 or LOAM_BF16.
 int find_nonfinite(HOST int64_t* index, const void* x, int32_t type, int64_t n);
 
 // ---- random numbers --------------------------------------------------------------------------------------------------
 
-// dst[i] = std * z, z standard normal from Philox 4x32-10 with key = seed and counter = (offset + i) / 4, Box-Muller on
-// the four words. The same (seed, offset + i) gives the same bits in every library up to the last bits of log and cos.
+/// dst[i] = std * z, z standard normal from Philox 4x32-10 with key = seed and counter = (offset + i) / 4, Box-Muller on
+/// the four words. The same (seed, offset + i) gives the same bits in every library up to the last bits of log and cos.
 int init_normal(float* dst, int64_t n, float std, uint64_t seed, uint64_t offset);
 int init_constant(float* dst, int64_t n, float value);
 
 // ---- token data ------------------------------------------------------------------------------------------------------
 
-// Opens a file of tokens. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
-// It is read window by window, not mapped: a file that is cut short is an error, where a mapping ends the process.
+/// Opens a file of tokens. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
+/// It is read window by window, not mapped: a file that is cut short is an error, where a mapping ends the process.
 int data_open(HOST int64_t* info, HOST const char* path, int32_t header_bytes, int32_t token_bytes);
 int data_close(int32_t handle);
 
-// x[t] = token[start + t], y[t] = token[start + t + 1] for t < T, widened to int32. x and y are in host_alloc() memory.
-// Fails if the window leaves the file. Both return LOAM_BAD_FILE where the file is at fault (the text names it): one that
-// cannot be read, that changed since it was opened, or with a token >= V. One that was replaced by renaming or removed
-// goes on being read as it was.
+/// x[t] = token[start + t], y[t] = token[start + t + 1] for t < T, widened to int32. x and y are in host_alloc() memory.
+/// Fails if the window leaves the file. Both return LOAM_BAD_FILE where the file is at fault (the text names it): one that
+/// cannot be read, that changed since it was opened, or with a token >= V. One that was replaced by renaming or removed
+/// goes on being read as it was.
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V);
 
 // ---- embedding: rows of a table ----------------------------------------------------------------------------------------
 
-// out (N, C) = weight (V, C) at ids (N).
+/// out (N, C) = weight (V, C) at ids (N).
 int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N, int32_t V, int32_t C);
+
+/// dweight (V, C): row v is the sum of the rows of dout (N, C) whose id is v, since each of these is a copy of it.
 int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int32_t N, int32_t V, int32_t C,
                        int32_t accumulate);
 
 // ---- rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis ------------------------------
 
-// out, x (N, C); weight (C); rstd (N) is kept for backward.
+/// out, x (N, C); weight (C); rstd (N) is kept for backward.
 int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps);
 
-// out, where not 0, receives the forward result again (so that it need not be kept for the next wgrad).
+/// With n = x * rstd and g = dout * weight, the gradient of n:
+///   dweight = sum over rows of dout * n
+///   dx = rstd * (g - n * mean(g * n)): d n_i / dx_j is rstd for i = j, less n_i n_j rstd / C, as rstd has every x_j in it
+/// out, where not 0, receives the forward result again (so that it need not be kept for the next wgrad).
 int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
                      const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight);
 
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------------
 
-// qkv (B, T, H + 2K, D): H query heads, K key heads (both rotated), K value heads (left alone).
-// table (rows, D): row p holds cos(p * theta^(-2j/D)) for j < D/2, then the sines. Row of token t is pos + t; rows >= pos+T.
-// inverse 1 rotates back: the backward pass of the same op, applied to dqkv.
+/// qkv (B, T, H + 2K, D): H query heads, K key heads (both rotated), K value heads (left alone).
+/// table (rows, D): row p holds cos(p * theta^(-2j/D)) for j < D/2, then the sines. Row of token t is pos + t; rows >= pos+T.
+/// inverse 1 rotates back: the backward pass of the same op, applied to dqkv, as a rotation's transpose is its inverse.
 int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
          int32_t inverse);
 
 // ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax -----------------------------------------------------
 
-// out (B, T, H, D); lse (B, H, T) natural log of the softmax denominator, kept for backward; qkv as in rope().
+/// out (B, T, H, D); lse (B, H, T) natural log of the softmax denominator, kept for backward; qkv as in rope().
 int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
 
-// Overwrites all of dqkv. delta (B, H, T) is scratch for rowsum(dout * out).
+/// With S = q k^T * scale, P = softmax(S) = exp(S - lse), out = P v, of each query head and the key/value head it reads:
+///   dv = P^T dout, dP = dout v^T
+///   dS = P * (dP - delta), delta = rowsum(P * dP): one score more takes from all others of its row. As out = P v, delta is
+///   rowsum(dout * out), and no row of dP has to be whole
+///   dq = dS k * scale, dk = dS^T q * scale; dk and dv are summed over the query heads that read them
+/// Overwrites all of dqkv. delta (B, H, T) is scratch.
 int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
                        int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
 
-// Generation: appends the keys and values of T new tokens at position pos to the caches (B, K, T_max, D) and attends from
-// the new queries to everything cached so far. out (B, T, H, D).
+/// Generation: appends the keys and values of T new tokens at position pos to the caches (B, K, T_max, D) and attends from
+/// the new queries to everything cached so far. out (B, T, H, D).
 int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos,
                      int32_t T_max, int32_t H, int32_t K, int32_t D);
 
 // ---- linear: out = x weight^T (+ residual) ------------------------------------------------------------------------------
 
-// x (N, IN), weight (OUT, IN), out and residual (N, OUT). residual may be 0; it may not be out.
+/// x (N, IN), weight (OUT, IN), out and residual (N, OUT). residual may be 0; it may not be out.
 int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT);
+
+/// out_o = sum over i of x_i * weight_oi: dx = dout weight, dweight = dout^T x; the gradient of the residual is dout.
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
 
 // ---- swiglu: h = silu(gate) * up ------------------------------------------------------------------------------------------
 
-// h (N, F); gate_up (N, 2F): row = F gates, then F ups.
+/// h (N, F); gate_up (N, 2F): row = F gates, then F ups.
 int swiglu_forward(act* h, const act* gate_up, int32_t N, int32_t F);
 
-// dgate_up (N, 2F) may be gate_up itself. h, where not 0, receives the forward result again.
+/// With s = sigmoid(gate): dup = dh * gate * s, dgate = dh * up * s * (1 + gate * (1 - s)), as s' = s * (1 - s).
+/// dgate_up (N, 2F) may be gate_up itself. h, where not 0, receives the forward result again.
 int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, int32_t N, int32_t F);
 
 // ---- add ------------------------------------------------------------------------------------------------------------------
 
-// out = a + b; out may be a or b.
+/// out = a + b; out may be a or b.
 int add(act* out, const act* a, const act* b, int64_t n);
 
 // ---- cross entropy: softmax and loss, the gradient in place of the logits -----------------------------------------------
 
-// logits (N, V_stride), columns >= V are padding: they take no part and get gradient 0. targets (N), < 0 = no loss.
-// losses (N) = log(sum exp) - logit[target]. backward 1: logits become (softmax - onehot) * grad_scale; 0: left as they are.
+/// logits (N, V_stride), columns >= V are padding: they take no part and get gradient 0. targets (N), < 0 = no loss.
+/// losses (N) = log(sum exp) - logit[target]. backward 1: logits become (softmax - onehot) * grad_scale; 0: left as they are.
 int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
                   float grad_scale, int32_t backward);
 
-// *out = (accumulate ? *out : 0) + scale * sum(x), in a fixed order.
+/// *out = (accumulate ? *out : 0) + scale * sum(x), in a fixed order.
 int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate);
 
 // ---- optimizer: everything reads its scalars from the control block ----------------------------------------------------------
 
-// *sumsq = (accumulate ? *sumsq : 0) + sum(grad^2), in a fixed order.
+/// *sumsq = (accumulate ? *sumsq : 0) + sum(grad^2), in a fixed order.
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate);
 
-// Fills grad_norm, grad_scale, bias1, bias2 and the counters of the control block from *sumsq and control's loss.
-// grad_clip 0 = no clipping. A loss that is not finite makes this update a skipped one, and so does a norm whose square
-// after clipping is not finite (Adam's second moments would not be) or which clipping would round to 0.
+/// Fills grad_norm, grad_scale, bias1, bias2 and the counters of the control block from *sumsq and control's loss.
+/// grad_clip 0 = no clipping. A loss that is not finite makes this update a skipped one, and so does a norm whose square
+/// after clipping is not finite (Adam's second moments would not be) or which clipping would round to 0.
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2);
 
-// AdamW with decoupled weight decay over a flat range: master -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * master),
-// weight = master rounded. Where weight == master (CPU) there is one array. A skipped update changes nothing.
+/// AdamW with decoupled weight decay over a flat range: master -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * master),
+/// weight = master rounded. Where weight == master (CPU) there is one array. A skipped update changes nothing.
 int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
           float beta1, float beta2, float eps, float weight_decay);
 

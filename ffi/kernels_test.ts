@@ -38,7 +38,7 @@ const SIZES: Record<string, number> = {
   V_stride: 4,
   H: 2,
   K: 1,
-  D: 8,
+  D: 32, // the smallest that attention takes on a GPU
   T_max: 4,
   IN: 3,
   OUT: 5,
@@ -58,37 +58,39 @@ function validArguments(name: string): (number | bigint)[] {
 
 const functions = k as unknown as Record<string, (...args: (number | bigint)[]) => void>;
 
-Deno.test("every function refuses sizes below 1 and names them", () => {
-  for (const name of Object.keys(functions)) {
-    const valid = validArguments(name);
-    functions[name]!(...valid);
-    parametersOf(name).forEach((parameter, i) => {
-      if (!(parameter.name in SIZES)) return;
-      for (const size of [0, -1]) {
-        const value = parameter.isLong ? BigInt(size) : size;
-        const call = () => functions[name]!(...valid.with(i, value));
-        const { message } = assertThrows(
-          call,
-          KernelError,
-          `${name}: ${parameter.name} must be at least 1 (`,
-        );
-        assert(message.includes(`${parameter.name}=${size}`), message);
+for (const library of ["cpu", "emu"] as const) {
+  Deno.test({
+    name:
+      `every function refuses sizes below 1 and the address 0 where it is not optional, by name (${library})`,
+    ignore: !libraryExists(library),
+    sanitizeResources: false, // libraries stay loaded
+    fn: () => {
+      open(library, { threads: 2 });
+      for (const name of Object.keys(functions)) {
+        const valid = validArguments(name);
+        functions[name]!(...valid);
+        parametersOf(name).forEach((parameter, i) => {
+          const call = (value: number | bigint) => () => functions[name]!(...valid.with(i, value));
+          const refuses = (value: number | bigint, text: string) =>
+            assertThrows(call(value), KernelError, `${name}: ${text}`).message;
+          if (parameter.isPointer) {
+            if (OPTIONAL.includes(`${name} ${parameter.name}`)) call(0n)();
+            else refuses(0n, `the address of ${parameter.name} is 0`);
+          } else if (parameter.name in SIZES) {
+            for (const size of [0, -1]) {
+              const message = refuses(
+                parameter.isLong ? BigInt(size) : size,
+                `${parameter.name} must be at least 1 (`,
+              );
+              assert(message.includes(`${parameter.name}=${size}`), message);
+            }
+          }
+        });
       }
-    });
-  }
-});
-
-Deno.test("every function refuses the address 0 where it is not optional, and names it", () => {
-  for (const name of Object.keys(functions)) {
-    const valid = validArguments(name);
-    parametersOf(name).forEach((parameter, i) => {
-      if (!parameter.isPointer) return;
-      const call = () => functions[name]!(...valid.with(i, 0n));
-      if (OPTIONAL.includes(`${name} ${parameter.name}`)) call();
-      else assertThrows(call, KernelError, `${name}: the address of ${parameter.name} is 0`);
-    });
-  }
-});
+      open("cpu", { threads: 2 });
+    },
+  });
+}
 
 /** A new block with these values. */
 function floats(...values: number[]): bigint {

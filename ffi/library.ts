@@ -35,8 +35,6 @@ export const ABI_VERSION = 3;
 export const F32 = 0;
 /** bfloat16. */
 export const BF16 = 1;
-/** int32. */
-export const I32 = 2;
 const BAD_FILE = 2; // LOAM_BAD_FILE in kernels.h
 /** Places in the control block of a step, in floats: CONTROL_* in kernels.h, where each is explained. */
 export const CONTROL = {

@@ -28,7 +28,6 @@ export const symbols = {
   mem_alloc: fn(HOST, I64),
   mem_free: fn(PTR),
   host_alloc: fn(HOST, I64),
-  host_free: fn(PTR),
   copy_to_device: fn(PTR, HOST, I64),
   copy_to_host: fn(HOST, PTR, I64),
   copy_async: fn(PTR, PTR, I64),

@@ -156,62 +156,6 @@ Deno.test("the memory plan is the allocator's peak within 3%", emu, () => {
   assert(Math.abs(peak - planned) < 0.03 * planned, `${planned} bytes were planned, ${peak} taken`);
 });
 
-/** Sizes that every function takes; by their names in kernels.h. */
-const SIZES: Record<string, number> = {
-  ...{
-    B: 1,
-    T: 2,
-    N: 2,
-    C: 8,
-    V: 4,
-    V_stride: 4,
-    H: 2,
-    K: 1,
-    D: 32,
-    T_max: 4,
-    IN: 3,
-    OUT: 5,
-    F: 4,
-    n: 8,
-    bytes: 32,
-  },
-};
-const OPTIONAL = ["rmsnorm_backward out", "linear_forward residual", "swiglu_backward h"]; // addresses that may be 0
-
-Deno.test("every CUDA function refuses sizes below 1 and the address 0, and says in which", emu, () => {
-  open("emu");
-  const header = Deno.readTextFileSync(new URL("kernels.h", ROOT)), given: bigint[] = [];
-  for (const [name, f] of Object.entries(k) as [string, (...args: (number | bigint)[]) => void][]) {
-    const declaration = new RegExp(`^int ${name}\\(([^)]*)\\);`, "ms").exec(header)![1]!;
-    const parameters = declaration.split(",").map((text) => text.trim());
-    const valid = parameters.map((text) => {
-      if (text.includes("*")) return given[given.push(allocate(4096)) - 1]!;
-      const size = SIZES[text.split(" ").at(-1)!] ?? 0;
-      return text.includes("64_t") ? BigInt(size) : size;
-    });
-    f(...valid);
-    const refuses = (i: number, value: number | bigint, text: string) => {
-      const { message } = assertThrows(
-        () => f(...valid.with(i, value)),
-        KernelError,
-        `${name}: `,
-        `${name} with ${value} at ${i}`,
-      );
-      assertStringIncludes(message, text);
-    };
-    parameters.forEach((text, i) => {
-      const parameter = /\w+$/.exec(text)![0];
-      if (text.includes("*")) {
-        if (!OPTIONAL.includes(`${name} ${parameter}`)) refuses(i, 0n, "an address is 0");
-      } else if (parameter in SIZES) {
-        const zero = text.includes("64_t") ? 0n : 0;
-        refuses(i, zero, parameter === "bytes" ? "0 bytes" : `${parameter}=0`);
-      }
-    });
-  }
-  given.forEach(free);
-});
-
 Deno.test("a vocabulary above 65,536 has right ids, losses and gradients on the emulator", emu, () => {
   open("emu");
   forgetMemory();

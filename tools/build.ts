@@ -89,7 +89,7 @@ function cpuRecipes(): Recipe[] {
   return Object.entries(CPU_VARIANTS).map(([name, flags]) => ({
     name,
     args: [...CPU_FLAGS, ...OPENMP, ...flags, "kernels.cpp", ...LINK, "-ldl"],
-    sources: ["kernels.cpp", "kernels.h", "host.h"],
+    sources: ["kernels.cpp", "kernels.h", "formulas.h", "host.h"],
   }));
 }
 
@@ -100,7 +100,7 @@ function emuRecipes(): Recipe[] {
   return [{
     name: "emu",
     args: [...HOST_FLAGS, "-O2", "-march=native", ...OPENMP, ...cuda, ...LINK, "-ldl"],
-    sources: ["kernels.cu", "kernels.h", "host.h", ...headers("tests/emu")],
+    sources: ["kernels.cu", "kernels.h", "formulas.h", "host.h", ...headers("tests/emu")],
   }];
 }
 
@@ -137,7 +137,7 @@ async function cudaJob(arch: string): Promise<Job | string> {
       ...[`-DLOAM_CUBLASLT_DIR="${toolkit.lib}"`, "kernels.cu"],
       ...["-Xlinker", `--version-script=${EXPORTS}`, "-Xlinker", "-z", "-Xlinker", "nodelete", "-ldl"],
     ],
-    sources: ["kernels.cu", "kernels.h", "host.h"],
+    sources: ["kernels.cu", "kernels.h", "formulas.h", "host.h"],
   };
 }
 
