@@ -27,8 +27,10 @@ type Copy = { library: typeof library; build: string } & Disposable;
 /** A fresh copy of this module in a folder whose name has a space, with an empty build/ folder beside it. */
 async function freshCopy(): Promise<Copy> {
   const root = Deno.makeTempDirSync({ prefix: "loam copy " });
-  for (const folder of ["ffi", "build"]) Deno.mkdirSync(`${root}/${folder}`);
-  const modules = ["library", "symbols", "errors", "visible", "command"].map((name) => `ffi/${name}.ts`);
+  for (const folder of ["base", "ffi", "build"]) Deno.mkdirSync(`${root}/${folder}`);
+  const modules = ["ffi/library", "ffi/symbols", "base/errors", "base/visible", "base/command"].map((name) =>
+    `${name}.ts`
+  );
   for (const name of ["deno.json", ...modules]) {
     Deno.copyFileSync(`${import.meta.dirname}/../${name}`, `${root}/${name}`);
   }

@@ -18,7 +18,7 @@ function project(source: string): Project {
       if (isFile) Deno.copyFileSync(`${ROOT}/${folder}/${name}`, `${root}/${folder}/${name}`);
     }
   }
-  for (const name of ["deno.json", "kernels.h", "host.h"]) {
+  for (const name of ["deno.json", "kernels.h", "formulas.h", "host.h"]) {
     Deno.copyFileSync(`${ROOT}/${name}`, `${root}/${name}`);
   }
   for (const name of ["kernels.cpp", "kernels.cu"]) Deno.writeTextFileSync(`${root}/${name}`, source);
@@ -49,7 +49,7 @@ Deno.test("build compiles every variant, and again only what is out of date", as
   assertEquals((await p.build(["--only=cpu"])).stdout, "build/: the libraries are up to date\n");
   assertMatch((await p.build(["--only=cpu", "--force"])).stdout, /^compiling cpu/);
   const past = new Date(Date.now() - 60_000), future = new Date(Date.now() + 60_000);
-  for (const source of ["kernels.h", "host.h", "kernels.cpp"]) {
+  for (const source of ["kernels.h", "formulas.h", "host.h", "kernels.cpp"]) {
     Deno.utimeSync(`${p.root}/${source}`, future, future);
     assertMatch((await p.build(["--only=cpu"])).stdout, /^compiling cpu/);
     Deno.utimeSync(`${p.root}/${source}`, past, past);
