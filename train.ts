@@ -1,6 +1,6 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
-import { help } from "./base/config.ts";
 import { runMain } from "./base/errors.ts";
+import { between, each, help, type Ranges, whole } from "./base/flags.ts";
 import { openDataset, tokenizerOf, verifyDataset } from "./data/bins.ts";
 import { openData } from "./data/mix.ts";
 import { joinRanks, Ranks } from "./dist/ranks.ts";
@@ -12,7 +12,7 @@ import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
 import { tokenizerOfModel } from "./model/init_from.ts";
-import { loss, type Recompute } from "./model/llama.ts";
+import { loss, RECOMPUTE, type Recompute } from "./model/llama.ts";
 import { orDoesNotFit } from "./model/plan.ts";
 import { presets } from "./model/presets.ts";
 import { due } from "./model/progress.ts";
@@ -96,6 +96,27 @@ export const variables = {
 /** The variables above, as the command line sets them. */
 export type TrainConfig = typeof variables;
 
+/** What the numbers may be, and texts that are one of a few. Sizes end far beyond any model. */
+const ranges: Ranges<TrainConfig> = {
+  ...each(whole(1), "block_size", "batch_size", "max_iters"),
+  ...each(whole(1), "head_chunk", "eval_batches", "keep_checkpoints"),
+  ...each(whole(0), "seed", "warmup_iters", "max_skipped", "sample_tokens", "dist_timeout_s"),
+  ...each(whole(0), "log_interval", "eval_interval", "sample_interval", "save_interval"),
+  ...each(whole(1, 2 ** 20), "n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"),
+  ...each(whole(0, 2 ** 20), "head_dim", "n_inner"),
+  ...each(between(0), "learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"),
+  ...each(between(0, 0.999999), "beta1", "beta2"),
+  n_layer: whole(1, 10_000),
+  rope_theta: between(1),
+  norm_eps: between(1e-12),
+  eps: between(1e-30), // not 0 in float32: a value without a gradient would become 0 / 0
+  threads: whole(0, 1024),
+  zero_stage: whole(0, 1),
+  serve_port: whole(0, 65535),
+  recompute: RECOMPUTE,
+  debug: ["", "check", "tape", "profile"],
+};
+
 /** Trains up to max_iters, or to a signal. */
 async function loop(run: Run): Promise<"finished" | "stopped"> {
   const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress } = run;
@@ -170,7 +191,7 @@ export async function train(args: string[]): Promise<void> {
     return console.log(help(what, values, source));
   }
   const world = findWorld((name) => Deno.env.get(name));
-  const { config, checkpoint } = configure(variables, args, world);
+  const { config, checkpoint } = configure(variables, ranges, args, world);
   const dataset = openData(config.data_dir, config.verify_data ? verifyDataset : openDataset);
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
   const base = from ? storedConfig(from) : undefined;

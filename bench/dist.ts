@@ -6,7 +6,7 @@ import { lines } from "./lines.ts";
 import { median } from "./median.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
-import { parseOverrides, requireWhole } from "../base/config.ts";
+import { each, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { joinRanks } from "../dist/ranks.ts";
 import { findWorld } from "../dist/world.ts";
 import settings from "../deno.json" with { type: "json" };
@@ -22,6 +22,13 @@ const defaults = {
 
 const WARM_UP = 15; // the first steps compile JavaScript
 const EXCHANGES = 20;
+
+const ranges: Ranges<typeof defaults> = {
+  ...each(whole(1), "turns", "gradient_accumulation_steps"),
+  steps: whole(WARM_UP + 1),
+  exchange: whole(0),
+};
+
 const MPIRUN = ["-n", "2", "--oversubscribe", "--bind-to", "core"];
 
 /** What is in the JSON file for each preset. */
@@ -40,9 +47,7 @@ type Row = {
 };
 
 async function main(args: string[]): Promise<void> {
-  const o = { ...defaults, ...parseOverrides(args, defaults) };
-  requireWhole(o, ["turns"], 1);
-  requireWhole(o, ["steps"], WARM_UP + 1);
+  const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (o.exchange > 0) return await timeExchange(o.exchange);
   const rows: Row[] = [];
   for (const preset of o.presets.split(",")) rows.push(await measure(preset, o));

@@ -16,7 +16,7 @@ import {
   open,
   synchronizeNow,
 } from "../ffi/library.ts";
-import { help, parseOverrides, requireRange, requireWhole } from "../base/config.ts";
+import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
@@ -38,6 +38,14 @@ const defaults = {
   batch_ms: 10, // least time between two waits
   batches: 9,
   json: "", // write the results there too
+};
+
+const ranges: Ranges<typeof defaults> = {
+  ...each(whole(0, 2 ** 20), "B", "T", "V", "n_layer"),
+  ...each(whole(1, 2 ** 20), "head_chunk", "batches"),
+  threads: whole(0, 1024),
+  copy_mb: between(0.01, 1e6),
+  ...each(between(0, 1e6), "rotate_mb", "batch_ms"),
 };
 
 /** What one call takes. share: of what the roofline allows; null where the card's peak is not known. */
@@ -185,12 +193,7 @@ if (import.meta.main) {
       const { default: source } = await import("./kernels.ts", { with: { type: "text" } });
       return console.log(help("Time every op of a training step", defaults, source));
     }
-    const o = { ...defaults, ...parseOverrides(args, defaults) };
-    requireWhole(o, ["B", "T", "V", "n_layer"], 0, 2 ** 20);
-    requireWhole(o, ["threads"], 0, 1024);
-    requireWhole(o, ["head_chunk", "batches"], 1, 2 ** 20);
-    requireRange(o, ["copy_mb"], 0.01, 1e6);
-    requireRange(o, ["rotate_mb", "batch_ms"], 0, 1e6);
+    const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
     open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });
     o.preset ||= device.library === "cuda" ? "gpt-270m" : "small";
     const preset = SHAPES[o.preset];

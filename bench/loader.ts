@@ -10,7 +10,7 @@ import { openData } from "../data/mix.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { allocateHost, device, open, tokenSource } from "../ffi/library.ts";
 import { presets } from "../model/presets.ts";
-import { parseOverrides } from "../base/config.ts";
+import { readFlags } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import settings from "../deno.json" with { type: "json" };
 
@@ -240,7 +240,7 @@ function printed({ tiny, memory, dataset }: Report): string {
 
 if (import.meta.main) {
   await runMain(async () => {
-    const options = { ...defaults, ...parseOverrides(Deno.args, defaults) };
+    const options = { ...defaults, ...readFlags(Deno.args, defaults) };
     const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_loader_" });
     try {
       const report = await measure(options, dir);

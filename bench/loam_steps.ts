@@ -5,7 +5,7 @@ import { runMain, UserError } from "../base/errors.ts";
 import { device, type DeviceName, memoryUse, open, tokenSource } from "../ffi/library.ts";
 import { init, type LlamaConfig, loss, type Recompute } from "../model/llama.ts";
 import { planMemory } from "../model/plan.ts";
-import { parseOverrides } from "../base/config.ts";
+import { readFlags } from "../base/flags.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
@@ -118,7 +118,7 @@ function say(message: Record<string, unknown>): void {
 
 if (import.meta.main) {
   await runMain(async () => {
-    const options = { ...defaults, ...parseOverrides(Deno.args, defaults) };
+    const options = { ...defaults, ...readFlags(Deno.args, defaults) };
     if (options.device === "cuda" && options.dtype !== "bfloat16") {
       throw new UserError(
         `Cannot train in ${options.dtype} on cuda: loam uses bfloat16 there; set --dtype=bfloat16`,

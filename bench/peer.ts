@@ -4,7 +4,7 @@
 //   LOAM_PYTHON=python3 deno task bench:peer --preset=small --V=50257 --B=4
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
-import { help, parseOverrides, requireWhole } from "../base/config.ts";
+import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { lines } from "./lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";
@@ -27,6 +27,12 @@ const defaults = {
   json: "", // where the results go; "" = a name in bench/results/ that says what was measured
 };
 type Options = typeof defaults;
+
+const ranges: Ranges<Options> = {
+  ...each(whole(0, 2 ** 20), "V", "B", "T"),
+  ...each(whole(1, 2 ** 20), "accum", "rounds", "steps", "head_chunk"),
+  threads: whole(1, 1024),
+};
 
 const PAUSE_MS = 300; // between turns: OpenMP threads spin for up to 200 ms after their last work
 
@@ -245,10 +251,7 @@ if (import.meta.main) {
       const { default: source } = await import("./peer.ts", { with: { type: "text" } });
       return console.log(help("Train the same model in loam and in PyTorch, by turns", defaults, source));
     }
-    const options = { ...defaults, ...parseOverrides(args, defaults) };
-    requireWhole(options, ["V", "B", "T"], 0, 2 ** 20);
-    requireWhole(options, ["accum", "rounds", "steps", "head_chunk"], 1, 2 ** 20);
-    requireWhole(options, ["threads"], 1, 1024);
+    const options = { ...defaults, ...readFlags(args, defaults, { ranges }) };
     const shape = shapeOf(options), load = Deno.loadavg();
     console.log(
       `${options.preset}: ${flags(shape).join(" ")}, ${options.dtype}, ${options.device}, ` +

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import os from "node:os";
 import { type EncodingName, rankFile } from "../data/tokenizers/tiktoken.ts";
 import { runMain, UserError } from "../base/errors.ts";
-import { parseOverrides } from "../base/config.ts";
+import { readFlags } from "../base/flags.ts";
 import { median } from "./median.ts";
 
 const defaults = {
@@ -68,7 +68,7 @@ type WholeRun = Usage & {
   tokens_per_sec: number;
 };
 
-if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
+if (import.meta.main) await runMain((args) => main({ ...defaults, ...readFlags(args, defaults) }));
 
 async function main(options: Options): Promise<void> {
   if (!options.sample) {

@@ -5,7 +5,7 @@
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
-import { parseOverrides } from "../base/config.ts";
+import { readFlags } from "../base/flags.ts";
 import { FakeRun } from "../serve/testing.ts";
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
@@ -216,7 +216,7 @@ function printLatency(what: string, { requests, failures, p50_ms, p99_ms, max_ms
 
 if (import.meta.main) {
   await runMain(async () => {
-    const o = { ...defaults, ...parseOverrides(Deno.args, defaults) }, load_before = Deno.loadavg()[0];
+    const o = { ...defaults, ...readFlags(Deno.args, defaults) }, load_before = Deno.loadavg()[0];
     if (!isFile(`${ROOT}/${o.data_dir}/meta.json`) && !isFile(`${o.data_dir}/meta.json`)) {
       throw new UserError(
         `Cannot train on ${o.data_dir}: it is no dataset; make one with: deno task prepare`,

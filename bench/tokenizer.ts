@@ -5,7 +5,7 @@
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
-import { parseOverrides, requireWhole } from "../base/config.ts";
+import { each, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 
 const defaults = {
@@ -16,6 +16,8 @@ const defaults = {
   work_dir: "/tmp", // gets a directory for the time of the run
 };
 type Options = typeof defaults;
+
+const ranges: Ranges<Options> = each(whole(1), "rounds", "passes");
 
 /** What one process of either side prints. */
 type Timing = {
@@ -30,10 +32,11 @@ type Timing = {
 
 const ROOT = `${import.meta.dirname}/..`;
 
-if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
+if (import.meta.main) {
+  await runMain((args) => main({ ...defaults, ...readFlags(args, defaults, { ranges }) }));
+}
 
 async function main(options: Options): Promise<void> {
-  requireWhole(options, ["rounds", "passes"], 1);
   const python = Deno.env.get("LOAM_PYTHON");
   if (!options.sample || python === undefined) {
     throw new UserError(

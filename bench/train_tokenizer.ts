@@ -4,7 +4,7 @@
 //   LOAM_PYTHON=python3 deno run -P=bench bench/train_tokenizer.ts --sample=c4_validation_2k.parquet --corpora_mb=0,600
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
-import { parseOverrides } from "../base/config.ts";
+import { readFlags } from "../base/flags.ts";
 
 const defaults = {
   sample: "", // a parquet file with a column text
@@ -47,7 +47,7 @@ type Result = {
   version: string;
 };
 
-if (import.meta.main) await runMain((args) => main({ ...defaults, ...parseOverrides(args, defaults) }));
+if (import.meta.main) await runMain((args) => main({ ...defaults, ...readFlags(args, defaults) }));
 
 async function main(options: Options): Promise<void> {
   if (!options.sample) {

@@ -4,12 +4,12 @@ import { UserError } from "../base/errors.ts";
 import { meant } from "../base/suggest.ts";
 import { holdsRun, listCheckpoints, resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import { chooseDevice } from "../ffi/library.ts";
-import { parseOverrides, requireRange, requireWhole, type Values } from "../base/config.ts";
+import { type Ranges, readFlags, requireRanges, type Values } from "../base/flags.ts";
 import { readTrainerState } from "../runtime/trainer_state.ts";
 import type { World } from "../dist/world.ts";
 import { requireDevice } from "./device.ts";
 import { shapeOf } from "./init_from.ts";
-import { type LlamaConfig, RECOMPUTE, type Recompute } from "./llama.ts";
+import type { LlamaConfig } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";
 
 /** The variables that configure() itself reads; train.ts has more. */
@@ -42,19 +42,22 @@ export type RunVariables = Values & {
 /** A configuration and where it comes from: checkpoint is set when a run goes on. */
 export type Configured<T> = { config: T; checkpoint: string | undefined };
 
+const BARE = { debug: "check" }; // what --debug alone means
+
 /**
  * defaults, then what the run to resume was trained with or else the preset, then the command line. The preset where none is
  * named is finetune with --init_from, whose model has its own shape, else gpt-270m on a GPU and tiny on a CPU. Throws UserError for unknown names and values that make no sense.
  */
 export function configure<T extends RunVariables>(
   defaults: T,
+  ranges: Ranges<T>,
   args: string[],
   { world_size, local_rank }: Pick<World, "world_size" | "local_rank"> = { world_size: 1, local_rank: 0 },
 ): Configured<T> {
-  const overrides = parseOverrides(args, defaults, { debug: "check" });
+  const overrides = readFlags(args, defaults, { ranges, bare: BARE });
   if (overrides.out_dir) overrides.out_dir = overrides.out_dir.replace(/(?<=.)\/+$/, ""); // as the checkpoints of a run have it
   const resume = overrides.resume === "auto" ? newestOf(overrides.out_dir) : overrides.resume;
-  const check = (config: T) => checkConfig(config, world_size);
+  const check = (config: T) => checkConfig(config, ranges, world_size);
   if (overrides.resume === "") {
     throw new UserError("Cannot resume: --resume needs a run directory, such as --resume=runs/c4");
   }
@@ -88,7 +91,7 @@ export function configure<T extends RunVariables>(
 
 /** The values of the variables that a new run with these arguments has, for --help. Throws UserError as configure(). */
 export function presetOf<T extends RunVariables>(defaults: T, args: string[]): T {
-  return withPreset(defaults, parseOverrides(args, defaults, { debug: "check" }), 0);
+  return withPreset(defaults, readFlags(args, defaults, { bare: BARE }), 0);
 }
 
 /** defaults, the preset, then overrides. */
@@ -166,53 +169,8 @@ function requireNewest(checkpoint: string, resume: string): void {
   );
 }
 
-function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
-  requireWhole(config, [
-    "n_layer",
-    "n_embd",
-    "n_head",
-    "n_kv_head",
-    "block_size",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "max_iters",
-    "head_chunk",
-    "eval_batches",
-    "keep_checkpoints",
-  ], 1);
-  requireWhole(config, [
-    "seed",
-    "head_dim",
-    "n_inner",
-    "warmup_iters",
-    "threads",
-    "log_interval",
-    "eval_interval",
-    "sample_interval",
-    "sample_tokens",
-    "save_interval",
-    "max_skipped",
-    "zero_stage",
-    "dist_timeout_s",
-    "serve_port",
-  ], 0);
-  requireRange(config, ["serve_port"], 0, 65535);
-  // Far beyond any model, and small enough that what does not fit into memory is noticed as such.
-  requireWhole(config, ["n_layer"], 1, 10_000);
-  requireWhole(config, ["n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"], 1, 2 ** 20);
-  requireWhole(config, ["head_dim", "n_inner"], 0, 2 ** 20);
-  requireRange(config, ["zero_stage"], 0, 1);
-  requireRange(
-    config,
-    ["learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"],
-    0,
-    Infinity,
-  );
-  requireRange(config, ["eps"], 1e-30, Infinity); // not 0 in float32: a value without a gradient would become 0 / 0
-  requireRange(config, ["beta1", "beta2"], 0, 0.999999);
-  requireRange(config, ["rope_theta"], 1, Infinity);
-  requireRange(config, ["norm_eps"], 1e-12, Infinity);
-  requireRange(config, ["threads"], 0, 1024);
+function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world_size: number): T {
+  requireRanges(config, ranges);
   if (config.head_dim === 0 && config.n_embd % config.n_head !== 0) {
     throw new UserError(
       `Cannot build the model: n_embd ${config.n_embd} is not divisible by n_head ${config.n_head}; set head_dim or change one of them`,
@@ -229,15 +187,6 @@ function checkConfig<T extends RunVariables>(config: T, world_size: number): T {
     throw new UserError(
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
     );
-  }
-  if (!RECOMPUTE.includes(config.recompute as Recompute)) {
-    throw new UserError(
-      `Cannot set recompute to "${config.recompute}": it must be one of ${RECOMPUTE.join(", ")}`,
-    );
-  }
-  const modes = ["", "check", "tape", "profile"];
-  if (!modes.includes(config.debug)) {
-    throw new UserError(`Cannot set debug to "${config.debug}": it must be check, tape or profile`);
   }
   const micro_steps = config.gradient_accumulation_steps as number;
   if (micro_steps % world_size !== 0) {

@@ -2,7 +2,7 @@
 import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { visible } from "../base/visible.ts";
-import { help, parseOverrides, requireRange, requireWhole } from "../base/config.ts";
+import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { endsOf, loadModel } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { generate } from "./generate.ts";
@@ -18,19 +18,20 @@ const defaults = {
   device: "", // "" = cuda if it answers, else cpu
 };
 
+const ranges: Ranges<typeof defaults> = {
+  ...each(whole(0), "max_new_tokens", "top_k", "seed"),
+  temperature: between(0),
+  top_p: between(0, 1, 0), // without 0
+};
+
 /** The command line: writes what the flags ask for. */
 export async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     const { default: source } = await import("./sample.ts", { with: { type: "text" } });
     return console.log(help("Write text with a trained model", defaults, source));
   }
-  const o = { ...defaults, ...parseOverrides(args, defaults) };
+  const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (!o.checkpoint) throw new UserError("Cannot sample: name a model with --checkpoint=runs/...");
-  requireWhole(o, ["max_new_tokens", "top_k", "seed"], 0);
-  requireRange(o, ["temperature"], 0, Infinity);
-  if (!(o.top_p > 0 && o.top_p <= 1)) {
-    throw new UserError(`Cannot use top_p ${o.top_p}: it must be above 0 and at most 1`);
-  }
   requireDevice(o.device);
   openDevice(o.device);
   const { model, config, directory } = loadModel(o.checkpoint);

@@ -122,17 +122,17 @@ Deno.test("sample says in one line that its text cannot be written", async () =>
 
 Deno.test("sample refuses flags that make no sense", async () => {
   const cases = [
-    ["--top_k=-1", "Cannot use top_k -1: it must be a whole number of at least 0"],
-    ["--top_k=1.5", "Cannot use top_k 1.5: it must be a whole number of at least 0"],
-    ["--max_new_tokens=-5", "Cannot use max_new_tokens -5: it must be a whole number of at least 0"],
-    ["--seed=0.5", "Cannot use seed 0.5: it must be a whole number of at least 0"],
-    ["--temperature=-1", "Cannot use temperature -1: it must be at least 0"],
-    ["--top_p=0", "Cannot use top_p 0: it must be above 0 and at most 1"],
-    ["--top_p=1.1", "Cannot use top_p 1.1: it must be above 0 and at most 1"],
-    ["--temperature=warm", 'Cannot set temperature to "warm": it must be a number, such as 0.8'],
+    ["--top_k=-1", "Cannot use --top_k=-1: it should be a whole number of at least 0"],
+    ["--top_k=1.5", "Cannot use --top_k=1.5: it should be a whole number of at least 0"],
+    ["--max_new_tokens=-5", "Cannot use --max_new_tokens=-5: it should be a whole number of at least 0"],
+    ["--seed=0.5", "Cannot use --seed=0.5: it should be a whole number of at least 0"],
+    ["--temperature=-1", "Cannot use --temperature=-1: it should be a number of at least 0"],
+    ["--top_p=0", "Cannot use --top_p=0: it should be a number above 0 to 1"],
+    ["--top_p=1.1", "Cannot use --top_p=1.1: it should be a number above 0 to 1"],
+    ["--temperature=warm", "Cannot use --temperature=warm: it should be a number of at least 0"],
     ["--device=tpu", 'Cannot use device "tpu": it must be cpu or cuda'],
-    ["--tempreature=1", "Cannot set tempreature: there is no such variable; did you mean --temperature?"],
-    ["Once", "Cannot read the argument Once: variables are set as --name=value"],
+    ["--tempreature=1", "Cannot use --tempreature: there is no such flag; did you mean --temperature?"],
+    ["Once", "Cannot read the argument Once: flags are given as --name=value, such as --checkpoint=Once"],
   ] as const;
   for (const [flag, message] of cases) {
     assertEquals(await refuse("sample", "--checkpoint=runs/none", flag), message);
