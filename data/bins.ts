@@ -13,7 +13,7 @@ import { orMistake } from "../base/system_error.ts";
 /** Bytes at the head of a shard: int32[256]. */
 export const HEADER_BYTES = 1024;
 /** Magic number and version at the head of a shard, by the bytes of one token. */
-export const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
+const SHARD_KINDS = { 2: [20240520, 1], 4: [20240801, 7] } as const;
 const MAGICS: readonly number[] = [20240520, 20240801];
 const GPT_2 = { tokenizer: "gpt2", vocab_size: 50257, bos: 50256, eot: 50256 };
 const LLAMA_3_BOS = 128_000; // <|begin_of_text|>, which llm.c's scripts put between documents, and nothing else

@@ -74,14 +74,17 @@ export class Ranks implements Exchange {
     return this.#engine === NOTHING;
   }
 
+  /** Adds gradients up over all ranks: Exchange.reduceScatter(). */
   reduceScatter(all: Address, n: number): Promise<void> {
     return this.meet("reduce-scatter of gradients", this.#engine.reduceScatter(all, n));
   }
 
+  /** Gives every rank the parts of all: Exchange.allGather(). */
   allGather(all: Address, bytes: number): Promise<void> {
     return this.meet("all-gather", this.#engine.allGather(all, bytes));
   }
 
+  /** Adds numbers up over all ranks: Exchange.allReduce(). */
   allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
     return this.meet("all-reduce", this.#engine.allReduce(x, n, type));
   }

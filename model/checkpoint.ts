@@ -122,7 +122,7 @@ function unpaddedShape(tensor: Tensor): number[] {
  * The small files of a model directory, with those of its tokenizer if it has one. All say the same of the tokens that the
  * texts that it was trained on began and ended with.
  */
-export function modelFiles(
+function modelFiles(
   parameters: Parameters,
   c: LlamaConfig,
   { bos, eot }: Pick<Tokenizer, "bos" | "eot">,

@@ -41,7 +41,7 @@ export function paddedVocab(c: LlamaConfig): number {
 }
 
 /** Stops with one line when the numbers of a configuration do not fit together. */
-export function validate(c: LlamaConfig): void {
+function validate(c: LlamaConfig): void {
   for (
     const key of [
       "vocab_size",

@@ -41,7 +41,7 @@ export type RunFacts = {
 };
 
 /** What run.json says beside the facts: how the run ended, or that it has not. A killed process leaves "running" there. */
-export type RunEnd = {
+type RunEnd = {
   state: "running" | "finished" | "stopped" | "failed"; // finished: max_iters reached; stopped: by a signal, say
   ended_at: string | null; // ISO 8601
   error: string | null; // one line, of a run that failed
@@ -212,7 +212,7 @@ function writeEnd(dir: string, end: RunEnd): void {
  * Writes why a run has failed into its run.json, if that says that it is running, and into its log.txt. Silent where that does
  * not succeed, on a full disk for example: what matters then is the error that has been there before.
  */
-export function recordFailure(dir: string, text: string): void {
+function recordFailure(dir: string, text: string): void {
   const error = text.split("\n")[0]!.replace(/^error: /, "");
   const parts = [
     () => writeEnd(dir, { state: "failed", ended_at: new Date().toISOString(), error }),

@@ -4,7 +4,7 @@ import { UserError } from "../base/errors.ts";
 import { isFile, remove, writeAtomic } from "../base/files.ts";
 
 /** A process that trains. */
-export type Owner = {
+type Owner = {
   /** Name of its machine. */
   host: string;
   /** Its process id there. */

@@ -16,12 +16,12 @@ const EXPORTS = "build/exports.map"; // linker script: these functions and nothi
 const PTXAS = "build/ptxas.txt"; // the command that built the CUDA library, then what ptxas said
 
 /** Where the kernels of a library run: on a CPU, on a GPU that a CPU emulates, or on a GPU. */
-export type Kind = "cpu" | "emu" | "cuda";
+type Kind = "cpu" | "emu" | "cuda";
 
 const KINDS: readonly Kind[] = ["cpu", "emu", "cuda"];
 
 /** What to build. */
-export type BuildOptions = {
+type BuildOptions = {
   only: readonly Kind[];
   force: boolean; // what is up to date, too
   arch?: string | undefined; // CUDA: all, native or a number; unset: any that is built will do, else all
@@ -198,7 +198,7 @@ function isPtxasInfo(line: string): boolean {
 }
 
 /** Builds what is out of date, two compilers at a time (each takes about 300 MB). */
-export async function build(options: BuildOptions): Promise<void> {
+async function build(options: BuildOptions): Promise<void> {
   await Deno.mkdir(new URL("build/", ROOT), { recursive: true });
   const stale = await staleJobs(options), queue = [...stale], t0 = performance.now();
   if (stale.length > 0) {

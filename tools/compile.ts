@@ -13,7 +13,7 @@ const LIBRARIES = ["cpu", "cpu_avx2", "cpu_avx512", "cuda"]; // emu is for tests
 const DENORT = `https://dl.deno.land/release/v${Deno.version.deno}/denort-${Deno.build.target}.zip`;
 
 /** Writes the program to a path, prints what it holds, and starts it once. Throws UserError where that does not work. */
-export async function compile(output: string): Promise<void> {
+async function compile(output: string): Promise<void> {
   const built = LIBRARIES.filter(libraryExists), denort = Deno.env.get("DENORT_BIN");
   if (!built.includes("cpu")) {
     throw new UserError(`Cannot compile ${output}: the CPU library is not built; run: deno task build`);

@@ -16,7 +16,7 @@ const ARCHS = ["80", "86", "89", "90a", "100", "120"];
 const OLDEST_RELEASE = 12; // the first to know sm_90a
 
 /** nvcc and its release: $CUDA_HOME/bin/nvcc where CUDA_HOME is set, else the one on PATH or in /usr/local/cuda. */
-export async function findNvcc(): Promise<{ nvcc: string; release: string } | undefined> {
+async function findNvcc(): Promise<{ nvcc: string; release: string } | undefined> {
   const home = Deno.env.get("CUDA_HOME");
   for (const nvcc of home ? [`${home}/bin/nvcc`] : ["nvcc", "/usr/local/cuda/bin/nvcc"]) {
     const release = /release (\d+\.\d+)/.exec(await answer(nvcc, ["--version"]) ?? "")?.[1];
@@ -125,7 +125,7 @@ function codeThatRunsOn(number: string, archs: string[]): string | undefined {
 }
 
 /** Compute capabilities of the GPUs here without the point, "120"; empty where nvidia-smi does not answer. */
-export async function gpuArchs(): Promise<string[]> {
+async function gpuArchs(): Promise<string[]> {
   const text = await answer("nvidia-smi", ["--query-gpu=compute_cap", "--format=csv,noheader"]) ?? "";
   return [...new Set(text.split("\n").map((line) => line.trim().replace(".", "")))].filter(Boolean);
 }

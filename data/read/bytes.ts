@@ -19,7 +19,9 @@ const CHUNK_BYTES = 1 << 18;
 
 /** A local file. */
 export class FileBytes implements ByteSource {
+  /** Its path. */
   readonly name: string;
+  /** Bytes in it. */
   readonly size: number;
 
   /** size: bytes that the file has. */

@@ -93,6 +93,7 @@ export async function fetchJson(url: string, patience: Patience = PATIENCE): Pro
 
 /** A file on a web server. */
 export class UrlBytes implements ByteSource {
+  /** Its URL. */
   readonly name: string;
   /** Infinity if the server does not say. */
   readonly size: number;

@@ -11,7 +11,7 @@ import { decodeDictionary, type Dictionary, type NextValue, NULL, openPage, rows
 import { notUtf8, type ReportBad } from "./utf8.ts";
 
 /** Bytes that a page may have. Writers aim at a megabyte, fastparquet at 500. */
-export const PAGE_BYTES = 1 << 30;
+const PAGE_BYTES = 1 << 30;
 
 /** Documents that need not be read because they are dropped anyway; readers that can pass over some count them off. */
 export type Skip = {

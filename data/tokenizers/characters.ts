@@ -4,7 +4,7 @@
 // model was trained with may be cut otherwise there; characters_test.ts notices when V8 moves on.
 
 /** White_Space but for the two of NEWLINE. */
-export const SPACE = 1;
+const SPACE = 1;
 /** \r and \n. */
 export const NEWLINE = 2;
 /** \p{N} */

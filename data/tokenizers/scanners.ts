@@ -50,7 +50,7 @@ const SYMBOL = MARK | OTHER; // [^\s\p{L}\p{N}]
 const APOSTROPHE = 0x27, SLASH = 0x2f, BLANK = 0x20;
 
 /** Cuts by GPT-2's pattern, PATTERNS.gpt2. */
-export const gpt2Scanner: Scanner = (bytes, i, to): number => {
+const gpt2Scanner: Scanner = (bytes, i, to): number => {
   if (bytes[i] === APOSTROPHE) {
     const suffix = contraction(bytes, i, to);
     // Here the suffix is in lower case only: the capitals and the long s are other letters.
@@ -63,7 +63,7 @@ export const gpt2Scanner: Scanner = (bytes, i, to): number => {
 };
 
 /** What differs among the tokenizers that cut as cl100k does. */
-export type Cl100kVariant = {
+type Cl100kVariant = {
   /** Characters in a piece of a number, at most. */
   digits: number;
   /** White space at the end of the text is one piece, line ends included. */
@@ -73,7 +73,7 @@ export type Cl100kVariant = {
 };
 
 /** Cuts by PATTERNS.cl100k, llama3, gpt4, qwen or qwen35. */
-export function cl100kScanner({ digits, wholeTail = false, marks = false }: Cl100kVariant): Scanner {
+function cl100kScanner({ digits, wholeTail = false, marks = false }: Cl100kVariant): Scanner {
   const letter = marks ? LETTER | MARK : LETTER, symbol = marks ? OTHER : SYMBOL;
   return (bytes, i, to) => {
     if (bytes[i] === APOSTROPHE) {
@@ -94,7 +94,7 @@ export function cl100kScanner({ digits, wholeTail = false, marks = false }: Cl10
 }
 
 /** Cuts by PATTERNS.o200k. */
-export const o200kScanner: Scanner = (bytes, i, to): number => {
+const o200kScanner: Scanner = (bytes, i, to): number => {
   const kind = kindAt(bytes, i), next = i + widthAt(bytes, i);
   if (kind & NUMBER) return numberEnd(bytes, next, to, 3);
   const word = kind & LETTER
@@ -109,7 +109,7 @@ export const o200kScanner: Scanner = (bytes, i, to): number => {
 };
 
 /** Cuts by PATTERNS.digits: what is between its matches stays whole. */
-export const digitScanner: Scanner = (bytes, i, to): number => {
+const digitScanner: Scanner = (bytes, i, to): number => {
   if (kindAt(bytes, i) === NUMBER) return i + widthAt(bytes, i);
   return runEnd(bytes, i, to, 255 - NUMBER);
 };
