@@ -16,7 +16,7 @@ import {
   swiglu,
   swigluLinear,
 } from "./ops.ts";
-import * as ref from "./reference.ts";
+import * as ref from "./testing_reference.ts";
 import { backward, endStep, noGrad } from "./tape.ts";
 import { fixed, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {

@@ -2,7 +2,7 @@ import { assert, assertAlmostEquals, assertEquals, assertNotEquals } from "@std/
 import * as k from "../ffi/kernels.ts";
 import { device } from "../ffi/library.ts";
 import { AdamW, type AdamWOptions, cosineSchedule, Parameters } from "./optim.ts";
-import * as ref from "./reference.ts";
+import * as ref from "./testing_reference.ts";
 import { readSafetensors, toFloat32 } from "./safetensors.ts";
 import { take } from "./memory.ts";
 import { empty, param, readFloats, type Tensor, writeFloats } from "./tensor.ts";

@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { attention, rope } from "./ops.ts";
 import { qkNorm } from "./qk_norm.ts";
-import * as ref from "./reference.ts";
+import * as ref from "./testing_reference.ts";
 import { noGrad } from "./tape.ts";
 import { tensor } from "./tensor.ts";
 import {

@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, swiglu } from "./ops.ts";
 import { AdamW, Parameters } from "./optim.ts";
-import * as ref from "./reference.ts";
+import * as ref from "./testing_reference.ts";
 import { backward, checkpoint, claim, endStep, give, grad, isRecording, noGrad } from "./tape.ts";
 import { memoryByKind, take, takenBy } from "./memory.ts";
 import { fixed, param, type Tensor, tensor, writeFloats } from "./tensor.ts";

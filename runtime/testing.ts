@@ -3,7 +3,7 @@ import { AssertionError } from "@std/assert";
 import * as k from "../ffi/kernels.ts";
 import { copyToDevice, copyToHost, device, type DeviceInfo, type DeviceName, open } from "../ffi/library.ts";
 import { type Exchange, Parameters } from "./optim.ts";
-import type { Numbers } from "./reference.ts";
+import type { Numbers } from "./testing_reference.ts";
 import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
 import { type Address, fixed, param, readFloats, type Tensor, tensor, writeFloats } from "./tensor.ts";
 

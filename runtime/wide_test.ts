@@ -17,7 +17,7 @@ import {
   synchronizeNow,
 } from "../ffi/library.ts";
 import { add, attention, embedding, linear, rmsnorm, rope, swiglu } from "./ops.ts";
-import * as ref from "./reference.ts";
+import * as ref from "./testing_reference.ts";
 import { tensor } from "./tensor.ts";
 import {
   assertClose,

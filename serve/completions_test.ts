@@ -7,7 +7,7 @@ import { type App, createApp } from "./app.ts";
 import { listen } from "./listen.ts";
 import { Model } from "./model.ts";
 import { COMPLETION } from "./openapi.ts";
-import { violations } from "./schema_check.ts";
+import { violations } from "./testing_schema.ts";
 import { statusOf } from "./testing.ts";
 
 const run = freshPath();

@@ -2,7 +2,7 @@ import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { main } from "./list.ts";
 import { OPENAPI } from "./openapi.ts";
-import { type Schema, violations } from "./schema_check.ts";
+import { type Schema, violations } from "./testing_schema.ts";
 
 const dir = Deno.makeTempDirSync();
 Deno.test.afterAll(() => Deno.removeSync(dir, { recursive: true }));

@@ -3,7 +3,7 @@ import { assert, assertEquals } from "@std/assert";
 import { createApp } from "./app.ts";
 import { ASSETS } from "./assets.ts";
 import { OPENAPI } from "./openapi.ts";
-import { type Schema, violations } from "./schema_check.ts";
+import { type Schema, violations } from "./testing_schema.ts";
 import { FakeRun } from "./testing.ts";
 
 type Operation = { responses: Record<string, { content: Record<string, { schema: Schema }> }> };

@@ -1,4 +1,4 @@
-// For tests: holds JSON against a schema of the OpenAPI document.
+// Holds JSON against a schema of the OpenAPI document.
 
 /** The part of JSON Schema that the document uses for answers. */
 export type Schema = {

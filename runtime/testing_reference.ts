@@ -1,5 +1,5 @@
 // What every op computes, forward and backward, in float64 and plain loops: the definition that kernels are tested against.
-// Arrays are row-major as in kernels.h; dx is the gradient of x. reference_test.ts checks each backward by finite differences.
+// Arrays are row-major as in kernels.h; dx is the gradient of x. testing_reference_test.ts checks each backward by finite differences.
 
 /** Values of any precision. */
 export type Numbers = ArrayLike<number>;

@@ -1,5 +1,5 @@
 import { assertClose, integers, uniform } from "./testing.ts";
-import * as ref from "./reference.ts";
+import * as ref from "./testing_reference.ts";
 
 type Values = Float64Array<ArrayBuffer>;
 
