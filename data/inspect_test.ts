@@ -242,10 +242,10 @@ Deno.test("data --tokenizer says what assumed GPT-2 tokens are, and may not cont
 
 const mistakes: [string[], string][] = [
   [["--directory=x"], "Cannot use --directory: there is no such flag; did you mean --dir?"],
-  [["data/c4"], "Cannot read the argument data/c4: a dataset is named with --dir data/c4"],
-  [["--dir="], "Cannot use --dir: it needs a value, such as --dir=..."],
-  [["--doc=-1"], "Cannot use --doc=-1: it should be the number of a document, from 0"],
-  [["--doc=two"], "Cannot use --doc=two: it should be the number of a document, from 0"],
+  [["data/c4"], "Cannot read the argument data/c4: flags are given as --name=value, such as --dir=data/c4"],
+  [["--dir="], "Cannot use --dir: it needs a value, such as --dir=data/demo"],
+  [["--doc=-1"], "Cannot use --doc=-1: it should be a whole number of at least 0"],
+  [["--doc=two"], "Cannot use --doc=two: it should be a whole number of at least 0"],
   [["--doc=1", "--split=test"], "Cannot use --split=test: it should be train or val"],
   [["--split=val"], "Cannot use --split=val alone: it says where --doc counts; add --doc=0"],
 ];

@@ -3,7 +3,6 @@
 // seconds in DIR/unfinished, where the next run goes on; DIR gets the dataset when it is whole.
 import { formatCount } from "../base/format.ts";
 import { join } from "node:path";
-import { asTyped } from "../base/command.ts";
 import { explain, runMain, UserError } from "../base/errors.ts";
 import { lookedIn, sha256OfFile } from "../base/files.ts";
 import { oneLine } from "../base/visible.ts";
@@ -17,7 +16,7 @@ import { merge } from "./prepare/merge.ts";
 import type { Meta, Part } from "./meta.ts";
 import {
   DEMO,
-  HELP,
+  helpText,
   parseCommand,
   type PrepareOptions,
   settle,
@@ -37,21 +36,21 @@ if (import.meta.main) await runMain(main);
 
 /** The command line: prepares or merges what the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {
-  if (args.includes("--help")) return console.log(asTyped(HELP));
+  if (args.includes("--help")) return console.log(await helpText());
   const command = parseCommand(args);
   if ("merge" in command) {
     const { out } = command.merge;
     return console.log(mergeSummary(out, orMistake(`Cannot merge "${out}"`, () => merge(command.merge))));
   }
   const options = command.prepare;
-  if (options.inputs === DEMO.inputs) requireDemoCorpus();
+  if (options.input === DEMO.input) requireDemoCorpus();
   const { dir, meta, work } = await prepare(options, showProgress, (line) => console.error(oneLine(line)));
   console.log(work === null ? finishedSummary(dir, meta) : runSummary(dir, meta, work));
 }
 
 /** The demo corpus is made by another task, since this one may not start programs. */
 function requireDemoCorpus(): void {
-  const path = DEMO.inputs[0]!;
+  const path = DEMO.input[0]!;
   try {
     Deno.statSync(path);
   } catch (error) {
@@ -129,8 +128,8 @@ async function ownSources(
   options: PrepareOptions,
   report: (line: string) => void,
 ): Promise<{ sources: Source[]; part: Part | null }> {
-  const { inputs, shard } = options, sources = await findSources(inputs, { ...options, report });
-  if (inputs === DEMO.inputs) { // which are written anew, perhaps with the same text, before each run
+  const { input, shard } = options, sources = await findSources(input, { ...options, report });
+  if (input === DEMO.input) { // which are written anew, perhaps with the same text, before each run
     for (const input of sources[0]!.inputs) input.version = sha256OfFile(input.name);
   }
   const own = shard === null ? { sources, part: null } : takePart(sources, shard);

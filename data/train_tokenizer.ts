@@ -2,7 +2,6 @@
 // from these counts, and writes the files from which openTokenizer() and Hugging Face's libraries read the tokenizer.
 import { formatBytes, formatCount } from "../base/format.ts";
 import { join } from "node:path";
-import { asTyped } from "../base/command.ts";
 import { oneLine } from "../base/visible.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { isFile, remove, rename, syncDirectory, writeSynced } from "../base/files.ts";
@@ -14,7 +13,7 @@ import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
 import { orMistake } from "../base/system_error.ts";
 import { PATTERNS } from "./tokenizers/scanners.ts";
-import { END_OF_TEXT, HELP, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
+import { END_OF_TEXT, helpText, parseOptions, type TrainOptions } from "./train_tokenizer/train_options.ts";
 import { type Trained, trainSummary } from "./train_tokenizer/train_summary.ts";
 import { TrainingText } from "./train_tokenizer/training_text.ts";
 import { WORD_LIMITS, type WordLimits } from "./train_tokenizer/word_counts.ts";
@@ -25,7 +24,7 @@ if (import.meta.main) await runMain(main);
 
 /** The command line: trains as the flags say and prints a summary. */
 export async function main(args: string[]): Promise<void> {
-  if (args.includes("--help")) return console.log(asTyped(HELP));
+  if (args.includes("--help")) return console.log(await helpText());
   const start = performance.now(), options = parseOptions(args);
   const trained = await trainTokenizer(options, (line) => console.error(oneLine(line)));
   console.log(await trainSummary(options, trained, (performance.now() - start) / 1000));

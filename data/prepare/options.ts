@@ -1,11 +1,56 @@
 // The command line of prepare: flags, defaults and what is wrong with a value.
 import { UserError } from "../../base/errors.ts";
-import { READ_ALL } from "../read/documents.ts";
+import { between, each, help, type Ranges, readFlags, unescape, whole } from "../../base/flags.ts";
 import { formatOf, type Source } from "../read/inputs.ts";
-import { type Flags, parseFlags, unescape, wholeNumber } from "../../base/flags.ts";
+
+const flags = {
+  // input
+  input: [] as string[], // files, globs and directories, here or as hf://datasets/OWNER/NAME@REVISION/PATH,
+  // and URLs, of .parquet, .jsonl and .txt (.gz, .zst); again or as plain words for more,
+  // which are read in this order. With a weight behind each, as in 'web/*:0.8', they are
+  // mixed by bytes of text until one of them has no more
+  split: "", // which files of directories and patterns to read, by their names, such as validation;
+  // "" = all but validation and test
+  column: "text", // parquet column or jsonl field with the text
+  split_on: "", // where documents of .txt files end: blank_line, line, or a text such as '\n---\n';
+  // "" = each file is one document
+  limit: null as number | null, // read this many documents at most, all unless set
+  dedup: "" as "" | "exact", // exact: leave out documents whose text came before
+  shuffle_docs: null as number | null, // a seed: take files in shuffled order and documents from a window of 64 MB.
+  // Only local, but training shuffles windows over the whole dataset
+  skip_bad: false, // leave out and count what cannot be read, in place of stopping there
+
+  // output
+  out: "", // where the dataset goes
+  tokenizer: "gpt2", // gpt2, cl100k, o200k, bytes, or a tokenizer.json
+  val_fraction: null as number | null, // share of the documents that goes to val, 0.005 unless set, 0 for none; of one
+  // .txt file that is one document, the share at its end, 0.1 unless set
+  seed: 1337, // chooses which documents go to val, by their text
+  shard_tokens: 100_000_000, // a shard ends with the document that reaches this many
+  overwrite: false, // replace the dataset in --out, once the new one is done
+
+  // work
+  workers: navigator.hardwareConcurrency, // threads that encode, one per core unless set; the dataset is the same for any
+  shard: "", // I/N: prepare part I of N, from 1, of the input files; --limit and --dedup see it alone
+  merge: false, // make one dataset of the N parts in --out
+};
+
+const ranges: Ranges<typeof flags> = {
+  ...each(whole(0, 2 ** 31 - 1), "shuffle_docs", "seed"),
+  limit: whole(1),
+  val_fraction: between(0, 1, 1), // without 1
+  shard_tokens: whole(1, 1e9),
+  workers: whole(1, 256),
+  dedup: ["", "exact"],
+};
 
 /** Text of --help. */
-export const HELP = `Turn text into a dataset of token bins
+export async function helpText(): Promise<string> {
+  const { default: source } = await import("./options.ts", { with: { type: "text" } });
+  return help(USAGE, flags, source);
+}
+
+const USAGE = `Turn text into a dataset of token bins
 
   deno task prepare                                         the demo: data/demo.txt into data/demo, as bytes
   deno task prepare --input 'c4/*.parquet' --out data/c4    files, globs, directories
@@ -15,37 +60,6 @@ export const HELP = `Turn text into a dataset of token bins
   deno task prepare --merge --out data/c4                   the eight parts as one dataset
 
 The same command again goes on where it was interrupted, and leaves a finished dataset as it is.
-
-input
-  --input PATTERN        files, globs and directories, here or as hf://datasets/OWNER/NAME@REVISION/PATH, and
-                         URLs, of .parquet, .jsonl and .txt (.gz, .zst); more may follow, and are read in this
-                         order. With a weight behind each, as in 'web/*:0.8', they are mixed by bytes of text
-                         until one of them has no more
-  --split NAME           which files of directories and patterns to read, by their names, such as validation
-                                                                               (all but validation and test)
-  --column NAME          parquet column or jsonl field with the text           (text)
-  --split_on WHERE       where documents of .txt files end: blank_line, line, or a text such as '\\n---\\n'
-                                                                               (each file is one document)
-  --limit NUMBER         read this many documents at most                      (all)
-  --dedup exact          leave out documents whose text came before            (keep them)
-  --shuffle_docs SEED    take files in shuffled order and documents from a window of 64 MB. Only local, but
-                         training shuffles windows over the whole dataset      (as they come)
-  --skip_bad             leave out and count what cannot be read               (stop there)
-
-output
-  --out DIR              where the dataset goes
-  --tokenizer NAME       gpt2, cl100k, o200k, bytes, or a tokenizer.json       (gpt2)
-  --val_fraction NUMBER  share of the documents that goes to val, 0 for none; of one .txt file that is one
-                         document, the share at its end                        (0.005; 0.1 of one document)
-  --seed NUMBER          chooses which documents go to val, by their text      (1337)
-  --shard_tokens NUMBER  a shard ends with the document that reaches this many (100000000)
-  --overwrite            replace the dataset in --out, once the new one is done
-
-work
-  --workers NUMBER       threads that encode; the dataset is the same for any  (one per core)
-  --shard I/N            prepare part I of N, from 1, of the input files; --limit and --dedup see it alone
-  --merge                make one dataset of the N parts in --out
-
 docs/prepare.md has more on resuming, several machines and mixing.`;
 
 /** One of the parts that several machines prepare. */
@@ -56,38 +70,8 @@ export type PartNumber = {
   count: number;
 };
 
-/** What to prepare. */
-export type PrepareOptions = {
-  /** Files, globs, directories and URLs, with weights or without. */
-  inputs: string[];
-  /** Which files of directories to read; null for all that name neither validation nor test. */
-  split: string | null;
-  /** Directory of the dataset. */
-  out: string;
-  /** Parquet column or JSON field with the text. */
-  column: string;
-  /** Where documents of .txt files end: "blank_line", "line" or a text; "" if each file is one document. */
-  split_on: string;
-  /** Documents to read at most; null for all. */
-  limit: number | null;
-  /** "exact" leaves out documents whose text came before. */
-  dedup: "" | "exact";
-  /** Seed; null for the order of the inputs. */
-  shuffle_docs: number | null;
-  /** Leave out and count what cannot be read, instead of stopping there. */
-  skip_bad: boolean;
-  /** What openTokenizer() takes. */
-  tokenizer: string;
-  /** Share of the documents, or of a text that is the only one, which goes to val; null for what is usual. */
-  val_fraction: number | null;
-  /** Chooses which documents go to val. */
-  seed: number;
-  /** A shard ends with the document that reaches so many tokens. */
-  shard_tokens: number;
-  /** Replace the dataset in out, once the new one is done. */
-  overwrite: boolean;
-  /** Threads that encode. */
-  workers: number;
+/** What to prepare: the flags of the same names. */
+export type PrepareOptions = Omit<typeof flags, "merge" | "shard"> & {
   /** null for all of the inputs. */
   shard: PartNumber | null;
 };
@@ -111,91 +95,30 @@ export type MergeOptions = {
 /** What a command line asks for. */
 export type Command = { merge: MergeOptions } | { prepare: PrepareOptions };
 
-const DEFAULTS: PrepareOptions = {
-  ...READ_ALL,
-  inputs: [],
-  split: null,
-  out: "",
-  tokenizer: "gpt2",
-  val_fraction: null,
-  seed: 1337,
-  shard_tokens: 100_000_000, // as llm.c's
-  overwrite: false,
-  workers: navigator.hardwareConcurrency,
-  shard: null,
-};
-
 /** What is prepared when no input is named. */
-export const DEMO: PrepareOptions = {
-  ...DEFAULTS,
-  inputs: ["data/demo.txt"],
+export const DEMO = {
+  input: ["data/demo.txt"],
   out: "data/demo",
   split_on: "blank_line", // between declarations with their comments
   tokenizer: "bytes",
   val_fraction: 0.1,
 };
 
-const FLAGS = {
-  files: "input",
-  values: [
-    "out",
-    "split",
-    "column",
-    "split_on",
-    "limit",
-    "dedup",
-    "shuffle_docs",
-    "tokenizer",
-    "val_fraction",
-    "seed",
-    "shard_tokens",
-    "workers",
-    "shard",
-  ],
-  switches: ["skip_bad", "overwrite", "merge"],
-} as const;
-type Given = Flags<typeof FLAGS.values[number], typeof FLAGS.switches[number]>;
 const WITH_MERGE = ["out", "overwrite", "merge"]; // the rest is in the parts
-
-const MOST_TOKENS = 1e9; // in a shard
-const MOST_SEED = 2 ** 31 - 1;
 
 /** What a command line asks for. Throws UserError for unknown flags, missing values and values out of range. */
 export function parseCommand(args: string[]): Command {
-  const given = parseFlags(args, FLAGS), { files: inputs, values, switches } = given, { out } = values;
-  if (switches.merge) return { merge: mergeOptions(given) };
-  const demo = inputs.length === 0;
-  if (demo && out !== undefined) {
+  const given = readFlags(args, flags, { ranges, words: "input" }), { input, out } = given;
+  if (given.merge) return { merge: mergeOptions(given) };
+  if (!input && out !== undefined) {
     throw new UserError(`Cannot prepare "${out}": --input is missing, such as --input corpus.parquet`);
   }
-  if (!demo && out === undefined) {
-    throw new UserError(`Cannot prepare "${inputs[0]}": --out is missing, such as --out data/c4`);
+  if (input && !out) {
+    throw new UserError(`Cannot prepare "${input[0]}": --out is missing, such as --out data/c4`);
   }
-  const defaults = demo ? DEMO : DEFAULTS;
-  const number = (
-    name: "limit" | "shuffle_docs" | "seed" | "shard_tokens" | "workers",
-    least: number,
-    most?: number,
-  ) => wholeNumber(name, values[name], least, most);
+  const { merge: _, ...options } = { ...flags, ...input ? {} : DEMO, ...given };
   return {
-    prepare: {
-      inputs: demo ? DEMO.inputs : inputs,
-      split: values.split ?? defaults.split,
-      out: out ?? defaults.out,
-      column: values.column ?? defaults.column,
-      split_on: unescape(values.split_on) ?? defaults.split_on,
-      limit: number("limit", 1) ?? defaults.limit,
-      dedup: exact(values.dedup) ?? defaults.dedup,
-      shuffle_docs: number("shuffle_docs", 0, MOST_SEED) ?? defaults.shuffle_docs,
-      skip_bad: switches.skip_bad,
-      tokenizer: values.tokenizer ?? defaults.tokenizer,
-      val_fraction: fraction(values.val_fraction) ?? defaults.val_fraction,
-      seed: number("seed", 0, MOST_SEED) ?? defaults.seed,
-      shard_tokens: number("shard_tokens", 1, MOST_TOKENS) ?? defaults.shard_tokens,
-      overwrite: switches.overwrite,
-      workers: number("workers", 1, 256) ?? defaults.workers,
-      shard: partNumber(values.shard) ?? defaults.shard,
-    },
+    prepare: { ...options, split_on: unescape(options.split_on), shard: partNumber(options.shard) },
   };
 }
 
@@ -209,30 +132,18 @@ export function settle(options: PrepareOptions, sources: Source[]): SettledOptio
   return { ...options, by_position, val_fraction: options.val_fraction ?? (by_position ? 0.1 : 0.005) };
 }
 
-function mergeOptions({ files, values, switches }: Given): MergeOptions {
-  const given = Object.entries({ input: files[0], ...values, ...switches });
-  const other = given.find(([name, value]) => value && !WITH_MERGE.includes(name))?.[0];
+function mergeOptions(given: Partial<typeof flags>): MergeOptions {
+  const other = Object.keys(given).find((name) => !WITH_MERGE.includes(name));
   if (other !== undefined) {
     throw new UserError(`Cannot use --${other} with --merge: the parts have it already; leave it out`);
   }
-  if (values.out === undefined) throw new UserError("Cannot merge: --out is missing, such as --out data/c4");
-  return { out: values.out, overwrite: switches.overwrite };
+  const { out, overwrite = false } = given;
+  if (!out) throw new UserError("Cannot merge: --out is missing, such as --out data/c4");
+  return { out, overwrite };
 }
 
-function fraction(text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
-  const number = /^\d*\.?\d+(e-\d+)?$/.test(text) ? Number(text) : NaN;
-  if (number >= 0 && number < 1) return number;
-  throw new UserError(`Cannot use --val_fraction=${text}: it should be a number from 0 to below 1`);
-}
-
-function exact(text: string | undefined): "exact" | undefined {
-  if (text === undefined || text === "exact") return text;
-  throw new UserError(`Cannot use --dedup=${text}: it should be exact`);
-}
-
-function partNumber(text: string | undefined): PartNumber | undefined {
-  if (text === undefined) return undefined;
+function partNumber(text: string): PartNumber | null {
+  if (text === "") return null;
   const [index, count] = /^\d+\/\d+$/.test(text) ? text.split("/").map(Number) : [];
   if (index !== undefined && count !== undefined && index >= 1 && index <= count) return { index, count };
   throw new UserError(`Cannot use --shard=${text}: it should be I/N with I from 1 to N, such as 1/8`);

@@ -1,6 +1,6 @@
-import { assert, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { UserError } from "../../base/errors.ts";
-import { DEMO, HELP, parseCommand, type PrepareOptions, settle } from "./options.ts";
+import { DEMO, helpText, parseCommand, type PrepareOptions, settle } from "./options.ts";
 
 const required = ["--input", "a.parquet", "--out", "data/a"];
 
@@ -12,24 +12,26 @@ function parse(args: string[]): PrepareOptions {
 }
 
 Deno.test("parseCommand() means the demo when no input is named", () => {
-  assertEquals(parse([]), DEMO);
-  assertEquals(parse(["--tokenizer=gpt2", "--overwrite"]), { ...DEMO, tokenizer: "gpt2", overwrite: true });
+  assertEquals(parse([]), { ...parse(required), ...DEMO });
+  assertEquals(parse([]).input === DEMO.input, true);
+  const options = parse(["--tokenizer=gpt2", "--overwrite"]);
+  assertEquals(options, { ...parse(required), ...DEMO, tokenizer: "gpt2", overwrite: true });
 });
 
 Deno.test("parseCommand() takes inputs after --input, repeated and as plain words", () => {
-  const { inputs } = parse(["--input", "a.txt", "b.txt", "--input=c.txt", "--out", "data/a", "d.txt"]);
-  assertEquals(inputs, ["a.txt", "b.txt", "c.txt", "d.txt"]);
+  const { input } = parse(["--input", "a.txt", "b.txt", "--input=c.txt", "--out", "data/a", "d.txt"]);
+  assertEquals(input, ["a.txt", "b.txt", "c.txt", "d.txt"]);
 });
 
 Deno.test("parseCommand() takes what follows -- as if it were not there", () => {
-  const { inputs, overwrite } = parse(["--", "--input=a.txt", "--out=data/a", "--", "b.txt", "--overwrite"]);
-  assertEquals([inputs, overwrite], [["a.txt", "b.txt"], true]);
+  const { input, overwrite } = parse(["--", "--input=a.txt", "--out=data/a", "--", "b.txt", "--overwrite"]);
+  assertEquals([input, overwrite], [["a.txt", "b.txt"], true]);
 });
 
 Deno.test("parseCommand() has the documented defaults", () => {
   assertEquals(parse(required), {
-    inputs: ["a.parquet"],
-    split: null,
+    input: ["a.parquet"],
+    split: "",
     out: "data/a",
     column: "text",
     split_on: "",
@@ -61,7 +63,7 @@ Deno.test("parseCommand() reads every flag", () => {
       "--overwrite",
     ]),
     {
-      inputs: ["a.parquet"],
+      input: ["a.parquet"],
       split: "test",
       out: "data/a",
       column: "body",
@@ -135,7 +137,7 @@ const mistakes: [string[], string][] = [
   [["--limit=0"], "Cannot use --limit=0: it should be a whole number of at least 1"],
   [
     ["--limit=9007199254740992"],
-    "Cannot use --limit=9007199254740992: it should be a whole number of at least 1",
+    "Cannot use --limit=9007199254740992: it should be a whole number from 1 to 9007199254740991",
   ],
   [["--limit=1.5"], "Cannot use --limit=1.5: it should be a whole number of at least 1"],
   [["--seed=-1"], "Cannot use --seed=-1: it should be a whole number from 0 to 2147483647"],
@@ -145,17 +147,17 @@ const mistakes: [string[], string][] = [
   [["--val_fraction=1"], "Cannot use --val_fraction=1: it should be a number from 0 to below 1"],
   [["--val_fraction=-0.1"], "Cannot use --val_fraction=-0.1: it should be a number from 0 to below 1"],
   [["--val_fraction"], "Cannot use --val_fraction: it needs a value, such as --val_fraction=..."],
-  [["--overwrite=no"], "Cannot use --overwrite=no: it has no value; give --overwrite or leave it out"],
+  [["--overwrite=no"], "Cannot use --overwrite=no: it should be true or false"],
   [["--workers=0"], "Cannot use --workers=0: it should be a whole number from 1 to 256"],
   [["--dedup=fuzzy"], "Cannot use --dedup=fuzzy: it should be exact"],
   [["--shard=0/8"], "Cannot use --shard=0/8: it should be I/N with I from 1 to N, such as 1/8"],
   [["--shard=9/8"], "Cannot use --shard=9/8: it should be I/N with I from 1 to N, such as 1/8"],
   [["--shard=1of8"], "Cannot use --shard=1of8: it should be I/N with I from 1 to N, such as 1/8"],
   [["--shard=/8"], "Cannot use --shard=/8: it should be I/N with I from 1 to N, such as 1/8"],
-  [["--out", ""], "Cannot use --out: it needs a value, such as --out=..."],
-  [["--seed", ""], "Cannot use --seed: it needs a value, such as --seed=..."],
-  [["--input", ""], "Cannot use --input: it needs a file, such as --input corpus.parquet"],
-  [["--input="], "Cannot use --input: it needs a file, such as --input corpus.parquet"],
+  [["--out", ""], 'Cannot prepare "a.parquet": --out is missing, such as --out data/c4'],
+  [["--seed", ""], "Cannot use --seed: it needs a value, such as --seed=1337"],
+  [["--input", ""], "Cannot use --input: it needs a value, such as --input=..."],
+  [["--input="], "Cannot use --input: it needs a value, such as --input=..."],
 ];
 
 for (const [args, message] of mistakes) {
@@ -173,8 +175,13 @@ Deno.test("parseCommand() wants input and output together", () => {
   assertThrows(() => parseCommand(["--input=a.txt"]), UserError, 'Cannot prepare "a.txt": --out is missing');
 });
 
-Deno.test("--help names every flag and fits into 110 columns", () => {
-  const flags = Object.keys(DEMO).map((name) => name === "inputs" ? "input" : name).concat("merge");
-  for (const flag of flags) assert(HELP.includes(`\n  --${flag} `), flag);
-  for (const line of HELP.split("\n")) assert(line.length <= 110, line);
+Deno.test("--help names every flag with its default and fits into 120 columns", async () => {
+  const help = await helpText(), flags = Object.keys(parse(required)).concat("merge");
+  for (const flag of flags) assert(help.includes(`\n  --${flag}=`), flag);
+  for (const line of help.split("\n")) assert(line.length <= 120, line);
+  assertMatch(help, /^ {2}--tokenizer=gpt2 {2,}gpt2, cl100k/m);
+});
+
+Deno.test("parseCommand() refuses to prepare the demo without a place for it", () => {
+  assertThrows(() => parseCommand(["--out="]), UserError, 'Cannot prepare "": --input is missing');
 });

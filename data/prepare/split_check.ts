@@ -8,10 +8,10 @@ import type { Counts } from "./state.ts";
 export function splitMistake(
   counts: Counts,
   { bad, first_bad }: ReadCounts,
-  { inputs, val_fraction, limit, by_position }: SettledOptions,
+  { input, val_fraction, limit, by_position }: SettledOptions,
 ): UserError | undefined {
   const { train, val, empty, smallest, largest } = counts;
-  const documents = train.documents + val.documents, name = inputs.join(" ");
+  const documents = train.documents + val.documents, name = input.join(" ");
   if (documents === 0) {
     const left_out = [
       ...(empty > 0 ? [`, ${empty} were empty`] : []),

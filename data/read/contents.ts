@@ -5,8 +5,8 @@ import { UserError } from "../../base/errors.ts";
 
 /** What to take from directories and patterns, and whom to tell. */
 export type Choice = {
-  /** A split of the data, such as train; null for all files but those of validation and test. */
-  split?: string | null;
+  /** A split of the data, such as train; "" for all files but those of validation and test. */
+  split?: string;
   /** Where the dataset goes: what prepare writes there is no input. */
   out?: string;
   /** Told in one line each what a directory gave and what was left out. */
@@ -73,9 +73,9 @@ export function filesToRead(
 export function filesOfSplit(
   pattern: string,
   paths: string[],
-  { split = null, report = () => {} }: Choice,
+  { split = "", report = () => {} }: Choice,
 ): string[] {
-  if (split !== null) {
+  if (split !== "") {
     const chosen = paths.filter((path) => isOfSplit(path, split));
     if (chosen.length === 0 && paths.length > 0) throw noSplit(pattern, paths, split);
     return chosen;
@@ -97,9 +97,9 @@ export function withoutOutput(paths: string[], { out }: Choice): string[] {
   });
 }
 
-function isOfSplit(path: string, split: string | null = null): boolean {
+function isOfSplit(path: string, split = ""): boolean {
   const named = splitOf(path);
-  if (split === null) return named === undefined || named === "train";
+  if (split === "") return named === undefined || named === "train";
   const known = SPLITS.get(split);
   if (known !== undefined) return named === known;
   return path.split("/").some((part) =>
@@ -107,9 +107,9 @@ function isOfSplit(path: string, split: string | null = null): boolean {
   );
 }
 
-function noSplit(name: string, others: string[], split: string | null = null): UserError {
+function noSplit(name: string, others: string[], split = ""): UserError {
   return new UserError(
-    `Cannot find input: "${name}" has no file of split ${split ?? "train"}, it has ${
+    `Cannot find input: "${name}" has no file of split ${split || "train"}, it has ${
       counts(others.map(nameOfSplit))
     }; ` +
       `choose one, such as --split ${splitOf(others[0]!) ?? "train"}`,
