@@ -8,7 +8,7 @@ import { openDevice, requireDevice } from "./device.ts";
 import { generate } from "./generate.ts";
 
 const defaults = {
-  checkpoint: "", // a run directory, one of its checkpoints, or a Hugging Face Llama directory
+  checkpoint: "", // a run directory, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
   prompt: "", // empty: the start of a document
   max_new_tokens: 100, // fewer where the model ends the document
   temperature: 0.8, // 0 = always the likeliest token

@@ -180,8 +180,9 @@ export function holdsRun(dir: string): boolean {
   return isFile(`${dir}/metrics.jsonl`) || isFile(`${dir}/run.json`) || listCheckpoints(dir).length > 0;
 }
 
-/** The directory that holds the weights: path itself, or the newest checkpoint of the run at path. */
-export function resolveCheckpoint(path: string): string {
+/** The directory that holds the weights: path itself, the newest checkpoint of the run at path, or what RUN/best names. */
+export function resolveCheckpoint(given: string): string {
+  const path = behindPointer(given);
   if (isFile(`${path}/model.safetensors`) || isFile(`${path}/${INDEX}`)) return path;
   const newest = listCheckpoints(path).at(-1);
   if (newest) return `${path}/checkpoints/${newest}`;
@@ -215,9 +216,27 @@ function otherWeights(path: string): string | undefined {
   return `${cannot} ${pickled} but no model.safetensors; convert it: python3 -c "${convert}"`;
 }
 
-/** The run directory of a path given to --resume: a run, or one of its checkpoints. */
+/** The checkpoint that a run has at RUN/latest or RUN/best, which are files with its name; any other path as it is. */
+function behindPointer(path: string): string {
+  const run = runOfPointer(path), pointer = path.replace(/\/+$/, "");
+  if (run === undefined) return path;
+  const named = isFile(pointer) ? `${run}/${Deno.readTextFileSync(pointer).trim()}` : "";
+  if (isDirectory(named)) return named;
+  if (listCheckpoints(run).length === 0 || basename(pointer) === "latest") return run;
+  throw new UserError(
+    `Cannot find ${path}: the run has evaluated no checkpoint that is there; take the newest: ${run}`,
+  );
+}
+
+/** The run of RUN/latest and RUN/best; undefined for other paths, such as that of a run which is called best. */
+function runOfPointer(path: string): string | undefined {
+  const run = /^(.+)\/(latest|best)\/*$/.exec(path)?.[1];
+  return run !== undefined && holdsRun(run) ? run : undefined;
+}
+
+/** The run directory of a path given to --resume: a run, one of its checkpoints, or RUN/latest or RUN/best. */
 export function runOfCheckpoint(path: string): string {
-  const clean = path.replace(/\/+$/, "");
+  const clean = (runOfPointer(path) ?? path).replace(/\/+$/, "");
   return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
 }
 

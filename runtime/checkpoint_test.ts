@@ -1,4 +1,4 @@
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { crashes, failing, inEach, unsynced } from "../tests/disk.ts";
 import { freshPath } from "../tests/testing.ts";
@@ -7,6 +7,8 @@ import {
   type Company,
   listCheckpoints,
   loadTensors,
+  resolveCheckpoint,
+  runOfCheckpoint,
   saveCheckpoint,
   type SavedTensor,
   settle,
@@ -112,6 +114,34 @@ Deno.test("listCheckpoints() knows that a million steps are more than 999,999", 
   for (const step of [999_999, 1_000_000, 1_000_001]) await put(run, step, null);
   assertEquals(listCheckpoints(run), ["step_1000000", "step_1000001"]);
   assertEquals(Deno.readTextFileSync(`${run}/latest`), "checkpoints/step_1000001\n");
+});
+
+Deno.test("resolveCheckpoint() follows latest and best of a run, as runOfCheckpoint() does", async () => {
+  const run = freshPath();
+  for (const step of [1, 2, 3]) await put(run, step, step === 1 ? null : 2);
+  assertEquals(
+    ["", "/latest", "/best", "/best/"].map((path) => resolveCheckpoint(run + path)),
+    [3, 3, 2, 2].map((step) => `${run}/checkpoints/step_00000${step}`),
+  );
+  assertEquals(["", "/", "/latest", "/best/"].map((path) => runOfCheckpoint(run + path)), Array(4).fill(run));
+  Deno.removeSync(`${run}/checkpoints/step_000003`, { recursive: true }); // by hand
+  assertEquals(resolveCheckpoint(`${run}/latest`), `${run}/checkpoints/step_000002`);
+});
+
+Deno.test("resolveCheckpoint() says that a run has no best, and that one has no checkpoint at all", async () => {
+  const run = freshPath(), empty = freshPath();
+  await put(run, 1, null);
+  const { message } = assertThrows(() => resolveCheckpoint(`${run}/best`), UserError);
+  assertEquals(
+    message,
+    `Cannot find ${run}/best: the run has evaluated no checkpoint that is there; take the newest: ${run}`,
+  );
+  Deno.mkdirSync(empty);
+  Deno.writeTextFileSync(`${empty}/run.json`, "{}");
+  assertMatch(
+    assertThrows(() => resolveCheckpoint(`${empty}/latest`), UserError).message,
+    /^Cannot find a checkpoint in .*: its run has saved none; wait for one/,
+  );
 });
 
 /** Ranks that live in this process. */

@@ -15,7 +15,7 @@ export const HELP = `Show runs in a browser and to programs, and let others talk
   deno task serve --checkpoint runs/c4                POST /v1/completions, as OpenAI's API
 
   --run DIR ...        run directories, or directories of runs; nothing else is read; --run may be left out
-  --checkpoint PATH    a run, one of its checkpoints, or a Hugging Face Llama directory
+  --checkpoint PATH    a run, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
   --device NAME        of the model: cuda or cpu                     (cuda if it answers)
   --port NUMBER        0 takes any that is free                      (8000)
   --host ADDRESS       where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then

@@ -198,7 +198,7 @@ Deno.test("every subcommand works in any directory, on paths relative to it", as
   const train = ["--data_dir=data/mine", "--out_dir=runs/mine", "--max_iters=3", "--save_interval=3"];
   assertMatch(await succeed(cwd, "train", ...SMALL, ...train), /saved runs\/mine\/checkpoints\/step_000003/);
   assertMatch(await succeed(cwd, "runs"), /mine/);
-  const sample = ["--checkpoint=runs/mine", "--prompt=Once", "--max_new_tokens=5", "--device=cpu"];
+  const sample = ["--checkpoint=runs/mine/latest", "--prompt=Once", "--max_new_tokens=5", "--device=cpu"];
   assertMatch(await succeed(cwd, "sample", ...sample), /^Once/);
   assertMatch(await succeed(cwd, "doctor"), /CPU library +cpu/);
   const models = ["--checkpoint", "runs/mine", "--device=cpu"];
