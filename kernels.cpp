@@ -1609,6 +1609,157 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
   return 0;
 }
 
+// ---- sampling -------------------------------------------------------------------------------------------------------
+//
+// Tokens stand in order of their logits, the largest first, of equal ones the earlier first. They are not sorted: a place
+// in the order is found by the digits of its logit, from sums over the tokens that share a digit. Probabilities are whole
+// numbers, so that no sum depends on the order in which it is added up.
+
+/// The larger of two logits has the smaller key; 0 and -0 have one. It is its own inverse.
+static inline uint32_t order_key(uint32_t bits) { return bits >> 31 ? bits : bits ^ 0x7fffffffu; }
+static inline uint32_t order_key(float logit) { return order_key(logit == 0.0f ? 0u : bit_cast<uint32_t>(logit)); }
+
+struct Place {
+  uint32_t key;
+  uint64_t before;  // the sum over tokens of smaller keys
+  uint64_t rank;    // among the tokens of this key
+  uint64_t weight;  // of each of them
+};
+
+/// The first place in the order where the running sum of weights, of ones where weights is 0, exceeds `target`.
+static Place find_place(uint64_t target, const uint32_t* keys, const uint64_t* weights, int64_t n) {
+  Place place = {0, 0, 0, 1};
+  uint64_t sums[2048];
+  uint32_t known = 0;  // the bits of the key that have been found
+  for (int shift : {21, 10, 0}) {
+    memset(sums, 0, sizeof sums);
+    for (int64_t i = 0; i < n; i++) {
+      if (((keys[i] ^ place.key) & known) == 0) sums[keys[i] >> shift & 2047] += weights ? weights[i] : 1;
+    }
+    uint32_t digit = 0;
+    while (place.before + sums[digit] <= target) place.before += sums[digit++];
+    place.key |= digit << shift;
+    known |= 2047u << shift;
+  }
+  for (int64_t i = 0; weights && i < n; i++) {
+    if (keys[i] == place.key) place.weight = weights[i];
+  }
+  place.rank = (target - place.before) / place.weight;
+  return place;
+}
+
+/// e^x in double for x <= 0, as exponential() with more terms; 0 below -700.
+static inline double exponential(double x) {
+  const double shift = 0x1.8p52;
+  double shifted = x * 1.44269504088896340736 + shift, n = shifted - shift;
+  double r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10, y = 1.0 / 6227020800;
+  const double terms[] = {1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+                          1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0,
+                          1.0};
+  UNROLL for (double term : terms) y = y * r + term;
+  y *= bit_cast<double>((bit_cast<uint64_t>(shifted) << 52) + 0x3ff0000000000000u);
+  return x < -700.0 ? 0.0 : y;
+}
+
+/// weights (n) = the probabilities of logits relative to the largest one, in units so small that their sum fits into 62 bits.
+static void weigh(uint64_t* weights, const uint32_t* keys, int64_t n, float top, double temperature) {
+  int bits = 50;  // of one; 51 fit behind the point of a double of `whole`'s size
+  while (n > (int64_t)1 << (62 - bits)) bits--;
+  const double unit = (double)((int64_t)1 << bits), whole = 0x1.8p52;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    double logit = bit_cast<float>(order_key(keys[i])), x = (logit - top) / temperature;
+    weights[i] = bit_cast<uint64_t>(exponential(x) * unit + whole) - 0x4338000000000000u;  // rounded to a whole number
+  }
+}
+
+static float largest(const float* x, int64_t n) {
+  float top = x[0];
+#pragma omp simd reduction(max : top)
+  for (int64_t i = 0; i < n; i++) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+/// Keeps the first k in the order of n keys and their ids, in the order of the ids.
+static int64_t keep_first(int64_t k, uint32_t* keys, int32_t* ids, int64_t n) {
+  Place last = find_place(k - 1, keys, nullptr, n);
+  int64_t kept = 0;
+  uint64_t rank = 0;
+  for (int64_t i = 0; i < n; i++) {
+    if (keys[i] > last.key || (keys[i] == last.key && rank++ > last.rank)) continue;
+    keys[kept] = keys[i];
+    ids[kept++] = ids[i];
+  }
+  return kept;
+}
+
+int sample(int32_t* id, const float* logits, int32_t V, double temperature, int32_t top_k, double top_p,
+           uint32_t random) {
+  BEGIN(SIZES(V), ADDRESSES(id, logits));
+  CHECK(temperature >= 0 && top_k >= 0 && top_p > 0 && top_p <= 1,
+        "temperature=%g and top_k=%d must be at least 0, top_p=%g above 0 and at most 1", temperature, top_k, top_p);
+  *id = -1;
+  if (first_nonfinite((const uint32_t*)logits, V, 0x7f800000u) >= 0) return 0;
+  float top = largest(logits, V);
+  if (temperature == 0) {
+    *id = (int32_t)(std::find(logits, logits + V, top) - logits);
+    return 0;
+  }
+  uint64_t* weights = (uint64_t*)workspace(V * (sizeof(uint64_t) + sizeof(uint32_t) + sizeof(int32_t)));
+  if (!weights) return 1;
+  uint32_t* keys = (uint32_t*)(weights + V);
+  int32_t* ids = (int32_t*)(keys + V);
+  for (int i = 0; i < V; i++) keys[i] = order_key(logits[i]), ids[i] = i;
+  int64_t n = top_k > 0 && top_k < V ? keep_first(top_k, keys, ids, V) : V;
+  weigh(weights, keys, n, top, temperature);
+  uint64_t total = 0;
+  for (int64_t i = 0; i < n; i++) total += weights[i];
+  if (top_p < 1) {
+    uint64_t wanted = (uint64_t)ceil(top_p * (double)total);
+    Place last = find_place(wanted > total ? total - 1 : wanted - 1, keys, weights, n);
+    total = last.before + (last.rank + 1) * last.weight;
+  }
+  uint64_t target = (total >> 32) * random + ((total & 0xffffffffu) * random >> 32);  // random / 2^32 of it, rounded down
+  Place place = find_place(target, keys, weights, n);
+  int64_t at = 0;
+  while (keys[at] != place.key || place.rank-- > 0) at++;
+  *id = ids[at];
+  return 0;
+}
+
+/// The n likeliest of x (V), the likeliest first.
+static void likeliest(int32_t* ids, const float* x, int64_t V, int n) {
+  int count = 0;
+  for (int64_t v = 0; v < V; v++) {
+    if (count == n && !(x[v] > x[ids[n - 1]])) continue;
+    int place = count < n ? count++ : n - 1;
+    for (; place > 0 && x[v] > x[ids[place - 1]]; place--) ids[place] = ids[place - 1];
+    ids[place] = (int32_t)v;
+  }
+}
+
+int logprobs(float* values, int32_t* ids, const float* logits, const int32_t* targets, int32_t N, int32_t V,
+             int32_t V_stride, int32_t n) {
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(values, ids, logits, targets));
+  CHECK(V_stride >= V && n >= 0 && n <= V, "V=%d must be at least n=%d and at most V_stride=%d, n at least 0", V, n,
+        V_stride);
+  for (int i = 0; i < N; i++) CHECK(targets[i] < V, "targets[%d]=%d must be less than V=%d", i, targets[i], V);
+#pragma omp parallel for num_threads(team((int64_t)N * V))
+  for (int i = 0; i < N; i++) {
+    const float* x = logits + (size_t)i * V_stride;
+    float top = largest(x, V), *to = values + (size_t)i * (1 + n);
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int v = 0; v < V; v++) sum += fast_exp(x[v] - top);
+    float log_sum = top + (float)log(sum);
+    to[0] = targets[i] < 0 ? 0.0f : x[targets[i]] - log_sum;
+    int32_t* best = ids + (size_t)i * n;
+    if (n > 0) likeliest(best, x, V, n);
+    for (int j = 0; j < n; j++) to[1 + j] = x[best[j]] - log_sum;
+  }
+  return 0;
+}
+
 // ---- optimizer ------------------------------------------------------------------------------------------------------
 
 int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate) {

@@ -1825,6 +1825,189 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
   return 0;
 }
 
+// ---- sampling: from logits to tokens -------------------------------------------------------------------------------
+//
+// Tokens stand in order of their logits, the largest first, of equal ones the earlier first. They are not sorted: a place
+// in the order is found by the digits of its logit, from sums over the tokens that share a digit. Probabilities are whole
+// numbers, so that no sum depends on the order in which threads add to it.
+
+typedef unsigned long long count_t;  // as atomicAdd() takes it
+
+constexpr int SAMPLE_THREADS = 1024;  // at most; at least as many as a digit has values
+
+/// The larger of two logits has the smaller key; 0 and -0 have one.
+DEVICE unsigned order_key(act logit) {
+  float f = __bfloat162float(logit);
+  unsigned bits = f == 0 ? 0u : __float_as_uint(f);
+  return bits >> 31 ? bits : bits ^ 0x7fffffffu;
+}
+
+/// The sum of v over the block, in every thread.
+DEVICE count_t block_total(count_t v) {
+  __shared__ count_t total;
+  __syncthreads();  // nobody still reads the previous one
+  if (threadIdx.x == 0) total = 0;
+  __syncthreads();
+  atomicAdd(&total, v);
+  __syncthreads();
+  return total;
+}
+
+struct Place {
+  unsigned key;
+  count_t before;  // the sum over tokens of smaller keys
+  count_t rank;    // among the tokens of this key
+  count_t weight;  // of each of them
+};
+
+/// The first place in the order where the running sum of weights, of ones where counting, exceeds target.
+DEVICE Place find_place(count_t target, const act* logits, const count_t* weights, bool counting, int V) {
+  __shared__ count_t sums[256];
+  __shared__ Place place;
+  __syncthreads();  // nobody still reads the previous one
+  if (threadIdx.x == 0) place = {0, 0, 0, 0};
+  unsigned known = 0;  // the bits of the key that have been found
+  for (int shift = 24; shift >= 0; shift -= 8) {
+    if (threadIdx.x < 256) sums[threadIdx.x] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < V; i += blockDim.x) {
+      unsigned key = order_key(logits[i]);
+      if (((key ^ place.key) & known) == 0) atomicAdd(&sums[key >> shift & 255], counting ? 1 : weights[i]);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      unsigned digit = 0;
+      while (place.before + sums[digit] <= target) place.before += sums[digit++];
+      place.key |= digit << shift;
+    }
+    known |= 255u << shift;
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; weights && i < V; i += blockDim.x)
+    if (order_key(logits[i]) == place.key) place.weight = weights[i];  // all write the same
+  __syncthreads();
+  if (threadIdx.x == 0) place.rank = (target - place.before) / (counting ? 1 : place.weight);
+  __syncthreads();
+  return place;
+}
+
+/// The token at a place. Each thread counts the tokens of its key in a range of its own.
+DEVICE void write_token(int* id, Place place, const act* logits, int V) {
+  __shared__ int counts[SAMPLE_THREADS];
+  int range = (V + blockDim.x - 1) / blockDim.x, begin = threadIdx.x * range, end = min(V, begin + range);
+  int count = 0;
+  for (int i = begin; i < end; i++) count += order_key(logits[i]) == place.key;
+  counts[threadIdx.x] = count;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  int rank = (int)place.rank, thread = 0;
+  while (rank >= counts[thread]) rank -= counts[thread++];
+  int i = thread * range;
+  while (order_key(logits[i]) != place.key || rank-- > 0) i++;
+  *id = i;
+}
+
+static __global__ void __launch_bounds__(SAMPLE_THREADS)
+    sample_kernel(int* id, const act* logits, count_t* weights, int V, double temperature, int top_k, double top_p,
+                  unsigned random, double unit) {
+  float highest = -INFINITY;
+  int damaged = 0;
+  for (int i = threadIdx.x; i < V; i += blockDim.x) {
+    float logit = __bfloat162float(logits[i]);
+    damaged |= !isfinite(logit);
+    highest = fmaxf(highest, logit);
+  }
+  if (__syncthreads_or(damaged)) {
+    if (threadIdx.x == 0) *id = -1;
+    return;
+  }
+  if (temperature == 0) return write_token(id, find_place(0, logits, nullptr, true, V), logits, V);
+  highest = block_max(highest);
+  count_t sum = 0;
+  for (int i = threadIdx.x; i < V; i += blockDim.x) {
+    weights[i] = (count_t)rint(exp(((double)__bfloat162float(logits[i]) - highest) / temperature) * unit);
+    sum += weights[i];
+  }
+  count_t total = block_total(sum);
+  if (top_k > 0 && top_k < V) {
+    Place last = find_place(top_k - 1, logits, weights, true, V);
+    sum = 0;
+    for (int i = threadIdx.x; i < V; i += blockDim.x)
+      if (order_key(logits[i]) < last.key) sum += weights[i];
+    total = block_total(sum) + (last.rank + 1) * last.weight;
+  }
+  if (top_p < 1) {
+    count_t wanted = (count_t)ceil(top_p * (double)total);
+    Place last = find_place((wanted > total ? total : wanted) - 1, logits, weights, false, V);
+    total = last.before + (last.rank + 1) * last.weight;
+  }
+  count_t target = (total >> 32) * random + ((total & 0xffffffffu) * random >> 32);  // random / 2^32 of it, rounded down
+  write_token(id, find_place(target, logits, weights, false, V), logits, V);
+}
+
+int sample(int32_t* id, const act* logits, int32_t V, double temperature, int32_t top_k, double top_p,
+           uint32_t random) {
+  BEGIN(SIZES(V), ADDRESSES(id, logits));
+  CHECK((size_t)V * 8 + 8 <= WORKSPACE_BYTES, "V=%d must be below %zu", V, WORKSPACE_BYTES / 8);
+  CHECK(temperature >= 0 && top_k >= 0 && top_p > 0 && top_p <= 1,
+        "temperature=%g and top_k=%d must be at least 0, top_p=%g above 0 and at most 1", temperature, top_k, top_p);
+  int bits = 50;  // of the largest probability: their sum fits into 62
+  while (V > (int64_t)1 << (62 - bits)) bits--;
+  int* chosen = (int*)gpu.workspace;
+  int threads = V < 8 * SAMPLE_THREADS ? 256 : SAMPLE_THREADS;
+  LAUNCH(sample_kernel, 1, threads, 0, chosen, logits, (count_t*)gpu.workspace + 1, V, temperature, top_k, top_p,
+         random, (double)((int64_t)1 << bits));
+  return copy_to_host(id, chosen, sizeof *chosen);
+}
+
+/// One block per row. Each of the likeliest is the largest logit that comes after the one before it in the order.
+static __global__ void __launch_bounds__(BLOCK)
+    logprobs_kernel(float* values, int* ids, const act* logits, const int* targets, int V, int V_stride, int n) {
+  const act* x = logits + (size_t)blockIdx.x * V_stride;
+  values += (size_t)blockIdx.x * (1 + n);
+  ids += (size_t)blockIdx.x * n;
+  __shared__ count_t best;  // the key, then the token
+  float highest = -INFINITY, sum = 0;
+  for (int v = threadIdx.x; v < V; v += BLOCK) highest = fmaxf(highest, __bfloat162float(x[v]));
+  highest = block_max(highest);
+  for (int v = threadIdx.x; v < V; v += BLOCK) sum += expf(__bfloat162float(x[v]) - highest);
+  float log_sum = highest + logf(block_sum(sum));
+  int target = targets[blockIdx.x];
+  if (threadIdx.x == 0) values[0] = target < 0 ? 0.0f : __bfloat162float(x[target]) - log_sum;
+  count_t before = 0;  // the first after this one
+  for (int j = 0; j < n; j++) {
+    if (threadIdx.x == 0) best = ~0ull;
+    __syncthreads();
+    for (int v = threadIdx.x; v < V; v += BLOCK) {
+      count_t place = (count_t)order_key(x[v]) << 32 | (unsigned)v;
+      if (place >= before) atomicMin(&best, place);
+    }
+    __syncthreads();
+    before = best + 1;
+    if (threadIdx.x == 0) {
+      ids[j] = (int)(best & 0xffffffffu);
+      values[1 + j] = __bfloat162float(x[ids[j]]) - log_sum;
+    }
+    __syncthreads();  // all have read it
+  }
+}
+
+int logprobs(float* values, int32_t* ids, const act* logits, const int32_t* targets, int32_t N, int32_t V,
+             int32_t V_stride, int32_t n) {
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(values, ids, logits, targets));
+  CHECK(V_stride >= V && n >= 0 && n <= V, "V=%d must be at least n=%d and at most V_stride=%d, n at least 0", V, n,
+        V_stride);
+  CHECK((size_t)N * (2 + 2 * n) * 4 <= WORKSPACE_BYTES, "N=%d rows of n=%d are too many for the scratch memory", N, n);
+  for (int i = 0; i < N; i++) CHECK(targets[i] < V, "targets[%d]=%d must be less than V=%d", i, targets[i], V);
+  int32_t *device_targets = (int32_t*)gpu.workspace, *device_ids = device_targets + N;
+  float* device_values = (float*)(device_ids + (size_t)N * n);
+  TRY(copy_to_device(device_targets, targets, N * 4));
+  op = __func__;
+  LAUNCH(logprobs_kernel, N, BLOCK, 0, device_values, device_ids, logits, device_targets, V, V_stride, n);
+  TRY(copy_to_host(values, device_values, (size_t)N * (1 + n) * 4));
+  return n == 0 ? 0 : copy_to_host(ids, device_ids, (size_t)N * n * 4);
+}
+
 // ---- optimizer: everything reads its scalars from the control block ------------------------------------------------
 
 constexpr int SUMSQ_BLOCKS = 1024;  // the same on every GPU, so that the order of the sum is too

@@ -222,6 +222,20 @@ int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N,
 /// *out = (accumulate ? *out : 0) + scale * sum(x), in a fixed order.
 int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accumulate);
 
+// ---- sampling: from logits to tokens --------------------------------------------------------------------------------------
+
+// Waits. *id = a token drawn from logits (V): at temperature 0 the likeliest, else one of the top_k likeliest (0: of all),
+// of these only so many that they make up top_p, in (0, 1], of their probability. Of equal logits the earlier one counts as
+// the likelier. random, 32 bits, chooses: the first token, the likeliest first, at which the running sum of probabilities
+// exceeds random / 2^32 of their sum. -1 where a logit is not finite.
+int sample(HOST int32_t* id, const act* logits, int32_t V, double temperature, int32_t top_k, double top_p,
+           uint32_t random);
+
+// Waits. For each row of logits (N, V_stride), of which the first V columns count: values (N, 1 + n) = the natural logarithms
+// of the probabilities of targets (N), 0 where that is < 0, and of the n likeliest tokens, which are ids (N, n).
+int logprobs(HOST float* values, HOST int32_t* ids, const act* logits, HOST const int32_t* targets, int32_t N, int32_t V,
+             int32_t V_stride, int32_t n);
+
 // ---- optimizer: everything reads its scalars from the control block ----------------------------------------------------------
 
 /// *sumsq = (accumulate ? *sumsq : 0) + sum(grad^2), in a fixed order.

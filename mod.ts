@@ -116,7 +116,7 @@ export {
   type Recompute,
   ropeTable,
 } from "./model/llama.ts";
-export { generate, type GenerateOptions } from "./model/generate.ts";
+export { generate, type GenerateOptions, type Sampling } from "./model/generate.ts";
 export { type LoadedModel, loadModel, saveModel } from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bins.ts";
 export { type Mix, openData, type Part } from "./data/mix.ts";

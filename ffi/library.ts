@@ -286,6 +286,53 @@ export function findNonFinite(x: Address, type: number, n: number): number {
   return Number(index[0]);
 }
 
+// ---- sampling
+
+/** How a token is chosen. */
+export type Sampling = {
+  temperature: number; // 0 = always the likeliest token
+  top_k: number; // of the k likeliest only; 0 = all
+  top_p: number; // of these only so many that they make up this probability together; 1 = all
+};
+
+/**
+ * A token drawn from logits (V), of equal ones the earlier first; -1 where a logit is not finite. random: 32 bits that choose,
+ * a whole number from 0. Waits for queued work.
+ */
+export function sample(
+  logits: Address,
+  V: number,
+  { temperature, top_k, top_p }: Sampling,
+  random: number,
+): number {
+  const id = new Int32Array(1);
+  check(s.sample(id, logits, V, temperature, top_k, top_p, random));
+  return id[0]!;
+}
+
+/** Natural logarithms of the probabilities of the target and of the likeliest tokens, the likeliest first. */
+export type Logprobs = { target: number; ids: number[]; values: number[] };
+
+/**
+ * For each row of logits (N, V_stride), of which V columns count: the probability of its target, 0 where that is < 0, and of
+ * the n likeliest tokens. Waits for queued work.
+ */
+export function logprobs(
+  logits: Address,
+  targets: readonly number[],
+  V: number,
+  V_stride: number,
+  n: number,
+): Logprobs[] {
+  const N = targets.length, values = new Float32Array(N * (1 + n)), ids = new Int32Array(Math.max(1, N * n));
+  check(s.logprobs(values, ids, logits, Int32Array.from(targets), N, V, V_stride, n));
+  return targets.map((_, row) => ({
+    target: values[row * (1 + n)]!,
+    ids: Array.from(ids.subarray(row * n, (row + 1) * n)),
+    values: Array.from(values.subarray(row * (1 + n) + 1, (row + 1) * (1 + n))),
+  }));
+}
+
 // ---- token data
 
 /** Files of tokens, and how windows of them are read. */

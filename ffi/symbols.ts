@@ -6,7 +6,7 @@ export type Address = bigint;
 
 const PTR = "usize"; // an address in device memory
 const HOST = "buffer"; // a typed array of ours, only outside the training step
-const I32 = "i32", I64 = "i64", U64 = "u64", F32 = "f32";
+const I32 = "i32", I64 = "i64", U32 = "u32", U64 = "u64", F32 = "f32", F64 = "f64";
 
 function fn<const P extends readonly Deno.NativeType[]>(...parameters: P) {
   return { parameters, result: "i32" } as const;
@@ -67,6 +67,9 @@ export const symbols = {
   // cross entropy: softmax and loss, the gradient in place of the logits
   cross_entropy: fn(PTR, PTR, PTR, I32, I32, I32, F32, I32),
   sum_scaled: fn(PTR, PTR, I32, F32, I32),
+  // sampling: from logits to tokens
+  sample: fn(HOST, PTR, I32, F64, I32, F64, U32),
+  logprobs: fn(HOST, HOST, PTR, HOST, I32, I32, I32, I32),
   // optimizer: everything reads its scalars from the control block
   grad_sumsq: fn(PTR, PTR, I64, I32),
   step_control: fn(PTR, PTR, F32, F32, F32),

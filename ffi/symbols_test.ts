@@ -5,6 +5,15 @@ import { FUNCTIONS, symbols } from "./symbols.ts";
 
 const header = Deno.readTextFileSync(new URL("../kernels.h", import.meta.url));
 
+const C_TYPES: Record<string, string> = {
+  int32_t: "i32",
+  int64_t: "i64",
+  uint32_t: "u32",
+  uint64_t: "u64",
+  float: "f32",
+  double: "f64",
+};
+
 /** Functions declared in kernels.h, with the Deno type each C parameter must have. */
 function declarations(): Record<string, string[]> {
   const found: Record<string, string[]> = {};
@@ -14,9 +23,9 @@ function declarations(): Record<string, string[]> {
     found[name!] = parameters.map((p) => {
       if (p.startsWith("HOST ")) return "buffer";
       if (p.includes("*")) return "usize";
-      const type = /^(int32_t|int64_t|uint64_t|float) \w+$/.exec(p)?.[1];
+      const type = /^(int32_t|int64_t|uint32_t|uint64_t|float|double) \w+$/.exec(p)?.[1];
       assert(type, `cannot read parameter "${p}" of ${name}`);
-      return { int32_t: "i32", int64_t: "i64", uint64_t: "u64", float: "f32" }[type!]!;
+      return C_TYPES[type!]!;
     });
   }
   return found;

@@ -1,9 +1,10 @@
 import { assert, assertAlmostEquals, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
-import { UserError } from "../base/errors.ts";
-import { copyToDevice, device } from "../ffi/library.ts";
+import { KernelError, UserError } from "../base/errors.ts";
+import { copyToDevice, device, logprobs, sample, type Sampling } from "../ffi/library.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
-import { fixed } from "../runtime/tensor.ts";
+import { fixed, tensor } from "../runtime/tensor.ts";
+import { release } from "../runtime/memory.ts";
 import { headSize, integers, normal, openTestDevice, uniform } from "../runtime/testing.ts";
 import { choose, generate, type GenerateOptions, lastLogits, randomNumbers } from "./generate.ts";
 import { forward, init, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
@@ -56,9 +57,14 @@ Deno.test("cached logits equal those of the whole sequence at every position, ho
     const cache = freshCache();
     let done = 0;
     for (const n of pieces) {
-      const last = lastLogits(model, config, tokens.slice(done, done + n), cache);
+      const last = lastLogits(model, config, tokens.slice(done, done + n), cache).toArray();
+      endStep();
       done += n;
-      assertNear(last, expected[done - 1]!, `pieces ${pieces}, position ${done - 1}`);
+      assertNear(
+        last.subarray(0, config.vocab_size),
+        expected[done - 1]!,
+        `pieces ${pieces}, position ${done - 1}`,
+      );
     }
     assertEquals(cache.pos, config.block_size);
   }
@@ -127,8 +133,72 @@ Deno.test("generate() yields token by token, and a run that is left off does not
   assertEquals([...generate(model, config, prompt, plain)], expected);
 });
 
+/** What choose() is to give, by sorting: the text of the definition in kernels.h, in float64. */
+function sorted(logits: Float32Array, { temperature, top_k, top_p }: Sampling, random: number): number {
+  const order = Array.from(logits.keys()).sort((a, b) => logits[b]! - logits[a]! || a - b);
+  if (temperature === 0) return order[0]!;
+  const kept = top_k > 0 ? order.slice(0, top_k) : order;
+  const weights = kept.map((id) => Math.exp((logits[id]! - logits[kept[0]!]!) / temperature));
+  const total = weights.reduce((a, b) => a + b);
+  let nucleus = 0, count = 0;
+  while (count < kept.length && nucleus < top_p * total) nucleus += weights[count++]!;
+  let rest = random / 2 ** 32 * nucleus;
+  for (let i = 0; i < count; i++) {
+    rest -= weights[i]!;
+    if (rest < 0) return kept[i]!;
+  }
+  return kept[count - 1]!;
+}
+
+/** choose() among logits that are given. */
+function pick(values: Float32Array, o: Sampling, random: number): number {
+  const row = tensor([values.length], values),
+    id = choose(row, { ...config, vocab_size: values.length }, o, random);
+  release(row.buf.block);
+  return id;
+}
+
+Deno.test("choose() gives the token that sorting gives, ties, zeros of both signs and extremes included", () => {
+  const random = uniform(21), below = (n: number) => Math.ceil(random() * n) - 1;
+  const of = <T>(...values: T[]) => values[below(values.length)]!;
+  const cases = device.act === "f32" ? 4000 : 150, seen = new Set<number>();
+  for (let i = 0; i < cases; i++) {
+    const V = of(1, 2, 3, 1 + below(20), 1 + below(300)), scale = of(0, 0.3, 3, 30, 1e30);
+    const kind = of("normal", "ties", "signed zeros");
+    const values = normal(V, i + 1).map((x) => {
+      if (kind === "normal") return x * scale;
+      return kind === "ties" ? Math.round(2 * x) : x > 0.5 ? 1 : x > 0 ? -0 : 0;
+    });
+    const o = {
+      temperature: of(0, 1e-6, 0.7, 1, 2, 100),
+      top_k: of(0, 0, 1, 2, 1 + below(V), V, V + 5),
+      top_p: of(1, 1, 1e-9, 0.3, 0.9, 0.999),
+    };
+    const bits = of(0, 1, 2 ** 31, 2 ** 32 - 1, below(2 ** 32), below(2 ** 32), below(2 ** 32));
+    const row = tensor([V], values), rounded = row.toArray(); // to the device's type
+    const expected = sorted(rounded, o, bits);
+    seen.add(expected);
+    assertEquals(pick(values, o, bits), expected, JSON.stringify({ i, V, kind, scale, o, bits }));
+    endStep();
+  }
+  assert(seen.size > 20); // not the first token alone
+});
+
+Deno.test("choose() gives the token that sorting gives from large vocabularies", () => {
+  const random = uniform(5);
+  for (const V of device.act === "f32" ? [50_257, 151_936] : [9001]) { // the emulator would take a minute
+    const values = normal(V, V);
+    for (const [temperature, top_k, top_p] of [[1, 0, 1], [1.3, 8000, 0.95], [0.8, 50, 1], [0.2, 0, 0.9]]) {
+      const o = { temperature: temperature!, top_k: top_k!, top_p: top_p! };
+      const bits = Math.floor((1 - random()) * 2 ** 32);
+      assertEquals(pick(values, o, bits), sorted(values, o, bits), JSON.stringify({ V, o, bits }));
+    }
+    endStep();
+  }
+});
+
 Deno.test("choose() draws tokens as often as temperature, top_k and top_p say", () => {
-  const scores = normal(12, 5).map((x) => 2 * x), draws = 40_000;
+  const scores = normal(12, 5).map((x) => 2 * x), draws = device.act === "f32" ? 8000 : 50;
   const cases = [
     { temperature: 1, top_k: 0, top_p: 1 },
     { temperature: 0.5, top_k: 0, top_p: 1 },
@@ -140,7 +210,7 @@ Deno.test("choose() draws tokens as often as temperature, top_k and top_p say", 
   for (const options of cases) {
     const expected = distribution(scores, options), counts = new Float64Array(scores.length);
     const random = uniform(11);
-    for (let i = 0; i < draws; i++) counts[choose(scores, options, 1 - random())]!++;
+    for (let i = 0; i < draws; i++) counts[pick(scores, options, Math.floor((1 - random()) * 2 ** 32))]!++;
     counts.forEach((count, id) => {
       const p = expected[id]!, deviation = Math.sqrt(p * (1 - p) / draws);
       assertAlmostEquals(
@@ -168,22 +238,22 @@ function distribution(
   return Array.from(scores.keys(), (id) => nucleus.includes(id) ? weight(id) / sum(nucleus) : 0);
 }
 
-Deno.test("choose() keeps to the ends: u next to 1, equal logits, one token, huge and tiny logits", () => {
-  const options = { temperature: 1, top_k: 0, top_p: 1 };
-  assertEquals(choose(Float32Array.of(0, 0, 0, 0), options, 0), 0);
-  assertEquals(choose(Float32Array.of(0, 0, 0, 0), options, 1 - 2 ** -32), 3);
-  assertEquals(choose(Float32Array.of(0, 0, 0, 0), { ...options, top_k: 2 }, 0.99), 1); // of equals the first ones
-  assertEquals(choose(Float32Array.of(0, 0, 0, 0), { ...options, top_p: 0.5 }, 0.99), 1);
-  assertEquals(choose(Float32Array.of(5), options, 0.5), 0);
-  assertEquals(choose(Float32Array.of(-3e38, 3e38, 0), options, 0.999), 1);
-  assertEquals(choose(Float32Array.of(0, 1e-3, 0), { ...options, temperature: 1e-9 }, 0.999), 1);
+Deno.test("choose() keeps to the ends: random next to 2^32, equal logits, one token, huge and tiny logits", () => {
+  const options = { temperature: 1, top_k: 0, top_p: 1 }, most = 2 ** 32 - 1;
+  assertEquals(pick(Float32Array.of(0, 0, 0, 0), options, 0), 0);
+  assertEquals(pick(Float32Array.of(0, 0, 0, 0), options, most), 3);
+  assertEquals(pick(Float32Array.of(0, 0, 0, 0), { ...options, top_k: 2 }, most), 1); // of equals the first ones
+  assertEquals(pick(Float32Array.of(0, 0, 0, 0), { ...options, top_p: 0.5 }, most), 1);
+  assertEquals(pick(Float32Array.of(5), options, 2 ** 31), 0);
+  assertEquals(pick(Float32Array.of(-3e38, 3e38, 0), options, most), 1);
+  assertEquals(pick(Float32Array.of(0, 1e-3, 0), { ...options, temperature: 1e-9 }, most), 1);
 });
 
 Deno.test("choose() refuses logits that are not finite", () => {
   for (const bad of [NaN, Infinity, -Infinity]) {
     for (const temperature of [0, 1]) {
       const error = assertThrows(
-        () => choose(Float32Array.of(0, bad, 1), { temperature, top_k: 0, top_p: 1 }, 0.5),
+        () => pick(Float32Array.of(0, bad, 1), { temperature, top_k: 0, top_p: 1 }, 2 ** 31),
         UserError,
       );
       assertEquals(
@@ -194,10 +264,47 @@ Deno.test("choose() refuses logits that are not finite", () => {
   }
 });
 
-Deno.test("randomNumbers() are uniform in [0, 1) and follow from the seed", () => {
+Deno.test("logprobs() gives the logarithms of softmax at targets and of the likeliest tokens, padding left out", () => {
+  for (const [N, V, V_stride, n] of [[3, 61, 64, 4], [1, 1, 1, 1], [2, 7, 9, 0], [1, 9, 9, 9]]) {
+    const x = normal(N! * V_stride!, V!).map((x) => Math.round(8 * x) / 4), t = tensor([N!, V_stride!], x);
+    const targets = Array.from({ length: N! }, (_, row) => row === 1 ? -1 : V! - 1);
+    logprobs(t.address, targets, V!, V_stride!, n!).forEach(({ target, ids, values }, row) => {
+      const own = Array.from(x.subarray(row * V_stride!, row * V_stride! + V!));
+      const sum = Math.log(own.reduce((sum, x) => sum + Math.exp(x), 0));
+      assertAlmostEquals(target, row === 1 ? 0 : own.at(-1)! - sum, 1e-5);
+      assertEquals(ids, Array.from(own.keys()).sort((a, b) => own[b]! - own[a]! || a - b).slice(0, n));
+      values.forEach((value, i) => assertAlmostEquals(value, own[ids[i]!]! - sum, 1e-5));
+      const place = ids.indexOf(V! - 1);
+      if (place >= 0 && row !== 1) assertEquals(target, values[place]); // to the bit: lm-eval compares them
+    });
+  }
+  const t = tensor([1, 4], [0, 0, 0, 0]);
+  assertThrows(() => logprobs(t.address, [4], 4, 4, 1), KernelError, "targets[0]=4 must be less than V=4");
+  assertThrows(() => logprobs(t.address, [0], 4, 4, 5), KernelError, "n=5");
+  assertThrows(() => logprobs(t.address, [0], 5, 4, 1), KernelError, "V_stride");
+  endStep();
+});
+
+Deno.test("sample() refuses options that mean nothing, and an address that is 0", () => {
+  const t = tensor([1, 4], [0, 0, 0, 0]), fine = { temperature: 1, top_k: 0, top_p: 1 };
+  for (
+    const wrong of [{ temperature: -1 }, { temperature: NaN }, { top_k: -1 }, { top_p: 0 }, { top_p: 1.5 }]
+  ) {
+    assertThrows(
+      () => sample(t.address, 4, { ...fine, ...wrong }, 0),
+      KernelError,
+      "must be at least 0, top_p=",
+    );
+  }
+  assertThrows(() => sample(0n, 4, fine, 0), KernelError, "address");
+  assertThrows(() => sample(t.address, 0, fine, 0), KernelError, "V");
+  endStep();
+});
+
+Deno.test("randomNumbers() are uniform over 32 bits and follow from the seed", () => {
   const random = randomNumbers(1), values = Array.from({ length: 10_000 }, random);
-  assert(values.every((u) => u >= 0 && u < 1));
-  const tenths = Map.groupBy(values, (u) => Math.floor(10 * u));
+  assert(values.every((bits) => bits === bits >>> 0));
+  const tenths = Map.groupBy(values, (bits) => Math.floor(10 * bits / 2 ** 32));
   for (let tenth = 0; tenth < 10; tenth++) {
     assertAlmostEquals(tenths.get(tenth)!.length, 1000, 5 * Math.sqrt(900)); // five standard deviations
   }
@@ -214,7 +321,7 @@ Deno.test({
     const random = randomNumbers(plain.seed);
     let context = [...prompt];
     for (let n = 0; n < 2 * T; n++) {
-      const next = choose(uncached(context).at(-1)!, plain, random());
+      const next = sorted(uncached(context).at(-1)!, plain, random());
       expected.push(next);
       tokens.push(next);
       context = context.length === T ? tokens.slice(-T / 2) : [...context, next];
