@@ -1,25 +1,24 @@
 // deno task serve: shows runs in a browser and to programs, and lets others talk to a model. It reads run directories only,
 // and never needs the trainer. createApp() makes the Hono app; serve/ holds its parts.
-import { asTyped } from "./base/command.ts";
 import { runMain } from "./base/errors.ts";
 import { oneLine } from "./base/visible.ts";
 import { requireToken } from "./serve/access.ts";
 import { createApp } from "./serve/app.ts";
 import { listen } from "./serve/listen.ts";
 import { Model } from "./serve/model.ts";
-import { HELP, openRuns, parseOptions } from "./serve/options.ts";
+import { helpText, openRuns, parseOptions } from "./serve/options.ts";
 
 export { type App, type AppOptions, createApp } from "./serve/app.ts";
 
 /** The command line: serves until SIGINT or SIGTERM. */
 export async function serve(args: string[]): Promise<void> {
-  if (args.includes("--help")) return console.log(asTyped(HELP));
+  if (args.includes("--help")) return console.log(await helpText());
   const options = parseOptions(args), { host: hostname, port } = options;
   const token = requireToken(hostname, Deno.env.get("LOAM_TOKEN"));
-  const { runs, look } = openRuns(options.runs);
+  const { runs, look } = openRuns(options.run);
   const model = options.checkpoint ? await Model.load(options.checkpoint, options.device) : undefined;
   await Promise.all(runs.map((run) => run.refresh())); // a run of a million steps takes seconds, but only once
-  const server = listen(createApp({ runs, look, model, token, origins: options.origins }), {
+  const server = listen(createApp({ runs, look, model, token, origins: options.cors }), {
     hostname,
     port,
     flag: "--port",

@@ -112,12 +112,12 @@ function joined(
 function refuse(arg: string, names: string[]): false {
   if (arg === "") return false;
   const [name = ""] = arg.replace(/^-+/, "").split("=");
-  if (arg.startsWith("-")) {
+  if (arg.startsWith("-") || names.length === 0) {
     throw new UserError(
       `Cannot use ${arg.split("=")[0]}: there is no such flag; ${meantFlag(name, [...names, "help"])}`,
     );
   }
-  const example = names.includes(name) ? arg : names.length > 0 ? `${names[0]}=${arg}` : "help";
+  const example = names.includes(name) ? arg : `${names[0]}=${arg}`;
   throw new UserError(
     `Cannot read the argument ${arg}: flags are given as --name=value, such as --${example}`,
   );

@@ -1,45 +1,42 @@
 // `deno task runs`: the runs below a directory, one a line.
 import { formatCount, formatSeconds, table } from "../base/format.ts";
-import { parseArgs } from "@std/cli/parse-args";
 import { asTyped } from "../base/command.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { lookedIn } from "../base/files.ts";
-import { meantFlag } from "../base/suggest.ts";
+import { help, readFlags } from "../base/flags.ts";
 import { oneLine, visible } from "../base/visible.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
 import { summaryOf } from "./stats.ts";
 import type { Runs, RunSummary } from "./types.ts";
 
-const HELP = `List runs with step, loss, speed and state, the latest last
+const flags = {
+  dir: ["runs"], // where to look: directories of runs, or runs, also as plain words
+  json: false, // as GET /runs has them: {"runs": [...]}
+};
+
+const USAGE = `List runs with step, loss, speed and state, the latest last
 
   deno task runs                 those in runs/
-  deno task runs /mnt/runs       those in other directories
-
-  --json                         as GET /runs has them: {"runs": [...]}`;
+  deno task runs /mnt/runs       those in other directories`;
 
 const HEAD = ["run", "state", "step", "loss", "val loss", "tok/s", "left", "preset", "started"];
 
 /** The command line: prints a table, or a JSON object. */
 export async function main(args: string[]): Promise<void> {
-  const flags = parseArgs(args, { boolean: ["help", "json"], unknown: refuseFlag });
-  if (flags.help) return console.log(asTyped(HELP));
-  const parents = flags._.length > 0 ? flags._.map(String) : ["runs"];
+  if (args.includes("--help")) {
+    const { default: source } = await import("./list.ts", { with: { type: "text" } });
+    return console.log(help(USAGE, flags, source));
+  }
+  const { dir: parents, json } = { ...flags, ...readFlags(args, flags, { words: "dir" }) };
   const found = await Promise.all(parents.flatMap(runsIn).map(describe));
   found.sort((a, b) => (a.started ?? "").localeCompare(b.started ?? "") || a.name.localeCompare(b.name));
-  if (flags.json) return console.log(visible(JSON.stringify({ runs: found } satisfies Runs)));
+  if (json) return console.log(visible(JSON.stringify({ runs: found } satisfies Runs)));
   if (found.length === 0) {
     return console.log(asTyped(`no runs in ${oneLine(parents.join(", "))}; start one with: deno task train`));
   }
   console.log(table([HEAD, ...found.map((run) => row(run).map(oneLine))]));
   for (const { name, error } of found) if (error !== null) console.log(oneLine(`${name} failed: ${error}`));
-}
-
-function refuseFlag(arg: string, name?: string): boolean {
-  if (name === undefined) return true;
-  throw new UserError(
-    `Cannot use ${arg}: there is no such flag; ${meantFlag(name, ["json", "help"])}`,
-  );
 }
 
 /** The run directories directly in a directory; or itself. */

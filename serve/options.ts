@@ -1,87 +1,57 @@
 // The command line of serve.
-import { parseArgs } from "@std/cli/parse-args";
 import { UserError } from "../base/errors.ts";
 import { lookedIn } from "../base/files.ts";
-import { meantFlag } from "../base/suggest.ts";
+import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
 
+/** The flags of serve. */
+export const flags = {
+  run: [] as string[], // run directories, or directories of runs, also as plain words; nothing else is read
+  checkpoint: "", // a run, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
+  device: "", // of the model: cuda or cpu; "" = cuda if it answers, else cpu
+  port: 8000, // 0 takes any that is free
+  host: "127.0.0.1", // where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then
+  // carry as Authorization: Bearer or ?token=
+  cors: [] as string[], // whose pages may use the server beside its own, such as http://localhost:3000; again for more
+};
+
+const ranges: Ranges<typeof flags> = { port: whole(0, 65535) };
+
 /** Text of --help. */
-export const HELP = `Show runs in a browser and to programs, and let others talk to a model
+export async function helpText(): Promise<string> {
+  const { default: source } = await import("./options.ts", { with: { type: "text" } });
+  return help(USAGE, flags, source);
+}
+
+const USAGE = `Show runs in a browser and to programs, and let others talk to a model
 
   deno task serve runs/c4                             http://127.0.0.1:8000/, while it trains or afterwards
   deno task serve runs/a runs/b                       side by side
   deno task serve runs                                all in a directory, and those that come
   deno task serve --checkpoint runs/c4                POST /v1/completions, as OpenAI's API
 
-  --run DIR ...        run directories, or directories of runs; nothing else is read; --run may be left out
-  --checkpoint PATH    a run, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
-  --device NAME        of the model: cuda or cpu                     (cuda if it answers)
-  --port NUMBER        0 takes any that is free                      (8000)
-  --host ADDRESS       where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then
-                       carry as Authorization: Bearer or ?token=     (127.0.0.1)
-  --cors ORIGIN        whose pages may use the server beside its own, such as http://localhost:3000; again for more
-
 More in docs/serve.md.`;
 
-/** What to serve, and where. */
-export type ServeOptions = {
-  runs: string[];
-  checkpoint: string;
-  device: string;
-  port: number;
-  host: string;
-  origins: string[];
-};
-
-const STRINGS = ["run", "checkpoint", "device", "port", "host", "cors"] as const;
-const FLAGS = [...STRINGS, "help"];
-
-/** What a command line asks for. Throws UserError for unknown flags, missing values and ports that are none. */
-export function parseOptions(args: string[]): ServeOptions {
-  const flags = parseArgs(args, { string: STRINGS, collect: ["run", "cors"], unknown: refuseFlag });
-  const value = (name: "checkpoint" | "device" | "port" | "host", fallback: string): string => {
-    if (flags[name] === "") {
-      throw new UserError(`Cannot use --${name}: it needs a value, such as --${name}=...`);
-    }
-    return flags[name] ?? fallback;
-  };
-  const runs = [...flags.run ?? [], ...flags._.map(String)];
-  if (runs.includes("")) throw new UserError("Cannot use --run: it needs a directory, such as --run runs/c4");
-  const checkpoint = value("checkpoint", "");
-  if (runs.length === 0 && checkpoint === "") {
+/** What to serve, and where: the flags of the same names. Throws UserError for unknown flags and values that are none. */
+export function parseOptions(args: string[]): typeof flags {
+  const o = { ...flags, ...readFlags(args, flags, { ranges, words: "run" }) };
+  if (o.run.length === 0 && o.checkpoint === "") {
     throw new UserError(
       "Cannot serve nothing: name a run or a directory of runs, such as runs, or a model with --checkpoint runs/...; " +
         "deno task runs lists what there is",
     );
   }
-  return {
-    runs,
-    checkpoint,
-    device: value("device", ""),
-    port: portOf(value("port", "8000")),
-    host: value("host", "127.0.0.1"),
-    origins: (flags.cors ?? []).map(originOf),
-  };
+  o.cors.forEach(requireOrigin);
+  return o;
 }
 
-function refuseFlag(arg: string, name?: string): boolean {
-  if (name === undefined) return true; // a run directory
-  throw new UserError(`Cannot use ${arg}: there is no such flag; ${meantFlag(name, FLAGS)}`);
-}
-
-function portOf(text: string): number {
-  const port = /^\d{1,5}$/.test(text) ? Number(text) : NaN;
-  if (port < 65536) return port;
-  throw new UserError(`Cannot use port ${text}: it must be a whole number from 0 to 65535`);
-}
-
-/** An origin as browsers name it. All of them cannot be meant: any page that somebody opens could use the model. */
-function originOf(text: string): string {
+/** Stops unless it is an origin as browsers name it, and no *: any page that somebody opens could use the model. */
+function requireOrigin(text: string): void {
   const url = URL.parse(text), isWeb = url?.protocol === "http:" || url?.protocol === "https:";
-  if (url && (isWeb ? url.origin === text : /^[a-z][a-z0-9+.-]*:\/\/[\w.-]+$/.test(text))) return text;
+  if (url && (isWeb ? url.origin === text : /^[a-z][a-z0-9+.-]*:\/\/[\w.-]+$/.test(text))) return;
   throw new UserError(
-    `Cannot use --cors ${text}: it must be the scheme, name and port of a page, such as http://localhost:3000`,
+    `Cannot use --cors=${text}: it should be the scheme, name and port of a page, such as http://localhost:3000`,
   );
 }
 

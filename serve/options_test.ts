@@ -5,27 +5,27 @@ import { FakeRun } from "./testing.ts";
 
 Deno.test("parseOptions() serves one run on this machine unless told otherwise", () => {
   const defaults = {
-    runs: ["runs/a"],
+    run: ["runs/a"],
     checkpoint: "",
     device: "",
     port: 8000,
     host: "127.0.0.1",
-    origins: [],
+    cors: [],
   };
   assertEquals(parseOptions(["--run", "runs/a"]), defaults);
   assertEquals(parseOptions(["--run=runs/a"]), defaults);
   assertEquals(parseOptions(["runs/a"]), defaults);
-  assertEquals(parseOptions(["--run", "runs/a", "runs/b", "--run", "c"]).runs, ["runs/a", "c", "runs/b"]);
+  assertEquals(parseOptions(["--run", "runs/a", "runs/b", "--run", "c"]).run, ["runs/a", "runs/b", "c"]);
   assertEquals(parseOptions(["--checkpoint", "runs/a", "--device=cpu", "--port", "0", "--host=::1"]), {
-    runs: [],
+    run: [],
     checkpoint: "runs/a",
     device: "cpu",
     port: 0,
     host: "::1",
-    origins: [],
+    cors: [],
   });
   const origins = ["http://localhost:3000", "chrome-extension://abcdef"];
-  assertEquals(parseOptions(["runs/a", ...origins.flatMap((origin) => ["--cors", origin])]).origins, origins);
+  assertEquals(parseOptions(["runs/a", ...origins.flatMap((origin) => ["--cors", origin])]).cors, origins);
 });
 
 Deno.test("parseOptions() refuses what it does not understand", () => {
@@ -33,14 +33,17 @@ Deno.test("parseOptions() refuses what it does not understand", () => {
     [[], "Cannot serve nothing: name a run or a directory of runs, such as runs"],
     [["--prot=1"], "there is no such flag; did you mean --port?"],
     [["--run", "a", "--port"], "Cannot use --port: it needs a value"],
-    [["--run", "a", "--port=http"], "Cannot use port http: it must be a whole number from 0 to 65535"],
-    [["--run", "a", "--port=65536"], "Cannot use port 65536"],
-    [["--run", "a", "--port=-1"], "Cannot use port -1"],
-    [["--run", "a", "--port=0x50"], "Cannot use port 0x50"],
-    [["--run="], "Cannot use --run: it needs a directory"],
-    ...["", "*", "localhost:3000", "http://a/", "http://a/b", "http://a:80", "http://A", "http://b@a"].map((
+    [["--run", "a", "--port=http"], "Cannot use --port=http: it should be a whole number from 0 to 65535"],
+    [["--run", "a", "--port=65536"], "Cannot use --port=65536"],
+    [["--run", "a", "--port=-1"], "Cannot use --port=-1"],
+    [["--run", "a", "--port=0x50"], "Cannot use --port=0x50"],
+    [["--run="], "Cannot use --run: it needs a value"],
+    ...["*", "localhost:3000", "http://a/", "http://a/b", "http://a:80", "http://A", "http://b@a"].map((
       origin,
-    ): [string[], string] => [["--run", "a", `--cors=${origin}`], `Cannot use --cors ${origin}: it must be`]),
+    ): [string[], string] => [
+      ["--run", "a", `--cors=${origin}`],
+      `Cannot use --cors=${origin}: it should be`,
+    ]),
   ];
   for (const [args, message] of cases) {
     assertThrows(() => parseOptions(args), UserError, message, args.join(" "));

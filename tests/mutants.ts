@@ -1,14 +1,15 @@
 // Plants faults, one at a time, and expects the tests named beside each to fail: deno task test:mutants
 //
-//   deno task test:mutants                     all of them, in the background of a release: most of an hour
-//   deno task test:mutants --only=train,data   the tables of these names below tests/mutants
-//   deno task test:mutants --name=schedule     faults whose name holds this text
-//
 // A fault that stays unnoticed is printed, and the exit code is 1, unless its line says why it is harmless. Works on a copy of
 // the repository: it may be edited meanwhile.
-import { parseArgs } from "@std/cli/parse-args";
 import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
+import { help, readFlags } from "../base/flags.ts";
+
+const flags = {
+  only: "", // some of the tables below tests/mutants, such as train,data; "" = all: most of an hour
+  name: "", // faults whose name holds this text
+};
 
 /** A fault. `from` is replaced by `to` in `file`, in which it must stand once, or at its `occurrence` from 1. */
 type Mutant = {
@@ -29,14 +30,14 @@ const LIMIT_MS = 300_000; // a fault that makes a test wait for ever is caught
 const SEEDS = [0, 1, 2, 3]; // orders of threads on the emulator; one that shows the fault is enough
 
 async function main(args: string[]): Promise<void> {
-  if (args.includes("--help") || args.includes("-h")) {
-    return console.log(
-      "Plant faults, one at a time; the tests must catch each. --only=TABLE,... --name=TEXT",
-    );
+  if (args.includes("--help")) {
+    const source = Deno.readTextFileSync(new URL(import.meta.url));
+    return console.log(help("Plant faults, one at a time; the tests must catch each", flags, source));
   }
-  const flags = parseArgs(args, { string: ["only", "name"] });
-  const mutants = readTables(flags.only?.split(","))
-    .filter(({ name }) => name.includes(flags.name ?? ""));
+  const { only, name: text } = { ...flags, ...readFlags(args, flags) };
+  const mutants = readTables(only === "" ? undefined : only.split(",")).filter(({ name }) =>
+    name.includes(text)
+  );
   if (mutants.length === 0) throw new UserError("Cannot plant anything: no fault has such a name");
   mutants.forEach((mutant) => plant(Deno.readTextFileSync(ROOT + mutant.file), mutant)); // all of them can be, before any is
   const copy = await copyRepository();
@@ -160,4 +161,4 @@ function lastLine(text: string): string {
   return text.trimEnd().split("\n").at(-1)!;
 }
 
-await runMain(() => main(Deno.args));
+await runMain(main);

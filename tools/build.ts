@@ -2,9 +2,9 @@
 // kernels.cu becomes libloam_cuda.so where nvcc is found, and with the headers of tests/emu libloam_emu.so, which runs the
 // CUDA kernels on a CPU for the tests.
 // Each is compiled to a temporary name and renamed, because overwriting a library that a process has loaded crashes it.
-import { parseArgs } from "@std/cli/parse-args";
 import { codeFlags, findToolkit, resolveArchs } from "./cuda_toolkit.ts";
 import { runMain, UserError } from "../base/errors.ts";
+import { help, readFlags } from "../base/flags.ts";
 import { libraryUrl, pathOf } from "../ffi/library.ts";
 import { visible } from "../base/visible.ts";
 import { answer } from "../base/programs.ts";
@@ -20,13 +20,13 @@ type Kind = "cpu" | "emu" | "cuda";
 
 const KINDS: readonly Kind[] = ["cpu", "emu", "cuda"];
 
-/** What to build. */
-type BuildOptions = {
-  only: readonly Kind[];
-  force: boolean; // what is up to date, too
-  arch?: string | undefined; // CUDA: all, native or a number; unset: any that is built will do, else all
-  verbose: boolean; // print the registers of each CUDA kernel
+const flags = {
+  only: "cpu,emu,cuda", // some of these
+  arch: "", // CUDA: all, native (the GPUs at hand) or one by its number, such as 120; "" = what is built, else all
+  force: false, // compile what is up to date, too
+  verbose: false, // print the registers that each CUDA kernel takes
 };
+type BuildOptions = Omit<typeof flags, "only"> & { only: readonly Kind[] };
 
 /** How to make one library. Paths are relative to the repository, as nvcc does not take spaces in all places. */
 type Recipe = { name: string; args: string[]; sources: string[] };
@@ -71,13 +71,13 @@ async function staleJobs({ only, force, arch, verbose }: BuildOptions): Promise<
   const recipes = host.filter((recipe) => force || !isFresh(recipe));
   const stale = recipes.length > 0 ? withCompiler(recipes, await findCompiler()) : [];
   if (!only.includes("cuda")) return stale;
-  const cuda = await cudaJob(arch ?? "all");
+  const cuda = await cudaJob(arch || "all");
   if (typeof cuda === "string") {
     if (arch || verbose) throw new UserError(`Cannot build the CUDA library: ${cuda}`);
     console.log(`CUDA library: skipped, ${cuda}`);
     return stale;
   }
-  const isOther = arch !== undefined && commandOfReport() !== commandOf(cuda);
+  const isOther = arch !== "" && commandOfReport() !== commandOf(cuda);
   return force || isOther || !isFresh(cuda) ? [cuda, ...stale] : stale; // it takes longest
 }
 
@@ -222,34 +222,20 @@ function exportsMap(): string {
   return `{\n  global:\n${FUNCTIONS.map((name) => `    ${name};`).join("\n")}\n  local: *;\n};\n`;
 }
 
-const HELP =
-  `Compile what is out of date in build/: the libraries of the CPU, of the emulator, and of CUDA where nvcc is found
-
-  --only=KINDS    cpu, emu, cuda or several with commas                                  (all)
-  --arch=ARCH     CUDA: all, native (the GPUs at hand) or one by its number, such as 120 (all)
-  --force         compile what is up to date, too
-  --verbose       print the registers that each CUDA kernel takes`;
+const USAGE =
+  "Compile what is out of date in build/: the libraries of the CPU, of the emulator, and of CUDA where nvcc is found";
 
 function readOptions(args: string[]): BuildOptions {
-  const flags = parseArgs(args, {
-    boolean: ["force", "verbose"],
-    string: ["only", "arch"],
-    unknown: (arg) => {
-      throw new UserError(
-        `Cannot build: unknown argument ${arg}; the flags are --only=cpu,emu,cuda --arch=all|native|120 --force --verbose`,
-      );
-    },
-  });
-  const only = flags.only?.split(",") ?? KINDS;
+  const o = { ...flags, ...readFlags(args, flags) }, only = o.only.split(",");
   const isKind = (name: string): name is Kind => KINDS.some((kind) => kind === name);
-  if (!only.every(isKind)) {
-    throw new UserError(
-      `Cannot build --only=${flags.only}: it must be cpu, emu, cuda or several with commas`,
-    );
-  }
-  return { only, force: flags.force, arch: flags.arch, verbose: flags.verbose };
+  if (only.every(isKind)) return { ...o, only };
+  throw new UserError(`Cannot use --only=${o.only}: it should be cpu, emu, cuda or several with commas`);
 }
 
 if (import.meta.main) {
-  await runMain((args) => args.includes("--help") ? console.log(HELP) : build(readOptions(args)));
+  await runMain(async (args) => {
+    if (!args.includes("--help")) return await build(readOptions(args));
+    const { default: source } = await import("./build.ts", { with: { type: "text" } });
+    console.log(help(USAGE, flags, source));
+  });
 }

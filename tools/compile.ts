@@ -1,12 +1,16 @@
 // deno task compile: puts loam into one program, build/loam: the modules that mod.ts reaches, the workers that deno.json
 // names, tokenizer data, dashboard and every library that is built. Around them goes denort, which is Deno without its tools.
 import loam from "../deno.json" with { type: "json" };
-import { parseArgs } from "@std/cli/parse-args";
 import { resolve } from "node:path";
 import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
+import { help, readFlags } from "../base/flags.ts";
 import { libraryExists, libraryUrl, pathOf } from "../ffi/library.ts";
 import { answer } from "../base/programs.ts";
+
+const flags = {
+  output: "build/loam", // below build/ or /tmp
+};
 
 const ROOT = new URL("../", import.meta.url);
 const LIBRARIES = ["cpu", "cpu_avx2", "cpu_avx512", "cuda"]; // emu is for tests
@@ -58,22 +62,14 @@ async function start(output: string, denort: string | undefined): Promise<void> 
   );
 }
 
-const HELP = `Put everything into one program: code, libraries, vocabularies, dashboard
-
-  --output=PATH    below build/ or /tmp                            (build/loam)
+const USAGE = `Put everything into one program: code, libraries, vocabularies, dashboard
 
 DENORT_BIN=path/to/denort takes Deno's runtime from there, not from dl.deno.land.`;
 
 if (import.meta.main) {
-  await runMain((args) => {
-    if (args.includes("--help")) return console.log(HELP);
-    const { output = "build/loam" } = parseArgs(args, {
-      string: ["output"],
-      unknown: (arg) => {
-        throw new UserError(`Cannot compile: unknown argument ${arg}; the only flag is --output=PATH`);
-      },
-    });
-    if (!output) throw new UserError("Cannot compile: --output needs a path, such as --output=build/loam");
-    return compile(output);
+  await runMain(async (args) => {
+    if (!args.includes("--help")) return await compile({ ...flags, ...readFlags(args, flags) }.output);
+    const { default: source } = await import("./compile.ts", { with: { type: "text" } });
+    console.log(help(USAGE, flags, source));
   });
 }

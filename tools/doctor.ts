@@ -1,8 +1,9 @@
 // deno task doctor: what is here, and what to do about what is missing. Exits with 1 if training cannot run at all.
 import { findCompiler } from "./build.ts";
 import { findToolkit } from "./cuda_toolkit.ts";
-import { runMain, UserError } from "../base/errors.ts";
+import { runMain } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
+import { readFlags } from "../base/flags.ts";
 import { device, libraryExists, open, pathOf } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import { answer } from "../base/programs.ts";
@@ -119,9 +120,7 @@ export async function main(args: string[]): Promise<void> {
       "Say what is installed here and what to do about what is missing; exits with 1 where training cannot run",
     );
   }
-  if (args.length > 0) {
-    throw new UserError(`Cannot use ${args[0]}: doctor takes no arguments; run: deno task doctor`);
-  }
+  readFlags(args, {}); // there are none
   const findings: Finding[] = [
     { what: "Deno", found: `${Deno.version.deno} on ${Deno.build.target}` },
     ...(isBinary ? [] : [await compiler()]),

@@ -76,7 +76,7 @@ Deno.test("doctor says how to get the processor's best, and exits with 1 where n
 Deno.test("doctor refuses arguments in one line", async () => {
   const { code, stderr } = await run("tools/doctor.ts", {}, "--foo");
   assertEquals(code, 1);
-  assertEquals(stderr, "error: Cannot use --foo: doctor takes no arguments; run: deno task doctor\n");
+  assertEquals(stderr, "error: Cannot use --foo: there is no such flag; see --help\n");
 });
 
 Deno.test("doctor asks for nothing of CUDA where there is no GPU", async () => {

@@ -3,7 +3,8 @@ import { UserError } from "../../base/errors.ts";
 import { between, each, help, type Ranges, readFlags, unescape, whole } from "../../base/flags.ts";
 import { formatOf, type Source } from "../read/inputs.ts";
 
-const flags = {
+/** The flags of prepare; null is what is not set. */
+export const flags = {
   // input
   input: [] as string[], // files, globs and directories, here or as hf://datasets/OWNER/NAME@REVISION/PATH,
   // and URLs, of .parquet, .jsonl and .txt (.gz, .zst); again or as plain words for more,

@@ -16,7 +16,8 @@ export const CUTS = ["llama3", "o200k", "qwen", "gpt2"] as const;
 /** A merge is written as two tokens with a space between, and no string of a tokenizer.json may have more characters. */
 const LONGEST_STRING = 65_535;
 
-const flags = {
+/** The flags of the training; null is what is not set. */
+export const flags = {
   train: [] as string[], // files, globs and directories of .parquet, .jsonl and .txt, as --input of prepare, and
   // URLs for deno task tokenizer:web, which may use the network; again or as plain words for
   // more, all or none with a weight
