@@ -319,8 +319,7 @@ function loadTensor(
 // ---- writing
 
 /**
- * Writes a model without its run to a directory: its tensors and its small files by name. Of one that is there already
- * model.safetensors goes before the first new file gets its name and comes back last: a kill leaves no mixture of both. Throws
+ * Writes a model without its run to a directory: its tensors and its small files by name, as writeModelFiles(). Throws
  * UserError for a value that is not finite.
  */
 export function saveModelFiles(
@@ -328,14 +327,22 @@ export function saveModelFiles(
   tensors: SavedTensor[],
   files: Record<string, string>,
 ): void {
+  requireAllFinite(directory, tensors);
+  writeModelFiles(directory, entries(tensors), files);
+}
+
+/**
+ * Writes model.safetensors and the small files of a model to a directory. Of one that is there already model.safetensors goes
+ * before the first new file gets its name and comes back last: a kill leaves no mixture of both.
+ */
+export function writeModelFiles(directory: string, tensors: Entry[], files: Record<string, string>): void {
   const model = "model.safetensors", names = [...Object.keys(files), model];
   const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
-  requireAllFinite(directory, tensors);
   makeDirectory(directory);
   removeTemporary(directory);
   try {
     for (const [name, text] of Object.entries(files)) writeSynced(temporary(name), text);
-    writeSafetensors(temporary(model), entries(tensors));
+    writeSafetensors(temporary(model), tensors);
     for (const old of [model, SUMS]) removeTree(`${directory}/${old}`);
     syncDirectory(directory);
     for (const name of names) {

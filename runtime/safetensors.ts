@@ -182,6 +182,26 @@ export function toFloat32(bytes: Uint8Array<ArrayBuffer>, dtype: Dtype): Float32
   return new Float32Array(bits.buffer);
 }
 
+/**
+ * float32 values as the bytes of an element type, rounded to the nearest and half to even. Throws RangeError, whose message is
+ * the index, for the first that is not finite, or too large for the type.
+ */
+export function fromFloat32(
+  values: Float32Array<ArrayBuffer>,
+  dtype: Exclude<Dtype, "I32">,
+): Uint8Array<ArrayBuffer> {
+  const { buffer, byteOffset, length } = values;
+  const half = dtype === "F16" ? new Float16Array(values) : undefined, stored = half ?? values;
+  for (let i = 0; i < length; i++) if (!Number.isFinite(stored[i])) throw new RangeError(`${i}`);
+  if (dtype === "F32") return new Uint8Array(buffer, byteOffset, 4 * length);
+  if (half) return new Uint8Array(half.buffer);
+  const bits = new Uint32Array(buffer, byteOffset, length), high = new Uint16Array(length);
+  for (let i = 0; i < length; i++) high[i] = (bits[i]! + 0x7fff + (bits[i]! >>> 16 & 1)) >>> 16;
+  const largest = high.findIndex((upper) => (upper & 0x7f80) === 0x7f80);
+  if (largest >= 0) throw new RangeError(`${largest}`);
+  return new Uint8Array(high.buffer);
+}
+
 function encodeHeader(entries: Entry[], metadata: Record<string, string>): Uint8Array {
   const header: Record<string, unknown> = { __metadata__: { format: "pt", ...metadata } };
   let end = 0;

@@ -4,6 +4,7 @@ import {
   createSafetensors,
   type Entry,
   fillSafetensors,
+  fromFloat32,
   readSafetensors,
   toFloat32,
   writeSafetensors,
@@ -218,4 +219,23 @@ Deno.test("fillSafetensors() writes ranges in any order and leaves the rest alon
   writeSafetensors(`${file.path}.2`, [F32, { ...part(0, 10) }]);
   assertEquals(Deno.readFileSync(file.path), Deno.readFileSync(`${file.path}.2`));
   Deno.removeSync(`${file.path}.2`);
+});
+
+Deno.test("fromFloat32() rounds to the nearest, half to even, and gives toFloat32() back what fits", () => {
+  const step = 2 ** -8; // of bfloat16 between 1 and 2: 7 bits; half of it lies between two values
+  const values = Float32Array.of(
+    1,
+    1 + step,
+    1 + 3 * step,
+    1 + step + 2 ** -20,
+    -1 - step,
+    0,
+    2 ** 127,
+    2 ** -130,
+  );
+  const rounded = [1, 1, 1 + 4 * step, 1 + 2 * step, -1, 0, 2 ** 127, 2 ** -130];
+  assertEquals([...toFloat32(fromFloat32(values, "BF16"), "BF16")], rounded);
+  const half = Float32Array.of(1, 1 + 2 ** -11, 1 + 3 * 2 ** -11, -65504, 2 ** -24, 2 ** -26);
+  assertEquals([...toFloat32(fromFloat32(half, "F16"), "F16")], [1, 1, 1 + 2 ** -9, -65504, 2 ** -24, 0]);
+  assertEquals([...toFloat32(fromFloat32(half, "F32"), "F32")], [...half]);
 });
