@@ -27,6 +27,10 @@ const subcommands: Record<Name, { what: string; load: () => Main | Promise<Main>
     what: "Write text with a trained model",
     load: async () => (await import("./model/sample.ts")).main,
   },
+  export: {
+    what: "Write a model for llama.cpp (GGUF) or transformers",
+    load: async () => (await import("./model/export.ts")).main,
+  },
   serve: {
     what: "Show runs in a browser, or let others talk to a model",
     load: async () => (await import("./serve.ts")).serve,

@@ -7,6 +7,7 @@ export const SUBCOMMANDS = [
   "data",
   "train",
   "sample",
+  "export",
   "serve",
   "runs",
   "doctor",

@@ -237,7 +237,7 @@ for (const [name, attempt] of Object.entries(attempts)) {
 console.log(refused.join(" "));
 Deno.exit(0);`;
 
-for (const set of ["prepare", "data", "train", "sample", "serve", "runs"]) {
+for (const set of ["prepare", "data", "train", "sample", "export", "serve", "runs"]) {
   Deno.test(`the permissions of ${set} refuse programs, hosts, libraries and what lies elsewhere`, async () => {
     const path = `${freshPath()}.ts`;
     Deno.writeTextFileSync(path, ATTEMPTS);

@@ -37,6 +37,7 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/deno task train\b|train\.ts/, [...SMALL, "--max_iters=4", "--save_interval=2"]],
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
   [/^deno task (sample|serve) /, ["--device=cpu"]],
+  [/^deno task export$/, ["--checkpoint=runs/c4", "--out=model.gguf"]],
   [/^deno task serve$/, ["--run", "runs/c4"]],
   [/^deno task serve\b/, ["--port=0"]],
   [/^deno task tokenizer(:web)?$/, [
@@ -271,6 +272,29 @@ function isFirst({ commands }: Group, i: number): boolean {
 function missing(command: string): string | undefined {
   return ["mpirun", "curl"].find((program) => command.startsWith(program) && !isInstalled(program));
 }
+
+Deno.test({
+  name: "the Python of the pages runs as it is printed (LOAM_PYTHON)",
+  ignore: !Deno.env.get("LOAM_PYTHON"),
+  fn: async () => {
+    const world = await (made ??= World.make()),
+      made_by = "deno task export --checkpoint runs/c4 --format hf --out model-hf";
+    assert(commands.includes(made_by));
+    await world.run(made_by);
+    const snippets = PAGES.flatMap((page) => {
+      const text = Deno.readTextFileSync(new URL(page, ROOT));
+      return Array.from(text.matchAll(/^```python\n([^]*?)^```$/gm), ([, code]) => code!);
+    });
+    assert(snippets.length > 0);
+    for (const code of snippets) {
+      Deno.writeTextFileSync(`${world.root}/page.py`, code);
+      assertStringIncludes(
+        await world.run(`${Deno.env.get("LOAM_PYTHON")} page.py 2> page.log`),
+        "<|endoftext|>Once",
+      );
+    }
+  },
+});
 
 // ---- commands of launchers, which cannot run here
 

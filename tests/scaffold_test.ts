@@ -40,7 +40,7 @@ Deno.test("every permission set that a task names exists", () => {
 Deno.test("what works on data and models runs no program, reaches no other machine, and loads and writes in named places", () => {
   const local = ["127.0.0.1", "localhost", "0.0.0.0", "[::]", "[::1]"],
     all: Record<string, Permissions> = settings.permissions;
-  for (const name of ["prepare", "data", "train", "sample", "serve", "runs"]) {
+  for (const name of ["prepare", "data", "train", "sample", "export", "serve", "runs"]) {
     const { run = false, write = [], ffi = [], net = [] } = all[name]!;
     assertEquals(run, false, name);
     assert(Array.isArray(write) && Array.isArray(ffi) && Array.isArray(net), name);

@@ -10,7 +10,7 @@ import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
 export const ROOT = new URL("../", import.meta.url);
 
-type Task = "prepare" | "tokenizer" | "train" | "train:dist" | "sample" | "serve" | "runs";
+type Task = "prepare" | "tokenizer" | "train" | "train:dist" | "sample" | "export" | "serve" | "runs";
 export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
 
 /**

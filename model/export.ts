@@ -1,0 +1,263 @@
+// deno task export: writes a model for other programs: one GGUF file for llama.cpp, or a directory for transformers. It reads
+// the files of a checkpoint piece by piece, and neither loads the compiled library nor runs the model.
+import { basename, dirname } from "node:path";
+import { runMain, UserError } from "../base/errors.ts";
+import { isDirectory, isFile, makeDirectory, rename, syncDirectory, tryToRemove } from "../base/files.ts";
+import { help, type Ranges, readFlags, requireRanges } from "../base/flags.ts";
+import { formatBytes, formatCount } from "../base/format.ts";
+import { orMistake } from "../base/system_error.ts";
+import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
+import { runOfCheckpoint, writeModelFiles } from "../runtime/checkpoint.ts";
+import { type Dtype, type Entry, fromFloat32, toFloat32 } from "../runtime/safetensors.ts";
+import { json, readJson } from "../runtime/trainer_state.ts";
+import { endsOf, openModel, type StoredModel } from "./checkpoint.ts";
+import {
+  ARCHITECTURES,
+  encodeValues,
+  ggufName,
+  type GgufTensor,
+  type GgufType,
+  headsOf,
+  interleave,
+  modelSettings,
+  typeOf,
+  writeGguf,
+} from "./gguf.ts";
+import { ggufTokenizer } from "./gguf_tokenizer.ts";
+import { type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
+
+const defaults = {
+  checkpoint: "", // a run directory, one of its checkpoints, or a Hugging Face Llama directory
+  format: "gguf", // gguf: one file for llama.cpp; hf: a directory for transformers
+  dtype: "", // of matrices: f32, bf16, f16, and of gguf q8_0; "" = as they are
+  out: "", // the file or directory to write
+  overwrite: false, // in place of an earlier one
+};
+
+/** What exportModel() is asked for, as the flags of the command. */
+export type Options = { checkpoint: string; format: string; dtype: string; out: string; overwrite: boolean };
+
+const ranges: Ranges<Options> = { format: ["gguf", "hf"], dtype: ["", "f32", "bf16", "f16", "q8_0"] };
+
+/** A model as its files have it. */
+type Source = StoredModel & {
+  json: Record<string, unknown>; // config.json
+  tokenizer: Tokenizer;
+  tensors: Pick<FileTensor, "name" | "shape">[];
+};
+
+/** The command line: writes what the flags ask for. */
+export async function main(args: string[]): Promise<void> {
+  if (args.includes("--help")) {
+    const { default: source } = await import("./export.ts", { with: { type: "text" } });
+    return console.log(help("Write a model for llama.cpp or transformers", defaults, source));
+  }
+  console.log(await exportModel(readFlags(args, defaults, { ranges })));
+}
+
+/** Writes a model as options ask for; returns what to say of it. Throws UserError where it cannot be written so. */
+export async function exportModel(options: Partial<Options>): Promise<string> {
+  const o = { ...defaults, ...options };
+  if (!o.checkpoint) throw new UserError("Cannot export: name a model with --checkpoint=runs/...");
+  requireRanges(o, ranges);
+  if (o.format === "hf" && o.dtype === "q8_0") {
+    throw new UserError(
+      "Cannot use dtype q8_0 with format hf: it must be f32, bf16 or f16; q8_0 is one of gguf",
+    );
+  }
+  const example = o.format === "gguf" ? "model.gguf" : "model-hf";
+  if (!o.out) throw new UserError(`Cannot export: name what to write with --out=${example}`);
+  o.out = o.out.replace(/(?<=.)\/+$/, "");
+  if (o.format === "gguf") requireFree(o);
+  else requireFreeDirectory(o);
+  const source = await openSource(o.checkpoint), type = (o.dtype || storedType(source)) as GgufType;
+  return o.format === "gguf" ? exportGguf(source, type, o) : exportHF(source, type, o);
+}
+
+/** Reads all of a model but its tensors. */
+async function openSource(path: string): Promise<Source> {
+  const stored = openModel(path), { directory, config } = stored, json = readJson(`${directory}/config.json`);
+  if (json.model_type === "loam") {
+    throw new UserError(
+      `Cannot export ${directory}: its model_type is loam, a model/llama.ts that was edited, which neither llama.cpp nor ` +
+        `transformers computes (${json.note}); sample and serve run it`,
+    );
+  }
+  if (!isFile(`${directory}/tokenizer.json`)) {
+    throw new UserError(
+      `Cannot export ${directory}: it has no tokenizer.json, without which nobody can give it text; put that of its data there`,
+    );
+  }
+  const tokenizer = await openTokenizer(directory);
+  if (tokenizer.vocab_size > config.vocab_size) {
+    throw new UserError(
+      `Cannot export: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
+    );
+  }
+  const tensors = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t), ours: t.ours, first: 0 }));
+  requireWeights(directory, stored.weights, tensors, config);
+  return { ...stored, json, tokenizer, tensors };
+}
+
+/** The type of most of the weights. */
+function storedType({ weights }: Source): GgufType {
+  const { dtype } = weights.get("model.embed_tokens.weight")!.tensors.get("model.embed_tokens.weight")!;
+  return ({ F32: "f32", BF16: "bf16", F16: "f16" } as Record<string, GgufType>)[dtype]!;
+}
+
+const PIECE = 1 << 22; // elements of a tensor that are in memory at a time
+
+/** The values of a tensor, some of its rows at a time: `rows` if that is given, else as many as are in a piece. */
+function* floatsOf(
+  { weights }: Source,
+  { name, shape }: Source["tensors"][number],
+  rows?: number,
+): Generator<Float32Array<ArrayBuffer>> {
+  const file = weights.get(name)!, { dtype, length } = file.tensors.get(name)!;
+  const cols = shape[1] ?? 1, row = cols * (dtype === "F32" ? 4 : 2); // bytes
+  const step = row * (rows ?? Math.max(1, Math.floor(PIECE / cols)));
+  for (let begin = 0; begin < length; begin += step) {
+    yield toFloat32(file.read(name, begin, Math.min(length, begin + step)), dtype);
+  }
+}
+
+/** Says of a value that a type cannot hold which it is. Others than the RangeError of fromFloat32() go on. */
+function encode<T>(values: Float32Array, type: string, { name }: { name: string }, run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    if (!(error instanceof RangeError && /^\d+$/.test(error.message))) throw error;
+    const value = values[Number(error.message)]!;
+    throw new UserError(
+      Number.isFinite(value)
+        ? `Cannot export ${name}: it has ${value}, too large for ${type}; use --dtype=f32`
+        : `Cannot export ${name}: it has ${value}, should have finite numbers alone; use another checkpoint`,
+    );
+  }
+}
+
+// ---- gguf
+
+/** Refuses to write over anything but, with --overwrite, a file. */
+function requireFree({ out, overwrite }: Options): void {
+  if (isDirectory(out)) {
+    throw new UserError(
+      `Cannot write ${out}: it is a directory, should be a file; use --out=${out}/model.gguf`,
+    );
+  }
+  if (isFile(out) && !overwrite) {
+    throw new UserError(
+      `Cannot write ${out}: it is there already; add --overwrite to write another in its place`,
+    );
+  }
+}
+
+/** Writes a GGUF file under a temporary name, and gives it its own when it is on the disk; returns what to say. */
+function exportGguf(source: Source, type: GgufType, { checkpoint, out }: Options): string {
+  const { directory, json, config, tokenizer, tensors } = source;
+  const architecture = ARCHITECTURES[json.model_type as string];
+  if (!architecture) {
+    throw new UserError(
+      `Cannot export ${directory} to GGUF: its model_type is ${json.model_type}, should be one of ${
+        Object.keys(ARCHITECTURES).join(", ")
+      }; --format=hf writes a directory for transformers instead`,
+    );
+  }
+  const ends = endsOf(directory, tokenizer);
+  const { settings, pre, notes } = ggufTokenizer(directory, tokenizer, config.vocab_size, ends);
+  const title = basename(runOfCheckpoint(checkpoint)) || "model";
+  const all = { ...modelSettings(config, architecture, { title, type }), ...settings };
+  const written = tensors.map((tensor): GgufTensor => {
+    const name = ggufName(tensor.name), stored = typeOf(tensor.shape, type);
+    if (name === undefined) throw new Error(`internal: ${tensor.name} has no name in llama.cpp`);
+    const heads = headsOf(tensor.name, config, architecture), cols = tensor.shape[1] ?? 1;
+    function* pieces() {
+      for (const values of floatsOf(source, tensor, heads && tensor.shape[0]! / heads)) {
+        const ordered = heads ? interleave(values, cols) : values;
+        yield encode(ordered, stored, tensor, () => encodeValues(ordered, stored));
+      }
+    }
+    return { name, shape: tensor.shape, type: stored, pieces };
+  });
+  const temporary = `${out}.tmp`, parent = dirname(out);
+  orMistake(`Cannot write ${out}`, () => makeDirectory(parent));
+  try {
+    const bytes = writeGguf(temporary, all, written, out);
+    rename(temporary, out);
+    syncDirectory(parent);
+    return [
+      `${out}: ${architecture.name} of ${parametersOf(tensors)}, ${type}, ${
+        formatBytes(bytes)
+      }, tokenizer ${pre}`,
+      ...notes.map((note) => `note: ${note}`),
+    ].join("\n");
+  } catch (error) {
+    tryToRemove(temporary);
+    throw error;
+  }
+}
+
+function parametersOf(tensors: Source["tensors"]): string {
+  return `${
+    formatCount(tensors.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b), 0))
+  } parameters`;
+}
+
+// ---- hf
+
+/** The small files of a model that are copied as they are. */
+const COPIED = [
+  "generation_config.json",
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "chat_template.jinja",
+];
+
+/** Refuses a directory with anything in it but, with --overwrite, an earlier export. */
+function requireFreeDirectory({ out, overwrite }: Options): void {
+  if (isFile(out)) throw new UserError(`Cannot write ${out}: it is a file, should be a directory`);
+  const names = isDirectory(out) ? Array.from(Deno.readDirSync(out), ({ name }) => name) : [];
+  const other = names.find((name) => ![...COPIED, "config.json", "model.safetensors"].includes(name));
+  if (other !== undefined) {
+    throw new UserError(
+      `Cannot write ${out}: it has ${other}, which no export writes; choose another directory`,
+    );
+  }
+  if (names.length > 0 && !overwrite) {
+    throw new UserError(
+      `Cannot write ${out}: it holds a model already; add --overwrite to write another in its place`,
+    );
+  }
+}
+
+/** Writes a directory that transformers opens; returns what to say. */
+function exportHF(source: Source, type: GgufType, { out }: Options): string {
+  const { directory, tensors } = source;
+  const dtype = ({ f32: "F32", bf16: "BF16", f16: "F16" } as Record<string, Exclude<Dtype, "I32">>)[type]!;
+  const torch_dtype = { F32: "float32", BF16: "bfloat16", F16: "float16" }[dtype];
+  const files = Object.fromEntries(
+    COPIED.filter((name) => isFile(`${directory}/${name}`)).map((
+      name,
+    ) => [name, Deno.readTextFileSync(`${directory}/${name}`)]),
+  );
+  const { dtype: _, ...config } = source.json; // transformers 5 has dtype, and reads torch_dtype too
+  const entries = tensors.map((tensor): Entry => ({
+    name: tensor.name,
+    dtype,
+    shape: tensor.shape,
+    *bytes() {
+      for (const values of floatsOf(source, tensor)) {
+        yield encode(values, type, tensor, () => fromFloat32(values, dtype));
+      }
+    },
+  }));
+  orMistake(
+    `Cannot write ${out}`,
+    () => writeModelFiles(out, entries, { "config.json": json({ ...config, torch_dtype }), ...files }),
+  );
+  return `${out}: a model of ${parametersOf(tensors)}, ${type}, for transformers`;
+}
+
+if (import.meta.main) await runMain(main);

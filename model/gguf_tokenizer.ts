@@ -1,0 +1,200 @@
+// A tokenizer in the words of llama.cpp, which has the vocabulary and the merges of tokenizer.json but of the rest only what it
+// has a name for: how text is cut before it is merged, tokenizer.ggml.pre. What it has no name for is refused.
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { type AddedToken, withIds } from "../data/tokenizers/added_tokens.ts";
+import { byteCharacters } from "../data/tokenizers/byte_level_files.ts";
+import { charactersOf } from "../data/tokenizers/character_level.ts";
+import { type PreTokenizer, readPreTokenizer } from "../data/tokenizers/pre_tokenizer.ts";
+import { PATTERNS } from "../data/tokenizers/scanners.ts";
+import { type Json, readTokenizerFile } from "../data/tokenizers/tokenizer_file.ts";
+import { readJson } from "../runtime/trainer_state.ts";
+import type { Settings } from "./gguf.ts";
+
+/** The settings of a tokenizer, what it is called there, and where llama.cpp does not do quite the same. */
+export type GgufTokenizer = { settings: Settings; pre: string; notes: string[] };
+
+/** Kinds of tokens, as llama.cpp numbers them. */
+const NORMAL = 1, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5;
+
+/** A merge that never applies: llama.cpp reads no vocabulary without any. */
+const NO_MERGE = "<|endoftext|> <|endoftext|>";
+
+const MIXED_CASE =
+  "words of capitals and small letters beyond ASCII, and accents that are characters of their own, are cut " +
+  "elsewhere by llama.cpp";
+
+/** A token of line breaks and blanks behind them, byte by byte: no piece of text in llama.cpp is one. */
+const TAIL = /[Ċč][Ġĉċ]+$/;
+
+/** What llama.cpp calls a way to cut text; wholePieces: a piece that is a token is taken as it is, as ignore_merges says. */
+const CUTS: { pre: string; patterns: string[]; wholePieces?: true; note?: string }[] = [
+  { pre: "gpt-2", patterns: [PATTERNS.gpt2] },
+  { pre: "llama-bpe", patterns: [PATTERNS.llama3], wholePieces: true },
+  { pre: "smaug-bpe", patterns: [PATTERNS.llama3] }, // the same without wholePieces
+  { pre: "dbrx", patterns: [PATTERNS.gpt4] },
+  { pre: "dbrx", patterns: [PATTERNS.cl100k] }, // which alone leaves white space at the end of a text whole, see TAIL
+  { pre: "qwen2", patterns: [PATTERNS.qwen] },
+  { pre: "qwen35", patterns: [PATTERNS.qwen35] },
+  { pre: "gpt-4o", patterns: [PATTERNS.o200k], note: MIXED_CASE },
+  { pre: "smollm", patterns: [PATTERNS.digits, PATTERNS.gpt2] },
+  {
+    pre: "deepseek-v3",
+    patterns: [
+      String.raw`\p{N}{1,3}`,
+      "[一-龥぀-ゟ゠-ヿ]+",
+      "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+" +
+      "[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+    ],
+  },
+  { pre: "superbpe", patterns: [String.raw`\p{N}+`, String.raw`(?=(\d{3})+(?!\d))`] },
+];
+
+/**
+ * The settings for the tokenizer of a model directory. Throws UserError saying what it has that llama.cpp cannot do.
+ *
+ * @param rows How many tokens the model has: those that the tokenizer lacks are called [PAD...], as llama.cpp's converter does.
+ * @param ends The ids that end a text.
+ */
+export function ggufTokenizer(
+  directory: string,
+  tokenizer: Tokenizer,
+  rows: number,
+  ends: readonly number[],
+): GgufTokenizer {
+  const path = `${directory}/tokenizer.json`, json = readJson(path);
+  const characters = charactersOf(readTokenizerFile(path).json, () => json);
+  const { pre, tokens, merges, notes } = characters ? ofCharacters(characters) : ofByteLevel(path, json);
+  const { texts, types } = listOf(path, tokens, rows);
+  const other = ends.find((id) => id !== tokenizer.eot && id < rows), template = chatTemplate(directory);
+  const settings: Settings = {
+    "tokenizer.ggml.model": { type: "string", value: "gpt2" },
+    "tokenizer.ggml.pre": { type: "string", value: pre },
+    "tokenizer.ggml.tokens": { type: "strings", value: texts },
+    "tokenizer.ggml.token_type": { type: "i32s", value: types },
+    "tokenizer.ggml.merges": { type: "strings", value: merges.length > 0 ? merges : [NO_MERGE] },
+    "tokenizer.ggml.bos_token_id": { type: "u32", value: tokenizer.bos },
+    "tokenizer.ggml.eos_token_id": { type: "u32", value: tokenizer.eot },
+    ...other !== undefined && { "tokenizer.ggml.eot_token_id": { type: "u32", value: other } },
+    "tokenizer.ggml.add_bos_token": { type: "bool", value: beginsTexts(tokenizer) },
+    "tokenizer.ggml.add_eos_token": { type: "bool", value: false },
+    ...template !== undefined && { "tokenizer.chat_template": { type: "string", value: template } },
+  };
+  return { settings, pre, notes };
+}
+
+/** A token as llama.cpp has it. */
+type Token = { id: number; text: string; type: number };
+
+type Vocabulary = { pre: string; tokens: Token[]; merges: string[]; notes: string[] };
+
+/** Whether it begins every text with its bos. */
+function beginsTexts({ bos, prompt, encode }: Tokenizer): boolean {
+  const ids = prompt("a");
+  return ids[0] === bos && ids.length > encode("a").length;
+}
+
+function chatTemplate(directory: string): string | undefined {
+  const beside = `${directory}/chat_template.jinja`, config = `${directory}/tokenizer_config.json`;
+  if (isFile(beside)) return Deno.readTextFileSync(beside);
+  const { chat_template } = isFile(config) ? readJson(config) : {};
+  return typeof chat_template === "string" ? chat_template : undefined;
+}
+
+/** Byte-level BPE has all that llama.cpp needs, if that has a name for how text is cut. */
+function ofByteLevel(path: string, json: Json): Vocabulary {
+  const model = json.model as {
+    vocab: Record<string, number>;
+    merges: (string | string[])[];
+    ignore_merges?: boolean;
+  };
+  const { pre, patterns, note } = preOf(path, json, model.merges.length === 0, model.ignore_merges ?? false);
+  const size = Object.keys(model.vocab).length;
+  const added = withIds((json.added_tokens ?? []) as AddedToken[], size, (text) => model.vocab[text]);
+  const tokens = Object.entries(model.vocab).map(([text, id]) => ({ id, text, type: NORMAL }));
+  for (const { id, content, special } of added) {
+    tokens.push({ id, text: content, type: special ? CONTROL : USER_DEFINED });
+  }
+  const notes = note === undefined ? [] : [note];
+  if (patterns[0] === PATTERNS.cl100k && tokens.some(({ text }) => TAIL.test(text))) {
+    notes.push("llama.cpp cuts a prompt that ends with a line break and blanks between them");
+  }
+  if (byteCharacters().some((byte) => model.vocab[byte] === undefined)) {
+    notes.push("the vocabulary lacks bytes, which llama.cpp leaves out of a prompt in other places");
+  }
+  if (json.normalizer) {
+    notes.push("llama.cpp does not compose characters: give it text in Unicode's form NFC");
+  }
+  return { pre, tokens, merges: model.merges.map((pair) => [pair].flat().join(" ")), notes };
+}
+
+/** llama.cpp's name of the way in which a tokenizer cuts text. */
+function preOf(
+  path: string,
+  { pre_tokenizer }: Json,
+  isUnmerged: boolean,
+  wholePieces: boolean,
+): typeof CUTS[number] {
+  const name = JSON.stringify((pre_tokenizer as PreTokenizer | null)?.type ?? null);
+  if (!JSON.stringify(pre_tokenizer ?? null).includes('"ByteLevel"')) {
+    throw refused(path, `its pre_tokenizer is ${name}, should be one of byte-level BPE`);
+  }
+  const { prefixBlank, cuts } = readPreTokenizer(pre_tokenizer as PreTokenizer);
+  if (prefixBlank) throw refused(path, "its pre_tokenizer has add_prefix_space, which llama.cpp has not");
+  if (isUnmerged) return CUTS[0]!; // nothing is merged, wherever text is cut
+  const patterns = cuts.map(({ pattern }) => pattern),
+    isSame = (other: string[]) => `${other}` === `${patterns}`;
+  const known = CUTS.filter(({ patterns }) => isSame(patterns));
+  if (known.length === 0 || cuts.some(({ keep }) => keep !== "all")) {
+    const cut = patterns.length === 0 ? "nowhere" : `by ${patterns.join(" and ")}`;
+    throw refused(path, `its pre_tokenizer cuts text ${cut}, for which llama.cpp has no name`);
+  }
+  const found = known.find((entry) => (entry.wholePieces ?? false) === wholePieces);
+  if (found) return found;
+  throw refused(
+    path,
+    `its model has ignore_merges, which llama.cpp has not with the cuts of ${known[0]!.pre}`,
+  );
+}
+
+/**
+ * Characters are the tokens of their bytes, which merges join: the first byte of a character with the next, and so on. No
+ * character begins with what another goes on with, so that nothing else is joined.
+ */
+function ofCharacters(characters: readonly string[]): Vocabulary {
+  const written = byteCharacters(), utf8 = new TextEncoder(), merges = new Set<string>();
+  const tokens = characters.map((character, id) => {
+    const bytes = Array.from(utf8.encode(character), (byte) => written[byte]!);
+    for (let n = 1; n < bytes.length; n++) merges.add(`${bytes.slice(0, n).join("")} ${bytes[n]}`);
+    return { id, text: bytes.join(""), type: NORMAL };
+  });
+  tokens.push({ id: characters.length, text: "<|endoftext|>", type: CONTROL });
+  const notes = ["llama.cpp leaves characters that the tokenizer lacks out of a prompt; loam refuses them"];
+  return { pre: CUTS[0]!.pre, tokens, merges: [...merges], notes };
+}
+
+/** Texts and types by id. Ids that stand for nothing are called [PAD...]; each text is there once. */
+function listOf(path: string, tokens: Token[], rows: number): { texts: string[]; types: Int32Array } {
+  const texts = Array.from({ length: rows }, (_, id) => `[PAD${id}]`),
+    types = new Int32Array(rows).fill(UNUSED);
+  for (const { id, text, type } of tokens) [texts[id], types[id]] = [text, type];
+  const ids = new Map<string, number>();
+  for (const [id, text] of texts.entries()) {
+    const earlier = ids.get(text);
+    if (earlier !== undefined) {
+      throw refused(
+        path,
+        `its tokens ${earlier} and ${id} are both ${JSON.stringify(text)}, should be different`,
+      );
+    }
+    ids.set(text, id);
+  }
+  return { texts, types };
+}
+
+function refused(path: string, what: string): UserError {
+  return new UserError(
+    `Cannot export "${path}" to GGUF: ${what}; --format=hf writes a directory for transformers instead`,
+  );
+}

@@ -1,0 +1,487 @@
+// deno task export: models for llama.cpp and transformers. What these make of them is compared where LOAM_PYTHON names a Python
+// with gguf, torch and transformers, or LOAM_LLAMA_CPP a directory in which `npm install node-llama-cpp` has run.
+import {
+  assert,
+  assertEquals,
+  assertLess,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
+import { UserError } from "../base/errors.ts";
+import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
+import { characterTokenizer } from "../data/tokenizers/character_level.ts";
+import { askPython, randomTexts, TEXTS, TOKENIZERS } from "../data/tokenizers/testing.ts";
+import { open } from "../ffi/library.ts";
+import { loadModel } from "../model/checkpoint.ts";
+import { exportModel } from "../model/export.ts";
+import { generate } from "../model/generate.ts";
+import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
+import { ERRORS, failing, unsynced } from "./disk.ts";
+import {
+  copy,
+  emptyDirectory,
+  freshPath,
+  list,
+  modelDirectory,
+  refuse,
+  runWithFullDisk,
+  succeed,
+} from "./testing.ts";
+
+const PYTHON = Deno.env.get("LOAM_PYTHON"), LLAMA_CPP = Deno.env.get("LOAM_LLAMA_CPP");
+
+const WIDE = { n_layer: 2, n_embd: 64, n_head: 4, n_kv_head: 2, n_inner: 96, block_size: 64 };
+
+/** A model directory with the files of a tokenizer. Its weights are those of modelDirectory(). */
+async function modelWith(files: Record<string, string>, more = 0): Promise<[string, Tokenizer]> {
+  const scratch = emptyDirectory();
+  for (const [name, text] of Object.entries(files)) Deno.writeTextFileSync(`${scratch}/${name}`, text);
+  const tokenizer = await openTokenizer(scratch);
+  const directory = await modelDirectory({ vocab_size: tokenizer.vocab_size + more, n_embd: 32 });
+  for (const [name, text] of Object.entries(files)) Deno.writeTextFileSync(`${directory}/${name}`, text);
+  const config = JSON.parse(Deno.readTextFileSync(`${directory}/config.json`));
+  const ids = { bos_token_id: tokenizer.bos, eos_token_id: tokenizer.eot };
+  Deno.writeTextFileSync(`${directory}/config.json`, JSON.stringify({ ...config, ...ids }));
+  return [directory, tokenizer];
+}
+
+// ---- the command
+
+Deno.test("export writes a GGUF file, over an earlier one only with --overwrite", async () => {
+  const model = await modelDirectory(WIDE), out = `${emptyDirectory()}/sub/model.gguf`;
+  const flags = [`--checkpoint=${model}`, "--format=gguf", "--dtype=f32", `--out=${out}`];
+  assertEquals(
+    await succeed("export", ...flags),
+    `${out}: llama of 94,656 parameters, f32, 385 kB, tokenizer gpt-2\n`,
+  );
+  const first = Deno.readFileSync(out);
+  assertEquals(
+    await refuse("export", ...flags, "--dtype=q8_0"),
+    `Cannot write ${out}: it is there already; add --overwrite to write another in its place`,
+  );
+  assertEquals(Deno.readFileSync(out), first);
+  await succeed("export", ...flags, "--dtype=q8_0", "--overwrite");
+  assertLess(Deno.statSync(out).size, first.length / 3);
+  assertEquals(list(out.replace("/model.gguf", "")), ["model.gguf"]);
+});
+
+Deno.test("export says why when the disk is full, and leaves nothing", async () => {
+  const model = await modelDirectory(WIDE), directory = emptyDirectory();
+  const flags = [`--checkpoint=${model}`, `--out=${directory}/model.gguf`];
+  const { code, stdout, stderr } = await runWithFullDisk(4096, "export", ...flags);
+  assertEquals([code, stdout], [1, ""]);
+  assertMatch(stderr, /^error: Cannot write \/\S+\/model\.gguf: File too large \(os error 27\)\n$/);
+  assertEquals(list(directory), []);
+});
+
+Deno.test("whatever change the system refuses, an export says so and leaves the earlier file", async () => {
+  const model = await modelDirectory(), directory = emptyDirectory(), out = `${directory}/model.gguf`;
+  await unsynced(() => exportModel({ checkpoint: model, dtype: "f32", out }));
+  const earlier = Deno.readFileSync(out);
+  for (const error of ["broken", "full"] as const) {
+    for (let n = 1;; n++) {
+      Deno.writeFileSync(out, earlier);
+      const options = { checkpoint: model, dtype: "f16", out, overwrite: true };
+      const { failed } = await failing(n, error, () => exportModel(options));
+      if (failed === undefined) break;
+      assert(failed instanceof UserError, String(failed));
+      assertStringIncludes(failed.message, ERRORS[error]);
+      const isRenamed = failed.message.startsWith(`Cannot write to ${directory}: `); // the last change
+      assertEquals([isRenamed || isSame(Deno.readFileSync(out), earlier), list(directory)], [true, [
+        "model.gguf",
+      ]]);
+    }
+  }
+});
+
+function isSame(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, i) => byte === b[i]);
+}
+
+Deno.test("export says in one line what it cannot do", async () => {
+  const model = await modelDirectory(),
+    out = freshPath(),
+    file = `${emptyDirectory()}/a`,
+    here = emptyDirectory();
+  Deno.writeTextFileSync(file, "");
+  const edited = (change: Record<string, unknown>) => {
+    const other = copy(model), path = `${other}/config.json`;
+    Deno.writeTextFileSync(path, JSON.stringify({ ...JSON.parse(Deno.readTextFileSync(path)), ...change }));
+    return other;
+  };
+  const without = (name: string) => {
+    const other = copy(model);
+    Deno.removeSync(`${other}/${name}`);
+    return other;
+  };
+  const own = edited({
+    model_type: "loam",
+    architectures: null,
+    settings: {},
+    note: "not a Llama: layers.0.q_norm",
+  });
+  const gpt = edited({ model_type: "gpt2", architectures: ["GPT2LMHeadModel"] });
+  const noTokenizer = without("tokenizer.json"), small = edited({ vocab_size: 200 });
+  const run = emptyDirectory();
+  Deno.writeTextFileSync(`${run}/trainer_state.json`, "{}");
+  const cases: [Parameters<typeof exportModel>[0], string][] = [
+    [{}, "Cannot export: name a model with --checkpoint=runs/..."],
+    [{ checkpoint: model }, "Cannot export: name what to write with --out=model.gguf"],
+    [{ checkpoint: model, format: "hf" }, "Cannot export: name what to write with --out=model-hf"],
+    [{ checkpoint: model, format: "ggml", out }, "Cannot use --format=ggml: it should be gguf or hf"],
+    [
+      { checkpoint: model, dtype: "q4_0", out },
+      "Cannot use --dtype=q4_0: it should be f32, bf16, f16 or q8_0",
+    ],
+    [
+      { checkpoint: model, format: "hf", dtype: "q8_0", out },
+      "Cannot use dtype q8_0 with format hf: it must be f32, bf16 or f16; q8_0 is one of gguf",
+    ],
+    [
+      { checkpoint: `${out}/none`, out },
+      `Cannot find a checkpoint in ${out}/none: there is no such directory`,
+    ],
+    [
+      { checkpoint: model, out: here },
+      `Cannot write ${here}: it is a directory, should be a file; use --out=${here}/model.gguf`,
+    ],
+    [
+      { checkpoint: model, out: file },
+      `Cannot write ${file}: it is there already; add --overwrite to write another in its place`,
+    ],
+    [
+      { checkpoint: model, format: "hf", out: file },
+      `Cannot write ${file}: it is a file, should be a directory`,
+    ],
+    [
+      { checkpoint: model, format: "hf", out: model },
+      `Cannot write ${model}: it holds a model already; add --overwrite to write another in its place`,
+    ],
+    [
+      { checkpoint: model, format: "hf", out: run, overwrite: true },
+      `Cannot write ${run}: it has trainer_state.json, which no export writes; choose another directory`,
+    ],
+    [
+      { checkpoint: own, out },
+      `Cannot export ${own}: its model_type is loam, a model/llama.ts that was edited, which neither llama.cpp nor ` +
+      "transformers computes (not a Llama: layers.0.q_norm); sample and serve run it",
+    ],
+    [{ checkpoint: own, format: "hf", out }, `Cannot export ${own}: its model_type is loam, `],
+    [{ checkpoint: gpt, out }, `Cannot load ${gpt}/config.json: model_type is "gpt2", and should be `],
+    [
+      { checkpoint: noTokenizer, out },
+      `Cannot export ${noTokenizer}: it has no tokenizer.json, without which nobody can give it text; put that of its data there`,
+    ],
+    [{ checkpoint: small, out }, `Cannot export: the tokenizer in ${small} has 257 tokens, the model 200`],
+  ];
+  for (const [options, message] of cases) {
+    const { message: said } = await assertRejects(() => exportModel(options), UserError);
+    assertEquals(said.slice(0, message.length), message);
+  }
+  assertEquals(list(out), []);
+});
+
+Deno.test("export refuses weights that are not finite, or too large for a type, by the tensor's name", async () => {
+  const model = await modelDirectory(), path = `${model}/model.safetensors`, out = freshPath();
+  const name = "model.layers.0.mlp.up_proj.weight", { offset } = readSafetensors(path).tensors.get(name)!;
+  const plant = (value: number) => {
+    const bytes = Deno.readFileSync(path);
+    new DataView(bytes.buffer).setFloat32(offset + 8, value, true);
+    Deno.writeFileSync(path, bytes);
+  };
+  const cases = [
+    [NaN, `Cannot export ${name}: it has NaN, should have finite numbers alone; use another checkpoint`],
+    [1e9, `Cannot export ${name}: it has 1000000000, too large for f16; use --dtype=f32`],
+  ] as const;
+  for (const format of ["gguf", "hf"]) {
+    for (const [value, message] of cases) {
+      plant(value);
+      await assertRejects(
+        () => exportModel({ checkpoint: model, format, dtype: "f16", out }),
+        UserError,
+        message,
+      );
+    }
+  }
+  assertEquals([list(out), Deno.lstatSync(model).isDirectory], [[], true]);
+});
+
+Deno.test("export refuses a tokenizer that llama.cpp cannot do, by what it has", async () => {
+  const cases: [string, string][] = [
+    ["roberta_like", "its pre_tokenizer has add_prefix_space, which llama.cpp has not"],
+    [
+      "removing",
+      String.raw`its pre_tokenizer cuts text by \s+ and \p{L}+|\p{N}, for which llama.cpp has no name`,
+    ],
+    ["kimi_like", String.raw`its pre_tokenizer cuts text by [\p{Han}]+|`],
+    ["gpt_oss_like", "its model has ignore_merges, which llama.cpp has not with the cuts of gpt-4o"],
+  ];
+  for (const [name, message] of cases) {
+    const [directory] = await modelWith(filesOf(name)), out = freshPath();
+    const options = { checkpoint: directory, out };
+    const { message: said } = await assertRejects(() => exportModel(options), UserError);
+    const begin = `Cannot export "${directory}/tokenizer.json" to GGUF: ${message}`;
+    assertEquals(said.slice(0, begin.length), begin);
+    assertStringIncludes(said, "; --format=hf writes a directory for transformers instead");
+    assertEquals(list(out), []);
+    await unsynced(() => exportModel({ ...options, format: "hf" }));
+  }
+});
+
+/** The files of one of the small tokenizers. */
+function filesOf(name: string, model: Record<string, unknown> = {}): Record<string, string> {
+  const json = TOKENIZERS.get(name)! as {
+    model: object;
+    added_tokens: { special: boolean; content: string }[];
+  };
+  const eos_token = json.added_tokens.find(({ special }) => special)!.content;
+  return {
+    "tokenizer.json": JSON.stringify({ ...json, model: { ...json.model, ...model } }),
+    "tokenizer_config.json": JSON.stringify({ eos_token }),
+  };
+}
+
+Deno.test("export --format=hf writes a directory that loam reads too, in each type", async () => {
+  const model = await modelDirectory(WIDE), out = freshPath(), name = "model.layers.1.mlp.down_proj.weight";
+  const values = (directory: string) => {
+    const file = readSafetensors(`${directory}/model.safetensors`), { dtype } = file.tensors.get(name)!;
+    return { dtype, floats: toFloat32(file.read(name), dtype) };
+  };
+  const exact = values(model).floats;
+  for (const [dtype, stored, torch_dtype, error] of TYPES) {
+    const said = await exportModel({ checkpoint: model, format: "hf", dtype, out, overwrite: true });
+    assertEquals(said, `${out}: a model of 94,656 parameters, ${dtype}, for transformers`);
+    const { floats, dtype: written } = values(out);
+    assertEquals(written, stored);
+    floats.forEach((value, i) => assert(Math.abs(value - exact[i]!) <= error * Math.abs(exact[i]!)));
+    const config = JSON.parse(Deno.readTextFileSync(`${out}/config.json`));
+    assertEquals([config.torch_dtype, config.architectures], [torch_dtype, ["LlamaForCausalLM"]]);
+    assertEquals(list(out), ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
+  }
+  open("cpu");
+  assertEquals(loadModel(out).config, loadModel(model).config);
+  assertEquals((await openTokenizer(out)).encode("Loom"), (await openTokenizer(model)).encode("Loom"));
+});
+
+/** The dtypes of format hf, and what each is off by at most, relative to a value that is not tiny. */
+const TYPES = [
+  ["f32", "F32", "float32", 0],
+  ["bf16", "BF16", "bfloat16", 2 ** -8],
+  ["f16", "F16", "float16", 2 ** -10],
+] as const;
+
+// ---- what others make of it
+
+function live(name: string, wants: "LOAM_PYTHON" | "LOAM_LLAMA_CPP", fn: () => Promise<void>): void {
+  Deno.test({
+    name: `${name} (${wants})`,
+    ignore: !{ LOAM_PYTHON: PYTHON, LOAM_LLAMA_CPP: LLAMA_CPP }[wants],
+    fn,
+  });
+}
+
+live(
+  "gguf-py reads every tensor as it was, queries and keys in llama.cpp's order",
+  "LOAM_PYTHON",
+  async () => {
+    const [model, untied] = [
+      await modelDirectory({ ...WIDE, tie_word_embeddings: true }),
+      await modelDirectory(WIDE),
+    ];
+    const jobs = [];
+    for (const [directory, heads] of [[model, [4, 2]], [untied, [4, 2]]] as const) {
+      for (const dtype of ["f32", "bf16", "f16", "q8_0"]) {
+        const out = `${freshPath()}.gguf`;
+        await exportModel({ checkpoint: directory, dtype, out });
+        jobs.push({ directory, heads, dtype, out });
+      }
+    }
+    assertEquals(await askPython(READ_GGUF, jobs), jobs.map(({ dtype }) => [dtype, "llama", 0, 0]));
+  },
+);
+
+// The permutation is that of Hugging Face's own conversion of Meta's weights, the other way round; the types are gguf-py's.
+const READ_GGUF = `
+import gguf, numpy as np
+from safetensors.numpy import load_file
+results = []
+names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 8)
+for job in argument:
+    reader, weights = gguf.GGUFReader(job["out"]), load_file(job["directory"] + "/model.safetensors")
+    found, wrong = {t.name: t for t in reader.tensors}, 0
+    for name, w in weights.items():
+        n = {"q": job["heads"][0], "k": job["heads"][1]}.get(name.split("_proj")[0][-1]) if "_proj" in name and "attn" in name else None
+        if n: w = w.reshape(n, 2, w.shape[0] // n // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+        t = found.pop(names.get_name(name, try_suffixes=(".weight",)))
+        qtype = gguf.GGMLQuantizationType[job["dtype"].upper()]
+        if w.ndim == 1: qtype = gguf.GGMLQuantizationType.F32
+        expected = gguf.quants.quantize(w, qtype)
+        same = t.tensor_type == qtype and t.data.tobytes() == expected.tobytes() and tuple(t.shape[::-1]) == w.shape
+        wrong += not same
+    results.append([job["dtype"], reader.fields["general.architecture"].contents(), wrong, len(found)])
+print(json.dumps(results))
+`;
+
+live("transformers opens what --format=hf writes, and computes the same", "LOAM_PYTHON", async () => {
+  const model = await modelDirectory(WIDE), jobs = [];
+  for (const [dtype] of TYPES) {
+    const out = freshPath();
+    await exportModel({ checkpoint: model, format: "hf", dtype, out });
+    jobs.push([model, out]);
+  }
+  const results = await askPython<[string, string, number[], number][]>(OPEN_HF, jobs);
+  assertEquals(results.map(([name, dtype, ids]) => [name, dtype, ids]), [
+    ["LlamaForCausalLM", "torch.float32", [256, 79, 110, 99, 101]],
+    ["LlamaForCausalLM", "torch.bfloat16", [256, 79, 110, 99, 101]],
+    ["LlamaForCausalLM", "torch.float16", [256, 79, 110, 99, 101]],
+  ]);
+  results.forEach(([, , , error], i) => assert(error <= [0, 0.05, 0.01][i]!, `${error}`));
+});
+
+const OPEN_HF = `
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+results = []
+for source, target in argument:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(target), AutoTokenizer.from_pretrained(target)
+    ids = tokenizer("Once")["input_ids"]
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(source)(torch.tensor([ids])).logits
+        error = (model.float()(torch.tensor([ids])).logits - expected).abs().max() / expected.abs().max()
+    dtype = AutoModelForCausalLM.from_pretrained(target, dtype="auto").dtype
+    results.append([type(model).__name__, str(dtype), ids, error.item()])
+print(json.dumps(results))
+`;
+
+/** What llama.cpp is asked about a file, and what it says. */
+type Question = { path: string; texts: string[]; prompt: number[]; tokens: number };
+type Answer = {
+  bos: number;
+  eos: number;
+  adds_bos: boolean;
+  ids: number[][];
+  written: number[];
+  text: string;
+};
+
+/** Asks llama.cpp about models, in one process. */
+async function askLlamaCpp(questions: Question[]): Promise<Answer[]> {
+  const [asked, answered] = [freshPath(), freshPath()];
+  Deno.writeTextFileSync(asked, JSON.stringify(questions));
+  const args = ["eval", "-q", LLAMA, asked, answered];
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: LLAMA_CPP!, stdin: "null" })
+    .output();
+  assertEquals(code, 0, new TextDecoder().decode(stderr));
+  return JSON.parse(Deno.readTextFileSync(answered));
+}
+
+const LLAMA = `
+import { getLlama, LlamaLogLevel } from 'node-llama-cpp';
+const quiet = { build: "never", progressLogs: false, logLevel: LlamaLogLevel.error };
+const llama = await getLlama({ gpu: false, maxThreads: 1, ...quiet }), answers = [];
+for (const { path, texts, prompt, tokens } of JSON.parse(Deno.readTextFileSync(Deno.args[0]))) {
+  const model = await llama.loadModel({ modelPath: path }), written = [];
+  const ids = texts.map((text) => model.tokenize(text, false));
+  if (tokens > 0) {
+    const context = await model.createContext({ contextSize: 64, threads: 1 });
+    for await (const token of context.getSequence().evaluate(prompt, { temperature: 0 })) {
+      written.push(token);
+      if (written.length === tokens) break;
+    }
+    await context.dispose();
+  }
+  const { bos, eos, shouldPrependBosToken: adds_bos } = model.tokens;
+  answers.push({ bos, eos, adds_bos, ids, written, text: written.map((id) => model.detokenize([id])).join("") });
+  await model.dispose();
+}
+Deno.writeTextFileSync(Deno.args[1], JSON.stringify(answers));
+Deno.exit(0);
+`;
+
+live("llama.cpp writes the same greedy text in f32", "LOAM_LLAMA_CPP", async () => {
+  open("cpu");
+  const shapes = [
+    WIDE,
+    { ...WIDE, tie_word_embeddings: true, rope_theta: 500000, norm_eps: 1e-5 },
+    { ...WIDE, n_kv_head: 4, head_dim: 24 },
+    { ...WIDE, n_head: 6, n_kv_head: 2, head_dim: 8, vocab_size: 300 },
+  ];
+  const letters = characterTokenizer("letters", Array.from("abcdefghijklmnopqrstuvwxyz .'"));
+  const directories = [
+    ...await Promise.all(shapes.map(modelDirectory)),
+    (await modelWith(letters.files()))[0],
+  ];
+  const questions: Question[] = [], expected: Answer[] = [];
+  for (const directory of directories) {
+    const tokenizer = await openTokenizer(directory);
+    const { model, config } = loadModel(directory),
+      prompt = tokenizer.prompt("once upon a time"),
+      path = `${freshPath()}.gguf`;
+    const options = { max_new_tokens: 24, temperature: 0, top_k: 0, top_p: 1, seed: 1 };
+    const written = Array.from(generate(model, config, prompt, options));
+    await exportModel({ checkpoint: directory, dtype: "f32", out: path });
+    questions.push({ path, texts: [], prompt, tokens: written.length });
+    const { bos, eot: eos } = tokenizer, adds_bos = prompt[0] === bos;
+    expected.push({ bos, eos, adds_bos, ids: [], written, text: tokenizer.decode(written) });
+  }
+  const answers = await askLlamaCpp(questions);
+  answers.forEach((answer, i) => {
+    const { text, ...rest } = expected[i]!;
+    const isUtf8 = !text.includes("\ufffd"); // of the bytes that weights by chance write, parts of characters may be missing
+    assertEquals(answer, { ...rest, text: isUtf8 ? text : answer.text }, String(i));
+  });
+  assert(!expected.at(-1)!.text.includes("\ufffd"));
+});
+
+/** The small tokenizers that llama.cpp does exactly, and by which name. */
+const EXACT = {
+  gpt2_like: "gpt-2",
+  llama3_like: "llama-bpe",
+  phi4_like: "dbrx",
+  smollm_like: "smollm",
+  deepseek_like: "deepseek-v3",
+  superbpe_like: "superbpe",
+};
+
+live("llama.cpp gives texts the same tokens", "LOAM_LLAMA_CPP", async () => {
+  const texts = [...TEXTS, ...randomTexts(200, 7)], newer = /[\u0897\u{16d63}\u{16d67}]/u; // letters of Unicode 16
+  const composed = texts.filter((text) => text.normalize("NFC") === text && !newer.test(text));
+  const characters = await openTokenizer(
+    new URL("fixtures/formats/nanogpt_char/meta.pkl", import.meta.url).pathname,
+  );
+  const all = Array.from(characters.decode(Array.from({ length: characters.eot }, (_, id) => id)));
+  const cases: [files: Record<string, string>, pre: string, texts: string[]][] = [
+    ...Object.entries(EXACT).map(([name, pre]) =>
+      [filesOf(name), pre, texts] as [Record<string, string>, string, string[]]
+    ),
+    [filesOf("llama3_like", { ignore_merges: false }), "smaug-bpe", texts],
+    [filesOf("qwen_like"), "qwen2", composed],
+    [filesOf("qwen35_like"), "qwen35", composed],
+    [(await openTokenizer("bytes")).files(), "gpt-2", texts],
+    [(await openTokenizer("gpt2")).files(), "gpt-2", composed],
+    [(await openTokenizer("cl100k")).files(), "dbrx", composed],
+    [(await openTokenizer("o200k")).files(), "gpt-4o", LATIN],
+    [characters.files(), "gpt-2", [all.join(""), all.toReversed().join(""), ...all]],
+  ];
+  const questions: Question[] = [], expected: number[][][] = [], heads: unknown[] = [];
+  for (const [files, pre, texts] of cases) {
+    const [directory, tokenizer] = await modelWith(files, 3), path = `${freshPath()}.gguf`;
+    assertStringIncludes(await exportModel({ checkpoint: directory, out: path }), `, tokenizer ${pre}`);
+    questions.push({ path, texts, prompt: [], tokens: 0 });
+    expected.push(texts.map((text) => Array.from(tokenizer.encode(text))));
+    heads.push([tokenizer.bos, tokenizer.eot, tokenizer.prompt("a").length > tokenizer.encode("a").length]);
+  }
+  const answers = await askLlamaCpp(questions);
+  assertEquals(answers.map(({ bos, eos, adds_bos }) => [bos, eos, adds_bos]), heads);
+  for (const [i, { ids }] of answers.entries()) {
+    cases[i]![2].forEach((text, n) =>
+      assertEquals(ids[n], expected[i]![n], `${cases[i]![1]}: ${JSON.stringify(text)}`)
+    );
+  }
+});
+
+/** Texts without what llama.cpp cuts elsewhere with the cuts of o200k. */
+const LATIN = TEXTS.filter((text) => /^[\x20-\x7e\n]*$/.test(text)).concat(
+  "größer Öl naïve, I'VE 1234 中文 👍🏽",
+);
