@@ -2,7 +2,8 @@
  * loam trains Llama-style language models on Deno: from raw text to a usable model in TypeScript over one compiled library.
  *
  * This is the public interface for programs of your own: `train.ts` is the worked example of its use, `examples/` has smaller
- * ones. Wherever a program lies, `deno run --config path/to/loam/deno.json program.ts` gives it `@loam/loam`. Run as a program,
+ * ones; `examples/own_op.ts` adds an op with its derivative, computed on the host. One with kernels becomes a part of loam:
+ * CONTRIBUTING.md says how. Wherever a program lies, `deno run --config path/to/loam/deno.json program.ts` gives it `@loam/loam`. Run as a program,
  * this module is the command line of the binary that `deno task compile` makes.
  *
  * @example Build a model, train it on one line of text, read the metrics, sample
@@ -69,8 +70,10 @@ export {
   type Init,
   named,
   param,
+  readFloats,
   Tensor,
   tensor,
+  writeFloats,
 } from "./runtime/tensor.ts";
 export {
   add,

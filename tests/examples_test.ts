@@ -1,5 +1,7 @@
 // Runs the scripts of examples/ as their first lines say, for a few steps, and the examples in docstrings.
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { squaredRelu } from "../examples/own_op.ts";
+import { add, backward, claim, endStep, grad, open, readFloats, tensor, writeFloats } from "../mod.ts";
 import { dataset, freshPath, ROOT } from "./testing.ts";
 
 /** Runs a line of shell words that begins with deno, with a program on stdin if there is one; returns stdout. */
@@ -43,6 +45,26 @@ Deno.test("examples/qk_norm.ts gives the new weights gradients", async () => {
   const output = await succeed("deno run -q -P=sample examples/qk_norm.ts 5");
   const [, least, most] = /q_norm was all 1 and is now (\S+) to (\S+)/.exec(output) ?? [];
   assert(Number(least) < 1 && Number(most) > 1, output);
+});
+
+Deno.test("examples/own_op.ts has the derivative of its op, alone and beside another reader of its input", () => {
+  open("cpu");
+  const x = [-2, -0.5, 0.25, 0.5, 1, 3], weights = [0.5, -1, 2, 1, 0.25, -3], h = 2 ** -10;
+  const sum = (x: number[], f: (v: number) => number) => x.reduce((sum, v, i) => sum + weights[i]! * f(v), 0);
+  const square = (v: number) => v > 0 ? v * v : 0, both = (v: number) => square(v) + v;
+  for (const [f, isShared] of [[square, false], [both, true]] as const) {
+    const leaf = tensor([1, 6], x, true), y = squaredRelu(leaf), out = isShared ? add(y, leaf) : y;
+    assertEquals([...out.toArray()], x.map(f));
+    claim(out);
+    writeFloats(grad(out), Float32Array.from(weights), "act");
+    backward(out);
+    const numeric = x.map((_, i) => {
+      const moved = (by: number) => sum(x.map((v, j) => j === i ? v + by : v), f);
+      return (moved(h) - moved(-h)) / (2 * h); // without rounding, since f is a parabola on both sides of 0
+    });
+    assertEquals([...readFloats(grad(leaf), 6, "act")], numeric);
+    endStep();
+  }
 });
 
 /** Paths of our sources, in which docstrings may have examples. */

@@ -15,7 +15,8 @@ const ALLOWED: Record<string, string[]> = {
   tools: ["base", "ffi"],
   "": ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools"],
   bench: ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools", ""],
-  tests: ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools", "", "bench"],
+  tests: ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools", "", "bench", "examples"],
+  examples: [""],
   offline: [],
 };
 
