@@ -14,6 +14,8 @@ export type Values = Record<string, Value>;
 /** From the least to the largest number, without the one that is open. */
 export type Range = { whole: boolean; from: number; to: number; open?: number };
 
+type Allowed = Range | readonly string[];
+
 /** The range of every number, and the words that a text may be. */
 export type Ranges<T> =
   & { [K in keyof T as T[K] extends number | null ? K : never]: Range }
@@ -92,10 +94,11 @@ function joined(
 ): string[] {
   const rest = args.filter((arg) => arg !== "--"), flags: string[] = [];
   const valueBehind = (name: string): string => {
-    if (typeof defaults[name] === "boolean") return "true";
-    if (bare[name] !== undefined) return bare[name];
-    if (rest[0] === undefined || rest[0].startsWith("--")) throw valueMissing(name, defaults[name]);
-    return rest.shift()!;
+    const [next = "--"] = rest, isBoolean = typeof defaults[name] === "boolean";
+    if (isBoolean ? next === "true" || next === "false" : !next.startsWith("--")) return rest.shift()!;
+    const alone = isBoolean ? "true" : bare[name];
+    if (alone === undefined) throw valueMissing(name, defaults[name]);
+    return alone;
   };
   const put = (name: string, value: string) =>
     flags.push(...value === "" ? [`--${name}`, ""] : [`--${name}=${value}`]); // parseArgs() knows no --name= without a value
@@ -127,8 +130,6 @@ function valueMissing(name: string, like: Value | undefined): UserError {
   const example = `${like ?? ""}` || "...";
   return new UserError(`Cannot use --${name}: it needs a value, such as --${name}=${example}`);
 }
-
-type Allowed = Range | readonly string[];
 
 function valueOf(name: string, text: string, like: Value, allowed: Allowed | undefined): Value {
   if (text === "" && like !== "") throw valueMissing(name, like);

@@ -40,6 +40,10 @@ Deno.test("readFlags() takes a value from the next argument, and a flag alone as
     data: "x",
   });
   assertEquals(readFlags(["--n_layer", "-5"], DEFAULTS), { n_layer: -5 });
+  assertEquals(readFlags(["--compile", "false", "--debug", "tape"], DEFAULTS, { bare: { debug: "check" } }), {
+    compile: false,
+    debug: "tape",
+  });
   assertEquals(readFlags(["--debug", "--n_layer=1"], DEFAULTS, { bare: { debug: "check" } }), {
     debug: "check",
     n_layer: 1,

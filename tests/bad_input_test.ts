@@ -575,6 +575,11 @@ Deno.test("a trainer_state.json that was changed is refused", async () => {
     await refuse("train", `--resume=${type}`),
     'config.learning_rate is "0.01", should be a number',
   );
+  const range = await change(/"beta1": 0.9/, '"beta1": 1.9', true);
+  assertEquals(
+    await refuse("train", `--resume=${range}`),
+    "Cannot use --beta1=1.9: it should be a number from 0 to 0.999999",
+  );
 });
 
 Deno.test("a checkpoint without SHA256SUMS is used neither to go on nor to sample", async () => {
