@@ -92,6 +92,7 @@ export {
   swiglu,
   swigluLinear,
 } from "./runtime/ops.ts";
+export { bias } from "./runtime/bias.ts";
 export { qkNorm } from "./runtime/qk_norm.ts";
 export {
   AdamW,
@@ -106,6 +107,7 @@ export {
 } from "./runtime/optim.ts";
 export { Inputs } from "./runtime/inputs.ts";
 export {
+  type Family,
   forward,
   type ForwardOptions,
   init,
@@ -117,8 +119,8 @@ export {
   loss,
   type LossOptions,
   type Recompute,
-  ropeTable,
 } from "./model/llama.ts";
+export { type RopeScaling, ropeTable, type Rotary } from "./model/rope.ts";
 export { generate, type GenerateOptions, type Sampling } from "./model/generate.ts";
 export { type LoadedModel, loadModel, saveModel } from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bins.ts";

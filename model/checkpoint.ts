@@ -253,7 +253,9 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
   const saved: LlamaConfig = {
     ...stored,
     block_size: state.config.block_size as number,
-    ...(c.max_position_embeddings === undefined ? {} : { max_position_embeddings: stored.block_size }),
+    ...(c.max_position_embeddings === undefined
+      ? {}
+      : { max_position_embeddings: stored.max_position_embeddings ?? stored.block_size }),
   };
   if (saved.vocab_size !== c.vocab_size) {
     throw new UserError(

@@ -1,6 +1,8 @@
 import { assertEquals, assertLess, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
+import type { LlamaConfig } from "./llama.ts";
+import type { RopeScaling } from "./rope.ts";
 import { configFromHF, configToHF, generationConfig, hfShape, hfTensors } from "./hf.ts";
 import { GPT_270M } from "./testing.ts";
 
@@ -47,6 +49,10 @@ Deno.test("configFromHF() reads what configToHF() writes", () => {
   assertEquals(configFromHF(configToHF(GPT_270M, OPTIONS)), GPT_270M);
   const odd = { ...GPT_270M, head_dim: 32, rope_theta: 500000, norm_eps: 1e-5, tie_word_embeddings: false };
   assertEquals(configFromHF(configToHF(odd, OPTIONS)), odd);
+  const extra = { q_scale: 1 }, own = { ...odd, family: "qwen3" as const, ...extra };
+  const json = configToHF(own, OPTIONS, ["q_scale"]);
+  assertEquals([json.model_type, json.architectures], ["loam", undefined]);
+  assertEquals(configFromHF(json), own);
   assertEquals(generationConfig(OPTIONS), { bos_token_id: 50256, eos_token_id: 50256 });
 });
 
@@ -76,6 +82,54 @@ Deno.test("configFromHF() gives missing keys the values of transformers", () => 
     error.message,
     "Cannot load m/config.json: intermediate_size is missing, and should be a whole number from 1 to 1048576",
   );
+});
+
+Deno.test("configFromHF() gives missing keys of each class the values that transformers 5.18 has for them", () => {
+  const small = { vocab_size: 9, hidden_size: 256, num_hidden_layers: 5, intermediate_size: 12 };
+  const read = (json: object) => configFromHF({ ...small, num_attention_heads: 32, ...json });
+  const ours = ({ n_kv_head, head_dim, block_size, max_position_embeddings, ...c }: LlamaConfig) => [
+    ...[n_kv_head, head_dim, block_size, max_position_embeddings, c.rope_theta, c.tie_word_embeddings],
+    ...[c.sliding_window, c.no_rope_layers],
+  ];
+  assertEquals(ours(read({ model_type: "mistral" })), [8, 8, 4096, 131_072, 10_000, false, 4096, undefined]);
+  assertEquals(
+    ours(read({ model_type: "mistral", sliding_window: null, num_key_value_heads: null })),
+    [32, 8, 131_072, undefined, 10_000, false, undefined, undefined],
+  );
+  for (const [model_type, head_dim] of [["qwen2", 8], ["qwen3", 128]] as const) {
+    const more = { use_sliding_window: false, sliding_window: 4096, max_window_layers: 28 };
+    assertEquals(
+      ours(read({ model_type, ...more })),
+      [32, head_dim, 32_768, undefined, 10_000, false, undefined, undefined],
+    );
+    assertThrows(
+      () => read({ model_type, use_sliding_window: true }),
+      UserError,
+      "use_sliding_window is true, which loam does not compute",
+    );
+  }
+  const layers = [1, 1, 1, 0, 1];
+  assertEquals(
+    ours(read({ model_type: "smollm3" })),
+    [4, 8, 32_768, undefined, 2_000_000, true, undefined, layers],
+  );
+  assertEquals(
+    read({ model_type: "smollm3", no_rope_layers: [0, 1, 0, 1, 0, 1] }).no_rope_layers,
+    [0, 1, 0, 1, 0],
+  );
+  assertThrows(
+    () => read({ model_type: "smollm3", no_rope_layers: [1, 0] }),
+    UserError,
+    "no_rope_layers is [1,0], and should be 0 or 1 for each of 5 layers",
+  );
+});
+
+Deno.test("configFromHF() reads original_max_position_embeddings, or takes max_position_embeddings as transformers does", () => {
+  const json = configToHF(GPT_270M, OPTIONS), yarn = { rope_type: "yarn", factor: 4 };
+  const scaling = (rope_scaling: object) => configFromHF({ ...json, rope_scaling }).rope_scaling;
+  assertEquals(scaling(yarn), { ...yarn, original_max_position_embeddings: 2048 } as RopeScaling);
+  const whole = { ...yarn, original_max_position_embeddings: 512, truncate: false, attention_factor: 1.5 };
+  assertEquals(scaling(whole), whole as RopeScaling);
 });
 
 Deno.test("configFromHF() takes rope_theta from either place, rope_parameters first", () => {
@@ -120,7 +174,11 @@ Deno.test("configFromHF() takes every key that transformers writes, and what oth
 Deno.test("configFromHF() refuses what loam does not compute", () => {
   const json = configToHF(GPT_270M, OPTIONS);
   const cases: [object, string][] = [
-    [{ model_type: "qwen3" }, 'model_type is "qwen3", and should be "llama"'],
+    [
+      { model_type: "gemma3" },
+      'model_type is "gemma3", and should be one of those that loam computes: llama, mistral, qwen2, qwen3, smollm3',
+    ],
+    [{ model_type: "qwen3" }, 'architectures is ["LlamaForCausalLM"], and should be ["Qwen3ForCausalLM"]'],
     [{ hidden_act: "gelu" }, 'hidden_act is "gelu", and should be "silu"'],
     [{ attention_bias: true }, "attention_bias is true, which loam does not compute; remove it only if"],
     [{ mlp_bias: true }, "mlp_bias is true, which loam does not compute"],
@@ -145,14 +203,26 @@ Deno.test("configFromHF() refuses what loam does not compute", () => {
       "rope_scaling.factor is 8, which loam does not compute",
     ],
     [
-      { rope_scaling: { rope_type: "llama3" } },
-      'rope_scaling.rope_type is "llama3", and should be "default"',
+      { rope_scaling: { rope_type: "dynamic", factor: 2 } },
+      'rope_scaling.rope_type is "dynamic", and should be one of default, linear, llama3, yarn',
     ],
     [
-      { rope_scaling: { type: "linear", factor: 2 } },
-      'rope_scaling.type is "linear", and should be "default"',
+      { rope_scaling: { type: "longrope" } },
+      'rope_scaling.type is "longrope", and should be one of default, ',
     ],
-    [{ rope_parameters: { rope_type: "yarn" } }, 'rope_parameters.rope_type is "yarn"'],
+    [
+      { rope_scaling: { rope_type: "llama3", factor: 8 } },
+      "rope_scaling.low_freq_factor is missing, and should be a positive number",
+    ],
+    [
+      { rope_scaling: { type: "linear", factor: -2 } },
+      "rope_scaling.factor is -2, and should be a positive number",
+    ],
+    [
+      { rope_scaling: { type: "linear", factor: 2, beta_fast: 3 } },
+      "rope_scaling.beta_fast is 3, which loam does not compute",
+    ],
+    [{ rope_parameters: { rope_type: "yarn" } }, "rope_parameters.factor is missing"],
     [{ rope_parameters: { partial_rotary_factor: 0.5 } }, "rope_parameters.partial_rotary_factor is 0.5"],
     [{ rope_parameters: { full_attention: { rope_theta: 9 } } }, "rope_parameters.full_attention is"],
     [{ rope_parameters: [1] }, "rope_parameters is [1], and should be an object"],

@@ -1,8 +1,9 @@
 // The model: Llama. Pre-norm RMSNorm, rotary positions (half-split pairs as in Hugging Face), grouped-query attention,
-// SwiGLU, no biases, tied embeddings. This is the file to edit: gradients follow from the ops, no derivative is written here.
+// SwiGLU, no biases, tied embeddings; and what its relatives do otherwise, each where its name stands (Family). This is the file
+// to edit: gradients follow from the ops, no derivative is written here.
 // B batch, T time, C n_embd, H query heads, K key/value heads, D head_dim, F n_inner, V vocab_size.
 import { UserError } from "../base/errors.ts";
-import { copyToDevice, device } from "../ffi/library.ts";
+import { device } from "../ffi/library.ts";
 import {
   attention,
   cachedAttention,
@@ -16,11 +17,21 @@ import {
   rope,
   swigluLinear,
 } from "../runtime/ops.ts";
+import { bias } from "../runtime/bias.ts";
+import { qkNorm } from "../runtime/qk_norm.ts";
 import { checkpoint } from "../runtime/tape.ts";
-import { fixed, param, type Tensor } from "../runtime/tensor.ts";
+import { param, type Tensor } from "../runtime/tensor.ts";
+import { type RopeScaling, ropeTable } from "./rope.ts";
+
+/**
+ * Who a model is to transformers: Llama (and TinyLlama, SmolLM 1 and 2), Mistral (Llama by another name), Qwen 2 and 2.5 (biases
+ * of queries, keys and values), Qwen 3 (norms of query and key heads), SmolLM 3 (layers without positions).
+ */
+export type Family = "llama" | "mistral" | "qwen2" | "qwen3" | "smollm3";
 
 /** The shape of a model. */
 export type LlamaConfig = {
+  family?: Family; // llama if absent
   vocab_size: number; // tokens; the embedding has this rounded up to 64 rows, the rest are zero and masked
   n_layer: number;
   n_embd: number;
@@ -31,6 +42,9 @@ export type LlamaConfig = {
   block_size: number; // longest sequence
   max_position_embeddings?: number; // longest sequence of the model that training began with, where that is more
   rope_theta: number;
+  rope_scaling?: RopeScaling; // for longer texts than the first training had
+  no_rope_layers?: number[]; // for each layer, 0: queries and keys do not turn, the order of tokens is known by the mask alone
+  sliding_window?: number; // Mistral's, of at least block_size: it attends to all tokens
   norm_eps: number;
   tie_word_embeddings: boolean;
 };
@@ -79,6 +93,9 @@ function validate(c: LlamaConfig): void {
 export type Layer = {
   input_layernorm: Tensor; // (C)
   qkv_proj: Tensor; // ((H + 2K) * D, C), rows: queries, keys, values
+  qkv_bias?: Tensor; // ((H + 2K) * D)
+  q_norm?: Tensor; // (D)
+  k_norm?: Tensor; // (D)
   o_proj: Tensor; // (C, H * D)
   post_attention_layernorm: Tensor; // (C)
   gate_up_proj: Tensor; // (2F, C), rows: gates, ups
@@ -99,6 +116,8 @@ export function init(c: LlamaConfig): Llama {
     layers: Array.from({ length: c.n_layer }, () => ({
       input_layernorm: param([C], { value: 1 }),
       qkv_proj: param([(H + 2 * K) * D, C], { std }),
+      ...(c.family === "qwen2" ? { qkv_bias: param([(H + 2 * K) * D], { value: 0 }) } : {}),
+      ...(c.family === "qwen3" ? { q_norm: param([D], { value: 1 }), k_norm: param([D], { value: 1 }) } : {}),
       o_proj: param([C, H * D], { std: residual_std }),
       post_attention_layernorm: param([C], { value: 1 }),
       gate_up_proj: param([2 * F, C], { std }),
@@ -126,10 +145,13 @@ function selfAttention(
   w: Layer,
   c: LlamaConfig,
   keep: boolean,
+  i: number, // of the layer
   past?: { layer: LayerCache; pos: number },
 ): Tensor {
   let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps, keep); // (B, T, (H + 2K) * D)
-  qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0);
+  if (w.qkv_bias) qkv = bias(qkv, w.qkv_bias);
+  if (w.q_norm && w.k_norm) qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps);
+  if (c.no_rope_layers?.[i] !== 0) qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0);
   const y = past ? cachedAttention(qkv, c, past.layer, past.pos) : attention(qkv, c); // (B, T, H * D)
   return linear(y, w.o_proj, x); // x + y w^T
 }
@@ -156,8 +178,9 @@ export function forward(
   if (pos + T > c.block_size) {
     throw new RangeError(`Cannot run ${pos + T} tokens: block_size is ${c.block_size}`);
   }
-  const block = (x: Tensor, w: Layer, layer?: LayerCache): Tensor => {
-    x = selfAttention(x, w, c, keep, layer && { layer, pos });
+  const block = (x: Tensor, w: Layer, i: number): Tensor => {
+    const layer = cache?.layers[i];
+    x = selfAttention(x, w, c, keep, i, layer && { layer, pos });
     if (recompute === "gate_up") {
       return feedForward(x, w.post_attention_layernorm, w.gate_up_proj, w.down_proj, c.norm_eps);
     }
@@ -165,9 +188,7 @@ export function forward(
   };
   let x = embedding(idx, m.embed_tokens); // (B, T, C)
   m.layers.forEach((w, i) => {
-    x = recompute === "block"
-      ? checkpoint((x) => block(x, w, cache?.layers[i]), x)
-      : block(x, w, cache?.layers[i]);
+    x = recompute === "block" ? checkpoint((x) => block(x, w, i), x) : block(x, w, i);
   });
   if (cache) cache.pos += T;
   return rmsnorm(x, m.norm, c.norm_eps);
@@ -203,22 +224,3 @@ export function loss(
 function head(m: Llama): Tensor {
   return m.lm_head ?? m.embed_tokens;
 }
-
-/** Cosines then sines of p * theta^(-2j/D) for each position p: (block_size, D), made once a configuration, for rope(). */
-export function ropeTable(c: LlamaConfig): Tensor {
-  const known = ropeTables.get(c);
-  if (known) return known;
-  const D = c.head_dim, values = new Float32Array(c.block_size * D);
-  for (let p = 0; p < c.block_size; p++) {
-    for (let j = 0; j < D / 2; j++) {
-      const angle = Math.fround(p * Math.fround(c.rope_theta ** (-2 * j / D))); // float32 angles, as in Hugging Face
-      values[p * D + j] = Math.cos(angle);
-      values[p * D + D / 2 + j] = Math.sin(angle);
-    }
-  }
-  const table = fixed([c.block_size, D], "f32", "constants");
-  copyToDevice(table.address, values);
-  ropeTables.set(c, table);
-  return table;
-}
-const ropeTables = new WeakMap<LlamaConfig, Tensor>();

@@ -8,7 +8,7 @@ import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
 import { openTestDevice } from "../runtime/testing.ts";
 import { modelTensors } from "./checkpoint.ts";
 import { configFromHF, hfTensors } from "./hf.ts";
-import { forward, init, type LlamaConfig, logits, loss, type Recompute, ropeTable } from "./llama.ts";
+import { forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
 
 openTestDevice();
 const isFloat = device.act === "f32";
@@ -211,24 +211,4 @@ Deno.test("init() refuses shapes that do not fit", () => {
   assertThrows(() => init({ ...tiny, n_kv_head: 3 }), Error, "n_head 4 is not divisible by n_kv_head 3");
   assertThrows(() => init({ ...tiny, head_dim: 7 }), Error, "head_dim 7 must be a multiple of 8");
   assertThrows(() => init({ ...tiny, n_layer: 0 }), Error, "n_layer is 0");
-});
-
-Deno.test("ropeTable() turns position p by p theta^(-2j/D), with the base of the configuration", () => {
-  const D = 8,
-    shape = { vocab_size: 9, n_layer: 1, n_embd: 8, n_head: 1, n_kv_head: 1, head_dim: D, n_inner: 8 };
-  const table = ropeTable({
-    ...shape,
-    block_size: 4,
-    rope_theta: 500,
-    norm_eps: 1e-6,
-    tie_word_embeddings: true,
-  });
-  const values = table.toArray();
-  for (let p = 0; p < 4; p++) {
-    for (let j = 0; j < D / 2; j++) {
-      const angle = p * 500 ** (-2 * j / D);
-      assertAlmostEquals(values[p * D + j]!, Math.cos(angle), 1e-6);
-      assertAlmostEquals(values[p * D + D / 2 + j]!, Math.sin(angle), 1e-6);
-    }
-  }
 });

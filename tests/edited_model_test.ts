@@ -3,17 +3,16 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { readSafetensors } from "../runtime/safetensors.ts";
 import { dataset, errorLine, freshPath, metrics, ROOT, run, runIn, SMALL, succeed } from "./testing.ts";
 
-/** QK-norm, as examples/qk_norm.ts adds it: six lines. */
+/** QK-norm under names that no class of transformers has: five lines. */
 const QK_NORM: [after: string, added: string][] = [
-  ['} from "../runtime/ops.ts";\n', 'import { qkNorm } from "../runtime/qk_norm.ts";\n'],
-  ["  o_proj: Tensor; // (C, H * D)\n", "  q_norm: Tensor;\n  k_norm: Tensor;\n"],
+  ["  o_proj: Tensor; // (C, H * D)\n", "  q_scale: Tensor;\n  k_scale: Tensor;\n"],
   [
     "      o_proj: param([C, H * D], { std: residual_std }),\n",
-    "      q_norm: param([D], { value: 1 }),\n      k_norm: param([D], { value: 1 }),\n",
+    "      q_scale: param([D], { value: 1 }),\n      k_scale: param([D], { value: 1 }),\n",
   ],
   [
     "w.qkv_proj, c.norm_eps, keep); // (B, T, (H + 2K) * D)\n",
-    "  qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps);\n",
+    "  qkv = qkNorm(qkv, w.q_scale, w.k_scale, c, c.norm_eps);\n",
   ],
 ];
 
@@ -22,7 +21,7 @@ const EXTRA_LINEAR: typeof QK_NORM = [
   ["  o_proj: Tensor; // (C, H * D)\n", "  extra: Tensor;\n"],
   ["      o_proj: param([C, H * D], { std: residual_std }),\n", "      extra: param([C, C], { std }),\n"],
   [
-    "    x = selfAttention(x, w, c, keep, layer && { layer, pos });\n",
+    "    x = selfAttention(x, w, c, keep, i, layer && { layer, pos });\n",
     "    x = linear(x, w.extra, x);\n",
   ],
 ];
@@ -72,14 +71,14 @@ Deno.test("weights that model/llama.ts has more are saved, loaded, resumed to th
 
   const checkpoint = `${whole}/checkpoints/step_000008`,
     { tensors } = readSafetensors(`${checkpoint}/model.safetensors`);
-  const own = ["q_norm", "k_norm"].flatMap((name) => [0, 1].map((layer) => `layers.${layer}.${name}`));
+  const own = ["q_scale", "k_scale"].flatMap((name) => [0, 1].map((layer) => `layers.${layer}.${name}`));
   assertEquals(Array.from(tensors.keys()).filter((name) => !name.startsWith("model.")).sort(), own.sort());
-  assertEquals(tensors.get("layers.0.q_norm")!.shape, [8]);
+  assertEquals(tensors.get("layers.0.q_scale")!.shape, [8]);
   const config = JSON.parse(Deno.readTextFileSync(`${checkpoint}/config.json`));
   assertEquals([config.model_type, config.architectures], ["loam", undefined]);
   assertMatch(
     config.note,
-    /not a Llama as in transformers: layers\.0\.q_norm, layers\.0\.k_norm, layers\.1\.q_norm, /,
+    /not a Llama as in transformers: layers\.0\.q_scale, layers\.0\.k_scale, layers\.1\.q_scale, /,
   );
 
   const last = metrics(whole).at(-1)!.val_loss!;
@@ -96,7 +95,7 @@ Deno.test("weights that model/llama.ts has more are saved, loaded, resumed to th
     assertEquals(code, 1);
     assertMatch(
       errorLine(stderr),
-      /model\.safetensors: it has layers\.0\.[qk]_norm \(8\), which (loam does not|the model lacks)/,
+      /model\.safetensors: it has layers\.0\.[qk]_scale \(8\), which (loam does not|the model lacks)/,
     );
   }
 });
@@ -106,7 +105,7 @@ Deno.test("weights that a checkpoint lacks are named before anything is trained"
   await succeed("train", ...flags, `--out_dir=${out}`, "--max_iters=2");
   const { code, stderr } = await runIn(loamWith(QK_NORM), "train", `--resume=${out}`, "--max_iters=4");
   assertEquals(code, 1);
-  assertMatch(errorLine(stderr), /model\.safetensors: it has no tensor layers\.0\.q_norm of shape \(8\)$/);
+  assertMatch(errorLine(stderr), /model\.safetensors: it has no tensor layers\.0\.q_scale of shape \(8\)$/);
   assertEquals(metrics(out).length, 2);
 });
 

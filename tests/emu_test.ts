@@ -44,6 +44,7 @@ async function complaint(args: string[], env: Record<string, string>): Promise<s
 
 const SUITES = [
   "runtime/ops",
+  "runtime/bias",
   "runtime/wide",
   "runtime/tape",
   "runtime/optim",
