@@ -57,7 +57,8 @@ struct alignas(16) uint4 {
 namespace emu {
 
 constexpr unsigned MAX_THREADS = 1024, MAX_GRID_YZ = 65535;
-constexpr size_t MAX_SHARED_DEFAULT = 48 << 10, MAX_SHARED = 99 << 10;  // 99 KiB: sm_86, sm_89 and sm_120
+constexpr size_t MAX_SHARED_DEFAULT = 48 << 10;
+inline size_t max_shared = 99 << 10;  // 99 KiB: sm_86, sm_89 and sm_120
 constexpr size_t STACK_BYTES = 256 << 10;
 
 struct Fiber {
@@ -142,7 +143,14 @@ __attribute__((always_inline)) inline void forget_dead_frames(char* low) {
 #endif
 }
 
+// of cuda.h: what only Hopper has
+inline bool deliver();  // brings a copy home, one at random with a seed; false if none is under way
+inline int threads_at_mbarriers();
+inline void begin_hopper_block();
+inline const char* unfinished();
+
 inline Thread* pick() {
+  while (block.ready.empty() && block.begun == block.total && deliver()) {}
   size_t fresh = block.total - block.begun, n = fresh + block.ready.size();
   if (n == 0) return nullptr;
   size_t at = seed ? random_below(n) : fresh ? block.ready.size() : n - 1;
@@ -161,9 +169,9 @@ inline void fiber_main();
     int waiting = 0;
     for (Warp& w : block.warps) waiting += w.arrived;
     note_failure(
-        "emulator: deadlock in block (%u,%u,%u): of %d threads %d wait at a barrier, %d in a warp collective (%s), "
-        "%d have ended",
-        block_index.x, block_index.y, block_index.z, block.total, block.at_barrier, waiting,
+        "emulator: deadlock in block (%u,%u,%u): of %d threads %d wait at a barrier, %d at an mbarrier, %d in a warp "
+        "collective (%s), %d have ended",
+        block_index.x, block_index.y, block_index.z, block.total, block.at_barrier, threads_at_mbarriers(), waiting,
         waiting ? "divergent warp" : "divergent barrier", block.ended);
   }
   if (!t) _longjmp(outside, 1);
@@ -259,6 +267,7 @@ inline void begin_block(unsigned at) {
   if (__start_emu_shared) memset(__start_emu_shared, 0xff, __stop_emu_shared - __start_emu_shared);
   block.begun = block.ended = block.at_barrier = block.any = 0;
   block.ready.clear();
+  begin_hopper_block();
   for (int i = 0; i < block.total; i++) {
     block.threads[i].barriers = 0;
     block.order[i] = i;
@@ -271,6 +280,7 @@ inline void run_block() {
   if (!_setjmp(outside)) jump(pick());
   forget_dead_frames((char*)__builtin_frame_address(0) - STACK_BYTES / 4);
   if (failure[0]) return;
+  if (const char* what = unfinished()) note_failure("emulator: a block ends with %s under way", what);
   for (int i = 1; i < block.total; i++)
     if (block.threads[i].barriers != block.threads[0].barriers)
       note_failure("emulator: threads 0 and %d of a block passed %d and %d barriers", i, block.threads[0].barriers,
@@ -305,7 +315,7 @@ inline void launch(const char* name, dim3 grid, dim3 size, size_t shared, std::f
   grid_size = grid;
   block_size = size;
   dynamic_shared_bytes = shared;
-  dynamic_shared = shared ? (unsigned char*)aligned_alloc(128, (shared + 127) / 128 * 128) : nullptr;
+  if (!shared || posix_memalign((void**)&dynamic_shared, 1024, shared)) dynamic_shared = nullptr;
   block.body = std::move(body);
   block.total = (int)threads;
   block.order.resize(threads);

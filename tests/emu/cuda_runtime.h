@@ -3,8 +3,9 @@
 // memory of the host reads it when it runs. An error in a kernel stays: every later call returns it.
 //
 // LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order.
-// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, old_gpu, no_cublaslt, old_cublaslt: pretends it, so that the
-//                messages of device_open can be tested.
+// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, old_gpu, no_cublaslt, old_cublaslt, no_tensor_maps,
+//                wrong_wgmma, unsteady_wgmma, lost_copies: pretends it, so that the messages of device_open can be tested.
+// LOAM_EMU_ARCH  80 where unset; 90 has 227 KiB of shared memory for a block and takes attention_hopper.cuh.
 // LOAM_EMU_PINNED bytes that one allocation of pinned host memory may have.
 // LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset.
 // LOAM_EMU_GPUS  number of GPUs, 1 where unset. Work on one while another is the thread's current device is an error, as
@@ -14,6 +15,7 @@
 #include <deque>
 #include <mutex>
 
+#include "cuda.h"
 #include "cuda_bf16.h"
 #include "cuda_emu.h"
 
@@ -45,6 +47,7 @@ enum cudaError_t {
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorInvalidResourceHandle = 400,
+  cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
 };
 enum { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDefault };
@@ -63,6 +66,7 @@ struct cudaDeviceProp {
 namespace emu {
 inline cudaError_t last_error = cudaSuccess;
 inline size_t memory_total, memory_used;
+inline int arch;
 inline std::map<void*, size_t> memory_sizes;
 inline thread_local int current_device = 0;  // a thread begins on GPU 0
 inline int context = -1;                     // the GPU that was used first
@@ -151,19 +155,24 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
   emu::set_seed(emu::variable("LOAM_EMU_SEED", 0));
   emu::memory_total = emu::variable("LOAM_EMU_MEMORY", (uint64_t)8 << 30);
   emu::failure[0] = 0;
+  emu::arch = (int)emu::variable("LOAM_EMU_ARCH", 80);
+  emu::max_shared = (emu::arch == 90 ? 227 : 99) << 10;
+  emu::wrong_wgmma = emu::pretends("wrong_wgmma");
+  emu::unsteady_wgmma = emu::pretends("unsteady_wgmma");
+  emu::lost_copies = emu::pretends("lost_copies");
   *n = emu::pretends("no_gpu") ? 0 : (int)emu::variable("LOAM_EMU_GPUS", 1);
   return *n ? cudaSuccess : cudaErrorNoDevice;
 }
 inline cudaError_t cudaSetDevice(int device) { return emu::current_device = device, cudaSuccess; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  *p = {"emulated GPU", {"emulated GPU"}, 8, 0, 40, emu::memory_total};
+  *p = {"emulated GPU", {"emulated GPU"}, emu::arch / 10, emu::arch % 10, 40, emu::memory_total};
   bool is_old = emu::pretends("old_gpu"), is_other = emu::pretends("wrong_arch");
   if (is_old || is_other)
     p->major = is_old ? 7 : 11, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, int, int bytes) {
-  if ((size_t)bytes > emu::MAX_SHARED) return cudaErrorInvalidValue;
+  if ((size_t)bytes > emu::max_shared) return cudaErrorInvalidValue;
   emu::shared_limit[kernel] = bytes;
   return cudaSuccess;
 }
@@ -173,6 +182,7 @@ inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) {
   return emu::streams.push_back(*s), cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::run_all(s); }
+inline cudaError_t cudaStreamQuery(cudaStream_t s) { return emu::run_all(s); }
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
   if (cudaError_t e = emu::use_device()) return e;
   // The exact size, so that AddressSanitizer sees the first byte behind it.
@@ -221,4 +231,13 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t, cudaEvent_t) {
   static float next = 3;  // later candidates look faster, so that the choice is not always the first
   return *ms = next *= 0.9f, cudaSuccess;
+}
+
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess, cudaDriverEntryPointSymbolNotFound };
+enum { cudaEnableDefault };
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** function, unsigned, unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* found) {
+  bool has = !strcmp(name, "cuTensorMapEncodeTiled") && !emu::pretends("no_tensor_maps");
+  *function = has ? (void*)cuTensorMapEncodeTiled : nullptr;
+  return *found = has ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound, cudaSuccess;
 }
