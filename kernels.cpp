@@ -644,11 +644,13 @@ int device_peak(double* flops, char* how, int32_t capacity) {
   return 0;
 }
 
-int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name) {
+int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name, const char* attention) {
   op = __func__;
   if (index != 0) FAIL("index=%d, but the CPU library has one device, 0", index);
   if (threads < 0 || threads > 1024) FAIL("threads=%d must be 0 (all) to 1024", threads);
   if (!name) FAIL("the address of blas is 0; pass \"\" for the first one found");
+  if (attention && *attention && strcmp(attention, "auto") && strcmp(attention, "portable"))
+    FAIL("attention=%s: a CPU has one kind, leave it at auto", attention);
   Blas chosen;
   TRY(choose_blas(name, bf16_gemm != 0, &chosen));
   blas = chosen;

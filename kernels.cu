@@ -20,9 +20,11 @@
 #include <dlfcn.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <array>
 #include <map>
+#include <vector>
 
 // ---- PTX and what else differs between nvcc and the emulator -------------------------------------------------------
 
@@ -184,6 +186,8 @@ static struct {
   cudaDeviceProp properties;
   char* workspace;
   Fault* fault;
+  bool hopper;            // attention is Hopper's for head sizes 64 and 128
+  std::string attention;  // which kernels it is, and why
   struct {
     char* bytes;  // SNAPSHOT_BYTES of pinned host memory
     cudaEvent_t done;
@@ -345,7 +349,9 @@ static int create_resources() {
   return 0;
 }
 
-int device_open(int32_t index, int32_t, int32_t, const char*) {
+static int choose_attention(const std::string& asked);
+
+int device_open(int32_t index, int32_t, int32_t, const char*, const char* attention) {
   op = __func__;
   if (gpu.open && index != gpu.index) FAIL("GPU %d is open already: start one process for each GPU", gpu.index);
   TRY(check_driver());
@@ -353,6 +359,7 @@ int device_open(int32_t index, int32_t, int32_t, const char*) {
   if (!gpu.workspace) TRY(create_resources());
   TRY(probe_architecture());
   TRY(open_blas());
+  TRY(choose_attention(attention && *attention ? attention : "auto"));
   gpu.open = true;
   gpu.index = index;
   return 0;
@@ -379,10 +386,10 @@ int device_info(char* json, int32_t capacity) {
       "{\"name\": \"%s\", \"library\": \"" LOAM_LIBRARY
       "\", \"act\": \"bf16\", \"isa\": \"sm_%d\", \"threads\": 0, "
       "\"blas\": \"cuBLASLt %zu.%zu.%zu %s\", \"arch\": \"sm_%d\", \"compiled_archs\": [%s], \"multiprocessors\": %d, "
-      "\"uuid\": \"%s\", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\"%s}",
+      "\"attention\": \"%s\", \"uuid\": \"%s\", \"driver\": \"%d.%d\", \"runtime\": \"%d.%d\"%s}",
       p.name, arch, blas.version / 10000, blas.version / 100 % 100, blas.version % 100, blas.path, arch,
-      compiled_archs("\"").c_str(), p.multiProcessorCount, uuid, driver / 1000, driver / 10 % 100, runtime / 1000,
-      runtime / 10 % 100, emulator);
+      compiled_archs("\"").c_str(), p.multiProcessorCount, gpu.attention.c_str(), uuid, driver / 1000, driver / 10 % 100,
+      runtime / 1000, runtime / 10 % 100, emulator);
   CHECK(length < capacity, "the text needs %d bytes, but capacity is %d", length + 1, capacity);
   return 0;
 }
@@ -1337,10 +1344,38 @@ static int check_attention(int B, int T, int H, int K, int D) {
   return 0;
 }
 
+#include "attention_hopper.cuh"
+
+/// Which attention kernels to use, "auto", "portable" or "hopper". Hopper's have never run on a GPU: where they could be
+/// used they are compared with the portable ones first.
+static int choose_attention(const std::string& asked) {
+  const cudaDeviceProp& p = gpu.properties;
+  CHECK(asked == "auto" || asked == "portable" || asked == "hopper", "attention=%s must be auto, portable or hopper",
+        asked.c_str());
+  gpu.hopper = false, gpu.attention = "portable";
+  bool is_hopper = p.major == 9 && p.minor == 0, must = asked == "hopper";
+  CHECK(is_hopper || !must, "attention=hopper needs sm_90 (H100, H200), and %s is sm_%d%d: leave it at auto", p.name,
+        p.major, p.minor);
+  if (is_hopper && asked != "portable") {
+    std::string wrong;
+    if (!hopper::find_driver()) wrong = "the driver lacks cuTensorMapEncodeTiled";
+    if (wrong.empty()) TRY(hopper::check<64>(&wrong));
+    if (wrong.empty()) TRY(hopper::check<128>(&wrong));
+    CHECK(wrong.empty() || !must, "attention=hopper cannot be used on %s: %s: leave it at auto", p.name,
+          wrong.c_str());
+    gpu.hopper = wrong.empty();
+    gpu.attention = wrong.empty() ? "hopper, which agrees with the portable kernels"
+                                  : "portable, because Hopper's kernels cannot be used: " + wrong;
+  }
+  return 0;
+}
+
 int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(out, qkv), "out and qkv must be aligned to 16 bytes");
+  if (D == 64 && gpu.hopper) return hopper::forward<64>(out, lse, qkv, B, T, H, K);
+  if (D == 128 && gpu.hopper) return hopper::forward<128>(out, lse, qkv, B, T, H, K);
   if (D == 32) return forward_of<32>(out, lse, qkv, B, T, H, K);
   if (D == 64) return forward_of<64>(out, lse, qkv, B, T, H, K);
   return forward_of<128>(out, lse, qkv, B, T, H, K);
@@ -1351,6 +1386,8 @@ int attention_backward(act* dqkv, float* delta, const act* dout, const act* out,
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(dqkv, dout, out, qkv), "dqkv, dout, out and qkv must be aligned to 16 bytes");
+  if (D == 64 && gpu.hopper) return hopper::backward<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  if (D == 128 && gpu.hopper) return hopper::backward<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
   if (D == 32) return backward_of<32>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
   if (D == 64) return backward_of<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
   return backward_of<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);

@@ -29,7 +29,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 3
+#define LOAM_ABI_VERSION 4
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_BAD_FILE 2  // code of a function that failed over a file, not over how it was called
@@ -63,11 +63,14 @@ int last_error(HOST char* text, int32_t capacity);
 /// as there are processors that this process may run on, or its quota of them, rounded up.
 /// bf16_gemm 1: the CPU library rounds GEMM inputs to bfloat16 (sums stay float); ignored on CUDA.
 /// blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
-/// "accelerate". Calling it again reopens with the new settings; memory stays valid.
-int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const char* blas);
+/// "accelerate". attention: which kernels a GPU uses for it: "portable", "hopper" (sm_90, H100 and H200, for head sizes 64 and
+/// 128), or "auto" and "" = Hopper's where they agree with the portable ones when the device opens. The CPU has one kind.
+/// Calling it again reopens with the new settings; memory stays valid.
+int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const char* blas, HOST const char* attention);
 
 /// A JSON object about the open device: name, library ("cpu", "cuda" or "emu"), act ("f32" or "bf16"), isa, threads, blas
-/// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, uuid ("GPU-..." as nvidia-smi writes it), driver, runtime. Ends with 0.
+/// (name and path or version), and for a GPU arch, compiled_archs, multiprocessors, attention (which kernels, and why), uuid
+/// ("GPU-..." as nvidia-smi writes it), driver, runtime. Ends with 0.
 int device_info(HOST char* json, int32_t capacity);
 
 /// bytes[0] allocated now, bytes[1] peak of that, bytes[2] free on the device, bytes[3] total on the device. On a CPU what

@@ -77,6 +77,7 @@ export const variables = {
   threads: 0, // CPU threads, 0 = one for each CPU that this process may use
   bf16_gemm: false, // CPU: round GEMM inputs to bfloat16 where the BLAS can
   blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
+  attention: "", // GPU: portable or hopper kernels; "" = hopper on H100 and H200 where it agrees with portable at start
   head_chunk: 2048, // rows whose logits are in memory at a time
   recompute: "norm_swiglu", // what backward computes again to save memory: none, norm_swiglu, gate_up, block
 
@@ -113,6 +114,7 @@ const ranges: Ranges<TrainConfig> = {
   threads: whole(0, 1024),
   zero_stage: whole(0, 1),
   serve_port: whole(0, 65535),
+  attention: ["", "auto", "portable", "hopper"],
   recompute: RECOMPUTE,
   debug: ["", "check", "tape", "profile"],
 };

@@ -17,6 +17,7 @@ export type DeviceInfo = {
   threads?: number;
   blas?: string;
   arch?: string;
+  attention?: string; // of a GPU: which kernels, and why
   uuid?: string; // of a GPU
 };
 
@@ -26,11 +27,12 @@ export type OpenOptions = {
   threads?: number; // CPU threads, 0 = all
   bf16_gemm?: boolean; // CPU: round GEMM inputs to bfloat16
   blas?: string; // CPU: "" = the first found; see kernels.h
+  attention?: string; // GPU: portable, hopper, "" or auto = the faster that is right; see kernels.h
   act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
 };
 
 /** LOAM_ABI_VERSION in kernels.h; a library with another one does not open. */
-export const ABI_VERSION = 3;
+export const ABI_VERSION = 4;
 /** Element types in kernels.h: float32. */
 export const F32 = 0;
 /** bfloat16. */
@@ -93,7 +95,16 @@ export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
   s = load(name);
   if (name === "cpu") loadVariant(environment("LOAM_ISA"));
   const blas = options.blas || environment("LOAM_BLAS");
-  check(s.device_open(options.index ?? 0, options.threads ?? 0, options.bf16_gemm ? 1 : 0, cString(blas)));
+  const attention = options.attention || environment("LOAM_ATTENTION");
+  check(
+    s.device_open(
+      options.index ?? 0,
+      options.threads ?? 0,
+      options.bf16_gemm ? 1 : 0,
+      cString(blas),
+      cString(attention),
+    ),
+  );
   device = readInfo();
   return device;
 }
@@ -130,7 +141,8 @@ function limitSpinning(): void {
 export function chooseDevice(index = 0): { name: DeviceName; reason: string } {
   if (!libraryExists("cuda")) return { name: "cpu", reason: "the CUDA library is not built" };
   try {
-    open("cuda", { index }); // a process has one GPU: another index could not be opened after this
+    // A process has one GPU: another index could not be opened after this. portable: nothing to check yet.
+    open("cuda", { index, attention: "portable" });
     return { name: "cuda", reason: device.name };
   } catch (error) {
     const noGpu = asTyped("the CUDA library opens no GPU, see deno task doctor");

@@ -52,7 +52,7 @@ async function compileFake(
     abi_version: `int abi_version(void) { return ${version}; }`,
     device_info:
       `int device_info(char* json, int n) { return n < (int)strlen(info) || !strcpy(json, info); }`,
-    device_open: `int device_open(int i, int t, int b, const char* s) { return ${
+    device_open: `int device_open(int i, int t, int b, const char* s, const char* a) { return ${
       openError ? 1 : index === undefined ? 0 : `i != ${index}`
     }; }`,
     last_error: `int last_error(char* text, int n) { return n < 100 || !strcpy(text, error); }`,

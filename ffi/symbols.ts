@@ -17,7 +17,7 @@ export const symbols = {
   // device
   abi_version: fn(),
   last_error: fn(HOST, I32),
-  device_open: fn(I32, I32, I32, HOST),
+  device_open: fn(I32, I32, I32, HOST, HOST),
   device_info: fn(HOST, I32),
   device_memory: fn(HOST),
   host_limits: fn(HOST, HOST, I32, HOST),

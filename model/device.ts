@@ -23,7 +23,7 @@ export function openDevice(named: string, options: OpenOptions = {}): DeviceInfo
 
 /** Opens a device like openDevice() and describes it: "cpu (as asked): Intel Xeon, 2 threads, avx512, GEMM: onednn 2.6". */
 export function openAndDescribe(named: string, options: OpenOptions): string {
-  const { library, reason, name, threads, isa, blas } = openDevice(named, options);
-  const cpu = library === "cpu" ? `, ${threads} threads, ${isa}, GEMM: ${blas}` : "";
-  return `${library} (${reason}): ${name}${cpu}`;
+  const { library, reason, name, threads, isa, blas, attention } = openDevice(named, options);
+  const how = library === "cpu" ? `${threads} threads, ${isa}, GEMM: ${blas}` : `attention: ${attention}`;
+  return `${library} (${reason}): ${name}, ${how}`;
 }

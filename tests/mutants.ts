@@ -119,7 +119,7 @@ async function build(copy: string): Promise<string | undefined> {
 
 /** What the tests of a file run on. */
 function deviceOf(file: string): "cpu" | "emu" {
-  return file.endsWith(".cu") ? "emu" : "cpu";
+  return /\.cuh?$/.test(file) ? "emu" : "cpu";
 }
 
 /** What a test says, or undefined if it passes: on the emulator, with each order of threads. */

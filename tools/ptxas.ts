@@ -3,6 +3,11 @@
 /** Resources of one kernel on one architecture. */
 export type KernelUse = { kernel: string; arch: string; registers: number; spill_bytes: number };
 
+/** What ptxas says of products by wgmma that it cannot leave running, and of setmaxnreg that it ignores. */
+export function wgmmaRemarks(report: string): string[] {
+  return report.split("\n").filter((line) => /\(C75\d\d\)/.test(line));
+}
+
 /** Every kernel in the report, sorted by name and architecture. spill_bytes: stored or loaded, whichever is more. */
 export function parsePtxas(report: string): KernelUse[] {
   const found: KernelUse[] = [];
@@ -22,8 +27,9 @@ export function parsePtxas(report: string): KernelUse[] {
   return found.sort((a, b) => order(a) < order(b) ? -1 : 1);
 }
 
-/** "attention_dq_kernel<128>" of "_Z19attention_dq_kernelILi128EEvP13__nv_bfloat16...". */
+/** "attention_dq_kernel<128>" of "_Z19attention_dq_kernelILi128EEvP13__nv_bfloat16...", "hopper::dq_kernel<64>" of its own. */
 function kernelName(symbol: string): string {
+  if (symbol.startsWith("_ZN6hopper")) return `hopper::${kernelName(symbol.replace("N6hopper", ""))}`;
   const [, length, rest] = /^_Z(?:L|N\w*?)?(\d+)(\w+)$/.exec(symbol) ?? [];
   if (!length || !rest) return symbol;
   const name = rest.slice(0, Number(length)),

@@ -1,6 +1,6 @@
 // What ptxas says about kernels.cu: no kernel may keep more in slow local memory than is written here.
 import { assert, assertEquals } from "@std/assert";
-import { type KernelUse, parsePtxas, ptxasTable } from "./ptxas.ts";
+import { type KernelUse, parsePtxas, ptxasTable, wgmmaRemarks } from "./ptxas.ts";
 
 /** Bytes that a kernel may spill. The attention kernels use all registers there are; a few values a thread do not show. */
 function allowance(kernel: string): number {
@@ -17,34 +17,43 @@ ptxas info    : Compiling entry function '_Z14convert_kernelI13__nv_bfloat16fEvP
 ptxas info    : Function properties for _Z14convert_kernelI13__nv_bfloat16fEvPT_PKT0_m
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 10 registers, used 0 barriers, 376 bytes cmem[0]
+ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized
+ptxas info    : Compiling entry function '_ZN6hopper9dq_kernelILi64EEEvP13__nv_bfloat16Pf' for 'sm_90a'
+ptxas info    : Function properties for _ZN6hopper9dq_kernelILi64EEEvP13__nv_bfloat16Pf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers
 `;
 
 Deno.test("parsePtxas() reads kernel, architecture, registers and spills", () => {
   const expected: KernelUse[] = [
     { kernel: "attention_dq_kernel<128>", arch: "90a", registers: 252, spill_bytes: 16 },
     { kernel: "convert_kernel<act>", arch: "80", registers: 10, spill_bytes: 0 },
+    { kernel: "hopper::dq_kernel<64>", arch: "90a", registers: 168, spill_bytes: 0 },
   ];
   assertEquals(parsePtxas(SAMPLE), expected);
   assertEquals(
     ptxasTable(expected),
     "registers (+ spilled bytes)    sm_80   sm_90a\n" +
       "attention_dq_kernel<128>              252+16B\n" +
-      "convert_kernel<act>               10         ",
+      "convert_kernel<act>               10         \n" +
+      "hopper::dq_kernel<64>                     168",
   );
+  assertEquals(wgmmaRemarks(SAMPLE).length, 1);
 });
 
-/** The report of the last build, or nothing where the CUDA library was not built or for other architectures. */
-function report(): KernelUse[] {
+/** The report of the last build, or "" where the CUDA library was not built or for other architectures. */
+function lastReport(): string {
   try {
-    const uses = parsePtxas(Deno.readTextFileSync(new URL("../build/ptxas.txt", import.meta.url)));
-    return ["80", "90a", "120"].every((arch) => uses.some((use) => use.arch === arch)) ? uses : [];
+    const report = Deno.readTextFileSync(new URL("../build/ptxas.txt", import.meta.url)),
+      uses = parsePtxas(report);
+    return ["80", "90a", "120"].every((arch) => uses.some((use) => use.arch === arch)) ? report : "";
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return [];
+    if (error instanceof Deno.errors.NotFound) return "";
     throw error;
   }
 }
 
-const uses = report();
+const report = lastReport(), uses = parsePtxas(report);
 
 Deno.test({
   name: "no CUDA kernel spills more than its allowance on any architecture",
@@ -57,5 +66,22 @@ Deno.test({
     );
     const over = uses.filter(({ kernel, spill_bytes }) => spill_bytes > allowance(kernel));
     assertEquals(over, [], ptxasTable(over));
+  },
+});
+
+Deno.test({
+  name:
+    "Hopper's attention begins with the registers that setmaxnreg shares out, and its products run beside it",
+  ignore: uses.length === 0,
+  fn() {
+    const registers = (kernel: string) =>
+      uses.find((use) => use.kernel === kernel && use.arch === "90a")?.registers;
+    // 65,536 / (4 warpgroups of 128) for three that compute and one that loads, 65,536 / (3 of 128) for two and one
+    const planned = { forward_kernel: [128, 168], dq_kernel: [168, 168], dkv_kernel: [168, 168] };
+    for (const [kernel, [d64, d128]] of Object.entries(planned)) {
+      assertEquals(registers(`hopper::${kernel}<64>`), d64, kernel);
+      assertEquals(registers(`hopper::${kernel}<128>`), d128, kernel);
+    }
+    assertEquals(wgmmaRemarks(report), []);
   },
 });

@@ -6,7 +6,7 @@ const B = 1, T = 193, H = 4, K = 2, D = 64; // three tiles of 64 and a row; two 
 const heads = H + 2 * K;
 
 const library = Deno.dlopen(Deno.args[0]!, {
-  device_open: { parameters: ["i32", "i32", "i32", "buffer"], result: "i32" },
+  device_open: { parameters: ["i32", "i32", "i32", "buffer", "buffer"], result: "i32" },
   device_info: { parameters: ["buffer", "i32"], result: "i32" },
   last_error: { parameters: ["buffer", "i32"], result: "i32" },
   mem_alloc: { parameters: ["buffer", "i64"], result: "i32" },
@@ -113,7 +113,7 @@ function compare(name: string, address: bigint, want: Float64Array): void {
   if (!(relative < 2 ** -7)) stop(`${name}: relative error ${relative}`); // NaN stops, too
 }
 
-check(library.device_open(0, 0, 0, new Uint8Array(1)));
+check(library.device_open(0, 0, 0, new Uint8Array(1), new Uint8Array(1)));
 const qkv = random(B * T * heads * D), dout = random(B * T * H * D);
 const want = reference(Float64Array.from(qkv, fromBf16), Float64Array.from(dout, fromBf16));
 const qkv_at = upload(qkv), dout_at = upload(dout);

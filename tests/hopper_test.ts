@@ -1,0 +1,105 @@
+// Attention for Hopper (attention_hopper.cuh) on the emulator: right at every awkward length and group of heads, and chosen
+// only where it is right. tests/emu/cuda.h emulates the instructions.
+import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { KernelError } from "../base/errors.ts";
+import { device, libraryExists, open } from "../ffi/library.ts";
+import { attention } from "../runtime/ops.ts";
+import * as ref from "../runtime/testing_reference.ts";
+import { close, forwardBackward, leaf, normal } from "../runtime/testing.ts";
+
+const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
+
+/** Opens the emulator as an H100, with variables of the environment that it reads, and gives it back as it was. */
+function asHopper(attention: string, more: Record<string, string> = {}): Disposable {
+  const variables = { LOAM_EMU_ARCH: "90", ...more };
+  const before = Object.keys(variables).map((name) => [name, Deno.env.get(name)] as const);
+  for (const [name, value] of Object.entries(variables)) Deno.env.set(name, value);
+  const restore = () => {
+    for (const [name, value] of before) {
+      value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
+    }
+    open("emu");
+  };
+  try {
+    open("emu", { attention });
+  } catch (error) {
+    restore();
+    throw error;
+  }
+  return { [Symbol.dispose]: restore };
+}
+
+/** B, T, H and K: T at both sides of a warpgroup's rows and of a tile, and H / K of 1 to 8. */
+const SIZES: [number, number, number, number][] = [
+  [1, 1, 7, 1],
+  [1, 63, 8, 1],
+  [1, 64, 6, 1],
+  [2, 65, 4, 1],
+  [1, 66, 5, 1],
+  [1, 127, 3, 1],
+  [1, 129, 2, 1],
+  [1, 193, 2, 2],
+];
+
+/** Compares out and dqkv of heads of D with float64. */
+function compare(D: number): void {
+  for (const [B, T, H, K] of SIZES) {
+    const size = { B, T, H, K, D },
+      heads = { n_head: H, n_kv_head: K, head_dim: D },
+      what = JSON.stringify(size);
+    const qkv = leaf([B, T, (H + 2 * K) * D], 1), dout = normal(B * T * H * D, 2);
+    const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+    close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2);
+    close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
+  }
+}
+
+const asked = Deno.env.get("LOAM_EMU_SEED");
+
+for (const [D, seed] of [[64, "0"], [128, "7"]] as [number, string][]) {
+  Deno.test(
+    `attention() for Hopper agrees with float64 at every length and group, heads of ${D}`,
+    emu,
+    () => {
+      using _ = asHopper(D === 64 ? "" : "hopper", { LOAM_EMU_SEED: asked ?? seed });
+      assertEquals(device.attention, "hopper, which agrees with the portable kernels");
+      compare(D);
+    },
+  );
+}
+
+Deno.test("auto leaves Hopper's attention where it is wrong or cannot be, and says why", emu, () => {
+  const chosen = (attention: string, LOAM_EMU_FAULT: string) => {
+    using _ = asHopper(attention, { LOAM_EMU_FAULT });
+    return device.attention;
+  };
+  assertEquals(chosen("portable", "lost_copies"), "portable");
+  const portable = "portable, because Hopper's kernels cannot be used: ";
+  assertEquals(chosen("", "no_tensor_maps"), `${portable}the driver lacks cuTensorMapEncodeTiled`);
+  assertStringIncludes(chosen("", "wrong_wgmma")!, `${portable}for head size 64 out, dqkv or lse is `);
+  assertEquals(chosen("", "unsteady_wgmma"), `${portable}for head size 64 two runs differ`);
+  open("emu", { attention: "auto" });
+  assertEquals(device.attention, "portable");
+});
+
+Deno.test(
+  "a GPU that cannot run Hopper's attention says so where it is asked to, or where it would hang",
+  emu,
+  () => {
+    const refusal = (attention: string, more: Record<string, string>) =>
+      assertThrows(() => asHopper(attention, more), KernelError).message;
+    const sm80 =
+      "device_open: attention=hopper needs sm_90 (H100, H200), and emulated GPU is sm_80: leave it at auto";
+    assertStringIncludes(refusal("hopper", { LOAM_EMU_ARCH: "80" }), sm80);
+    assertStringIncludes(refusal("fast", {}), "device_open: attention=fast must be auto, portable or hopper");
+    const missing =
+      "attention=hopper cannot be used on emulated GPU: the driver lacks cuTensorMapEncodeTiled: leave it at auto";
+    assertStringIncludes(refusal("hopper", { LOAM_EMU_FAULT: "no_tensor_maps" }), missing);
+    const stuck = refusal("auto", { LOAM_EMU_FAULT: "lost_copies" });
+    assertStringIncludes(
+      stuck,
+      "Hopper's attention fails on emulated GPU: cudaErrorLaunchFailure: emulator: deadlock",
+    );
+    assertStringIncludes(stuck, ": set LOAM_ATTENTION=portable");
+  },
+);
