@@ -3,7 +3,7 @@
 // windows a step reads depends besides on how many samples were taken before it, all that has to be saved to resume, with
 // another batch too. Ranks never overlap, and an epoch reads each window once, in an order of its own (order.ts). Of a mix
 // each dataset has epochs of its own (mix.ts).
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { basename, relative } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { type Dataset, readTokens, type Shard } from "./bins.ts";
@@ -133,7 +133,7 @@ export class Loader {
     const contents = Object.values(this.#dataset.sha256),
       shares = partsOf(this.#dataset).map(({ slots }) => slots);
     const facts = JSON.stringify([seed, this.options.block_size, shards, contents, shares]);
-    return createHash("sha256").update(facts).digest("hex");
+    return hash("sha256", facts);
   }
 
   /** Number of batches that evalBatch() has, the last one partial. */

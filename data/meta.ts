@@ -1,5 +1,5 @@
 // meta.json, which describes a dataset: what it holds, and whether what stands in the file can be used.
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { join } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
@@ -94,7 +94,7 @@ function metaSum(meta: Record<string, unknown>): string {
 
 /** SHA-256 of a value as JSON without spaces. */
 export function sha256Of(meta: object): string {
-  return createHash("sha256").update(JSON.stringify(meta)).digest("hex");
+  return hash("sha256", JSON.stringify(meta));
 }
 
 /**

@@ -1,7 +1,7 @@
 // Who may ask what. Without a token only programs and pages of this machine get answers; with one, whoever has it.
 import type { Context, MiddlewareHandler } from "hono";
 import { getCookie, setCookie } from "hono/cookie";
-import { createHash, timingSafeEqual } from "node:crypto";
+import { hash, timingSafeEqual } from "node:crypto";
 import { UserError } from "../base/errors.ts";
 import { ASSETS } from "./assets.ts";
 import { Refusal } from "./refusal.ts";
@@ -166,7 +166,7 @@ function isEqual(a: string, b: string): boolean {
 }
 
 function sha256(text: string): Uint8Array {
-  return createHash("sha256").update(text).digest();
+  return hash("sha256", text, "buffer");
 }
 
 /** The cookie is not the token itself, and its name differs between servers on ports of the same machine. */

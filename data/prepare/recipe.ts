@@ -1,7 +1,7 @@
 // What determines the tokens of a dataset. Two prepares of equal recipes write equal files, so an interrupted one is gone on
 // with, and a finished one left alone, when its recipe is the same; otherwise differences() says what is not.
 
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { tokenBytes } from "../bins.ts";
 import type { InputFile, Part, Recipe } from "../meta.ts";
 import type { Source } from "../read/inputs.ts";
@@ -54,7 +54,7 @@ function groups(sources: Source[]): Recipe["sources"] {
 }
 
 function sha256Of(text: string): string {
-  return createHash("sha256").update(text).digest("hex");
+  return hash("sha256", text);
 }
 
 const LISTED = 3; // differences of inputs that are named one by one

@@ -1,5 +1,5 @@
 import { crc32, zstdCompressSync } from "node:zlib";
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertThrows } from "@std/assert";
 import { type PageHeader, parquetMetadata } from "hyparquet";
 import { parquetHeader } from "hyparquet/src/column.js";
 import { UserError } from "../../base/errors.ts";
@@ -220,6 +220,45 @@ function zigzag(n: number): number[] {
   for (n *= 2; n >= 0x80; n = Math.floor(n / 0x80)) bytes.push(n % 0x80 | 0x80);
   return [...bytes, n];
 }
+
+Deno.test("parquetHeader(), which hyparquet's index does not name, gives every field that is read here", () => {
+  const sizes = [0x15, ...zigzag(100), 0x15, ...zigzag(50), 0x15, 9]; // and the checksum -5
+  const common = { uncompressed_page_size: 100, compressed_page_size: 50, crc: -5 };
+  const check = (bytes: number[], expected: Partial<PageHeader>) => {
+    const placeOf = (some: number[]) => ({ view: new DataView(Uint8Array.from(some).buffer), offset: 0 });
+    const place = placeOf(bytes), header = parquetHeader(place);
+    assertEquals(JSON.parse(JSON.stringify(header)), { ...common, ...expected });
+    assertEquals(place.offset, bytes.length); // where the content of the page begins
+    for (let n = 0; n < bytes.length; n++) assertThrows(() => parquetHeader(placeOf(bytes.slice(0, n))));
+  };
+  const page = [0x1c, 0x15, ...zigzag(7), 0x15, ...zigzag(8), 0x15, ...zigzag(3), 0x15, ...zigzag(3), 0];
+  check([0x15, 0, ...sizes, ...page, 0], {
+    type: "DATA_PAGE",
+    data_page_header: {
+      num_values: 7,
+      encoding: "RLE_DICTIONARY",
+      definition_level_encoding: "RLE",
+      repetition_level_encoding: "RLE",
+    },
+  });
+  const counts = [0x15, ...zigzag(7), 0x15, ...zigzag(2), 0x15, ...zigzag(6)], lengths = [0x15, 8, 0x15, 2];
+  check([0x15, ...zigzag(3), ...sizes, 0x4c, ...counts, 0x15, ...zigzag(6), ...lengths, 0x12, 0, 0], {
+    type: "DATA_PAGE_V2",
+    data_page_header_v2: {
+      num_values: 7,
+      num_nulls: 2,
+      num_rows: 6,
+      encoding: "DELTA_LENGTH_BYTE_ARRAY",
+      definition_levels_byte_length: 4,
+      repetition_levels_byte_length: 1,
+      is_compressed: false,
+    },
+  });
+  check([0x15, ...zigzag(2), ...sizes, 0x3c, 0x15, ...zigzag(9), 0x15, 0, 0, 0], {
+    type: "DICTIONARY_PAGE",
+    dictionary_page_header: { num_values: 9, encoding: "PLAIN" },
+  });
+});
 
 // ---- damage
 

@@ -1,5 +1,5 @@
 // Writes byte-level tokenizers as the two files from which Hugging Face's tokenizers and transformers load them.
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import type { ByteStrings } from "./byte_strings.ts";
 import { PieceTable } from "./piece_table.ts";
 import { beginWith, configOf } from "./post_processor.ts";
@@ -36,7 +36,7 @@ export function byteLevelFiles(
     clean_up_tokenization_spaces: false,
     ...name !== null && {
       loam_tokenizer: name,
-      loam_tokenizer_sha256: createHash("sha256").update(json).digest("hex"),
+      loam_tokenizer_sha256: hash("sha256", json),
     },
   };
   return {
