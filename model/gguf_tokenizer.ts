@@ -12,11 +12,11 @@ import { type Json, readTokenizerFile } from "../data/tokenizers/tokenizer_file.
 import { readJson } from "../runtime/trainer_state.ts";
 import type { Settings } from "./gguf.ts";
 
-/** The settings of a tokenizer, what it is called there, and where llama.cpp does not do quite the same. */
+/** The settings of a tokenizer, what its cuts are called there, and where llama.cpp does not do quite the same. */
 export type GgufTokenizer = { settings: Settings; pre: string; notes: string[] };
 
 /** Kinds of tokens, as llama.cpp numbers them. */
-const NORMAL = 1, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5;
+const NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6;
 
 /** A merge that never applies: llama.cpp reads no vocabulary without any. */
 const NO_MERGE = "<|endoftext|> <|endoftext|>";
@@ -65,15 +65,19 @@ export function ggufTokenizer(
 ): GgufTokenizer {
   const path = `${directory}/tokenizer.json`, json = readJson(path);
   const characters = charactersOf(readTokenizerFile(path).json, () => json);
-  const { pre, tokens, merges, notes } = characters ? ofCharacters(characters) : ofByteLevel(path, json);
+  const { pre, tokens, more, notes } = characters
+    ? ofCharacters(characters)
+    : (json.model as Json).byte_fallback
+    ? ofCharacterBpe(path, json)
+    : ofByteLevel(path, json);
   const { texts, types } = listOf(path, tokens, rows);
   const other = ends.find((id) => id !== tokenizer.eot && id < rows), template = chatTemplate(directory);
   const settings: Settings = {
-    "tokenizer.ggml.model": { type: "string", value: "gpt2" },
+    "tokenizer.ggml.model": { type: "string", value: "gpt2" }, // byte-level BPE, unless `more` says otherwise
     "tokenizer.ggml.pre": { type: "string", value: pre },
     "tokenizer.ggml.tokens": { type: "strings", value: texts },
     "tokenizer.ggml.token_type": { type: "i32s", value: types },
-    "tokenizer.ggml.merges": { type: "strings", value: merges.length > 0 ? merges : [NO_MERGE] },
+    ...more(rows),
     "tokenizer.ggml.bos_token_id": { type: "u32", value: tokenizer.bos },
     "tokenizer.ggml.eos_token_id": { type: "u32", value: tokenizer.eot },
     ...other !== undefined && { "tokenizer.ggml.eot_token_id": { type: "u32", value: other } },
@@ -87,7 +91,8 @@ export function ggufTokenizer(
 /** A token as llama.cpp has it. */
 type Token = { id: number; text: string; type: number };
 
-type Vocabulary = { pre: string; tokens: Token[]; merges: string[]; notes: string[] };
+/** What a kind of tokenizer has. more: its own settings, with as many of each list as the model has rows. */
+type Vocabulary = { pre: string; tokens: Token[]; more: (rows: number) => Settings; notes: string[] };
 
 /** Whether it begins every text with its bos. */
 function beginsTexts({ bos, prompt, encode }: Tokenizer): boolean {
@@ -102,20 +107,22 @@ function chatTemplate(directory: string): string | undefined {
   return typeof chat_template === "string" ? chat_template : undefined;
 }
 
+/** The parts of model in tokenizer.json that are read here. */
+type BpeModel = {
+  vocab: Record<string, number>;
+  merges: (string | [string, string])[];
+  ignore_merges?: boolean;
+  unk_token?: string | null;
+};
+
 /** Byte-level BPE has all that llama.cpp needs, if that has a name for how text is cut. */
 function ofByteLevel(path: string, json: Json): Vocabulary {
-  const model = json.model as {
-    vocab: Record<string, number>;
-    merges: (string | string[])[];
-    ignore_merges?: boolean;
-  };
+  const model = json.model as BpeModel;
   const { pre, patterns, note } = preOf(path, json, model.merges.length === 0, model.ignore_merges ?? false);
-  const size = Object.keys(model.vocab).length;
-  const added = withIds((json.added_tokens ?? []) as AddedToken[], size, (text) => model.vocab[text]);
-  const tokens = Object.entries(model.vocab).map(([text, id]) => ({ id, text, type: NORMAL }));
-  for (const { id, content, special } of added) {
-    tokens.push({ id, text: content, type: special ? CONTROL : USER_DEFINED });
-  }
+  const tokens = [
+    ...Object.entries(model.vocab).map(([text, id]) => ({ id, text, type: NORMAL })),
+    ...addedOf(json),
+  ];
   const notes = note === undefined ? [] : [note];
   if (patterns[0] === PATTERNS.cl100k && tokens.some(({ text }) => TAIL.test(text))) {
     notes.push("llama.cpp cuts a prompt that ends with a line break and blanks between them");
@@ -126,7 +133,18 @@ function ofByteLevel(path: string, json: Json): Vocabulary {
   if (json.normalizer) {
     notes.push("llama.cpp does not compose characters: give it text in Unicode's form NFC");
   }
-  return { pre, tokens, merges: model.merges.map((pair) => [pair].flat().join(" ")), notes };
+  return { pre, tokens, more: () => mergesOf(model.merges.map((pair) => [pair].flat().join(" "))), notes };
+}
+
+/** The added tokens of a tokenizer.json, which take the place of those of the vocabulary. */
+function addedOf(json: Json): Token[] {
+  const { vocab } = json.model as BpeModel, size = Object.keys(vocab).length;
+  return withIds((json.added_tokens ?? []) as AddedToken[], size, (text) => vocab[text])
+    .map(({ id, content, special }) => ({ id, text: content, type: special ? CONTROL : USER_DEFINED }));
+}
+
+function mergesOf(merges: string[]): Settings {
+  return { "tokenizer.ggml.merges": { type: "strings", value: merges.length > 0 ? merges : [NO_MERGE] } };
 }
 
 /** llama.cpp's name of the way in which a tokenizer cuts text. */
@@ -171,7 +189,79 @@ function ofCharacters(characters: readonly string[]): Vocabulary {
   });
   tokens.push({ id: characters.length, text: "<|endoftext|>", type: CONTROL });
   const notes = ["llama.cpp leaves characters that the tokenizer lacks out of a prompt; loam refuses them"];
-  return { pre: CUTS[0]!.pre, tokens, merges: [...merges], notes };
+  return { pre: CUTS[0]!.pre, tokens, more: () => mergesOf([...merges]), notes };
+}
+
+/**
+ * BPE over characters with a token for each byte, as sentencepiece makes it: what llama.cpp calls "llama". It has scores in the
+ * place of merges, and joins those neighbours of which the token has the highest; merges do the same if they have every pair
+ * that makes a token, and all pairs of one token behind those of another.
+ */
+function ofCharacterBpe(path: string, json: Json): Vocabulary {
+  const { vocab, merges, unk_token } = json.model as BpeModel, scores = new Map<string, number>();
+  const pairs = new Set<string>(), pairOf = (left: string, right: string) => `${left} ${right}`;
+  let last = "";
+  for (const [rank, merge] of merges.entries()) {
+    const [left, right] = (typeof merge === "string" ? merge.split(" ") : merge) as [string, string];
+    const text = left + right;
+    if (scores.has(text) && text !== last) {
+      throw refused(
+        path,
+        `its merges that make ${JSON.stringify(text)} are in several places, should follow each other`,
+      );
+    }
+    if (text !== last) scores.set(text, -rank);
+    pairs.add(pairOf(left, right));
+    last = text;
+  }
+  const added = addedOf(json), special = new Set(added.map(({ text }) => text));
+  const tokens = Object.entries(vocab).map(([text, id]) => {
+    const points = special.has(text) ? [] : Array.from(text);
+    for (let n = 1; n < points.length; n++) {
+      const left = points.slice(0, n).join(""), right = points.slice(n).join("");
+      if (vocab[left] === undefined || vocab[right] === undefined || pairs.has(pairOf(left, right))) continue;
+      const both = `${JSON.stringify(left)} and ${JSON.stringify(right)}`;
+      throw refused(
+        path,
+        `its merges lack ${both}, which llama.cpp joins since the vocabulary has both together`,
+      );
+    }
+    return { id, text, type: /^<0x[0-9A-F]{2}>$/.test(text) ? BYTE : NORMAL };
+  });
+  const bytes = tokens.filter(({ type }) => type === BYTE).length,
+    unknown = unk_token ? vocab[unk_token] : undefined;
+  if (bytes !== 256) throw refused(path, `its vocabulary has tokens of ${bytes} bytes, should have all 256`);
+  for (const { id, text, type } of added) {
+    const isUnknown = id === unknown;
+    tokens.push({ id, text: text.replaceAll("▁", " "), type: isUnknown ? UNKNOWN : type });
+  }
+  const { prefix, notes } = prefixOf(json);
+  const more = (rows: number): Settings => {
+    const list = new Float32Array(rows);
+    for (const [text, score] of scores) if (vocab[text] !== undefined) list[vocab[text]] = score;
+    return {
+      "tokenizer.ggml.model": { type: "string", value: "llama" },
+      "tokenizer.ggml.scores": { type: "f32s", value: list },
+      ...unknown !== undefined && { "tokenizer.ggml.unknown_token_id": { type: "u32", value: unknown } },
+      "tokenizer.ggml.add_space_prefix": { type: "bool", value: prefix },
+    };
+  };
+  return { pre: "default", tokens, more, notes };
+}
+
+/** Whether a text begins with a blank more: by a normalizer that prepends one, or by Metaspace where there is none yet. */
+function prefixOf({ normalizer, pre_tokenizer }: Json): { prefix: boolean; notes: string[] } {
+  type Step = { type: string; prepend_scheme?: string; add_prefix_space?: boolean; [steps: string]: unknown };
+  const steps = (json: unknown): Step[] => {
+    if (!json) return [];
+    const step = json as Step, inner = step.normalizers ?? step.pretokenizers;
+    return Array.isArray(inner) ? inner.flatMap(steps) : [step];
+  };
+  if (steps(normalizer).some(({ type }) => type === "Prepend")) return { prefix: true, notes: [] };
+  const metaspace = steps(pre_tokenizer).find(({ type }) => type === "Metaspace");
+  const scheme = metaspace?.prepend_scheme ?? (metaspace?.add_prefix_space === false ? "never" : "always");
+  if (metaspace === undefined || scheme === "never") return { prefix: false, notes: [] };
+  return { prefix: true, notes: ["llama.cpp puts a blank before a text that begins with one, too"] };
 }
 
 /** Texts and types by id. Ids that stand for nothing are called [PAD...]; each text is there once. */

@@ -11,7 +11,7 @@ import {
 import { UserError } from "../base/errors.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { characterTokenizer } from "../data/tokenizers/character_level.ts";
-import { askPython, randomTexts, TEXTS, TOKENIZERS } from "../data/tokenizers/testing.ts";
+import { askPython, randomTexts, TEXTS, TOKENIZERS, withPieces } from "../data/tokenizers/testing.ts";
 import { open } from "../ffi/library.ts";
 import { loadModel } from "../model/checkpoint.ts";
 import { exportModel } from "../model/export.ts";
@@ -26,6 +26,7 @@ import {
   modelDirectory,
   refuse,
   runWithFullDisk,
+  SMALL_MODEL,
   succeed,
 } from "./testing.ts";
 
@@ -235,7 +236,7 @@ function filesOf(name: string, model: Record<string, unknown> = {}): Record<stri
     model: object;
     added_tokens: { special: boolean; content: string }[];
   };
-  const eos_token = json.added_tokens.find(({ special }) => special)!.content;
+  const eos_token = json.added_tokens.find(({ special, content }) => special && content !== "<unk>")!.content;
   return {
     "tokenizer.json": JSON.stringify({ ...json, model: { ...json.model, ...model } }),
     "tokenizer_config.json": JSON.stringify({ eos_token }),
@@ -270,6 +271,84 @@ const TYPES = [
   ["bf16", "BF16", "bfloat16", 2 ** -8],
   ["f16", "F16", "float16", 2 ** -10],
 ] as const;
+
+Deno.test("a GGUF file holds the weights of its model, queries and keys in pairs of neighbours", async () => {
+  const model = await modelDirectory({ ...WIDE, vocab_size: 260 }), out = `${freshPath()}.gguf`;
+  await exportModel({ checkpoint: model, dtype: "f32", out });
+  const { settings, tensors } = readGguf(out), file = readSafetensors(`${model}/model.safetensors`);
+  const name = model.split("/").at(-1), floats = (name: string) => toFloat32(file.read(name), "F32");
+  assertEquals(tensors.size, file.tensors.size);
+  assertEquals(tensors.get("token_embd.weight"), floats("model.embed_tokens.weight"));
+  assertEquals(tensors.get("blk.1.ffn_up.weight"), floats("model.layers.1.mlp.up_proj.weight"));
+  assertEquals(tensors.get("blk.1.attn_v.weight"), floats("model.layers.1.self_attn.v_proj.weight"));
+  assertEquals(tensors.get("output.weight"), floats("lm_head.weight"));
+  for (const part of ["q", "k"]) {
+    const rows = floats(`model.layers.1.self_attn.${part}_proj.weight`),
+      C = WIDE.n_embd,
+      D = SMALL_MODEL.head_dim;
+    const expected = rows.map((_, i) => { // row 2j of a head is row j of its first half there, 2j + 1 of its second
+      const row = Math.floor(i / C), d = row % D, from = row - d + (d % 2) * D / 2 + Math.floor(d / 2);
+      return rows[from * C + i % C]!;
+    });
+    assertEquals(tensors.get(`blk.1.attn_${part}.weight`), expected);
+  }
+  assertEquals(settings.slice(0, 17), [
+    ["general.architecture", "llama"],
+    ["general.type", "model"],
+    ["general.name", name],
+    ["general.file_type", 0],
+    ["general.quantization_version", 2],
+    ["llama.vocab_size", 260],
+    ["llama.context_length", 64],
+    ["llama.embedding_length", 64],
+    ["llama.block_count", 2],
+    ["llama.feed_forward_length", 96],
+    ["llama.attention.head_count", 4],
+    ["llama.attention.head_count_kv", 2],
+    ["llama.attention.key_length", 16],
+    ["llama.attention.value_length", 16],
+    ["llama.attention.layer_norm_rms_epsilon", Math.fround(1e-6)],
+    ["llama.rope.dimension_count", 16],
+    ["llama.rope.freq_base", 10000],
+  ]);
+});
+
+/** Settings, of which lists are left out, and float32 tensors of a file. */
+function readGguf(path: string): { settings: [string, unknown][]; tensors: Map<string, Float32Array> } {
+  const bytes = Deno.readFileSync(path),
+    view = new DataView(bytes.buffer),
+    settings: [string, unknown][] = [];
+  let at = 8;
+  const u32 = () => view.getUint32((at += 4) - 4, true),
+    u64 = () => Number(view.getBigUint64((at += 8) - 8, true));
+  const string = () => {
+    const length = u64();
+    return new TextDecoder().decode(bytes.subarray(at, at += length));
+  };
+  const value = (type: number): unknown => {
+    if (type === 4 || type === 5) return u32();
+    if (type === 6) return view.getFloat32((at += 4) - 4, true);
+    if (type === 7) return bytes[at++] === 1;
+    if (type === 8) return string();
+    const inner = u32();
+    for (let n = u64(); n > 0; n--) value(inner);
+    return null;
+  };
+  const [n_tensors, n_settings] = [u64(), u64()];
+  for (let i = 0; i < n_settings; i++) settings.push([string(), value(u32())]);
+  const infos = Array.from({ length: n_tensors }, () => {
+    const name = string(), shape = Array.from({ length: u32() }, u64);
+    assertEquals(u32(), 0, name);
+    return { name, size: shape.reduce((a, b) => a * b), offset: u64() };
+  });
+  const data = Math.ceil(at / 32) * 32;
+  return {
+    settings,
+    tensors: new Map(
+      infos.map(({ name, size, offset }) => [name, new Float32Array(bytes.buffer, data + offset, size)]),
+    ),
+  };
+}
 
 // ---- what others make of it
 
@@ -450,6 +529,7 @@ live("llama.cpp gives texts the same tokens", "LOAM_LLAMA_CPP", async () => {
   const characters = await openTokenizer(
     new URL("fixtures/formats/nanogpt_char/meta.pkl", import.meta.url).pathname,
   );
+  const whole = texts.filter((text) => !text.includes("\0")); // which ends a token's text in llama.cpp
   const all = Array.from(characters.decode(Array.from({ length: characters.eot }, (_, id) => id)));
   const cases: [files: Record<string, string>, pre: string, texts: string[]][] = [
     ...Object.entries(EXACT).map(([name, pre]) =>
@@ -458,6 +538,9 @@ live("llama.cpp gives texts the same tokens", "LOAM_LLAMA_CPP", async () => {
     [filesOf("llama3_like", { ignore_merges: false }), "smaug-bpe", texts],
     [filesOf("qwen_like"), "qwen2", composed],
     [filesOf("qwen35_like"), "qwen35", composed],
+    [piecesOf("llama2_like"), "default", whole],
+    [piecesOf("gemma_like"), "default", whole],
+    [piecesOf("mistral_like"), "default", whole.filter((text) => !/^[ ▁]/.test(text))],
     [(await openTokenizer("bytes")).files(), "gpt-2", texts],
     [(await openTokenizer("gpt2")).files(), "gpt-2", composed],
     [(await openTokenizer("cl100k")).files(), "dbrx", composed],
@@ -480,6 +563,30 @@ live("llama.cpp gives texts the same tokens", "LOAM_LLAMA_CPP", async () => {
     );
   }
 });
+
+/** The files of a small tokenizer of characters that has longer tokens, too. */
+function piecesOf(name: string): Record<string, string> {
+  const files = filesOf(name), json = JSON.parse(files["tokenizer.json"]!);
+  withPieces(json, [
+    "▁▁",
+    "▁t",
+    "he",
+    "▁the",
+    "in",
+    "▁a",
+    "an",
+    "▁an",
+    "and",
+    "▁and",
+    "ll",
+    "▁▁▁▁",
+    "aa",
+    "aaa",
+    "é▁",
+    "'s",
+  ]);
+  return { ...files, "tokenizer.json": JSON.stringify(json) };
+}
 
 /** Texts without what llama.cpp cuts elsewhere with the cuts of o200k. */
 const LATIN = TEXTS.filter((text) => /^[\x20-\x7e\n]*$/.test(text)).concat(

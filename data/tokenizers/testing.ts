@@ -32,6 +32,18 @@ export function checksum(ids: Iterable<number>): string {
   return (hash >>> 0).toString(16).padStart(8, "0");
 }
 
+/** Pieces of text that a vocabulary of characters gets, each with the merges of every pair that makes it. */
+export function withPieces(json: { model: unknown }, pieces: string[]): void {
+  const model = json.model as { vocab: Record<string, number>; merges: string[] };
+  let next = Math.max(...Object.values(model.vocab)) + 1;
+  for (const piece of pieces) model.vocab[piece] = next++;
+  model.merges = pieces.flatMap((piece) => {
+    const points = Array.from(piece);
+    return points.slice(1).map((_, i) => [points.slice(0, i + 1).join(""), points.slice(i + 1).join("")])
+      .filter((pair) => pair.every((part) => part in model.vocab)).map((pair) => pair.join(" "));
+  });
+}
+
 /** Runs with the path of a tokenizer.json, written with a tokenizer_config.json beside it unless that is null. */
 export async function withFiles(
   files: Record<string, unknown>,
