@@ -6,6 +6,7 @@
 import { openDataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import { runMain, UserError } from "../base/errors.ts";
+import { readFlags } from "../base/flags.ts";
 import { copyToHost, device, type DeviceName, open, tokenSource } from "../ffi/library.ts";
 import { llamaConfig, type RunVariables } from "../model/configure.ts";
 import { init } from "../model/llama.ts";
@@ -15,7 +16,7 @@ import { writeSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 
 /** Flags of this program; every other flag goes to train.ts. */
-const OWN = { json: "", dtype: "", threads: String(navigator.hardwareConcurrency) };
+const OWN = { json: "", dtype: "", threads: navigator.hardwareConcurrency };
 
 /** Losses of both sides, step by step. relative differences are |loam - torch| / torch. */
 export type Curve = {
@@ -152,18 +153,15 @@ function printed(curve: Curve): string {
 }
 
 if (import.meta.main) {
-  await runMain(async () => {
-    const own = { ...OWN };
-    const flags = Deno.args.filter((arg) => {
-      const [, name, value] = /^--(json|dtype|threads)=(.*)$/.exec(arg) ?? [];
-      if (name) own[name as keyof typeof OWN] = value!;
-      return name === undefined || name === "threads";
-    });
+  await runMain(async (args) => {
+    const isOwn = (arg: string) => Object.hasOwn(OWN, arg.replace(/^--|=.*/g, ""));
+    const own = { ...OWN, ...readFlags(args.filter(isOwn), OWN) };
+    const flags = [...args.filter((arg) => !isOwn(arg)), `--threads=${own.threads}`];
     const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_curve_" });
     try {
       const loam = await trainHere(flags, `${dir}/run`);
       const config: Config = JSON.parse(Deno.readTextFileSync(`${dir}/run/config.json`));
-      open((config.device || "cpu") as DeviceName, { threads: Number(own.threads) });
+      open((config.device || "cpu") as DeviceName, { threads: own.threads });
       writeStart(config, dir);
       const dtype = own.dtype || (device.act === "bf16" ? "bfloat16" : "float32");
       const python = Deno.env.get("LOAM_PYTHON") ?? "python3";

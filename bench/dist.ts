@@ -6,7 +6,7 @@ import { lines } from "./lines.ts";
 import { median } from "./median.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
-import { each, type Ranges, readFlags, whole } from "../base/flags.ts";
+import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { joinRanks } from "../dist/ranks.ts";
 import { findWorld } from "../dist/world.ts";
 import settings from "../deno.json" with { type: "json" };
@@ -47,6 +47,15 @@ type Row = {
 };
 
 async function main(args: string[]): Promise<void> {
+  if (args.includes("--help")) {
+    return console.log(
+      help(
+        "Time what it costs to train with two ranks on one machine",
+        defaults,
+        Deno.readTextFileSync(import.meta.filename!),
+      ),
+    );
+  }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (o.exchange > 0) return await timeExchange(o.exchange);
   const rows: Row[] = [];

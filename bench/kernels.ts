@@ -188,10 +188,11 @@ export type Report = {
 };
 
 if (import.meta.main) {
-  await runMain(async (args) => {
+  await runMain((args) => {
     if (args.includes("--help")) {
-      const { default: source } = await import("./kernels.ts", { with: { type: "text" } });
-      return console.log(help("Time every op of a training step", defaults, source));
+      return console.log(
+        help("Time every op of a training step", defaults, Deno.readTextFileSync(import.meta.filename!)),
+      );
     }
     const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
     open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });

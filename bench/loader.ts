@@ -10,7 +10,7 @@ import { openData } from "../data/mix.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { allocateHost, device, open, tokenSource } from "../ffi/library.ts";
 import { presets } from "../model/presets.ts";
-import { readFlags } from "../base/flags.ts";
+import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import settings from "../deno.json" with { type: "json" };
 
@@ -22,6 +22,11 @@ const defaults = {
   json: "", // where the results go; "" = bench/results/loader-<date>.json
 };
 type Options = typeof defaults;
+
+const ranges: Ranges<Options> = {
+  gb: between(0.01),
+  ...each(whole(1), "shard_tokens", "steps", "batches"),
+};
 
 const V = 257; // of the tokenizer bytes
 const TIMINGS = 41;
@@ -239,8 +244,17 @@ function printed({ tiny, memory, dataset }: Report): string {
 }
 
 if (import.meta.main) {
-  await runMain(async () => {
-    const options = { ...defaults, ...readFlags(Deno.args, defaults) };
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      return console.log(
+        help(
+          "Time the reading of data, and its memory",
+          defaults,
+          Deno.readTextFileSync(import.meta.filename!),
+        ),
+      );
+    }
+    const options = { ...defaults, ...readFlags(args, defaults, { ranges }) };
     const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_loader_" });
     try {
       const report = await measure(options, dir);

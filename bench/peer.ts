@@ -248,8 +248,13 @@ function save(
 if (import.meta.main) {
   await runMain(async (args) => {
     if (args.includes("--help")) {
-      const { default: source } = await import("./peer.ts", { with: { type: "text" } });
-      return console.log(help("Train the same model in loam and in PyTorch, by turns", defaults, source));
+      return console.log(
+        help(
+          "Train the same model in loam and in PyTorch, by turns",
+          defaults,
+          Deno.readTextFileSync(import.meta.filename!),
+        ),
+      );
     }
     const options = { ...defaults, ...readFlags(args, defaults, { ranges }) };
     const shape = shapeOf(options), load = Deno.loadavg();

@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import os from "node:os";
 import { type EncodingName, rankFile } from "../data/tokenizers/tiktoken.ts";
 import { runMain, UserError } from "../base/errors.ts";
-import { readFlags } from "../base/flags.ts";
+import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { median } from "./median.ts";
 
 const defaults = {
@@ -22,6 +22,11 @@ const defaults = {
   json: "", // where the results go; "" = bench/results/prepare-<date>.json
 };
 type Options = typeof defaults;
+
+const ranges: Ranges<Options> = {
+  rounds: whole(1),
+  ...each(whole(0), "long_mb", "parquet_mb", "jsonl_mb"),
+};
 
 /** Names of tiktoken's encodings, and of their files on the way to its cache. */
 const TIKTOKEN: Record<string, string> = { gpt2: "r50k_base", cl100k: "cl100k_base", o200k: "o200k_base" };
@@ -68,7 +73,20 @@ type WholeRun = Usage & {
   tokens_per_sec: number;
 };
 
-if (import.meta.main) await runMain((args) => main({ ...defaults, ...readFlags(args, defaults) }));
+if (import.meta.main) {
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      return console.log(
+        help(
+          "Time the encoders of prepare against tiktoken, and whole runs",
+          defaults,
+          Deno.readTextFileSync(import.meta.filename!),
+        ),
+      );
+    }
+    await main({ ...defaults, ...readFlags(args, defaults, { ranges }) });
+  });
+}
 
 async function main(options: Options): Promise<void> {
   if (!options.sample) {

@@ -5,7 +5,7 @@
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
-import { readFlags } from "../base/flags.ts";
+import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { FakeRun } from "../serve/testing.ts";
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
@@ -21,6 +21,8 @@ const defaults = {
   json: "", // where the results go; "" = bench/results/serve-<date>.json
 };
 type Options = typeof defaults;
+
+const ranges: Ranges<Options> = each(whole(1), "requests", "clients", "rounds", "seconds", "steps");
 
 const ROOT = `${import.meta.dirname}/..`;
 const WARMUP_S = 3; // after the first step
@@ -215,8 +217,17 @@ function printLatency(what: string, { requests, failures, p50_ms, p99_ms, max_ms
 }
 
 if (import.meta.main) {
-  await runMain(async () => {
-    const o = { ...defaults, ...readFlags(Deno.args, defaults) }, load_before = Deno.loadavg()[0];
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      return console.log(
+        help(
+          "Time the server, and what it costs the training that it shows",
+          defaults,
+          Deno.readTextFileSync(import.meta.filename!),
+        ),
+      );
+    }
+    const o = { ...defaults, ...readFlags(args, defaults, { ranges }) }, load_before = Deno.loadavg()[0];
     if (!isFile(`${ROOT}/${o.data_dir}/meta.json`) && !isFile(`${o.data_dir}/meta.json`)) {
       throw new UserError(
         `Cannot train on ${o.data_dir}: it is no dataset; make one with: deno task prepare`,

@@ -5,7 +5,7 @@
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
-import { each, type Ranges, readFlags, whole } from "../base/flags.ts";
+import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 
 const defaults = {
@@ -33,7 +33,18 @@ type Timing = {
 const ROOT = `${import.meta.dirname}/..`;
 
 if (import.meta.main) {
-  await runMain((args) => main({ ...defaults, ...readFlags(args, defaults, { ranges }) }));
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      return console.log(
+        help(
+          "Time tokenizers against Python's on the same text",
+          defaults,
+          Deno.readTextFileSync(import.meta.filename!),
+        ),
+      );
+    }
+    await main({ ...defaults, ...readFlags(args, defaults, { ranges }) });
+  });
 }
 
 async function main(options: Options): Promise<void> {

@@ -4,7 +4,7 @@
 //   LOAM_PYTHON=python3 deno run -P=bench bench/train_tokenizer.ts --sample=c4_validation_2k.parquet --corpora_mb=0,600
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
-import { readFlags } from "../base/flags.ts";
+import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 
 const defaults = {
   sample: "", // a parquet file with a column text
@@ -16,6 +16,8 @@ const defaults = {
   json: "", // where the results go; "" = bench/results/tokenizer-<date>.json
 };
 type Options = typeof defaults;
+
+const ranges: Ranges<Options> = { vocab_size: whole(257, 1_000_000), rounds: whole(1) };
 
 const ROOT = `${import.meta.dirname}/..`;
 
@@ -47,7 +49,20 @@ type Result = {
   version: string;
 };
 
-if (import.meta.main) await runMain((args) => main({ ...defaults, ...readFlags(args, defaults) }));
+if (import.meta.main) {
+  await runMain(async (args) => {
+    if (args.includes("--help")) {
+      return console.log(
+        help(
+          "Time the training of a tokenizer against Hugging Face's",
+          defaults,
+          Deno.readTextFileSync(import.meta.filename!),
+        ),
+      );
+    }
+    await main({ ...defaults, ...readFlags(args, defaults, { ranges }) });
+  });
+}
 
 async function main(options: Options): Promise<void> {
   if (!options.sample) {

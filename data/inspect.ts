@@ -5,7 +5,7 @@ import { type Dataset, openDataset } from "./bins.ts";
 import { documentText, inspectDataset, type Split } from "./inspect/inspect_dataset.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
-const flags = {
+const defaults = {
   dir: "data/demo", // a dataset of ours, llm.c's or nanoGPT's
   doc: null as number | null, // show this document, counted from 0
   split: "train" as Split, // where --doc counts: train or val
@@ -13,7 +13,7 @@ const flags = {
   // or a directory with tokenizer.json
 };
 
-const ranges: Ranges<typeof flags> = { doc: whole(0), split: ["train", "val"] };
+const ranges: Ranges<typeof defaults> = { doc: whole(0), split: ["train", "val"] };
 
 const USAGE = `Show what a dataset holds, and check it
 
@@ -27,7 +27,7 @@ if (import.meta.main) await runMain((args) => main(args));
 export async function main(args: string[], print: (text: string) => void = console.log): Promise<void> {
   if (args.includes("--help")) {
     const { default: source } = await import("./inspect.ts", { with: { type: "text" } });
-    return print(help(USAGE, flags, source));
+    return print(help(USAGE, defaults, source));
   }
   const options = parseOptions(args);
   const { dataset, tokenizer } = await openNamed(options.dir, options.tokenizer);
@@ -35,12 +35,12 @@ export async function main(args: string[], print: (text: string) => void = conso
   else print(documentText(dataset, tokenizer, options.split, options.doc));
 }
 
-function parseOptions(args: string[]): typeof flags {
-  const given = readFlags(args, flags, { ranges });
+function parseOptions(args: string[]): typeof defaults {
+  const given = readFlags(args, defaults, { ranges });
   if (given.split !== undefined && given.doc === undefined) {
     throw new UserError(`Cannot use --split=${given.split} alone: it says where --doc counts; add --doc=0`);
   }
-  return { ...flags, ...given };
+  return { ...defaults, ...given };
 }
 
 /** Opens a dataset with the tokenizer that it names, or that the user does. tokenizer: null if neither does. */

@@ -10,7 +10,7 @@ import { Run } from "./runs.ts";
 import { summaryOf } from "./stats.ts";
 import type { Runs, RunSummary } from "./types.ts";
 
-const flags = {
+const defaults = {
   dir: ["runs"], // where to look: directories of runs, or runs, also as plain words
   json: false, // as GET /runs has them: {"runs": [...]}
 };
@@ -26,9 +26,9 @@ const HEAD = ["run", "state", "step", "loss", "val loss", "tok/s", "left", "pres
 export async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     const { default: source } = await import("./list.ts", { with: { type: "text" } });
-    return console.log(help(USAGE, flags, source));
+    return console.log(help(USAGE, defaults, source));
   }
-  const { dir: parents, json } = { ...flags, ...readFlags(args, flags, { words: "dir" }) };
+  const { dir: parents, json } = { ...defaults, ...readFlags(args, defaults, { words: "dir" }) };
   const found = await Promise.all(parents.flatMap(runsIn).map(describe));
   found.sort((a, b) => (a.started ?? "").localeCompare(b.started ?? "") || a.name.localeCompare(b.name));
   if (json) return console.log(visible(JSON.stringify({ runs: found } satisfies Runs)));

@@ -6,7 +6,7 @@ import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
 
 /** The flags of serve. */
-export const flags = {
+export const defaults = {
   run: [] as string[], // run directories, or directories of runs, also as plain words; nothing else is read
   checkpoint: "", // a run, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
   device: "", // of the model: cuda or cpu; "" = cuda if it answers, else cpu
@@ -16,12 +16,12 @@ export const flags = {
   cors: [] as string[], // whose pages may use the server beside its own, such as http://localhost:3000; again for more
 };
 
-const ranges: Ranges<typeof flags> = { port: whole(0, 65535) };
+const ranges: Ranges<typeof defaults> = { port: whole(0, 65535) };
 
 /** Text of --help. */
 export async function helpText(): Promise<string> {
   const { default: source } = await import("./options.ts", { with: { type: "text" } });
-  return help(USAGE, flags, source);
+  return help(USAGE, defaults, source);
 }
 
 const USAGE = `Show runs in a browser and to programs, and let others talk to a model
@@ -34,8 +34,8 @@ const USAGE = `Show runs in a browser and to programs, and let others talk to a 
 More in docs/serve.md.`;
 
 /** What to serve, and where: the flags of the same names. Throws UserError for unknown flags and values that are none. */
-export function parseOptions(args: string[]): typeof flags {
-  const o = { ...flags, ...readFlags(args, flags, { ranges, words: "run" }) };
+export function parseOptions(args: string[]): typeof defaults {
+  const o = { ...defaults, ...readFlags(args, defaults, { ranges, words: "run" }) };
   if (o.run.length === 0 && o.checkpoint === "") {
     throw new UserError(
       "Cannot serve nothing: name a run or a directory of runs, such as runs, or a model with --checkpoint runs/...; " +

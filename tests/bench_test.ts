@@ -61,14 +61,27 @@ for (
     ["kernels", "--threads=0.5", "Cannot use --threads=0.5: it should be a whole number from 0 to 1024"],
     ["kernels", "--T=1e300", "Cannot use --T=1e300: it should be a whole number from 0 to 1048576"],
     ["peer", "--rounds=0", "Cannot use --rounds=0: it should be a whole number from 1 to 1048576"],
+    ["loader", "--gb=0", "Cannot use --gb=0: it should be a number of at least 0.01"],
+    ["curve", "--threads=two", "Cannot use --threads=two: it should be a number, such as CPUS"],
   ] as const
 ) {
   Deno.test(`${script}.ts refuses ${flag} in one line`, async () => {
     const args = ["run", "-q", "-P=bench", `bench/${script}.ts`, flag];
     const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
-    assertEquals([code, new TextDecoder().decode(stderr)], [1, `error: ${message}\n`]);
+    const expected = `error: ${message.replace("CPUS", `${navigator.hardwareConcurrency}`)}\n`;
+    assertEquals([code, new TextDecoder().decode(stderr)], [1, expected]);
   });
 }
+
+Deno.test("every benchmark explains its flags", async () => {
+  const scripts = ["dist", "loader", "serve", "prepare", "tokenizer", "train_tokenizer"];
+  await Promise.all(scripts.map(async (script) => {
+    const args = ["run", "-q", "-P=bench", `bench/${script}.ts`, "--help"];
+    const { code, stdout } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
+    assertEquals(code, 0);
+    assertMatch(new TextDecoder().decode(stdout), /^Time [^\n]+\n\n( {2}--\w+=.*\n)+$/);
+  }));
+});
 
 Deno.test({
   name: "prepare.ts times encoders and whole runs (LOAM_PYTHON)",

@@ -6,7 +6,7 @@ import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { help, readFlags } from "../base/flags.ts";
 
-const flags = {
+const defaults = {
   only: "", // some of the tables below tests/mutants, such as train,data; "" = all: most of an hour
   name: "", // faults whose name holds this text
 };
@@ -32,9 +32,9 @@ const SEEDS = [0, 1, 2, 3]; // orders of threads on the emulator; one that shows
 async function main(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     const source = Deno.readTextFileSync(new URL(import.meta.url));
-    return console.log(help("Plant faults, one at a time; the tests must catch each", flags, source));
+    return console.log(help("Plant faults, one at a time; the tests must catch each", defaults, source));
   }
-  const { only, name: text } = { ...flags, ...readFlags(args, flags) };
+  const { only, name: text } = { ...defaults, ...readFlags(args, defaults) };
   const mutants = readTables(only === "" ? undefined : only.split(",")).filter(({ name }) =>
     name.includes(text)
   );

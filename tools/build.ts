@@ -20,13 +20,13 @@ type Kind = "cpu" | "emu" | "cuda";
 
 const KINDS: readonly Kind[] = ["cpu", "emu", "cuda"];
 
-const flags = {
+const defaults = {
   only: "cpu,emu,cuda", // some of these
   arch: "", // CUDA: all, native (the GPUs at hand) or one by its number, such as 120; "" = what is built, else all
   force: false, // compile what is up to date, too
   verbose: false, // print the registers that each CUDA kernel takes
 };
-type BuildOptions = Omit<typeof flags, "only"> & { only: readonly Kind[] };
+type BuildOptions = Omit<typeof defaults, "only"> & { only: readonly Kind[] };
 
 /** How to make one library. Paths are relative to the repository, as nvcc does not take spaces in all places. */
 type Recipe = { name: string; args: string[]; sources: string[] };
@@ -233,7 +233,7 @@ const USAGE =
   "Compile what is out of date in build/: the libraries of the CPU, of the emulator, and of CUDA where nvcc is found";
 
 function readOptions(args: string[]): BuildOptions {
-  const o = { ...flags, ...readFlags(args, flags) }, only = o.only.split(",");
+  const o = { ...defaults, ...readFlags(args, defaults) }, only = o.only.split(",");
   const isKind = (name: string): name is Kind => KINDS.some((kind) => kind === name);
   if (only.every(isKind)) return { ...o, only };
   throw new UserError(`Cannot use --only=${o.only}: it should be cpu, emu, cuda or several with commas`);
@@ -243,6 +243,6 @@ if (import.meta.main) {
   await runMain(async (args) => {
     if (!args.includes("--help")) return await build(readOptions(args));
     const { default: source } = await import("./build.ts", { with: { type: "text" } });
-    console.log(help(USAGE, flags, source));
+    console.log(help(USAGE, defaults, source));
   });
 }

@@ -8,7 +8,7 @@ import { help, readFlags } from "../base/flags.ts";
 import { libraryExists, libraryUrl, pathOf } from "../ffi/library.ts";
 import { answer } from "../base/programs.ts";
 
-const flags = {
+const defaults = {
   output: "build/loam", // below build/ or /tmp
 };
 
@@ -68,8 +68,8 @@ DENORT_BIN=path/to/denort takes Deno's runtime from there, not from dl.deno.land
 
 if (import.meta.main) {
   await runMain(async (args) => {
-    if (!args.includes("--help")) return await compile({ ...flags, ...readFlags(args, flags) }.output);
+    if (!args.includes("--help")) return await compile({ ...defaults, ...readFlags(args, defaults) }.output);
     const { default: source } = await import("./compile.ts", { with: { type: "text" } });
-    console.log(help(USAGE, flags, source));
+    console.log(help(USAGE, defaults, source));
   });
 }

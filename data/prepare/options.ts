@@ -4,7 +4,7 @@ import { between, each, help, type Ranges, readFlags, unescape, whole } from "..
 import { formatOf, type Source } from "../read/inputs.ts";
 
 /** The flags of prepare; null is what is not set. */
-export const flags = {
+export const defaults = {
   // input
   input: [] as string[], // files, globs and directories, here or as hf://datasets/OWNER/NAME@REVISION/PATH,
   // and URLs, of .parquet, .jsonl and .txt (.gz, .zst); again or as plain words for more,
@@ -36,7 +36,7 @@ export const flags = {
   merge: false, // make one dataset of the N parts in --out
 };
 
-const ranges: Ranges<typeof flags> = {
+const ranges: Ranges<typeof defaults> = {
   ...each(whole(0, 2 ** 31 - 1), "shuffle_docs", "seed"),
   limit: whole(1),
   val_fraction: between(0, 1, 1), // without 1
@@ -48,7 +48,7 @@ const ranges: Ranges<typeof flags> = {
 /** Text of --help. */
 export async function helpText(): Promise<string> {
   const { default: source } = await import("./options.ts", { with: { type: "text" } });
-  return help(USAGE, flags, source);
+  return help(USAGE, defaults, source);
 }
 
 const USAGE = `Turn text into a dataset of token bins
@@ -72,7 +72,7 @@ export type PartNumber = {
 };
 
 /** What to prepare: the flags of the same names. */
-export type PrepareOptions = Omit<typeof flags, "merge" | "shard"> & {
+export type PrepareOptions = Omit<typeof defaults, "merge" | "shard"> & {
   /** null for all of the inputs. */
   shard: PartNumber | null;
 };
@@ -109,7 +109,7 @@ const WITH_MERGE = ["out", "overwrite", "merge"]; // the rest is in the parts
 
 /** What a command line asks for. Throws UserError for unknown flags, missing values and values out of range. */
 export function parseCommand(args: string[]): Command {
-  const given = readFlags(args, flags, { ranges, words: "input" }), { input, out } = given;
+  const given = readFlags(args, defaults, { ranges, words: "input" }), { input, out } = given;
   if (given.merge) return { merge: mergeOptions(given) };
   if (!input && out !== undefined) {
     throw new UserError(`Cannot prepare "${out}": --input is missing, such as --input corpus.parquet`);
@@ -117,7 +117,7 @@ export function parseCommand(args: string[]): Command {
   if (input && !out) {
     throw new UserError(`Cannot prepare "${input[0]}": --out is missing, such as --out data/c4`);
   }
-  const { merge: _, ...options } = { ...flags, ...input ? {} : DEMO, ...given };
+  const { merge: _, ...options } = { ...defaults, ...input ? {} : DEMO, ...given };
   return {
     prepare: { ...options, split_on: unescape(options.split_on), shard: partNumber(options.shard) },
   };
@@ -133,7 +133,7 @@ export function settle(options: PrepareOptions, sources: Source[]): SettledOptio
   return { ...options, by_position, val_fraction: options.val_fraction ?? (by_position ? 0.1 : 0.005) };
 }
 
-function mergeOptions(given: Partial<typeof flags>): MergeOptions {
+function mergeOptions(given: Partial<typeof defaults>): MergeOptions {
   const other = Object.keys(given).find((name) => !WITH_MERGE.includes(name));
   if (other !== undefined) {
     throw new UserError(`Cannot use --${other} with --merge: the parts have it already; leave it out`);

@@ -17,7 +17,7 @@ export const CUTS = ["llama3", "o200k", "qwen", "gpt2"] as const;
 const LONGEST_STRING = 65_535;
 
 /** The flags of the training; null is what is not set. */
-export const flags = {
+export const defaults = {
   train: [] as string[], // files, globs and directories of .parquet, .jsonl and .txt, as --input of prepare, and
   // URLs for deno task tokenizer:web, which may use the network; again or as plain words for
   // more, all or none with a weight
@@ -38,7 +38,7 @@ export const flags = {
   overwrite: false, // replace the tokenizer in --out
 };
 
-const ranges: Ranges<typeof flags> = {
+const ranges: Ranges<typeof defaults> = {
   vocab_size: whole(257, 1_000_000), // the largest vocabularies in use have a quarter of it
   pattern: CUTS,
   min_frequency: whole(1),
@@ -49,7 +49,7 @@ const ranges: Ranges<typeof flags> = {
 /** Text of --help. */
 export async function helpText(): Promise<string> {
   const { default: source } = await import("./train_options.ts", { with: { type: "text" } });
-  return help(USAGE, flags, source);
+  return help(USAGE, defaults, source);
 }
 
 const USAGE = `Train a byte-level BPE tokenizer on your own text
@@ -62,14 +62,14 @@ The same text and options give the same tokens as BpeTrainer of Hugging Face's t
 libraries load the directory. Of 100 documents the last is held out to measure bytes per token, until that is 1 MB.`;
 
 /** How to train a tokenizer: the flags of the same names. */
-export type TrainOptions = Omit<typeof flags, "special_tokens"> & {
+export type TrainOptions = Omit<typeof defaults, "special_tokens"> & {
   /** Their ids are 0, 1 and so on. */
   special_tokens: string[];
 };
 
 /** The options that a command line means. Throws UserError for unknown flags, missing values and values out of range. */
 export function parseOptions(args: string[]): TrainOptions {
-  const o = { ...flags, ...readFlags(args, flags, { ranges, words: "train" }) };
+  const o = { ...defaults, ...readFlags(args, defaults, { ranges, words: "train" }) };
   if (o.train.length === 0) {
     throw new UserError("Cannot train: --train is missing, such as --train corpus.txt");
   }
