@@ -34,7 +34,10 @@ const CARDS: Card[] = [
 const ACCUMULATION = 32; // train.ts's gradient_accumulation_steps
 
 /** ms of the products, of the rest, and of attention within the products, for one micro-step. */
-export function floor(cases: Case[], { tflops, tb_per_sec }: Pick<Card, "tflops" | "tb_per_sec">) {
+export function floor(
+  cases: Case[],
+  { tflops, tb_per_sec }: Pick<Card, "tflops" | "tb_per_sec">,
+): Record<"products" | "rest", number> {
   const ms = { products: 0, rest: 0 };
   for (const { op, flops, bytes, count } of cases) {
     const perStep = op === "adamw" || op === "grad_sumsq";

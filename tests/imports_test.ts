@@ -91,25 +91,32 @@ export function f(g = "./not.ts") {}\nexport const h: "./not.ts";`;
 /** Ways to write TypeScript that have another way here, and which (CONTRIBUTING.md). */
 const DIALECT: [RegExp, string][] = [
   [/^(export )?(declare )?interface /, "type Name = { ... }"],
-  [/^ *(\/\*)?\* @throws /, "Throws UserError if ..."],
+  [/^ *(\/\*)?\*+ @throws /, "Throws UserError if ..."],
+  [/^(export )?(declare )?(const )?enum /, 'a union of literals, "a" | "b"'],
+  [/^export default /, "an export with a name"],
+  [/^ +(private|protected) (?!constructor)/, "#name"],
 ];
 
 Deno.test("every source file is written in the dialect of CONTRIBUTING.md", () => {
-  const wrong = sourceFiles().filter((file) => !file.startsWith("offline/")) // those read like what they stand for
-    .flatMap((file) =>
-      Deno.readTextFileSync(new URL(file, ROOT)).split("\n").flatMap((line) => strangeIn(line))
-    );
-  assertEquals(wrong, []);
-  assertEquals(strangeIn("export interface Shape extends Base {"), [
-    "export interface Shape extends Base {: write type Name = { ... }",
-  ]);
-  assertEquals(strangeIn("   * @throws {UserError} if it is missing."), [
-    "   * @throws {UserError} if it is missing.: write Throws UserError if ...",
-  ]);
+  const files = sourceFiles().filter((file) => !file.startsWith("offline/")); // those read like what they stand for
+  assertEquals(
+    files.flatMap((file) => strangeIn(file, Deno.readTextFileSync(new URL(file, ROOT)))),
+    [],
+  );
+  const strange = [
+    "interface Shape {",
+    "/** @throws {UserError} if it is missing. */",
+    "enum Kind {",
+    "export default 1;",
+    "  private x = 1;",
+  ];
+  assertEquals(strangeIn("a.ts", strange.join("\n")).length, DIALECT.length);
 });
 
-function strangeIn(line: string): string[] {
-  return DIALECT.filter(([pattern]) => pattern.test(line)).map(([, way]) => `${line}: write ${way}`);
+function strangeIn(file: string, source: string): string[] {
+  return source.split("\n").flatMap((line, i) =>
+    DIALECT.filter(([pattern]) => pattern.test(line)).map(([, way]) => `${file}:${i + 1}: write ${way}`)
+  );
 }
 
 /** Paths of all TypeScript files in the layers, relative to the root. */

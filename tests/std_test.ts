@@ -121,6 +121,7 @@ Deno.test("assertThrows() checks class and message and returns the error", () =>
   assertThrows(
     () =>
       assertThrows(() => {
+        // deno-lint-ignore no-throw-literal
         throw "text";
       }, Error),
     AssertionError,
