@@ -919,12 +919,33 @@ int embedding_backward(float* dweight, const float* dout, const int32_t* ids, in
 
 // ---- rmsnorm: out = x * rstd * weight -------------------------------------------------------------------------------
 
-int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight, int32_t N, int32_t C, float eps) {
-  BEGIN(SIZES(N, C), ADDRESSES(out, rstd, x, weight));
+enum { SUM_ROWS = 64 };  // each block of so many rows sums its own gradient of the weight, whatever the number of threads
+
+/// out (C) = the sum of the rows of partial, `stride` apart, in order.
+static void sum_rows(float* out, const float* partial, int64_t rows, int64_t stride, int C, bool accumulate) {
+  if (!accumulate) memset(out, 0, C * sizeof(float));
+  for (int64_t row = 0; row < rows; row++) {
+#pragma omp simd
+    for (int c = 0; c < C; c++) out[c] += partial[row * stride + c];
+  }
+}
+
+/// Where row i begins, of rows of C that stand `group` at a time side by side, each group `stride` after the one before.
+static size_t row_at(int64_t i, int C, int group, int stride) { return i / group * stride + i % group * C; }
+
+static int check_groups(int N, int C, int group, int stride) {
+  CHECK((int64_t)group * C <= stride, "stride=%d must be at least group * C (%s)", stride, SIZE_TEXT(N, C, group));
+  return 0;
+}
+
+int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight, int32_t N, int32_t C, int32_t group,
+                    int32_t stride, float eps) {
+  BEGIN(SIZES(N, C, group, stride), ADDRESSES(out, rstd, x, weight));
+  TRY(check_groups(N, C, group, stride));
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int i = 0; i < N; i++) {
-    const float* row = x + (size_t)i * C;
-    float* to = out + (size_t)i * C;
+    const float* row = x + row_at(i, C, group, stride);
+    float* to = out + row_at(i, C, group, stride);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int c = 0; c < C; c++) sum += row[c] * row[c];
@@ -945,9 +966,10 @@ static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const fl
   float factor = sum * rstd * rstd / C;  // mean(g * n) * rstd, so that x, not n, is subtracted below
 #pragma omp simd
   for (int c = 0; c < C; c++) {
+    float d = dout[c];  // dx may be dout
     // The first term is as if rstd were a constant; the second takes out what changes the row's length, not its direction.
-    dx[c] = (accumulate_dx ? dx[c] : 0.0f) + rstd * (dout[c] * weight[c] - x[c] * factor);
-    dweight[c] += dout[c] * (x[c] * rstd);  // out = n * weight: its derivative is n
+    dx[c] = (accumulate_dx ? dx[c] : 0.0f) + rstd * (d * weight[c] - x[c] * factor);
+    dweight[c] += d * (x[c] * rstd);  // out = n * weight: its derivative is n
   }
   if (!out) return;
 #pragma omp simd
@@ -955,26 +977,88 @@ static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const fl
 }
 
 int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
-                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
-  BEGIN(SIZES(N, C), ADDRESSES(dx, dweight, dout, x, weight, rstd));
-  const int block_rows = 64;  // each block of rows sums its own dweight, whatever the number of threads
-  int64_t n_blocks = divide_up(N, block_rows);
+                     const float* rstd, int32_t N, int32_t C, int32_t group, int32_t stride, int32_t accumulate_dx,
+                     int32_t accumulate_dweight) {
+  BEGIN(SIZES(N, C, group, stride), ADDRESSES(dx, dweight, dout, x, weight, rstd));
+  TRY(check_groups(N, C, group, stride));
+  int64_t n_blocks = divide_up(N, SUM_ROWS);
   float* partial = (float*)workspace(n_blocks * C * sizeof(float));
   if (!partial) return 1;
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int64_t block = 0; block < n_blocks; block++) {
     float* sums = partial + block * C;
     memset(sums, 0, C * sizeof(float));
-    for (int64_t i = block * block_rows; i < min(N, (block + 1) * block_rows); i++) {
-      rmsnorm_backward_row(dx + i * C, sums, out ? out + i * C : nullptr, dout + i * C, x + i * C, weight, rstd[i], C,
+    for (int64_t i = block * SUM_ROWS; i < min(N, (block + 1) * SUM_ROWS); i++) {
+      size_t at = row_at(i, C, group, stride);
+      rmsnorm_backward_row(dx + at, sums, out ? out + at : nullptr, dout + at, x + at, weight, rstd[i], C,
                            accumulate_dx);
     }
   }
-  if (!accumulate_dweight) memset(dweight, 0, C * sizeof(float));
-  for (int64_t block = 0; block < n_blocks; block++) {
+  sum_rows(dweight, partial, n_blocks, C, C, accumulate_dweight);
+  return 0;
+}
+
+// ---- layernorm: out = (x - mean) * rstd * weight + bias -------------------------------------------------------------
+
+int layernorm_forward(float* out, float* stats, const float* x, const float* weight, const float* bias, int32_t N,
+                      int32_t C, float eps) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, stats, x, weight, bias));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t i = 0; i < N; i++) {
+    const float* row = x + i * C;
+    float* to = out + i * C;
+    float sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += row[c];
+    float mean = sum / C;
+#pragma omp simd reduction(+ : squares)
+    for (int c = 0; c < C; c++) squares += (row[c] - mean) * (row[c] - mean);  // of what is small beside a large mean
+    float rstd = 1.0f / sqrtf(squares / C + eps);
 #pragma omp simd
-    for (int c = 0; c < C; c++) dweight[c] += partial[block * C + c];
+    for (int c = 0; c < C; c++) to[c] = (row[c] - mean) * rstd * weight[c] + bias[c];
+    stats[2 * i] = mean, stats[2 * i + 1] = rstd;
   }
+  return 0;
+}
+
+/// One row; dbias follows dweight in `sums`.
+static void layernorm_backward_row(float* dx, float* sums, const float* dout, const float* x, const float* weight,
+                                   float mean, float rstd, int C) {
+  float g_sum = 0.0f, gn_sum = 0.0f;
+#pragma omp simd reduction(+ : g_sum, gn_sum)
+  for (int c = 0; c < C; c++) {
+    float g = dout[c] * weight[c], n = (x[c] - mean) * rstd;
+    g_sum += g;
+    gn_sum += g * n;
+    sums[c] += dout[c] * n;
+    sums[C + c] += dout[c];
+  }
+  float g_mean = g_sum / C, gn_mean = gn_sum / C;
+#pragma omp simd
+  for (int c = 0; c < C; c++) {
+    float n = (x[c] - mean) * rstd;
+    // As if mean and rstd were constants, less what moves the row's mean and what changes its length.
+    dx[c] = rstd * (dout[c] * weight[c] - g_mean - n * gn_mean);
+  }
+}
+
+int layernorm_backward(float* dx, float* dweight, float* dbias, const float* dout, const float* x, const float* weight,
+                       const float* stats, int32_t N, int32_t C, int32_t accumulate_dweight,
+                       int32_t accumulate_dbias) {
+  BEGIN(SIZES(N, C), ADDRESSES(dx, dweight, dbias, dout, x, weight, stats));
+  int64_t n_blocks = divide_up(N, SUM_ROWS);
+  float* partial = (float*)workspace(n_blocks * 2 * C * sizeof(float));
+  if (!partial) return 1;
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t block = 0; block < n_blocks; block++) {
+    float* sums = partial + block * 2 * C;
+    memset(sums, 0, 2 * C * sizeof(float));
+    for (int64_t i = block * SUM_ROWS; i < min(N, (block + 1) * SUM_ROWS); i++) {
+      layernorm_backward_row(dx + i * C, sums, dout + i * C, x + i * C, weight, stats[2 * i], stats[2 * i + 1], C);
+    }
+  }
+  sum_rows(dweight, partial, n_blocks, 2 * C, C, accumulate_dweight);
+  sum_rows(dbias, partial + C, n_blocks, 2 * C, C, accumulate_dbias);
   return 0;
 }
 
@@ -1537,7 +1621,94 @@ int add(float* out, const float* a, const float* b, int64_t n) {
   return 0;
 }
 
-// ---- cross entropy --------------------------------------------------------------------------------------------------
+// ---- element-wise: the functions stand in formulas.h ----------------------------------------------------------------
+
+template <int KIND>
+static void unary_all(float* out, const float* x, float parameter, int64_t n) {
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) out[i] = unary<KIND>(x[i], parameter).value;
+}
+
+template <int KIND>
+static void unary_slopes(float* dx, const float* dout, const float* x, float parameter, int64_t n) {
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) dx[i] = dout[i] * unary<KIND>(x[i], parameter).slope;
+}
+
+int unary_forward(float* out, const float* x, int32_t kind, float parameter, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(out, x));
+#define CASE(KIND) unary_all<KIND>(out, x, parameter, n)
+  SWITCH_UNARY(kind, CASE)
+#undef CASE
+  return 0;
+}
+
+int unary_backward(float* dx, const float* dout, const float* x, int32_t kind, float parameter, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(dx, dout, x));
+#define CASE(KIND) unary_slopes<KIND>(dx, dout, x, parameter, n)
+  SWITCH_UNARY(kind, CASE)
+#undef CASE
+  return 0;
+}
+
+int mul(float* out, const float* a, const float* b, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(out, a, b));
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) out[i] = a[i] * b[i];
+  return 0;
+}
+
+int dropout(float* out, const float* x, int64_t n, float rate, uint64_t key) {
+  BEGIN(SIZES(n), ADDRESSES(out, x));
+  CHECK(rate >= 0.0f && rate < 1.0f, "rate=%g must be at least 0 and below 1 (%s)", rate, SIZE_TEXT(n));
+#pragma omp parallel for num_threads(team(16 * n))
+  for (int64_t i = 0; i < n; i += 4) {
+    Mask mask = dropout_mask(i / 4, rate, key);
+    for (int64_t e = 0; e < min(4, n - i); e++) out[i + e] = x[i + e] * mask.factor[e];
+  }
+  return 0;
+}
+
+// ---- rows and columns -----------------------------------------------------------------------------------------------
+
+int bias_forward(float* out, const float* x, const float* bias, int32_t N, int32_t C) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, x, bias));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t i = 0; i < N; i++) {
+#pragma omp simd
+    for (int c = 0; c < C; c++) out[i * C + c] = x[i * C + c] + bias[c];
+  }
+  return 0;
+}
+
+int bias_backward(float* dbias, const float* dout, int32_t N, int32_t C, int32_t accumulate) {
+  BEGIN(SIZES(N, C), ADDRESSES(dbias, dout));
+  int64_t n_blocks = divide_up(N, SUM_ROWS);
+  float* partial = (float*)workspace(n_blocks * C * sizeof(float));
+  if (!partial) return 1;
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t block = 0; block < n_blocks; block++) {
+    int64_t first = block * SUM_ROWS;
+    sum_rows(partial + block * C, dout + first * C, min(SUM_ROWS, N - first), C, C, false);
+  }
+  sum_rows(dbias, partial, n_blocks, C, C, accumulate);
+  return 0;
+}
+
+int copy_columns(float* dst, const float* src, int32_t N, int32_t columns, int32_t dst_stride, int32_t src_stride,
+                 int32_t accumulate) {
+  BEGIN(SIZES(N, columns, dst_stride, src_stride), ADDRESSES(dst, src));
+  CHECK(columns <= dst_stride && columns <= src_stride, "a stride must be at least columns=%d (%s)", columns,
+        SIZE_TEXT(N, dst_stride, src_stride));
+#pragma omp parallel for num_threads(team((int64_t)N * columns))
+  for (int64_t i = 0; i < N; i++) {
+    float* to = dst + i * dst_stride;
+    const float* from = src + i * src_stride;
+#pragma omp simd
+    for (int c = 0; c < columns; c++) to[c] = (accumulate ? to[c] : 0.0f) + from[c];
+  }
+  return 0;
+}
 
 static float row_max(const float* x, int n) {
   vec tops = vec{} - INFINITY;
@@ -1549,22 +1720,90 @@ static float row_max(const float* x, int n) {
   return top;
 }
 
-/// One row with a target: returns its loss; where backward, the logits become their gradients.
-static float cross_entropy_row(float* logits, int target, int V, float grad_scale, bool backward) {
-  float top = row_max(logits, V);
-  float target_logit = logits[target];
+/// The sum of e^(x - top) over a row, in double: float sums would be short by more, the wider the row. The terms, where
+/// `terms` is not 0, are written there, which may be x.
+static double sum_exponentials(float* terms, const float* x, int n, float top) {
   double total = 0.0;
-  for (int start = 0; start < V; start += 1024) {  // short float sums, added up in double
-    int end = (int)min(V, start + 1024);
+  for (int start = 0; start < n; start += 1024) {  // short float sums, added up
+    int end = (int)min(n, start + 1024);
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
     for (int v = start; v < end; v++) {
-      float e = fast_exp(logits[v] - top);
-      if (backward) logits[v] = e;
+      float e = fast_exp(x[v] - top);
+      if (terms) terms[v] = e;
       sum += e;
     }
     total += sum;
   }
+  return total;
+}
+
+int softmax_forward(float* out, const float* x, int32_t N, int32_t C) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, x));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t i = 0; i < N; i++) {
+    float* to = out + i * C;
+    float factor = (float)(1.0 / sum_exponentials(to, x + i * C, C, row_max(x + i * C, C)));
+#pragma omp simd
+    for (int c = 0; c < C; c++) to[c] *= factor;
+  }
+  return 0;
+}
+
+int softmax_backward(float* dx, const float* dout, const float* out, int32_t N, int32_t C) {
+  BEGIN(SIZES(N, C), ADDRESSES(dx, dout, out));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t i = 0; i < N; i++) {
+    const float *d = dout + i * C, *p = out + i * C;
+    float sum = 0.0f;  // what the row as a whole would gain, which its sum of 1 does not allow
+#pragma omp simd reduction(+ : sum)
+    for (int c = 0; c < C; c++) sum += p[c] * d[c];
+#pragma omp simd
+    for (int c = 0; c < C; c++) dx[i * C + c] = p[c] * (d[c] - sum);
+  }
+  return 0;
+}
+
+static int check_columns(int N, int V, int V_stride) {
+  CHECK(V_stride >= V, "V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
+  return 0;
+}
+
+int logsumexp_forward(float* out, float* lse, const float* x, int32_t N, int32_t V, int32_t V_stride) {
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(out, lse, x));
+  TRY(check_columns(N, V, V_stride));
+#pragma omp parallel for num_threads(team((int64_t)N * V))
+  for (int64_t i = 0; i < N; i++) {
+    const float* row = x + i * V_stride;
+    float top = row_max(row, V);
+    out[i] = lse[i] = (float)(top + log(sum_exponentials(nullptr, row, V, top)));
+  }
+  return 0;
+}
+
+int logsumexp_backward(float* dx, const float* dout, const float* lse, const float* x, int32_t N, int32_t V,
+                       int32_t V_stride) {
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(dx, dout, lse, x));
+  TRY(check_columns(N, V, V_stride));
+#pragma omp parallel for num_threads(team((int64_t)N * V))
+  for (int64_t i = 0; i < N; i++) {
+    float* to = dx + i * V_stride;
+    const float* row = x + i * V_stride;
+    float d = dout[i], l = lse[i];
+#pragma omp simd
+    for (int v = 0; v < V; v++) to[v] = d * fast_exp(row[v] - l);
+    memset(to + V, 0, (V_stride - V) * sizeof(float));
+  }
+  return 0;
+}
+
+// ---- cross entropy --------------------------------------------------------------------------------------------------
+
+/// One row with a target: returns its loss; where backward, the logits become their gradients.
+static float cross_entropy_row(float* logits, int target, int V, float grad_scale, bool backward) {
+  float top = row_max(logits, V);
+  float target_logit = logits[target];
+  double total = sum_exponentials(backward ? logits : nullptr, logits, V, top);
   if (backward) {
     float factor = (float)(grad_scale / total);  // softmax = exponential / total
 #pragma omp simd
@@ -1577,7 +1816,7 @@ static float cross_entropy_row(float* logits, int target, int V, float grad_scal
 int cross_entropy(float* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
                   float grad_scale, int32_t backward) {
   BEGIN(SIZES(N, V, V_stride), ADDRESSES(logits, losses, targets));
-  if (V_stride < V) FAIL("V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
+  TRY(check_columns(N, V, V_stride));
   for (int i = 0; i < N; i++) {
     if (targets[i] >= V) FAIL("targets[%d]=%d must be less than V=%d", i, targets[i], V);
   }

@@ -691,14 +691,25 @@ int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int3
 
 constexpr int ROWS_PER_BLOCK = BLOCK / WARP;
 
+/// Where a row begins, of rows of C that stand `group` at a time side by side, each group `stride` after the one before.
+DEVICE size_t row_at(int row, int C, int group, int stride) {
+  return (size_t)(row / group) * stride + (size_t)(row % group) * C;
+}
+
+static int check_groups(int N, int C, int group, int stride) {
+  CHECK((int64_t)group * C <= stride, "stride=%d must be at least group * C (%s)", stride, SIZE_TEXT(N, C, group));
+  return 0;
+}
+
 /// The second reading of a row comes from the L1 cache.
 template <int VEC>
 static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* x, const act* weight, int N, int C,
-                                              float eps) {
+                                              int group, int stride, float eps) {
   int row = blockIdx.x * ROWS_PER_BLOCK + warp_id();
   if (row >= N) return;
-  x += (size_t)row * C;
-  out += (size_t)row * C;
+  size_t at = row_at(row, C, group, stride);
+  x += at;
+  out += at;
   float sum = 0;
 #pragma unroll 4
   for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
@@ -720,13 +731,15 @@ static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* 
   if (lane_id() == 0) rstd[row] = r;
 }
 
-int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps) {
-  BEGIN(SIZES(N, C), ADDRESSES(out, rstd, x, weight));
+int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, int32_t group,
+                    int32_t stride, float eps) {
+  BEGIN(SIZES(N, C, group, stride), ADDRESSES(out, rstd, x, weight));
+  TRY(check_groups(N, C, group, stride));
   unsigned blocks = ceil_div(N, ROWS_PER_BLOCK);
-  if (C % 8 == 0 && aligned16(out, x, weight))
-    LAUNCH(rmsnorm_forward_kernel<8>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
+  if (C % 8 == 0 && stride % 8 == 0 && aligned16(out, x, weight))
+    LAUNCH(rmsnorm_forward_kernel<8>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, group, stride, eps);
   else
-    LAUNCH(rmsnorm_forward_kernel<1>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, eps);
+    LAUNCH(rmsnorm_forward_kernel<1>, blocks, BLOCK, 0, out, rstd, x, weight, N, C, group, stride, eps);
   return 0;
 }
 
@@ -735,7 +748,8 @@ int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int3
 /// (gridDim.x, C), which the next kernel adds up: dweight has many writers and no atomics.
 template <int VEC>
 static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out, const act* dout, const act* x,
-                                               const act* weight, const float* rstd, int N, int C, int accumulate_dx) {
+                                               const act* weight, const float* rstd, int N, int C, int group,
+                                               int stride, int accumulate_dx) {
   DYNAMIC_SHARED(raw);
   int warps = blockDim.x / WARP, chunks = C / VEC;
   // The sums of this warp lie as (VEC, chunks), so that neighbouring lanes hit different banks.
@@ -743,8 +757,9 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
   for (int c = lane_id(); c < C; c += WARP) dweight[c] = 0;
   __syncwarp();
   for (int row = blockIdx.x * warps + warp_id(); row < N; row += gridDim.x * warps) {
-    const act *dy_row = dout + (size_t)row * C, *x_row = x + (size_t)row * C;
-    act* dx_row = dx + (size_t)row * C;
+    size_t at = row_at(row, C, group, stride);
+    const act *dy_row = dout + at, *x_row = x + at;
+    act* dx_row = dx + at;
     float r = rstd[row], sum = 0;
 #pragma unroll 2
     for (int c = lane_id() * VEC; c < C; c += WARP * VEC) {
@@ -772,7 +787,7 @@ static __global__ void rmsnorm_backward_kernel(act* dx, float* partial, act* out
         y[e] = n * w[e];  // the forward result again
       }
       store<VEC>(dx_row + c, d);
-      if (out) store<VEC>(out + (size_t)row * C + c, y);
+      if (out) store<VEC>(out + at + c, y);
     }
   }
   __syncthreads();
@@ -797,8 +812,10 @@ static __global__ void sum_rows_kernel(float* out, const float* partial, int row
 }
 
 int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
-                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight) {
-  BEGIN(SIZES(N, C), ADDRESSES(dx, dweight, dout, x, weight, rstd));
+                     const float* rstd, int32_t N, int32_t C, int32_t group, int32_t stride, int32_t accumulate_dx,
+                     int32_t accumulate_dweight) {
+  BEGIN(SIZES(N, C, group, stride), ADDRESSES(dx, dweight, dout, x, weight, rstd));
+  TRY(check_groups(N, C, group, stride));
   constexpr int MAX_C = 48 * 1024 / sizeof(float);  // one warp's sums must fit into shared memory
   CHECK(C <= MAX_C, "C=%d must be at most %d (%s)", C, MAX_C, SIZE_TEXT(N));
   int warps = MAX_C / C < ROWS_PER_BLOCK ? MAX_C / C : ROWS_PER_BLOCK;
@@ -808,13 +825,101 @@ int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const a
   if (blocks > most) blocks = most;
   if (blocks > needed) blocks = needed;
   float* partial = (float*)gpu.workspace;
-  if (C % 8 == 0 && aligned16(dx, out, dout, x, weight))
+  if (C % 8 == 0 && stride % 8 == 0 && aligned16(dx, out, dout, x, weight))
     LAUNCH(rmsnorm_backward_kernel<8>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C,
-           accumulate_dx);
+           group, stride, accumulate_dx);
   else
     LAUNCH(rmsnorm_backward_kernel<1>, blocks, warps * WARP, shared, dx, partial, out, dout, x, weight, rstd, N, C,
-           accumulate_dx);
+           group, stride, accumulate_dx);
   LAUNCH(sum_rows_kernel, ceil_div(C, 32), 1024, 0, dweight, partial, (int)blocks, C, accumulate_dweight);
+  return 0;
+}
+
+// ---- sums of columns: gradients of what is added to, or scales, every row ------------------------------------------
+
+/// partial (gridDim.y, C) = for each column sums of rows gridDim.y apart: of dout or, where x is there, of dout times the
+/// normalised x. One thread has one column.
+static __global__ void sum_columns_kernel(float* partial, const act* dout, const act* x, const float* stats, int N,
+                                          int C) {
+  int c = blockIdx.x * BLOCK + threadIdx.x;
+  if (c >= C) return;
+  float sum = 0;
+  for (int row = blockIdx.y; row < N; row += gridDim.y) {
+    float d = to_float(dout[(size_t)row * C + c]);
+    sum += x ? d * (to_float(x[(size_t)row * C + c]) - stats[2 * row]) * stats[2 * row + 1] : d;
+  }
+  partial[(size_t)blockIdx.y * C + c] = sum;
+}
+
+static int sum_columns(float* out, const act* dout, const act* x, const float* stats, int N, int C, int accumulate) {
+  CHECK((size_t)C <= WORKSPACE_BYTES / sizeof(float), "C=%d does not fit the workspace (%s)", C, SIZE_TEXT(N));
+  size_t parts = WORKSPACE_BYTES / sizeof(float) / C;
+  if (parts > 256) parts = 256;
+  if (parts > (size_t)N) parts = N;
+  float* partial = (float*)gpu.workspace;
+  LAUNCH(sum_columns_kernel, dim3(ceil_div(C, BLOCK), (unsigned)parts), BLOCK, 0, partial, dout, x, stats, N, C);
+  LAUNCH(sum_rows_kernel, ceil_div(C, 32), 1024, 0, out, partial, (int)parts, C, accumulate);
+  return 0;
+}
+
+// ---- layernorm: out = (x - mean) * rstd * weight + bias, one warp per row -------------------------------------------
+
+static __global__ void layernorm_forward_kernel(act* out, float* stats, const act* x, const act* weight,
+                                                const act* bias, int N, int C, float eps) {
+  int row = blockIdx.x * ROWS_PER_BLOCK + warp_id();
+  if (row >= N) return;
+  x += (size_t)row * C;
+  out += (size_t)row * C;
+  float sum = 0, squares = 0;
+  for (int c = lane_id(); c < C; c += WARP) sum += to_float(x[c]);
+  float mean = warp_sum(sum) / C;
+  for (int c = lane_id(); c < C; c += WARP) {
+    float d = to_float(x[c]) - mean;  // squares of what is small beside a large mean
+    squares += d * d;
+  }
+  float rstd = rsqrtf(warp_sum(squares) / C + eps);
+  for (int c = lane_id(); c < C; c += WARP)
+    from_float(out[c], (to_float(x[c]) - mean) * rstd * to_float(weight[c]) + to_float(bias[c]));
+  if (lane_id() == 0) stats[2 * row] = mean, stats[2 * row + 1] = rstd;
+}
+
+int layernorm_forward(act* out, float* stats, const act* x, const act* weight, const act* bias, int32_t N, int32_t C,
+                      float eps) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, stats, x, weight, bias));
+  LAUNCH(layernorm_forward_kernel, ceil_div(N, ROWS_PER_BLOCK), BLOCK, 0, out, stats, x, weight, bias, N, C, eps);
+  return 0;
+}
+
+/// dx = rstd * (g - mean(g) - n * mean(g * n)), n = (x - mean) * rstd, g = dout * weight. A lane reads each dout before it
+/// writes a dx over it.
+static __global__ void layernorm_backward_kernel(act* dx, const act* dout, const act* x, const act* weight,
+                                                 const float* stats, int N, int C) {
+  int row = blockIdx.x * ROWS_PER_BLOCK + warp_id();
+  if (row >= N) return;
+  x += (size_t)row * C;
+  dout += (size_t)row * C;
+  dx += (size_t)row * C;
+  float mean = stats[2 * row], rstd = stats[2 * row + 1], g_sum = 0, gn_sum = 0;
+  for (int c = lane_id(); c < C; c += WARP) {
+    float g = to_float(dout[c]) * to_float(weight[c]);
+    g_sum += g;
+    gn_sum += g * (to_float(x[c]) - mean) * rstd;
+  }
+  float g_mean = warp_sum(g_sum) / C, gn_mean = warp_sum(gn_sum) / C;
+  for (int c = lane_id(); c < C; c += WARP) {
+    float g = to_float(dout[c]) * to_float(weight[c]), n = (to_float(x[c]) - mean) * rstd;
+    // As if mean and rstd were constants, less what moves the row's mean and what changes its length.
+    from_float(dx[c], rstd * (g - g_mean - n * gn_mean));
+  }
+}
+
+int layernorm_backward(act* dx, float* dweight, float* dbias, const act* dout, const act* x, const act* weight,
+                       const float* stats, int32_t N, int32_t C, int32_t accumulate_dweight,
+                       int32_t accumulate_dbias) {
+  BEGIN(SIZES(N, C), ADDRESSES(dx, dweight, dbias, dout, x, weight, stats));
+  TRY(sum_columns(dweight, dout, x, stats, N, C, accumulate_dweight));  // before dx may take the place of dout
+  TRY(sum_columns(dbias, dout, nullptr, nullptr, N, C, accumulate_dbias));
+  LAUNCH(layernorm_backward_kernel, ceil_div(N, ROWS_PER_BLOCK), BLOCK, 0, dx, dout, x, weight, stats, N, C);
   return 0;
 }
 
@@ -1706,7 +1811,8 @@ int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32
 
 // ---- swiglu: h = silu(gate) * up -----------------------------------------------------------------------------------
 
-DEVICE float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+FORMULA float fast_exp(float x) { return __expf(x); }
+FORMULA float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 template <int VEC> static __global__ void swiglu_forward_kernel(act* h, const act* gate_up, int N, int F) {
   unsigned i = (unsigned)global_thread(), row = i / (F / VEC), f = i % (F / VEC) * VEC;
@@ -1785,6 +1891,221 @@ int add(act* out, const act* a, const act* b, int64_t n) {
   return 0;
 }
 
+// ---- element-wise: the functions stand in formulas.h ---------------------------------------------------------------
+
+/// out = f(x) or, where dout is there, dout * f'(x).
+template <int KIND, int VEC>
+static __global__ void unary_kernel(act* out, const act* dout, const act* x, float parameter, size_t n) {
+  size_t i = global_thread() * VEC;
+  if (i >= n) return;
+  float v[VEC], d[VEC] = {};
+  load<VEC>(v, x + i);
+  if (dout) load<VEC>(d, dout + i);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) {
+    Unary f = unary<KIND>(v[e], parameter);
+    v[e] = dout ? d[e] * f.slope : f.value;
+  }
+  store<VEC>(out + i, v);
+}
+
+static int launch_unary(act* out, const act* dout, const act* x, int kind, float parameter, size_t n) {
+  CHECK_LAUNCH(n / BLOCK, (int64_t)n);
+  bool wide = n % 8 == 0 && aligned16(out, dout, x);
+#define CASE(KIND)                                                                                           \
+  if (wide)                                                                                                  \
+    LAUNCH((unary_kernel<KIND, 8>), ceil_div(n / 8, BLOCK), BLOCK, 0, out, dout, x, parameter, n);           \
+  else                                                                                                       \
+    LAUNCH((unary_kernel<KIND, 1>), ceil_div(n, BLOCK), BLOCK, 0, out, dout, x, parameter, n)
+  SWITCH_UNARY(kind, CASE)
+#undef CASE
+  return 0;
+}
+
+int unary_forward(act* out, const act* x, int32_t kind, float parameter, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(out, x));
+  return launch_unary(out, nullptr, x, kind, parameter, n);
+}
+
+int unary_backward(act* dx, const act* dout, const act* x, int32_t kind, float parameter, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(dx, dout, x));
+  return launch_unary(dx, dout, x, kind, parameter, n);
+}
+
+template <int VEC> static __global__ void mul_kernel(act* out, const act* a, const act* b, size_t n) {
+  size_t i = global_thread() * VEC;
+  if (i >= n) return;
+  float x[VEC], y[VEC];
+  load<VEC>(x, a + i);
+  load<VEC>(y, b + i);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) x[e] *= y[e];
+  store<VEC>(out + i, x);
+}
+
+int mul(act* out, const act* a, const act* b, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(out, a, b));
+  CHECK_LAUNCH(n / BLOCK, n);
+  if (n % 8 == 0 && aligned16(out, a, b))
+    LAUNCH(mul_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
+  else
+    LAUNCH(mul_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, out, a, b, (size_t)n);
+  return 0;
+}
+
+/// One thread has the four elements of a Philox block.
+static __global__ void dropout_kernel(act* out, const act* x, size_t n, float rate, uint64_t key) {
+  size_t i = global_thread() * 4;
+  if (i >= n) return;
+  Mask mask = dropout_mask(i / 4, rate, key);
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    if (i + e < n) from_float(out[i + e], to_float(x[i + e]) * mask.factor[e]);
+}
+
+int dropout(act* out, const act* x, int64_t n, float rate, uint64_t key) {
+  BEGIN(SIZES(n), ADDRESSES(out, x));
+  CHECK(rate >= 0.0f && rate < 1.0f, "rate=%g must be at least 0 and below 1 (%s)", rate, SIZE_TEXT(n));
+  CHECK_LAUNCH(n / BLOCK, n);
+  LAUNCH(dropout_kernel, ceil_div(ceil_div(n, 4), BLOCK), BLOCK, 0, out, x, (size_t)n, rate, key);
+  return 0;
+}
+
+// ---- rows and columns -----------------------------------------------------------------------------------------------
+
+template <int VEC>
+static __global__ void bias_forward_kernel(act* out, const act* x, const act* bias, size_t n, int C) {
+  size_t i = global_thread() * VEC;
+  if (i >= n) return;
+  float v[VEC], b[VEC];
+  load<VEC>(v, x + i);
+  load<VEC>(b, bias + i % C);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) v[e] += b[e];
+  store<VEC>(out + i, v);
+}
+
+int bias_forward(act* out, const act* x, const act* bias, int32_t N, int32_t C) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, x, bias));
+  size_t n = (size_t)N * C;
+  CHECK_LAUNCH(n / BLOCK, N, C);
+  if (C % 8 == 0 && aligned16(out, x, bias))
+    LAUNCH(bias_forward_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, out, x, bias, n, C);
+  else
+    LAUNCH(bias_forward_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, out, x, bias, n, C);
+  return 0;
+}
+
+int bias_backward(float* dbias, const act* dout, int32_t N, int32_t C, int32_t accumulate) {
+  BEGIN(SIZES(N, C), ADDRESSES(dbias, dout));
+  return sum_columns(dbias, dout, nullptr, nullptr, N, C, accumulate);
+}
+
+/// One thread copies VEC elements of a row.
+template <int VEC>
+static __global__ void copy_columns_kernel(act* dst, const act* src, int N, int columns, int dst_stride, int src_stride,
+                                           int accumulate) {
+  unsigned i = (unsigned)global_thread(), row = i / (columns / VEC), c = i % (columns / VEC) * VEC;
+  if (row >= (unsigned)N) return;
+  act* to = dst + (size_t)row * dst_stride + c;
+  float v[VEC], before[VEC] = {};
+  load<VEC>(v, src + (size_t)row * src_stride + c);
+  if (accumulate) load<VEC>(before, to);
+#pragma unroll
+  for (int e = 0; e < VEC; e++) v[e] += before[e];
+  store<VEC>(to, v);
+}
+
+int copy_columns(act* dst, const act* src, int32_t N, int32_t columns, int32_t dst_stride, int32_t src_stride,
+                 int32_t accumulate) {
+  BEGIN(SIZES(N, columns, dst_stride, src_stride), ADDRESSES(dst, src));
+  CHECK(columns <= dst_stride && columns <= src_stride, "a stride must be at least columns=%d (%s)", columns,
+        SIZE_TEXT(N, dst_stride, src_stride));
+  size_t n = (size_t)N * columns;
+  CHECK_LAUNCH(n, N, columns);
+  if (columns % 8 == 0 && dst_stride % 8 == 0 && src_stride % 8 == 0 && aligned16(dst, src))
+    LAUNCH(copy_columns_kernel<8>, ceil_div(n / 8, BLOCK), BLOCK, 0, dst, src, N, columns, dst_stride, src_stride,
+           accumulate);
+  else
+    LAUNCH(copy_columns_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, dst, src, N, columns, dst_stride, src_stride,
+           accumulate);
+  return 0;
+}
+
+static int check_columns(int N, int V, int V_stride) {
+  CHECK(V_stride >= V, "V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
+  CHECK(V_stride < (1 << 30), "V_stride=%d must be below 2^30 (N=%d)", V_stride, N);
+  return 0;
+}
+
+/// log(sum(e^x)) over a row, in every thread of the block that has it.
+DEVICE float block_logsumexp(const act* row, int n) {
+  float top = -INFINITY, sum = 0;
+  for (int c = threadIdx.x; c < n; c += BLOCK) top = fmaxf(top, to_float(row[c]));
+  top = block_max(top);
+  for (int c = threadIdx.x; c < n; c += BLOCK) sum += exp2_approx((to_float(row[c]) - top) * LOG2E);
+  return top + logf(block_sum(sum));
+}
+
+/// One block per row, as below.
+static __global__ void softmax_forward_kernel(act* out, const act* x, int C) {
+  const act* row = x + (size_t)blockIdx.x * C;
+  float lse = block_logsumexp(row, C);
+  for (int c = threadIdx.x; c < C; c += BLOCK)
+    from_float(out[(size_t)blockIdx.x * C + c], exp2_approx((to_float(row[c]) - lse) * LOG2E));
+}
+
+int softmax_forward(act* out, const act* x, int32_t N, int32_t C) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, x));
+  LAUNCH(softmax_forward_kernel, N, BLOCK, 0, out, x, C);
+  return 0;
+}
+
+static __global__ void softmax_backward_kernel(act* dx, const act* dout, const act* out, int C) {
+  size_t at = (size_t)blockIdx.x * C;
+  float sum = 0;  // what the row as a whole would gain, which its sum of 1 does not allow
+  for (int c = threadIdx.x; c < C; c += BLOCK) sum += to_float(out[at + c]) * to_float(dout[at + c]);
+  sum = block_sum(sum);
+  for (int c = threadIdx.x; c < C; c += BLOCK)
+    from_float(dx[at + c], to_float(out[at + c]) * (to_float(dout[at + c]) - sum));
+}
+
+int softmax_backward(act* dx, const act* dout, const act* out, int32_t N, int32_t C) {
+  BEGIN(SIZES(N, C), ADDRESSES(dx, dout, out));
+  LAUNCH(softmax_backward_kernel, N, BLOCK, 0, dx, dout, out, C);
+  return 0;
+}
+
+static __global__ void logsumexp_forward_kernel(act* out, float* lse, const act* x, int V, int V_stride) {
+  float value = block_logsumexp(x + (size_t)blockIdx.x * V_stride, V);
+  if (threadIdx.x > 0) return;
+  lse[blockIdx.x] = value;
+  from_float(out[blockIdx.x], value);
+}
+
+int logsumexp_forward(act* out, float* lse, const act* x, int32_t N, int32_t V, int32_t V_stride) {
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(out, lse, x));
+  TRY(check_columns(N, V, V_stride));
+  LAUNCH(logsumexp_forward_kernel, N, BLOCK, 0, out, lse, x, V, V_stride);
+  return 0;
+}
+
+static __global__ void logsumexp_backward_kernel(act* dx, const act* dout, const float* lse, const act* x, int V,
+                                                 int V_stride) {
+  size_t at = (size_t)blockIdx.x * V_stride;
+  float d = to_float(dout[blockIdx.x]), l = lse[blockIdx.x];
+  for (int c = threadIdx.x; c < V_stride; c += BLOCK)
+    from_float(dx[at + c], c < V ? d * exp2_approx((to_float(x[at + c]) - l) * LOG2E) : 0.0f);
+}
+
+int logsumexp_backward(act* dx, const act* dout, const float* lse, const act* x, int32_t N, int32_t V,
+                       int32_t V_stride) {
+  BEGIN(SIZES(N, V, V_stride), ADDRESSES(dx, dout, lse, x));
+  TRY(check_columns(N, V, V_stride));
+  LAUNCH(logsumexp_backward_kernel, N, BLOCK, 0, dx, dout, lse, x, V, V_stride);
+  return 0;
+}
+
 // ---- cross entropy: softmax and loss, the gradient in place of the logits ------------------------------------------
 
 constexpr int CROSS_ENTROPY_THREADS = 512;
@@ -1838,8 +2159,7 @@ static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
 int cross_entropy(act* logits, float* losses, const int32_t* targets, int32_t N, int32_t V, int32_t V_stride,
                   float grad_scale, int32_t backward) {
   BEGIN(SIZES(N, V, V_stride), ADDRESSES(logits, losses, targets));
-  CHECK(V_stride >= V, "V_stride=%d must be at least V=%d (N=%d)", V_stride, V, N);
-  CHECK(V_stride < (1 << 30), "V_stride=%d must be below 2^30 (N=%d)", V_stride, N);
+  TRY(check_columns(N, V, V_stride));
   if (V_stride % 8 == 0 && aligned16(logits))
     LAUNCH(cross_entropy_kernel<8>, N, CROSS_ENTROPY_THREADS, 0, logits, losses, targets, V, V_stride, grad_scale,
            backward, gpu.fault);

@@ -32,6 +32,12 @@ typedef float act;
 #define LOAM_ABI_VERSION 4
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
+#define LOAM_SCALE 0  // kinds of unary_forward()
+#define LOAM_GELU 1
+#define LOAM_GELU_TANH 2
+#define LOAM_RELU_SQUARED 3
+#define LOAM_SIGMOID 4
+#define LOAM_SOFTCAP 5
 #define LOAM_BAD_FILE 2  // code of a function that failed over a file, not over how it was called
 
 /// Places in the step control block, 16 floats in device memory. The host writes only the learning rate.
@@ -155,15 +161,33 @@ int embedding_backward(float* dweight, const act* dout, const int32_t* ids, int3
 
 // ---- rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis ------------------------------
 
-/// out, x (N, C); weight (C); rstd (N) is kept for backward.
-int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, float eps);
+/// out, x (N, C); weight (C); rstd (N) is kept for backward. Rows of x, out and their gradients stand `group` at a time side
+/// by side, each group `stride` elements after the one before: 1 and C for a dense array, H and (H + 2K) * D for the queries
+/// of qkv as rows of D.
+int rmsnorm_forward(act* out, float* rstd, const act* x, const act* weight, int32_t N, int32_t C, int32_t group,
+                    int32_t stride, float eps);
 
 /// With n = x * rstd and g = dout * weight, the gradient of n:
 ///   dweight = sum over rows of dout * n
 ///   dx = rstd * (g - n * mean(g * n)): d n_i / dx_j is rstd for i = j, less n_i n_j rstd / C, as rstd has every x_j in it
-/// out, where not 0, receives the forward result again (so that it need not be kept for the next wgrad).
+/// out, where not 0, receives the forward result again (so that it need not be kept for the next wgrad). dx may be dout where
+/// it is not added to.
 int rmsnorm_backward(act* dx, float* dweight, act* out, const act* dout, const act* x, const act* weight,
-                     const float* rstd, int32_t N, int32_t C, int32_t accumulate_dx, int32_t accumulate_dweight);
+                     const float* rstd, int32_t N, int32_t C, int32_t group, int32_t stride, int32_t accumulate_dx,
+                     int32_t accumulate_dweight);
+
+// ---- layernorm: out = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + eps), over the last axis --------------
+
+/// out, x (N, C); weight, bias (C); stats (N, 2), the mean and rstd of each row, is kept for backward.
+int layernorm_forward(act* out, float* stats, const act* x, const act* weight, const act* bias, int32_t N, int32_t C,
+                      float eps);
+
+/// With n = (x - mean) * rstd and g = dout * weight, the gradient of n:
+///   dbias = sum over rows of dout, dweight = sum over rows of dout * n
+///   dx = rstd * (g - mean(g) - n * mean(g * n)): the mean holds every x of the row, and so does rstd
+/// dx may be dout.
+int layernorm_backward(act* dx, float* dweight, float* dbias, const act* dout, const act* x, const act* weight,
+                       const float* stats, int32_t N, int32_t C, int32_t accumulate_dweight, int32_t accumulate_dbias);
 
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------------
 
@@ -214,6 +238,52 @@ int swiglu_backward(act* dgate_up, act* h, const act* dh, const act* gate_up, in
 
 /// out = a + b; out may be a or b.
 int add(act* out, const act* a, const act* b, int64_t n);
+
+// ---- element-wise: one value, or two, of which each output follows ---------------------------------------------------------
+
+/// out = f(x), element by element; out may be x. The kinds, p being `parameter`:
+///   LOAM_SCALE         p * x
+///   LOAM_GELU          x * Phi(x), Phi the normal distribution: PyTorch's gelu(x)
+///   LOAM_GELU_TANH     x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2: PyTorch's gelu(x, approximate="tanh")
+///   LOAM_RELU_SQUARED  max(x, 0)^2
+///   LOAM_SIGMOID       1 / (1 + e^-x)
+///   LOAM_SOFTCAP       p * tanh(x / p), between -p and p
+int unary_forward(act* out, const act* x, int32_t kind, float parameter, int64_t n);
+
+/// dx = dout * f'(x); dx may be dout.
+int unary_backward(act* dx, const act* dout, const act* x, int32_t kind, float parameter, int64_t n);
+
+/// out = a * b; out may be a or b. The gradient of a is dout * b, and that of b dout * a: the same function.
+int mul(act* out, const act* a, const act* b, int64_t n);
+
+/// out = x / (1 - rate) with probability 1 - rate, else 0; out may be x. It is 0 where random word i % 4 of Philox 4x32-10
+/// with this key and counter i / 4 is below rate * 2^32, in every library. Backward is the same function on dout.
+int dropout(act* out, const act* x, int64_t n, float rate, uint64_t key);
+
+// ---- rows and columns ------------------------------------------------------------------------------------------------------
+
+/// out (N, C) = x + bias (C), added to each row; out may be x.
+int bias_forward(act* out, const act* x, const act* bias, int32_t N, int32_t C);
+
+/// dbias (C) = the sum of the rows of dout (N, C); the gradient of x is dout.
+int bias_backward(float* dbias, const act* dout, int32_t N, int32_t C, int32_t accumulate);
+
+/// dst (N, columns) = src, of rows dst_stride and src_stride apart: cuts columns out of a wider array, or puts them into one.
+int copy_columns(act* dst, const act* src, int32_t N, int32_t columns, int32_t dst_stride, int32_t src_stride,
+                 int32_t accumulate);
+
+/// out (N, C) = e^x / sum(e^x) over each row; out may be x.
+int softmax_forward(act* out, const act* x, int32_t N, int32_t C);
+
+/// dx = out * (dout - sum(out * dout)): what one value of a row gains the others lose. dx may be dout.
+int softmax_backward(act* dx, const act* dout, const act* out, int32_t N, int32_t C);
+
+/// out (N) = lse (N) = log(sum(e^x)) over the first V of V_stride columns; lse, in float, is kept for backward.
+int logsumexp_forward(act* out, float* lse, const act* x, int32_t N, int32_t V, int32_t V_stride);
+
+/// dx (N, V_stride) = dout (N) * e^(x - lse), the softmax; 0 in columns from V on. dx may be x.
+int logsumexp_backward(act* dx, const act* dout, const float* lse, const act* x, int32_t N, int32_t V,
+                       int32_t V_stride);
 
 // ---- cross entropy: softmax and loss, the gradient in place of the logits -----------------------------------------------
 

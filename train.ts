@@ -21,7 +21,7 @@ import { howToGoOn } from "./model/run_directory.ts";
 import { resolveCheckpoint } from "./runtime/checkpoint.ts";
 import { profileAfter, tapeListing } from "./runtime/debug.ts";
 import { cosineSchedule } from "./runtime/optim.ts";
-import { backward, endStep } from "./runtime/tape.ts";
+import { backward, beginMasks, endStep } from "./runtime/tape.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
 /** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
@@ -133,10 +133,9 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
   while (step < max_iters && !progress.stopping) {
     progress.begin(step + 1);
     for (let micro = 0; micro < micro_steps; micro++) {
-      inputs.fill(
-        step * micro_steps + micro,
-        (x, y) => data.trainBatch(x, y, progress.position(step, micro)),
-      );
+      const position = progress.position(step, micro);
+      inputs.fill(step * micro_steps + micro, (x, y) => data.trainBatch(x, y, position));
+      beginMasks(position); // of dropout()
       const l = loss(model, inputs.idx, inputs.targets, c, { grad_scale, head_chunk, recompute });
       optimizer.addLoss(l, grad_scale, micro === 0);
       backward(l);

@@ -99,7 +99,7 @@ function normCases({ B, T, n_layer, n_embd: C, act }: Sizes): Case[] {
   const N = B * T, shape = `(${N}, ${C})`, count = 2 * n_layer + 1;
   const forward = (a: Arrays) => {
     const out = a.act(N * C), rstd = a.f32(N), x = a.act(N * C), w = a.act(C);
-    k.rmsnorm_forward(out, rstd, x, w, N, C, 1e-6);
+    k.rmsnorm_forward(out, rstd, x, w, N, C, 1, C, 1e-6);
     return { out, rstd, x, w };
   };
   return [
@@ -111,7 +111,7 @@ function normCases({ B, T, n_layer, n_embd: C, act }: Sizes): Case[] {
       count,
       make: (a) => {
         const { out, rstd, x, w } = forward(a);
-        return () => k.rmsnorm_forward(out, rstd, x, w, N, C, 1e-6);
+        return () => k.rmsnorm_forward(out, rstd, x, w, N, C, 1, C, 1e-6);
       },
     },
     {
@@ -122,7 +122,7 @@ function normCases({ B, T, n_layer, n_embd: C, act }: Sizes): Case[] {
       count,
       make: (a) => {
         const { out, rstd, x, w } = forward(a), dx = a.act(N * C), dw = a.f32(C), dout = a.act(N * C);
-        return () => k.rmsnorm_backward(dx, dw, out, dout, x, w, rstd, N, C, 1, 1);
+        return () => k.rmsnorm_backward(dx, dw, out, dout, x, w, rstd, N, C, 1, C, 1, 1);
       },
     },
   ];

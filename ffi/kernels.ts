@@ -59,7 +59,7 @@ export function embedding_backward(
 }
 
 // ---- rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis
-/** out, x (N, C); weight (C); rstd (N) is kept for backward. */
+/** out, x (N, C), of which `group` rows at a time stand side by side, `stride` from group to group; weight (C); rstd (N) is kept. */
 export function rmsnorm_forward(
   out: Address,
   rstd: Address,
@@ -67,9 +67,11 @@ export function rmsnorm_forward(
   weight: Address,
   N: number,
   C: number,
+  group: number,
+  stride: number,
   eps: number,
 ): void {
-  check(s.rmsnorm_forward(out, rstd, x, weight, N, C, eps));
+  check(s.rmsnorm_forward(out, rstd, x, weight, N, C, group, stride, eps));
 }
 
 /** dx (N, C), dweight (C). out (N, C), where not 0, receives the forward result again. */
@@ -83,10 +85,74 @@ export function rmsnorm_backward(
   rstd: Address,
   N: number,
   C: number,
+  group: number,
+  stride: number,
   accumulate_dx: number,
   accumulate_dweight: number,
 ): void {
-  check(s.rmsnorm_backward(dx, dweight, out, dout, x, weight, rstd, N, C, accumulate_dx, accumulate_dweight));
+  check(
+    s.rmsnorm_backward(
+      dx,
+      dweight,
+      out,
+      dout,
+      x,
+      weight,
+      rstd,
+      N,
+      C,
+      group,
+      stride,
+      accumulate_dx,
+      accumulate_dweight,
+    ),
+  );
+}
+
+// ---- layernorm: out = (x - mean) * rstd * weight + bias, over the last axis
+/** out, x (N, C); weight, bias (C); stats (N, 2) is kept for backward. */
+export function layernorm_forward(
+  out: Address,
+  stats: Address,
+  x: Address,
+  weight: Address,
+  bias: Address,
+  N: number,
+  C: number,
+  eps: number,
+): void {
+  check(s.layernorm_forward(out, stats, x, weight, bias, N, C, eps));
+}
+
+/** dx (N, C), which may be dout; dweight, dbias (C). */
+export function layernorm_backward(
+  dx: Address,
+  dweight: Address,
+  dbias: Address,
+  dout: Address,
+  x: Address,
+  weight: Address,
+  stats: Address,
+  N: number,
+  C: number,
+  accumulate_dweight: number,
+  accumulate_dbias: number,
+): void {
+  check(
+    s.layernorm_backward(
+      dx,
+      dweight,
+      dbias,
+      dout,
+      x,
+      weight,
+      stats,
+      N,
+      C,
+      accumulate_dweight,
+      accumulate_dbias,
+    ),
+  );
 }
 
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place
@@ -216,6 +282,93 @@ export function swiglu_backward(
 /** out = a + b, each (n); out may be a or b. */
 export function add(out: Address, a: Address, b: Address, n: bigint): void {
   check(s.add(out, a, b, n));
+}
+
+// ---- element-wise: one value, or two, of which each output follows
+/** out (n) = f(x), which may be x, for a kind of UNARY with its parameter. */
+export function unary_forward(out: Address, x: Address, kind: number, parameter: number, n: bigint): void {
+  check(s.unary_forward(out, x, kind, parameter, n));
+}
+
+/** dx (n) = dout * f'(x); it may be dout. */
+export function unary_backward(
+  dx: Address,
+  dout: Address,
+  x: Address,
+  kind: number,
+  parameter: number,
+  n: bigint,
+): void {
+  check(s.unary_backward(dx, dout, x, kind, parameter, n));
+}
+
+/** out = a * b, each (n); out may be a or b. */
+export function mul(out: Address, a: Address, b: Address, n: bigint): void {
+  check(s.mul(out, a, b, n));
+}
+
+/** out (n) = x / (1 - rate), or 0 where the random words of key say so; out may be x. */
+export function dropout(out: Address, x: Address, n: bigint, rate: number, key: bigint): void {
+  check(s.dropout(out, x, n, rate, key));
+}
+
+// ---- rows and columns
+/** out (N, C) = x + bias (C), added to each row; out may be x. */
+export function bias_forward(out: Address, x: Address, bias: Address, N: number, C: number): void {
+  check(s.bias_forward(out, x, bias, N, C));
+}
+
+/** dbias (C) = the sum of the rows of dout (N, C). */
+export function bias_backward(dbias: Address, dout: Address, N: number, C: number, accumulate: number): void {
+  check(s.bias_backward(dbias, dout, N, C, accumulate));
+}
+
+/** dst (N, columns) = src, whose rows are dst_stride and src_stride apart. */
+export function copy_columns(
+  dst: Address,
+  src: Address,
+  N: number,
+  columns: number,
+  dst_stride: number,
+  src_stride: number,
+  accumulate: number,
+): void {
+  check(s.copy_columns(dst, src, N, columns, dst_stride, src_stride, accumulate));
+}
+
+/** out (N, C) = softmax of each row of x; out may be x. */
+export function softmax_forward(out: Address, x: Address, N: number, C: number): void {
+  check(s.softmax_forward(out, x, N, C));
+}
+
+/** dx (N, C), which may be dout, from what softmax_forward() gave. */
+export function softmax_backward(dx: Address, dout: Address, out: Address, N: number, C: number): void {
+  check(s.softmax_backward(dx, dout, out, N, C));
+}
+
+/** out (N) = log(sum(e^x)) over the first V of V_stride columns; lse (N), the same in float, is kept for backward. */
+export function logsumexp_forward(
+  out: Address,
+  lse: Address,
+  x: Address,
+  N: number,
+  V: number,
+  V_stride: number,
+): void {
+  check(s.logsumexp_forward(out, lse, x, N, V, V_stride));
+}
+
+/** dx (N, V_stride), which may be x; 0 in columns from V on. */
+export function logsumexp_backward(
+  dx: Address,
+  dout: Address,
+  lse: Address,
+  x: Address,
+  N: number,
+  V: number,
+  V_stride: number,
+): void {
+  check(s.logsumexp_backward(dx, dout, lse, x, N, V, V_stride));
 }
 
 // ---- cross entropy: softmax and loss, the gradient in place of the logits

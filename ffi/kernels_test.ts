@@ -44,6 +44,11 @@ const SIZES: Record<string, number> = {
   OUT: 5,
   F: 4,
   n: 8,
+  group: 1,
+  stride: 8,
+  columns: 3,
+  dst_stride: 4,
+  src_stride: 5,
   bytes: 32,
 };
 const OPTIONAL = ["rmsnorm_backward out", "linear_forward residual", "swiglu_backward h"]; // addresses that may be 0
@@ -294,16 +299,16 @@ Deno.test("rmsnorm_backward() writes the forward result again, and overwrites or
     dout = floats(...some(N * C, 3));
   const block = () => allocate(4 * N * C),
     [out, rstd, again, dx, dw] = [block(), block(), block(), block(), block()];
-  k.rmsnorm_forward(out, rstd, x, w, N, C, 1e-6);
-  k.rmsnorm_backward(dx, dw, again, dout, x, w, rstd, N, C, 0, 0);
+  k.rmsnorm_forward(out, rstd, x, w, N, C, 1, C, 1e-6);
+  k.rmsnorm_backward(dx, dw, again, dout, x, w, rstd, N, C, 1, C, 0, 0);
   assertEquals(read(again, N * C), read(out, N * C));
   const first = [read(dx, N * C), read(dw, C)];
-  k.rmsnorm_backward(dx, dw, 0n, dout, x, w, rstd, N, C, 1, 1);
+  k.rmsnorm_backward(dx, dw, 0n, dout, x, w, rstd, N, C, 1, C, 1, 1);
   [read(dx, N * C), read(dw, C)].forEach((sum, which) =>
     sum.forEach((value, i) => assertAlmostEquals(value, 2 * first[which]![i]!, 1e-5))
   );
   const junk = floats(...Array(N * C).fill(NaN));
-  k.rmsnorm_backward(junk, dw, 0n, dout, x, w, rstd, N, C, 0, 0);
+  k.rmsnorm_backward(junk, dw, 0n, dout, x, w, rstd, N, C, 1, C, 0, 0);
   assertEquals([read(junk, N * C), read(dw, C)], first);
 });
 

@@ -37,6 +37,15 @@ export const ABI_VERSION = 4;
 export const F32 = 0;
 /** bfloat16. */
 export const BF16 = 1;
+/** Kinds of unary_forward(), which kernels.h defines. */
+export const UNARY = {
+  scale: 0,
+  gelu: 1,
+  gelu_tanh: 2,
+  relu_squared: 3,
+  sigmoid: 4,
+  softcap: 5,
+} as const;
 const BAD_FILE = 2; // LOAM_BAD_FILE in kernels.h
 /** Places in the control block of a step, in floats: CONTROL_* in kernels.h, where each is explained. */
 export const CONTROL = {

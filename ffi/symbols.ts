@@ -47,8 +47,11 @@ export const symbols = {
   embedding_forward: fn(PTR, PTR, PTR, I32, I32, I32),
   embedding_backward: fn(PTR, PTR, PTR, I32, I32, I32, I32),
   // rmsnorm: out = x * rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), over the last axis
-  rmsnorm_forward: fn(PTR, PTR, PTR, PTR, I32, I32, F32),
-  rmsnorm_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32),
+  rmsnorm_forward: fn(PTR, PTR, PTR, PTR, I32, I32, I32, I32, F32),
+  rmsnorm_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32, I32),
+  // layernorm: out = (x - mean) * rstd * weight + bias, rstd = 1 / sqrt(variance + eps), over the last axis
+  layernorm_forward: fn(PTR, PTR, PTR, PTR, PTR, I32, I32, F32),
+  layernorm_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32),
   // rope: rotates pairs (j, j + D/2) of each query and key head, in place
   rope: fn(PTR, PTR, I32, I32, I32, I32, I32, I32, I32),
   // attention: causal, grouped-query, scale 1/sqrt(D), online softmax
@@ -64,6 +67,19 @@ export const symbols = {
   swiglu_backward: fn(PTR, PTR, PTR, PTR, I32, I32),
   // add
   add: fn(PTR, PTR, PTR, I64),
+  // element-wise: one value, or two, of which each output follows
+  unary_forward: fn(PTR, PTR, I32, F32, I64),
+  unary_backward: fn(PTR, PTR, PTR, I32, F32, I64),
+  mul: fn(PTR, PTR, PTR, I64),
+  dropout: fn(PTR, PTR, I64, F32, U64),
+  // rows and columns
+  bias_forward: fn(PTR, PTR, PTR, I32, I32),
+  bias_backward: fn(PTR, PTR, I32, I32, I32),
+  copy_columns: fn(PTR, PTR, I32, I32, I32, I32, I32),
+  softmax_forward: fn(PTR, PTR, I32, I32),
+  softmax_backward: fn(PTR, PTR, PTR, I32, I32),
+  logsumexp_forward: fn(PTR, PTR, PTR, I32, I32, I32),
+  logsumexp_backward: fn(PTR, PTR, PTR, PTR, I32, I32, I32),
   // cross entropy: softmax and loss, the gradient in place of the logits
   cross_entropy: fn(PTR, PTR, PTR, I32, I32, I32, F32, I32),
   sum_scaled: fn(PTR, PTR, I32, F32, I32),

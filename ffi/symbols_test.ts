@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import { ABI_VERSION, CONTROL } from "./library.ts";
+import { ABI_VERSION, CONTROL, UNARY } from "./library.ts";
 import * as kernels from "./kernels.ts";
 import { FUNCTIONS, symbols } from "./symbols.ts";
 
@@ -57,9 +57,12 @@ Deno.test("the wrappers pass as many arguments as their function takes", () => {
   }
 });
 
-Deno.test("ABI_VERSION and CONTROL agree with kernels.h", () => {
+Deno.test("ABI_VERSION, UNARY and CONTROL agree with kernels.h", () => {
   const constant = (name: string) => Number(new RegExp(`#define ${name} (\\d+)`).exec(header)?.[1]);
   assertEquals(ABI_VERSION, constant("LOAM_ABI_VERSION"));
+  for (const [name, value] of Object.entries(UNARY)) {
+    assertEquals(value, constant(`LOAM_${name.toUpperCase()}`), name);
+  }
   for (const [name, value] of Object.entries(CONTROL)) {
     assertEquals(value, constant(`CONTROL_${name.toUpperCase()}`), name);
   }

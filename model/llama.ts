@@ -6,6 +6,7 @@ import { UserError } from "../base/errors.ts";
 import { device } from "../ffi/library.ts";
 import {
   attention,
+  bias,
   cachedAttention,
   embedding,
   feedForward,
@@ -13,12 +14,11 @@ import {
   linear,
   linearCrossEntropy,
   normLinear,
+  qkNorm,
   rmsnorm,
   rope,
   swigluLinear,
 } from "../runtime/ops.ts";
-import { bias } from "../runtime/bias.ts";
-import { qkNorm } from "../runtime/qk_norm.ts";
 import { checkpoint } from "../runtime/tape.ts";
 import { param, type Tensor } from "../runtime/tensor.ts";
 import { type RopeScaling, ropeTable } from "./rope.ts";

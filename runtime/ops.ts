@@ -1,8 +1,9 @@
 // Every differentiable op: check shapes, launch the forward kernel, hand record() the backward kernel.
 // N is the product of all but the last dimension. Saved for backward: only what the closures below name.
 import * as k from "../ffi/kernels.ts";
+import { BF16, F32, UNARY } from "../ffi/library.ts";
 import { debug } from "./debug.ts";
-import { claim, give, grad, isRecording, passOn, record } from "./tape.ts";
+import { claim, give, grad, isRecording, nextMask, passOn, record } from "./tape.ts";
 import { type Block, release, take } from "./memory.ts";
 import { type Address, bytesPerElement, empty, type Tensor } from "./tensor.ts";
 
@@ -28,7 +29,7 @@ export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
   }
   const out = empty(x.shape);
   const rstd = take(4 * N); // 1 / rms of each row
-  k.rmsnorm_forward(out.address, rstd.address, x.address, w.address, N, C, eps);
+  k.rmsnorm_forward(out.address, rstd.address, x.address, w.address, N, C, 1, C, eps);
   return record("rmsnorm", out, [x, w], () => {
     rmsnormBackward(x, w, rstd, grad(out), 0n);
   });
@@ -41,7 +42,7 @@ function rmsnormBackward(x: Tensor, w: Tensor, rstd: Block, dout: Address, again
     unwantedW = w.buf.needsGrad ? undefined : take(4 * C);
   const addX = unwantedX ? 0 : claim(x), addW = unwantedW ? 0 : claim(w);
   const dx = unwantedX?.address ?? grad(x), dw = unwantedW?.address ?? grad(w);
-  k.rmsnorm_backward(dx, dw, again, dout, x.address, w.address, rstd.address, N, C, addX, addW);
+  k.rmsnorm_backward(dx, dw, again, dout, x.address, w.address, rstd.address, N, C, 1, C, addX, addW);
   if (unwantedX) release(unwantedX);
   if (unwantedW) release(unwantedW);
 }
@@ -104,6 +105,53 @@ export function rope(
   return record("rope", qkv, [qkv], () => {
     k.rope(grad(qkv), table.address, B, T, pos, H, K, D, 1);
   }, { inPlace: true });
+}
+
+/**
+ * Divides each query and each key head by its root mean square and scales it by q_norm or k_norm, so that attention scores stay
+ * bounded; values stay as they are. Call it before rope(). qkv (B, T, (H + 2K) * D), q_norm and k_norm (D) -> the shape of qkv
+ */
+export function qkNorm(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, heads: Heads, eps: number): Tensor {
+  const { n_head: H, n_kv_head: K, head_dim: D } = heads, [B, T] = headShape("qkNorm", qkv, H, K, D);
+  for (const w of [q_norm, k_norm]) {
+    checkWeight("qkNorm", w);
+    if (w.size === D) continue;
+    throw new RangeError(
+      `qkNorm: q_norm and k_norm must be (${D}) for heads of ${D}, but one is (${w.shape})`,
+    );
+  }
+  const N = B * T, stride = (H + 2 * K) * D, head = D * bytesPerElement("act");
+  const out = empty(qkv.shape), rstd = take(4 * N * (H + K)); // 1 / rms of each query head, then of each key head
+  const kinds = [
+    { w: q_norm, n: H, at: 0n, stats: rstd.address },
+    { w: k_norm, n: K, at: BigInt(H * head), stats: rstd.address + BigInt(4 * N * H) },
+  ];
+  for (const { w, n, at, stats } of kinds) {
+    k.rmsnorm_forward(out.address + at, stats, qkv.address + at, w.address, N * n, D, n, stride, eps);
+  }
+  const values = BigInt((H + K) * head);
+  k.copy_columns(out.address + values, qkv.address + values, N, K * D, stride, stride, 0);
+  return record("qkNorm", out, [qkv, q_norm, k_norm], () => {
+    const d = grad(out); // becomes the gradient of qkv: that of the values is there already
+    for (const { w, n, at, stats } of kinds) {
+      weightGrad(w, (dw, add) => {
+        const x = qkv.address + at;
+        k.rmsnorm_backward(d + at, dw, 0n, d + at, x, w.address, stats, N * n, D, n, stride, 0, add);
+      });
+    }
+    passOn(qkv, out);
+  });
+}
+
+/** Has f write the gradient of a weight, or add to it; to memory that is given back where none is wanted. */
+function weightGrad(w: Tensor, f: (dw: Address, add: 0 | 1) => void): void {
+  if (w.buf.needsGrad) {
+    const add = claim(w);
+    return f(grad(w), add);
+  }
+  const unwanted = take(4 * w.size);
+  f(unwanted.address, 0);
+  release(unwanted);
 }
 
 /** Keys and values of the tokens generated so far, of one layer: two tensors (B, K, T_max, D). */
@@ -203,7 +251,7 @@ export function normLinear(x: Tensor, norm: Tensor, w: Tensor, eps: number, keep
   }
   const out = empty([...x.shape.slice(0, -1), OUT]);
   const rstd = take(4 * N), rows = take(x.bytes);
-  k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, eps);
+  k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
   k.linear_forward(out.address, rows.address, w.address, 0n, N, C, OUT);
   if (!keep) release(rows);
   return record("normLinear", out, [x, norm, w], () => {
@@ -271,7 +319,7 @@ export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tens
   const out = empty(x.shape), rstd = take(4 * N);
   const gates = () => { // the normalised rows (N, C) and gates and ups (N, 2F)
     const rows = take(x.bytes), gu = take(N * F2 * act);
-    k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, eps);
+    k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
     k.linear_forward(gu.address, rows.address, gate_up.address, 0n, N, C, F2);
     return { rows, gu };
   };
@@ -298,8 +346,11 @@ export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tens
   }, { flops: 6 * N * C * F });
 }
 
-/** a + b, of equal shapes. */
+// ---- element-wise ops. Where backward may, it writes over the gradient that it was given, which becomes that of x.
+
+/** a + b, of equal shapes; or the sum of two losses, of which both then have the gradient 1. */
 export function add(a: Tensor, b: Tensor): Tensor {
+  if (isLoss(a) && isLoss(b)) return addLosses(a, b);
   checkActivation("add", "a", a);
   checkActivation("add", "b", b);
   if (a.size !== b.size) {
@@ -314,6 +365,262 @@ export function add(a: Tensor, b: Tensor): Tensor {
       give(b, copy);
     }
     passOn(a, out);
+  });
+}
+
+function addLosses(a: Tensor, b: Tensor): Tensor {
+  const out = empty([1], "f32");
+  k.sum_scaled(out.address, a.address, 1, 1, 0);
+  k.sum_scaled(out.address, b.address, 1, 1, 1);
+  return record("add", out, [a, b], () => {
+    a.buf.isLoss = b.buf.isLoss = true; // what made them runs next
+  });
+}
+
+/** a * b, element by element, of equal shapes. */
+export function mul(a: Tensor, b: Tensor): Tensor {
+  checkActivation("mul", "a", a);
+  checkActivation("mul", "b", b);
+  if (a.size !== b.size) {
+    throw new RangeError(`mul: a (${a.shape}) and b (${b.shape}) must have the same shape`);
+  }
+  const out = empty(a.shape), n = BigInt(a.size);
+  k.mul(out.address, a.address, b.address, n);
+  return record("mul", out, [a, b], () => {
+    if (b.buf.needsGrad) {
+      const db = take(b.bytes);
+      k.mul(db.address, grad(out), a.address, n);
+      give(b, db);
+    }
+    k.mul(grad(out), grad(out), b.address, n);
+    passOn(a, out);
+  });
+}
+
+/** factor * x. */
+export function scale(x: Tensor, factor: number): Tensor {
+  return unary("scale", x, UNARY.scale, factor);
+}
+
+/** x * Phi(x), Phi the normal distribution: PyTorch's gelu(x). */
+export function gelu(x: Tensor): Tensor {
+  return unary("gelu", x, UNARY.gelu);
+}
+
+/** x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2: PyTorch's gelu(x, approximate="tanh"), GPT-2's. */
+export function geluTanh(x: Tensor): Tensor {
+  return unary("geluTanh", x, UNARY.gelu_tanh);
+}
+
+/** max(x, 0)^2. */
+export function reluSquared(x: Tensor): Tensor {
+  return unary("reluSquared", x, UNARY.relu_squared);
+}
+
+/** 1 / (1 + e^-x). mul(x, sigmoid(x)) is silu. */
+export function sigmoid(x: Tensor): Tensor {
+  return unary("sigmoid", x, UNARY.sigmoid);
+}
+
+/** cap * tanh(x / cap): x where it is small, and never beyond -cap and cap. A cap of 1 is tanh. */
+export function softcap(x: Tensor, cap: number): Tensor {
+  if (!(cap > 0)) throw new RangeError(`softcap: cap must be above 0, but it is ${cap}`);
+  return unary("softcap", x, UNARY.softcap, cap);
+}
+
+function unary(name: string, x: Tensor, kind: number, parameter = 0): Tensor {
+  checkActivation(name, "x", x);
+  const out = empty(x.shape), n = BigInt(x.size);
+  k.unary_forward(out.address, x.address, kind, parameter, n);
+  return record(name, out, [x], () => {
+    k.unary_backward(grad(out), grad(out), x.address, kind, parameter, n);
+    passOn(x, out);
+  });
+}
+
+/**
+ * x with each value dropped, to 0, with probability rate, and the others divided by 1 - rate. Nothing is kept: backward makes
+ * the mask again. noGrad() drops nothing, and so evaluation and generation do not; for the seed see beginMasks().
+ */
+export function dropout(x: Tensor, rate: number): Tensor {
+  checkActivation("dropout", "x", x);
+  if (!(rate >= 0 && rate < 1)) {
+    throw new RangeError(`dropout: rate must be at least 0 and below 1, but it is ${rate}`);
+  }
+  const key = nextMask();
+  if (key === undefined || rate === 0) return x;
+  const out = empty(x.shape), n = BigInt(x.size);
+  k.dropout(out.address, x.address, n, rate, key);
+  return record("dropout", out, [x], () => {
+    k.dropout(grad(out), grad(out), n, rate, key);
+    passOn(x, out);
+  });
+}
+
+// ---- ops on rows, N of C, and on their columns
+
+/** x + b, added to each row. x (..., C), b (C) -> (..., C) */
+export function bias(x: Tensor, b: Tensor): Tensor {
+  const C = x.shape.at(-1)!, N = x.size / C;
+  checkActivation("bias", "x", x);
+  checkWeight("bias", b);
+  if (b.size !== C) {
+    throw new RangeError(`bias: b must be (${C}) to be added to x (${x.shape}), but it is (${b.shape})`);
+  }
+  const out = empty(x.shape);
+  k.bias_forward(out.address, x.address, b.address, N, C);
+  return record("bias", out, [x, b], () => {
+    if (b.buf.needsGrad) {
+      const add = claim(b);
+      k.bias_backward(grad(b), grad(out), N, C, add);
+    }
+    passOn(x, out);
+  });
+}
+
+/** (x - mean) / sqrt(variance + eps) * w + b over the last axis. x (..., C), w and b (C) -> (..., C) */
+export function layernorm(x: Tensor, w: Tensor, b: Tensor, eps: number): Tensor {
+  const C = x.shape.at(-1)!, N = x.size / C;
+  checkActivation("layernorm", "x", x);
+  checkWeight("layernorm", w);
+  checkWeight("layernorm", b);
+  if (w.size !== C || b.size !== C) {
+    throw new RangeError(
+      `layernorm: w and b must be (${C}) to scale x (${x.shape}), but they are (${w.shape}) and (${b.shape})`,
+    );
+  }
+  const out = empty(x.shape), stats = take(8 * N); // mean and 1 / deviation of each row
+  k.layernorm_forward(out.address, stats.address, x.address, w.address, b.address, N, C, eps);
+  return record("layernorm", out, [x, w, b], () => {
+    const d = grad(out);
+    weightGrad(w, (dw, addW) =>
+      weightGrad(b, (db, addB) => {
+        k.layernorm_backward(d, dw, db, d, x.address, w.address, stats.address, N, C, addW, addB);
+      }));
+    passOn(x, out);
+  });
+}
+
+/** e^x / sum(e^x) over the last axis. x (..., C) -> (..., C) */
+export function softmax(x: Tensor): Tensor {
+  const C = x.shape.at(-1)!, N = x.size / C;
+  checkActivation("softmax", "x", x);
+  const out = empty(x.shape);
+  k.softmax_forward(out.address, x.address, N, C);
+  out.buf.uses++; // by the backward pass below
+  return record("softmax", out, [x], () => {
+    k.softmax_backward(grad(out), grad(out), out.address, N, C);
+    passOn(x, out);
+  });
+}
+
+/** log(sum(e^x)) over the first V columns, all unless said. x (..., C) -> (..., 1) */
+export function logsumexp(x: Tensor, V: number = x.shape.at(-1)!): Tensor {
+  const C = x.shape.at(-1)!, N = x.size / C;
+  checkActivation("logsumexp", "x", x);
+  if (V > C) throw new RangeError(`logsumexp: x (${x.shape}) must have ${V} columns at least`);
+  const out = empty([...x.shape.slice(0, -1), 1]), lse = take(4 * N); // the same in float
+  k.logsumexp_forward(out.address, lse.address, x.address, N, V, C);
+  return record("logsumexp", out, [x], () => {
+    const dx = take(x.bytes);
+    k.logsumexp_backward(dx.address, grad(out), lse.address, x.address, N, V, C);
+    give(x, dx);
+  });
+}
+
+/** Columns from, from + 1, ... of the last axis. x (..., C) -> (..., n) */
+export function slice(x: Tensor, from: number, n: number): Tensor {
+  const C = x.shape.at(-1)!, N = x.size / C, at = BigInt(from * bytesPerElement("act"));
+  checkActivation("slice", "x", x);
+  if (!(from >= 0 && n >= 1 && from + n <= C)) {
+    throw new RangeError(`slice: x (${x.shape}) must have the columns ${from}..${from + n - 1}`);
+  }
+  const out = empty([...x.shape.slice(0, -1), n]);
+  k.copy_columns(out.address, x.address + at, N, n, n, C, 0);
+  return record("slice", out, [x], () => {
+    if (claim(x) === 0) k.fill_zero(grad(x), BigInt(x.bytes));
+    k.copy_columns(grad(x) + at, grad(out), N, n, C, n, 1);
+  });
+}
+
+/** The columns of all parts, side by side. parts (..., C_i) of equal other sizes -> (..., sum of C_i) */
+export function concat(parts: readonly Tensor[]): Tensor {
+  const [first] = parts;
+  if (!first) throw new RangeError("concat: there must be a part at least");
+  const before = first.shape.slice(0, -1), widths = parts.map((x) => x.shape.at(-1)!);
+  for (const x of parts) {
+    checkActivation("concat", "a part", x);
+    if (x.shape.slice(0, -1).join() === before.join()) continue;
+    throw new RangeError(
+      `concat: parts must have equal sizes but for the last, but are (${first.shape}) and (${x.shape})`,
+    );
+  }
+  const C = widths.reduce((a, b) => a + b), N = first.size / widths[0]!, act = bytesPerElement("act");
+  const out = empty([...before, C]);
+  const eachPart = (f: (x: Tensor, width: number, at: bigint) => void) => {
+    let at = 0;
+    parts.forEach((x, i) => {
+      f(x, widths[i]!, BigInt(at * act));
+      at += widths[i]!;
+    });
+  };
+  eachPart((x, width, at) => k.copy_columns(out.address + at, x.address, N, width, C, width, 0));
+  return record("concat", out, parts, () =>
+    eachPart((x, width, at) => {
+      if (!x.buf.needsGrad) return;
+      const dx = take(x.bytes);
+      k.copy_columns(dx.address, grad(out) + at, N, width, width, C, 0);
+      give(x, dx);
+    }));
+}
+
+// ---- losses: one float32 value each, where backward() may start
+
+/** Mean of all values, as a loss whose gradient is multiplied by grad_scale. x (...) -> (1) float */
+export function mean(x: Tensor, grad_scale: number): Tensor {
+  checkActivation("mean", "x", x);
+  const n = x.size, isFloat = bytesPerElement("act") === 4, wide = isFloat ? undefined : take(4 * n);
+  if (wide) k.convert(wide.address, x.address, F32, BF16, BigInt(n));
+  const out = empty([1], "f32");
+  k.sum_scaled(out.address, wide?.address ?? x.address, n, 1 / n, 0);
+  if (wide) release(wide);
+  return record("mean", out, [x], () => {
+    const dx = take(x.bytes), wide = isFloat ? undefined : take(4 * n);
+    k.init_constant(wide?.address ?? dx.address, BigInt(n), grad_scale / n);
+    if (wide) k.convert(dx.address, wide.address, BF16, F32, BigInt(n));
+    if (wide) release(wide);
+    give(x, dx);
+  });
+}
+
+/**
+ * Mean cross entropy of softmax(logits) over the first vocab_size columns at the targets, in nats; a target < 0 has no loss.
+ * linearCrossEntropy() needs far less memory, as it never has all logits. logits (..., V), targets (...) int32 -> (1) float
+ */
+export function crossEntropy(
+  logits: Tensor,
+  targets: Tensor,
+  { vocab_size, grad_scale }: Pick<HeadOptions, "vocab_size" | "grad_scale">,
+): Tensor {
+  const V = logits.shape.at(-1)!, N = logits.size / V;
+  checkActivation("crossEntropy", "logits", logits);
+  checkIds("crossEntropy", "targets", targets);
+  if (targets.size !== N || vocab_size > V) {
+    throw new RangeError(
+      `crossEntropy: logits must be (N, ${vocab_size} or more) with N targets, but they are (${logits.shape}) and (${targets.shape})`,
+    );
+  }
+  const losses = take(4 * N), loss = empty([1], "f32");
+  k.cross_entropy(logits.address, losses.address, targets.address, N, vocab_size, V, 0, 0);
+  k.sum_scaled(loss.address, losses.address, N, 1 / N, 0);
+  return record("crossEntropy", loss, [logits], () => {
+    // The gradient takes the place of the logits if no other op reads them.
+    const inPlace = logits.buf.uses === 1 && !debug.on,
+      block = inPlace ? logits.buf.block : take(logits.bytes);
+    if (!inPlace) k.copy_async(block.address, logits.address, BigInt(logits.bytes));
+    const scale = grad_scale / N;
+    k.cross_entropy(block.address, losses.address, targets.address, N, vocab_size, V, scale, 1);
+    give(logits, block);
   });
 }
 
@@ -369,6 +676,11 @@ export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, option
   return record("linearCrossEntropy", loss, [x, w], () => give(x, dx!), {
     flops: (train ? 6 : 2) * N * C * V_padded,
   });
+}
+
+/** Whether t is what mean(), crossEntropy(), linearCrossEntropy() and add() of them give. */
+function isLoss(t: Tensor): boolean {
+  return t.dtype === "f32" && t.size === 1;
 }
 
 function matrix(op: string, w: Tensor): [rows: number, columns: number] {

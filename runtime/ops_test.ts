@@ -5,21 +5,39 @@ import { libraryExists } from "../ffi/library.ts";
 import {
   add,
   attention,
+  bias,
   cachedAttention,
+  concat,
+  crossEntropy,
+  dropout,
   embedding,
   feedForward,
+  gelu,
+  geluTanh,
+  layernorm,
   linear,
   linearCrossEntropy,
+  logsumexp,
+  mean,
+  mul,
   normLinear,
+  qkNorm,
+  reluSquared,
   rmsnorm,
   rope,
+  scale,
+  sigmoid,
+  slice,
+  softcap,
+  softmax,
   swiglu,
   swigluLinear,
 } from "./ops.ts";
 import * as ref from "./testing_reference.ts";
-import { backward, endStep, noGrad } from "./tape.ts";
+import { backward, beginMasks, checkpoint, endStep, noGrad } from "./tape.ts";
 import { fixed, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {
+  assertClose,
   checkGrad,
   close,
   forwardBackward,
@@ -30,8 +48,10 @@ import {
   normal,
   normalWeight,
   openTestDevice,
+  philox,
   plus,
   rotations,
+  rounding,
   tokens,
   weight,
 } from "./testing.ts";
@@ -195,6 +215,272 @@ Deno.test("add() agrees with float64", () => {
   }
 });
 
+/** Where the elements of heads from .. from + n of each token lie in N tokens of `row` heads. */
+function placesOf(N: number, row: number, D: number, from: number, n: number): number[] {
+  const all = Array.from({ length: N * row * D }, (_, i) => i), head = (i: number) => Math.floor(i / D) % row;
+  return all.filter((i) => head(i) >= from && head(i) < from + n);
+}
+
+Deno.test("qkNorm() agrees with float64, and leaves values and their gradients alone", () => {
+  for (const [B, T, H, K] of [[1, 1, 1, 1], [2, 17, 3, 1], [2, 5, 4, 2]] as const) {
+    const D = headSize(8), heads = { n_head: H, n_kv_head: K, head_dim: D }, row = H + 2 * K;
+    const qkv = leaf([B, T, row * D], 1), q = normalWeight([D], 2), k = normalWeight([D], 3);
+    const dout = normal(qkv.t.size, 4), out = Float64Array.from(qkv.values), dqkv = Float64Array.from(dout);
+    const dw = ([[0, H, q], [H, K, k]] as const).map(([from, n, w]) => {
+      const places = placesOf(B * T, row, D, from, n), x = places.map((i) => qkv.values[i]!);
+      const y = ref.rmsnorm(x, w.values, EPS);
+      const { dx, dw } = ref.rmsnormBackward(places.map((i) => dout[i]!), x, w.values, EPS);
+      places.forEach((i, j) => {
+        out[i] = y[j]!;
+        dqkv[i] = dx[j]!;
+      });
+      return dw;
+    });
+    const result = forwardBackward(() => qkNorm(qkv.t, q.t, k.t, heads, EPS), [qkv.t, q.t, k.t], dout);
+    close(result.out, out, D, "out");
+    close(result.grads[0]!, dqkv, D, "dqkv", 2);
+    close(result.grads[1]!, dw[0]!, B * T * H, "dq_norm", 2);
+    close(result.grads[2]!, dw[1]!, B * T * K, "dk_norm", 2);
+  }
+});
+
+/** The element-wise ops with one input, by their names in the reference. */
+const UNARY: [name: string, op: (x: Tensor) => Tensor, a?: number][] = [
+  ["scale", (x) => scale(x, -0.75), -0.75],
+  ["gelu", gelu],
+  ["geluTanh", geluTanh],
+  ["reluSquared", reluSquared],
+  ["sigmoid", sigmoid],
+  ["softcap", (x) => softcap(x, 5), 5],
+];
+
+Deno.test("element-wise ops agree with float64, also far from 0 and close to it", () => {
+  for (const n of [1, 17, 1000]) { // 1000: eight elements a thread on a GPU
+    for (const size of [1e-3, 1, 8]) {
+      const values = normal(n, 1).map((x) => x * size), dout = normal(n, 2);
+      for (const [name, op, a] of UNARY) {
+        const x = tensor([n], values, true), read = x.toArray(), { f, slope } = ref.unary(name, a);
+        const { out, grads } = forwardBackward(() => op(x), [x], dout), what = `of ${name} at size ${size}`;
+        const stages = 1 + size / 2; // exp() turns the rounding of a value into a factor
+        close(out, Float64Array.from(read, f), 8, `out ${what}`, stages); // a few roundings each
+        close(grads[0]!, Float64Array.from(read, (x, i) => dout[i]! * slope(x)), 8, `dx ${what}`, stages);
+      }
+    }
+  }
+});
+
+Deno.test("element-wise ops keep the digits of small results, and come to their ends far out", () => {
+  const run = (
+    op: (x: Tensor) => Tensor,
+    x: number[],
+  ) => [...noGrad(() => op(tensor([x.length], x)).toArray())];
+  const tiny = [-3, 2 ** -20, -(2 ** -6)],
+    few = { rtol: 1.5 * 2 ** (device.act === "f32" ? -21 : -8), atol: 0 };
+  for (const [name, op, a] of UNARY) assertClose(run(op, tiny), tiny.map(ref.unary(name, a).f), few, name);
+  const far = [-200, 200];
+  assertEquals(run(sigmoid, far), [0, 1]);
+  assertEquals(run((x) => softcap(x, 5), far), [-5, 5]);
+  assertEquals([gelu, geluTanh, reluSquared].map((op) => run(op, far).map(Math.abs)), [
+    [0, 200],
+    [0, 200],
+    [0, 40_000].map((x) => device.act === "f32" ? x : x && 39936), // 8 bits
+  ]);
+  endStep();
+});
+
+Deno.test("mul() agrees with float64, and is the square of one tensor given twice", () => {
+  for (const n of [1, 17, 1000]) {
+    const a = leaf([n], 1), b = leaf([n], 2), dout = normal(n, 3);
+    const times = (x: ref.Numbers, y: ref.Numbers) => Float64Array.from(x, (x, i) => x * y[i]!);
+    const { out, grads } = forwardBackward(() => mul(a.t, b.t), [a.t, b.t], dout);
+    close(out, times(a.values, b.values), 1, "out");
+    close(grads[0]!, times(dout, b.values), 1, "da");
+    close(grads[1]!, times(dout, a.values), 1, "db");
+    const x = leaf([n], 1), square = forwardBackward(() => mul(x.t, x.t), [x.t], dout);
+    close(square.grads[0]!, times(dout, x.values).map((d) => 2 * d), 2, "gradient of the square");
+  }
+});
+
+/** What dropout() multiplies n values with, given the key of the mask. */
+function maskOf(n: number, rate: number, key: bigint): number[] {
+  const low = Number(key & 0xffffffffn), high = Number(key >> 32n);
+  return Array.from({ length: n }, (_, i) => {
+    const word = philox([Math.floor(i / 4), 0, 0, 0], [low, high])[i % 4]!;
+    return word < Math.fround(rate) * 2 ** 32 ? 0 : 1 / (1 - Math.fround(rate));
+  });
+}
+
+/** splitmix64 (Steele et al. 2014) of a state, and the key that beginMasks() gives the first mask of a place by it. */
+function splitmix(state: bigint): bigint {
+  const wrap = (x: bigint) => x & 0xffffffffffffffffn;
+  let z = wrap(state + 0x9e3779b97f4a7c15n);
+  z = wrap((z ^ (z >> 30n)) * 0xbf58476d1ce4e5b9n);
+  z = wrap((z ^ (z >> 27n)) * 0x94d049bb133111ebn);
+  return z ^ (z >> 31n);
+}
+
+Deno.test("dropout() drops where the random words of its place say, forward and backward, on every device", () => {
+  assertEquals(splitmix(0n), 0xe220a8397b1dcdafn); // the published first number
+  const place = { seed: 3, sample: 64, micro: 1, rank: 0 };
+  const first = splitmix(splitmix(splitmix(splitmix(splitmix(3n) + 64n) + 1n) + 0n) + 1n);
+  for (const [n, rate] of [[1, 0.5], [1001, 0.1], [3000, 0.75]] as const) {
+    const x = leaf([n], 1), dout = normal(n, 2), mask = maskOf(n, rate, first);
+    beginMasks(place);
+    const { out, grads } = forwardBackward(() => dropout(x.t, rate), [x.t], dout);
+    close(out, x.values.map((x, i) => x * mask[i]!), 1, "out");
+    close(grads[0]!, dout.map((d, i) => d * mask[i]!), 1, "dx");
+    const dropped = out.filter((y) => y === 0).length;
+    assert(
+      n === 1 || Math.abs(dropped - n * rate) < 5 * Math.sqrt(n * rate * (1 - rate)),
+      `${dropped} of ${n}`,
+    );
+  }
+});
+
+Deno.test("dropout() has another mask for each call and place, the same for the same, and drops nothing in noGrad()", () => {
+  const x = () => tensor([64], Array(64).fill(1), true), place = { seed: 1, sample: 8, micro: 0, rank: 0 };
+  const masksAt = (change: Partial<typeof place>) => {
+    beginMasks({ ...place, ...change });
+    const masks = [0, 1].map(() => dropout(x(), 0.5).toArray().join());
+    endStep();
+    return masks;
+  };
+  assertEquals(masksAt({}), masksAt({}));
+  const places = [{}, { seed: 2 }, { sample: 16 }, { micro: 1 }, { rank: 1 }];
+  assertEquals(new Set(places.flatMap(masksAt)).size, 10);
+  assertEquals(noGrad(() => dropout(x(), 0.5)).toArray(), x().toArray());
+  assertEquals(dropout(x(), 0).toArray(), x().toArray());
+  endStep();
+});
+
+Deno.test("dropout() in checkpoint() drops the same when backward runs it again", () => {
+  const n = 200,
+    dout = normal(n, 2),
+    run = (f: (x: Tensor) => Tensor) => {
+      const x = leaf([n], 1);
+      beginMasks({ seed: 1, sample: 0, micro: 0, rank: 0 });
+      return forwardBackward(() => dropout(f(x.t), 0.5), [x.t], dout);
+    };
+  const twice = (x: Tensor) => dropout(dropout(scale(x, 2), 0.25), 0.25);
+  assertEquals(run((x) => checkpoint(twice, x)), run(twice));
+});
+
+// ---- ops on rows and columns
+
+Deno.test("bias() agrees with float64", () => {
+  for (const [N, C] of [[1, 1], [17, 7], [130, 96], [3, 1025]] as const) {
+    const x = leaf([N, C], 1), b = normalWeight([C], 2), dout = normal(N * C, 3);
+    const { out, grads } = forwardBackward(() => bias(x.t, b.t), [x.t, b.t], dout);
+    close(out, Float64Array.from(x.values, (x, i) => x + b.values[i % C]!), 1, "out");
+    assertEquals(grads[0], dout);
+    const sums = Float64Array.from({ length: C }, (_, c) => {
+      return dout.reduce((sum, d, i) => i % C === c ? sum + d : sum, 0);
+    });
+    close(grads[1]!, sums, N, "db");
+  }
+});
+
+Deno.test("layernorm() agrees with float64, also of rows far from 0", () => {
+  for (const [N, C, eps] of [[1, 2, 1], [17, 7, 1e-5], [130, 96, 1e-5], [3, 1025, 1e-5]] as const) {
+    for (const shift of [0, 100]) {
+      const values = normal(N * C, 1).map((x) => x + shift), x = tensor([N, C], values, true);
+      const w = normalWeight([C], 2), b = normalWeight([C], 3), dout = normal(N * C, 4), read = x.toArray();
+      const { out, grads } = forwardBackward(() => layernorm(x, w.t, b.t, eps), [x, w.t, b.t], dout);
+      const { dx, dw, db } = ref.layernormBackward(dout, read, w.values, eps);
+      const stages = device.act === "f32" ? 2 + shift / 2 : 2; // the mean is rounded to 2^-24 of its size
+      close(out, ref.layernorm(read, w.values, b.values, eps), C, "out", stages);
+      close(grads[0]!, dx, C, "dx", stages + 1);
+      close(grads[1]!, dw, N, "dw", stages);
+      close(grads[2]!, db, N, "db");
+    }
+  }
+});
+
+Deno.test("softmax() agrees with float64, also where one value takes all", () => {
+  for (const [N, C] of [[1, 1], [17, 7], [65, 96], [3, 1025]] as const) {
+    for (const size of [1, 40]) {
+      const x = tensor([N, C], normal(N * C, 1).map((x) => x * size), true), read = x.toArray();
+      const dout = normal(N * C, 2), { out, grads } = forwardBackward(() => softmax(x), [x], dout);
+      const stages = 2 + size / 8; // exp() turns the rounding of a value into a factor
+      close(out, ref.softmaxRows(read, C), C, "out", stages);
+      const expected = ref.softmaxBackward(dout, read, C), { rtol } = rounding(expected, C, stages + 1);
+      assertClose(grads[0]!, expected, { rtol, atol: rtol }, "dx"); // small differences of what dout is, of size 1
+    }
+  }
+});
+
+Deno.test("logsumexp() agrees with float64, and leaves padding out", () => {
+  for (const [N, C, V] of [[1, 1, 1], [17, 7, 7], [5, 96, 90], [3, 1088, 1025]] as const) {
+    const values = normal(N * C, 1).map((x, i) => i % C < V ? 3 * x : 1000), x = tensor([N, C], values, true);
+    const read = x.toArray(), dout = normal(N, 2);
+    const { out, grads } = forwardBackward(() => logsumexp(x, V), [x], dout);
+    close(out, ref.logsumexp(read, C, V), V, "out");
+    const p = ref.softmaxRows(read, C, V);
+    close(grads[0]!, p.map((p, i) => p * dout[Math.floor(i / C)]!), V, "dx", 3);
+    assert(grads[0]!.every((d, i) => i % C < V || d === 0), "padding has no gradient");
+  }
+});
+
+Deno.test("slice() and concat() move columns, and their gradients back", () => {
+  for (const [N, widths] of [[1, [1, 1]], [17, [3, 5, 2]], [65, [8, 16, 24]]] as [number, number[]][]) {
+    const C = widths.reduce((a, b) => a + b), x = leaf([N, C], 1), dout = normal(N * C, 2);
+    let from = 0;
+    const cuts = widths.map((n) => ({ from: (from += n) - n, n }));
+    const inOrder = () => concat(cuts.map(({ from, n }) => slice(x.t, from, n)));
+    const { out, grads } = forwardBackward(inOrder, [x.t], dout);
+    assertEquals([out, grads[0]], [x.values, dout]);
+
+    const last = cuts.at(-1)!, y = leaf([N, C], 1), d = normal(N * last.n, 3);
+    const part = forwardBackward(() => slice(y.t, last.from, last.n), [y.t], d);
+    const inCut = (i: number) => i % C >= last.from;
+    assertEquals(part.out, y.values.filter((_, i) => inCut(i)));
+    let next = 0;
+    assertEquals(part.grads[0], y.values.map((_, i) => inCut(i) ? d[next++]! : 0)); // the rest of it is 0
+  }
+});
+
+// ---- losses
+
+Deno.test("crossEntropy() agrees with float64, and gives padding columns no gradient", () => {
+  for (const [N, C, V] of [[1, 1, 1], [17, 16, 11], [37, 64, 61]] as const) {
+    const x = leaf([N, C], 1), targets = integers(N, V, 2).map((id, i) => i % 5 === 4 ? -1 : id);
+    const loss = crossEntropy(x.t, tokens([N], targets), { vocab_size: V, grad_scale: 0.25 });
+    const expected = ref.crossEntropy(Float64Array.from(x.values), targets, { V, grad_scale: 0.25 });
+    close(loss.toArray(), [expected.loss], N + V, "loss", 2);
+    backward(loss);
+    close(gradient(x.t), expected.dlogits, V, "dlogits", 3);
+    endStep();
+  }
+});
+
+Deno.test("mean() of values, added to another loss, gives each its gradient", () => {
+  const N = 37, V = 16, x = leaf([N, V], 1), y = leaf([N, 3], 2), targets = integers(N, V, 3);
+  const ce = crossEntropy(x.t, tokens([N], targets), { vocab_size: V, grad_scale: 0.5 });
+  const total = add(add(ce, mean(mul(y.t, y.t), 0.5)), mean(scale(x.t, 3), 0.5));
+  const expected = ref.crossEntropy(Float64Array.from(x.values), targets, { V, grad_scale: 0.5 });
+  const average = (values: ref.Numbers) => Array.from(values).reduce((a, b) => a + b, 0) / values.length;
+  const value = expected.loss + average(y.values.map((y) => y * y)) + 3 * average(x.values);
+  assertClose(total.toArray(), [value], { rtol: device.act === "f32" ? 1e-6 : 0.01, atol: 0 });
+  backward(total);
+  close(gradient(x.t), expected.dlogits.map((d) => d + 0.5 * 3 / (N * V)), V, "dx", 3);
+  close(gradient(y.t), y.values.map((y) => y / (3 * N)), 1, "dy", 2); // 0.5 * 2 y / n
+  endStep();
+});
+
+Deno.test("crossEntropy() and logsumexp() may read the same logits", () => {
+  const N = 9,
+    V = 16,
+    x = leaf([N, V], 1),
+    targets = integers(N, V, 3),
+    options = { vocab_size: V, grad_scale: 1 };
+  const ids = tokens([N], targets), lse = logsumexp(x.t);
+  backward(add(crossEntropy(x.t, ids, options), mean(lse, 1)));
+  const { dlogits } = ref.crossEntropy(Float64Array.from(x.values), targets, { V, grad_scale: 1 });
+  const p = ref.softmaxRows(x.values, V);
+  close(gradient(x.t), dlogits.map((d, i) => d + p[i]! / N), V, "dx", 3);
+  endStep();
+});
+
 /** Loss and gradients of a head of V columns, padded to a multiple of 64. */
 function headCase(N: number, C: number, V: number, targets: number[], head_chunk: number, grad_scale = 1) {
   const padded = Math.ceil(V / 64) * 64, x = leaf([1, N, C], 1), w = normalWeight([padded, C], 2);
@@ -252,6 +538,25 @@ Deno.test("the gradient of each op is that of finite differences", () => {
   checkGrad((qkv) => attention(qkv, heads(H)), [2, 17, 80]);
   checkGrad((x) => swiglu(x), [17, 14]);
   checkGrad((a, b) => add(a, b), [17, 3], [17, 3]);
+  checkGrad((a, b) => mul(a, b), [17, 3], [17, 3]);
+  for (const [name, op] of UNARY) if (name !== "reluSquared") checkGrad((x) => op(x), [17, 7]);
+  checkGrad((x) => reluSquared(add(x, mul(x, x))), [17, 7]); // has no third derivative, but at few places
+  checkGrad((x, b) => bias(x, b), [17, 7], { weight: [7] });
+  checkGrad((x, w, b) => layernorm(x, w, b, EPS), [5, 33], { weight: [33] }, { weight: [33] });
+  checkGrad((x) => softmax(x), [5, 33]);
+  checkGrad((x) => logsumexp(x, 30), [5, 33]);
+  checkGrad((a, b) => concat([b, slice(a, 2, 3), slice(a, 0, 4)]), [5, 7], [5, 2]);
+  checkGrad((x) => mean(mul(x, sigmoid(x)), 1), [17, 7]);
+  checkGrad(
+    (qkv, q, k) => attention(rope(qkNorm(qkv, q, k, heads(H), EPS), table.t, heads(H)), heads(H)),
+    [2, 17, 80],
+    { weight: [8] },
+    { weight: [8] },
+  );
+  checkGrad((x) => crossEntropy(x, tokens([5], [3, -1, 0, 29, 7]), { vocab_size: 30, grad_scale: 1 }), [
+    5,
+    33,
+  ]);
   const targets = tokens([17], [-1, ...integers(16, 61, 2)]),
     head = { vocab_size: 61, head_chunk: 5, grad_scale: 1 };
   checkGrad((x, w) => linearCrossEntropy(x, w, targets, head), [17, 7], { weight: [64, 7] });
@@ -362,6 +667,34 @@ Deno.test("every op names both shapes when they do not fit", () => {
       () => linearCrossEntropy(x, normalWeight([64, 6], 1).t, ids, head),
       "x must be (N, 6) with N targets and w at least (70, 6), but x is (2,3,6), targets (2,3), w (64,6)",
     ],
+    [() => mul(x, qkv), "mul: a (2,3,6) and b (2,3,64) must have the same shape"],
+    [() => softcap(x, 0), "softcap: cap must be above 0, but it is 0"],
+    [() => dropout(x, 1), "dropout: rate must be at least 0 and below 1, but it is 1"],
+    [() => bias(x, vector), "bias: b must be (6) to be added to x (2,3,6), but it is (7)"],
+    [
+      () => layernorm(x, normalWeight([6], 1).t, vector, EPS),
+      "layernorm: w and b must be (6) to scale x (2,3,6), but they are (6) and (7)",
+    ],
+    [() => logsumexp(x, 7), "logsumexp: x (2,3,6) must have 7 columns at least"],
+    [() => slice(x, 4, 3), "slice: x (2,3,6) must have the columns 4..6"],
+    [() => slice(x, 0, 0), "slice: x (2,3,6) must have the columns 0..-1"],
+    [() => concat([]), "concat: there must be a part at least"],
+    [
+      () => concat([x, tensor([2, 2, 6], normal(24, 1))]),
+      "concat: parts must have equal sizes but for the last, but are (2,3,6) and (2,2,6)",
+    ],
+    [
+      () => crossEntropy(x, ids, { vocab_size: 7, grad_scale: 1 }),
+      "crossEntropy: logits must be (N, 7 or more) with N targets, but they are (2,3,6) and (2,3)",
+    ],
+    [
+      () => qkNorm(x, vector, vector, H, EPS),
+      "qkNorm: qkv must be (B, T, 64) for 4 + 2 * 2 heads of 8, but it is (2,3,6)",
+    ],
+    [
+      () => qkNorm(qkv, normalWeight([8], 1).t, vector, H, EPS),
+      "qkNorm: q_norm and k_norm must be (8) for heads of 8, but one is (7)",
+    ],
     ...[cache(2, 2, 4, 8), cache(1, 2, 9, 8), cache(2, 1, 9, 8), cache(2, 2, 9, 4)].map((
       k,
     ): [() => Tensor, string] => [
@@ -396,6 +729,14 @@ Deno.test("every op refuses tensors of the wrong kind", () => {
     [() => attention(normalWeight([1, 1, 24], 1).t, H), `attention: qkv ${kind} (1,1,24)`],
     [() => swiglu(normalWeight([2, 4], 1).t), `swiglu: x ${kind} (2,4)`],
     [() => add(x, normalWeight([2, 3], 1).t), `add: b ${kind} (2,3)`],
+    [() => mul(x, normalWeight([2, 3], 1).t), `mul: b ${kind} (2,3)`],
+    [() => scale(mean(x, 1), 2), "scale: x must be act, but it is f32 (1)"], // a loss already has its gradient
+    [() => add(mean(x, 1), x), "add: a must be act, but it is f32 (1)"],
+    [
+      () => bias(x, linear(x, norm.view(1, 3))),
+      "bias: w must be a parameter, but it is a computed act tensor (2,1)",
+    ],
+    [() => crossEntropy(x, x, head), "crossEntropy: targets must be i32, but they are act (2,3)"],
     [() => linearCrossEntropy(norm, w, ids, head), `linearCrossEntropy: x ${kind} (3)`],
     [
       () => linear(tensor([2, 5], normal(10, 1)), computed),

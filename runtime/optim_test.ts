@@ -7,7 +7,15 @@ import { readSafetensors, toFloat32 } from "./safetensors.ts";
 import { take } from "./memory.ts";
 import { empty, param, readFloats, type Tensor, writeFloats } from "./tensor.ts";
 import { endStep, grad } from "./tape.ts";
-import { assertClose, close, localExchanges, normal, openTestDevice, type Values } from "./testing.ts";
+import {
+  assertClose,
+  close,
+  localExchanges,
+  normal,
+  openTestDevice,
+  philox,
+  type Values,
+} from "./testing.ts";
 
 openTestDevice();
 
@@ -261,24 +269,7 @@ Deno.test("Parameters places a tensor once that a model has twice, as a tie", ()
 
 // ---- random numbers
 
-/** The four words of block `counter` (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011). */
-function philox(counter: number[], key: number[]): number[] {
-  let [c0, c1, c2, c3] = counter as [number, number, number, number];
-  let [k0, k1] = key as [number, number];
-  const multiply = (a: number, b: number): [high: number, low: number] => {
-    const product = BigInt(a) * BigInt(b);
-    return [Number(product >> 32n), Number(product & 0xffffffffn)];
-  };
-  for (let round = 0; round < 10; round++) {
-    const [high0, low0] = multiply(0xd2511f53, c0), [high1, low1] = multiply(0xcd9e8d57, c2);
-    [c0, c1, c2, c3] = [(high1 ^ c1 ^ k0) >>> 0, low1, (high0 ^ c3 ^ k1) >>> 0, low0];
-    k0 = (k0 + 0x9e3779b9) >>> 0;
-    k1 = (k1 + 0xbb67ae85) >>> 0;
-  }
-  return [c0, c1, c2, c3];
-}
-
-Deno.test("philox() of this test gives the published answers of Philox 4x32-10", () => {
+Deno.test("philox() of the tests gives the published answers of Philox 4x32-10", () => {
   const hex = (words: number[]) => words.map((word) => word.toString(16).padStart(8, "0")).join(" ");
   const ones = 0xffffffff;
   assertEquals(hex(philox([0, 0, 0, 0], [0, 0])), "6627e8d5 e169c58d bc57ac4c 9b00dbd8");

@@ -13,6 +13,7 @@ type Entry = Op & { backward: () => void };
 
 let tape: Entry[] = [];
 let recording = true;
+let dropping = true; // dropout() drops: everywhere but in noGrad()
 let flopsRun = 0; // by all forward passes so far
 
 /** Whether ops are to keep what their backward pass needs. */
@@ -20,8 +21,18 @@ export function isRecording(): boolean {
   return recording;
 }
 
-/** Runs f without recording: for evaluation and generation. */
+/** Runs f without recording, and without dropout: for evaluation and generation. */
 export function noGrad<T>(f: () => T): T {
+  const before = dropping;
+  dropping = false;
+  try {
+    return unrecorded(f);
+  } finally {
+    dropping = before;
+  }
+}
+
+function unrecorded<T>(f: () => T): T {
   const before = recording;
   recording = false;
   try {
@@ -92,13 +103,16 @@ export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
       `checkpoint: x (${x.shape}) needs no gradient, and so the parameters in f would get none: call f(x)`,
     );
   }
-  const { result: out, blocks } = takenBy(() => noGrad(() => f(x)));
+  const firstMask = masks;
+  const { result: out, blocks } = takenBy(() => unrecorded(() => f(x)));
   for (const block of blocks) if (block !== out.buf.block) release(block);
   return record("checkpoint", out, [x], () => {
     const outer = tape, input = new Tensor(x.shape, x.dtype, new Buffer(x.buf.block));
     input.buf.needsGrad = true;
     input.buf.uses = 1; // other ops may read x: none in f may write over it
     tape = [];
+    const lastMask = masks;
+    masks = firstMask; // what is dropped is the same both times
     const { blocks } = takenBy(() => {
       const y = f(input);
       y.buf.grad = out.buf.grad;
@@ -106,9 +120,40 @@ export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
       backward(y);
     });
     tape = outer;
+    masks = lastMask;
     for (const block of blocks) if (block !== input.buf.grad) release(block);
     give(x, input.buf.grad!);
   });
+}
+
+// ---- dropout: which random words the next mask is made of
+
+let place = 0n; // of the micro-step, among all of the run
+let masks = 0; // since then
+
+/** Where a micro-step stands in a run: no two have the same. */
+export type MaskPlace = { seed: number; sample: number; micro: number; rank: number };
+
+/**
+ * Begins the masks of a micro-step: those of dropout() follow from its place and their number in it alone, so that a run that
+ * was resumed goes on with the same. Without it masks differ from each other and are the same in the next process.
+ */
+export function beginMasks({ seed, sample, micro, rank }: MaskPlace): void {
+  place = [seed, sample, micro, rank].reduce((mixed, part) => mix(mixed + BigInt(part)), 0n);
+  masks = 0;
+}
+
+/** The key of the next mask of dropout(); undefined where nothing is dropped. */
+export function nextMask(): bigint | undefined {
+  return dropping ? mix(place + BigInt(++masks)) : undefined;
+}
+
+/** splitmix64: numbers next to each other become 64 random bits each. */
+function mix(x: bigint): bigint {
+  let z = BigInt.asUintN(64, x + 0x9E3779B97F4A7C15n);
+  z = BigInt.asUintN(64, (z ^ z >> 30n) * 0xBF58476D1CE4E5B9n);
+  z = BigInt.asUintN(64, (z ^ z >> 27n) * 0x94D049BB133111EBn);
+  return z ^ z >> 31n;
 }
 
 // ---- gradients
@@ -154,10 +199,11 @@ export function passOn(x: Tensor, out: Tensor): void {
  * soon as its producer's backward pass has run, so do not read activations after this (debug mode keeps them readable).
  */
 export function backward(loss: Tensor): void {
+  loss.buf.isLoss = true;
   for (let i = tape.length - 1; i >= 0; i--) {
     const entry = tape[i]!, { out } = entry;
     const overwritten = out.buf.grad === out.buf.block; // the gradient took the place of the values
-    const isLoss = out.buf === loss.buf;
+    const { isLoss } = out.buf;
     if (out.buf.grad || isLoss) {
       entry.backward();
       if (debug.on) afterBackward(entry);

@@ -30,6 +30,8 @@ export class Buffer {
   grad: Block | undefined;
   /** Parameters: the gradient's block is there, but the next write overwrites it. */
   gradIsEmpty = false;
+  /** A loss, or a part of one: its gradient is 1. */
+  isLoss = false;
   /** Ops on the tape that read it. */
   uses = 0;
   /** Parameters: their path, "layers.3.qkv_proj". */

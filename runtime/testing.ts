@@ -37,6 +37,23 @@ export function normal(n: number, seed: number): Values {
   return toAct(Array.from({ length: n }, () => Math.sqrt(-2 * Math.log(u())) * Math.cos(2 * Math.PI * u())));
 }
 
+/** The four words of block `counter` (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011). */
+export function philox(counter: number[], key: number[]): number[] {
+  let [c0, c1, c2, c3] = counter as [number, number, number, number];
+  let [k0, k1] = key as [number, number];
+  const multiply = (a: number, b: number): [high: number, low: number] => {
+    const product = BigInt(a) * BigInt(b);
+    return [Number(product >> 32n), Number(product & 0xffffffffn)];
+  };
+  for (let round = 0; round < 10; round++) {
+    const [high0, low0] = multiply(0xd2511f53, c0), [high1, low1] = multiply(0xcd9e8d57, c2);
+    [c0, c1, c2, c3] = [(high1 ^ c1 ^ k0) >>> 0, low1, (high0 ^ c3 ^ k1) >>> 0, low0];
+    k0 = (k0 + 0x9e3779b9) >>> 0;
+    k1 = (k1 + 0xbb67ae85) >>> 0;
+  }
+  return [c0, c1, c2, c3];
+}
+
 /** n whole numbers from 0 up to below, as float64. */
 export function integers(n: number, below: number, seed: number): number[] {
   const u = uniform(seed);

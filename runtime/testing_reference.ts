@@ -170,6 +170,103 @@ export function swigluBackward(dh: Numbers, gate_up: Numbers, F: number): Float6
   return dgate_up;
 }
 
+/** A function of one value, and its derivative. */
+export type Unary = { f: (x: number) => number; slope: (x: number) => number };
+
+/** The element-wise functions of ops.ts by name; a is the factor of scale() or the cap of softcap(). */
+export function unary(name: string, a = 1): Unary {
+  const normal = (x: number) => Math.exp(-x * x / 2) / Math.sqrt(2 * Math.PI);
+  const u = (x: number) => Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3);
+  const functions: Record<string, Unary> = {
+    scale: { f: (x) => a * x, slope: () => a },
+    gelu: { f: (x) => x * normalBelow(x), slope: (x) => normalBelow(x) + x * normal(x) },
+    geluTanh: {
+      f: (x) => x * (1 + Math.tanh(u(x))) / 2,
+      slope: (x) =>
+        (1 + Math.tanh(u(x))) / 2 +
+        x / 2 * (1 - Math.tanh(u(x)) ** 2) * Math.sqrt(2 / Math.PI) * (1 + 3 * 0.044715 * x * x),
+    },
+    reluSquared: { f: (x) => Math.max(x, 0) ** 2, slope: (x) => 2 * Math.max(x, 0) },
+    sigmoid: { f: sigmoid, slope: (x) => sigmoid(x) * (1 - sigmoid(x)) },
+    softcap: { f: (x) => a * Math.tanh(x / a), slope: (x) => 1 / Math.cosh(x / a) ** 2 },
+  };
+  return functions[name]!;
+}
+
+/** The normal distribution at x: the series x + x^3 / 3 + x^5 / (3 * 5) + ... times its density, which is all positive. */
+function normalBelow(x: number): number {
+  let term = Math.abs(x), sum = 0;
+  for (let n = 3; term > 1e-18 * sum; n += 2) {
+    sum += term;
+    term *= x * x / n;
+  }
+  const half = sum * Math.exp(-x * x / 2) / Math.sqrt(2 * Math.PI);
+  return 0.5 + Math.sign(x) * half;
+}
+
+/** out = (x - mean) / sqrt(variance + eps) * w + b over the last axis. x (N, C), w and b (C) */
+export function layernorm(x: Numbers, w: Numbers, b: Numbers, eps: number): Float64Array {
+  const C = w.length, { n } = normalised(x, C, eps);
+  return n.map((n, i) => n * w[i % C]! + b[i % C]!);
+}
+
+/** With g = dout * w: dx = rstd * (g - mean(g) - n * mean(g * n)), dw = sum over rows of dout * n, db of dout. */
+export function layernormBackward(
+  dout: Numbers,
+  x: Numbers,
+  w: Numbers,
+  eps: number,
+): Gradients & { db: Float64Array } {
+  const C = w.length, { n, rstd } = normalised(x, C, eps);
+  const dx = new Float64Array(x.length), dw = new Float64Array(C), db = new Float64Array(C);
+  for (let at = 0; at < x.length; at += C) {
+    let g_mean = 0, gn_mean = 0;
+    for (let c = 0; c < C; c++) {
+      g_mean += dout[at + c]! * w[c]! / C;
+      gn_mean += dout[at + c]! * w[c]! * n[at + c]! / C;
+      dw[c]! += dout[at + c]! * n[at + c]!;
+      db[c]! += dout[at + c]!;
+    }
+    for (let c = 0; c < C; c++) {
+      dx[at + c] = rstd[at / C]! * (dout[at + c]! * w[c]! - g_mean - n[at + c]! * gn_mean);
+    }
+  }
+  return { dx, dw, db };
+}
+
+/** (x - mean) * rstd of each row of C, and rstd of each. */
+function normalised(x: Numbers, C: number, eps: number): { n: Float64Array; rstd: Float64Array } {
+  const n = Float64Array.from(x), rstd = new Float64Array(x.length / C);
+  for (let row = 0; row < rstd.length; row++) {
+    const values = n.subarray(row * C, (row + 1) * C), mean = values.reduce((a, b) => a + b) / C;
+    values.forEach((v, c) => values[c] = v - mean);
+    rstd[row] = 1 / Math.sqrt(values.reduce((sum, v) => sum + v * v, 0) / C + eps);
+    values.forEach((v, c) => values[c] = v * rstd[row]!);
+  }
+  return { n, rstd };
+}
+
+/** softmax of each row of x (N, C), over its first V columns; 0 in the others. */
+export function softmaxRows(x: Numbers, C: number, V = C): Float64Array {
+  const out = new Float64Array(x.length);
+  for (let at = 0; at < x.length; at += C) out.set(softmax(Float64Array.from(x).subarray(at, at + V)), at);
+  return out;
+}
+
+/** With p = softmax(x): dx = p * (dout - sum(p * dout)) in each row of C. */
+export function softmaxBackward(dout: Numbers, x: Numbers, C: number): Float64Array {
+  const p = softmaxRows(x, C);
+  return p.map((p_i, i) => p_i * (dout[i]! - dot(p, i - i % C, dout, i - i % C, C)));
+}
+
+/** log(sum(e^x)) over the first V columns of each row of x (N, C). */
+export function logsumexp(x: Numbers, C: number, V: number): Float64Array {
+  return Float64Array.from({ length: x.length / C }, (_, n) => {
+    const row = Array.from({ length: V }, (_, v) => x[n * C + v]!), top = Math.max(...row);
+    return top + Math.log(row.reduce((sum, x) => sum + Math.exp(x - top), 0));
+  });
+}
+
 /** V: columns that take part; the others are padding. grad_scale: what the gradients are multiplied by. */
 export type HeadLoss = { V: number; grad_scale: number };
 
@@ -181,10 +278,19 @@ export function linearCrossEntropy(
   x: Numbers,
   w: Numbers,
   targets: Numbers,
-  { V, grad_scale }: HeadLoss,
+  options: HeadLoss,
 ): Gradients & { loss: number } {
-  const N = targets.length, C = x.length / N, columns = w.length / C;
-  const logits = linear(x, w, C), dlogits = new Float64Array(logits.length);
+  const C = x.length / targets.length, { loss, dlogits } = crossEntropy(linear(x, w, C), targets, options);
+  return { loss, ...linearBackward(dlogits, x, w, C) };
+}
+
+/** The same of logits (N, at least V) that are there. */
+export function crossEntropy(
+  logits: Float64Array,
+  targets: Numbers,
+  { V, grad_scale }: HeadLoss,
+): { loss: number; dlogits: Float64Array } {
+  const N = targets.length, columns = logits.length / N, dlogits = new Float64Array(logits.length);
   let loss = 0;
   for (let n = 0; n < N; n++) {
     if (targets[n]! < 0) continue;
@@ -192,7 +298,7 @@ export function linearCrossEntropy(
     loss -= Math.log(p[targets[n]!]!) / N;
     dlogits.set(p.map((p, v) => (p - (v === targets[n] ? 1 : 0)) * grad_scale / N), n * columns);
   }
-  return { loss, ...linearBackward(dlogits, x, w, C) };
+  return { loss, dlogits };
 }
 
 /** A parameter and its first and second moments, each of the same length. */

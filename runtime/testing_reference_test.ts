@@ -93,3 +93,65 @@ Deno.test("linearCrossEntropy() of the reference has the gradient of finite diff
     6 * 3,
   );
 });
+
+Deno.test("element-wise functions of the reference are PyTorch's, and so are their slopes", () => {
+  const x = [-4, -1, 0.5, 2]; // torch 2.13 in float64
+  const published: [name: string, a: number, values: number[], slopes: number[]][] = [
+    ["gelu", 1, [-0.000126684967332, -0.158655253931, 0.345731230637, 1.9544997361], [
+      -0.000503649661226,
+      -0.0833154705877,
+      0.867495124656,
+      1.08523180108,
+    ]],
+    ["geluTanh", 1, [-7.02459481923e-05, -0.158808009392, 0.345714009825, 1.95459769409], [
+      -0.000335123197122,
+      -0.0829640838458,
+      0.867369903535,
+      1.08609925662,
+    ]],
+    ["reluSquared", 1, [0, 0, 0.25, 4], [0, 0, 1, 4]],
+    ["sigmoid", 1, [0.0179862099621, 0.26894142137, 0.622459331202, 0.880797077978], [
+      0.0176627062133,
+      0.196611933241,
+      0.235003712202,
+      0.104993585404,
+    ]],
+    ["softcap", 30, [-3.97646365173, -0.999629794165, 0.499953708847, 1.99704229507], [
+      0.982430818696,
+      0.998889711416,
+      0.999722273654,
+      0.995568691191,
+    ]],
+    ["scale", 3, [-12, -3, 1.5, 6], [3, 3, 3, 3]],
+  ];
+  for (const [name, a, values, slopes] of published) {
+    const { f, slope } = ref.unary(name, a);
+    assertClose(x.map(f), values, { rtol: 1e-10, atol: 1e-13 }, name);
+    assertClose(x.map(slope), slopes, { rtol: 1e-10, atol: 1e-13 }, `slope of ${name}`);
+  }
+});
+
+Deno.test("layernorm() of the reference is PyTorch's, and has the gradient of finite differences", () => {
+  const x = [1, 2, 4, 8.5], w = [1, -2, 0.5, 3], b = [0, 1, 2, 3], exact = { rtol: 1e-12, atol: 0 };
+  const published = [-0.9981143826863047, 2.3018883252430062, 2.0216981387540502, 7.816986803399123];
+  assertClose(ref.layernorm(x, w, b, 1e-5), published, exact);
+  checkBackward(
+    (x, w, b) => ref.layernorm(x, w, b, 1e-2),
+    (dout, x, w) => {
+      const { dx, dw, db } = ref.layernormBackward(dout, x, w, 1e-2);
+      return [dx, dw, db];
+    },
+    15,
+    5,
+    5,
+  );
+});
+
+Deno.test("softmax and logsumexp of the reference have the gradients of finite differences", () => {
+  checkBackward((x) => ref.softmaxRows(x, 5), (dout, x) => [ref.softmaxBackward(dout, x, 5)], 15);
+  checkBackward(
+    (x) => ref.logsumexp(x, 5, 3),
+    (dout, x) => [ref.softmaxRows(x, 5, 3).map((p, i) => p * dout[Math.floor(i / 5)]!)],
+    15,
+  );
+});

@@ -16,7 +16,23 @@ import {
   open,
   synchronizeNow,
 } from "../ffi/library.ts";
-import { add, attention, embedding, linear, rmsnorm, rope, swiglu } from "./ops.ts";
+import {
+  add,
+  attention,
+  bias,
+  concat,
+  dropout,
+  embedding,
+  gelu,
+  layernorm,
+  linear,
+  logsumexp,
+  rmsnorm,
+  rope,
+  slice,
+  softmax,
+  swiglu,
+} from "./ops.ts";
 import * as ref from "./testing_reference.ts";
 import { tensor } from "./tensor.ts";
 import {
@@ -45,6 +61,50 @@ Deno.test("rmsnorm() of many wide rows", () => { // 8 columns a lane, 256 a pass
   close(out, ref.rmsnorm(x.values, w.values, 1e-6), C, "out");
   close(grads[0]!, dx, C, "dx", 2);
   close(grads[1]!, dw, N, "dw", 2);
+});
+
+Deno.test("layernorm() and bias() of many wide rows", () => { // more than 256 parts of sums, 32 columns a block
+  const N = 700, C = 520, x = leaf([N, C], 1), w = normalWeight([C], 2), b = normalWeight([C], 3);
+  const dout = normal(N * C, 4), { dx, dw, db } = ref.layernormBackward(dout, x.values, w.values, 1e-5);
+  const { out, grads } = forwardBackward(() => layernorm(x.t, w.t, b.t, 1e-5), [x.t, w.t, b.t], dout);
+  close(out, ref.layernorm(x.values, w.values, b.values, 1e-5), C, "out", 2);
+  close(grads[0]!, dx, C, "dx", 3);
+  close(grads[1]!, dw, N, "dw", 2);
+  close(grads[2]!, db, N, "db");
+  const y = leaf([N, C], 1), added = forwardBackward(() => bias(y.t, b.t), [y.t, b.t], dout);
+  close(added.out, y.values.map((y, i) => y + b.values[i % C]!), 1, "out of bias");
+  assertEquals(added.grads[0], dout);
+  assertEquals(added.grads[1]!.length, C);
+});
+
+Deno.test("softmax() and logsumexp() of rows wider than a block's first pass", () => {
+  const N = 3, C = 2100, V = 2090, dout = normal(N * C, 2); // the largest lie in the last pass
+  const values = normal(N * C, 1).map((x, i) => x + i % C / 1000),
+    x = tensor([N, C], values, true),
+    read = x.toArray();
+  const { out, grads } = forwardBackward(() => softmax(x), [x], dout);
+  close(out, ref.softmaxRows(read, C), C, "out", 2);
+  close(grads[0]!, ref.softmaxBackward(dout, read, C), C, "dx", 3);
+  const y = tensor([N, C], values, true), d = dout.slice(0, N);
+  const lse = forwardBackward(() => logsumexp(y, V), [y], d);
+  close(lse.out, ref.logsumexp(read, C, V), V, "out of logsumexp");
+  const p = ref.softmaxRows(read, C, V);
+  close(lse.grads[0]!, p.map((p, i) => p * d[Math.floor(i / C)]!), V, "dx of logsumexp", 3);
+});
+
+Deno.test("element-wise ops, dropout(), slice() and concat() of more than a grid's first block", () => {
+  const N = 300, C = 136, x = leaf([N, C], 1), dout = normal(N * C, 2), { f, slope } = ref.unary("gelu");
+  const { out, grads } = forwardBackward(
+    () => gelu(concat([slice(x.t, 0, 64), slice(x.t, 64, 72)])),
+    [x.t],
+    dout,
+  );
+  close(out, Float64Array.from(x.values, f), 8, "out");
+  close(grads[0]!, Float64Array.from(x.values, (x, i) => dout[i]! * slope(x)), 8, "dx");
+  const y = leaf([N * C], 1), dropped = forwardBackward(() => dropout(y.t, 0.5), [y.t], dout);
+  dropped.out.forEach((value, i) => {
+    assertEquals([value, dropped.grads[0]![i]], value ? [2 * y.values[i]!, 2 * dout[i]!] : [0, 0]);
+  });
 });
 
 Deno.test("embedding() of more places than a block has threads", () => {
