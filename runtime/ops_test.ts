@@ -544,6 +544,7 @@ Deno.test("the gradient of each op is that of finite differences", () => {
   checkGrad((x, b) => bias(x, b), [17, 7], { weight: [7] });
   checkGrad((x, w, b) => layernorm(x, w, b, EPS), [5, 33], { weight: [33] }, { weight: [33] });
   checkGrad((x) => softmax(x), [5, 33]);
+  checkGrad((x) => swiglu(softmax(x)), [5, 34]); // which would write over what softmax() needs in backward
   checkGrad((x) => logsumexp(x, 30), [5, 33]);
   checkGrad((a, b) => concat([b, slice(a, 2, 3), slice(a, 0, 4)]), [5, 7], [5, 2]);
   checkGrad((x) => mean(mul(x, sigmoid(x)), 1), [17, 7]);
@@ -782,6 +783,11 @@ Deno.test("NaN and infinities reach every output that depends on them, and no ot
         .length > 0,
       true,
     );
+    if (Number.isNaN(bad)) { for (const [name, op] of UNARY) assertEquals(run(() => op(x)), [8], name); }
+    assertEquals(run(() => mul(x, tensor([3, 6], normal(18, 4)))), [8]);
+    assertEquals(run(() => slice(x, 2, 1)), [1]);
+    assertEquals(run(() => layernorm(x, norm, norm, EPS)), range(6, 12));
+    assertEquals(run(() => logsumexp(x)), bad === -Infinity ? [] : [1]); // e^-infinity is 0
     const rows = run(() => rmsnorm(x, norm, EPS));
     assertEquals(rows, Number.isNaN(bad) ? range(6, 12) : [8]); // an infinite rms makes the others 0
     const targets = tokens([3], [1, 2, 3]), head = { vocab_size: 7, head_chunk: 2, grad_scale: 1 };
