@@ -137,12 +137,13 @@ function explained(action: () => unknown): string {
 
 Deno.test("explain() has one line for what the operating system refuses, with the path", () => {
   const file = import.meta.filename!, json = '{"a": 1,\n "b": }\n';
+  using directory = Deno.openSync("/tmp");
   const cases: [() => unknown, string][] = [
     [() => Deno.openSync("/no/file"), "Cannot open /no/file: No such file or directory"],
     [() => Deno.readTextFileSync("/tmp"), "Cannot read /tmp: Is a directory"],
     [() => Deno.mkdirSync(`${file}/a`), `Cannot make ${file}/a: Not a directory`],
     [() => Deno.renameSync("/no/a", "/no/b"), "Cannot rename /no/a to /no/b: No such file or directory"],
-    [() => Deno.openSync("/tmp").readSync(new Uint8Array(1)), "Cannot go on: Is a directory"],
+    [() => directory.readSync(new Uint8Array(1)), "Cannot go on: Is a directory"],
   ];
   for (const [action, message] of cases) assertEquals(explained(action), `error: ${message}`);
   const quoted = explained(() => {

@@ -182,7 +182,7 @@ Deno.test("a second signal ends a run at once in the middle of a long step", asy
   const running = new Running("train", `--out_dir=${freshPath()}`, ...given);
   await running.line("writing to");
   running.signal("SIGINT");
-  await new Promise((resolve) => setTimeout(resolve, 2500)); // it is served within a second of work
+  await running.error("SIGINT: stopping after this step; once more stops at once\n"); // within a second of work
   running.signal("SIGINT");
   assertEquals((await running.end()).code, 130);
 });

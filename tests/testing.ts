@@ -1,6 +1,6 @@
 // Runs loam's command lines as a user does: the tasks of deno.json, from the repository root, in directories below /tmp
 // that are removed after the tests of a file.
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { sha256OfFile } from "../base/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
@@ -130,14 +130,19 @@ export function withFewFiles(files: number, task: Task, ...args: string[]): Deno
 export class Running {
   readonly #child: Deno.ChildProcess;
   readonly #lines: AsyncGenerator<string>;
-  readonly #stderr: Promise<string>;
+  readonly #errors: Promise<void>;
   #stdout = "";
+  #stderr = "";
 
   constructor(task: Task | Deno.Command, ...args: string[]) {
     const started = typeof task === "string" ? command(Deno.execPath(), taskArgs(task, args)) : task;
     this.#child = started.spawn();
     this.#lines = this.#read();
-    this.#stderr = new Response(this.#child.stderr).text();
+    this.#errors = this.#readErrors();
+  }
+
+  async #readErrors(): Promise<void> {
+    for await (const text of this.#child.stderr.pipeThrough(new TextDecoderStream())) this.#stderr += text;
   }
 
   async *#read(): AsyncGenerator<string> {
@@ -156,6 +161,14 @@ export class Running {
       const { done, value } = await this.#lines.next();
       if (done) return undefined;
       if (value.startsWith(start)) return value;
+    }
+  }
+
+  /** Waits until a text has come on stderr; throws if the program ends without it. */
+  async error(text: string): Promise<void> {
+    const ended = this.#errors.then(() => true), soon = () => new Promise((next) => setTimeout(next, 10));
+    while (!this.#stderr.includes(text)) {
+      if (await Promise.race([ended, soon()])) assertStringIncludes(this.#stderr, text);
     }
   }
 
@@ -179,7 +192,8 @@ export class Running {
     for await (const _ of this.#lines);
     const { code, signal } = await this.#child.status;
     clearTimeout(timer);
-    return { code, signal, stdout: this.#stdout, stderr: await this.#stderr };
+    await this.#errors;
+    return { code, signal, stdout: this.#stdout, stderr: this.#stderr };
   }
 }
 
