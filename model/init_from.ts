@@ -7,7 +7,8 @@ import { resolveCheckpoint } from "../runtime/checkpoint.ts";
 import { storedConfig } from "./checkpoint.ts";
 import type { LlamaConfig } from "./llama.ts";
 
-const SHAPE = [
+/** Those that the model itself has. */
+export const SHAPE = [
   ...["n_layer", "n_embd", "n_head", "n_kv_head", "head_dim", "n_inner", "rope_theta", "norm_eps"],
 ] as const satisfies (keyof LlamaConfig)[];
 
