@@ -180,21 +180,6 @@ Deno.test("parseArgs() keeps texts that are declared so, the last one or all", (
   assertEquals([args.none, args.void, args.x, args.y, args._], ["", "", true, true, [""]]);
 });
 
-Deno.test("parseArgs() hands unknown arguments to the caller", () => {
-  const seen: unknown[] = [];
-  const args = parseArgs(["--data=x", "--typo=1", "word"], {
-    string: ["data"],
-    unknown: (arg, key, value) => {
-      seen.push([arg, key, value]);
-      return false;
-    },
-  });
-  assertEquals(seen, [["--typo=1", "typo", "1"], ["word", undefined, undefined]]);
-  const refuse = (arg: string) => assertEquals(arg, "-typo");
-  parseArgs(["-typo"], { unknown: refuse });
-  assertEquals<unknown>(args, { _: [], data: "x" });
-});
-
 Deno.test("ProgressBar draws at the start and at the end and leaves the stream open", async () => {
   const text = await drawn({ keepOpen: true });
   const lines = text.split("\r\x1b[K");
