@@ -19,6 +19,7 @@ import {
   type GgufType,
   headsOf,
   interleave,
+  isGguf,
   modelSettings,
   ropeFactors,
   typeOf,
@@ -139,12 +140,15 @@ function encode<T>(values: Float32Array, type: string, { name }: { name: string 
 
 // ---- gguf
 
-/** Refuses to write over anything but, with --overwrite, a file. */
+/** Refuses to write over anything but, with --overwrite, another GGUF file. */
 function requireFree({ out, overwrite }: Options): void {
   if (isDirectory(out)) {
     throw new UserError(
       `Cannot write ${out}: it is a directory, should be a file; use --out=${out}/model.gguf`,
     );
+  }
+  if (isFile(out) && !isGguf(out)) {
+    throw new UserError(`Cannot write ${out}: it is there already and no GGUF file; choose another --out`);
   }
   if (isFile(out) && !overwrite) {
     throw new UserError(

@@ -5,6 +5,7 @@
 // tensor as its name, its shape with the innermost size first, its type and where it begins; then the tensors, each from a
 // multiple of 32 bytes on. All numbers are little-endian.
 import { OutFile } from "../base/files.ts";
+import { orMistake } from "../base/system_error.ts";
 import { fromFloat32 } from "../runtime/safetensors.ts";
 import type { Family, LlamaConfig } from "./llama.ts";
 import { ropeFrequencies } from "./rope.ts";
@@ -42,7 +43,7 @@ const TYPES: Record<GgufType, { id: number; elements: number; bytes: number }> =
 /** general.file_type of a file whose matrices are of a type. */
 const FILE_TYPES: Record<GgufType, number> = { f32: 0, f16: 1, q8_0: 7, bf16: 32 };
 
-const ALIGNMENT = 32;
+const MAGIC = "GGUF", ALIGNMENT = 32;
 
 /**
  * Writes a file, and returns its size in bytes when it is on the disk. Memory: the header, and one piece of a tensor. Throws
@@ -68,10 +69,19 @@ export function writeGguf(path: string, settings: Settings, tensors: GgufTensor[
   return end;
 }
 
+/** Whether a file is one in this format. Throws UserError where it cannot be read. */
+export function isGguf(path: string): boolean {
+  return orMistake(`Cannot read ${path}`, () => {
+    using file = Deno.openSync(path);
+    const magic = new Uint8Array(MAGIC.length);
+    return file.readSync(magic) === MAGIC.length && new TextDecoder().decode(magic) === MAGIC;
+  });
+}
+
 /** Everything of a file before its first tensor. */
 export function encodeHeader(settings: Settings, tensors: Omit<GgufTensor, "pieces">[]): Uint8Array {
   const out = new Bytes(), entries = Object.entries(settings);
-  out.raw(new TextEncoder().encode("GGUF"));
+  out.raw(new TextEncoder().encode(MAGIC));
   out.u32(3);
   out.u64(tensors.length);
   out.u64(entries.length);

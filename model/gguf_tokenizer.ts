@@ -117,17 +117,17 @@ type BpeModel = {
 
 /** Byte-level BPE has all that llama.cpp needs, if that has a name for how text is cut. */
 function ofByteLevel(path: string, json: Json): Vocabulary {
-  const model = json.model as BpeModel;
+  const model = json.model as BpeModel, vocab = idsOf(json);
   const { pre, patterns, note } = preOf(path, json, model.merges.length === 0, model.ignore_merges ?? false);
   const tokens = [
-    ...Object.entries(model.vocab).map(([text, id]) => ({ id, text, type: NORMAL })),
+    ...Array.from(vocab, ([text, id]) => ({ id, text, type: NORMAL })),
     ...addedOf(json),
   ];
   const notes = note === undefined ? [] : [note];
   if (patterns[0] === PATTERNS.cl100k && tokens.some(({ text }) => TAIL.test(text))) {
     notes.push("llama.cpp cuts a prompt that ends with a line break and blanks between them");
   }
-  if (byteCharacters().some((byte) => model.vocab[byte] === undefined)) {
+  if (byteCharacters().some((byte) => !vocab.has(byte))) {
     notes.push("the vocabulary lacks bytes, which llama.cpp leaves out of a prompt in other places");
   }
   if (json.normalizer) {
@@ -136,10 +136,15 @@ function ofByteLevel(path: string, json: Json): Vocabulary {
   return { pre, tokens, more: () => mergesOf(model.merges.map((pair) => [pair].flat().join(" "))), notes };
 }
 
+/** The vocabulary. Not as an object, which has a toString and more without any such token. */
+function idsOf(json: Json): Map<string, number> {
+  return new Map(Object.entries((json.model as BpeModel).vocab));
+}
+
 /** The added tokens of a tokenizer.json, which take the place of those of the vocabulary. */
 function addedOf(json: Json): Token[] {
-  const { vocab } = json.model as BpeModel, size = Object.keys(vocab).length;
-  return withIds((json.added_tokens ?? []) as AddedToken[], size, (text) => vocab[text])
+  const vocab = idsOf(json);
+  return withIds((json.added_tokens ?? []) as AddedToken[], vocab.size, (text) => vocab.get(text))
     .map(({ id, content, special }) => ({ id, text: content, type: special ? CONTROL : USER_DEFINED }));
 }
 
@@ -198,7 +203,9 @@ function ofCharacters(characters: readonly string[]): Vocabulary {
  * that makes a token, and all pairs of one token behind those of another.
  */
 function ofCharacterBpe(path: string, json: Json): Vocabulary {
-  const { vocab, merges, unk_token } = json.model as BpeModel, scores = new Map<string, number>();
+  const { merges, unk_token } = json.model as BpeModel,
+    vocab = idsOf(json),
+    scores = new Map<string, number>();
   const pairs = new Set<string>(), pairOf = (left: string, right: string) => `${left} ${right}`;
   let last = "";
   for (const [rank, merge] of merges.entries()) {
@@ -215,11 +222,11 @@ function ofCharacterBpe(path: string, json: Json): Vocabulary {
     last = text;
   }
   const added = addedOf(json), special = new Set(added.map(({ text }) => text));
-  const tokens = Object.entries(vocab).map(([text, id]) => {
+  const tokens = Array.from(vocab, ([text, id]) => {
     const points = special.has(text) ? [] : Array.from(text);
     for (let n = 1; n < points.length; n++) {
       const left = points.slice(0, n).join(""), right = points.slice(n).join("");
-      if (vocab[left] === undefined || vocab[right] === undefined || pairs.has(pairOf(left, right))) continue;
+      if (!vocab.has(left) || !vocab.has(right) || pairs.has(pairOf(left, right))) continue;
       const both = `${JSON.stringify(left)} and ${JSON.stringify(right)}`;
       throw refused(
         path,
@@ -229,7 +236,7 @@ function ofCharacterBpe(path: string, json: Json): Vocabulary {
     return { id, text, type: /^<0x[0-9A-F]{2}>$/.test(text) ? BYTE : NORMAL };
   });
   const bytes = tokens.filter(({ type }) => type === BYTE).length,
-    unknown = unk_token ? vocab[unk_token] : undefined;
+    unknown = unk_token ? vocab.get(unk_token) : undefined;
   if (bytes !== 256) throw refused(path, `its vocabulary has tokens of ${bytes} bytes, should have all 256`);
   for (const { id, text, type } of added) {
     const isUnknown = id === unknown;
@@ -238,7 +245,7 @@ function ofCharacterBpe(path: string, json: Json): Vocabulary {
   const { prefix, notes } = prefixOf(json);
   const more = (rows: number): Settings => {
     const list = new Float32Array(rows);
-    for (const [text, score] of scores) if (vocab[text] !== undefined) list[vocab[text]] = score;
+    for (const [text, score] of scores) if (vocab.has(text)) list[vocab.get(text)!] = score;
     return {
       "tokenizer.ggml.model": { type: "string", value: "llama" },
       "tokenizer.ggml.scores": { type: "f32s", value: list },

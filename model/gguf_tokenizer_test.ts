@@ -179,6 +179,13 @@ Deno.test("BPE over characters has scores in the place of merges, and tokens for
   assertEquals(["th", "▁t", "he", "▁th", "the", "▁the", "t"].map(score), [-0, -1, -2, -3, -5, -7, 0]);
 });
 
+Deno.test("tokens may be called as what every object of JavaScript has", async () => {
+  const name = "▁valueOf", pieces = Array.from(name, (_, i) => name.slice(0, i + 1)).slice(1);
+  const files = small("llama2_like", (json) => withPieces(json, [...pieces, "e"]));
+  const { values } = await settingsOf(files, { rows: 450 });
+  assertEquals((values["ggml.tokens"] as string[]).includes(name), true);
+});
+
 Deno.test("how a text begins is said of BPE over characters", async () => {
   const prefix = async (
     name: string,

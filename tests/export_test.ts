@@ -150,8 +150,8 @@ Deno.test("export says in one line what it cannot do", async () => {
       `Cannot write ${here}: it is a directory, should be a file; use --out=${here}/model.gguf`,
     ],
     [
-      { checkpoint: model, out: file },
-      `Cannot write ${file}: it is there already; add --overwrite to write another in its place`,
+      { checkpoint: model, out: file, overwrite: true },
+      `Cannot write ${file}: it is there already and no GGUF file; choose another --out`,
     ],
     [
       { checkpoint: model, format: "hf", out: file },

@@ -40,7 +40,7 @@ export function withPieces(json: { model: unknown }, pieces: string[]): void {
   model.merges = pieces.flatMap((piece) => {
     const points = Array.from(piece);
     return points.slice(1).map((_, i) => [points.slice(0, i + 1).join(""), points.slice(i + 1).join("")])
-      .filter((pair) => pair.every((part) => part in model.vocab)).map((pair) => pair.join(" "));
+      .filter((pair) => pair.every((part) => Object.hasOwn(model.vocab, part))).map((pair) => pair.join(" "));
   });
 }
 
