@@ -3,6 +3,7 @@
 //
 // The dataset is made up, below /tmp, and removed afterwards; it lies in the page cache when it is read. The step is that of
 // `deno task train` itself with --preset=tiny on the same files.
+import { median } from "./median.ts";
 import os from "node:os";
 import { openDataset, shardHeader } from "../data/bins.ts";
 import { Loader, type Position } from "../data/loader.ts";
@@ -140,10 +141,6 @@ function timeBatch(reader: Reader, batches: number): BatchTime {
     heap.push((Deno.memoryUsage().heapUsed - before) / batches);
   }
   return { us: median(us), us_least: Math.min(...us), us_most: Math.max(...us), heap_bytes: median(heap) };
-}
-
-function median(values: number[]): number {
-  return values.toSorted((a, b) => a - b)[values.length >> 1]!;
 }
 
 /** Median ms of a step of `deno task train --preset=tiny` on a dataset. */

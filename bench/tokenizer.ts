@@ -2,6 +2,7 @@
 // by turns on one thread: tiktoken for OpenAI's encodings, tokenizers for a tokenizer.json. Prints a table of medians.
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/tokenizer.ts --sample=c4_validation_2k.parquet
+import { median } from "./median.ts";
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
@@ -158,8 +159,4 @@ function isDirectory(path: string): boolean {
     if (error instanceof Deno.errors.NotFound) return false;
     throw error;
   }
-}
-
-function median(values: number[]): number {
-  return values.toSorted((a, b) => a - b)[values.length >> 1]!;
 }

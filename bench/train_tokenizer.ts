@@ -2,6 +2,7 @@
 // peak memory. Checks that both learn the same tokens and merges. The results go to bench/results/.
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/train_tokenizer.ts --sample=c4_validation_2k.parquet --corpora_mb=0,600
+import { median } from "./median.ts";
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
@@ -201,8 +202,4 @@ function save(o: Options, load: number, results: Result[]): string {
   };
   Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
   return path;
-}
-
-function median(values: number[]): number {
-  return values.toSorted((a, b) => a - b)[values.length >> 1]!;
 }

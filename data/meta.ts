@@ -2,6 +2,7 @@
 import { hash } from "node:crypto";
 import { join } from "node:path";
 import { UserError } from "../base/errors.ts";
+import { isObject } from "../base/json.ts";
 import { isFile } from "../base/files.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
 
@@ -215,10 +216,6 @@ const IN_DATASET = /^(part_\d+_of_\d+\/)?[^/\\]+$/; // not elsewhere
 function isShard(value: unknown): value is Meta["shards"][number] {
   return isObject(value) && typeof value.file === "string" && IN_DATASET.test(value.file) &&
     isCount(value.tokens) && typeof value.sha256 === "string";
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function isCount(value: unknown): value is number {

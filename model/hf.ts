@@ -4,6 +4,7 @@
 
 import { Buffer } from "node:buffer";
 import { UserError } from "../base/errors.ts";
+import { isObject } from "../base/json.ts";
 import { requireTensors } from "../runtime/checkpoint.ts";
 import type { SafetensorsFile } from "../runtime/safetensors.ts";
 import type { Family, LlamaConfig } from "./llama.ts";
@@ -462,10 +463,6 @@ function unsupported(path: string, key: string, value: unknown, expected: string
 function shown(value: unknown): string {
   const text = JSON.stringify(value) ?? "missing";
   return text.length > 80 ? `${text.slice(0, 80)}...` : text;
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 // ---- weights

@@ -1,11 +1,11 @@
 import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
-import { copyToDevice, device } from "../ffi/library.ts";
+import { device } from "../ffi/library.ts";
 import { loadTensors } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
-import { openTestDevice } from "../runtime/testing.ts";
+import { readFloats } from "../runtime/tensor.ts";
+import { openTestDevice, tokens as ids } from "../runtime/testing.ts";
 import { modelTensors } from "./checkpoint.ts";
 import { configFromHF, hfTensors } from "./hf.ts";
 import { forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
@@ -26,12 +26,6 @@ const tiny: LlamaConfig = {
   norm_eps: 1e-6,
   tie_word_embeddings: true,
 };
-
-function ids(shape: number[], values: ArrayLike<number>): Tensor {
-  const t = fixed(shape, "i32", "inputs");
-  copyToDevice(t.address, Int32Array.from(values));
-  return t;
-}
 
 function randomIds(n: number, V: number, seed: number): number[] {
   let state = seed;

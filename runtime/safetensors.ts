@@ -6,6 +6,7 @@
 
 import { basename, dirname } from "node:path";
 import { UserError } from "../base/errors.ts";
+import { isObject } from "../base/json.ts";
 import { isFile, OutFile } from "../base/files.ts";
 import { orMistake } from "../base/system_error.ts";
 
@@ -97,7 +98,7 @@ export function fillSafetensors(
 export function readSafetensors(path: string): SafetensorsFile {
   const { header, start, size } = readHeader(path);
   const { __metadata__: metadata = {}, ...described } = header;
-  if (!isRecord(metadata)) throw unreadable(path, "its __metadata__ is not an object");
+  if (!isObject(metadata)) throw unreadable(path, "its __metadata__ is not an object");
 
   const tensors = new Map(
     Object.entries(described).map(([name, value]) => [name, tensorInfo(path, name, value, start)]),
@@ -136,8 +137,8 @@ export function readWeights(directory: string): Map<string, SafetensorsFile> {
 }
 
 function readShards(path: string): Map<string, SafetensorsFile> {
-  const index = parseJson(Deno.readFileSync(path)), names = isRecord(index) ? index.weight_map : undefined;
-  if (!isRecord(names)) throw unreadable(path, "it has no weight_map");
+  const index = parseJson(Deno.readFileSync(path)), names = isObject(index) ? index.weight_map : undefined;
+  if (!isObject(names)) throw unreadable(path, "it has no weight_map");
   const shards = new Map<unknown, SafetensorsFile>(), weights = new Map<string, SafetensorsFile>();
   for (const [name, shard] of Object.entries(names)) {
     if (!shards.has(shard)) shards.set(shard, readShard(path, shard));
@@ -231,7 +232,7 @@ function readHeader(path: string): { header: Record<string, unknown>; start: num
     throw unreadable(path, `its header has ${length} bytes, more than ${MAX_HEADER_BYTES}`);
   }
   const bytes = readAt(file, path, 8, length), header = parseJson(bytes);
-  if (!isRecord(header)) throw unreadable(path, "its header is not a JSON object");
+  if (!isObject(header)) throw unreadable(path, "its header is not a JSON object");
   const twice = firstKeyTwice(new TextDecoder().decode(bytes));
   if (twice !== undefined) throw unreadable(path, `its header has ${twice} twice`);
   return { header, start: 8 + length, size };
@@ -266,7 +267,7 @@ function parseJson(bytes: Uint8Array): unknown {
 }
 
 function tensorInfo(path: string, name: string, value: unknown, start: number): TensorInfo {
-  const { dtype, shape, data_offsets: span } = isRecord(value) ? value : {};
+  const { dtype, shape, data_offsets: span } = isObject(value) ? value : {};
   if (!isSizes(shape) || !isSizes(span) || span.length !== 2) {
     throw unreadable(path, `the shape or the data_offsets of ${name} are not lists of sizes`);
   }
@@ -316,10 +317,6 @@ function unreadable(path: string, what: string): UserError {
   return new UserError(
     `Cannot read ${path}: ${what}; it was cut short or damaged: copy it again, or use another checkpoint`,
   );
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 function isSizes(value: unknown): value is number[] {

@@ -75,7 +75,7 @@ function toAct(values: number[]): Values {
 }
 
 /** Token ids or targets on the device. */
-export function tokens(shape: number[], values: number[]): Tensor {
+export function tokens(shape: number[], values: Iterable<number>): Tensor {
   const t = fixed(shape, "i32", "inputs");
   copyToDevice(t.address, Int32Array.from(values));
   return t;

@@ -2,6 +2,7 @@
 // checksum, each key, each type and range, and what the keys say of each other.
 import { basename, resolve } from "node:path";
 import { UserError } from "../base/errors.ts";
+import { isObject } from "../base/json.ts";
 import { readSums, requireSums, SUMS } from "./sums.ts";
 
 /** What a run needs to go on, beside the tensors. */
@@ -37,9 +38,9 @@ const ofLoss: Check = {
   should: "a number of at least 0",
 };
 const ofText: Check = { is: (value) => typeof value === "string", should: "a string" };
-const ofObject: Check = { is: isRecord, should: "an object" };
+const ofObject: Check = { is: isObject, should: "an object" };
 const ofTexts: Check = {
-  is: (value) => isRecord(value) && Object.values(value).every(ofText.is),
+  is: (value) => isObject(value) && Object.values(value).every(ofText.is),
   should: "an object of strings",
 };
 
@@ -137,7 +138,7 @@ export function readJson(path: string): Record<string, unknown> {
   } catch {
     // says the same as any other value below
   }
-  if (isRecord(value)) return value;
+  if (isObject(value)) return value;
   throw wrong(path, "it is not a JSON object");
 }
 
@@ -157,8 +158,4 @@ function wrong(path: string, what: string): UserError {
 /** A value as in the file, cut where it is long. */
 function show(value: unknown): string {
   return (JSON.stringify(value) ?? "missing").slice(0, 40);
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -1,3 +1,4 @@
+import { freePort } from "../tests/testing.ts";
 import { assertEquals, assertMatch } from "@std/assert";
 import { ServerBeside } from "./beside.ts";
 import { FakeRun, statusOf } from "./testing.ts";
@@ -5,12 +6,6 @@ import { FakeRun, statusOf } from "./testing.ts";
 /** Waits until a condition holds. */
 async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 10));
-}
-
-/** A free port, which nobody takes in the meantime, one hopes. */
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
 }
 
 /** Runs an act with the list of what is printed to stderr meanwhile; returns the list. */

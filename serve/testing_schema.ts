@@ -1,4 +1,5 @@
 // Holds JSON against a schema of the OpenAPI document.
+import { isObject } from "../base/json.ts";
 
 /** The part of JSON Schema that the document uses for answers. */
 export type Schema = {
@@ -41,5 +42,5 @@ const IS_OF_TYPE: Record<string, (value: unknown) => boolean> = {
   number: (value) => typeof value === "number",
   string: (value) => typeof value === "string",
   boolean: (value) => typeof value === "boolean",
-  object: (value) => typeof value === "object" && value !== null && !Array.isArray(value),
+  object: isObject,
 };

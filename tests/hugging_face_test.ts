@@ -1,7 +1,6 @@
 // Live comparisons with transformers. They run where LOAM_PYTHON names a Python that has torch and transformers.
 import { assert, assertEquals, assertLess } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
-import { copyToDevice } from "../ffi/library.ts";
 import { loadModel, modelTensors } from "../model/checkpoint.ts";
 import { generate } from "../model/generate.ts";
 import { configFromHF, hfTensors } from "../model/hf.ts";
@@ -10,8 +9,8 @@ import { loadTensors } from "../runtime/checkpoint.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
-import { openTestDevice } from "../runtime/testing.ts";
+import { readFloats, type Tensor } from "../runtime/tensor.ts";
+import { openTestDevice, tokens as ids } from "../runtime/testing.ts";
 import { dataset, freshPath, list, SMALL, succeed } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
@@ -36,12 +35,6 @@ async function checkpoint(tokenizer: string): Promise<string> {
   const data = await dataset({ words: 1500, tokenizer });
   await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, ...flags);
   return `${out}/checkpoints/step_000040`;
-}
-
-function ids(shape: number[], values: Iterable<number>): Tensor {
-  const t = fixed(shape, "i32", "inputs");
-  copyToDevice(t.address, Int32Array.from(values));
-  return t;
 }
 
 /** Logits (..., V) without the padding of the vocabulary. */

@@ -4,6 +4,7 @@ import { RawClient, statusOf } from "../serve/testing.ts";
 import type { Health, History, Runs, Stats } from "../serve/types.ts";
 import {
   dataset,
+  freePort,
   freshPath,
   metrics,
   refuse,
@@ -25,12 +26,6 @@ await succeed(
   "--save_interval=20",
   "--sample_interval=20",
 );
-
-/** A free port, which nobody takes in the meantime, one hopes. */
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
-}
 
 /** The JSON at an address; serve/openapi_test.ts holds its types against the answers. */
 async function getJson<T = Stats>(url: string): Promise<T> {

@@ -207,6 +207,12 @@ function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
   return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
 }
 
+/** A free port, which nobody takes in the meantime, one hopes. */
+export function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
 /** Whether a program is on PATH. */
 export function isInstalled(program: string): boolean {
   try {

@@ -1,5 +1,6 @@
 // Reads tokenizer.json. The vocabulary and the merges of byte-level BPE, which are most of it, go from the bytes of the file
 // into tables without a string or an object for each, in a fifth of the time and memory of JSON.parse.
+import { isObject } from "../../base/json.ts";
 import { UserError } from "../../base/errors.ts";
 import { JsonWalker } from "./json_walker.ts";
 
@@ -77,7 +78,7 @@ export function parseJson(path: string, text: string): Json {
   } catch (error) {
     throw new UserError(`Cannot read "${path}": ${(error as Error).message}`);
   }
-  if (typeof json === "object" && json !== null && !Array.isArray(json)) return json as Json;
+  if (isObject(json)) return json;
   throw new UserError(`Cannot read "${path}": it is ${text.slice(0, 40)}, should be an object`);
 }
 
