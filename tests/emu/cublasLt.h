@@ -149,7 +149,7 @@ inline void emu_product(EmuMatmul op, float alpha, const void* A, EmuLayout la, 
   auto at = [](const void* x, const EmuLayout& l, size_t i) {
     return l.type == CUDA_R_32F ? ((const float*)x)[i] : __bfloat162float(((const __nv_bfloat16*)x)[i]);
   };
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (m * n * k > 1 << 22)  // threads that wait take time, too
   for (size_t j0 = 0; j0 < n; j0 += 4)
     for (size_t i0 = 0; i0 < m; i0 += 32) {
       float sum[4][32] = {};
@@ -190,7 +190,10 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, 
   EmuMatmul o = *op;
   EmuLayout ba = *la, bb = *lb, bc = *lc, bd = *ld;
   cudaError_t e = emu::enqueue(stream, [=] {
-    if (chosen.workspace) memset(workspace, 0xff, chosen.workspace);  // whatever else lies there is gone
+    if (chosen.workspace) {  // whatever else lies there is gone; all of it would take longer than the product
+      memset(workspace, 0xff, std::min<size_t>(chosen.workspace, 1 << 20));
+      ((char*)workspace)[chosen.workspace - 1] = -1;
+    }
     emu_product(o, al, A, ba, B, bb, be, C, bc, D, bd, parts);
   });
   return e ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;

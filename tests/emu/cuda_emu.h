@@ -11,7 +11,6 @@
 // end the launch with an error. LOAM_EMU_SEED other than 0 makes the order of threads and blocks random.
 // What it does not cover: races between blocks beyond their order, ex2.approx and tensor-core rounding.
 #pragma once
-#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 #ifdef __SANITIZE_ADDRESS__
@@ -61,9 +60,12 @@ constexpr size_t MAX_SHARED_DEFAULT = 48 << 10;
 inline size_t max_shared = 99 << 10;  // 99 KiB: sm_86, sm_89 and sm_120
 constexpr size_t STACK_BYTES = 256 << 10;
 
+/** A place to come back to, by the compiler's own setjmp and longjmp: those of the C library take five times as long. */
+typedef void* Place[5];
+
 struct Fiber {
   ucontext_t start;
-  jmp_buf state;
+  Place state;
   char* stack = nullptr;
   bool started = false;
 };
@@ -103,7 +105,7 @@ inline Block block;
 inline Thread* current;  // null outside a launch
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::vector<Fiber*> idle_fibers;
-inline jmp_buf outside;
+inline Place outside;
 inline dim3 thread_index, block_index, block_size, grid_size;
 inline unsigned char* dynamic_shared;
 inline size_t dynamic_shared_bytes;
@@ -132,7 +134,7 @@ inline void note_failure(const char* format, ...) {
 }
 
 /** Ends the launch from inside a kernel. */
-#define EMU_FAIL(...) (emu::note_failure("emulator: " __VA_ARGS__), _longjmp(emu::outside, 1))
+#define EMU_FAIL(...) (emu::note_failure("emulator: " __VA_ARGS__), __builtin_longjmp(emu::outside, 1))
 
 /** Frames left by a jump stay marked in AddressSanitizer's shadow: clears the marks from `low` up to here. */
 __attribute__((always_inline)) inline void forget_dead_frames(char* low) {
@@ -163,8 +165,8 @@ inline Thread* pick() {
 
 inline void fiber_main();
 
-/** Leaves this stack for thread t; null = nobody can go on. */
-[[noreturn]] inline void jump(Thread* t) {
+/** Leaves this stack for thread t; null = nobody can go on. Not inlined: a function may not jump to a place of its own. */
+[[noreturn]] __attribute__((noinline)) inline void jump(Thread* t) {
   if (!t && block.ended < block.total) {
     int waiting = 0;
     for (Warp& w : block.warps) waiting += w.arrived;
@@ -174,10 +176,10 @@ inline void fiber_main();
         block_index.x, block_index.y, block_index.z, block.total, block.at_barrier, threads_at_mbarriers(), waiting,
         waiting ? "divergent warp" : "divergent barrier", block.ended);
   }
-  if (!t) _longjmp(outside, 1);
+  if (!t) __builtin_longjmp(outside, 1);
   current = t;
   thread_index = t->index;
-  if (t->fiber) _longjmp(t->fiber->state, 1);
+  if (t->fiber) __builtin_longjmp(t->fiber->state, 1);
   if (idle_fibers.empty()) {
     fibers.emplace_back(new Fiber);
     fibers.back()->stack = (char*)mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE,
@@ -186,7 +188,7 @@ inline void fiber_main();
   }
   Fiber* f = t->fiber = idle_fibers.back();
   idle_fibers.pop_back();
-  if (f->started) _longjmp(f->state, 1);
+  if (f->started) __builtin_longjmp(f->state, 1);
   f->started = true;
 #ifdef __SANITIZE_ADDRESS__
   __asan_unpoison_memory_region(f->stack, STACK_BYTES);
@@ -215,14 +217,14 @@ inline void fiber_main() {
       continue;
     }
     idle_fibers.push_back(me);
-    if (!_setjmp(me->state)) jump(next);
+    if (!__builtin_setjmp(me->state)) jump(next);
     forget_dead_frames(current->fiber->stack);
   }
 }
 
 /** The current thread waits until somebody puts it into `ready`. */
 inline void wait_here() {
-  if (!_setjmp(current->fiber->state)) jump(pick());
+  if (!__builtin_setjmp(current->fiber->state)) jump(pick());
   forget_dead_frames(current->fiber->stack);
 }
 
@@ -277,7 +279,7 @@ inline void begin_block(unsigned at) {
 }
 
 inline void run_block() {
-  if (!_setjmp(outside)) jump(pick());
+  if (!__builtin_setjmp(outside)) jump(pick());
   forget_dead_frames((char*)__builtin_frame_address(0) - STACK_BYTES / 4);
   if (failure[0]) return;
   if (const char* what = unfinished()) note_failure("emulator: a block ends with %s under way", what);
