@@ -187,16 +187,13 @@ function overfit(steps: number): { losses: number[]; weights: Float32Array } {
 }
 
 Deno.test("a model overfits one batch", () => {
-  const steps = device.library === "emu" ? 30 : 150;
+  const [steps, factor] = device.library === "emu" ? [10, 0.85] : [150, 0.03];
   const { losses } = overfit(steps);
-  assert(
-    losses.at(-1)! < (steps === 150 ? 0.1 : 0.8 * losses[0]!),
-    `loss went from ${losses[0]} to ${losses.at(-1)}`,
-  );
+  assert(losses.at(-1)! < factor * losses[0]!, `loss went from ${losses[0]} to ${losses.at(-1)}`);
 });
 
 Deno.test("training twice with the same seed gives the same bits", () => {
-  const a = overfit(8), b = overfit(8);
+  const a = overfit(3), b = overfit(3);
   assertEquals(a.losses, b.losses);
   assertEquals(a.weights, b.weights);
 });
