@@ -80,22 +80,24 @@ const PAIRS = Object.keys(FLAGS).flatMap((a, i, all) => all.slice(i).map((b) => 
 
 for (const pair of [[], ...PAIRS]) {
   const options = pair.join(" and ") || "none of them";
-  Deno.test(`prepare() ends with the same files with 1, 2 and 3 workers and when interrupted, with ${options}`, () =>
+  Deno.test(`prepare() ends with the same files with more workers and when interrupted, with ${options}`, () =>
     inDirectory(async (dir) => {
       const kind = pair.includes("split_on") ? "txt" : "jsonl";
       const files = ["a1", "a2", "b1", "b2"].map((name) => `${dir}/${name}.${kind}`);
-      for (const file of files) writeDocuments(file, pair.includes("skip_bad"));
+      const mixed = pair.includes("weights") || pair.includes("shuffle_docs"), own = textsOf(mixed);
+      for (const file of files) writeDocuments(file, own, pair.includes("skip_bad"));
       const input = pair.includes("weights") ? [`${dir}/a*:1`, `${dir}/b*:1`] : [`${dir}/*`];
-      const flags = ["--tokenizer=bytes", "--val_fraction=0.2", "--shard_tokens=200000"];
+      const flags = ["--tokenizer=bytes", "--val_fraction=0.2", "--shard_tokens=20000"];
       const all = ["--input", ...input, ...flags, ...pair.flatMap((name) => FLAGS[name]!)];
 
       const { dir: part } = await runPrepare(...all, "--out", `${dir}/1`);
       const place = part.slice(`${dir}/1`.length), one = readAll(part); // place: that of a --shard
-      for (const n of [2, 3]) {
-        await runPrepare(...all, "--out", `${dir}/${n}`, `--workers=${n}`);
-        assertEquals(readAll(`${dir}/${n}${place}`), one, `${n} workers`);
+      if (pair.length < 2) {
+        await runPrepare(...all, "--out", `${dir}/3`, "--workers=3");
+        assertEquals(readAll(`${dir}/3${place}`), one, "3 workers");
       }
-      await interrupt(1, ...all, "--out", `${dir}/again`, "--workers=3");
+      const before = pair.length < 2 ? 3 : 1; // starting a worker takes longer than its work
+      await interrupt(1, ...all, "--out", `${dir}/again`, `--workers=${before}`);
       const { work } = await runPrepare(...all, "--out", `${dir}/again`, "--workers=2");
       assert(work!.documents_before > 0);
       assertEquals(readAll(`${dir}/again${place}`), one, "interrupted");
@@ -103,7 +105,7 @@ for (const pair of [[], ...PAIRS]) {
       if (pair.includes("weights") || pair.includes("shuffle_docs") && pair.includes("limit")) return;
       const dataset = verifyDataset(part), count = pair.includes("shard") ? 2 : 4; // files
       const documents = [...await documentsOf(dataset, "train"), ...await documentsOf(dataset, "val")];
-      let texts = Array.from({ length: count }, () => TEXTS).flat();
+      let texts = Array.from({ length: count }, () => own).flat();
       if (pair.includes("split_on")) texts = texts.filter((text) => text !== "");
       if (pair.includes("limit")) texts = texts.slice(0, 100);
       if (pair.includes("dedup")) texts = [...new Set(texts)];
@@ -111,15 +113,14 @@ for (const pair of [[], ...PAIRS]) {
     }));
 }
 
-/** About 0.4 MB, some of it twice. A file is a block; where documents of several are mixed, two files and a half are one. */
-const TEXTS = Array.from({ length: 20 }, (_, i) => [
-  `${i % 17} ${"Words that come again and again, naïve 🧵 and 中文. ".repeat(350)}`, // 20 kB
-  "",
-  `short ${i}`,
-]).flat();
+/** Documents, some of them twice. A file is a block; where documents of several are mixed, two files of 0.4 MB and a half are. */
+function textsOf(mixed: boolean): string[] {
+  const text = "Words that come again and again, naïve 🧵 and 中文. ".repeat(mixed ? 350 : 35);
+  return Array.from({ length: 20 }, (_, i) => [`${i % 17} ${text}`, "", `short ${i}`]).flat();
+}
 
-function writeDocuments(path: string, bad: boolean): void {
-  if (path.endsWith(".txt")) return Deno.writeTextFileSync(path, TEXTS.join("\n\n"));
-  jsonl(path, TEXTS);
+function writeDocuments(path: string, texts: string[], bad: boolean): void {
+  if (path.endsWith(".txt")) return Deno.writeTextFileSync(path, texts.join("\n\n"));
+  jsonl(path, texts);
   if (bad) Deno.writeTextFileSync(path, `oops\n${Deno.readTextFileSync(path)}\n{"text": 7}\n`);
 }
