@@ -5,7 +5,6 @@ export const SUBCOMMANDS = [
   "prepare",
   "tokenizer",
   "data",
-  "download",
   "train",
   "sample",
   "export",
