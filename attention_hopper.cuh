@@ -45,6 +45,8 @@ template <int D_, int GROUPS, int OPERANDS, int KEYS_, int STAGES_> struct KeySt
   static constexpr int TILE_BYTES = KEYS * D * sizeof(act);
   static constexpr size_t TILES_AT = OPERANDS * GROUPS * GROUP_BYTES, BARRIERS_AT = TILES_AT + 2 * STAGES * TILE_BYTES;
   static constexpr size_t SHARED = BARRIERS_AT + sizeof(KeyBarriers<STAGES>);
+  // The first groups end some tiles before the last one does; they need not release those, as no more tiles follow.
+  static_assert((64 * (GROUPS - 1) + KEYS - 1) / KEYS <= STAGES, "a stage would be filled again before all release it");
 };
 template <int D> using ForwardShape = KeyStreamShape<D, D == 64 ? 3 : 2, 1, 128, D == 64 ? 3 : 2>;
 template <int D> using QueryShape = KeyStreamShape<D, 2, 2, D == 64 ? 128 : 64, D == 64 ? 3 : 4>;  // dQ
@@ -267,15 +269,6 @@ template <class Shape> DEVICE void release_keys(const KeyStream<Shape>& at, int 
 template <class Shape> DEVICE void release_values(const KeyStream<Shape>& at, int tile) {
   release(&at.bar->v_empty[tile % Shape::STAGES]);
 }
-/// Tiles that only later groups of the block see. A stage is not released before its tile has come: it may be a turn behind.
-template <class Shape> DEVICE void pass_over(const KeyStream<Shape>& at, int first) {
-  for (int tile = first; tile < at.tiles; tile++) {
-    wait_for_keys(at, tile);
-    release_keys(at, tile);
-    wait_for_values(at, tile);
-    release_values(at, tile);
-  }
-}
 
 /// Writes an accumulator (64, D) times a factor per row half, to rows from `to` on; rows from `valid` on do not exist.
 template <int D>
@@ -381,7 +374,6 @@ static __global__ void __launch_bounds__(ForwardShape<D>::THREADS, 1)
   multiply<D, KEYS>(o, p, by_rows<KEYS>(values_of(at, mine - 1)));
   wgmma_wait<0>();
   release_values(at, mine - 1);
-  pass_over(at, mine);
 
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -497,7 +489,6 @@ static __global__ void __launch_bounds__(QueryShape<D>::THREADS, 1)
   multiply<D, KEYS>(dq, ds, by_rows<KEYS>(keys_of(at, mine - 1)));
   wgmma_wait<0>();
   release_keys(at, mine - 1);
-  pass_over(at, mine);
   int stride = (H + 2 * K) * D;
   float factor[2] = {scale, scale};
   store_rows<D>(dqkv + ((size_t)b * T + group0) * stride + h * D, stride, dq, factor, T - group0);

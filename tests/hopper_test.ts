@@ -29,7 +29,7 @@ function asHopper(attention: string, more: Record<string, string> = {}): Disposa
   return { [Symbol.dispose]: restore };
 }
 
-/** B, T, H and K: T at both sides of a warpgroup's rows and of a tile, and H / K of 1 to 8. */
+/** B, T, H and K: T at both sides of a warpgroup's rows and of a tile, and beyond two turns of all stages; H / K of 1 to 8. */
 const SIZES: [number, number, number, number][] = [
   [1, 1, 7, 1],
   [1, 63, 8, 1],
@@ -39,6 +39,7 @@ const SIZES: [number, number, number, number][] = [
   [1, 127, 3, 1],
   [1, 129, 2, 1],
   [1, 193, 2, 2],
+  [1, 577, 1, 1],
 ];
 
 /** Compares out and dqkv of heads of D with float64. */

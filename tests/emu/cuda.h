@@ -286,12 +286,17 @@ inline void multiply(Warpgroup& g, const Wgmma& w) {
   for (int n = 0; n < w.n; n++)
     for (int k = 0; k < 16; k++) b[k * w.n + n] = number(w.operands[(64 + n) * 16 + k]);
   if (w.zero) std::fill(sums.begin(), sums.end(), 0.0f);
+  constexpr int STRIP = 32;  // columns at a time: a length that the compiler knows, for SIMD
   for (int m = 0; m < 64; m++)
-    for (int k = 0; k < 16; k++) {
-      float a = number(w.operands[m * 16 + k]), *row = &sums[m * w.n];
-      const float* column = &b[k * w.n];
-      for (int n = 0; n < w.n; n += 32)
-        for (int e = 0; e < 32; e++) row[n + e] += a * column[n + e];  // a length that the compiler knows: SIMD
+    for (int n = 0; n < w.n; n += STRIP) {
+      float strip[STRIP], *row = &sums[m * w.n + n];
+      memcpy(strip, row, sizeof strip);
+      for (int k = 0; k < 16; k++) {
+        float a = number(w.operands[m * 16 + k]);
+        const float* column = &b[k * w.n + n];
+        for (int e = 0; e < STRIP; e++) strip[e] += a * column[e];
+      }
+      memcpy(row, strip, sizeof strip);
     }
   if (wrong_wgmma) sums[17 * w.n + 5] += 1;
   if (unsteady_wgmma) sums[17 * w.n + 5] += launches % 2 * 0.002f;

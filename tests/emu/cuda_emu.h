@@ -501,9 +501,13 @@ inline void emu_mma(void** lanes) {
       for (int r = 0; r < 2; r++) c[g + r * 8][2 * t + e] = m.c[2 * r + e];
     }
   }
-  for (int i = 0; i < 16; i++)
+  for (int i = 0; i < 16; i++) {
+    float row[8];
+    memcpy(row, c[i], sizeof row);
     for (int k = 0; k < 16; k++)
-      for (int j = 0; j < 8; j++) c[i][j] += a[i][k] * b[k][j];
+      for (int j = 0; j < 8; j++) row[j] += a[i][k] * b[k][j];
+    memcpy(c[i], row, sizeof row);
+  }
   for (int lane = 0; lane < 32; lane++)
     for (int e = 0; e < 4; e++) ((EmuMma*)lanes[lane])->c[e] = c[lane / 4 + e / 2 * 8][2 * (lane % 4) + e % 2];
 }
