@@ -181,6 +181,15 @@ function load(variant: string): Symbols {
   return library;
 }
 
+/** Opens the portable CPU library beside the open one, to compare with; undefined where it is not built. */
+export function openCpuBeside(): Symbols | undefined {
+  if (!libraryExists("cpu")) return undefined;
+  const cpu = load("cpu");
+  const code = cpu.device_open(0, 1, 0, cString("builtin"), cString(""));
+  if (code !== 0) throw new KernelError(lastError(cpu));
+  return cpu;
+}
+
 function whyMissing(variant: string): string {
   if (Deno.build.standalone) {
     return "it is not in this program; where it is built, make one that holds it: deno task compile";
@@ -194,9 +203,10 @@ export function check(code: number): void {
   if (code !== 0) throw new KernelError(lastError() || `internal: code ${code} without a text`);
 }
 
-function lastError(): string {
+/** The library's text for its first failure since the last time it was asked. */
+export function lastError(library: Symbols = s): string {
   const text = new Uint8Array(5120);
-  s.last_error(text, text.length);
+  library.last_error(text, text.length);
   return fromCString(text);
 }
 

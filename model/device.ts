@@ -1,6 +1,16 @@
 // Opens the device that a command line names.
 import { KernelError, UserError } from "../base/errors.ts";
-import { chooseDevice, type DeviceInfo, type DeviceName, open, type OpenOptions } from "../ffi/library.ts";
+import {
+  chooseDevice,
+  type DeviceInfo,
+  type DeviceName,
+  open,
+  openCpuBeside,
+  type OpenOptions,
+  s,
+  type Symbols,
+} from "../ffi/library.ts";
+import { wrongKernels } from "../runtime/self_check.ts";
 
 /** Throws UserError unless name is a device, or empty for the one that answers. */
 export function requireDevice(name: string): void {
@@ -21,9 +31,28 @@ export function openDevice(named: string, options: OpenOptions = {}): DeviceInfo
   }
 }
 
-/** Opens a device like openDevice() and describes it: "cpu (as asked): Intel Xeon, 2 threads, avx512, GEMM: onednn 2.6". */
-export function openAndDescribe(named: string, options: OpenOptions): string {
+/** Compares the kernels of a GPU with those of the CPU library and says so. Throws UserError that names the wrong ones. */
+export function requireRightKernels(name: string, gpu: Symbols): string {
+  const cpu = openCpuBeside(), t0 = performance.now();
+  if (!cpu) return "kernels unchecked, as the CPU library is not built";
+  const wrong = wrongKernels(gpu, cpu);
+  if (wrong.length > 0) {
+    throw new UserError(
+      `Cannot train on ${name}: ${
+        wrong.join(", ")
+      }; use --device=cpu, or --self_check=false to train all the same`,
+    );
+  }
+  return `kernels agree with the CPU's, checked in ${((performance.now() - t0) / 1000).toFixed(1)} s`;
+}
+
+/**
+ * Opens a device like openDevice() and describes it: "cpu (as asked): Intel Xeon, 2 threads, avx512, GEMM: onednn 2.6". With
+ * self_check the kernels of a GPU are compared with the CPU's first.
+ */
+export function openAndDescribe(named: string, options: OpenOptions & { self_check?: boolean }): string {
   const { library, reason, name, threads, isa, blas, attention } = openDevice(named, options);
   const how = library === "cpu" ? `${threads} threads, ${isa}, GEMM: ${blas}` : `attention: ${attention}`;
-  return `${library} (${reason}): ${name}, ${how}`;
+  const check = options.self_check && library === "cuda" ? `, ${requireRightKernels(name, s)}` : "";
+  return `${library} (${reason}): ${name}, ${how}${check}`;
 }

@@ -1,7 +1,7 @@
 // The CUDA kernels on a CPU: kernels.cu compiled over tests/emu, in the place of a GPU. Here are the suites of the ops and
 // the model under several orders of threads, what CUDA refuses, and a model and a run beside the same on the CPU library.
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
-import { KernelError } from "../base/errors.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import {
   allocate,
@@ -12,7 +12,9 @@ import {
   libraryExists,
   memoryUse,
   open,
+  s,
 } from "../ffi/library.ts";
+import { requireRightKernels } from "../model/device.ts";
 import { forward, init, type LlamaConfig, logits, loss } from "../model/llama.ts";
 import { planMemory, timeMicroStep } from "../model/plan.ts";
 import { forgetMemory } from "../runtime/memory.ts";
@@ -103,6 +105,15 @@ let made: Promise<string> | undefined;
 function data(): Promise<string> {
   return made ??= dataset();
 }
+
+Deno.test("a GPU with a wrong kernel does not train", emu, () => {
+  open("emu");
+  const error = assertThrows(() => requireRightKernels("a card", { ...s, add: () => 0 }), UserError);
+  assertMatch(
+    error.message,
+    /^Cannot train on a card: add writes what is not finite, or nothing; use --device=cpu, or --self_check=false /,
+  );
+});
 
 Deno.test("train refuses a head size that the attention kernels do not have", emu, async () => {
   const flags = [`--data_dir=${await data()}`, `--out_dir=${freshPath()}`, ...SMALL, "--device=emu"];
