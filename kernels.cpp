@@ -1547,10 +1547,84 @@ static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* 
   return blas_gemm(blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
 }
 
+/// Rows that a product may have to be one of few, as when text is written: up to 8 texts at a time.
+enum { FEW_ROWS = 8, FEW_ROWS_AT_ONCE = W == 16 ? 8 : 4 };
+
+static inline float sum_of(vec4 v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
+template <class V>
+static inline float sum_of(V v) {
+  typedef typename Lanes<sizeof(V) / 8>::floats Half;
+  struct {
+    Half low, high;
+  } halves;
+  memcpy(&halves, &v, sizeof v);
+  return sum_of(halves.low + halves.high);
+}
+
+/// OUTS columns of R rows of out = x weight^T (+ residual). What a row gets does not depend on R or OUTS.
+template <int R, int OUTS>
+static inline void dots(float* out, const float* x, const float* weight, const float* residual, int64_t IN, int64_t OUT) {
+  vec sum[R][OUTS] = {};
+  int64_t i = 0;
+  for (; i + W <= IN; i += W) {
+    vec w[OUTS];
+    UNROLL for (int o = 0; o < OUTS; o++) w[o] = load(weight + o * IN + i);
+    UNROLL for (int r = 0; r < R; r++) {
+      vec part = load(x + r * IN + i);
+      UNROLL for (int o = 0; o < OUTS; o++) sum[r][o] += part * w[o];
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    for (int o = 0; o < OUTS; o++) {
+      float total = sum_of(sum[r][o]);
+      for (int64_t rest = i; rest < IN; rest++) total += x[r * IN + rest] * weight[o * IN + rest];
+      out[r * OUT + o] = residual ? residual[r * OUT + o] + total : total;
+    }
+  }
+}
+
+template <int R>
+static void dots_of(float* out, const float* x, const float* weight, const float* residual, int64_t IN, int64_t OUT,
+                    int64_t columns) {
+  int64_t o = 0;
+  for (; o + 3 <= columns; o += 3) dots<R, 3>(out + o, x, weight + o * IN, residual ? residual + o : nullptr, IN, OUT);
+  for (; o < columns; o++) dots<R, 1>(out + o, x, weight + o * IN, residual ? residual + o : nullptr, IN, OUT);
+}
+
+/// out (N, OUT) = x (N, IN) weight^T (+ residual) for few rows: the weight is read once, in order, which is all the time it
+/// takes, where a BLAS would first copy it.
+static void few_rows(float* out, const float* x, const float* weight, const float* residual, int64_t N, int64_t IN,
+                     int64_t OUT) {
+  const int64_t block = 24;
+#pragma omp parallel for num_threads(team(N * IN * OUT / 4)) schedule(static)
+  for (int64_t start = 0; start < OUT; start += block) {
+    for (int64_t row = 0; row < N; row += FEW_ROWS_AT_ONCE) {
+      float* to = out + row * OUT + start;
+      const float *from = x + row * IN, *w = weight + start * IN, *add = residual ? residual + row * OUT + start : nullptr;
+      int64_t columns = min(block, OUT - start);
+      switch (min(FEW_ROWS_AT_ONCE, N - row)) {
+        case 1: dots_of<1>(to, from, w, add, IN, OUT, columns); break;
+        case 2: dots_of<2>(to, from, w, add, IN, OUT, columns); break;
+        case 3: dots_of<3>(to, from, w, add, IN, OUT, columns); break;
+        case 4: dots_of<4>(to, from, w, add, IN, OUT, columns); break;
+        case 5: dots_of<5>(to, from, w, add, IN, OUT, columns); break;
+        case 6: dots_of<6>(to, from, w, add, IN, OUT, columns); break;
+        case 7: dots_of<7>(to, from, w, add, IN, OUT, columns); break;
+        default: dots_of<8>(to, from, w, add, IN, OUT, columns); break;
+      }
+    }
+  }
+}
+
 int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN,
                    int32_t OUT) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
   if (residual == out) FAIL("residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
+  if (N <= FEW_ROWS && !use_bf16_gemm) {
+    few_rows(out, x, weight, residual, N, IN, OUT);
+    return 0;
+  }
   if (residual) {
 #pragma omp parallel for num_threads(team((int64_t)N * OUT))
     for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));

@@ -53,6 +53,7 @@ import {
   rotations,
   rounding,
   tokens,
+  type Values,
   weight,
 } from "./testing.ts";
 
@@ -120,6 +121,46 @@ Deno.test("linear() agrees with float64, with and without a residual", () => {
   }
 });
 
+Deno.test("linear() of few rows agrees with float64, and each row gets what it gets alone (float32)", () => {
+  for (const [IN, OUT] of [[1, 1], [7, 5], [33, 2], [96, 50], [160, 25]] as const) {
+    const w = normalWeight([OUT, IN], 1), x = normal(9 * IN, 2), residual = normal(9 * OUT, 3);
+    const run = (row: number, N: number, hasResidual: boolean) => {
+      const part = (values: Values, width: number) =>
+        tensor([N, width], values.slice(row * width, (row + N) * width));
+      return noGrad(() => linear(part(x, IN), w.t, hasResidual ? part(residual, OUT) : undefined).toArray());
+    };
+    for (const hasResidual of [false, true]) {
+      const alone = Array.from({ length: 8 }, (_, row) => Array.from(run(row, 1, hasResidual)));
+      for (let N = 1; N <= 9; N++) {
+        const out = run(0, N, hasResidual), added = hasResidual ? residual.slice(0, N * OUT) : undefined;
+        close(out, ref.linear(x.slice(0, N * IN), w.values, IN, added), IN, `out of ${N} rows`);
+        if (device.act === "f32" && N <= 8) assertEquals(Array.from(out), alone.slice(0, N).flat());
+      }
+    }
+    endStep();
+  }
+});
+
+Deno.test("rope() turns each row of the batch from a position of its own", () => {
+  const B = 3, T = 2, H = 3, K = 1, D = 8, width = (H + 2 * K) * D, pos = [4, 0, 7], table = rotations(9, D);
+  const qkv = leaf([B, T, width], 1), dout = normal(B * T * width, 2);
+  const { out, grads } = forwardBackward(() => rope(qkv.t, table.t, heads({ H, K, D }), pos), [qkv.t], dout);
+  const expected = (values: Values, inverse: boolean) =>
+    pos.flatMap((pos, b) =>
+      Array.from(
+        ref.rope(
+          values.slice(b * T * width, (b + 1) * T * width),
+          table.values,
+          { B: 1, T, H, K, D },
+          pos,
+          inverse,
+        ),
+      )
+    );
+  close(out, expected(qkv.values, false), 2, "out");
+  close(grads[0]!, expected(dout, true), 2, "dqkv");
+});
+
 Deno.test("rope() agrees with float64 and turns back what it turned", () => {
   for (const [B, T, H, K, D] of [[1, 1, 1, 1, 2], [2, 17, 3, 1, 8], [2, 65, 4, 2, 40], [1, 130, 2, 2, 64]]) {
     const size = { B: B!, T: T!, H: H!, K: K!, D: D! }, width = (H! + 2 * K!) * D!;
@@ -158,7 +199,7 @@ Deno.test("attention() agrees with float64 where one key takes all the weight", 
 });
 
 Deno.test("cachedAttention() agrees with attention over the whole sequence, in one piece and token by token", () => {
-  const T_max = 80, B = 2;
+  const B = 2;
   for (
     const { H, K, D } of [{ H: 2, K: 2, D: headSize(8) }, { H: 6, K: 2, D: headSize(40) }, {
       H: 2,
@@ -169,10 +210,8 @@ Deno.test("cachedAttention() agrees with attention over the whole sequence, in o
     for (const pieces of [[70], [65, 1, 1, 3], [1, 1, 17], [5, 70]]) {
       const T = pieces.reduce((a, b) => a + b), width = (H + 2 * K) * D, values = normal(B * T * width, 1);
       const expected = ref.attention(values, { B, T, H, K, D });
-      const cache = {
-        k: fixed([B, K, T_max, D], "act", "cache"),
-        v: fixed([B, K, T_max, D], "act", "cache"),
-      };
+      const rows = () => [80, 75].map((T_max) => fixed([K, T_max, D], "act", "cache"));
+      const cache = { k: rows(), v: rows() };
       let pos = 0;
       for (const n of pieces) {
         const part = (all: ref.Numbers, row: number) =>
@@ -181,7 +220,7 @@ Deno.test("cachedAttention() agrees with attention over the whole sequence, in o
           );
         const out = noGrad(() => {
           const qkv = tensor([B, n, width], part(values, width));
-          return cachedAttention(qkv, heads({ H, K, D }), cache, pos).toArray();
+          return cachedAttention(qkv, heads({ H, K, D }), cache, [pos, pos]).toArray();
         });
         close(out, part(expected, H * D), T + D, `out at ${pos}`, 2);
         endStep();
@@ -696,12 +735,19 @@ Deno.test("every op names both shapes when they do not fit", () => {
       () => qkNorm(qkv, normalWeight([8], 1).t, vector, H, EPS),
       "qkNorm: q_norm and k_norm must be (8) for heads of 8, but one is (7)",
     ],
-    ...[cache(2, 2, 4, 8), cache(1, 2, 9, 8), cache(2, 1, 9, 8), cache(2, 2, 9, 4)].map((
-      k,
-    ): [() => Tensor, string] => [
-      () => cachedAttention(qkv, H, { k, v: k }, 2),
-      `cache must be (2, 2, >= 5, 8) to go on from 2 with qkv (2,3,64), but keys are (${k.shape}) and values (${k.shape})`,
+    ...[cache(2, 4, 8), cache(1, 9, 8), cache(2, 9, 4)].map((k): [() => Tensor, string] => [
+      () => cachedAttention(qkv, H, { k: [k, cache(2, 9, 8)], v: [k, cache(2, 9, 8)] }, [2, 0]),
+      `cache must be (2, >= 5, 8) to go on from 2 with qkv (2,3,64), but keys are (${k.shape}) and values (${k.shape})`,
     ]),
+    [
+      () => cachedAttention(qkv, H, { k: [cache(2, 9, 8)], v: [cache(2, 9, 8)] }, [0, 0]),
+      "cachedAttention: there are 1 keys for the 2 rows of qkv (2,3,64)",
+    ],
+    [() => rope(qkv, table, H, [0, 1, 0]), "rope: there are 3 positions for the 2 rows of qkv (2,3,64)"],
+    [
+      () => rope(qkv, table, H, [0, 2]),
+      "rope: table must be (>= 5, 8) for positions 2..4, but it is (4,8)",
+    ],
   ];
   for (const [op, message] of cases) {
     assertThrows(op, message.includes("i32") ? TypeError : RangeError, message);
@@ -750,8 +796,8 @@ Deno.test("every op refuses tensors of the wrong kind", () => {
 
 Deno.test("cachedAttention() has no backward pass and says so", () => {
   const D = headSize(8), H = { n_head: 1, n_kv_head: 1, head_dim: D };
-  const qkv = tensor([1, 1, 3 * D], normal(3 * D, 1), true), cache = fixed([1, 1, 2, D], "act", "cache");
-  const y = cachedAttention(qkv, H, { k: cache, v: cache }, 0);
+  const qkv = tensor([1, 1, 3 * D], normal(3 * D, 1), true), cache = fixed([1, 2, D], "act", "cache");
+  const y = cachedAttention(qkv, H, { k: [cache], v: [cache] }, [0]);
   assertThrows(() => backward(y), Error, "cachedAttention: there is no backward pass; use attention()");
   endStep();
 });
