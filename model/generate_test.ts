@@ -4,9 +4,19 @@ import { copyToDevice, device, logprobs, sample, type Sampling } from "../ffi/li
 import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, tensor } from "../runtime/tensor.ts";
-import { release } from "../runtime/memory.ts";
-import { headSize, integers, normal, openTestDevice, uniform } from "../runtime/testing.ts";
-import { choose, generate, type GenerateOptions, lastLogits, randomNumbers } from "./generate.ts";
+import { memoryByKind, release } from "../runtime/memory.ts";
+import { headSize, integers, normal, openTestDevice, tokens, uniform } from "../runtime/testing.ts";
+import {
+  begin,
+  choose,
+  end,
+  generate,
+  generateAll,
+  type GenerateOptions,
+  type Order,
+  randomNumbers,
+  step,
+} from "./generate.ts";
 import { forward, init, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
 openTestDevice();
@@ -41,9 +51,18 @@ function uncached(tokens: number[]): Float32Array[] {
 }
 
 function freshCache(): KVCache {
-  const shape = [1, config.n_kv_head, config.block_size, config.head_dim];
-  const layer = () => ({ k: fixed(shape, "act", "cache"), v: fixed(shape, "act", "cache") });
-  return { pos: 0, layers: Array.from({ length: config.n_layer }, layer) };
+  const heads = () => [fixed([config.n_kv_head, config.block_size, config.head_dim], "act", "cache")];
+  return { pos: [0], layers: Array.from({ length: config.n_layer }, () => ({ k: heads(), v: heads() })) };
+}
+
+/** Logits (V) of the token that follows `fresh`, which continue what the cache holds. */
+function lastLogits(fresh: number[], cache: KVCache): Float32Array {
+  const all = noGrad(() =>
+    logits(model, forward(model, tokens([1, fresh.length], fresh), config, { cache }))
+  );
+  const values = all.toArray().slice(-paddedVocab(config)).subarray(0, config.vocab_size);
+  endStep();
+  return values;
 }
 
 function assertNear(actual: Float32Array, expected: Float32Array, what: string): void {
@@ -52,13 +71,12 @@ function assertNear(actual: Float32Array, expected: Float32Array, what: string):
 }
 
 Deno.test("cached logits equal those of the whole sequence at every position, however it is cut", () => {
-  const tokens = integers(config.block_size, config.vocab_size, 2), expected = uncached(tokens);
+  const text = integers(config.block_size, config.vocab_size, 2), expected = uncached(text);
   for (const pieces of [Array(24).fill(1), [24], [10, 1, 1, 12], [1, 23], [23, 1], [7, 8, 9]] as number[][]) {
     const cache = freshCache();
     let done = 0;
     for (const n of pieces) {
-      const last = lastLogits(model, config, tokens.slice(done, done + n), cache).toArray();
-      endStep();
+      const last = lastLogits(text.slice(done, done + n), cache);
       done += n;
       assertNear(
         last.subarray(0, config.vocab_size),
@@ -66,15 +84,15 @@ Deno.test("cached logits equal those of the whole sequence at every position, ho
         `pieces ${pieces}, position ${done - 1}`,
       );
     }
-    assertEquals(cache.pos, config.block_size);
+    assertEquals(cache.pos, [config.block_size]);
   }
 });
 
 Deno.test("forward() with a full cache refuses another token", () => {
   const cache = freshCache();
-  lastLogits(model, config, integers(config.block_size, config.vocab_size, 2), cache);
+  lastLogits(integers(config.block_size, config.vocab_size, 2), cache);
   assertThrows(
-    () => lastLogits(model, config, [1], cache),
+    () => lastLogits([1], cache),
     RangeError,
     "Cannot run 25 tokens: block_size is 24",
   );
@@ -153,10 +171,90 @@ function sorted(logits: Float32Array, { temperature, top_k, top_p }: Sampling, r
 /** choose() among logits that are given. */
 function pick(values: Float32Array, o: Sampling, random: number): number {
   const row = tensor([values.length], values),
-    id = choose(row, { ...config, vocab_size: values.length }, o, random);
+    id = choose(row.address, { ...config, vocab_size: values.length }, o, random);
   release(row.buf.block);
   return id;
 }
+
+/** Eleven texts unlike each other: some end by a stop token, some go beyond block_size, some begin with one token. */
+const orders: Order[] = Array.from({ length: 11 }, (_, i) => ({
+  prompt: integers([1, 5, 24, 30, 2][i % 5]!, config.vocab_size, i + 10),
+  options: {
+    ...plain,
+    seed: i,
+    temperature: i % 3,
+    top_k: i % 2 ? 5 : 0,
+    max_new_tokens: [0, 40, 3, 17][i % 4]!,
+    ...i % 2 ? { stop: [7, 8, 9, 10] } : {},
+  },
+}));
+
+Deno.test("generateAll() writes each of several texts as generate() writes it alone", () => {
+  const written: number[][] = orders.map(() => []), ended: number[] = [];
+  for (const { index, token } of generateAll(model, config, orders)) {
+    assert(!ended.includes(index));
+    if (token === undefined) ended.push(index);
+    else written[index]!.push(token);
+  }
+  assertEquals(ended.toSorted((a, b) => a - b), orders.map((_, i) => i));
+  orders.forEach(({ prompt, options }, i) => {
+    assertEquals(written[i], [...generate(model, config, prompt, options)], `text ${i}`);
+  });
+  assert(written.some((text, i) => text.length < orders[i]!.options.max_new_tokens)); // a stop token came
+});
+
+Deno.test("generateAll() goes on with eight texts at a time, and begins the next where one ends", () => {
+  const order = (max_new_tokens: number) => ({ prompt, options: { ...plain, max_new_tokens } });
+  const seen = new Set<number>(), before: number[] = [];
+  for (const { index, token } of generateAll(model, config, [order(1), ...Array(8).fill(order(3))])) {
+    if (token === undefined && index === 0) before.push(...seen);
+    seen.add(index);
+  }
+  assertEquals([before, seen.size], [[0], 9]);
+});
+
+Deno.test("step() tells the probabilities of what it draws, and of the prompt where it echoes", () => {
+  const text = begin(config, prompt, {
+    ...plain,
+    temperature: 0,
+    max_new_tokens: 2,
+    logprobs: 3,
+    echo: true,
+  });
+  const rows = uncached([...prompt]).map((row) => {
+    const sum = Math.log(row.reduce((sum, x) => sum + Math.exp(x), 0));
+    return Array.from(row, (x) => x - sum);
+  });
+  const [first] = step(model, config, [text]), [second] = step(model, config, [text]);
+  end(config, text);
+  const near = device.act === "f32" ? 1e-4 : 5e-2;
+  assertEquals(first!.echo!.length, prompt.length - 1);
+  [...first!.echo!, first!.logprobs!].forEach(({ target, ids, values }, i) => {
+    assertAlmostEquals(target, rows[i]![prompt[i + 1] ?? first!.token!]!, near);
+    assertEquals([ids.length, values.length], [3, 3]);
+    ids.forEach((id, j) => assertAlmostEquals(values[j]!, rows[i]![id]!, near));
+    assertAlmostEquals(values[0]!, Math.max(...rows[i]!), near);
+  });
+  assertEquals([first!.logprobs!.ids[0], first!.logprobs!.target], [
+    first!.token,
+    first!.logprobs!.values[0],
+  ]);
+  assertEquals([second!.echo, second!.isLast, first!.isLast], [undefined, true, false]);
+});
+
+Deno.test("texts take caches of their own length, which are used again", () => {
+  const long: LlamaConfig = { ...config, block_size: 4096 };
+  const before = memoryByKind().cache ?? 0, bytesOf = (room: number) => 2 * 2 * room * 2 * config.head_dim;
+  const act = device.act === "f32" ? 4 : 2,
+    run = (n: number) => {
+      for (const _ of generate(model, long, prompt, { ...plain, max_new_tokens: n, stop: [] })) break;
+      return ((memoryByKind().cache ?? 0) - before) / act;
+    };
+  assertEquals(run(20), bytesOf(256));
+  assertEquals(run(200), bytesOf(256));
+  assertEquals(run(300), bytesOf(256) + bytesOf(512));
+  assertEquals(run(10), bytesOf(256) + bytesOf(512));
+});
 
 Deno.test("choose() gives the token that sorting gives, ties, zeros of both signs and extremes included", () => {
   const random = uniform(21), below = (n: number) => Math.ceil(random() * n) - 1;

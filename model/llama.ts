@@ -128,8 +128,8 @@ export function init(c: LlamaConfig): Llama {
   };
 }
 
-/** Keys and values of earlier tokens: pos tokens are cached, in one LayerCache a layer. */
-export type KVCache = { pos: number; layers: LayerCache[] };
+/** Keys and values of earlier tokens: pos[b] tokens of row b of the batch are cached, in one LayerCache a layer. */
+export type KVCache = { pos: readonly number[]; layers: LayerCache[] };
 
 /**
  * What backward computes again instead of keeping it, least memory last: nothing; the outputs of norms and swiglu (almost
@@ -146,7 +146,7 @@ function selfAttention(
   c: LlamaConfig,
   keep: boolean,
   i: number, // of the layer
-  past?: { layer: LayerCache; pos: number },
+  past?: { layer: LayerCache; pos: readonly number[] },
 ): Tensor {
   let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps, keep); // (B, T, (H + 2K) * D)
   if (w.qkv_bias) qkv = bias(qkv, w.qkv_bias);
@@ -163,7 +163,7 @@ function mlp(x: Tensor, w: Layer, c: LlamaConfig, keep: boolean): Tensor {
 
 /** Options of forward(). */
 export type ForwardOptions = {
-  cache?: KVCache; // idx continues what it holds; no gradient
+  cache?: KVCache; // each row of idx continues what it holds of that row; no gradient
   recompute?: Recompute;
 };
 
@@ -174,9 +174,10 @@ export function forward(
   c: LlamaConfig,
   { cache, recompute = "norm_swiglu" }: ForwardOptions = {},
 ): Tensor {
-  const T = idx.shape[1]!, pos = cache?.pos ?? 0, keep = recompute === "none";
-  if (pos + T > c.block_size) {
-    throw new RangeError(`Cannot run ${pos + T} tokens: block_size is ${c.block_size}`);
+  const T = idx.shape[1]!, keep = recompute === "none";
+  const pos = cache?.pos ?? [0], longest = Math.max(...pos) + T;
+  if (longest > c.block_size) {
+    throw new RangeError(`Cannot run ${longest} tokens: block_size is ${c.block_size}`);
   }
   const block = (x: Tensor, w: Layer, i: number): Tensor => {
     const layer = cache?.layers[i];
@@ -190,7 +191,7 @@ export function forward(
   m.layers.forEach((w, i) => {
     x = recompute === "block" ? checkpoint((x) => block(x, w, i), x) : block(x, w, i);
   });
-  if (cache) cache.pos += T;
+  if (cache) cache.pos = pos.map((n) => n + T);
   return rmsnorm(x, m.norm, c.norm_eps);
 }
 

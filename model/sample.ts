@@ -5,11 +5,13 @@ import { visible } from "../base/visible.ts";
 import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { endsOf, loadModel } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
-import { generate } from "./generate.ts";
+import { generateAll } from "./generate.ts";
 
 const defaults = {
   checkpoint: "", // a run directory, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
   prompt: "", // empty: the start of a document
+  prompt_file: "", // a file with a prompt on each line, in the place of prompt
+  num_samples: 1, // texts for each prompt; they share each pass over the weights, the i-th has the seed + i
   max_new_tokens: 100, // fewer where the model ends the document
   temperature: 0.8, // 0 = always the likeliest token
   top_k: 50, // 0 = all tokens
@@ -20,6 +22,7 @@ const defaults = {
 
 const ranges: Ranges<typeof defaults> = {
   ...each(whole(0), "max_new_tokens", "top_k", "seed"),
+  num_samples: whole(1),
   temperature: between(0),
   top_p: between(0, 1, 0), // without 0
 };
@@ -32,6 +35,9 @@ export async function main(args: string[]): Promise<void> {
   }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (!o.checkpoint) throw new UserError("Cannot sample: name a model with --checkpoint=runs/...");
+  if (o.prompt && o.prompt_file) {
+    throw new UserError("Cannot sample from both --prompt and --prompt_file: leave one of them out");
+  }
   requireDevice(o.device);
   openDevice(o.device);
   const { model, config, directory } = loadModel(o.checkpoint);
@@ -41,19 +47,61 @@ export async function main(args: string[]): Promise<void> {
       `Cannot sample: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
     );
   }
-  const prompt = tokenizer.prompt(o.prompt);
-  if (prompt.length > config.block_size) {
-    console.error(
-      `warning: the prompt has ${prompt.length} tokens, the model sees the last ${config.block_size} of them (its block_size)`,
-    );
+  const prompts = o.prompt_file ? promptsOf(o.prompt_file) : [o.prompt];
+  const texts = prompts.flatMap((text) => {
+    const prompt = tokenizer.prompt(text);
+    if (prompt.length > config.block_size) {
+      console.error(
+        `warning: the prompt has ${prompt.length} tokens, the model sees the last ${config.block_size} of them (its block_size)`,
+      );
+    }
+    return Array.from({ length: o.num_samples }, (_, i) => ({ text, prompt, seed: o.seed + i }));
+  });
+  const stop = endsOf(directory, tokenizer);
+  const orders = texts.map(({ prompt, seed }) => ({ prompt, options: { ...o, seed, stop } }));
+  const streams = texts.map(() => tokenizer.stream());
+  const pages = new Pages(texts.map(({ text }) => text));
+  for (const { index, token } of generateAll(model, config, orders)) {
+    if (token !== undefined) pages.write(index, streams[index]!.write(token));
+    else pages.end(index, streams[index]!.end() + "\n");
   }
-  const text = tokenizer.stream();
-  print(o.prompt);
-  for (const token of generate(model, config, prompt, { ...o, stop: endsOf(directory, tokenizer) })) {
-    print(text.write(token));
-  }
-  print(text.end() + "\n");
 }
+
+/** The prompts in a file: its lines. Throws UserError where there is none. */
+function promptsOf(path: string): string[] {
+  const lines = Deno.readTextFileSync(path).split("\n").map((line) => line.replace(/\r$/, ""));
+  if (lines.at(-1) === "") lines.pop();
+  if (lines.length > 0) return lines;
+  throw new UserError(
+    `Cannot sample: ${path} holds no prompt; write one on each line, an empty line for none`,
+  );
+}
+
+/** Prints texts that are written at the same time one below the other: the first that has not ended as it grows. */
+class Pages {
+  readonly #ended: boolean[];
+  #current = 0;
+
+  constructor(readonly texts: string[]) {
+    this.#ended = texts.map(() => false);
+    print(texts[0]!);
+    texts[0] = "";
+  }
+
+  write(index: number, piece: string): void {
+    if (index === this.#current) print(piece);
+    else this.texts[index] += piece;
+  }
+
+  end(index: number, piece: string): void {
+    this.write(index, piece);
+    this.#ended[index] = true;
+    while (this.#ended[this.#current] && this.#current + 1 < this.texts.length) {
+      print(BETWEEN + this.texts[++this.#current]);
+    }
+  }
+}
+const BETWEEN = "---\n"; // a line between texts
 
 /**
  * Writes to stdout at once: to a terminal without what would steer it, to a file or a program as it is. Ends the program when

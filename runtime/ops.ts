@@ -81,30 +81,39 @@ export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
 /** H query heads and K key/value heads of size D, side by side in the last two axes of qkv: (B, T, H + 2K, D). */
 export type Heads = { n_head: number; n_kv_head: number; head_dim: number };
 
-/** Rotates queries and keys in place. qkv (B, T, (H + 2K) * D), table (rows, D) of cosines and sines -> the same qkv */
+/**
+ * Rotates queries and keys in place, the first token of each row of the batch at position pos, or each at its own. qkv
+ * (B, T, (H + 2K) * D), table (rows, D) of cosines and sines -> the same qkv
+ */
 export function rope(
   qkv: Tensor,
   table: Tensor,
   { n_head: H, n_kv_head: K, head_dim: D }: Heads,
-  pos = 0,
+  pos: number | readonly number[] = 0,
 ): Tensor {
-  const [B, T] = headShape("rope", qkv, H, K, D);
-  if (table.shape[1] !== D || pos + T > table.shape[0]!) {
+  const [B, T] = headShape("rope", qkv, H, K, D), all = typeof pos === "number" ? [pos] : pos;
+  const last = Math.max(...all);
+  if (table.shape[1] !== D || last + T > table.shape[0]!) {
     throw new RangeError(
-      `rope: table must be (>= ${pos + T}, ${D}) for positions ${pos}..${
-        pos + T - 1
+      `rope: table must be (>= ${last + T}, ${D}) for positions ${last}..${
+        last + T - 1
       }, but it is (${table.shape})`,
     );
   }
+  if (typeof pos !== "number") checkRows("rope", "positions", all.length, qkv);
   if (isRecording() && qkv.buf.uses > 0) {
     throw new Error(
       `rope: qkv (${qkv.shape}) is turned in place, but another op has read it and needs its values for backward: call rope first`,
     );
   }
-  k.rope(qkv.address, table.address, B, T, pos, H, K, D, 0);
-  return record("rope", qkv, [qkv], () => {
-    k.rope(grad(qkv), table.address, B, T, pos, H, K, D, 1);
-  }, { inPlace: true });
+  const rows = B / all.length, bytes = BigInt(rows * T * (H + 2 * K) * D * bytesPerElement("act"));
+  const turn = (address: Address, inverse: number) => {
+    all.forEach((pos, i) =>
+      k.rope(address + BigInt(i) * bytes, table.address, rows, T, pos, H, K, D, inverse)
+    );
+  };
+  turn(qkv.address, 0);
+  return record("rope", qkv, [qkv], () => turn(grad(qkv), 1), { inPlace: true });
 }
 
 /**
@@ -154,8 +163,8 @@ function weightGrad(w: Tensor, f: (dw: Address, add: 0 | 1) => void): void {
   release(unwanted);
 }
 
-/** Keys and values of the tokens generated so far, of one layer: two tensors (B, K, T_max, D). */
-export type LayerCache = { k: Tensor; v: Tensor };
+/** Keys and values of earlier tokens, of one layer: for each row of the batch a tensor (K, T_max, D), T_max its own. */
+export type LayerCache = { k: readonly Tensor[]; v: readonly Tensor[] };
 
 /** Causal softmax(q k^T / sqrt(D)) v, query head h reading key/value head floor(h K / H). qkv (B, T, (H + 2K) * D) -> (B, T, H * D) */
 export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }: Heads): Tensor {
@@ -184,25 +193,34 @@ export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }:
   }, { flops: 2 * B * H * D * T * (T + 1) });
 }
 
-/** attention() for generation: the T tokens of qkv stand at positions pos.. and see everything in the cache; no gradient. */
+/**
+ * attention() for generation: the T tokens of row b of qkv stand at positions pos[b].. and see everything in that row's
+ * cache; no gradient.
+ */
 export function cachedAttention(
   qkv: Tensor,
   { n_head: H, n_kv_head: K, head_dim: D }: Heads,
   cache: LayerCache,
-  pos: number,
+  pos: readonly number[],
 ): Tensor {
   const [B, T] = headShape("cachedAttention", qkv, H, K, D);
-  const T_max = cache.k.shape[2]!, wanted = [B, K, T_max, D].join();
-  if (cache.k.shape.join() !== wanted || cache.v.shape.join() !== wanted || pos + T > T_max) {
-    throw new RangeError(
-      `cachedAttention: cache must be (${B}, ${K}, >= ${
-        pos + T
-      }, ${D}) to go on from ${pos} with qkv (${qkv.shape}), ` +
-        `but keys are (${cache.k.shape}) and values (${cache.v.shape})`,
-    );
+  for (const [what, n] of [["positions", pos], ["keys", cache.k], ["values", cache.v]] as const) {
+    checkRows("cachedAttention", what, n.length, qkv);
   }
-  const out = empty([B, T, H * D]);
-  k.attention_cached(out.address, cache.k.address, cache.v.address, qkv.address, B, T, pos, T_max, H, K, D);
+  const out = empty([B, T, H * D]), act = bytesPerElement("act");
+  for (let b = 0; b < B; b++) {
+    const keys = cache.k[b]!, values = cache.v[b]!, T_max = keys.shape[1]!, wanted = [K, T_max, D].join();
+    if (keys.shape.join() !== wanted || values.shape.join() !== wanted || pos[b]! + T > T_max) {
+      throw new RangeError(
+        `cachedAttention: cache must be (${K}, >= ${pos[b]! + T}, ${D}) to go on from ${
+          pos[b]
+        } with qkv (${qkv.shape}), ` +
+          `but keys are (${keys.shape}) and values (${values.shape})`,
+      );
+    }
+    const to = out.address + BigInt(b * T * H * D * act), from = BigInt(b * T * (H + 2 * K) * D * act);
+    k.attention_cached(to, keys.address, values.address, qkv.address + from, 1, T, pos[b]!, T_max, H, K, D);
+  }
   return record("attention_cached", out, [qkv], () => {
     throw new Error("cachedAttention: there is no backward pass; use attention()");
   });
@@ -708,6 +726,11 @@ function checkActivation(op: string, what: string, x: Tensor): void {
 function checkIds(op: string, what: string, ids: Tensor): void {
   if (ids.dtype === "i32") return;
   throw new TypeError(`${op}: ${what} must be i32, but they are ${ids.dtype} (${ids.shape})`);
+}
+
+function checkRows(op: string, what: string, n: number, qkv: Tensor): void {
+  if (n === qkv.shape[0]) return;
+  throw new RangeError(`${op}: there are ${n} ${what} for the ${qkv.shape[0]} rows of qkv (${qkv.shape})`);
 }
 
 function headShape(op: string, qkv: Tensor, H: number, K: number, D: number): [B: number, T: number] {

@@ -56,6 +56,36 @@ Deno.test("sample at temperature 0 or with --top_k=1 is the same for every seed"
   assertEquals(await sample("--prompt=long", "--temperature=2", "--top_p=0.0001", "--seed=4"), first);
 });
 
+Deno.test("sample --num_samples and --prompt_file print texts one below the other, each as alone", async () => {
+  const file = freshPath(), flags = ["--max_new_tokens=30", "--temperature=1"];
+  Deno.writeTextFileSync(file, "Once upon\n\n");
+  const alone = [];
+  for (const prompt of ["Once upon", ""]) {
+    for (const seed of [4, 5]) alone.push(await sample(`--prompt=${prompt}`, `--seed=${seed}`, ...flags));
+  }
+  assert(new Set(alone).size > 2);
+  const together = await sample("--prompt_file", file, "--num_samples=2", "--seed=4", ...flags);
+  assertEquals(together, alone.join("---\n"));
+});
+
+Deno.test("sample refuses a file without prompts, one that is missing, and two kinds of prompt", async () => {
+  const empty = freshPath(), flags = ["--device=cpu", "--checkpoint", await model()];
+  Deno.writeTextFileSync(empty, "");
+  assertMatch(
+    await refuse("sample", ...flags, "--prompt_file", empty),
+    /holds no prompt; write one on each line/,
+  );
+  assertMatch(
+    await refuse("sample", ...flags, "--prompt_file=/nonexistent/prompts"),
+    /\/nonexistent\/prompts/,
+  );
+  assertMatch(
+    await refuse("sample", ...flags, "--prompt=a", "--prompt_file", empty),
+    /^Cannot sample from both/,
+  );
+  assertMatch(await refuse("sample", ...flags, "--num_samples=0"), /num_samples/);
+});
+
 Deno.test("sample shows what steers a terminal to a terminal, and writes the text as it is to a file", async () => {
   const flags = [
     "--device=cpu",
