@@ -1,8 +1,12 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
+import { byteLevelFiles } from "../data/tokenizers/byte_level_files.ts";
+import { ByteStrings } from "../data/tokenizers/byte_strings.ts";
 import { characterTokenizer } from "../data/tokenizers/character_level.ts";
+import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { TOKENIZERS, withFiles, withPieces } from "../data/tokenizers/testing.ts";
+import { CUTS } from "../data/train_tokenizer/train_options.ts";
 import { type GgufTokenizer, ggufTokenizer } from "./gguf_tokenizer.ts";
 
 type Json = {
@@ -52,6 +56,27 @@ Deno.test("each way to cut text has llama.cpp's name", async () => {
   assertEquals((await settingsOf(plain, { rows: 600 })).values["ggml.pre"], "smaug-bpe");
   const o200k = small("gpt_oss_like", ({ model }) => model.ignore_merges = false);
   assertEquals((await settingsOf(o200k, { rows: 600 })).values["ggml.pre"], "gpt-4o");
+});
+
+Deno.test("every tokenizer that loam trains has a name", async () => {
+  const tokens = new ByteStrings(257, 258), special = { "<|endoftext|>": 257 };
+  for (let byte = 0; byte < 256; byte++) tokens.push(Uint8Array.of(byte));
+  tokens.push(new TextEncoder().encode("th"));
+  const merges: [number, number][] = [[0x74, 0x68]],
+    names = { llama3: "smaug-bpe", o200k: "gpt-4o", qwen: "qwen2", gpt2: "gpt-2" };
+  assertEquals(Object.keys(names), [...CUTS]);
+  for (const pattern of CUTS) {
+    const files = byteLevelFiles({
+      name: null,
+      tokens,
+      special,
+      eot: 257,
+      merges,
+      pattern: PATTERNS[pattern],
+    });
+    const { values } = await settingsOf(files, { rows: 258 });
+    assertEquals([values["ggml.pre"], values["ggml.merges"]], [names[pattern], ["t h"]]);
+  }
 });
 
 Deno.test("tokens, their kinds and merges are those of tokenizer.json, and the model's other rows are padding", async () => {

@@ -17,7 +17,7 @@ import { loadModel } from "../model/checkpoint.ts";
 import { exportModel } from "../model/export.ts";
 import { generate } from "../model/generate.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
-import { ERRORS, failing, unsynced } from "./disk.ts";
+import { crashes, ERRORS, failing, unsynced } from "./disk.ts";
 import {
   copy,
   emptyDirectory,
@@ -93,6 +93,29 @@ Deno.test("whatever change the system refuses, an export says so and leaves the 
         "model.gguf",
       ]]);
     }
+  }
+});
+
+Deno.test("an export over another may end at any moment: one of the two is whole", async () => {
+  const model = await modelDirectory(),
+    directory = emptyDirectory(),
+    path = "/model.gguf",
+    out = directory + path;
+  const write = (dtype: string) => exportModel({ checkpoint: model, dtype, out, overwrite: true });
+  await unsynced(() => write("f16"));
+  const earlier = Deno.readFileSync(out);
+  await unsynced(() => write("bf16"));
+  const later = Deno.readFileSync(out);
+  Deno.writeFileSync(out, earlier);
+  let done = 0;
+  const { changes, states } = await crashes(directory, async () => {
+    await write("bf16");
+    done = 1;
+  }, () => done);
+  assert(changes > 20);
+  for (const { files, story, said } of states) {
+    const found = files.get(path)!, whole = said === 1 ? [later] : [earlier, later];
+    assert(whole.some((content) => isSame(found, content)), story);
   }
 });
 
