@@ -22,6 +22,10 @@ const subcommands: Record<Name, { what: string; load: () => Main | Promise<Main>
     what: "Show what a dataset holds, and check it",
     load: async () => (await import("./data/inspect.ts")).main,
   },
+  download: {
+    what: "Fetch a model from the Hugging Face hub, to train or sample",
+    load: async () => (await import("./model/download.ts")).main,
+  },
   train: { what: "Train a model", load: async () => (await import("./train.ts")).train },
   sample: {
     what: "Write text with a trained model",

@@ -5,6 +5,7 @@ export const SUBCOMMANDS = [
   "prepare",
   "tokenizer",
   "data",
+  "download",
   "train",
   "sample",
   "export",

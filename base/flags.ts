@@ -70,11 +70,8 @@ export function readFlags<T extends Values>(
   { ranges, words, bare = {} }: Reading<T> = {},
 ): Partial<T> {
   const names = Object.keys(defaults), lists = names.filter((name) => Array.isArray(defaults[name]));
-  const unknown = (arg: string) => refuse(arg, names);
-  const texts: Record<string, unknown> = parseArgs(
-    joined(args, defaults, words, bare),
-    { string: names, collect: lists, unknown },
-  );
+  const flags = joined(args, defaults, words, bare);
+  const texts: Record<string, unknown> = parseArgs(flags, { string: names, collect: lists });
   const given: Values = {}, allowed: Partial<Record<string, Allowed>> = ranges ?? {};
   for (const [name, like] of Object.entries(defaults)) {
     const text = texts[name] as string | string[] | undefined;
@@ -103,25 +100,23 @@ function joined(
   const put = (name: string, value: string) =>
     flags.push(...value === "" ? [`--${name}`, ""] : [`--${name}=${value}`]); // parseArgs() knows no --name= without a value
   for (let arg = rest.shift(); arg !== undefined; arg = rest.shift()) {
-    const [, name = "", empty] = /^--([^=]+)(=?)$/.exec(arg) ?? [];
-    if (words !== undefined && (arg === "-" || !arg.startsWith("-"))) put(words, arg);
-    else if (Object.hasOwn(defaults, name)) put(name, empty ? "" : valueBehind(name));
-    else flags.push(arg);
+    const [, name = "", value] = /^--([^=]+)(?:=(.*))?$/s.exec(arg) ?? [];
+    if (Object.hasOwn(defaults, name)) put(name, value ?? valueBehind(name));
+    else if (words !== undefined && (arg === "-" || !arg.startsWith("-"))) put(words, arg);
+    else throw unknown(arg, Object.keys(defaults));
   }
   return flags;
 }
 
-/** Called with what is no variable: a flag, a word, or the "" that stands alone. */
-function refuse(arg: string, names: string[]): false {
-  if (arg === "") return false;
+/** What to say of an argument that is no variable, or a word where none is taken. */
+function unknown(arg: string, names: string[]): UserError {
   const [name = ""] = arg.replace(/^-+/, "").split("=");
   if (arg.startsWith("-") || names.length === 0) {
-    throw new UserError(
-      `Cannot use ${arg.split("=")[0]}: there is no such flag; ${meantFlag(name, [...names, "help"])}`,
-    );
+    const advice = meantFlag(name, [...names, "help"]);
+    return new UserError(`Cannot use ${arg.split("=")[0]}: there is no such flag; ${advice}`);
   }
   const example = names.includes(name) ? arg : `${names[0]}=${arg}`;
-  throw new UserError(
+  return new UserError(
     `Cannot read the argument ${arg}: flags are given as --name=value, such as --${example}`,
   );
 }

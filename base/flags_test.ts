@@ -63,6 +63,10 @@ Deno.test("readFlags() names what is wrong and the nearest variable", () => {
   assertEquals(mistake("--hlep"), "Cannot use --hlep: there is no such flag; did you mean --help?");
   assertEquals(mistake("--toString=3").startsWith("Cannot use --toString: there is no such flag"), true);
   assertEquals(mistake("-n_layer=3"), "Cannot use -n_layer: there is no such flag; did you mean --n_layer?");
+  assertEquals(
+    mistake("--no-compile=1"),
+    "Cannot use --no-compile: there is no such flag; did you mean --compile?",
+  );
   assertEquals(mistake("-x"), "Cannot use -x: there is no such flag; see --help");
   const word = (arg: string) =>
     `Cannot read the argument ${arg}: flags are given as --name=value, such as --`;

@@ -8,6 +8,7 @@ import { type Ranges, readFlags, requireRanges, type Values } from "../base/flag
 import { readTrainerState } from "../runtime/trainer_state.ts";
 import type { World } from "../dist/world.ts";
 import { requireDevice } from "./device.ts";
+import { directoryOf } from "./download.ts";
 import { shapeOf } from "./init_from.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { type PresetName, presets } from "./presets.ts";
@@ -46,7 +47,8 @@ const BARE = { debug: "check" }; // what --debug alone means
 
 /**
  * defaults, then what the run to resume was trained with or else the preset, then the command line. The preset where none is
- * named is finetune with --init_from, whose model has its own shape, else gpt-270m on a GPU and tiny on a CPU. Throws UserError for unknown names and values that make no sense.
+ * named is finetune with --init_from, whose model has its own shape, else gpt-270m on a GPU and tiny on a CPU. Throws UserError
+ * for unknown names and values that make no sense.
  */
 export function configure<T extends RunVariables>(
   defaults: T,
@@ -56,6 +58,7 @@ export function configure<T extends RunVariables>(
 ): Configured<T> {
   const overrides = readFlags(args, defaults, { ranges, bare: BARE });
   if (overrides.out_dir) overrides.out_dir = overrides.out_dir.replace(/(?<=.)\/+$/, ""); // as the checkpoints of a run have it
+  if (overrides.init_from?.startsWith("hf://")) overrides.init_from = directoryOf(overrides.init_from);
   const resume = overrides.resume === "auto" ? newestOf(overrides.out_dir) : overrides.resume;
   const check = (config: T) => checkConfig(config, ranges, world_size);
   if (overrides.resume === "") {
@@ -65,10 +68,8 @@ export function configure<T extends RunVariables>(
     const checkpoint = findCheckpoint(resume);
     const saved = savedConfig(checkpoint, defaults, overrides);
     for (const name of ["preset", "out_dir", "init_from"] as const) {
-      if (
-        overrides[name] !== undefined && overrides[name] !== saved[name] &&
-        overrides[name] !== runOfCheckpoint(resume)
-      ) {
+      const isItself = name === "out_dir" && overrides.out_dir === runOfCheckpoint(resume);
+      if (overrides[name] !== undefined && overrides[name] !== saved[name] && !isItself) {
         throw new UserError(
           `Cannot set ${name} with --resume: the run in ${resume} keeps its own; leave --${name} out`,
         );

@@ -21,6 +21,7 @@ import {
   interleave,
   isGguf,
   modelSettings,
+  ropeFactors,
   typeOf,
   writeGguf,
 } from "./gguf.ts";
@@ -158,19 +159,15 @@ function requireFree({ out, overwrite }: Options): void {
 
 /** Writes a GGUF file under a temporary name, and gives it its own when it is on the disk; returns what to say. */
 function exportGguf(source: Source, type: GgufType, { checkpoint, out }: Options): string {
-  const { directory, json, config, tokenizer, tensors } = source;
-  const architecture = ARCHITECTURES[json.model_type as string];
-  if (!architecture) {
-    throw new UserError(
-      `Cannot export ${directory} to GGUF: its model_type is ${json.model_type}, should be one of ${
-        Object.keys(ARCHITECTURES).join(", ")
-      }; --format=hf writes a directory for transformers instead`,
-    );
-  }
+  const { directory, config, tokenizer, tensors } = source;
+  const architecture = ARCHITECTURES[config.family ?? "llama"];
   const ends = endsOf(directory, tokenizer);
   const { settings, pre, notes } = ggufTokenizer(directory, tokenizer, config.vocab_size, ends);
   const title = basename(runOfCheckpoint(checkpoint)) || "model";
-  const all = { ...modelSettings(config, architecture, { title, type }), ...settings };
+  const all = {
+    ...orRefused(directory, () => modelSettings(config, architecture, { title, type })),
+    ...settings,
+  };
   const written = tensors.map((tensor): GgufTensor => {
     const name = ggufName(tensor.name), stored = typeOf(tensor.shape, type);
     if (name === undefined) throw new Error(`internal: ${tensor.name} has no name in llama.cpp`);
@@ -183,6 +180,16 @@ function exportGguf(source: Source, type: GgufType, { checkpoint, out }: Options
     }
     return { name, shape: tensor.shape, type: stored, pieces };
   });
+  const factors = ropeFactors(config),
+    f32 = (values: Float32Array<ArrayBuffer>) => [encodeValues(values, "f32")];
+  if (factors) {
+    written.push({
+      name: "rope_freqs.weight",
+      shape: [factors.length],
+      type: "f32",
+      pieces: () => f32(factors),
+    });
+  }
   const temporary = `${out}.tmp`, parent = dirname(out);
   orMistake(`Cannot write ${out}`, () => makeDirectory(parent));
   try {
@@ -198,6 +205,18 @@ function exportGguf(source: Source, type: GgufType, { checkpoint, out }: Options
   } catch (error) {
     tryToRemove(temporary);
     throw error;
+  }
+}
+
+/** Says of a model what llama.cpp does not compute. */
+function orRefused<T>(directory: string, run: () => T): T {
+  try {
+    return run();
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    throw new UserError(
+      `Cannot export ${directory} to GGUF: ${error.message}; --format=hf writes a directory for transformers instead`,
+    );
   }
 }
 

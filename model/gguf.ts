@@ -7,7 +7,8 @@
 import { OutFile } from "../base/files.ts";
 import { orMistake } from "../base/system_error.ts";
 import { fromFloat32 } from "../runtime/safetensors.ts";
-import type { LlamaConfig } from "./llama.ts";
+import type { Family, LlamaConfig } from "./llama.ts";
+import { ropeFrequencies } from "./rope.ts";
 
 /** A setting of a GGUF file. Whole numbers are unsigned. */
 export type Setting =
@@ -229,12 +230,13 @@ export function typeOf(shape: readonly number[], type: GgufType): GgufType {
  */
 export type Architecture = { name: string; permutes: boolean };
 
-/** By the model_type of config.json. */
-export const ARCHITECTURES: Readonly<Record<string, Architecture>> = {
+/** By the family of a model. */
+export const ARCHITECTURES: Readonly<Record<Family, Architecture>> = {
   llama: { name: "llama", permutes: true },
   mistral: { name: "llama", permutes: true },
   qwen2: { name: "qwen2", permutes: false },
   qwen3: { name: "qwen3", permutes: false },
+  smollm3: { name: "smollm3", permutes: true },
 };
 
 const NAMES: Record<string, string> = {
@@ -279,24 +281,33 @@ export function interleave(head: Float32Array<ArrayBuffer>, cols: number): Float
   return out;
 }
 
-/** The settings that say what a model computes. `title` is what it is called. */
+/**
+ * The settings that say what a model computes. `title` is what it is called. Throws RangeError saying what llama.cpp does not
+ * compute.
+ */
 export function modelSettings(
   config: LlamaConfig,
   { name }: Architecture,
   { title, type }: { title: string; type: GgufType },
 ): Settings {
-  const u32 = (value: number): Setting => ({ type: "u32", value });
-  const f32 = (value: number): Setting => ({ type: "f32", value });
+  const { n_layer, no_rope_layers, sliding_window, block_size, max_position_embeddings } = config;
+  if (no_rope_layers?.some((turns, i) => turns !== ((i + 1) % 4 === 0 ? 0 : 1))) {
+    throw new RangeError(
+      `its no_rope_layers are ${no_rope_layers}, should have 0 for each fourth layer alone`,
+    );
+  }
+  // Mistral attends to all tokens of a text within its window, as llama.cpp always does here.
+  const longest = sliding_window === undefined ? max_position_embeddings ?? block_size : block_size;
   return {
-    "general.architecture": { type: "string", value: name },
-    "general.type": { type: "string", value: "model" },
-    "general.name": { type: "string", value: title },
+    "general.architecture": string(name),
+    "general.type": string("model"),
+    "general.name": string(title),
     "general.file_type": u32(FILE_TYPES[type]),
     "general.quantization_version": u32(2),
     [`${name}.vocab_size`]: u32(config.vocab_size),
-    [`${name}.context_length`]: u32(config.block_size),
+    [`${name}.context_length`]: u32(longest),
     [`${name}.embedding_length`]: u32(config.n_embd),
-    [`${name}.block_count`]: u32(config.n_layer),
+    [`${name}.block_count`]: u32(n_layer),
     [`${name}.feed_forward_length`]: u32(config.n_inner),
     [`${name}.attention.head_count`]: u32(config.n_head),
     [`${name}.attention.head_count_kv`]: u32(config.n_kv_head),
@@ -305,5 +316,39 @@ export function modelSettings(
     [`${name}.attention.layer_norm_rms_epsilon`]: f32(config.norm_eps),
     [`${name}.rope.dimension_count`]: u32(config.head_dim),
     [`${name}.rope.freq_base`]: f32(config.rope_theta),
+    ...ropeSettings(config, name),
   };
+}
+
+const u32 = (value: number): Setting => ({ type: "u32", value });
+const f32 = (value: number): Setting => ({ type: "f32", value });
+const string = (value: string): Setting => ({ type: "string", value });
+
+/** What llama.cpp computes of the scaling of RoPE by itself; that of Llama 3 is a tensor, see ropeFactors(). */
+function ropeSettings(config: LlamaConfig, name: string): Settings {
+  const { rope_scaling: s } = config, key = `${name}.rope.scaling`;
+  if (s === undefined) return {};
+  if (s.rope_type === "llama3") {
+    if (name === "llama") return {};
+    throw new RangeError(`its rope_type is llama3, which llama.cpp has not in ${name}`);
+  }
+  const settings: Settings = { [`${key}.type`]: string(s.rope_type), [`${key}.factor`]: f32(s.factor) };
+  if (s.rope_type === "linear") return settings;
+  if (s.truncate === false) throw new RangeError("its truncate is false, which llama.cpp has not in YaRN");
+  const usual = 0.1 * Math.log(s.factor) + 1, more = ropeFrequencies(config).scale / usual; // llama.cpp has the usual scale
+  return {
+    ...settings,
+    [`${key}.original_context_length`]: u32(s.original_max_position_embeddings),
+    ...more !== 1 && { [`${key}.attn_factor`]: f32(more) },
+    ...s.beta_fast !== undefined && { [`${key}.yarn_beta_fast`]: f32(s.beta_fast) },
+    ...s.beta_slow !== undefined && { [`${key}.yarn_beta_slow`]: f32(s.beta_slow) },
+  };
+}
+
+/** By how much Llama 3 slows each of its D/2 pairs down, which llama.cpp reads from a tensor; undefined for other models. */
+export function ropeFactors({ rope_scaling, ...config }: LlamaConfig): Float32Array<ArrayBuffer> | undefined {
+  if (rope_scaling?.rope_type !== "llama3") return undefined;
+  const plain = ropeFrequencies(config).frequencies,
+    slow = ropeFrequencies({ ...config, rope_scaling }).frequencies;
+  return Float32Array.from(plain, (frequency, j) => frequency / slow[j]!);
 }

@@ -1,4 +1,4 @@
-import { assertAlmostEquals, assertEquals, assertLess, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertLess, assertThrows } from "@std/assert";
 import {
   ARCHITECTURES,
   encodeHeader,
@@ -6,11 +6,14 @@ import {
   ggufName,
   headsOf,
   interleave,
+  modelSettings,
+  ropeFactors,
   type Settings,
   typeOf,
   writeGguf,
 } from "./gguf.ts";
 import { hfTensors } from "./hf.ts";
+import type { Family, LlamaConfig } from "./llama.ts";
 import { GPT_270M } from "./testing.ts";
 
 type Part = number | string | readonly [bytes: number, value: number];
@@ -154,7 +157,7 @@ Deno.test("interleave() takes the rows of the halves of a head by turns", () => 
 });
 
 Deno.test("every tensor of a model has a name in llama.cpp, and only queries and keys are put in order", () => {
-  const config = { ...GPT_270M, n_layer: 11, tie_word_embeddings: false }, llama = ARCHITECTURES.llama!;
+  const config = { ...GPT_270M, n_layer: 11, tie_word_embeddings: false }, llama = ARCHITECTURES.llama;
   const names = hfTensors(config).map(({ hf }) => [ggufName(hf), headsOf(hf, config, llama)]);
   assertEquals(new Set(names.map(String)).size, 11 * 9 + 3);
   assertEquals(names.slice(0, 10), [
@@ -176,5 +179,88 @@ Deno.test("every tensor of a model has a name in llama.cpp, and only queries and
   ]);
   assertEquals(ggufName("model.layers.3.self_attn.k_proj.bias"), "blk.3.attn_k.bias");
   assertEquals(ggufName("layers.3.q_norm"), undefined);
-  assertEquals(headsOf("model.layers.3.self_attn.q_proj.weight", config, ARCHITECTURES.qwen2!), undefined);
+  assertEquals(headsOf("model.layers.3.self_attn.q_proj.weight", config, ARCHITECTURES.qwen2), undefined);
+});
+
+/** The settings of a model that begin so, without that beginning. */
+function settingsOf(change: Partial<LlamaConfig>, start: string): Record<string, unknown> {
+  const config = { ...GPT_270M, ...change }, options = { title: "a", type: "f32" as const };
+  const settings = modelSettings(config, ARCHITECTURES[config.family ?? "llama"], options);
+  return Object.fromEntries(
+    Object.entries(settings).filter(([key]) => key.startsWith(start)).map(([key, { value }]) => [
+      key.slice(start.length),
+      value,
+    ]),
+  );
+}
+
+Deno.test("the scaling of RoPE is said as llama.cpp computes it", () => {
+  const original_max_position_embeddings = 512,
+    yarn = { rope_type: "yarn" as const, factor: 4, original_max_position_embeddings };
+  const start = "llama.rope.scaling.";
+  assertEquals(settingsOf({}, start), {});
+  assertEquals(settingsOf({ rope_scaling: { rope_type: "linear", factor: 3 } }, start), {
+    type: "linear",
+    factor: 3,
+  });
+  const plain = { type: "yarn", factor: 4, original_context_length: 512 };
+  assertEquals(settingsOf({ rope_scaling: yarn }, start), plain);
+  const more = settingsOf(
+    { rope_scaling: { ...yarn, attention_factor: 2, beta_fast: 16, beta_slow: 2 } },
+    start,
+  );
+  const { attn_factor, ...rest } = more;
+  assertEquals(rest, { ...plain, yarn_beta_fast: 16, yarn_beta_slow: 2 });
+  assertAlmostEquals(attn_factor as number, 2 / (1 + 0.1 * Math.log(4)), 1e-12);
+  const refused = (change: Partial<LlamaConfig>) =>
+    assertThrows(() => settingsOf(change, start), RangeError).message;
+  assertEquals(
+    refused({ rope_scaling: { ...yarn, truncate: false } }),
+    "its truncate is false, which llama.cpp has not in YaRN",
+  );
+  const llama3 = { rope_type: "llama3" as const, factor: 8, low_freq_factor: 1, high_freq_factor: 4 };
+  const rope_scaling = { ...llama3, original_max_position_embeddings };
+  assertEquals(settingsOf({ rope_scaling }, start), {});
+  assertEquals(
+    refused({ rope_scaling, family: "qwen2" }),
+    "its rope_type is llama3, which llama.cpp has not in qwen2",
+  );
+});
+
+Deno.test("ropeFactors() are 1 for pairs that turn often and the factor for those that turn seldom", () => {
+  const llama3 = { rope_type: "llama3" as const, factor: 8, low_freq_factor: 1, high_freq_factor: 4 };
+  const rope_scaling = { ...llama3, original_max_position_embeddings: 8192 };
+  const factors = ropeFactors({ ...GPT_270M, rope_theta: 500000, rope_scaling })!;
+  assertEquals(factors.length, 32);
+  factors.forEach((factor, j) => {
+    const turns = 8192 / (2 * Math.PI) * 500000 ** (-2 * j / 64),
+      kept = Math.min(1, Math.max(0, (turns - 1) / 3));
+    assertAlmostEquals(factor, 1 / (kept + (1 - kept) / 8), 1e-5); // in float64
+  });
+  assert(
+    factors[0] === 1 && Math.abs(factors[31]! - 8) < 1e-6 &&
+      factors.some((factor) => factor > 1.1 && factor < 7.9),
+  );
+  assertEquals(ropeFactors(GPT_270M), undefined);
+  assertEquals(ropeFactors({ ...GPT_270M, rope_scaling: { rope_type: "linear", factor: 2 } }), undefined);
+});
+
+Deno.test("each family has its architecture, the length of its texts and its layers without positions", () => {
+  const about = (family: Family, change: Partial<LlamaConfig> = {}) => {
+    const { name } = ARCHITECTURES[family];
+    return [name, settingsOf({ family, ...change }, `${name}.`).context_length];
+  };
+  assertEquals(about("llama", { max_position_embeddings: 4096 }), ["llama", 4096]);
+  assertEquals(about("mistral", { max_position_embeddings: 4096, sliding_window: 2048 }), ["llama", 2048]);
+  assertEquals([about("qwen2"), about("qwen3")], [["qwen2", 2048], ["qwen3", 2048]]);
+  assertEquals(about("smollm3", { n_layer: 5, no_rope_layers: [1, 1, 1, 0, 1] }), ["smollm3", 2048]);
+  assertThrows(
+    () => about("smollm3", { n_layer: 3, no_rope_layers: [1, 0, 1] }),
+    RangeError,
+    "its no_rope_layers are 1,0,1, should have 0 for each fourth layer alone",
+  );
+  assertEquals(["q_norm", "k_norm"].map((part) => ggufName(`model.layers.0.self_attn.${part}.weight`)), [
+    "blk.0.attn_q_norm.weight",
+    "blk.0.attn_k_norm.weight",
+  ]);
 });

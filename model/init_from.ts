@@ -2,12 +2,13 @@
 import type { Dataset } from "../data/bins.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
-import { isFile } from "../base/files.ts";
+import { isDirectory, isFile } from "../base/files.ts";
 import { resolveCheckpoint } from "../runtime/checkpoint.ts";
 import { storedConfig } from "./checkpoint.ts";
 import type { LlamaConfig } from "./llama.ts";
 
-const SHAPE = [
+/** Those that the model itself has. */
+export const SHAPE = [
   ...["n_layer", "n_embd", "n_head", "n_kv_head", "head_dim", "n_inner", "rope_theta", "norm_eps"],
 ] as const satisfies (keyof LlamaConfig)[];
 
@@ -19,6 +20,12 @@ export type ShapeVariables = Record<typeof SHAPE[number] | "block_size", number>
  * sequence that the model was made for, if that is less. Throws UserError where `given`, the command line, contradicts it.
  */
 export function shapeOf(path: string, given: Partial<ShapeVariables>, usual: number): ShapeVariables {
+  if (path.startsWith("models/") && !isDirectory(path)) {
+    throw new UserError(
+      `Cannot begin with the weights in ${path}: there is no such directory; fetch them: deno task download ` +
+        path.replace("models/", "hf://"),
+    );
+  }
   const model = storedConfig(resolveCheckpoint(path)),
     { block_size = Math.min(usual, model.block_size) } = given;
   for (const name of SHAPE) {

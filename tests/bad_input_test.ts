@@ -87,6 +87,11 @@ const mistakes: [string, string][] = [
     "--eval_only",
     "Cannot evaluate without a model: name one with --resume=runs/... or --init_from=DIRECTORY",
   ],
+  [
+    "--init_from=hf://nobody/nothing@v1",
+    "Cannot begin with the weights in models/nobody/nothing@v1: there is no such directory; fetch them: " +
+    "deno task download hf://nobody/nothing@v1",
+  ],
   ["--n_layer=0", "Cannot use --n_layer=0: it should be a whole number from 1 to 10000"],
   [
     "--n_head=5",

@@ -16,6 +16,7 @@ import { open } from "../ffi/library.ts";
 import { loadModel } from "../model/checkpoint.ts";
 import { exportModel } from "../model/export.ts";
 import { generate } from "../model/generate.ts";
+import type { LlamaConfig } from "../model/llama.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { crashes, ERRORS, failing, unsynced } from "./disk.ts";
 import {
@@ -146,6 +147,7 @@ Deno.test("export says in one line what it cannot do", async () => {
     note: "not a Llama: layers.0.q_norm",
   });
   const gpt = edited({ model_type: "gpt2", architectures: ["GPT2LMHeadModel"] });
+  const turning = await modelDirectory({ family: "smollm3", no_rope_layers: [0] });
   const noTokenizer = without("tokenizer.json"), small = edited({ vocab_size: 200 });
   const run = emptyDirectory();
   Deno.writeTextFileSync(`${run}/trainer_state.json`, "{}");
@@ -196,6 +198,10 @@ Deno.test("export says in one line what it cannot do", async () => {
     [
       { checkpoint: noTokenizer, out },
       `Cannot export ${noTokenizer}: it has no tokenizer.json, without which nobody can give it text; put that of its data there`,
+    ],
+    [
+      { checkpoint: turning, out },
+      `Cannot export ${turning} to GGUF: its no_rope_layers are 0, should have 0 for each fourth layer alone; --format=hf `,
     ],
     [{ checkpoint: small, out }, `Cannot export: the tokenizer in ${small} has 257 tokens, the model 200`],
   ];
@@ -387,41 +393,59 @@ live(
   "gguf-py reads every tensor as it was, queries and keys in llama.cpp's order",
   "LOAM_PYTHON",
   async () => {
-    const [model, untied] = [
-      await modelDirectory({ ...WIDE, tie_word_embeddings: true }),
-      await modelDirectory(WIDE),
+    const llama3 = { rope_type: "llama3" as const, factor: 8, low_freq_factor: 1, high_freq_factor: 4 };
+    const cases: [Partial<LlamaConfig>, name: string, dtypes: string[]][] = [
+      [WIDE, "llama", ["f32", "bf16", "f16", "q8_0"]],
+      [{ ...WIDE, tie_word_embeddings: true }, "llama", ["f32", "q8_0"]],
+      [{ ...WIDE, rope_scaling: { ...llama3, original_max_position_embeddings: 64 } }, "llama", ["bf16"]],
+      [{ ...WIDE, family: "qwen2" }, "qwen2", ["bf16"]],
+      [{ ...WIDE, family: "qwen3" }, "qwen3", ["q8_0"]],
+      [{ ...WIDE, family: "smollm3", n_layer: 4, no_rope_layers: [1, 1, 1, 0] }, "smollm3", ["f32"]],
     ];
-    const jobs = [];
-    for (const [directory, heads] of [[model, [4, 2]], [untied, [4, 2]]] as const) {
-      for (const dtype of ["f32", "bf16", "f16", "q8_0"]) {
+    const jobs = [], expected = [];
+    for (const [shape, name, dtypes] of cases) {
+      const directory = await modelDirectory(shape);
+      for (const dtype of dtypes) {
         const out = `${freshPath()}.gguf`;
         await exportModel({ checkpoint: directory, dtype, out });
-        jobs.push({ directory, heads, dtype, out });
+        jobs.push({ directory, heads: [4, 2], dtype, out });
+        expected.push([dtype, name, [], []]);
       }
     }
-    assertEquals(await askPython(READ_GGUF, jobs), jobs.map(({ dtype }) => [dtype, "llama", 0, 0]));
+    assertEquals(await askPython(READ_GGUF, jobs), expected);
   },
 );
 
-// The permutation is that of Hugging Face's own conversion of Meta's weights, the other way round; the types are gguf-py's.
+// The permutation is that of Hugging Face's own conversion of Meta's weights, the other way round; names and types are gguf-py's,
+// the frequencies transformers'.
 const READ_GGUF = `
-import gguf, numpy as np
+import gguf, numpy as np, torch
 from safetensors.numpy import load_file
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 results = []
-names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 8)
 for job in argument:
     reader, weights = gguf.GGUFReader(job["out"]), load_file(job["directory"] + "/model.safetensors")
-    found, wrong = {t.name: t for t in reader.tensors}, 0
+    arch = reader.fields["general.architecture"].contents()
+    names = gguf.get_tensor_name_map(next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == arch), 8)
+    found, wrong = {t.name: t for t in reader.tensors}, []
     for name, w in weights.items():
-        n = {"q": job["heads"][0], "k": job["heads"][1]}.get(name.split("_proj")[0][-1]) if "_proj" in name and "attn" in name else None
-        if n: w = w.reshape(n, 2, w.shape[0] // n // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
-        t = found.pop(names.get_name(name, try_suffixes=(".weight",)))
+        n = next((n for part, n in zip(["q_proj", "k_proj"], job["heads"]) if part in name), None)
+        if n and arch in ["llama", "smollm3"]:
+            w = w.reshape(n, 2, w.shape[0] // n // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
+        t = found.pop(names.get_name(name, try_suffixes=(".weight", ".bias")))
         qtype = gguf.GGMLQuantizationType[job["dtype"].upper()]
         if w.ndim == 1: qtype = gguf.GGMLQuantizationType.F32
         expected = gguf.quants.quantize(w, qtype)
-        same = t.tensor_type == qtype and t.data.tobytes() == expected.tobytes() and tuple(t.shape[::-1]) == w.shape
-        wrong += not same
-    results.append([job["dtype"], reader.fields["general.architecture"].contents(), wrong, len(found)])
+        if t.tensor_type != qtype or t.data.tobytes() != expected.tobytes() or tuple(t.shape[::-1]) != w.shape:
+            wrong.append(name)
+    config = AutoConfig.from_pretrained(job["directory"])
+    if config.rope_parameters["rope_type"] == "llama3":
+        slow, D = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0], config.head_dim
+        factors = 1 / config.rope_parameters["rope_theta"] ** (torch.arange(0, D, 2).float() / D) / slow
+        if not np.allclose(found.pop("rope_freqs.weight").data, factors.numpy(), rtol=1e-6): wrong.append("rope_freqs")
+        assert factors.max() > 7.9 and factors.min() == 1
+    results.append([job["dtype"], arch, wrong, list(found)])
 print(json.dumps(results))
 `;
 
@@ -503,11 +527,39 @@ Deno.exit(0);
 
 live("llama.cpp writes the same greedy text in f32", "LOAM_LLAMA_CPP", async () => {
   open("cpu");
-  const shapes = [
+  const original_max_position_embeddings = 64, low_freq_factor = 1, high_freq_factor = 4, family = "llama";
+  const shapes: Partial<LlamaConfig>[] = [
     WIDE,
     { ...WIDE, tie_word_embeddings: true, rope_theta: 500000, norm_eps: 1e-5 },
     { ...WIDE, n_kv_head: 4, head_dim: 24 },
     { ...WIDE, n_head: 6, n_kv_head: 2, head_dim: 8, vocab_size: 300 },
+    { ...WIDE, family: "mistral", sliding_window: 64, max_position_embeddings: 128 },
+    {
+      ...WIDE,
+      family: "qwen2",
+      rope_scaling: { rope_type: "yarn", factor: 4, original_max_position_embeddings },
+    },
+    { ...WIDE, family: "qwen3", head_dim: 24, tie_word_embeddings: true },
+    { ...WIDE, family: "smollm3", n_layer: 5, no_rope_layers: [1, 1, 1, 0, 1] },
+    { ...WIDE, rope_scaling: { rope_type: "linear", factor: 3 } },
+    {
+      ...WIDE,
+      family,
+      rope_scaling: {
+        rope_type: "llama3",
+        factor: 8,
+        low_freq_factor,
+        high_freq_factor,
+        original_max_position_embeddings,
+      },
+    },
+    {
+      ...WIDE,
+      rope_scaling: {
+        ...{ rope_type: "yarn", factor: 4, original_max_position_embeddings, attention_factor: 0.3 },
+        ...{ beta_fast: 8, beta_slow: 2 },
+      },
+    },
   ];
   const letters = characterTokenizer("letters", Array.from("abcdefghijklmnopqrstuvwxyz .'"));
   const directories = [

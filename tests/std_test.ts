@@ -3,17 +3,11 @@ import {
   assert,
   assertAlmostEquals,
   assertEquals,
-  assertExists,
-  assertGreater,
-  assertGreaterOrEqual,
-  assertInstanceOf,
   AssertionError,
   assertLess,
-  assertLessOrEqual,
   assertMatch,
   assertNotEquals,
   assertRejects,
-  assertStrictEquals,
   assertStringIncludes,
   assertThrows,
   fail,
@@ -91,14 +85,6 @@ Deno.test("assertEquals() shows what differs, and the note", () => {
   assert(!/[-+]\s+n_layer/.test(message), message);
 });
 
-Deno.test("assertStrictEquals() wants the same object", () => {
-  const a = [1];
-  assertStrictEquals(a, a);
-  assertStrictEquals(NaN, NaN);
-  assertThrows(() => assertStrictEquals([1], [1]), AssertionError, "not reference-equal");
-  assertThrows(() => assertStrictEquals(0, -0), AssertionError, "not strictly equal");
-});
-
 Deno.test("assertAlmostEquals() has a relative tolerance by default and an absolute one when given", () => {
   assertAlmostEquals(1e-8 * (1 + 1e-8), 1e-8);
   assertAlmostEquals(0.01, 0.02, 0.1);
@@ -114,7 +100,7 @@ Deno.test("assertThrows() checks class and message and returns the error", () =>
     throw new RangeError("Cannot view (2,3) as (7)");
   };
   assertEquals(assertThrows(thrower, RangeError, "view (2,3)").message, "Cannot view (2,3) as (7)");
-  assertInstanceOf(assertThrows(thrower), RangeError);
+  assert(assertThrows(thrower) instanceof RangeError);
   assertThrows(() => assertThrows(() => {}, "note"), AssertionError, "Expected function to throw: note");
   assertThrows(() => assertThrows(thrower, TypeError), AssertionError, '"TypeError", but was "RangeError"');
   assertThrows(() => assertThrows(thrower, RangeError, "other"), AssertionError, 'to include "other"');
@@ -132,7 +118,7 @@ Deno.test("assertThrows() checks class and message and returns the error", () =>
 Deno.test("assertRejects() checks class and message and resolves to the error", async () => {
   const reject = () => Promise.reject(new RangeError("Cannot read"));
   assertEquals((await assertRejects(reject, RangeError, "Cannot")).message, "Cannot read");
-  assertInstanceOf(await assertRejects(reject, "note"), RangeError);
+  assert(await assertRejects(reject, "note") instanceof RangeError);
   await assertRejects(
     () => assertRejects(() => Promise.resolve()),
     AssertionError,
@@ -150,23 +136,13 @@ Deno.test("assertRejects() checks class and message and resolves to the error", 
 });
 
 Deno.test("the small assertions pass and fail where they should", () => {
-  const present: number | undefined = [1][0];
-  assertExists(present);
-  assertGreater(2, 1);
-  assertGreaterOrEqual(2, 2);
   assertLess(1, 2);
-  assertLessOrEqual(2, 2);
-  assertInstanceOf(new RangeError("x"), Error);
   const failing = [
     () => assert(0),
-    () => assertExists(undefined),
-    () => assertGreater(1, 1),
-    () => assertGreaterOrEqual(1, 2),
     () => assertLess(1, 1),
-    () => assertLessOrEqual(NaN, 1),
+    () => assertLess(NaN, 1),
     () => assertMatch("abc", /x/),
     () => assertStringIncludes("abc", "x"),
-    () => assertInstanceOf({}, Error),
     () => fail("on purpose"),
   ];
   for (const check of failing) assertThrows(check, AssertionError);
@@ -202,21 +178,6 @@ Deno.test("parseArgs() keeps texts that are declared so, the last one or all", (
   assertEquals(tags, ["a", "b=c"]);
   assertEquals(args.more, []);
   assertEquals([args.none, args.void, args.x, args.y, args._], ["", "", true, true, [""]]);
-});
-
-Deno.test("parseArgs() hands unknown arguments to the caller", () => {
-  const seen: unknown[] = [];
-  const args = parseArgs(["--data=x", "--typo=1", "word"], {
-    string: ["data"],
-    unknown: (arg, key, value) => {
-      seen.push([arg, key, value]);
-      return false;
-    },
-  });
-  assertEquals(seen, [["--typo=1", "typo", "1"], ["word", undefined, undefined]]);
-  const refuse = (arg: string) => assertEquals(arg, "-typo");
-  parseArgs(["-typo"], { unknown: refuse });
-  assertEquals<unknown>(args, { _: [], data: "x" });
 });
 
 Deno.test("ProgressBar draws at the start and at the end and leaves the stream open", async () => {

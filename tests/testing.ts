@@ -6,6 +6,7 @@ import { sha256OfFile } from "../base/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 import { configToHF, hfShape, hfTensors } from "../model/hf.ts";
+import type { LlamaConfig } from "../model/llama.ts";
 import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
 export const ROOT = new URL("../", import.meta.url);
@@ -278,8 +279,8 @@ export const SMALL_MODEL = {
 };
 
 /** A model directory as from elsewhere, without a run, of weights by chance. The files of the tokenizer are the named one's. */
-export async function modelDirectory(change: Partial<typeof SMALL_MODEL> = {}): Promise<string> {
-  const directory = freshPath(), config = { ...SMALL_MODEL, ...change };
+export async function modelDirectory(change: Partial<LlamaConfig> = {}): Promise<string> {
+  const directory = freshPath(), config: LlamaConfig = { ...SMALL_MODEL, ...change };
   const options = { bos_token_id: 256, eos_token_id: 256, dtype: "float32" as const };
   const files = { "config.json": JSON.stringify(configToHF(config, options), null, 2) };
   Deno.mkdirSync(directory);
@@ -291,7 +292,7 @@ export async function modelDirectory(change: Partial<typeof SMALL_MODEL> = {}): 
 }
 
 /** Float32 tensors of a model, uniform between -0.5 and 0.5, by their names in Hugging Face. */
-function randomTensors(config: typeof SMALL_MODEL): Entry[] {
+function randomTensors(config: LlamaConfig): Entry[] {
   let state = 1;
   const next = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32 - 0.5;
   return hfTensors(config).map((tensor) => {

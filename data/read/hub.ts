@@ -1,4 +1,4 @@
-// Datasets on the Hugging Face hub: what hf:// means, which files there are, and where the token may go.
+// Datasets and models on the Hugging Face hub: what hf:// means, which files there are, and where the token may go.
 import { UserError } from "../../base/errors.ts";
 
 /** A file, a directory or a pattern in a dataset on the hub. */
@@ -63,4 +63,40 @@ function encoded(path: string): string {
 export function hubListUrl({ dataset, revision, path }: HubPath): string {
   const tree = `${hubEndpoint()}/api/datasets/${dataset}/tree/${encodeURIComponent(revision)}`;
   return `${tree}${path === "" ? "" : `/${encodeURIComponent(path)}`}?recursive=true`;
+}
+
+// ---- models
+
+/** A model on the hub. */
+export type HubModel = {
+  name: string; // OWNER/NAME
+  revision: string; // branch, tag or commit
+};
+
+/** The parts of hf://OWNER/NAME@REVISION. Without a revision it is main. Throws UserError for hf:// and something else. */
+export function parseModelUrl(url: string): HubModel {
+  const match = /^hf:\/\/(?!datasets\/|spaces\/)([\w.-]+\/[\w.-]+)(?:@(refs\/\w+\/[\w.-]+|[\w.-]+))?$/.exec(
+    url,
+  );
+  if (match === null || /(^|\/)\.+(\/|$)/.test(match[1]!)) {
+    throw new UserError(
+      `Cannot read "${url}": it should be like hf://OWNER/NAME or hf://OWNER/NAME@REVISION`,
+    );
+  }
+  return { name: match[1]!, revision: match[2] ?? "main" };
+}
+
+/** The address of a file of a model. */
+export function modelFileUrl({ name, revision }: HubModel, path: string): string {
+  return `${hubEndpoint()}/${name}/resolve/${encodeURIComponent(revision)}/${encoded(path)}`;
+}
+
+/** The address of what the hub says of a model, such as the commit that a revision stands for. */
+export function modelInfoUrl({ name, revision }: HubModel): string {
+  return `${hubEndpoint()}/api/models/${name}/revision/${encodeURIComponent(revision)}`;
+}
+
+/** The address of a list of the files of a model. */
+export function modelListUrl({ name, revision }: HubModel): string {
+  return `${hubEndpoint()}/api/models/${name}/tree/${encodeURIComponent(revision)}`;
 }

@@ -39,18 +39,6 @@ export function assertNotEquals<T>(actual: T, expected: T, msg?: string): void {
   throw new AssertionError(`Expected actual: ${print(actual)} not to be: ${print(expected)}${suffix(msg)}`);
 }
 
-/** actual and expected are the same value or object, as Object.is() sees it. */
-export function assertStrictEquals<T>(actual: unknown, expected: T, msg?: string): asserts actual is T {
-  if (Object.is(actual, expected)) return;
-  const printed = print(actual);
-  if (printed === print(expected)) {
-    throw new AssertionError(
-      `Values have the same structure but are not reference-equal${suffix(msg)}\n\n${printed}\n`,
-    );
-  }
-  throw new AssertionError(`Values are not strictly equal${suffix(msg)}\n${diff(actual, expected)}`);
-}
-
 /** |actual - expected| <= tolerance. Without a tolerance: 1e-7 of expected. */
 export function assertAlmostEquals(actual: number, expected: number, tolerance?: number, msg?: string): void {
   if (Object.is(actual, expected)) return;
@@ -64,34 +52,10 @@ export function assertAlmostEquals(actual: number, expected: number, tolerance?:
   );
 }
 
-/** actual is neither null nor undefined. */
-export function assertExists<T>(actual: T, msg?: string): asserts actual is NonNullable<T> {
-  if (actual !== undefined && actual !== null) return;
-  throw new AssertionError(`Expected actual: "${actual}" to not be null or undefined${suffix(msg)}`);
-}
-
-/** actual > expected. */
-export function assertGreater<T>(actual: T, expected: T, msg?: string): void {
-  if (actual > expected) return;
-  throw new AssertionError(msg ?? `Expect ${print(actual)} > ${print(expected)}`);
-}
-
-/** actual >= expected. */
-export function assertGreaterOrEqual<T>(actual: T, expected: T, msg?: string): void {
-  if (actual >= expected) return;
-  throw new AssertionError(msg ?? `Expect ${print(actual)} >= ${print(expected)}`);
-}
-
 /** actual < expected. */
 export function assertLess<T>(actual: T, expected: T, msg?: string): void {
   if (actual < expected) return;
   throw new AssertionError(msg ?? `Expect ${print(actual)} < ${print(expected)}`);
-}
-
-/** actual <= expected. */
-export function assertLessOrEqual<T>(actual: T, expected: T, msg?: string): void {
-  if (actual <= expected) return;
-  throw new AssertionError(msg ?? `Expect ${print(actual)} <= ${print(expected)}`);
 }
 
 /** actual contains expected. */
@@ -104,18 +68,6 @@ export function assertStringIncludes(actual: string, expected: string, msg?: str
 export function assertMatch(actual: string, expected: RegExp, msg?: string): void {
   if (expected.test(actual)) return;
   throw new AssertionError(`Expected actual: "${actual}" to match: "${expected}"${suffix(msg)}`);
-}
-
-/** actual was made by expectedType or a class derived from it. */
-export function assertInstanceOf<T>(
-  actual: unknown,
-  expectedType: abstract new (...args: never[]) => T,
-  msg?: string,
-): asserts actual is T {
-  if (actual instanceof expectedType) return;
-  throw new AssertionError(
-    `Expected object to be an instance of "${expectedType.name}" but was "${kindOf(actual)}"${suffix(msg)}`,
-  );
 }
 
 /** fn throws. Returns what it threw. */

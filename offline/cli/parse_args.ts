@@ -1,7 +1,7 @@
 /**
  * The part of `@std/cli` that loam uses, with the same names, signatures and meaning, so that it runs where the JSR registry
  * is out of reach. `links` in deno.json points here; `deno unlink offline/assert offline/cli` switches to the real packages,
- * and nothing else changes. Left out: booleans, aliases, defaults, names with dots, values that touch a short option.
+ * and nothing else changes. Left out: booleans, aliases, defaults, unknown, names with dots, values that touch a short option.
  *
  * @module
  */
@@ -14,8 +14,6 @@ export interface ParseOptions<S extends string = string, C extends string = stri
   string?: Names<S>;
   /** Arguments that may be repeated; their values form an array. Of others the last one counts. */
   collect?: Names<C>;
-  /** Called with every argument that is not declared here; returning false drops it. */
-  unknown?: (arg: string, key?: string, value?: unknown) => unknown;
 }
 
 /** What {@linkcode parseArgs} returns: declared arguments by name, undeclared ones as unknown, and the rest in "_". */
@@ -45,8 +43,7 @@ export function parseArgs<S extends string = never, C extends string = never>(
   const result: Record<string, unknown> = {}, words: (string | number)[] = [];
   for (const name of strings) if (collected.includes(name)) result[name] = [];
 
-  function set(key: string, value: string | boolean, arg: string): void {
-    if (!strings.includes(key) && options.unknown?.(arg, key, value) === false) return;
+  function set(key: string, value: string | boolean): void {
     const typed = typeof value === "string" && !strings.includes(key) ? numberOr(value) : value;
     if (collected.includes(key)) result[key] = [...result[key] as unknown[] ?? [], typed];
     else result[key] = typed;
@@ -57,14 +54,14 @@ export function parseArgs<S extends string = never, C extends string = never>(
     const arg = before[i]!, next = before[i + 1];
     const [, dashes = "", name = "", value] = /^(--?)(.[^=]*)(?:=(.+))?$/s.exec(arg) ?? [];
     if (dashes === "") {
-      if (options.unknown?.(arg) !== false) words.push(numberOr(arg));
+      words.push(numberOr(arg));
       continue;
     }
     const keys = dashes === "--" ? [name] : [...name], last = keys.pop()!;
-    for (const key of keys) set(key, strings.includes(key) ? "" : true, arg);
-    if (value !== undefined) set(last, value, arg);
-    else if (next && !next.startsWith("-")) set(last, before[++i]!, arg);
-    else set(last, strings.includes(last) ? "" : true, arg);
+    for (const key of keys) set(key, strings.includes(key) ? "" : true);
+    if (value !== undefined) set(last, value);
+    else if (next && !next.startsWith("-")) set(last, before[++i]!);
+    else set(last, strings.includes(last) ? "" : true);
   }
   return { ...result, _: [...words, ...end < 0 ? [] : args.slice(end + 1)] } as Args<S, C>;
 }
