@@ -71,6 +71,7 @@ export const variables = {
   sample_temperature: 0.8, // 0 = the likeliest token always
   save_interval: 1000, // checkpoints
   keep_checkpoints: 3, // the newest so many, two at least, and the best
+  quiet: false, // only warnings on the screen; log.txt has every line
   tensorboard: false, // write TensorBoard event files too
 
   // machine
@@ -176,7 +177,10 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
 
   const { last } = progress;
   if (last) requireGoodEnd(config, last);
-  if (!progress.stopping) return "finished";
+  if (!progress.stopping) {
+    if (last) log.line(progress.summary());
+    return "finished";
+  }
   if (last && config.save_interval > 0 && saved_step < step) await saveRun(run, last);
   log.line(
     `stopped by ${stop.asked || "a signal to another rank"} after step ${step}; ${howToGoOn(config, step)}`,
@@ -221,7 +225,7 @@ async function trainIn(parts: Parts, description: string): Promise<void> {
   using log = await openLog(parts);
   ranks.onFailure = (error) => log.fail(error);
   try {
-    const run = begin(parts, log, description);
+    const run = begin(parts, log, description, variables);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     log.end(await loop(run));
   } catch (error) {

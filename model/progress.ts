@@ -1,10 +1,13 @@
 // The steps of a run as they end: reads what came of each, writes it down, and stops where numbers are not finite.
+import { asTyped } from "../base/command.ts";
+import { formatBytes, formatSeconds } from "../base/format.ts";
 import type { Loader, Position } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
+import { listCheckpoints } from "../runtime/checkpoint.ts";
 import { debug } from "../runtime/debug.ts";
 import type { Ranks } from "../dist/ranks.ts";
 import { memoryByKind } from "../runtime/memory.ts";
-import { type Log, type RunFacts, StepLines, type StepMetrics } from "../runtime/metrics.ts";
+import type { Log, RunFacts, StepMetrics } from "../runtime/metrics.ts";
 import type { AdamW } from "../runtime/optim.ts";
 import type { Peak } from "../runtime/peak.ts";
 import type { Stop } from "./stop.ts";
@@ -12,11 +15,11 @@ import type { TrainerState } from "../runtime/trainer_state.ts";
 import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
 import { guard, type GuardConfig, type Outcome, placesOf } from "./guard.ts";
 import type { LlamaConfig } from "./llama.ts";
-import { measureModel } from "./plan.ts";
-import { stepMetrics } from "./report.ts";
+import { StepLines, stepMetrics } from "./report.ts";
 
 /** What is read here of the variables of train.ts. */
 export type ProgressConfig = BatchConfig & GuardConfig & {
+  out_dir: string;
   max_iters: number;
   log_interval: number;
   eval_interval: number;
@@ -33,6 +36,7 @@ export type ProgressParts = {
   config: ProgressConfig;
   c: LlamaConfig;
   data: Loader;
+  val: Loader | undefined;
   optimizer: AdamW;
   ranks: Ranks;
   stop: Stop;
@@ -57,15 +61,17 @@ export class Progress {
   readonly #lines: StepLines;
   readonly #readsLate: boolean;
   #isUnread = false; // the result of the last step
+  #memory_bytes = 0; // most of all steps
+  readonly #begun_ms = performance.now();
   #read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
 
   /** Begins where the saved state ends. */
   constructor(parts: ProgressParts) {
-    const { config, c, data, ranks, saved } = this.#parts = parts;
+    const { config, data, val, ranks, saved } = this.#parts = parts;
     this.before = saved?.step ?? 0;
     this.best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
     this.#past = consumedBefore(saved, data.order(config.seed));
-    this.#lines = new StepLines(measureModel(c).flops_per_token);
+    this.#lines = new StepLines({ ...config, before: this.before, evaluates: val !== undefined });
     // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
     // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
     this.#readsLate = device.library !== "cpu" && config.debug === "" && ranks.isAlone;
@@ -116,8 +122,21 @@ export class Progress {
     const { config, data, log } = this.#parts, { step, metrics } = read;
     log.step(metrics);
     this.#lines.add(metrics);
+    this.#memory_bytes = Math.max(this.#memory_bytes, metrics.memory_bytes);
     if (always || step % config.log_interval === 0) log.line(this.#lines.line(metrics));
+    else log.live(this.#lines.text(metrics));
     guard(config, read, () => placesOf(data, config, this.consumed(step - 1).samples), log);
+  }
+
+  /** The last line of a run that has come to its end. */
+  summary(): string {
+    const { config: { out_dir } } = this.#parts, { val_loss, step } = this.best;
+    const best = val_loss === null ? "" : `, best val ${val_loss.toFixed(4)} after step ${step}`;
+    const next = listCheckpoints(out_dir).length === 0
+      ? "no checkpoint was saved"
+      : `write text: ${asTyped(`deno task sample --checkpoint=${out_dir}`)}`;
+    const took = formatSeconds((performance.now() - this.#begun_ms) / 1000);
+    return `finished in ${took}${best}, at most ${formatBytes(this.#memory_bytes)} of memory; ${next}`;
   }
 
   /** Time from the last result to here is not counted to the next step. */

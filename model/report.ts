@@ -1,6 +1,7 @@
 // What a training run says of itself: at its start, in run.json, and with each step.
-import { formatCount, formatFlops } from "../base/format.ts";
+import { formatCount, formatFlops, formatSeconds } from "../base/format.ts";
 import loam from "../deno.json" with { type: "json" };
+import type { Values } from "../base/flags.ts";
 import type { Assumed, Dataset } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
@@ -12,6 +13,7 @@ import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
 import { tokensPerStep } from "./consumed.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { measureModel, modelSize } from "./plan.ts";
+import { type PresetName, presets } from "./presets.ts";
 
 /** What is read here of the variables of train.ts. */
 export type RunConfig = {
@@ -82,17 +84,24 @@ export function runFacts(
   };
 }
 
-/** What will be trained, on what, before the first step. order: of the data, as Loader.order() has it. */
+/**
+ * What will be trained, on what, before the first step. defaults: of the variables, as train.ts has them. order: of the data, as
+ * Loader.order() has it.
+ */
 export function banner(
   log: Log,
-  config: RunConfig & { init_from: string },
+  config: RunConfig & { preset: string; init_from: string },
+  defaults: Values,
   c: LlamaConfig,
   device: string,
   peak: Peak | undefined,
   saved: TrainerState | undefined,
   order: string,
 ): void {
-  log.line(Object.entries(config).map(([name, value]) => `${name}=${value}`).join(" "));
+  const preset: Values = { ...defaults, ...presets[config.preset as PresetName] };
+  const own = Object.entries(config).filter(([name, value]) => !SAID.includes(name) && value !== preset[name])
+    .map(([name, value]) => ` ${name}=${value}`);
+  log.line(`preset ${config.preset}${own.length > 0 ? ` with${own.join("")}` : ""}`);
   log.line(`device ${device}`);
   log.line(
     `model ${modelSize(c)}; ${(measureModel(c).flops_per_token / 1e9).toFixed(4)} GFLOP a token, ${
@@ -113,6 +122,8 @@ export function banner(
   }
   log.line(`going on in ${config.out_dir} after step ${saved.step}`);
 }
+
+const SAID = ["preset", "out_dir", "resume"]; // in a line of its own
 
 /** What the data is, in one line, with what of it is only assumed. */
 export function dataFacts(dataset: Dataset): string {
@@ -154,4 +165,70 @@ function changes(config: RunConfig, before: Record<string, unknown>): string[] {
   const transient = ["resume", "eval_only", "dry_run", "debug", "serve_port"];
   return Object.entries(config).filter(([name, value]) => !transient.includes(name) && before[name] !== value)
     .map(([name, value]) => `${name} ${before[name]} -> ${value}`);
+}
+
+/** The lines of the steps, each with the means since the one before. */
+export class StepLines {
+  readonly #begun_ms: number;
+  readonly #widths: number[] = []; // of the columns, so far
+  #steps = 0;
+  #seconds = 0;
+  #tokens = 0;
+  #peak = 0; // time times mfu
+  #finite = { steps: 0, loss: 0, grad_norm: 0 };
+
+  /** before: the step that the run goes on after. evaluates: whether some steps have a val_loss. now: the time in ms. */
+  constructor(
+    readonly run: { max_iters: number; before: number; evaluates: boolean },
+    readonly now: () => number = () => performance.now(),
+  ) {
+    this.#begun_ms = now();
+  }
+
+  /** Takes a step into the next line. */
+  add(m: StepMetrics): void {
+    const seconds = m.step_ms / 1000;
+    this.#steps++;
+    this.#seconds += seconds;
+    this.#tokens += m.tokens_per_sec * seconds;
+    this.#peak += (m.mfu ?? 0) * seconds;
+    if (!Number.isFinite(m.loss) || !Number.isFinite(m.grad_norm)) return;
+    this.#finite.steps++;
+    this.#finite.loss += m.loss;
+    this.#finite.grad_norm += m.grad_norm;
+  }
+
+  /**
+   * "step  220/3000 | loss 1.5562 | val 1.6102 | norm 0.48 | 28,731 tok/s | 38% MFU | 58 min left" after a step that was
+   * added: loss, norm, speed and MFU of all steps since the line before. A step whose loss or norm is not finite counts as
+   * skipped, and in the means only where there is no other.
+   */
+  line(last: StepMetrics): string {
+    const line = this.text(last);
+    [this.#steps, this.#seconds, this.#tokens, this.#peak] = [0, 0, 0, 0];
+    this.#finite = { steps: 0, loss: 0, grad_norm: 0 };
+    return line;
+  }
+
+  /** The same in between: the next line still has these steps. */
+  text({ step, loss, grad_norm, val_loss, mfu, skipped }: StepMetrics): string {
+    const { max_iters, before, evaluates } = this.run, { steps, ...sums } = this.#finite;
+    const seconds = (this.now() - this.#begun_ms) / 1000,
+      left = seconds * (max_iters - step) / (step - before);
+    const cells = [
+      `step ${String(step).padStart(String(max_iters).length)}/${max_iters}`,
+      `loss ${(steps > 0 ? sums.loss / steps : loss).toFixed(4)}`,
+      ...(evaluates ? [val_loss === undefined ? "".padEnd(10) : `val ${val_loss.toFixed(4)}`] : []),
+      `norm ${(steps > 0 ? sums.grad_norm / steps : grad_norm).toFixed(2)}`,
+      `${formatCount(this.#tokens / this.#seconds)} tok/s`,
+      mfu === null ? "MFU n/a" : `${(100 * this.#peak / this.#seconds).toFixed(0)}% MFU`,
+      ...(step < max_iters ? [`${formatSeconds(left)} left`] : [formatSeconds(seconds)]),
+      ...(skipped > 0 ? [`${skipped} skipped`] : []),
+    ];
+    const last = cells.length - 1;
+    return cells.map((cell, i) => {
+      this.#widths[i] = Math.max(this.#widths[i] ?? 0, cell.length);
+      return i === last ? cell : cell.padEnd(this.#widths[i]);
+    }).join(" | ");
+  }
 }

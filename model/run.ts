@@ -1,4 +1,5 @@
 // The parts of a training run, made in the order in which they may fail, and what a run says as it begins.
+import type { Values } from "../base/flags.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
@@ -21,6 +22,7 @@ import { Stop } from "./stop.ts";
 /** What is read here of the variables of train.ts. */
 export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & Schedule & {
   init_from: string;
+  preset: string;
   zero_stage: number;
   eval_batches: number;
   sample_tokens: number;
@@ -86,14 +88,14 @@ export async function openLog({ config, dataset, optimizer, ranks, saved }: Part
   return ranks.rank === 0 ? await openRun(config, saved) : logOfRank(ranks.rank, config.out_dir);
 }
 
-/** Says what will be trained, on what. From here on a signal ends the run in good order. */
-export function begin(parts: Parts, log: Log, description: string): Run {
+/** Says what will be trained, on what, and what differs from the defaults. From here on a signal ends the run in good order. */
+export function begin(parts: Parts, log: Log, description: string, defaults: Values): Run {
   const { config, c, dataset, data, val, optimizer, ranks, saved } = parts;
   if (ranks.rank === 0) settle(config.out_dir, saved, config.keep_checkpoints);
   const peak = peakOfAll(ranks.world_size);
   const facts = runFacts(config, c, description, optimizer.parameters, data, peak, saved?.step ?? 0);
   log.describe(facts);
-  banner(log, config, c, description, peak, saved, data.order(config.seed));
+  banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
   for (const line of dataLines(config, dataset, val)) log.line(line);
   const stop = new Stop(ranks);
   return { ...parts, stop, log, progress: new Progress({ ...parts, stop, log, peak, facts }) };

@@ -15,6 +15,7 @@ export type DirectoryConfig = {
   data_dir: string;
   eval_only: boolean;
   tensorboard: boolean;
+  quiet: boolean;
   save_interval: number;
 };
 
@@ -36,7 +37,7 @@ export async function openRun(config: DirectoryConfig, saved: TrainerState | und
   }
   const onStep = await telemetry(out_dir),
     after = saved?.step ?? (isAuto && holdsRun(out_dir) ? 0 : undefined);
-  return new RunLog(out_dir, json(config), after, { tensorboard: config.tensorboard, onStep });
+  return new RunLog(out_dir, json(config), after, { ...config, onStep });
 }
 
 /** A run goes on with the data that it began with, unless another data_dir is named. */

@@ -1,6 +1,5 @@
 // What a run leaves behind beside its checkpoints: config.json, run.json (what trains it on what), metrics.jsonl (one object a
 // step), samples.jsonl (one object a sample text) and log.txt.
-import { formatBytes, formatCount, formatFlops } from "../base/format.ts";
 import { explain, UserError } from "../base/errors.ts";
 import { isFile, makeDirectory, OutFile, remove, syncDirectory, writeAtomic } from "../base/files.ts";
 import { asMistake } from "../base/system_error.ts";
@@ -64,17 +63,23 @@ export class RunLog {
   #events: EventFile | undefined;
   #isEmpty: boolean;
   readonly #isFull = new Set<(text: string) => void>(); // of console.log and console.error, what cannot be written any more
+  readonly #isQuiet: boolean;
+  #isLive = false; // the last line of the terminal is one that the next replaces
 
   /**
    * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
-   * metrics.jsonl are dropped. more.tensorboard: write an event file too; more.onStep: call this with each step. Throws
-   * UserError when another process trains there, or the directory cannot be written.
+   * metrics.jsonl are dropped. more.tensorboard: write an event file too; more.quiet: print warnings alone; more.onStep: call
+   * this with each step. Throws UserError when another process trains there, or the directory cannot be written.
    */
   constructor(
     readonly dir: string,
     config: string,
     after?: number,
-    more: { tensorboard?: boolean; onStep?: ((metrics: StepMetrics) => void) | undefined } = {},
+    more: {
+      tensorboard?: boolean;
+      quiet?: boolean;
+      onStep?: ((metrics: StepMetrics) => void) | undefined;
+    } = {},
   ) {
     try {
       makeDirectory(dir);
@@ -85,6 +90,7 @@ export class RunLog {
       throw new UserError(`${(what as Error).message}; choose another --out_dir`);
     }
     this.#onStep = more.onStep;
+    this.#isQuiet = more.quiet ?? false;
     this.#isEmpty = after === undefined;
     try {
       if (!lock(this.#log.file)) throw isBusy(dir);
@@ -123,12 +129,22 @@ export class RunLog {
     this.#write(`warning: ${visible(oneLine(text))}`, console.error);
   }
 
+  /** Shows a line on a terminal, until the next one takes its place; it is not kept. */
+  live(text: string): void {
+    if (!IS_TERMINAL || this.#isQuiet || this.#isFull.has(console.log)) return;
+    const width = Deno.consoleSize().columns || 80; // 0 where the terminal does not say
+    Deno.stdout.writeSync(new TextEncoder().encode(`\r${visible(text).slice(0, width - 1)}${CLEAR}`));
+    this.#isLive = true;
+  }
+
   /** A run goes on where there is nowhere to print to any more, such as a terminal that is closed. */
   #write(text: string, print: (text: string) => void): void {
     this.#log.write(text + "\n");
-    if (this.#isFull.has(print)) return;
+    if (this.#isFull.has(print) || this.#isQuiet && print === console.log) return;
     try {
-      print(text);
+      if (this.#isLive) Deno.stdout.writeSync(new TextEncoder().encode(`\r${CLEAR}`));
+      this.#isLive = false;
+      print(IS_TERMINAL && !Deno.noColor ? painted(text) : text);
     } catch (error) {
       this.#isFull.add(print);
       const what = print === console.error ? "no warning" : "nothing";
@@ -193,6 +209,16 @@ export class RunLog {
       }
     }
   }
+}
+
+const IS_TERMINAL = Deno.stdout.isTerminal();
+const CLEAR = "\x1b[K"; // from here to the end of the line
+
+/** A line for a terminal with colours: what separates is dim, val is bold, warnings are yellow. */
+function painted(text: string): string {
+  if (text.startsWith("warning: ")) return `\x1b[33m${text}\x1b[0m`;
+  if (!text.startsWith("step ")) return text;
+  return text.replace(/\bval \S+/, "\x1b[1m$&\x1b[0m").replaceAll(" | ", "\x1b[2m | \x1b[0m");
 }
 
 const UNCAUGHT = ["error", "unhandledrejection"] as const; // what ends a process beside what its main function throws
@@ -271,7 +297,7 @@ function scalars(m: StepMetrics): Record<string, number> {
 export type Log =
   & Pick<
     RunLog,
-    "line" | "warn" | "lines" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail"
+    "line" | "warn" | "lines" | "live" | "step" | "sample" | "sampled" | "sync" | "describe" | "end" | "fail"
   >
   & Disposable;
 
@@ -280,6 +306,7 @@ export function logOfRank(rank: number, dir: string): Log {
   return {
     line() {},
     lines() {},
+    live() {},
     warn() {},
     step() {},
     sample() {},
@@ -369,71 +396,6 @@ function endsWithLine(path: string): boolean {
 /** "steps 3 to 5", "step 5" */
 function stepsOf(first: number, last: number): string {
   return first === last ? `step ${last}` : `steps ${first} to ${last}`;
-}
-
-/**
- * "step 120 | loss 4.3210 | val 4.40 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 72 GFLOP/s, 38% MFU | 1.2 GB"; m may be the
- * mean of several steps.
- */
-export function stepLine(m: StepMetrics, flops_per_token: number): string {
-  return [
-    `step ${m.step}`,
-    `loss ${m.loss.toFixed(4)}`,
-    ...(m.val_loss === undefined ? [] : [`val ${m.val_loss.toFixed(4)}`]),
-    `lr ${m.lr.toExponential(1).replace("e+0", "")}`,
-    `norm ${m.grad_norm.toFixed(2)}`,
-    `${formatCount(m.tokens_per_sec)} tok/s`,
-    `${formatFlops(flops_per_token * m.tokens_per_sec)}, ${
-      m.mfu === null ? "MFU n/a" : `${(100 * m.mfu).toFixed(0)}% MFU`
-    }`,
-    formatBytes(m.memory_bytes),
-    ...(m.skipped > 0 ? [`${m.skipped} skipped`] : []),
-  ].join(" | ");
-}
-
-/** Steps of which a line says the mean: as many as pass between two lines. */
-export class StepLines {
-  #steps = 0;
-  #seconds = 0;
-  #tokens = 0;
-  #peak = 0; // tokens' time times mfu
-  #finite = { steps: 0, loss: 0, grad_norm: 0 };
-
-  /** flops_per_token: of the model. */
-  constructor(readonly flops_per_token: number) {}
-
-  /** Takes a step into the next line. */
-  add(m: StepMetrics): void {
-    const seconds = m.step_ms / 1000;
-    this.#steps++;
-    this.#seconds += seconds;
-    this.#tokens += m.tokens_per_sec * seconds;
-    this.#peak += (m.mfu ?? 0) * seconds;
-    if (!Number.isFinite(m.loss) || !Number.isFinite(m.grad_norm)) return;
-    this.#finite.steps++;
-    this.#finite.loss += m.loss;
-    this.#finite.grad_norm += m.grad_norm;
-  }
-
-  /**
-   * The line after a step that was added: loss, norm, speed and MFU of all steps since the line before. A step whose loss or
-   * norm is not finite counts as skipped, and in the means only where there is no other.
-   */
-  line(last: StepMetrics): string {
-    const { steps, loss, grad_norm } = this.#finite, seconds = this.#seconds;
-    const means = steps > 0 ? { loss: loss / steps, grad_norm: grad_norm / steps } : {};
-    const speed = {
-      tokens_per_sec: this.#tokens / seconds,
-      mfu: last.mfu === null ? null : this.#peak / seconds,
-    };
-    this.#steps =
-      this.#seconds =
-      this.#tokens =
-      this.#peak =
-        0;
-    this.#finite = { steps: 0, loss: 0, grad_norm: 0 };
-    return stepLine({ ...last, ...means, ...speed }, this.flops_per_token);
-  }
 }
 
 /** Memory in use, as memory_bytes in metrics.jsonl. */

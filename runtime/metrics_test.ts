@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import {
   linesFromEnd,
@@ -6,8 +6,6 @@ import {
   memoryBytes,
   type RunFacts,
   RunLog,
-  stepLine,
-  StepLines,
   type StepMetrics,
   truncateMetrics,
 } from "./metrics.ts";
@@ -33,59 +31,6 @@ function runDirectory(): { dir: string } & Disposable {
   const dir = Deno.makeTempDirSync();
   return { dir, [Symbol.dispose]: () => Deno.removeSync(dir, { recursive: true }) };
 }
-
-Deno.test("stepLine() is one line of what matters", () => {
-  assertEquals(
-    stepLine({ ...METRICS, val_loss: 4.4 }, 3.9e6),
-    "step 120 | loss 4.3210 | val 4.4000 | lr 2.9e-4 | norm 0.81 | 18,432 tok/s | 72 GFLOP/s, 38% MFU | 1.2 GB",
-  );
-  const odd = { lr: 1, mfu: null, memory_bytes: 340e6, skipped: 2, loss: NaN, grad_norm: Infinity };
-  assertEquals(
-    stepLine({ ...METRICS, ...odd }, 2.2344e9),
-    "step 120 | loss NaN | lr 1.0 | norm Infinity | 18,432 tok/s | 41 TFLOP/s, MFU n/a | 340 MB | 2 skipped",
-  );
-});
-
-Deno.test("StepLines.line() has the means since the last line, of time where it is a rate", () => {
-  const lines = new StepLines(1e6);
-  const step = (
-    step: number,
-    loss: number,
-    grad_norm: number,
-    step_ms: number,
-    mfu: number | null,
-    skipped = 0,
-  ) => {
-    const m = {
-      ...METRICS,
-      step,
-      loss,
-      grad_norm,
-      step_ms,
-      tokens_per_sec: 1000 / (step_ms / 1000),
-      mfu,
-      skipped,
-    };
-    lines.add(m); // 1000 tokens
-    return m;
-  };
-  step(1, 5, 1, 100, 0.8);
-  step(2, 4, 2, 100, 0.8);
-  const third = step(3, 3, 6, 800, 0.1); // 3000 tokens in 1 s, 0.08 + 0.08 + 0.08 of the peak
-  const say =
-    "step 3 | loss 4.0000 | val 2.0000 | lr 2.9e-4 | norm 3.00 | 3,000 tok/s | 3.0 GFLOP/s, 24% MFU | 1.2 GB";
-  assertEquals(lines.line({ ...third, val_loss: 2 }), say);
-  assertMatch(
-    lines.line(step(4, 7, 1, 500, null)),
-    /^step 4 \| loss 7\.0000 .* norm 1\.00 \| 2,000 tok.*MFU n\/a/,
-  );
-  step(5, 6, 3, 100, null);
-  assertMatch(
-    lines.line(step(6, NaN, Infinity, 100, null, 1)),
-    /^step 6 \| loss 6\.0000 .* norm 3\.00 .* 1 skipped$/,
-  );
-  assertMatch(lines.line(step(7, NaN, Infinity, 100, null, 2)), /^step 7 \| loss NaN .* norm Infinity /);
-});
 
 Deno.test({
   name: "RunLog appends one object a step, and lines of text, across restarts",

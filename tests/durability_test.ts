@@ -160,6 +160,7 @@ Deno.test("a run's log says which change the system refuses, and the next proces
     data_dir: "",
     eval_only: false,
     tensorboard: true,
+    quiet: true,
     save_interval: 1,
   };
   const metrics = { loss: 1, lr: 1, grad_norm: 1, tokens: 1, tokens_per_sec: 1, step_ms: 1, mfu: null };

@@ -48,7 +48,7 @@ Deno.test("20 steps in one go equal 10 steps, a resume and 10 more, bit by bit",
   const parts = copy(whole); // with metrics of later steps, as a kill after step 10 would leave them
   Deno.removeSync(`${parts}/checkpoints/step_000020`, { recursive: true });
   const stdout = await succeed("train", `--resume=${parts}`);
-  assertMatch(stdout, /^going on in \S+ after step 10\ndata .*\nstep 11 /m);
+  assertMatch(stdout, /^going on in \S+ after step 10\ndata .*\nstep 11\/20 /m);
   assertEquals(metrics(parts).map((m) => m.step), Array.from({ length: 20 }, (_, i) => i + 1));
   assertSameRun(parts, whole);
   assertNotEquals(
@@ -100,7 +100,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as co
     const given = await flags("--max_iters=1_000_000", "--save_interval=1_000_000");
     given.push("--eval_interval=1_000_000", "--sample_interval=1_000_000"); // what a last step has, but for a signal
     const running = new Running("train", `--out_dir=${out}`, ...given);
-    await running.line("step 3 ");
+    await running.line("step 3/");
     running.signal(signal);
     const { code, stdout, stderr } = await running.end();
     const said = stderr.split("\n").filter((line) => line.startsWith("SIG")); // Deno's inspector answers SIGUSR1 too
@@ -118,7 +118,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as co
     );
     const more = await succeed("train", `--resume=${out}`, `--max_iters=${step + 2}`);
     assertStringIncludes(more, `\ngoing on in ${out} after step ${step}\n`);
-    assertStringIncludes(more, `\nstep ${step + 1} `);
+    assertStringIncludes(more, `\nstep ${step + 1}/`);
   });
 }
 
@@ -131,11 +131,11 @@ Deno.test("a run that saves nothing says so when a signal ends it", async () => 
     assertEquals(code, 0);
     return /\nstopped by SIGTERM after step (\d+; .*)\n$/.exec(stdout)![1]!;
   };
-  const fresh = await stop(new Running("train", `--out_dir=${out}`, ...given), "step 3 ");
+  const fresh = await stop(new Running("train", `--out_dir=${out}`, ...given), "step 3/");
   assertMatch(fresh, /^\d+; nothing was saved, as save_interval is 0$/);
   await succeed("train", `--out_dir=${out}/a`, ...given, "--max_iters=2", "--save_interval=2");
   const resumed = ["--max_iters=1_000_000", "--save_interval=0"];
-  const said = await stop(new Running("train", `--resume=${out}/a`, ...resumed), "step 5 ");
+  const said = await stop(new Running("train", `--resume=${out}/a`, ...resumed), "step 5/");
   const command = `deno task train --resume=${out}/a`;
   assertEquals(
     said.replace(/^\d+/, "N"),
@@ -159,7 +159,7 @@ Deno.test("a signal interrupts a sample: the run saves and ends", async () => {
   given.push(`--data_dir=${await dataset({ tokenizer: "gpt2" })}`, "--sample_interval=3");
   given.push("--sample_tokens=1_000_000_000", "--sample_temperature=9"); // one token in 50,257 would end the text
   const running = new Running("train", `--out_dir=${out}`, ...given);
-  await running.line("step 3 ");
+  await running.line("step 3/");
   running.signal("SIGTERM");
   await assertStopped(running, out, 3);
   assertEquals(list(out).includes("samples.jsonl"), false);
@@ -170,7 +170,7 @@ Deno.test("a signal interrupts an evaluation: the run saves and ends", async () 
   const model = ["--n_layer=4", "--n_embd=256", "--n_head=4", "--n_inner=768", "--block_size=64"];
   const given = [`--data_dir=${data}`, ...SMALL, ...model, "--eval_interval=2", "--eval_batches=1_000_000"];
   const running = new Running("train", `--out_dir=${out}`, ...given, "--save_interval=1_000_000");
-  await running.line("step 1 ");
+  await running.line("step 1/");
   await new Promise((resolve) => setTimeout(resolve, 1000)); // now it evaluates some 400 batches, for many seconds
   running.signal("SIGTERM");
   await assertStopped(running, out, 2);
@@ -259,7 +259,7 @@ Deno.test("a run that is being trained cannot be resumed or started by a second 
     const out = freshPath(), given = await flags("--max_iters=1_000_000", `--save_interval=${save_interval}`);
     given.push("--keep_checkpoints=1000"); // or the one that the second process finds may be gone when it reads it
     const running = new Running("train", `--out_dir=${out}`, ...given);
-    await running.line(save_interval === 0 ? "step 2 " : "saved");
+    await running.line(save_interval === 0 ? "step 2/" : "saved");
     const second = save_interval === 0 ? [`--out_dir=${out}`, ...given] : [`--resume=${out}`];
     const { code, stderr } = await run("train", ...second);
     running.signal("SIGTERM");

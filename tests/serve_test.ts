@@ -161,7 +161,7 @@ Deno.test("train goes on with a warning when its port is taken", async () => {
   assertEquals(metrics(out).length, 3000);
   assertMatch(
     await refuse("train", ...TRAIN, `--out_dir=${freshPath()}`, "--serve_port=70000"),
-    /^Cannot use serve_port/,
+    /^Cannot use --serve_port=70000: /,
   );
 });
 

@@ -101,6 +101,12 @@ export async function runWith(environment: string[], task: Task, ...args: string
   return result(await command("env", [...environment, Deno.execPath(), ...taskArgs(task, args)]).output());
 }
 
+/** Runs a task on a terminal, with env's options before it, such as NO_COLOR=1. stdout is all that it shows. */
+export async function runOnTerminal(options: string[], task: Task, ...args: string[]): Promise<Result> {
+  const words = [Deno.execPath(), ...taskArgs(task, args)].map((word) => `'${word}'`).join(" ");
+  return result(await command("env", [...options, "script", "-qec", words, "/dev/null"]).output());
+}
+
 /** Runs a task that has to succeed and print nothing to stderr; returns stdout. */
 export async function succeed(task: Task, ...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await run(task, ...args);
@@ -161,7 +167,7 @@ export class Running {
     while (true) {
       const { done, value } = await this.#lines.next();
       if (done) return undefined;
-      if (value.startsWith(start)) return value;
+      if (value.replace(/^step +/, "step ").startsWith(start)) return value; // numbers of steps are aligned
     }
   }
 

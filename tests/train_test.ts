@@ -6,15 +6,18 @@ import { loadModel } from "../model/checkpoint.ts";
 import { forward, logits, paddedVocab } from "../model/llama.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty } from "../runtime/tensor.ts";
+import { readTrainerState } from "../runtime/trainer_state.ts";
 import {
   dataset,
   ending,
   errorLine,
   freshPath,
+  isInstalled,
   list,
   metrics,
   ROOT,
   run,
+  runOnTerminal,
   SMALL,
   succeed,
 } from "./testing.ts";
@@ -53,7 +56,17 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
   assertEquals(Deno.readTextFileSync(`${out}/log.txt`), stdout);
   assertMatch(
     stdout,
-    /^step 3 \| loss \d\.\d{4} \| val \d\.\d{4} \| lr 6\.0e-3 \| norm \S+ \| \S+ tok\/s \|/m,
+    /^step 3\/7 \| loss \d\.\d{4} \| val \d\.\d{4} \| norm \S+ +\| \S+ tok\/s +\| \d+% MFU +\| \d+ s left$/m,
+  );
+  assertMatch(
+    stdout,
+    /^preset tiny with device=cpu data_dir=\S+ n_layer=2 n_embd=32 n_inner=48 block_size=16 batch_size=4 .*max_iters=7 .*\n/, // all that was set, and nothing else
+  );
+  const { best_val_loss, best_step } = readTrainerState(`${out}/checkpoints/step_000007`);
+  const best = `best val ${best_val_loss!.toFixed(4)} after step ${best_step}`;
+  assertMatch(
+    stdout,
+    new RegExp(`^finished in \\d+ s, ${best}, at most \\d+ MB of memory; write text: .*=${out}\n$`, "m"),
   );
   assertEquals(stdout.match(/^--- sample after step \d+$/gm), [
     "--- sample after step 5",
@@ -269,7 +282,7 @@ Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batc
   assertAlmostEquals(table.get("weights")!, 4 * parameters / 1000, 1);
   assertAlmostEquals(table.get("gradients")!, 4 * parameters / 1000, 1);
   assertAlmostEquals(table.get("optimizer")!, 8 * parameters / 1000, 1);
-  assertEquals(table.get("inputs"), 1);
+  assertEquals(table.get("inputs"), 0.5);
   assert(table.get("step")! > 100, stdout);
   assertMatch(stdout, /^free {3}[\d.]+ [MG]B of [\d.]+ [MG]B \((the machine's memory|\S+ of cgroup \S+)\)$/m);
   assertMatch(stdout, /^speed {2}[\d,]+ tokens\/s, forward and backward$/m);
@@ -334,7 +347,7 @@ Deno.test("a line of the log is the mean of the steps since the last one, metric
     ...flags,
   );
   const lines = Array.from(
-    stdout.matchAll(/^step (\d+) \| loss ([\d.]+) .* norm ([\d.]+) \| ([\d,]+) tok\/s/gm),
+    stdout.matchAll(/^step (\d+)\/8 \| loss ([\d.]+) .* norm ([\d.]+) +\| ([\d,]+) tok\/s/gm),
   );
   assertEquals(lines.map(([, step]) => Number(step)), [3, 6, 8]);
   const steps = metrics(out);
@@ -344,6 +357,27 @@ Deno.test("a line of the log is the mean of the steps since the last one, metric
     assertEquals([loss, norm], [mean("loss").toFixed(4), mean("grad_norm").toFixed(2)]);
     assertAlmostEquals(Number(speed!.replaceAll(",", "")), 64 / mean("step_ms") * 1000, 1); // 4 windows of 16 tokens
   });
+});
+
+Deno.test({
+  name: "train shows steps between lines, and colours, on a terminal that has them; --quiet shows nothing",
+  ignore: !isInstalled("script"),
+  fn: async () => {
+    const shown = async (options: string[], ...more: string[]) => {
+      const out = freshPath(), flags = [...SMALL, "--max_iters=4", "--log_interval=2", "--eval_interval=2"];
+      const where = [`--data_dir=${await dataset()}`, `--out_dir=${out}`];
+      const { code, stdout } = await runOnTerminal(options, "train", ...where, ...flags, ...more);
+      const log = Deno.readTextFileSync(`${out}/log.txt`);
+      assertEquals([code, log.match(/^step.*/gm)?.length, log.includes("\x1b")], [0, 2, false], stdout);
+      return stdout.replaceAll("\x1b", "ESC");
+    };
+    const colours = await shown(["-u", "NO_COLOR"]);
+    assertMatch(colours, /\rstep 1\/4 \| [^\n]* leftESC\[K\rESC\[Kstep 2\/4ESC\[2m \| ESC\[0mloss/);
+    assertMatch(colours, /ESC\[1mval \d\.\d{4}ESC\[0m/);
+    const plain = await shown(["NO_COLOR=1"]);
+    assertMatch(plain, /\rstep 1\/4 \| [^\n]* leftESC\[K\rESC\[Kstep 2\/4 \| loss [^E]*\n/);
+    assertEquals(await shown([], "--quiet"), "");
+  },
 });
 
 Deno.test("--debug=tape lists the ops of one micro-step", async () => {
