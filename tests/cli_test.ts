@@ -200,6 +200,10 @@ Deno.test("every subcommand works in any directory, on paths relative to it", as
   assertMatch(await succeed(cwd, "runs"), /mine/);
   const sample = ["--checkpoint=runs/mine/latest", "--prompt=Once", "--max_new_tokens=5", "--device=cpu"];
   assertMatch(await succeed(cwd, "sample", ...sample), /^Once/);
+  assertMatch(
+    await succeed(cwd, "export", "--checkpoint=runs/mine", "--out=runs/a.gguf"),
+    /^runs\/a.gguf: llama /,
+  );
   assertMatch(await succeed(cwd, "doctor"), /CPU library +cpu/);
   const models = ["--checkpoint", "runs/mine", "--device=cpu"];
   assertStringIncludes(await page(cwd, "--run", "runs/mine", ...models), "<title>");
