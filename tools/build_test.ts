@@ -18,7 +18,7 @@ function project(source: string): Project {
       if (isFile) Deno.copyFileSync(`${ROOT}/${folder}/${name}`, `${root}/${folder}/${name}`);
     }
   }
-  for (const name of ["deno.json", "kernels.h", "formulas.h", "host.h"]) {
+  for (const name of ["deno.json", "kernels.h", "formulas.h", "host.h", "attention_hopper.cuh"]) {
     Deno.copyFileSync(`${ROOT}/${name}`, `${root}/${name}`);
   }
   for (const name of ["kernels.cpp", "kernels.cu"]) Deno.writeTextFileSync(`${root}/${name}`, source);
