@@ -160,6 +160,10 @@ template <int N> DEVICE void wgmma_registers(float* d, const uint32_t* a, uint64
 
 // ---- what the kernels have in common -------------------------------------------------------------------------------
 
+/// By a shuffle the compiler knows that it is the same in all lanes, and so are the descriptors that follow from it: they stay
+/// in uniform registers, where wgmma wants them.
+DEVICE int warpgroup_id() { return (int)__shfl_sync(~0u, threadIdx.x / WARPGROUP, 0); }
+
 /// A descriptor (PTX ISA, "matrix descriptor"): bits 0-13 address / 16, 16-29 leading and 32-45 stride byte offset / 16, 62-63
 /// = 1 for the 128-byte swizzle. The stride is from 8 rows of a panel to the next 8; the leading offset is from a panel to
 /// the next where columns are N, and not used (1) where they are k.
@@ -296,7 +300,7 @@ static __global__ void __launch_bounds__(ForwardShape<D>::THREADS, 1)
   using Shape = ForwardShape<D>;
   constexpr int GROUPS = Shape::GROUPS, KEYS = Shape::KEYS;
   HOPPER_SHARED(raw1024);
-  int group = threadIdx.x / WARPGROUP, h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * Shape::OWN;
+  int group = warpgroup_id(), h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * Shape::OWN;
   int k_head = H + h / (H / K), tiles = (min(block0 + Shape::OWN, T) - 1) / KEYS + 1;
   auto at = key_stream<Shape>(raw1024, &qkv, k_head, k_head + K, b, tiles);
 
@@ -398,7 +402,7 @@ static __global__ void __launch_bounds__(QueryShape<D>::THREADS, 1)
   using Shape = QueryShape<D>;
   constexpr int GROUPS = Shape::GROUPS, KEYS = Shape::KEYS;
   HOPPER_SHARED(raw1024);
-  int group = threadIdx.x / WARPGROUP, h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * Shape::OWN;
+  int group = warpgroup_id(), h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * Shape::OWN;
   int k_head = H + h / (H / K), tiles = (min(block0 + Shape::OWN, T) - 1) / KEYS + 1;
   auto at = key_stream<Shape>(raw1024, &qkv, k_head, k_head + K, b, tiles);
 
@@ -508,7 +512,7 @@ static __global__ void __launch_bounds__(KeyShape<D>::THREADS, 1)
   unsigned char *queries = raw1024 + Shape::TILES_AT, *gradients = queries + STAGES * Shape::TILE_BYTES;
   float* columns = (float*)(raw1024 + Shape::COLUMNS_AT);
   auto* bar = (QueryBarriers<STAGES>*)(raw1024 + Shape::BARRIERS_AT);
-  int group = threadIdx.x / WARPGROUP, k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * Shape::OWN;
+  int group = warpgroup_id(), k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * Shape::OWN;
   int heads = H / K, first = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first, steps = heads * tiles;
   if (threadIdx.x == 0) {
     mbarrier_init(&bar->own, 1);
