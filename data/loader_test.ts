@@ -6,6 +6,8 @@ import { Loader, type LoaderOptions, type Position, type TokenSource } from "./l
 import { openData } from "./mix.ts";
 import { openTokenizer } from "./tokenizer.ts";
 
+openDevice("cpu", { threads: 1 });
+
 /** A dataset of shards with these token counts; token t of the whole is t % 256. Also what reads it without files. */
 function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSource; memory: Int32Array } {
   const memory = new Int32Array(4096); // address a is memory[a / 4]
@@ -265,7 +267,6 @@ Deno.test("Loader names the file and the place of a token that the vocabulary la
     );
     Deno.writeFileSync(`${dir}/val.bin`, new Uint8Array(Uint16Array.of(1, 2, 257, 4, 5).buffer));
     const dataset = { ...openDataset(dir), vocab_size: 257 };
-    openDevice("cpu", { threads: 1 });
     const [x, y] = [allocateHost(32), allocateHost(32)];
     const loader = (split: "train" | "val") =>
       new Loader(tokenSource, dataset, { split, batch_size: 2, block_size: 4, vocab_size: 257 });
@@ -407,7 +408,6 @@ Deno.test("Loader names and decodes windows of a mix with the dataset they are f
       eot: 0,
     });
     const mix = openData(`${dir}/poem:1,${dir}/code:1`, open);
-    openDevice("cpu", { threads: 1 });
     const [x, y] = [allocateHost(20), allocateHost(20)];
     const options: LoaderOptions = { split: "train", batch_size: 1, block_size: 5, vocab_size: 120 };
     const loader = new Loader(tokenSource, mix, options);

@@ -16,6 +16,8 @@ import { train, type TrainConfig } from "../train.ts";
 import { crashes, failing, inEach, type State, unsynced } from "./disk.ts";
 import { dataset, freshPath, list, metrics, ROOT, SMALL } from "./testing.ts";
 
+open("cpu", { threads: 1 });
+
 /** Runs without what it prints, which is told to `hear`. */
 async function quietly<T>(work: () => T, hear: (line: string) => void = () => {}): Promise<Awaited<T>> {
   const { log } = console;
@@ -196,7 +198,6 @@ Deno.test("a run's log says which change the system refuses, and the next proces
 // ---- a model without its run
 
 Deno.test("saveModel() over another model may end at any moment and be refused any change, and leaves no mixture", async () => {
-  open("cpu", { threads: 1 });
   const tokenizer = await openTokenizer("bytes");
   const c: LlamaConfig = {
     ...{

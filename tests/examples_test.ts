@@ -4,6 +4,8 @@ import { squaredRelu } from "../examples/own_op.ts";
 import { add, backward, claim, endStep, grad, open, readFloats, tensor, writeFloats } from "../mod.ts";
 import { dataset, freshPath, ROOT } from "./testing.ts";
 
+open("cpu");
+
 /** Runs a line of shell words that begins with deno, with a program on stdin if there is one; returns stdout. */
 async function succeed(line: string, program = "", cwd: string | URL = ROOT): Promise<string> {
   const child = new Deno.Command(Deno.execPath(), {
@@ -48,7 +50,6 @@ Deno.test("examples/qk_norm.ts gives the new weights gradients", async () => {
 });
 
 Deno.test("examples/own_op.ts has the derivative of its op, alone and beside another reader of its input", () => {
-  open("cpu");
   const x = [-2, -0.5, 0.25, 0.5, 1, 3], weights = [0.5, -1, 2, 1, 0.25, -3], h = 2 ** -10;
   const sum = (x: number[], f: (v: number) => number) => x.reduce((sum, v, i) => sum + weights[i]! * f(v), 0);
   const square = (v: number) => v > 0 ? v * v : 0, both = (v: number) => square(v) + v;

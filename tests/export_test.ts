@@ -31,6 +31,8 @@ import {
   succeed,
 } from "./testing.ts";
 
+open("cpu");
+
 const PYTHON = Deno.env.get("LOAM_PYTHON"), LLAMA_CPP = Deno.env.get("LOAM_LLAMA_CPP");
 
 const WIDE = { n_layer: 2, n_embd: 64, n_head: 4, n_kv_head: 2, n_inner: 96, block_size: 64 };
@@ -289,7 +291,6 @@ Deno.test("export --format=hf writes a directory that loam reads too, in each ty
     assertEquals([config.torch_dtype, config.architectures], [torch_dtype, ["LlamaForCausalLM"]]);
     assertEquals(list(out), ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
   }
-  open("cpu");
   assertEquals(loadModel(out).config, loadModel(model).config);
   assertEquals((await openTokenizer(out)).encode("Loom"), (await openTokenizer(model)).encode("Loom"));
 });
@@ -526,7 +527,6 @@ Deno.exit(0);
 `;
 
 live("llama.cpp writes the same greedy text in f32", "LOAM_LLAMA_CPP", async () => {
-  open("cpu");
   const original_max_position_embeddings = 64, low_freq_factor = 1, high_freq_factor = 4, family = "llama";
   const shapes: Partial<LlamaConfig>[] = [
     WIDE,

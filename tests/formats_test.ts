@@ -11,6 +11,8 @@ import { UserError } from "../base/errors.ts";
 import { allocateHost, copyToHost, libraryExists, open, tokenSource } from "../ffi/library.ts";
 import { dataset, freshPath, metrics, refuse, SMALL, succeed } from "./testing.ts";
 
+open("cpu", { threads: 1 });
+
 const FORMATS = new URL("fixtures/formats/", import.meta.url).pathname;
 
 // GPT-2's ids, as in make_formats.py
@@ -119,7 +121,6 @@ Deno.test("a model of nanoGPT's characters is trained, sampled and handed on wit
 
 /** The T + 1 tokens of every window of the train split, as the native library gathers them for an evaluation. */
 function gatherWindows(dir: string, T: number): number[][] {
-  open("cpu", { threads: 1 });
   const data = openDataset(dir);
   const options = { split: "train", batch_size: 1, block_size: T, vocab_size: data.vocab_size } as const;
   const loader = new Loader(tokenSource, data, options);

@@ -12,6 +12,8 @@ import { readFloats } from "../runtime/tensor.ts";
 import { ALONE, compare, expected, FLAGS, GOLDEN, SHARED, values } from "./golden_run.ts";
 import { freshPath, isInstalled, mpirun, succeed } from "./testing.ts";
 
+open("cpu", { threads: 2 });
+
 const GOLDEN_MODEL: LlamaConfig = {
   ...{ vocab_size: 257, n_layer: 2, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 32, n_inner: 48 },
   ...{ block_size: 16, rope_theta: 10000, norm_eps: 1e-6, tie_word_embeddings: true },
@@ -24,7 +26,6 @@ function firstWeights(config: LlamaConfig, seed: number) {
 }
 
 Deno.test("the first weights are those of the generator written a second time", () => {
-  open("cpu", { threads: 2 });
   const theirs = readSafetensors(`${GOLDEN}/first.safetensors`);
   for (const { name, shape, address } of firstWeights(GOLDEN_MODEL, expected.seed)) {
     const ours = readFloats(address, shape.reduce((a, b) => a * b, 1), "act"), wanted = values(theirs, name);
@@ -35,7 +36,6 @@ Deno.test("the first weights are those of the generator written a second time", 
 });
 
 Deno.test("first weights have mean 0, deviation 0.02 and 0.02/sqrt(2 n_layer) on the residual path, norms 1", () => {
-  open("cpu", { threads: 2 });
   const n_layer = 3, config = { ...GOLDEN_MODEL, n_layer, n_embd: 128, n_inner: 256, head_dim: 64 };
   for (const { name, shape, address } of firstWeights(config, 1337)) {
     const n = shape.reduce((a, b) => a * b, 1), w = readFloats(address, n, "act");
