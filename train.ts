@@ -60,6 +60,7 @@ export const variables = {
   eps: 1e-8, // added to the root of Adam's mean square
   weight_decay: 0.1, // on matrices, never on norms
   grad_clip: 1.0, // 0 = off
+  train: "", // weights to train, such as layers.*.qkv_proj,layers.*.o_proj; the others are frozen; "" = all
   max_skipped: 10, // stop after so many non-finite steps in a row
 
   // what happens how often, in steps; 0 = never

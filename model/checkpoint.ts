@@ -102,7 +102,7 @@ export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.par
   const parts: [string, Address][] = [["m", optimizer.m.address], ["v", optimizer.v.address]];
   if (p.master !== p.weights) parts.unshift(["master", p.master.address]);
   return parts.flatMap(([kind, base]) =>
-    p.slots.map((slot) => {
+    p.trained.map((slot) => {
       const shape = unpaddedShape(slot.tensor), size = shape.reduce((a, b) => a * b, 1);
       const from = Math.max(0, wanted.from - slot.offset), to = Math.min(size, wanted.to - slot.offset);
       const range = from < to ? { from, to } : { from: 0, to: 0 };

@@ -18,6 +18,7 @@ export type RunVariables = Values & {
   preset: string;
   resume: string;
   init_from: string;
+  train: string;
   eval_only: boolean;
   device: string;
   debug: string;
@@ -67,7 +68,7 @@ export function configure<T extends RunVariables>(
   if (resume) {
     const checkpoint = findCheckpoint(resume);
     const saved = savedConfig(checkpoint, defaults, overrides);
-    for (const name of ["preset", "out_dir", "init_from"] as const) {
+    for (const name of ["preset", "out_dir", "init_from", "train"] as const) {
       const isItself = name === "out_dir" && overrides.out_dir === runOfCheckpoint(resume);
       if (overrides[name] !== undefined && overrides[name] !== saved[name] && !isItself) {
         throw new UserError(

@@ -9,6 +9,7 @@ import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
 import { openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
+import { describeTrained } from "./trained.ts";
 import { dataFacts } from "./report.ts";
 import {
   measureModel,
@@ -37,7 +38,7 @@ export function dryRun(
   dataset: Dataset,
   tokenizer: Tokenizer | undefined,
 ): void {
-  init(c); // refuses what no device computes
+  const model = init(c); // refuses what no device computes
   const wanted = s.device || chooseDevice().name;
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = measureModel(c).flops_per_token;
@@ -45,6 +46,7 @@ export function dryRun(
   row("data", dataFacts(dataset));
   row("model", modelSize(c));
   if (s.init_from) row("from", describeStored(s.init_from));
+  if (s.train) row("train", describeTrained(model, s.train));
   row(
     "FLOPs",
     `${(flops / 1e9).toFixed(4)} GFLOP a token, ${

@@ -8,6 +8,7 @@ import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
 import { forgetMemory, memoryByKind, withOwnMemory } from "../runtime/memory.ts";
+import { trainsOf } from "./trained.ts";
 import { init, type LlamaConfig, loss, paddedVocab, RECOMPUTE, type Recompute } from "./llama.ts";
 
 /** The variables of train.ts that decide memory and speed. */
@@ -17,6 +18,7 @@ export type StepSettings = AdamWOptions & {
   head_chunk: number;
   recompute: string;
   seed: number;
+  train?: string; // names of weights, "" = all
 };
 
 /** How large a model is. FLOPs are those of training on one token in a window of block_size. */
@@ -174,7 +176,8 @@ export function timeMicroStep(c: LlamaConfig, s: StepSettings): number {
 function microSteps(c: LlamaConfig, s: StepSettings, n: number): number[] {
   const inputs = new Inputs(s.batch_size, c.block_size, s.gradient_accumulation_steps);
   const model = init(c);
-  const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true }), s);
+  const trains = trainsOf(model, s.train ?? "");
+  const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true, trains }), s);
   const times = Array.from({ length: n }, () => {
     const t0 = performance.now();
     const l = loss(model, inputs.idx, inputs.targets, c, {

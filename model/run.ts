@@ -18,11 +18,13 @@ import { Progress } from "./progress.ts";
 import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./report.ts";
 import { type DirectoryConfig, openRun, requireSameData } from "./run_directory.ts";
 import { Stop } from "./stop.ts";
+import { describeTrained, trainsOf } from "./trained.ts";
 
 /** What is read here of the variables of train.ts. */
 export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & Schedule & {
   init_from: string;
   preset: string;
+  train: string;
   zero_stage: number;
   eval_batches: number;
   sample_tokens: number;
@@ -70,7 +72,8 @@ export function makeParts(
   const inputs = new Inputs(batch_size, block_size, config.gradient_accumulation_steps / world_size);
   const model = init(c), isNew = checkpoint === undefined && config.init_from !== "";
   const load = isNew ? weightsFor(model, c, openModel(config.init_from)) : undefined;
-  const parameters = new Parameters(model, { seed, train: true, rank, world_size, zero_stage, load });
+  const trains = trainsOf(model, config.train);
+  const parameters = new Parameters(model, { seed, train: true, trains, load, rank, world_size, zero_stage });
   const optimizer = new AdamW(parameters, config);
   if (rank === 0 && !eval_only) requireIdle(config.out_dir);
   const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
@@ -96,6 +99,7 @@ export function begin(parts: Parts, log: Log, description: string, defaults: Val
   const facts = runFacts(config, c, description, optimizer.parameters, data, peak, saved?.step ?? 0);
   log.describe(facts);
   banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
+  if (config.train) log.line(`training ${describeTrained(parts.model, config.train)}`);
   for (const line of dataLines(config, dataset, val)) log.line(line);
   const stop = new Stop(ranks);
   return { ...parts, stop, log, progress: new Progress({ ...parts, stop, log, peak, facts }) };

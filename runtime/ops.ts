@@ -350,11 +350,16 @@ export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tens
     k.linear_dgrad(dh.address, grad(out), down.address, N, F, C, 0);
     k.swiglu_backward(gu.address, h.address, dh.address, gu.address, N, F); // gu becomes its own gradient
     release(dh);
-    const addDown = claim(down);
-    k.linear_wgrad(grad(down), grad(out), h.address, N, F, C, addDown);
+    if (down.buf.needsGrad) {
+      const add = claim(down);
+      k.linear_wgrad(grad(down), grad(out), h.address, N, F, C, add);
+    }
     release(h);
-    const addGateUp = claim(gate_up), drows = take(x.bytes);
-    k.linear_wgrad(grad(gate_up), gu.address, rows.address, N, C, F2, addGateUp);
+    const drows = take(x.bytes);
+    if (gate_up.buf.needsGrad) {
+      const add = claim(gate_up);
+      k.linear_wgrad(grad(gate_up), gu.address, rows.address, N, C, F2, add);
+    }
     k.linear_dgrad(drows.address, gu.address, gate_up.address, N, C, F2, 0);
     release(gu);
     release(rows);

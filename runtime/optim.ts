@@ -22,19 +22,22 @@ export type ParameterOptions = {
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
   load?: LoadValues | undefined; // instead of initial values
+  trains?: ((name: string) => boolean) | undefined; // the others are frozen: no gradient, master weights or moments
 };
 
 /** Puts the float32 values of the parameter of that name at an address, where everything is zero before. */
 export type LoadValues = (name: string, address: Address) => void;
 
 /**
- * All weights of a model in one buffer, matrices first (they decay), then vectors (they do not); gradients likewise. A flat
- * range [from, to) is all that the optimizer and a checkpoint need to know.
+ * All weights of a model in one buffer, matrices first (they decay), then vectors (they do not), then what is frozen; gradients
+ * likewise, but for that. A flat range [from, to) is all that the optimizer and a checkpoint need to know.
  */
 export class Parameters {
   /** All parameters in flat order. */
   readonly slots: Slot[] = [];
-  /** Elements, padding between parameters and up to equal parts for all ranks included. */
+  /** Those that are trained: the first ones. */
+  readonly trained: Slot[];
+  /** Their elements, padding between parameters and up to equal parts for all ranks included. */
   readonly total: number;
   /** The first so many elements decay. */
   readonly decayed: number;
@@ -55,9 +58,10 @@ export class Parameters {
    */
   constructor(model: unknown, options: ParameterOptions) {
     const { rank = 0, world_size = 1, zero_stage = 0 } = options;
-    const all = named(model);
-    const matrices = all.filter(([, t]) => t.shape.length > 1),
-      vectors = all.filter(([, t]) => t.shape.length === 1);
+    const all = named(model), { train, trains = () => true } = options;
+    const trained = all.filter(([name]) => trains(name)), frozen = all.filter(([name]) => !trains(name));
+    const matrices = trained.filter(([, t]) => t.shape.length > 1),
+      vectors = trained.filter(([, t]) => t.shape.length === 1);
     let offset = 0;
     const place = ([name, tensor]: [string, Tensor]) => {
       this.slots.push({ name, tensor, offset, size: tensor.size });
@@ -70,18 +74,22 @@ export class Parameters {
     this.total = size * world_size;
     this.part = { from: rank * size, to: (rank + 1) * size };
     this.updated = zero_stage === 0 ? { from: 0, to: this.total } : this.part;
+    this.trained = this.slots.slice();
+    offset = this.total;
+    frozen.forEach(place);
 
     const element = bytesPerElement("act");
-    this.weights = permanent(this.total * element, "weights");
+    this.weights = permanent(offset * element, "weights");
     this.master = element === 4 ? this.weights : permanent(length(this.updated) * 4, "optimizer");
-    this.grads = options.train ? permanent(this.total * 4, "gradients") : undefined;
+    this.grads = train ? permanent(this.total * 4, "gradients") : undefined;
     const values = new Map(all.filter(([, t]) => isPlaced(t)).map(([, t]) => [t, t.address]));
     for (const { name, tensor, offset, size } of this.slots) {
       tensor.buf.name = name;
+      const isTrained = train && offset < this.total;
       tensor.buf.block = part(this.weights, offset, size, element);
-      if (this.grads) tensor.buf.grad = part(this.grads, offset, size, 4);
-      tensor.buf.gradIsEmpty = true;
-      tensor.buf.needsGrad = options.train;
+      if (this.grads && isTrained) tensor.buf.grad = part(this.grads, offset, size, 4);
+      tensor.buf.gradIsEmpty = isTrained;
+      tensor.buf.needsGrad = isTrained;
     }
     this.#initialise(BigInt(options.seed), values, options.load);
   }
@@ -106,8 +114,8 @@ export class Parameters {
 
   /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
   #setValues(offset: number, size: number, write: (values: Address) => void): void {
-    const { from, to } = this.updated;
-    if (this.master === this.weights || to - from === this.total) return write(this.masterAt(offset));
+    const { from, to } = this.updated, isAllHere = to - from === this.total && offset < to;
+    if (this.master === this.weights || isAllHere) return write(this.masterAt(offset));
     const staging = take(4 * size);
     k.fill_zero(staging.address, BigInt(4 * size));
     write(staging.address);
@@ -119,7 +127,7 @@ export class Parameters {
     release(staging);
   }
 
-  /** Where the float32 value of an element is; it must be in `updated`. */
+  /** Where the float32 value of an element is; it must be in `updated`, unless the weights themselves are float32. */
   masterAt(element: number): Address {
     const first = this.master === this.weights ? 0 : this.updated.from;
     return this.master.address + BigInt(4 * (element - first));
@@ -134,7 +142,7 @@ export class Parameters {
 
   /** Forgets all gradients: the next backward pass overwrites them. */
   zeroGrad(): void {
-    for (const { tensor } of this.slots) tensor.buf.gradIsEmpty = true;
+    for (const { tensor } of this.trained) tensor.buf.gradIsEmpty = true;
   }
 
   /** Hexadecimal sha256 of the weights as they are now. */
@@ -148,9 +156,9 @@ export class Parameters {
     return hash.digest("hex");
   }
 
-  /** Number of trainable values, without padding between parameters. */
-  count(): number {
-    return this.slots.reduce((sum, slot) => sum + slot.size, 0);
+  /** Number of values, without padding between parameters; those of all parameters if none are named. */
+  count(slots: Slot[] = this.slots): number {
+    return slots.reduce((sum, slot) => sum + slot.size, 0);
   }
 }
 
@@ -240,7 +248,7 @@ export class AdamW {
 
   /** Parameters that took no part in the step have no gradient: it is zero. */
   #completeGradients(): void {
-    for (const { tensor } of this.parameters.slots) {
+    for (const { tensor } of this.parameters.trained) {
       if (tensor.buf.gradIsEmpty) k.fill_zero(tensor.buf.grad!.address, BigInt(tensor.buf.grad!.bytes));
     }
   }

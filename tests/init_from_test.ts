@@ -71,3 +71,37 @@ Deno.test("train --init_from --dry_run says what will be trained, and checks all
     [1, `error: Cannot load ${model}: it has no tensor model.norm.weight of shape (32)\n`],
   );
 });
+
+Deno.test("train --train changes the named weights alone, saves all, and goes on to the same bits", async () => {
+  const data = await dataset({ words: 500 }),
+    model = await modelDirectory(SHAPE),
+    [whole, parts] = [freshPath(), freshPath()];
+  const flags = [
+    `--data_dir=${data}`,
+    ...FLAGS,
+    `--init_from=${model}`,
+    "--block_size=16",
+    "--save_interval=2",
+  ];
+  flags.push("--train=layers.*.qkv_proj,norm", "--min_lr=0.01", "--recompute=block");
+  const said = await succeed("train", ...flags, `--out_dir=${whole}`, "--max_iters=4");
+  assertMatch(said, /^training 3 of 15 tensors, 4,128 of 32,928 values; the others are frozen$/m);
+  await succeed("train", ...flags, `--out_dir=${parts}`, "--max_iters=2");
+  await succeed("train", `--resume=${parts}`, "--max_iters=4");
+  const [a, b] = [weights(`${whole}/checkpoints/step_000004`), weights(`${parts}/checkpoints/step_000004`)];
+  assertEquals(a, b);
+  const before = weights(model),
+    changed = Object.keys(before).filter((name) => `${a[name]}` !== `${before[name]}`);
+  const attention = [0, 1].flatMap((i) =>
+    ["k", "q", "v"].map((x) => `model.layers.${i}.self_attn.${x}_proj.weight`)
+  );
+  assertEquals(changed.sort(), [...attention, "model.norm.weight"]);
+  const { tensors } = readSafetensors(`${whole}/checkpoints/step_000004/optimizer.safetensors`);
+  assertEquals(Array.from(tensors.keys()).filter((name) => name.startsWith("m.")).sort(), [
+    ...["m.layers.0.qkv_proj", "m.layers.1.qkv_proj", "m.norm"],
+  ]);
+  assertStringIncludes(
+    await refuse("train", `--resume=${parts}`, "--max_iters=5", "--train=norm"),
+    "Cannot set train with --resume: the run in",
+  );
+});
