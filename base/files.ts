@@ -122,10 +122,13 @@ export function tryToRemove(...paths: string[]): void {
   }
 }
 
+/** Ends the names of files that writeAtomic() and others are writing. */
+export const TEMPORARY = /\.\d+\.tmp$/;
+
 /** Removes what writeAtomic() left in a directory, to which nobody else writes, when it was killed. */
 export function removeTemporary(directory: string): void {
   for (const { name } of Array.from(Deno.readDirSync(directory))) {
-    if (/\.\d+\.tmp$/.test(name)) removeTree(`${directory}/${name}`);
+    if (TEMPORARY.test(name)) removeTree(`${directory}/${name}`);
   }
 }
 

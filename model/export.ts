@@ -2,7 +2,15 @@
 // the files of a checkpoint piece by piece, and neither loads the compiled library nor runs the model.
 import { basename, dirname } from "node:path";
 import { runMain, UserError } from "../base/errors.ts";
-import { isDirectory, isFile, makeDirectory, rename, syncDirectory, tryToRemove } from "../base/files.ts";
+import {
+  isDirectory,
+  isFile,
+  makeDirectory,
+  rename,
+  syncDirectory,
+  TEMPORARY,
+  tryToRemove,
+} from "../base/files.ts";
 import { help, type Ranges, readFlags, requireRanges } from "../base/flags.ts";
 import { formatBytes, formatCount } from "../base/format.ts";
 import { orMistake } from "../base/system_error.ts";
@@ -12,6 +20,7 @@ import { type Dtype, type Entry, fromFloat32, toFloat32 } from "../runtime/safet
 import { json, readJson } from "../runtime/trainer_state.ts";
 import { endsOf, openModel, type StoredModel } from "./checkpoint.ts";
 import {
+  type Architecture,
   ARCHITECTURES,
   encodeValues,
   ggufName,
@@ -159,16 +168,27 @@ function requireFree({ out, overwrite }: Options): void {
 
 /** Writes a GGUF file under a temporary name, and gives it its own when it is on the disk; returns what to say. */
 function exportGguf(source: Source, type: GgufType, { checkpoint, out }: Options): string {
-  const { directory, config, tokenizer, tensors } = source;
-  const architecture = ARCHITECTURES[config.family ?? "llama"];
-  const ends = endsOf(directory, tokenizer);
+  const { directory, config, tokenizer } = source, architecture = ARCHITECTURES[config.family ?? "llama"];
+  const title = basename(runOfCheckpoint(checkpoint)) || "model", ends = endsOf(directory, tokenizer);
+  const model = orRefused(directory, () => modelSettings(config, architecture, { title, type }));
   const { settings, pre, notes } = ggufTokenizer(directory, tokenizer, config.vocab_size, ends);
-  const title = basename(runOfCheckpoint(checkpoint)) || "model";
-  const all = {
-    ...orRefused(directory, () => modelSettings(config, architecture, { title, type })),
-    ...settings,
-  };
-  const written = tensors.map((tensor): GgufTensor => {
+  const tensors = ggufTensors(source, type, architecture), temporary = `${out}.tmp`, parent = dirname(out);
+  orMistake(`Cannot write ${out}`, () => makeDirectory(parent));
+  try {
+    const bytes = formatBytes(writeGguf(temporary, { ...model, ...settings }, tensors, out));
+    rename(temporary, out);
+    syncDirectory(parent);
+    const what = `${architecture.name} of ${parametersOf(source)}, ${type}, ${bytes}, tokenizer ${pre}`;
+    return [`${out}: ${what}`, ...notes.map((note) => `note: ${note}`)].join("\n");
+  } catch (error) {
+    tryToRemove(temporary);
+    throw error;
+  }
+}
+
+function ggufTensors(source: Source, type: GgufType, architecture: Architecture): GgufTensor[] {
+  const { tensors, config } = source, factors = ropeFactors(config);
+  const all = tensors.map((tensor): GgufTensor => {
     const name = ggufName(tensor.name), stored = typeOf(tensor.shape, type);
     if (name === undefined) throw new Error(`internal: ${tensor.name} has no name in llama.cpp`);
     const heads = headsOf(tensor.name, config, architecture), cols = tensor.shape[1] ?? 1;
@@ -180,32 +200,11 @@ function exportGguf(source: Source, type: GgufType, { checkpoint, out }: Options
     }
     return { name, shape: tensor.shape, type: stored, pieces };
   });
-  const factors = ropeFactors(config),
-    f32 = (values: Float32Array<ArrayBuffer>) => [encodeValues(values, "f32")];
   if (factors) {
-    written.push({
-      name: "rope_freqs.weight",
-      shape: [factors.length],
-      type: "f32",
-      pieces: () => f32(factors),
-    });
+    const pieces = () => [encodeValues(factors, "f32")];
+    all.push({ name: "rope_freqs.weight", shape: [factors.length], type: "f32", pieces });
   }
-  const temporary = `${out}.tmp`, parent = dirname(out);
-  orMistake(`Cannot write ${out}`, () => makeDirectory(parent));
-  try {
-    const bytes = writeGguf(temporary, all, written, out);
-    rename(temporary, out);
-    syncDirectory(parent);
-    return [
-      `${out}: ${architecture.name} of ${parametersOf(tensors)}, ${type}, ${
-        formatBytes(bytes)
-      }, tokenizer ${pre}`,
-      ...notes.map((note) => `note: ${note}`),
-    ].join("\n");
-  } catch (error) {
-    tryToRemove(temporary);
-    throw error;
-  }
+  return all;
 }
 
 /** Says of a model what llama.cpp does not compute. */
@@ -220,10 +219,9 @@ function orRefused<T>(directory: string, run: () => T): T {
   }
 }
 
-function parametersOf(tensors: Source["tensors"]): string {
-  return `${
-    formatCount(tensors.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b), 0))
-  } parameters`;
+function parametersOf({ tensors }: Source): string {
+  const sizes = tensors.map(({ shape }) => shape.reduce((a, b) => a * b));
+  return `${formatCount(sizes.reduce((a, b) => a + b))} parameters`;
 }
 
 // ---- hf
@@ -241,7 +239,8 @@ const COPIED = [
 /** Refuses a directory with anything in it but, with --overwrite, an earlier export. */
 function requireFreeDirectory({ out, overwrite }: Options): void {
   if (isFile(out)) throw new UserError(`Cannot write ${out}: it is a file, should be a directory`);
-  const names = isDirectory(out) ? Array.from(Deno.readDirSync(out), ({ name }) => name) : [];
+  const all = isDirectory(out) ? Array.from(Deno.readDirSync(out), ({ name }) => name) : [];
+  const names = all.filter((name) => !TEMPORARY.test(name)); // which a kill left, and writing removes
   const other = names.find((name) => ![...COPIED, "config.json", "model.safetensors"].includes(name));
   if (other !== undefined) {
     throw new UserError(
@@ -260,10 +259,9 @@ function exportHF(source: Source, type: GgufType, { out }: Options): string {
   const { directory, tensors } = source;
   const dtype = ({ f32: "F32", bf16: "BF16", f16: "F16" } as Record<string, Exclude<Dtype, "I32">>)[type]!;
   const torch_dtype = { F32: "float32", BF16: "bfloat16", F16: "float16" }[dtype];
+  const copied = COPIED.filter((name) => isFile(`${directory}/${name}`));
   const files = Object.fromEntries(
-    COPIED.filter((name) => isFile(`${directory}/${name}`)).map((
-      name,
-    ) => [name, Deno.readTextFileSync(`${directory}/${name}`)]),
+    copied.map((name) => [name, Deno.readTextFileSync(`${directory}/${name}`)]),
   );
   const { dtype: _, ...config } = source.json; // transformers 5 has dtype, and reads torch_dtype too
   const entries = tensors.map((tensor): Entry => ({
@@ -276,11 +274,9 @@ function exportHF(source: Source, type: GgufType, { out }: Options): string {
       }
     },
   }));
-  orMistake(
-    `Cannot write ${out}`,
-    () => writeModelFiles(out, entries, { "config.json": json({ ...config, torch_dtype }), ...files }),
-  );
-  return `${out}: a model of ${parametersOf(tensors)}, ${type}, for transformers`;
+  files["config.json"] = json({ ...config, torch_dtype });
+  orMistake(`Cannot write ${out}`, () => writeModelFiles(out, entries, files));
+  return `${out}: a model of ${parametersOf(source)}, ${type}, for transformers`;
 }
 
 if (import.meta.main) await runMain(main);

@@ -281,6 +281,9 @@ Deno.test("export --format=hf writes a directory that loam reads too, in each ty
     return { dtype, floats: toFloat32(file.read(name), dtype) };
   };
   const exact = values(model).floats;
+  Deno.mkdirSync(out);
+  Deno.writeTextFileSync(`${out}/model.safetensors.1.tmp`, ""); // left by a kill
+  await exportModel({ checkpoint: model, format: "hf", out });
   for (const [dtype, stored, torch_dtype, error] of TYPES) {
     const said = await exportModel({ checkpoint: model, format: "hf", dtype, out, overwrite: true });
     assertEquals(said, `${out}: a model of 94,656 parameters, ${dtype}, for transformers`);
