@@ -38,7 +38,7 @@ import { ggufTokenizer } from "./gguf_tokenizer.ts";
 import { type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
 
 const defaults = {
-  checkpoint: "", // a run directory, one of its checkpoints, or a Hugging Face Llama directory
+  checkpoint: "", // a run directory, one of its checkpoints, or a model directory of Hugging Face's
   format: "gguf", // gguf: one file for llama.cpp; hf: a directory for transformers
   dtype: "", // of matrices: f32, bf16, f16, and of gguf q8_0; "" = as they are
   out: "", // the file or directory to write

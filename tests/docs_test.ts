@@ -18,6 +18,7 @@ const UNTESTED: Record<string, string> = {
   "deno task compile": "needs Deno's runtime; tests/compile_test.ts runs it",
   "deno task test:": "ten minutes each",
   "LOAM_TEST_DEVICE=emu deno task test": "tests/emu_test.ts runs it",
+  "deno task download": "the hub is far; model/download_test.ts has one of its own",
   "deno unlink": "needs the JSR registry; tests/std_test.ts runs with either package",
   "deno types": "named as the source of a text",
   "wandb sync": "a program of others, with an account",
@@ -165,6 +166,8 @@ class World {
     );
     await world.run(`${train} --out_dir=runs/c4`);
     for (const name of ["a", "b"]) copyInto(`${root}/runs/c4`, `${root}/runs/${name}`);
+    Deno.mkdirSync(`${root}/models/HuggingFaceTB`, { recursive: true });
+    copyInto(`${root}/runs/c4/checkpoints/step_000002`, `${root}/models/HuggingFaceTB/SmolLM2-135M`);
     for (const path of ["data/c4", "data/fineweb", "data/code", "runs"]) {
       Deno.mkdirSync(dirname(`${world.#standard}/${path}`), { recursive: true });
       copyInto(`${root}/${path}`, `${world.#standard}/${path}`);
