@@ -10,6 +10,8 @@ import { fixed, param } from "../runtime/tensor.ts";
 import { endsOf, loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
 import { forward, init, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
+open("cpu");
+
 const c: LlamaConfig = {
   ...{ vocab_size: 65, n_layer: 1, n_embd: 16, n_head: 2, n_kv_head: 1, head_dim: 8, n_inner: 24 },
   ...{ block_size: 8, rope_theta: 10000, norm_eps: 1e-6, tie_word_embeddings: true },
@@ -17,7 +19,6 @@ const c: LlamaConfig = {
 const options = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
 
 Deno.test("optimizerTensors() gives each value to one rank to save, with either zero_stage", () => {
-  open("cpu");
   for (const zero_stage of [0, 1]) {
     const ranks = [0, 1, 2].map((rank) => {
       const parameters = new Parameters(init(c), { seed: 1, train: true, rank, world_size: 3, zero_stage });
@@ -33,7 +34,6 @@ Deno.test("optimizerTensors() gives each value to one rank to save, with either 
 });
 
 Deno.test("saveModel() writes a directory that loadModel() and openTokenizer() read, also over an earlier one", async () => {
-  open("cpu");
   const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
   const directory = `${Deno.makeTempDirSync()}/models/a`;
   for (const seed of [1, 2]) {
@@ -52,7 +52,6 @@ Deno.test("saveModel() writes a directory that loadModel() and openTokenizer() r
 });
 
 Deno.test("saveModel() writes what a model has beside Llama's weights too, and loadModel() of a plain Llama names it", async () => {
-  open("cpu");
   const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
   const directory = Deno.makeTempDirSync(), model = { ...init(config), gate: param([3, 5], { value: 2 }) };
   saveModel(directory, new Parameters(model, { seed: 1, train: false }), config, tokenizer);
@@ -67,7 +66,6 @@ Deno.test("saveModel() writes what a model has beside Llama's weights too, and l
 });
 
 Deno.test("saveModel() writes nothing that is not finite", async () => {
-  open("cpu");
   const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
   const directory = `${Deno.makeTempDirSync()}/model`, model = init(config);
   const parameters = new Parameters(model, { seed: 1, train: false });
@@ -78,7 +76,6 @@ Deno.test("saveModel() writes nothing that is not finite", async () => {
 });
 
 Deno.test("a model that was loaded is trained on from its weights", async () => {
-  open("cpu");
   const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
   const directory = Deno.makeTempDirSync(), model = init(config);
   saveModel(directory, new Parameters(model, { seed: 5, train: false }), config, tokenizer);
@@ -98,7 +95,6 @@ Deno.test("a model that was loaded is trained on from its weights", async () => 
 const GOLDEN = new URL("../tests/golden/", import.meta.url).pathname;
 
 Deno.test("loadModel() reads float16 in several files, and computes what transformers does", () => {
-  open("cpu");
   const { model, config } = loadModel(`${GOLDEN}sharded`), V = config.vocab_size;
   const { tensors, read } = readSafetensors(`${GOLDEN}sharded.safetensors`);
   const idx = fixed(tensors.get("idx")!.shape, "i32", "inputs");
@@ -111,7 +107,6 @@ Deno.test("loadModel() reads float16 in several files, and computes what transfo
 });
 
 Deno.test("loadModel() refuses weights that it would not compute with, and takes both ends of a tie that are the same", async () => {
-  open("cpu");
   /** A copy of a small model with a tensor more, of a name and values. */
   async function withTensor(
     name: string,
@@ -158,7 +153,6 @@ Deno.test("loadModel() refuses weights that it would not compute with, and takes
 });
 
 Deno.test("loadModel() names what shards, their index and config.json do not agree on", () => {
-  open("cpu");
   const cases: [string, (text: string) => string, string][] = [
     [
       "index",
@@ -229,7 +223,6 @@ Deno.test("endsOf() takes what transformers stops at: of generation_config.json,
 });
 
 Deno.test("saveModel() says where it cannot write", () => {
-  open("cpu");
   const parameters = new Parameters(init(c), { seed: 1, train: false });
   const file = Deno.makeTempFileSync(), tokenizer = { bos: 0, eot: 0, files: () => ({}) };
   assertThrows(

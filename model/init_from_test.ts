@@ -7,6 +7,8 @@ import { modelDirectory, SMALL_MODEL } from "../tests/testing.ts";
 import { loadModel } from "./checkpoint.ts";
 import { shapeOf, tokenizerOfModel } from "./init_from.ts";
 
+open("cpu");
+
 Deno.test("shapeOf() takes all from the directory but block_size, and refuses what contradicts it", async () => {
   const path = await modelDirectory({ n_layer: 2, block_size: 48, rope_theta: 500, norm_eps: 1e-5 });
   const shape = {
@@ -80,7 +82,6 @@ Deno.test("tokenizerOfModel() is the model's, for data of the same tokens, ends 
 });
 
 Deno.test("loadModel() names a value that is not finite", async () => {
-  open("cpu");
   const path = await modelDirectory(), file = `${path}/model.safetensors`;
   const { offset } = readSafetensors(file).tensors.get("model.norm.weight")!, bytes = Deno.readFileSync(file);
   new DataView(bytes.buffer).setFloat32(offset + 4 * 5, NaN, true);

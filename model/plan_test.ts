@@ -8,6 +8,8 @@ import { init, loss, type Recompute } from "./llama.ts";
 import { measureModel, memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
 import { GPT_270M } from "./testing.ts";
 
+open("cpu");
+
 const settings = {
   batch_size: 4,
   gradient_accumulation_steps: 32,
@@ -38,7 +40,6 @@ Deno.test("measureModel() counts the parameters and FLOPs of gpt-270m as publish
 });
 
 Deno.test("measureModel() and planMemory() leave the open device, its memory and its tape as they were", () => {
-  open("cpu");
   const c = { ...GPT_270M, vocab_size: 65, n_layer: 1, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 16 };
   const shape = { ...c, n_inner: 48, block_size: 8 };
   const gradients = (beforeBackward: () => void) => {
