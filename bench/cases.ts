@@ -1,7 +1,7 @@
 // Every call of a training step: what it computes, the bytes it has to move and how often a micro-step makes it. kernels.ts
 // times them; roofline.ts adds up the least time that a card with a given peak and bandwidth could need.
 import * as k from "../ffi/kernels.ts";
-import { copyToDevice } from "../ffi/library.ts";
+import { copyToDevice, UNARY } from "../ffi/library.ts";
 import type { Address } from "../runtime/tensor.ts";
 import type { Shape } from "./shapes.ts";
 
@@ -35,6 +35,7 @@ export function allCases(s: Sizes, copy_bytes: number): Case[] {
     ...headCases(s),
     ...linearCases(s),
     ...activationCases(s),
+    ...unfusedCases(s),
     ...lossCases(s),
     ...optimizerCases(s),
   ];
@@ -254,7 +255,7 @@ function linear(
   ];
 }
 
-function activationCases({ B, T, n_layer, n_embd: C, n_inner: F, act }: Sizes): Case[] {
+function activationCases({ B, T, n_layer, n_inner: F, act }: Sizes): Case[] {
   const N = B * T;
   return [
     {
@@ -279,15 +280,58 @@ function activationCases({ B, T, n_layer, n_embd: C, n_inner: F, act }: Sizes): 
         return () => k.swiglu_backward(dgate_up, h, dh, gate_up, N, F);
       },
     },
+  ];
+}
+
+/** Ops of edits, which no step has by itself: what one that is not fused with its neighbours costs. */
+function unfusedCases({ B, T, n_embd: C, V, head_chunk, act }: Sizes): Case[] {
+  const N = B * T, n = BigInt(N * C), rows = Math.min(N, head_chunk), stride = padded(V);
+  /** passes: arrays (N, C) that are read or written. */
+  const of = (op: string, passes: number, call: (x: Address[], a: Arrays) => () => void): Case => ({
+    op,
+    shape: `(${N}, ${C})`,
+    flops: 0,
+    bytes: passes * act * N * C,
+    count: 0,
+    make: (a) => call([a.act(N * C), a.act(N * C), a.act(N * C)], a),
+  });
+  const unary = Object.entries(UNARY).flatMap(([name, kind]) => [
+    of(`${name} forward`, 2, ([y, x]) => () => k.unary_forward(y!, x!, kind, 1, n)),
+    of(`${name} backward`, 3, ([dx, dy, x]) => () => k.unary_backward(dx!, dy!, x!, kind, 1, n)),
+  ]);
+  return [
+    of("add", 3, ([out, x, y]) => () => k.add(out!, x!, y!, n)),
+    of("mul", 3, ([out, x, y]) => () => k.mul(out!, x!, y!, n)),
+    ...unary,
+    of("dropout", 2, ([out, x]) => () => k.dropout(out!, x!, n, 0.1, 1n)),
+    of("bias forward", 2, ([out, x], a) => {
+      const b = a.act(C);
+      return () => k.bias_forward(out!, x!, b, N, C);
+    }),
+    of("bias backward", 1, ([dout], a) => {
+      const db = a.f32(C);
+      return () => k.bias_backward(db, dout!, N, C, 1);
+    }),
+    of("layernorm forward", 2, ([out, x], a) => {
+      const stats = a.f32(2 * N), w = a.act(C), b = a.act(C);
+      return () => k.layernorm_forward(out!, stats, x!, w, b, N, C, 1e-5);
+    }),
+    of("layernorm backward", 3, ([dx, dout, x], a) => {
+      const stats = a.f32(2 * N), w = a.act(C), dw = a.f32(C), db = a.f32(C);
+      return () => k.layernorm_backward(dx!, dw, db, dout!, x!, w, stats, N, C, 1, 1);
+    }),
+    of("softmax forward", 2, ([out, x]) => () => k.softmax_forward(out!, x!, N, C)),
+    of("softmax backward", 3, ([dx, dout, out]) => () => k.softmax_backward(dx!, dout!, out!, N, C)),
+    of("slice of half the columns", 1, ([out, x]) => () => k.copy_columns(out!, x!, N, C / 2, C / 2, C, 0)),
     {
-      op: "add",
-      shape: `(${N}, ${C})`,
+      op: "logsumexp forward",
+      shape: `(${rows}, ${V})`,
       flops: 0,
-      bytes: 3 * act * N * C,
+      bytes: act * rows * stride,
       count: 0,
       make: (a) => {
-        const out = a.act(N * C), x = a.act(N * C), y = a.act(N * C);
-        return () => k.add(out, x, y, BigInt(N * C));
+        const out = a.act(rows), lse = a.f32(rows), x = a.act(rows * stride);
+        return () => k.logsumexp_forward(out, lse, x, rows, V, stride);
       },
     },
   ];

@@ -1,6 +1,6 @@
 // An op of your own: squared ReLU, forward and backward, written in TypeScript. It reads and writes the device's memory from the
-// host, so it is right on every device and slow on a GPU; CONTRIBUTING.md says how an op gets kernels. The model around it
-// predicts each byte of a text from the one before.
+// host, so it is right on every device and slow on a GPU. reluSquared() is the same with kernels; CONTRIBUTING.md says how an
+// op gets them. The model around it predicts each byte of a text from the one before.
 //
 //   deno run -q -P=sample examples/own_op.ts [STEPS]     200 steps, 5 seconds on two cores
 import {

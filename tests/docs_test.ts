@@ -56,6 +56,16 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/examples\/\w+\.ts$/, ["2"]], // steps
 ];
 
+Deno.test("docs/code.md and mod.ts have every op", () => {
+  const read = (path: string) => Deno.readTextFileSync(new URL(path, ROOT));
+  const ops = Array.from(read("runtime/ops.ts").matchAll(/^export function (\w+)/gm), ([, name]) => name!);
+  assert(ops.length > 20);
+  for (const name of ops) {
+    assertStringIncludes(read("docs/code.md"), `${name}(`);
+    assertStringIncludes(read("mod.ts"), `  ${name},\n`);
+  }
+});
+
 // ---- the commands of the pages
 
 const PROGRAM =

@@ -25,8 +25,8 @@ function read(path: string): string {
   return Deno.readTextFileSync(new URL(path, ROOT));
 }
 
-const examples = Array.from(Deno.readDirSync(new URL("examples", ROOT)), ({ name }) => `examples/${name}`)
-  .sort();
+const examples = Array.from(Deno.readDirSync(new URL("examples", ROOT)))
+  .filter(({ isFile }) => isFile).map(({ name }) => `examples/${name}`).sort();
 
 for (const path of examples) {
   Deno.test(`${path} says how to run it, and trains for a few steps that way`, async () => {
@@ -116,10 +116,10 @@ programs[MIX] = `
   console.log("parts" in data && data.parts.map(({ slots }) => slots).join(), mean.toArray()[0]!.toFixed(1));`;
 
 /** Runs a program from a directory outside of the repository. */
-async function runElsewhere(name: string, argument = ""): Promise<string> {
+async function runElsewhere(name: string): Promise<string> {
   const cwd = emptyDirectory();
   Deno.writeTextFileSync(`${cwd}/program.ts`, programs[name]!);
-  return await succeed(`deno run -q --config ${CONFIG} -P=sample program.ts ${argument}`, "", cwd);
+  return await succeed(`deno run -q --config ${CONFIG} -P=sample program.ts`, "", cwd);
 }
 
 Deno.test("the types of programs elsewhere fit the public interface", async () => {
@@ -141,9 +141,18 @@ Deno.test("a program elsewhere may use a vocabulary that is in a package", async
   assertMatch(await runElsewhere(GPT2), /updates: 1,/);
 });
 
-Deno.test("a program elsewhere trains on a mix of datasets with nothing but the public interface", async () => {
-  const data = await dataset();
-  assertEquals(await runElsewhere(MIX, `${data}:3,${copy(data)}:1`), "7500,2500 5.5\n"); // ln 257 = 5.55
+Deno.test("a program with a deno.json of its own, as in docs/code.md, trains on a mix of datasets", async () => {
+  const cwd = emptyDirectory(), data = await dataset();
+  const [config = ""] = /^\{\n\s+"imports"[^]*?^\}/m.exec(read("docs/code.md")) ?? [];
+  assertMatch(config, /"links": \["path\/to\/loam", /);
+  Deno.writeTextFileSync(
+    `${cwd}/deno.json`,
+    config.replaceAll("path/to/loam/", ROOT.pathname).replace("path/to/loam", ROOT.pathname),
+  );
+  Deno.writeTextFileSync(`${cwd}/program.ts`, programs[MIX]!);
+  const permissions = "--allow-read --allow-env --allow-ffi";
+  const output = await succeed(`deno run -q ${permissions} program.ts ${data}:3,${copy(data)}:1`, "", cwd);
+  assertEquals(output, "7500,2500 5.5\n"); // ln 257 = 5.55
 });
 
 Deno.test("the example of mod.ts is there, and 20 lines long besides its import", () => {

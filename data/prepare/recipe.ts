@@ -17,7 +17,7 @@ export function describe(
 ): Recipe {
   const { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens } =
     options;
-  const by_position = options.by_position ? { by_position: true } : {};
+  const by_position: Record<string, boolean> = options.by_position ? { by_position: true } : {};
   const named = Object.hasOwn(VOCABULARIES, tokenizer.name);
   return {
     tokenizer: named ? tokenizer.name : ".",
