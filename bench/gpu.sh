@@ -110,6 +110,9 @@ stage_sanitizer() {
 stage_kernels() {
   bench bench/kernels.ts --device="$device" "${kernels[@]}" --json=$work/kernels.json
   code=$?
+  if grep -q '"attention": "hopper' $work/kernels.json; then # the portable kernels beside Hopper's
+    LOAM_ATTENTION=portable bench bench/kernels.ts --device="$device" "${kernels[@]}" --filter=attention
+  fi
   "$LOAM_PYTHON" bench/torch_kernels.py "${torch_kernels[@]}" >$work/kernels-torch.json || rm $work/kernels-torch.json
   return $code
 }

@@ -207,6 +207,7 @@ if (import.meta.main) {
     const s = { ...preset, B, T, V, n_layer, head_chunk: o.head_chunk, act: bytesPerElement("act") };
     const peak = peakFlops(), limits: Limits = { flops: peak?.flops, bytes: undefined };
     console.log(`${device.name} (${device.library}), ${device.act}, GEMM: ${device.blas}`);
+    if (device.attention) console.log(`attention: ${device.attention}`);
     console.log(
       `${o.preset}: B=${B} T=${T} V=${V}, ${s.n_layer} layers; ${peak ? peak.how : "no known peak"}`,
     );

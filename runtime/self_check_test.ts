@@ -27,21 +27,23 @@ Deno.test("wrongKernels() names every kernel of a step that does nothing", both,
   assertEquals(kernels.filter((name) => !wrong.some((text) => text.includes(name))), []);
 });
 
-Deno.test(
-  "wrongKernels() tells results that change from wrong ones, and ends at a kernel that does not run",
-  both,
-  () => {
-    let calls = 0;
-    const rmsnorm_forward: Symbols["rmsnorm_forward"] = (out, rstd, x, weight, N, C, group, stride, eps) =>
-      s.rmsnorm_forward(out, rstd, x, weight, N, C, group, stride, calls++ === 1 ? 100 * eps : eps);
-    const rope: Symbols["rope"] = (qkv, table, B, T, pos, H, K, D) =>
-      s.rope(qkv, table, B, T, pos, H, K, D, 0); // never back
-    const linear_forward: Symbols["linear_forward"] = (out, x, weight, _, N, IN) =>
-      s.linear_forward(out, x, weight, 0n, N, IN, 0);
-    const wrong = wrongKernels(planted({ rmsnorm_forward, rope, linear_forward }), openCpuBeside()!);
-    assertEquals(wrong.length, 3, wrong.join("\n"));
-    assertEquals(wrong[0], "rmsnorm_forward gives other bits when it runs again");
-    assertStringIncludes(wrong[1]!, "rope differs from the CPU's by ");
-    assertStringIncludes(wrong[2]!, "linear_forward does not run: linear_forward: OUT must be at least 1");
-  },
-);
+const TELLS =
+  "wrongKernels() tells results that change, are wrong or missing, and ends at a kernel that does not run";
+
+Deno.test(TELLS, both, () => {
+  const gpu = planted({}); // of the functions, the emulator's own
+  let calls = 0;
+  const faults: Partial<Symbols> = {
+    rmsnorm_forward: (out, rstd, x, weight, N, C, group, stride, eps) =>
+      gpu.rmsnorm_forward(out, rstd, x, weight, N, C, group, stride, calls++ === 1 ? 100 * eps : eps),
+    rmsnorm_backward: (dx, dweight, _, ...rest) => gpu.rmsnorm_backward(dx, dweight, 0n, ...rest),
+    rope: (qkv, table, B, T, pos, H, K, D) => gpu.rope(qkv, table, B, T, pos, H, K, D, 0), // never back
+    linear_forward: (out, x, weight, _, N, IN) => gpu.linear_forward(out, x, weight, 0n, N, IN, 0),
+  };
+  const [changing, missing, wrong, ends, ...more] = wrongKernels({ ...gpu, ...faults }, openCpuBeside()!);
+  assertEquals(changing, "rmsnorm_forward gives other bits when it runs again");
+  assertEquals(missing, "rmsnorm_backward writes what is not finite, or nothing");
+  assertStringIncludes(wrong!, "rope differs from the CPU's by ");
+  assertStringIncludes(ends!, "linear_forward does not run: linear_forward: OUT must be at least 1");
+  assertEquals(more, []);
+});
