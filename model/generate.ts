@@ -51,13 +51,15 @@ export function* generateAll(
         const { prompt, options } = orders[begun]!;
         writing.set(begin(c, prompt, options), begun++);
       }
-      for (const { text, token, isLast } of step(m, c, [...writing.keys()])) {
-        const index = writing.get(text)!;
-        if (token !== undefined) yield { index, token };
-        if (!isLast) continue;
-        writing.delete(text);
-        end(c, text);
-        yield { index };
+      for (const pass of passes([...writing.keys()])) {
+        for (const { text, token, isLast } of step(m, c, pass)) {
+          const index = writing.get(text)!;
+          if (token !== undefined) yield { index, token };
+          if (!isLast) continue;
+          writing.delete(text);
+          end(c, text);
+          yield { index };
+        }
       }
     }
   } finally {
@@ -67,13 +69,13 @@ export function* generateAll(
 
 // ---- texts in progress
 
-/** Texts that step() takes at a time: of so many rows or fewer the CPU's products read each weight once. */
+/** Texts that are written at a time: of so many rows or fewer the CPU's products read each weight once. */
 export const MOST_TEXTS = 8;
 
 /** What to say of tokens beside themselves. */
 export type Telling = {
   logprobs?: number; // the probability of each token, and so many of the likeliest in its place
-  echo?: boolean; // of those of the prompt, too
+  echo?: boolean; // tell of the prompt, too
 };
 
 /** A text that is being written. */
@@ -91,7 +93,7 @@ export type Step = {
   text: Text;
   token?: number; // none where the text has ended before it
   logprobs?: Logprobs; // of the token
-  echo?: Logprobs[]; // of the tokens of the prompt but the first, once
+  echo?: Logprobs[]; // of the tokens of the prompt but the first, once; [] where no probabilities are asked for
   isLast: boolean; // the text has ended
 };
 
@@ -107,30 +109,31 @@ export function end(c: LlamaConfig, text: Text): void {
   poolOf(c).push(text.cache);
 }
 
-/** Goes on with each of up to MOST_TEXTS texts by one token. A prompt is read alone, all others in one pass. */
-export function step(m: Llama, c: LlamaConfig, texts: readonly Text[]): Step[] {
+/** Texts in the passes over the weights that go on with each of them by one token: a prompt alone, all others together. */
+export function passes(texts: readonly Text[]): Text[][] {
   const isPrompt = ({ fresh }: Text) => fresh.length > 1, together = texts.filter((text) => !isPrompt(text));
-  const passes = [...texts.filter(isPrompt).map((text) => [text]), ...together.length > 0 ? [together] : []];
-  return passes.flatMap((pass) => run(m, c, pass));
+  return [...texts.filter(isPrompt).map((text) => [text]), ...together.length > 0 ? [together] : []];
 }
 
-/** One pass over the weights for texts with as many fresh tokens each. */
-function run(m: Llama, c: LlamaConfig, texts: readonly Text[]): Step[] {
+/** Goes on with texts by one token, in one pass over the weights. All have as many fresh tokens: see passes(). */
+export function step(m: Llama, c: LlamaConfig, texts: readonly Text[]): Step[] {
   const T = texts[0]!.fresh.length;
-  const { hidden, values } = noGrad(() => {
-    const idx = empty([texts.length, T], "i32");
-    copyToDevice(idx.address, Int32Array.from(texts.flatMap(({ fresh }) => fresh)));
-    const hidden = forward(m, idx, c, { cache: joined(texts) });
-    const last = T === 1 ? hidden.view(texts.length, c.n_embd) : rows(hidden, T - 1, 1);
-    return { hidden, values: logits(m, last) };
-  });
-  const steps = texts.map((text, row): Step => {
-    const echo = tellOfPrompt(m, c, text, hidden);
-    text.cache.pos += T;
-    return { ...draw(c, text, addressOf(values, row)), ...echo && { echo } };
-  });
-  endStep();
-  return steps;
+  try {
+    const { hidden, values } = noGrad(() => {
+      const idx = empty([texts.length, T], "i32");
+      copyToDevice(idx.address, Int32Array.from(texts.flatMap(({ fresh }) => fresh)));
+      const hidden = forward(m, idx, c, { cache: joined(texts) });
+      const last = T === 1 ? hidden.view(texts.length, c.n_embd) : rows(hidden, T - 1, 1);
+      return { hidden, values: logits(m, last) };
+    });
+    return texts.map((text, row) => {
+      const echo = tellOfPrompt(m, c, text, hidden);
+      text.cache.pos += T;
+      return { ...draw(c, text, addressOf(values, row)), ...echo && { echo } };
+    });
+  } finally {
+    endStep();
+  }
 }
 
 /** Chooses the next token of a text from its logits. */
@@ -168,9 +171,9 @@ const ROWS_AT_ONCE = 64; // of a prompt, whose logits are in memory together
 
 /** The probabilities of the tokens of a prompt but the first, from its hidden states (1, T, C), where that was asked for. */
 function tellOfPrompt(m: Llama, c: LlamaConfig, text: Text, hidden: Tensor): Logprobs[] | undefined {
-  const { options: { echo, logprobs }, written, fresh } = text, T = fresh.length;
-  if (!echo || logprobs === undefined || written > 0) return undefined;
-  const told: Logprobs[] = [];
+  const { options: { echo, logprobs }, written, fresh } = text, T = fresh.length, told: Logprobs[] = [];
+  if (!echo || written > 0) return undefined;
+  if (logprobs === undefined) return [];
   for (let row = 0; row < T - 1; row += ROWS_AT_ONCE) {
     const n = Math.min(ROWS_AT_ONCE, T - 1 - row), values = noGrad(() => logits(m, rows(hidden, row, n)));
     told.push(...tellOf(values.address, c, fresh.slice(row + 1, row + 1 + n), logprobs));

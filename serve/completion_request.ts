@@ -10,6 +10,8 @@ export type CompletionRequest = {
   top_p: number;
   seed: number;
   stop: string[];
+  logprobs: number | undefined; // tell the probability of each token, and so many of the likeliest in its place
+  echo: boolean; // begin the text with its prompt
   stream: boolean;
   include_usage: boolean; // at the end of a stream
 };
@@ -20,20 +22,19 @@ export type Prompt = string | number[];
 const MOST_TOKENS = 4096; // to write, in each text
 const MOST_TEXTS = 32;
 const MOST_STOPS = 4, MOST_STOP_LENGTH = 256; // 4 is OpenAI's
+const MOST_LOGPROBS = 5; // OpenAI's
 
 const MOST_SHOWN = 80; // characters of what was sent, in a message
 
 /** Fields that clients send though they ask for nothing by it: this value is accepted and no other. */
 const NEUTRAL: Record<string, unknown> = {
   best_of: 1,
-  echo: false,
-  logprobs: null,
   suffix: null,
   presence_penalty: 0,
   frequency_penalty: 0,
   logit_bias: null,
 };
-const SUPPORTED = ["model", "prompt", "max_tokens", "temperature", "top_p", "n", "seed", "stop", "stream"];
+const SUPPORTED = "model prompt max_tokens temperature top_p n seed stop logprobs echo stream".split(" ");
 const KNOWN = [...SUPPORTED, "stream_options", "user"];
 
 /** Reads the body of a request for the model of this name. Throws Refusal naming the field that does not fit. */
@@ -49,15 +50,19 @@ export function parseRequest(body: unknown, model: string): CompletionRequest {
   if (fields.model !== undefined && fields.model !== model) {
     throw noModel(shown(fields.model), model);
   }
-  const prompts = promptsOf(fields.prompt);
+  const prompts = promptsOf(fields.prompt), echo = booleanOf(fields, "echo"), { logprobs } = fields;
   return {
     prompts,
     n: numberOf(fields, "n", 1, 1, Math.floor(MOST_TEXTS / prompts.length), Number.isInteger),
-    max_tokens: numberOf(fields, "max_tokens", 16, 1, MOST_TOKENS, Number.isInteger),
+    max_tokens: numberOf(fields, "max_tokens", 16, echo ? 0 : 1, MOST_TOKENS, Number.isInteger),
     temperature: numberOf(fields, "temperature", 1, 0, 2),
     top_p: numberOf(fields, "top_p", 1, Number.MIN_VALUE, 1),
     seed: numberOf(fields, "seed", randomSeed(), -(2 ** 53), 2 ** 53, Number.isInteger),
     stop: stopOf(fields.stop),
+    logprobs: (logprobs ?? undefined) === undefined
+      ? undefined
+      : numberOf(fields, "logprobs", 0, 0, MOST_LOGPROBS, Number.isInteger),
+    echo,
     stream: booleanOf(fields, "stream"),
     include_usage: booleanOf(optionsOf(fields.stream_options), "include_usage"),
   };

@@ -2,9 +2,11 @@
 import type { Context } from "hono";
 import { UserError } from "../base/errors.ts";
 import { type CompletionRequest, misfit, parseRequest, type Prompt } from "./completion_request.ts";
+import { MOST_TEXTS } from "../model/generate.ts";
 import type { Model, Order } from "./model.ts";
 import { Refusal } from "./refusal.ts";
 import { StopStrings } from "./stop.ts";
+import { joined, Told, type ToldTokens } from "./told.ts";
 
 /** stop: the model ended the text, or a stop string came; length: max_tokens are written. */
 type FinishReason = "stop" | "length";
@@ -12,14 +14,17 @@ type Usage = { prompt_tokens: number; completion_tokens: number; total_tokens: n
 
 /** Who is told about the texts of a request: their pieces, some maybe empty, their ends, the end of all, or an error. */
 type Reader = {
-  onText(index: number, text: string): void;
+  onText(index: number, piece: Piece): void;
   onEnd(index: number, reason: FinishReason): void;
   onDone(usage: Usage): void;
   onError(error: Refusal): void;
 };
 
-/** A text to write: tokens to go on with, and its seed. */
-type Text = { prompt: number[]; seed: number };
+/** A piece of a text, and what is told of its tokens where that was asked for. */
+type Piece = { text: string; logprobs: ToldTokens | null };
+
+/** A text to write: what was asked to go on with, its tokens, and a seed. */
+type Text = { asked: Prompt; prompt: number[]; seed: number };
 
 /**
  * Answers a request for texts: at once when they are whole, or piece by piece.
@@ -28,12 +33,12 @@ type Text = { prompt: number[]; seed: number };
  */
 export async function completions(c: Context, model: Model): Promise<Response> {
   const request = parseRequest(await bodyOf(c), model.name), { n, seed } = request;
-  const prompts = request.prompts.map((prompt) => tokensOf(prompt, model));
   // Each is what it would be alone; of the n texts of a prompt each has a seed of its own.
-  const texts = prompts.flatMap((prompt) =>
-    Array.from({ length: n }, (_, i) => ({ prompt, seed: seed + i }))
-  );
-  return request.stream ? streamed(c, model, request, texts) : await whole(c, model, request, texts);
+  const texts = request.prompts.flatMap((asked) => {
+    const prompt = tokensOf(asked, model);
+    return Array.from({ length: n }, (_, i) => ({ asked, prompt, seed: seed + i }));
+  });
+  return request.stream ? streamed(c, model, request, texts) : await atOnce(c, model, request, texts);
 }
 
 /** The tokens that the model reads: of a text with what the tokenizer begins texts with; tokens are read as they are. */
@@ -72,17 +77,17 @@ async function bodyOf(c: Context): Promise<unknown> {
 }
 
 /** The answer once the texts are whole. A client that goes away ends them. */
-async function whole(
+async function atOnce(
   c: Context,
   model: Model,
   request: CompletionRequest,
   texts: Text[],
 ): Promise<Response> {
   const { promise, resolve, reject } = Promise.withResolvers<Response>();
-  const written = texts.map(() => ""), choices: ReturnType<typeof choice>[] = [];
+  const pieces = texts.map((): Piece[] => []), choices: ReturnType<typeof choice>[] = [];
   const stop = write(model, request, texts, {
-    onText: (index, piece) => written[index] += piece,
-    onEnd: (index, reason) => choices.push(choice(index, written[index]!, reason)),
+    onText: (index, piece) => pieces[index]!.push(piece),
+    onEnd: (index, reason) => choices[index] = choice(index, whole(pieces[index]!), reason),
     onDone: (usage) => resolve(c.json({ ...answer(model, choices), usage })),
     onError: reject,
   });
@@ -107,10 +112,12 @@ function streamed(c: Context, model: Model, request: CompletionRequest, texts: T
         controller.close();
       };
       stop = write(model, request, texts, {
-        onText: (index, text) => {
-          if (text) send({ ...head, choices: [choice(index, text, null)] });
+        onText: (index, piece) => {
+          if (piece.text || piece.logprobs?.tokens.length) {
+            send({ ...head, choices: [choice(index, piece, null)] });
+          }
         },
-        onEnd: (index, reason) => send({ ...head, choices: [choice(index, "", reason)] }),
+        onEnd: (index, reason) => send({ ...head, choices: [choice(index, NOTHING, reason)] }),
         onDone: (usage) => {
           if (request.include_usage) send({ ...head, usage });
           close();
@@ -127,61 +134,90 @@ function streamed(c: Context, model: Model, request: CompletionRequest, texts: T
   return c.body(body, 200, headers);
 }
 
-/** Has the texts of a request written, one after the other, so that others come between them. Returns what ends that. */
+/**
+ * Has the texts of a request written, up to MOST_TEXTS at a time, the next where one ends, so that others come between them. Returns
+ * what ends that.
+ */
 function write(model: Model, request: CompletionRequest, texts: Text[], reader: Reader): () => void {
   const { n } = request, prompts = texts.filter((_, index) => index % n === 0);
   const prompt_tokens = prompts.reduce((sum, { prompt }) => sum + prompt.length, 0);
-  let order: Order, completion_tokens = 0;
-  const begin = (index: number) => {
-    const text = texts[index];
-    if (!text) {
-      return reader.onDone({
-        prompt_tokens,
-        completion_tokens,
-        total_tokens: prompt_tokens + completion_tokens,
-      });
-    }
-    order = orderOf(model, request, text, {
+  const orders = new Set<Order>();
+  let begun = 0, ended = 0, completion_tokens = 0;
+  const stop = () => orders.forEach((order) => model.cancel(order));
+  const begin = () => {
+    const index = begun++, text = texts[index];
+    if (!text) return;
+    const order = orderOf(model, request, text, {
       onText: (piece) => reader.onText(index, piece),
       onEnd: (reason, tokens) => {
+        orders.delete(order);
         completion_tokens += tokens;
         reader.onEnd(index, reason);
-        begin(index + 1);
+        if (++ended < texts.length) return begin();
+        reader.onDone({ prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens });
       },
-      onError: reader.onError,
+      onError: (refusal) => {
+        orders.delete(order);
+        stop();
+        orders.clear();
+        reader.onError(refusal);
+      },
     });
     model.write(order, index > 0);
+    orders.add(order);
   };
-  begin(0);
-  return () => model.cancel(order);
+  while (begun < Math.min(MOST_TEXTS, texts.length)) begin();
+  return stop;
 }
 
 /** An order whose tokens become text up to a stop string. */
 function orderOf(
   model: Model,
   request: CompletionRequest,
-  { prompt, seed }: Text,
+  { asked, prompt, seed }: Text,
   reader: {
-    onText(text: string): void;
+    onText(piece: Piece): void;
     onEnd(reason: FinishReason, tokens: number): void;
     onError(error: Refusal): void;
   },
 ): Order {
-  const text = model.tokenizer.stream(), stops = new StopStrings(request.stop);
-  const { max_tokens, temperature, top_p } = request;
-  let tokens = 0;
+  const { tokenizer } = model, { max_tokens, temperature, top_p, logprobs, echo } = request;
+  const text = tokenizer.stream(), stops = new StopStrings(request.stop), told = new Told(tokenizer);
+  let tokens = 0, length = 0, given = 0; // written tokens; characters of all tokens, and of those that were given away
+  const give = (piece: string, isEnd = false) => {
+    given += piece.length;
+    const end = isEnd && !stops.stopped ? Infinity : given;
+    reader.onText({ text: piece, logprobs: logprobs === undefined ? null : told.take(end) });
+  };
   const order: Order = {
     prompt,
-    options: { max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: model.ends },
-    onToken(token) {
+    options: {
+      ...{ max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: model.ends, echo },
+      ...logprobs !== undefined && { logprobs },
+    },
+    onEcho(of) {
+      const written = tokenizer.decode(prompt), shown = typeof asked === "string" ? asked : written;
+      const stream = tokenizer.stream();
+      prompt.forEach((token, i) => {
+        const isAdded = i === 0 && shown !== written; // what the tokenizer begins texts with
+        told.add(token, length, of[i - 1], isAdded ? "" : undefined);
+        if (!isAdded) length += stream.write(token).length;
+      });
+      length = shown.length;
+      give(shown);
+    },
+    onToken(token, of) {
       tokens++;
-      reader.onText(stops.write(text.write(token)));
+      if (of) told.add(token, length, of);
+      const piece = text.write(token);
+      length += piece.length;
+      give(stops.write(piece));
       if (!stops.stopped) return;
       model.cancel(order);
       reader.onEnd("stop", tokens);
     },
     onEnd() {
-      reader.onText(stops.write(text.end()) + stops.end());
+      give(stops.write(text.end()) + stops.end(), true);
       reader.onEnd(tokens === max_tokens && !stops.stopped ? "length" : "stop", tokens);
     },
     onError: reader.onError,
@@ -200,6 +236,16 @@ function answer(model: Model, choices: ReturnType<typeof choice>[]) {
   };
 }
 
-function choice(index: number, text: string, finish_reason: FinishReason | null) {
-  return { index, text, logprobs: null, finish_reason };
+const NOTHING: Piece = { text: "", logprobs: null };
+
+function whole(pieces: Piece[]): Piece {
+  const told = pieces.flatMap(({ logprobs }) => logprobs ?? []);
+  return {
+    text: pieces.map(({ text }) => text).join(""),
+    logprobs: told.length > 0 ? joined(told) : null,
+  };
+}
+
+function choice(index: number, { text, logprobs }: Piece, finish_reason: FinishReason | null) {
+  return { index, text, logprobs, finish_reason };
 }

@@ -1,5 +1,5 @@
 // A model that is trained in a moment answers as OpenAI's API does.
-import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { characterTokenizer } from "../data/tokenizers/character_level.ts";
 import { UserError } from "../base/errors.ts";
 import { copy, dataset, freshPath, modelDirectory, SMALL, succeed } from "../tests/testing.ts";
@@ -9,6 +9,7 @@ import { Model } from "./model.ts";
 import { COMPLETION } from "./openapi.ts";
 import { violations } from "./testing_schema.ts";
 import { statusOf } from "./testing.ts";
+import { joined, type ToldTokens } from "./told.ts";
 
 const run = freshPath();
 await succeed(
@@ -40,7 +41,7 @@ function capture(): { text(): string } {
 
 type Completion = {
   model: string;
-  choices: { index: number; text: string; logprobs: null; finish_reason: string | null }[];
+  choices: { index: number; text: string; logprobs: ToldTokens | null; finish_reason: string | null }[];
   usage: { prompt_tokens: number; completion_tokens: number; total_tokens: number };
   error?: { message: string };
 };
@@ -93,9 +94,10 @@ Deno.test("the same seed writes the same text, streamed or not; another one does
 
 Deno.test("several prompts and n texts of each are what each would be alone, streamed or not", async () => {
   const prompts = ["On", "There was", ""], seeds = [5, 6], asked = { max_tokens: 12, seed: 5, stop: "n" };
-  const alone = await Promise.all(
-    prompts.flatMap((prompt) => seeds.map((seed) => complete({ ...asked, prompt, seed }))),
-  );
+  const alone: Completion[] = [];
+  for (const prompt of prompts) {
+    for (const seed of seeds) alone.push(await complete({ ...asked, prompt, seed }));
+  }
   const expected = alone.map(({ choices: [choice] }, index) => ({ ...choice, index }));
   assert(new Set(expected.map(({ text }) => text)).size > 3);
   const together = await complete({ ...asked, prompt: prompts, n: 2 });
@@ -172,7 +174,7 @@ Deno.test("failures say what OpenAI's API says of them: type, param and code", a
     const response = await post(app, body), { error } = await response.json();
     assertEquals([response.status, error.type, error.param, error.code], expected);
   }
-  const bodies = (await Promise.all(Array.from({ length: 9 }, () => post(app, { ...LONG, stream: true }))))
+  const bodies = (await Promise.all(Array.from({ length: 16 }, () => post(app, { ...LONG, stream: true }))))
     .map(({ body }) => body!);
   const busy = await post(app, LONG), { error } = await busy.json();
   assertEquals([busy.status, error.type, error.code], [429, "requests", "rate_limit_exceeded"]);
@@ -190,6 +192,68 @@ Deno.test("a text ends before its stop string, though it comes in pieces", async
   assertEquals(pieces.map(({ choices }) => choices[0]!.text).join(""), expected);
   assertEquals(pieces.at(-1)!.choices[0]!.finish_reason, "stop");
   assertEquals((await complete({ ...LONG, max_tokens: 3 })).usage.completion_tokens, 3); // the next is not disturbed
+});
+
+Deno.test("logprobs tell the probability of each token, streamed or not, and the likeliest in its place", async () => {
+  const ask = { prompt: "On", max_tokens: 12, temperature: 0, logprobs: 3 }, completion = await complete(ask);
+  assertEquals(violations(completion, COMPLETION), []);
+  const { text, logprobs } = completion.choices[0]!;
+  assertEquals(logprobs!.tokens.join(""), text);
+  assertEquals(logprobs!.text_offset, Array.from(text, (_, i) => i));
+  logprobs!.token_logprobs.forEach((value, i) => {
+    const top = logprobs!.top_logprobs[i]!, values = Object.values(top);
+    assertEquals([values.length, value, top[text[i]!]], [3, Math.max(...values), value]); // greedy
+    const sum = values.reduce((sum, value) => sum + Math.exp(value), 0);
+    assert(values.every((value) => value <= 0) && sum <= 1 + 1e-6);
+  });
+  const pieces = (await streamed(ask)).flatMap(({ choices }) => choices);
+  assertEquals(joined(pieces.flatMap(({ logprobs }) => logprobs ?? [])), logprobs);
+  const hot = (await complete({ ...ask, temperature: 2, seed: 3, logprobs: 0 })).choices[0]!;
+  assertEquals(
+    hot.logprobs!.top_logprobs.map((top) => Object.keys(top!)),
+    hot.logprobs!.tokens.map((token) => [token]),
+  );
+  assertEquals((await complete({ ...ask, logprobs: null })).choices[0]!.logprobs, null);
+});
+
+Deno.test("echo begins with the prompt, whose tokens are told of as if the model had written them", async () => {
+  const ask = { max_tokens: 6, temperature: 0, logprobs: 2 },
+    written = await complete({ ...ask, prompt: "On" });
+  const whole = `On${written.choices[0]!.text}`;
+  for (const prompt of [whole, [model.tokenizer.eot, ...new TextEncoder().encode(whole)]]) {
+    const { choices, usage } = await complete({ ...ask, prompt, max_tokens: 0, echo: true });
+    const { text, logprobs, finish_reason } = choices[0]!,
+      start = typeof prompt === "string" ? "" : "<|endoftext|>";
+    assertEquals([text, finish_reason, usage.completion_tokens], [start + whole, "length", 0]);
+    assertEquals(logprobs!.tokens, [start, ...whole]);
+    assertEquals([logprobs!.token_logprobs[0], logprobs!.top_logprobs[0]], [null, null]);
+    assertEquals(logprobs!.text_offset.at(-1), text.length - 1);
+    const { token_logprobs } = written.choices[0]!.logprobs!;
+    token_logprobs.forEach((value, i) =>
+      assertAlmostEquals(logprobs!.token_logprobs.slice(-6)[i]!, value!, 1e-4)
+    );
+  }
+  const both = (await complete({ ...ask, prompt: ["On", ""], echo: true })).choices;
+  assertEquals(both[0]!.text, whole);
+  assertEquals(both[0]!.logprobs!.tokens.join(""), whole);
+  assertEquals(both[1]!.logprobs!.tokens.length, 7);
+  const pieces = await streamed({ ...ask, prompt: "On", echo: true });
+  assertEquals(pieces.map(({ choices }) => choices[0]!.text).join(""), whole);
+  assertEquals(pieces[0]!.choices[0]!.text, "On");
+  assertEquals(
+    (await complete({ ...ask, logprobs: null, prompt: "On", echo: true })).choices[0]!.text,
+    whole,
+  );
+});
+
+Deno.test("what a stop string cuts off is not told of", async () => {
+  const ask = { prompt: "On", max_tokens: 40, seed: 1, logprobs: 0 },
+    { text } = (await complete(ask)).choices[0]!;
+  const stop = text.slice(3, 5), expected = text.slice(0, text.indexOf(stop));
+  const { choices: [choice] } = await complete({ ...ask, stop });
+  assertEquals([choice!.text, choice!.logprobs!.tokens.join("")], [expected, expected]);
+  const pieces = (await streamed({ ...ask, stop })).flatMap(({ choices }) => choices);
+  assertEquals(joined(pieces.flatMap(({ logprobs }) => logprobs ?? [])), choice!.logprobs);
 });
 
 Deno.test("a token that the model has and its tokenizer lacks counts, and gives no text", async () => {
@@ -228,14 +292,14 @@ Deno.test("what cannot be done is refused with one sentence", async () => {
   }
 });
 
-Deno.test("one text is written, eight wait, and the next is told to come again", async () => {
+Deno.test("eight texts are written, eight wait, and the next is told to come again", async () => {
   const server = listen(app, { hostname: "127.0.0.1", port: 0, flag: "--port" });
   const ask = (more: Record<string, unknown>) => {
     const body = JSON.stringify({ ...LONG, ...more }), headers = { "Content-Type": "application/json" };
     return fetch(`${server.url}v1/completions`, { method: "POST", headers, body });
   };
-  const accepted = await Promise.all(Array.from({ length: 9 }, () => ask({ stream: true })));
-  assertEquals(accepted.map(({ status }) => status), Array(9).fill(200));
+  const accepted = await Promise.all(Array.from({ length: 16 }, () => ask({ stream: true })));
+  assertEquals(accepted.map(({ status }) => status), Array(16).fill(200));
   const refused = await ask({});
   assertEquals([refused.status, refused.headers.get("Retry-After")], [429, "5"]);
   await Promise.all([...accepted, refused].map(({ body }) => body!.cancel()));
@@ -247,7 +311,7 @@ Deno.test("one text is written, eight wait, and the next is told to come again",
 
 Deno.test("a stream that is cancelled makes room at once", async () => {
   const stream = { ...LONG, stream: true };
-  const bodies = (await Promise.all(Array.from({ length: 9 }, () => post(app, stream)))).map(({ body }) =>
+  const bodies = (await Promise.all(Array.from({ length: 16 }, () => post(app, stream)))).map(({ body }) =>
     body!
   );
   assertEquals((await post(app, stream)).status, 429);
@@ -337,7 +401,7 @@ Deno.test("a Worker that breaks down costs one text, and is replaced", async () 
   const broken = await Model.load(run, "cpu"), server = createApp({ runs: [], model: broken });
   const printed = capture();
   const left = await post(server, { ...LONG, stream: true }); // it leaves before
-  const current = (await post(server, { ...LONG, stream: true })).body!.values();
+  const current = (await post(server, { ...LONG, stream: true, n: 8 })).body!.values();
   const waiting = post(server, { ...LONG, max_tokens: 2 });
   await left.body!.cancel();
   await current.next();

@@ -1,21 +1,22 @@
-// A model that writes one text at a time in a Worker, and those who wait for it.
+// A model that writes up to eight texts at a time in a Worker, and those who wait for it.
 import { basename } from "node:path";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { endsOf } from "../model/checkpoint.ts";
-import type { GenerateOptions } from "../model/generate.ts";
+import { type GenerateOptions, type Logprobs, MOST_TEXTS, type Telling } from "../model/generate.ts";
 import { resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
-import type { Job, Said, Start } from "./model_worker.ts";
+import type { Asked, News, Said, Start } from "./model_worker.ts";
 import { asRefusal, Refusal, report } from "./refusal.ts";
 
-const MOST_WAITING = 8; // texts, beside the one that is written
+const MOST_WAITING = 8; // requests, beside those whose texts are written
 const RETRY_S = 5;
 
-/** A text to write, and who is told about it: each token, then the end or why there is none. */
+/** A text to write, and who is told about it: the prompt's probabilities, each token, then the end or why there is none. */
 export type Order = {
   prompt: number[];
-  options: GenerateOptions;
-  onToken(token: number): void;
+  options: GenerateOptions & Telling;
+  onEcho?(logprobs: Logprobs[]): void;
+  onToken(token: number, logprobs?: Logprobs): void;
   onEnd(): void;
   onError(error: Refusal): void;
 };
@@ -37,10 +38,9 @@ export class Model {
   /** Where it computes. */
   worker: Worker;
   readonly #start: Start;
-  readonly #stop: Int32Array; // holds the number of the last text that is not wanted any more
-  readonly #waiting: Order[] = [];
-  #current: Order | undefined;
-  #number = 0; // of the current text
+  readonly #waiting: { order: Order; isNext: boolean }[] = [];
+  readonly #writing = new Map<number, Order>(); // by their numbers
+  #number = 0; // of the last text
   #isReady = true;
   #failure: Refusal | undefined;
 
@@ -50,7 +50,7 @@ export class Model {
    */
   static async load(path: string, device: string): Promise<Model> {
     const checkpoint = resolveCheckpoint(path), tokenizer = await openTokenizer(checkpoint);
-    const worker = newWorker(), start = { checkpoint, device, stop: new SharedArrayBuffer(4) };
+    const worker = newWorker(), start = { checkpoint, device };
     try {
       const ready = await firstWord(worker, start);
       if (tokenizer.vocab_size <= ready.vocab_size) return new Model(start, tokenizer, worker, ready);
@@ -65,7 +65,6 @@ export class Model {
 
   private constructor(start: Start, readonly tokenizer: Tokenizer, worker: Worker, ready: Ready) {
     this.#start = start;
-    this.#stop = new Int32Array(start.stop);
     this.worker = worker;
     this.name = basename(runOfCheckpoint(start.checkpoint));
     this.created = Math.floor((Deno.statSync(start.checkpoint).mtime?.getTime() ?? 0) / 1000);
@@ -76,26 +75,31 @@ export class Model {
   }
 
   /**
-   * Has a text written, now or after those that came before. isNext: it follows another one of the same request. Throws Refusal
-   * when too many requests wait.
+   * Has a text written, with others or after those that came before. isNext: it follows another one of the same request. Throws
+   * Refusal when too many requests wait.
    */
   write(order: Order, isNext = false): void {
     if (this.#failure) throw this.#failure;
-    if (!isNext && this.#waiting.length >= MOST_WAITING) {
+    if (!isNext && this.#waiting.filter(({ isNext }) => !isNext).length >= MOST_WAITING) {
       throw new Refusal(429, `The model is busy: ${MOST_WAITING} requests wait for it already`, {
         headers: { "Retry-After": `${RETRY_S}` },
         code: "rate_limit_exceeded",
       });
     }
-    this.#waiting.push(order);
+    this.#waiting.push({ order, isNext });
     this.#next();
   }
 
   /** Writes no more of a text, whose end is not told. */
   cancel(order: Order): void {
-    const place = this.#waiting.indexOf(order);
+    const place = this.#waiting.findIndex((waiting) => waiting.order === order);
     if (place >= 0) this.#waiting.splice(place, 1);
-    if (order === this.#current) Atomics.store(this.#stop, 0, this.#number); // the Worker says when it has noticed
+    for (const [number, written] of this.#writing) {
+      if (written !== order) continue;
+      this.#writing.delete(number);
+      this.#ask({ kind: "cancel", number });
+    }
+    this.#next();
   }
 
   /** Ends the Worker. */
@@ -114,27 +118,40 @@ export class Model {
   }
 
   #next(): void {
-    if (this.#current || !this.#isReady) return;
-    this.#current = this.#waiting.shift();
-    if (!this.#current) return;
-    const { prompt, options } = this.#current;
-    this.worker.postMessage({ number: ++this.#number, prompt, options } satisfies Job);
+    while (this.#isReady && this.#writing.size < MOST_TEXTS) {
+      const order = this.#waiting.shift()?.order;
+      if (!order) return;
+      this.#writing.set(++this.#number, order);
+      this.#ask({ kind: "write", number: this.#number, prompt: order.prompt, options: order.options });
+    }
+  }
+
+  #ask(asked: Asked): void {
+    if (this.#isReady) this.worker.postMessage(asked);
   }
 
   #hear(said: Said): void {
-    this.#tell((order) => {
-      if (said.kind === "token") order.onToken(said.token);
-      if (said.kind === "end") order.onEnd();
-      if (said.kind === "error") order.onError(asRefusal(errorOf(said)));
-    });
-    if (said.kind !== "token") this.#done();
+    if (said.kind === "news") said.news.forEach((news) => this.#report(news));
+    if (said.kind === "error") {
+      const refusal = asRefusal(errorOf(said));
+      for (const number of said.numbers) this.#tell(number, (order) => order.onError(refusal), true);
+    }
+    this.#next();
   }
 
-  /** Tells whoever waits for the current text. What goes wrong there ends this text, and no other one. */
-  #tell(act: (order: Order) => void): void {
-    // Of a text that was cancelled nobody wants to hear.
-    const order = Atomics.load(this.#stop, 0) < this.#number ? this.#current : undefined;
+  #report({ number, token, logprobs, echo, isLast }: News): void {
+    this.#tell(number, (order) => {
+      if (echo) order.onEcho?.(echo);
+      if (token !== undefined) order.onToken(token, logprobs);
+    });
+    if (isLast) this.#tell(number, (order) => order.onEnd(), true);
+  }
+
+  /** Tells whoever waits for a text, which may be its last. What goes wrong there ends this text, and no other one. */
+  #tell(number: number, act: (order: Order) => void, isLast = false): void {
+    const order = this.#writing.get(number); // of a text that was cancelled nobody wants to hear
     if (!order) return;
+    if (isLast) this.#writing.delete(number);
     try {
       act(order);
     } catch (error) {
@@ -143,19 +160,14 @@ export class Model {
     }
   }
 
-  #done(): void {
-    this.#current = undefined;
-    this.#next();
-  }
-
-  /** Takes a new Worker for one that broke down, such as one without memory. The text that it wrote is lost, no other. */
+  /** Takes a new Worker for one that broke down, such as one without memory. Texts that it wrote are lost, no others. */
   async #restart(reason: string): Promise<void> {
     report(`warning: the model failed: ${reason}; it is loaded again`);
     this.#isReady = false;
-    this.#tell((order) =>
-      order.onError(new Refusal(500, "The model failed and is loaded again: ask once more"))
-    );
-    this.#current = undefined;
+    const refusal = new Refusal(500, "The model failed and is loaded again: ask once more");
+    for (const number of [...this.#writing.keys()]) {
+      this.#tell(number, (order) => order.onError(refusal), true);
+    }
     this.worker.terminate();
     try {
       this.worker = newWorker();
@@ -169,7 +181,7 @@ export class Model {
         503,
         "The model failed and could not be loaded again: start the server again",
       );
-      for (const order of this.#waiting.splice(0)) fail(order, this.#failure);
+      for (const { order } of this.#waiting.splice(0)) fail(order, this.#failure);
     }
   }
 }

@@ -190,7 +190,24 @@ const COMPLETION_REQUEST: Schema = {
       description:
         "Texts of each prompt; 32 of all prompts at most. The second has the seed after that of the first",
     },
-    max_tokens: { type: "integer", minimum: 1, maximum: 4096, default: 16 },
+    max_tokens: {
+      type: "integer",
+      minimum: 0,
+      maximum: 4096,
+      default: 16,
+      description: "At least 1, or 0 with echo",
+    },
+    logprobs: {
+      type: "integer",
+      minimum: 0,
+      maximum: 5,
+      description: "Tell the probability of each token, and so many of the likeliest in its place",
+    },
+    echo: {
+      type: "boolean",
+      default: false,
+      description: "Begin the text with its prompt, whose tokens logprobs tells of too",
+    },
     temperature: {
       type: "number",
       minimum: 0,
@@ -215,8 +232,7 @@ const COMPLETION_REQUEST: Schema = {
     },
     user: text("Not used"),
   },
-  description:
-    "best_of, echo, logprobs, suffix, logit_bias and penalties are refused unless they ask for nothing",
+  description: "best_of, suffix, logit_bias and penalties are refused unless they ask for nothing",
 };
 
 /** An answer of POST /v1/completions. */
@@ -228,7 +244,15 @@ export const COMPLETION: Schema = object({
   choices: list(object({
     index: whole("Which of the texts: those of the first prompt come first"),
     text: text("What the model wrote"),
-    logprobs: { type: "null" },
+    logprobs: maybe(object({
+      tokens: list({ type: "string" }, "What each reads as; of a part of a character token_id: and its id"),
+      token_logprobs: list(
+        { type: ["number", "null"] },
+        "Natural logarithms; null for the first of a prompt",
+      ),
+      top_logprobs: list({ type: ["object", "null"] }, "The likeliest tokens, and the one that is there"),
+      text_offset: list(whole("Where it begins in the text")),
+    })),
     finish_reason: {
       enum: ["stop", "length", null],
       description: "Why the text ends; null in a piece of a stream",
