@@ -197,6 +197,8 @@ function ofCharacters(characters: readonly string[]): Vocabulary {
   return { pre: CUTS[0]!.pre, tokens, more: () => mergesOf([...merges]), notes };
 }
 
+const BLANKS = /^▁+$/; // Llama 2's merges of these are in several places
+
 /**
  * BPE over characters with a token for each byte, as sentencepiece makes it: what llama.cpp calls "llama". It has scores in the
  * place of merges, and joins those neighbours of which the token has the highest; merges do the same if they have every pair
@@ -207,17 +209,18 @@ function ofCharacterBpe(path: string, json: Json): Vocabulary {
     vocab = idsOf(json),
     scores = new Map<string, number>();
   const pairs = new Set<string>(), pairOf = (left: string, right: string) => `${left} ${right}`;
-  let last = "";
+  let last = "", hasRuns = false;
   for (const [rank, merge] of merges.entries()) {
     const [left, right] = (typeof merge === "string" ? merge.split(" ") : merge) as [string, string];
     const text = left + right;
-    if (scores.has(text) && text !== last) {
+    if (!scores.has(text)) scores.set(text, -rank);
+    else if (text !== last && BLANKS.test(text)) hasRuns = true;
+    else if (text !== last) {
       throw refused(
         path,
         `its merges that make ${JSON.stringify(text)} are in several places, should follow each other`,
       );
     }
-    if (text !== last) scores.set(text, -rank);
     pairs.add(pairOf(left, right));
     last = text;
   }
@@ -243,6 +246,7 @@ function ofCharacterBpe(path: string, json: Json): Vocabulary {
     tokens.push({ id, text: text.replaceAll("▁", " "), type: isUnknown ? UNKNOWN : type });
   }
   const { prefix, notes } = prefixOf(json);
+  if (hasRuns) notes.push("llama.cpp may cut a run of many blanks into others");
   const more = (rows: number): Settings => {
     const list = new Float32Array(rows);
     for (const [text, score] of scores) if (vocab.has(text)) list[vocab.get(text)!] = score;

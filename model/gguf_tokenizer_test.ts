@@ -204,6 +204,20 @@ Deno.test("BPE over characters has scores in the place of merges, and tokens for
   assertEquals(["th", "▁t", "he", "▁th", "the", "▁the", "t"].map(score), [-0, -1, -2, -3, -5, -7, 0]);
 });
 
+Deno.test("merges of runs of blanks may be in several places, as those of Llama 2", async () => {
+  const files = small("llama2_like", (json) => {
+    withPieces(json, ["▁▁", "▁▁▁", "th"]);
+    const { merges } = json.model as { merges: string[] };
+    assertEquals(merges, ["▁ ▁", "▁ ▁▁", "▁▁ ▁", "t h"]);
+    merges.push(...merges.splice(1, 1));
+  });
+  const { vocab } = (files["tokenizer.json"] as { model: { vocab: Record<string, number> } }).model;
+  const { values, rest } = await settingsOf(files, { rows: 440 });
+  const scores = values["ggml.scores"] as Float32Array;
+  assertEquals(["▁▁", "▁▁▁", "th"].map((text) => scores[vocab[text]!]), [-0, -1, -2]);
+  assertEquals(rest.notes, ["llama.cpp may cut a run of many blanks into others"]);
+});
+
 Deno.test("tokens may be called as what every object of JavaScript has", async () => {
   const name = "▁valueOf", pieces = Array.from(name, (_, i) => name.slice(0, i + 1)).slice(1);
   const files = small("llama2_like", (json) => withPieces(json, [...pieces, "e"]));
