@@ -159,7 +159,11 @@ export function chooseDevice(index = 0): { name: DeviceName; reason: string } {
   }
 }
 
+const loaded = new Map<string, Symbols>(); // by variant: a library stays open
+
 function load(variant: string): Symbols {
+  const known = loaded.get(variant);
+  if (known) return known;
   const url = libraryUrl(variant);
   if (!libraryExists(variant)) throw new UserError(`Cannot open ${pathOf(url)}: ${whyMissing(variant)}`);
   let library: Symbols;
@@ -178,6 +182,7 @@ function load(variant: string): Symbols {
       }: its interface is version ${version}, this program wants ${ABI_VERSION}; run: deno task build --force`,
     );
   }
+  loaded.set(variant, library);
   return library;
 }
 
