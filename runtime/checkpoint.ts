@@ -53,6 +53,7 @@ export type CheckpointContent = {
 };
 
 const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 4
+const READ_BYTES = 1 << 21; // the other way: what stays in a processor's cache until it is converted
 
 /** What ranks that save one checkpoint together need of each other. */
 export type Company = {
@@ -248,7 +249,7 @@ export function loadTensors(
   path: string,
   tensors: SavedTensor[],
   sums?: Sums,
-  chunk_bytes: number = CHUNK_BYTES,
+  chunk_bytes: number = READ_BYTES,
 ): void {
   const file = readSafetensors(path);
   if (sums) requireSum(path, sums.get(basename(path)));
@@ -283,20 +284,21 @@ export function requireTensors(
 export function fillTensors(
   weights: Map<string, SafetensorsFile>,
   tensors: SavedTensor[],
-  chunk_bytes: number = CHUNK_BYTES,
+  chunk_bytes: number = READ_BYTES,
 ): void {
-  for (const tensor of tensors) loadTensor(weights.get(tensor.name)!, tensor, chunk_bytes);
+  const piece = new Uint8Array(chunk_bytes);
+  for (const tensor of tensors) loadTensor(weights.get(tensor.name)!, tensor, piece);
 }
 
 function loadTensor(
   file: SafetensorsFile,
   { name, address, dtype, range, shape }: SavedTensor,
-  chunk_bytes: number,
+  piece: Uint8Array<ArrayBuffer>,
 ): void {
   const stored = file.tensors.get(name)!.dtype, size = stored === "F32" ? 4 : 2, to = bytesPerElement(dtype);
   const wanted = range ?? whole(shape), first = wanted.from * size, end = wanted.to * size; // bytes of the stored tensor
-  for (let begin = first; begin < end; begin += chunk_bytes) {
-    const read = file.read(name, begin, Math.min(end, begin + chunk_bytes));
+  for (let begin = first; begin < end; begin += piece.length) {
+    const read = file.read(name, begin, Math.min(end, begin + piece.length), piece);
     const target = address + BigInt((begin - first) / size * to);
     const bytes = stored === "F16" ? new Uint8Array(toFloat32(read, stored).buffer) : read;
     const from = stored === "BF16" ? 2 : 4; // bytes of an element now

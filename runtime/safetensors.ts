@@ -31,12 +31,17 @@ export type Entry = {
 /** Where a tensor lies: offset (from the start of the file) and length in bytes. */
 export type TensorInfo = { dtype: Dtype; shape: number[]; offset: number; length: number };
 
-/** An inspected file. read() returns the bytes of a tensor, or its bytes from `begin` up to `end`. */
+/** An inspected file. read() returns the bytes of a tensor, or its bytes from `begin` up to `end`; in `into` if there is one. */
 export type SafetensorsFile = {
   path: string;
   metadata: Record<string, string>;
   tensors: Map<string, TensorInfo>;
-  read: (name: string, begin?: number, end?: number) => Uint8Array<ArrayBuffer>;
+  read: (
+    name: string,
+    begin?: number,
+    end?: number,
+    into?: Uint8Array<ArrayBuffer>,
+  ) => Uint8Array<ArrayBuffer>;
 };
 
 /**
@@ -112,11 +117,16 @@ export function readSafetensors(path: string): SafetensorsFile {
   }
   if (end !== size) throw unreadable(path, `it has ${size} bytes, but its header promises ${end}`);
 
-  function read(name: string, begin = 0, end?: number): Uint8Array<ArrayBuffer> {
+  function read(
+    name: string,
+    begin = 0,
+    end?: number,
+    into?: Uint8Array<ArrayBuffer>,
+  ): Uint8Array<ArrayBuffer> {
     const t = tensors.get(name);
     if (!t) throw new UserError(`Cannot read ${name} of ${path}: the file has no tensor of that name`);
     using file = openForReading(path);
-    return readAt(file, path, t.offset + begin, (end ?? t.length) - begin);
+    return readAt(file, path, t.offset + begin, (end ?? t.length) - begin, into);
   }
   return { path, metadata: metadata as Record<string, string>, tensors, read };
 }
@@ -298,8 +308,14 @@ function openForReading(path: string): Deno.FsFile {
 }
 
 /** Reads exactly `length` bytes: one read call may return fewer. */
-function readAt(file: Deno.FsFile, path: string, offset: number, length: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(length);
+function readAt(
+  file: Deno.FsFile,
+  path: string,
+  offset: number,
+  length: number,
+  into = new Uint8Array(length),
+): Uint8Array<ArrayBuffer> {
+  const bytes = into.subarray(0, length);
   orMistake(`Cannot read ${path}`, () => {
     file.seekSync(offset, Deno.SeekMode.Start);
     for (let done = 0; done < length;) {
