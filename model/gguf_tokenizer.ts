@@ -118,7 +118,7 @@ type BpeModel = {
 /** Byte-level BPE has all that llama.cpp needs, if that has a name for how text is cut. */
 function ofByteLevel(path: string, json: Json): Vocabulary {
   const model = json.model as BpeModel, vocab = idsOf(json);
-  const { pre, patterns, note } = preOf(path, json, model.merges.length === 0, model.ignore_merges ?? false);
+  const { pre, patterns, note } = preOf(path, json);
   const tokens = [
     ...Array.from(vocab, ([text, id]) => ({ id, text, type: NORMAL })),
     ...addedOf(json),
@@ -153,19 +153,16 @@ function mergesOf(merges: string[]): Settings {
 }
 
 /** llama.cpp's name of the way in which a tokenizer cuts text. */
-function preOf(
-  path: string,
-  { pre_tokenizer }: Json,
-  isUnmerged: boolean,
-  wholePieces: boolean,
-): typeof CUTS[number] {
+function preOf(path: string, json: Json): typeof CUTS[number] {
+  const { pre_tokenizer } = json, model = json.model as BpeModel;
+  const special = new Set(addedOf(json).map(({ text }) => text));
   const name = JSON.stringify((pre_tokenizer as PreTokenizer | null)?.type ?? null);
   if (!JSON.stringify(pre_tokenizer ?? null).includes('"ByteLevel"')) {
     throw refused(path, `its pre_tokenizer is ${name}, should be one of byte-level BPE`);
   }
   const { prefixBlank, cuts } = readPreTokenizer(pre_tokenizer as PreTokenizer);
   if (prefixBlank) throw refused(path, "its pre_tokenizer has add_prefix_space, which llama.cpp has not");
-  if (isUnmerged) return CUTS[0]!; // nothing is merged, wherever text is cut
+  if (model.merges.length === 0) return CUTS[0]!; // nothing is merged, wherever text is cut
   const patterns = cuts.map(({ pattern }) => pattern),
     isSame = (other: string[]) => `${other}` === `${patterns}`;
   const known = CUTS.filter(({ patterns }) => isSame(patterns));
@@ -173,12 +170,32 @@ function preOf(
     const cut = patterns.length === 0 ? "nowhere" : `by ${patterns.join(" and ")}`;
     throw refused(path, `its pre_tokenizer cuts text ${cut}, for which llama.cpp has no name`);
   }
-  const found = known.find((entry) => (entry.wholePieces ?? false) === wholePieces);
+  const found = known.find((entry) => (entry.wholePieces ?? false) === (model.ignore_merges ?? false));
   if (found) return found;
+  const lost = unmerged(model, special); // without any, merges find the token of a whole piece by themselves
+  if (lost === undefined) return known[0]!;
   throw refused(
     path,
-    `its model has ignore_merges, which llama.cpp has not with the cuts of ${known[0]!.pre}`,
+    `its model has ignore_merges, which llama.cpp has not with the cuts of ${
+      known[0]!.pre
+    }, and no merges make its token ` +
+      JSON.stringify(lost),
   );
+}
+
+/** The first token that its characters do not become by merges, the lowest rank first; undefined if all do. */
+function unmerged({ vocab, merges }: BpeModel, special: Set<string>): string | undefined {
+  const ranks = new Map(merges.map((pair, rank) => [[pair].flat().join(" "), rank]));
+  return Object.keys(vocab).find((token) => {
+    const parts = Array.from(token);
+    while (parts.length > 1) {
+      const each = parts.slice(1).map((right, i) => ranks.get(`${parts[i]} ${right}`) ?? Infinity);
+      const least = each.reduce((a, b) => Math.min(a, b)), at = each.indexOf(least);
+      if (least === Infinity) return !special.has(token);
+      parts.splice(at, 2, parts[at]! + parts[at + 1]!);
+    }
+    return false;
+  });
 }
 
 /**
