@@ -24,7 +24,9 @@ export async function serve(args: string[]): Promise<void> {
     flag: "--port",
   });
   console.log(`serving at ${server.url}${token ? "?token=$LOAM_TOKEN" : ""}`);
-  if (model) console.log(`model ${oneLine(model.name)} at ${server.url}v1/completions`);
+  if (model) {
+    console.log(`model ${oneLine(model.name)} at ${server.url}prompt and ${server.url}v1/completions`);
+  }
   await stopSignal();
   await server.close();
   model?.close();

@@ -40,9 +40,12 @@ export function createApp({ runs, look = () => {}, model, token, origins }: AppO
   hono.use(access(token, origins));
   const findRun = (c: Context) => runAskedFor(c, runs, look), refreshAll = () => refresh(runs, look);
 
-  for (const [path, { type, text }] of Object.entries(ASSETS)) {
-    const headers = { "Content-Type": `${type}; charset=utf-8`, "Cache-Control": "no-cache" };
-    hono.get(path, (c) => c.body(text, 200, headers));
+  for (const path of Object.keys(ASSETS)) {
+    hono.get(path, (c) => {
+      const isPrompt = path === "/" && model !== undefined && runs.length === 0; // there is nothing else to show
+      const { type, text } = ASSETS[isPrompt ? "/prompt" : path]!;
+      return c.body(text, 200, { "Content-Type": `${type}; charset=utf-8`, "Cache-Control": "no-cache" });
+    });
   }
   hono.get("/openapi.json", (c) => c.json(OPENAPI));
 

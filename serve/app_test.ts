@@ -262,7 +262,7 @@ Deno.test("the dashboard's files are all served, each with its type", async () =
   const files = Array.from(Deno.readDirSync(new URL("dashboard", import.meta.url)), ({ name }) => name)
     .filter((name) => /\.(html|css|svg|js)$/.test(name) && !name.endsWith("_test.js"));
   for (const name of files) {
-    const response = await hono.request(name === "index.html" ? "/" : `/${name}`);
+    const response = await hono.request(name === "index.html" ? "/" : `/${name.replace(/\.html$/, "")}`);
     assertEquals(response.status, 200, `${name} is missing in serve/assets.ts`);
     assertEquals(
       await response.text(),

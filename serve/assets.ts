@@ -1,4 +1,4 @@
-// The files of the dashboard. They are imported as text, so that a compiled binary holds them.
+// The files of the dashboard and of the prompt page. They are imported as text, so that a compiled binary holds them.
 import uplotCss from "uplot/dist/uPlot.min.css" with { type: "text" };
 import uplotJs from "uplot/dist/uPlot.iife.min.js" with { type: "text" };
 import apiJs from "./dashboard/api.js" with { type: "text" };
@@ -14,6 +14,8 @@ import indexHtml from "./dashboard/index.html" with { type: "text" };
 import nowJs from "./dashboard/now.js" with { type: "text" };
 import panelsJs from "./dashboard/panels.js" with { type: "text" };
 import plotJs from "./dashboard/plot.js" with { type: "text" };
+import promptHtml from "./dashboard/prompt.html" with { type: "text" };
+import promptJs from "./dashboard/prompt.js" with { type: "text" };
 import runsJs from "./dashboard/runs.js" with { type: "text" };
 import seriesJs from "./dashboard/series.js" with { type: "text" };
 import styleCss from "./dashboard/style.css" with { type: "text" };
@@ -37,6 +39,8 @@ export const ASSETS: Record<string, Asset> = {
   "/now.js": { type: "text/javascript", text: nowJs },
   "/panels.js": { type: "text/javascript", text: panelsJs },
   "/plot.js": { type: "text/javascript", text: plotJs },
+  "/prompt": { type: "text/html", text: promptHtml },
+  "/prompt.js": { type: "text/javascript", text: promptJs },
   "/runs.js": { type: "text/javascript", text: runsJs },
   "/series.js": { type: "text/javascript", text: seriesJs },
   "/style.css": { type: "text/css", text: styleCss },

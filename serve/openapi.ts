@@ -352,7 +352,10 @@ export const OPENAPI = {
       ),
     ], { 503: json("A run is stalled or has failed", HEALTH) }),
     "/openapi.json": get("This document", json("OpenAPI 3.1", { type: "object" })),
-    "/": get("The dashboard", other("A page; its files lie beside it", "text/html")),
+    "/": get(
+      "The dashboard; the page of /prompt where there is a model and no run",
+      other("A page; its files lie beside it", "text/html"),
+    ),
     "/v1/models": get("The model of POST /v1/completions", json("As OpenAI's", MODELS)),
     "/v1/models/{name}": get("The model of this name", json("As OpenAI's", MODEL), [
       { name: "name", in: "path", required: true, schema: { type: "string" }, description: "Of the model" },

@@ -2,6 +2,7 @@
 /// <reference lib="dom" />
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { UserError } from "../base/errors.ts";
+import { Model } from "../serve/model.ts";
 import { FakeRun, metricsAt } from "../serve/testing.ts";
 import {
   CHROMIUM,
@@ -17,6 +18,7 @@ import {
   serve,
   SIGHTS,
 } from "./browser.ts";
+import { modelDirectory } from "./testing.ts";
 
 if (!CHROMIUM) {
   console.log("ignored for want of Chromium (Debian: chromium): the tests of tests/dashboard_test.ts");
@@ -417,6 +419,54 @@ test("the dashboard asks for the token and keeps it", async () => {
   await view.drawn(100);
   assertEquals(await page.locator("#login").isVisible(), false);
   assertEquals(await page.evaluate(() => document.cookie), ""); // scripts do not see it
+});
+
+// ---- a model
+
+test("the prompt page writes what the model writes, stops, and says why it cannot", async () => {
+  const model = await Model.load(await modelDirectory({ vocab_size: 257 }), "cpu");
+  await using server = serve({ runs: [], model, token: TOKEN });
+  const asked = { prompt: "Once", max_tokens: 12, temperature: 0.5, top_p: 0.9, seed: 3 };
+  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${TOKEN}` };
+  const body = JSON.stringify(asked);
+  const answer = await fetch(`${server.url}v1/completions`, { method: "POST", headers, body });
+  const { text } = (await answer.json()).choices[0];
+  await using view = await open(server.url, { expected: /40[01]/ }); // what is refused below
+  const { page } = view;
+  await page.fill("#token", TOKEN);
+  await page.keyboard.press("Enter");
+  await page.locator("#model", { hasText: model.name }).waitFor();
+  for (const [id, value] of Object.entries(asked)) await page.fill(`#${id}`, `${value}`);
+  await page.keyboard.press("Control+Enter");
+  await page.locator("#status", { hasText: /^12 tokens, [\d.]+ a second$/ }).waitFor();
+  assertEquals(await page.locator("#given").textContent(), "Once");
+  assertEquals(await page.locator("#written").textContent(), text);
+  await page.fill("#max_tokens", "4096");
+  await page.fill("#temperature", "0");
+  await page.click("#write");
+  await page.click("#cancel");
+  await page.locator("#status", { hasText: /^Stopped$/ }).waitFor();
+  await page.fill("#prompt", "x".repeat(model.block_size));
+  await page.click("#write");
+  await page.locator("#problem", { hasText: /^The prompt has \d+ tokens, the model reads/ }).waitFor();
+  assertEquals(await page.evaluate(faintTexts), []);
+  assertEquals(await page.locator("#runs-link").isVisible(), false);
+  model.close();
+});
+
+test("the dashboard leads to the prompt page where there is a model, and back", async () => {
+  using run = new FakeRun(10);
+  const model = await Model.load(await modelDirectory({ vocab_size: 257 }), "cpu");
+  await using server = serve({ runs: [run.run()], model });
+  await using view = await open(server.url, { viewport: { width: 360, height: 700 } });
+  const { page } = view;
+  await view.drawn(10);
+  await page.click("#prompt-link");
+  await page.locator("#model", { hasText: model.name }).waitFor();
+  assertEquals(await page.evaluate(() => document.scrollingElement!.scrollWidth), 360);
+  await page.click("#runs-link");
+  await view.drawn(10);
+  model.close();
 });
 
 // ---- for everyone

@@ -59,8 +59,13 @@ async function getJson(path, parameters = {}) {
     signal: AbortSignal.timeout(TIMEOUT_MS),
   });
   if (response.ok) return response.json();
+  throw await refusal(response);
+}
+
+/** What an answer says of why there is none. @param {Response} response */
+async function refusal(response) {
   const body = await response.json().catch(() => null);
-  throw new RequestError(response.status, body?.error?.message ?? `The server answers ${response.status}`);
+  return new RequestError(response.status, body?.error?.message ?? `The server answers ${response.status}`);
 }
 
 /**
@@ -86,7 +91,46 @@ export async function getLog(run) {
 
 /** Signs in with a token: the answer sets a cookie. @param {string} token */
 export function signIn(token) {
-  return getJson("stats", { token });
+  return getJson("v1/models", { token });
+}
+
+/** The name of the model that can be talked to. @returns {Promise<string | undefined>} */
+export async function getModel() {
+  return (await getJson("v1/models")).data[0]?.id;
+}
+
+/**
+ * Has the model write a text. Throws RequestError where it is refused, or fails on the way.
+ * @param {Record<string, unknown>} body of POST /v1/completions
+ * @param {(text: string) => void} onText called with each piece
+ * @param {AbortSignal} signal ends the text
+ * @returns {Promise<{ tokens: number, reason: string }>} how many tokens were written, and why no more
+ */
+export async function writeText(body, onText, signal) {
+  const response = await fetch("v1/completions", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  if (!response.ok || !response.body) throw await refusal(response);
+  const written = { tokens: 0, reason: "" },
+    reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let held = "";;) {
+    const { value, done } = await reader.read();
+    if (done) return written;
+    const events = (held + value).split("\n\n");
+    held = events.pop() ?? "";
+    for (const event of events) {
+      const data = event.replace(/^data: /, "");
+      if (data === "[DONE]") continue;
+      const { error, choices, usage } = JSON.parse(data), choice = choices?.[0];
+      if (error) throw new RequestError(500, error.message);
+      if (choice) onText(choice.text);
+      written.reason = choice?.finish_reason ?? written.reason;
+      written.tokens = usage?.completion_tokens ?? written.tokens;
+    }
+  }
 }
 
 const MAIN_KEYS = ["loss", "val_loss"];

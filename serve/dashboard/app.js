@@ -1,7 +1,7 @@
 // @ts-check
 /// <reference lib="dom" />
 // The dashboard: loads a run, follows it live, and draws what has changed.
-import { follow, getHistory, getLog, getRuns, getStats, RequestError } from "./api.js";
+import { follow, getHistory, getLog, getModel, getRuns, getStats, RequestError } from "./api.js";
 import { Chart } from "./chart.js";
 import { askForToken, bindChoices, bindKeys, bindTheme, keptChoices } from "./controls.js";
 import { chartInWords, CHARTS, curves } from "./curves.js";
@@ -72,6 +72,9 @@ async function start() {
     changed: () => attempt(refresh),
   });
   attempt(refreshOthers);
+  attempt(async () => {
+    byId("prompt-link", HTMLElement).hidden = await getModel() === undefined;
+  });
   setInterval(() => attempt(refresh), POLL_MS);
   setInterval(() => attempt(refreshOthers), POLL_MS);
 }
