@@ -54,11 +54,30 @@ Deno.test("every task that a page or script names exists", () => {
   const docs = Array.from(Deno.readDirSync(new URL("docs", ROOT)), ({ name }) => `docs/${name}`)
     .filter((path) => path.endsWith(".md"));
   assert(docs.length > 0);
-  for (const page of ["README.md", "CONTRIBUTING.md", "run.sh", "bench/README.md", ".ci/run", ...docs]) {
+  for (
+    const page of [
+      "README.md",
+      "CONTRIBUTING.md",
+      "run.sh",
+      "bench/README.md",
+      ".ci/run",
+      "Dockerfile",
+      ...docs,
+    ]
+  ) {
     for (const [, task] of read(page).matchAll(/deno task (?:-q )?([a-z][\w:-]*)/g)) {
       assert(task! in settings.tasks, `${page} names deno task ${task}, which deno.json lacks`);
     }
   }
+});
+
+Deno.test("the images have run.sh's Deno, and nothing that git ignores", () => {
+  const [, version] = /^deno_version=(\S+)/m.exec(read("run.sh"))!;
+  assertStringIncludes(read("Dockerfile"), `FROM denoland/deno:bin-${version} AS deno\n`);
+  const patterns = (file: string) =>
+    read(file).split("\n").map((line) => line.replace(/^(!?)\//, "$1").replace(/(?<!\*)\/$/, ""))
+      .filter((line) => line !== "" && !line.startsWith("#")).sort();
+  assertEquals(patterns(".dockerignore"), [...patterns(".gitignore"), ".git", ".deno"].sort());
 });
 
 Deno.test("no exclude pattern hides a folder of source files", () => {
