@@ -1,12 +1,14 @@
 // attention_hopper.cuh: attention for Hopper (sm_90a: H100, H200), for head sizes 64 and 128. Part of kernels.cu, which
-// includes it behind the portable kernels: read those first, the mathematics and the order of loops are the same. It has run
-// on the emulator alone, never on a GPU; so it is used only where it agrees with the portable kernels when the device opens.
+// includes it behind the portable kernels: read those first, the mathematics and the order of loops are the same, and
+// nothing outside of this file needs to be known of wgmma, TMA and mbarriers. It has run on the emulator alone, never
+// on a GPU; so it is used only where it agrees with the portable kernels when the device opens.
 //
-// What differs is who does what. A warpgroup is 4 warps that multiply together (wgmma): each owns 64 rows of the block. One
-// more warpgroup loads: one thread starts copies (TMA) which the hardware carries out, and hands most of its registers to
-// the others (setmaxnreg). Tiles go through STAGES stages of shared memory. Each stage has barriers there (mbarrier):
-// `full` completes when all bytes of a tile have come, `empty` when every warp is done with it; the parity says which turn
-// of the ring is meant. wgmma and TMA run beside the threads, so softmax of one tile overlaps products of another.
+// What differs is who does what. A warpgroup is 4 warps that multiply together (wgmma): each owns 64 rows of the block.
+// One more warpgroup loads: one thread starts copies (TMA) which the hardware carries out, and hands most of its
+// registers to the others (setmaxnreg). Tiles go through STAGES stages of shared memory. Each stage has barriers there
+// (mbarrier): `full` completes when all bytes of a tile have come, `empty` when every warp is done with it; the parity
+// says which turn of the ring is meant. wgmma and TMA run beside the threads, so softmax of one tile overlaps products
+// of another.
 //
 // A tile (ROWS, D) is one or two panels of 64 columns; a panel is ROWS rows of 128 bytes, whose chunks of 16 bytes TMA
 // permutes by row % 8, which is swizzle<64>() of the portable kernels. wgmma finds its operands in shared memory by
@@ -22,7 +24,7 @@ namespace hopper {
 // ---- sizes ---------------------------------------------------------------------------------------------------------
 
 constexpr int WARPGROUP = 4 * WARP;
-constexpr int BOX = 64, BOX_BYTES = BOX * 128;  // one copy: 64 rows of 64 columns
+constexpr int BOX = 64;  // one copy: so many rows of 64 columns
 
 typedef uint64_t mbarrier;
 template <int STAGES> struct KeyBarriers {
@@ -160,20 +162,22 @@ template <int N> DEVICE void wgmma_registers(float* d, const uint32_t* a, uint64
 
 // ---- what the kernels have in common -------------------------------------------------------------------------------
 
-/// By a shuffle the compiler knows that it is the same in all lanes, and so are the descriptors that follow from it: they stay
-/// in uniform registers, where wgmma wants them.
+/// By a shuffle the compiler knows that it is the same in all lanes, and so are the descriptors that follow from it:
+/// they stay in uniform registers, where wgmma wants them.
 DEVICE int warpgroup_id() { return (int)__shfl_sync(~0u, threadIdx.x / WARPGROUP, 0); }
 
-/// A descriptor (PTX ISA, "matrix descriptor"): bits 0-13 address / 16, 16-29 leading and 32-45 stride byte offset / 16, 62-63
-/// = 1 for the 128-byte swizzle. The stride is from 8 rows of a panel to the next 8; the leading offset is from a panel to
-/// the next where columns are N, and not used (1) where they are k.
+/// A descriptor (PTX ISA, "matrix descriptor"): bits 0-13 address / 16, 16-29 leading and 32-45 stride byte offset /
+/// 16, 62-63 = 1 for the 128-byte swizzle. The stride is from 8 rows of a panel to the next 8; the leading offset is
+/// from a panel to the next where columns are N, and not used (1) where they are k.
 DEVICE uint64_t descriptor(const void* tile, unsigned leading_bytes) {
   return (uint64_t)(shared_address(tile) >> 4) | (uint64_t)(leading_bytes >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 |
          (uint64_t)1 << 62;
 }
 
 /// Columns 16 i to 16 i + 15 of a tile (ROWS, D) as k: rows are M or N.
-template <int ROWS> DEVICE uint64_t columns_of(uint64_t tile, int i) { return tile + i / 4 * (ROWS * 128 / 16) + i % 4 * 2; }
+template <int ROWS> DEVICE uint64_t columns_of(uint64_t tile, int i) {
+  return tile + i / 4 * (ROWS * 128 / 16) + i % 4 * 2;
+}
 DEVICE uint64_t by_columns(const void* tile) { return descriptor(tile, 16); }
 
 /// Rows 16 i to 16 i + 15 of a tile (ROWS, D) as k: columns are N.
@@ -227,10 +231,11 @@ template <class Shape> struct KeyStream {
   int k_head, v_head, b, tiles;
 };
 template <class Shape>
-DEVICE KeyStream<Shape> key_stream(unsigned char* raw, const CUtensorMap* map, int k_head, int v_head, int b, int tiles) {
-  unsigned char* k = raw + Shape::TILES_AT;
-  KeyStream<Shape> at = {raw, k, k + Shape::STAGES * Shape::TILE_BYTES, (KeyBarriers<Shape::STAGES>*)(raw + Shape::BARRIERS_AT),
-                         map, k_head, v_head, b, tiles};
+DEVICE KeyStream<Shape> key_stream(unsigned char* raw, const CUtensorMap* map, int k_head, int v_head, int b,
+                                   int tiles) {
+  unsigned char *k = raw + Shape::TILES_AT, *v = k + Shape::STAGES * Shape::TILE_BYTES;
+  auto* bar = (KeyBarriers<Shape::STAGES>*)(raw + Shape::BARRIERS_AT);
+  KeyStream<Shape> at = {raw, k, v, bar, map, k_head, v_head, b, tiles};
   if (threadIdx.x == 0) {
     mbarrier_init(&at.bar->own, 1);
     for (int s = 0; s < Shape::STAGES; s++) {
@@ -499,8 +504,8 @@ static __global__ void __launch_bounds__(QueryShape<D>::THREADS, 1)
 #endif
 }
 
-/// dK and dV. Block: 64 keys of one key head for each group; walks over the queries from the diagonal on, for each query
-/// head of the key head in turn. S^T = K Q^T and dP^T = V dO^T: rows are keys, columns are queries.
+/// dK and dV. Block: 64 keys of one key head for each group; walks over the queries from the diagonal on, for each
+/// query head of the key head in turn. S^T = K Q^T and dP^T = V dO^T: rows are keys, columns are queries.
 template <int D>
 static __global__ void __launch_bounds__(KeyShape<D>::THREADS, 1)
     dkv_kernel(act* dqkv, const float* delta, const float* lse, const __grid_constant__ CUtensorMap qkv,
@@ -619,12 +624,13 @@ static decltype(&cuTensorMapEncodeTiled) encode;  // of the driver, or null
 
 /// The driver's function that describes arrays to TMA, found at run time so that nothing links with the driver.
 static bool find_driver() {
+  constexpr const char* NAME = "cuTensorMapEncodeTiled";
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
 #if CUDART_VERSION >= 12050
-  cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+  cudaError_t e = cudaGetDriverEntryPointByVersion(NAME, &function, 12000, cudaEnableDefault, &found);
 #else
-  cudaError_t e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);
+  cudaError_t e = cudaGetDriverEntryPoint(NAME, &function, cudaEnableDefault, &found);
 #endif
   if (e != cudaSuccess) cudaGetLastError();  // clears it
   bool is_found = e == cudaSuccess && found == cudaDriverEntryPointSuccess;
@@ -691,13 +697,16 @@ static int wait_for_check() {
 /// How far x is from y, relative to y; infinite where a number is not finite.
 static double distance(const std::vector<float>& x, const std::vector<float>& y) {
   double error = 0, norm = 0;
-  for (size_t i = 0; i < x.size(); i++) error += ((double)x[i] - y[i]) * ((double)x[i] - y[i]), norm += (double)y[i] * y[i];
+  for (size_t i = 0; i < x.size(); i++) {
+    double difference = (double)x[i] - y[i];
+    error += difference * difference, norm += (double)y[i] * y[i];
+  }
   double relative = sqrt(error / norm);
   return relative >= 0 ? relative : INFINITY;
 }
 
-/// Runs head size D at a length that ends inside of every tile, Hopper's kernels twice and the portable ones once, in the
-/// workspace. *wrong = what differs, or "".
+/// Runs head size D at a length that ends inside of every tile, Hopper's kernels twice and the portable ones once, in
+/// the workspace. *wrong = what differs, or "".
 template <int D> static int check(std::string* wrong) {
   constexpr int B = 1, T = D == 64 ? 449 : 321, H = 2, K = 1;  // every ring of stages begins a second turn
   constexpr int ROUNDS = 3;                                        // two of Hopper's, then the portable
@@ -745,8 +754,8 @@ template <int D> static int check(std::string* wrong) {
   double lse_and_delta = distance(stats(0), stats(2));
   char text[256] = "";
   if (!(out < TOLERANCE && dqkv < TOLERANCE && lse_and_delta < TOLERANCE))
-    snprintf(text, sizeof text, "for head size %d out, dqkv or lse is %.2g, %.2g or %.2g from the portable kernels'", D, out,
-             dqkv, lse_and_delta);
+    snprintf(text, sizeof text, "for head size %d out, dqkv or lse is %.2g, %.2g or %.2g from the portable kernels'", D,
+             out, dqkv, lse_and_delta);
   else if (memcmp(bytes.data(), bytes.data() + ROUND_BYTES, ROUND_BYTES))
     snprintf(text, sizeof text, "for head size %d two runs differ", D);
   *wrong = text;

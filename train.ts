@@ -80,7 +80,7 @@ export const variables = {
   bf16_gemm: false, // CPU: round GEMM inputs to bfloat16 where the BLAS can
   blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
   attention: "", // GPU: portable or hopper kernels; "" = hopper on H100 and H200 where it agrees with portable at start
-  self_check: true, // GPU: compare every kernel of a step with the CPU's at start, less than a second
+  self_check: true, // GPU: compare every kernel of a step with the CPU's at start, in about a second
   head_chunk: 2048, // rows whose logits are in memory at a time
   recompute: "norm_swiglu", // what backward computes again to save memory: none, norm_swiglu, gate_up, block
 
