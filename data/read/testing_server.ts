@@ -39,12 +39,16 @@ export async function withServer(
 ): Promise<void> {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const server: Server = { url: `http://127.0.0.1:${listener.addr.port}`, requests: [], sent: 0 };
-  const serving = (async () => {
-    for await (const connection of listener) serve(connection, server, answer).catch(() => {}); // clients hang up
+  const answers: Promise<void>[] = [];
+  const accepting = (async () => {
+    for await (const connection of listener) {
+      answers.push(serve(connection, server, answer).catch(() => {})); // clients hang up
+    }
   })();
   await run(server);
   listener.close();
-  await serving;
+  await accepting;
+  await Promise.all(answers);
 }
 
 async function serve(
