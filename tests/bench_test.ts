@@ -8,7 +8,7 @@ import type { Report } from "../bench/kernels.ts";
 import { floor } from "../bench/roofline.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { libraryExists } from "../ffi/library.ts";
-import { dataset, freshPath, ROOT } from "./testing.ts";
+import { dataset, emptyDirectory, freshPath, ROOT } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const GPT_270M = { ...SHAPES["gpt-270m"]!, head_chunk: 2048, act: 2 };
@@ -97,7 +97,7 @@ Deno.test({
       `--sample=${sample}`,
       ...small,
       "--workers=1,2",
-      `--work_dir=${freshPath()}`,
+      `--work_dir=${emptyDirectory()}`,
       `--json=${json}`,
     ];
     const text = await bench("prepare", ...flags);

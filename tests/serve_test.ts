@@ -84,7 +84,7 @@ Deno.test("serve refuses with one line what it cannot serve", async () => {
   );
   const { code, stdout } = await run("serve", "--help");
   assertEquals(code, 0);
-  assertMatch(stdout, /--checkpoint PATH/);
+  assertMatch(stdout, /--checkpoint=/);
 });
 
 Deno.test("serve gets over 300 half-open connections where 64 files may be open", async () => {
