@@ -81,6 +81,8 @@ const PROBE = "It's 2024,  isn't it?\n\n\tfor (let i = 0; i < 1000; i++) {}\r\n 
 
 /** Where two tokenizers with vocabularies of one size differ, in words; undefined if nowhere. */
 function differenceOf(data: Tokenizer, model: Tokenizer): string | undefined {
+  const file = "tokenizer.json";
+  if (data.files()[file] === model.files()[file]) return undefined; // which is quicker than 200,000 tokens
   for (let id = 0; id < model.vocab_size; id++) {
     const [a, b] = [data.decode([id]), model.decode([id])];
     if (a !== b) {
