@@ -70,10 +70,18 @@ export async function tokenizerOfModel(
     : eot !== own.eot
     ? `texts end with token ${eot} in the data and with ${own.eot} for the model`
     : dataTokenizer && differenceOf(dataTokenizer, own);
-  if (different === undefined) return own;
+  if (different === undefined) return withTemplate(directory, own);
   throw new UserError(
     `${cannot} on ${dir}: ${different}; prepare the data with its tokenizer: --tokenizer ${directory}`,
   );
+}
+
+/** The tokenizer of a directory, whose files are also the template of chats that lies there beside tokenizer_config.json. */
+function withTemplate(directory: string, tokenizer: Tokenizer): Tokenizer {
+  const name = "chat_template.jinja", path = `${directory}/${name}`;
+  if (!isFile(path)) return tokenizer;
+  const template = { [name]: Deno.readTextFileSync(path) };
+  return { ...tokenizer, files: (start) => ({ ...tokenizer.files(start), ...template }) };
 }
 
 /** Text of several kinds and scripts, on which tokenizers with equal vocabularies and other rules differ. */
