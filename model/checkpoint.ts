@@ -140,7 +140,10 @@ function modelFiles(
   };
   const name = "tokenizer_config.json", config = files[name];
   if (config === undefined) return files;
-  return { ...files, [name]: json({ ...JSON.parse(config), model_max_length: c.block_size }) };
+  return {
+    ...files,
+    [name]: json({ ...JSON.parse(config), model_max_length: c.max_position_embeddings ?? c.block_size }),
+  };
 }
 
 /** The tokens that end a text of a model: as in transformers the eos_token_id that its files name, or else the tokenizer's. */

@@ -83,8 +83,10 @@ Deno.test("what is trained has the gradient that it has when all is trained, how
     for (
       const list of ["layers.*.qkv_proj", "layers.1.down_proj,norm", "lm_head", "embed_tokens", "layers.2.*"]
     ) {
-      const some = gradients(list, recompute).grads;
+      const { grads: some, parameters } = gradients(list, recompute);
       assert(some.size > 0);
+      const frozen = parameters.slots.slice(parameters.trained.length);
+      assertEquals(frozen.filter(({ tensor }) => tensor.buf.grad !== undefined), [], `${list}, ${recompute}`);
       for (const [name, grad] of some) assertEquals(grad, all.get(name), `${name} of ${list}, ${recompute}`);
     }
   }
