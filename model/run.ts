@@ -93,7 +93,7 @@ export async function openLog({ config, dataset, optimizer, ranks, saved }: Part
 
 /** Says what will be trained, on what, and what differs from the defaults. From here on a signal ends the run in good order. */
 export function begin(parts: Parts, log: Log, description: string, defaults: Values): Run {
-  const { config, c, dataset, data, val, optimizer, ranks, saved } = parts;
+  const { config, c, dataset, data, val, optimizer, ranks, saved } = parts, stop = new Stop(ranks);
   if (ranks.rank === 0) settle(config.out_dir, saved, config.keep_checkpoints);
   const peak = peakOfAll(ranks.world_size);
   const facts = runFacts(config, c, description, optimizer.parameters, data, peak, saved?.step ?? 0);
@@ -101,6 +101,5 @@ export function begin(parts: Parts, log: Log, description: string, defaults: Val
   banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
   if (config.train) log.line(`training ${describeTrained(parts.model, config.train)}`);
   for (const line of dataLines(config, dataset, val)) log.line(line);
-  const stop = new Stop(ranks);
   return { ...parts, stop, log, progress: new Progress({ ...parts, stop, log, peak, facts }) };
 }
