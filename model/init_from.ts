@@ -2,7 +2,7 @@
 import type { Dataset } from "../data/bins.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
-import { isDirectory, isFile } from "../base/files.ts";
+import { isDirectory, isFile, noDirectory } from "../base/files.ts";
 import { resolveCheckpoint } from "../runtime/checkpoint.ts";
 import { storedConfig } from "./checkpoint.ts";
 import type { LlamaConfig } from "./llama.ts";
@@ -20,10 +20,11 @@ export type ShapeVariables = Record<typeof SHAPE[number] | "block_size", number>
  * sequence that the model was made for, if that is less. Throws UserError where `given`, the command line, contradicts it.
  */
 export function shapeOf(path: string, given: Partial<ShapeVariables>, usual: number): ShapeVariables {
-  if (path.startsWith("models/") && !isDirectory(path)) {
+  if (!isDirectory(path) && !isFile(path)) { // RUN/best is a file
+    const fetch = `fetch them: deno task download ${path.replace("models/", "hf://")}`;
     throw new UserError(
-      `Cannot begin with the weights in ${path}: there is no such directory; fetch them: deno task download ` +
-        path.replace("models/", "hf://"),
+      `Cannot begin with the weights in ${path}: ${noDirectory(path)}; ` +
+        (path.startsWith("models/") ? fetch : "name a model directory, a run or one of its checkpoints"),
     );
   }
   const model = storedConfig(resolveCheckpoint(path)),
@@ -37,9 +38,10 @@ export function shapeOf(path: string, given: Partial<ShapeVariables>, usual: num
     );
   }
   if (block_size > model.block_size) {
+    const limit = model.sliding_window === model.block_size ? "sliding_window" : "max_position_embeddings";
     throw new UserError(
-      `Cannot set block_size to ${block_size} with --init_from=${path}: that model was made for sequences of at most ` +
-        `${model.block_size} tokens, max_position_embeddings in its config.json; set it to that or less`,
+      `Cannot set block_size to ${block_size} with --init_from=${path}: its config.json has ${limit} ${model.block_size}, ` +
+        "and no longer sequence is computed; set it to that or less",
     );
   }
   return { ...Object.fromEntries(SHAPE.map((name) => [name, model[name]])), block_size } as ShapeVariables;

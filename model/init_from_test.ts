@@ -28,8 +28,23 @@ Deno.test("shapeOf() takes all from the directory but block_size, and refuses wh
   }
   assertEquals(
     refused({ block_size: 49 }),
-    "Cannot set block_size to 49 with --init_from=MODEL: that model was made for sequences of at most 48 tokens, " +
-      "max_position_embeddings in its config.json; set it to that or less",
+    "Cannot set block_size to 49 with --init_from=MODEL: its config.json has max_position_embeddings 48, and no longer " +
+      "sequence is computed; set it to that or less",
+  );
+});
+
+Deno.test("shapeOf() bounds block_size by a sliding window, and names what is no directory", async () => {
+  const path = await modelDirectory({ family: "mistral", sliding_window: 24 });
+  assertEquals(shapeOf(path, {}, 1024).block_size, 24);
+  assertThrows(
+    () => shapeOf(path, { block_size: 25 }, 32),
+    UserError,
+    "its config.json has sliding_window 24, and no longer sequence is computed; set it to that or less",
+  );
+  assertThrows(
+    () => shapeOf(`${path}/none`, {}, 32),
+    UserError,
+    `Cannot begin with the weights in ${path}/none: there is no such directory; name a model directory, a run or one of`,
   );
 });
 

@@ -89,7 +89,8 @@ const mistakes: [string, string][] = [
   ],
   [
     "--init_from=hf://nobody/nothing@v1",
-    "Cannot begin with the weights in models/nobody/nothing@v1: there is no such directory; fetch them: " +
+    "Cannot begin with the weights in models/nobody/nothing@v1: there is no such directory in " +
+    `${ROOT.pathname.replace(/\/$/, "")}; fetch them: ` +
     "deno task download hf://nobody/nothing@v1",
   ],
   ["--n_layer=0", "Cannot use --n_layer=0: it should be a whole number from 1 to 10000"],
