@@ -447,11 +447,11 @@ function positive(path: string, key: string, value: unknown): number {
 }
 
 function unknown(path: string, key: string, value: unknown): UserError {
+  const advice = key === "quantization_config"
+    ? "use the model's weights from before they were quantized"
+    : "remove it only if the model is the same without it";
   return new UserError(
-    `Cannot load ${path}: ${key} is ${
-      shown(value)
-    }, which loam does not compute; remove it only if the model is the same ` +
-      "without it",
+    `Cannot load ${path}: ${key} is ${shown(value)}, which loam does not compute; ${advice}`,
   );
 }
 

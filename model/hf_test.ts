@@ -184,7 +184,10 @@ Deno.test("configFromHF() refuses what loam does not compute", () => {
     [{ mlp_bias: true }, "mlp_bias is true, which loam does not compute"],
     [{ rope_interleaved: true }, "rope_interleaved is true, which loam does not compute"],
     [{ sliding_window: 4096 }, "sliding_window is 4096, which loam does not compute"],
-    [{ quantization_config: { bits: 4 } }, 'quantization_config is {"bits":4}, which loam does not compute'],
+    [
+      { quantization_config: { bits: 4 } },
+      'quantization_config is {"bits":4}, which loam does not compute; use the model\'s weights from before they were quantized',
+    ],
     [{ partial_rotary_factor: 0.5 }, "partial_rotary_factor is 0.5, and should be 1"],
     [{ per_layer_config: { 0: { head_dim: 8 } } }, "per_layer_config is"],
     [{ auto_map: { AutoModel: "my.Model" } }, "auto_map is"],

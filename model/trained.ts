@@ -18,10 +18,8 @@ export function trainsOf(model: unknown, list: string): ((name: string) => boole
       return own.length === parts.length && own.every((part, i) => parts[i] === "*" || parts[i] === part);
     };
     if (names.some(fits)) return fits;
-    const kinds = Array.from(new Set(names.map((name) => name.replace(/\.\d+\./, ".*."))));
-    throw new UserError(
-      `Cannot train "${text}": no weight has that name; ${meant(text, kinds)}; there are ${kinds.join(", ")}`,
-    );
+    const kinds = new Set(names.map((name) => name.replace(/\.\d+\./, ".*.")));
+    throw new UserError(`Cannot train "${text}": no weight has that name; ${meant(text, Array.from(kinds))}`);
   });
   return (name) => patterns.some((fits) => fits(name));
 }

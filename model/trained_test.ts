@@ -40,8 +40,7 @@ Deno.test("trainsOf() takes dot paths with stars, and names what there is", () =
   assertThrows(
     () => trainsOf(model, "layers.*.qv_proj"),
     UserError,
-    'Cannot train "layers.*.qv_proj": no weight has that name; did you mean layers.*.qkv_proj?; there are embed_tokens, ' +
-      "layers.*.input_layernorm, layers.*.qkv_proj, layers.*.o_proj, ",
+    'Cannot train "layers.*.qv_proj": no weight has that name; did you mean layers.*.qkv_proj?',
   );
   assertEquals(
     describeTrained(model, "norm,layers.*.o_proj"),
