@@ -124,6 +124,28 @@ Deno.test("the commands of the pages are found, and those that do not run here a
   assertEquals(Object.keys(UNTESTED).filter((start) => !used.has(start)), []);
 });
 
+Deno.test("docs/troubleshooting.md has the program's own words", () => {
+  const sources = [...sourcesOf("")].map((path) => Deno.readTextFileSync(new URL(path, ROOT))).join("\n")
+    .replaceAll(/["`] \+\s*["`]/g, "").replaceAll(/\$\{[^}]*\}/g, "…"); // texts in one piece, with gaps for what is put in
+  const page = Deno.readTextFileSync(new URL("docs/troubleshooting.md", ROOT));
+  const messages = Array.from(page.matchAll(/^ {4}(.*)$/gm), ([, message]) => message!);
+  assert(messages.length >= 10);
+  for (const piece of messages.flatMap((message) => message.split("…"))) {
+    const words = piece.replace(/^[;:,]? | $/g, "");
+    if (!words.startsWith("Requires ")) assertStringIncludes(sources, words); // that is Deno's
+  }
+});
+
+/** Paths of the program's sources. */
+function* sourcesOf(folder: string): Generator<string> {
+  for (const { name, isFile, isDirectory } of Deno.readDirSync(new URL(folder || ".", ROOT))) {
+    if (isFile && /(?<!_test)\.ts$/.test(name)) yield folder + name;
+    const ours = folder !== "" ||
+      ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools"].includes(name);
+    if (isDirectory && ours) yield* sourcesOf(`${folder}${name}/`);
+  }
+}
+
 // ---- the world in which they run
 
 const SOURCES = /\.(ts|js|json|html|css|svg|lock|md|so|dylib)$/;
