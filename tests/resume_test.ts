@@ -58,12 +58,12 @@ Deno.test("20 steps in one go equal 10 steps, a resume and 10 more, bit by bit",
 });
 
 Deno.test("a run that is killed again and again, also while it saves, ends with the same bits", async () => {
-  const given = await flags("--max_iters=80", "--save_interval=1", "--keep_checkpoints=2");
+  const given = await flags("--max_iters=60", "--save_interval=1", "--keep_checkpoints=2");
   const whole = freshPath(), killed = freshPath();
   await succeed("train", `--out_dir=${whole}`, ...given);
 
   let first = true, kills = 0, whileSaving = 0;
-  for (const delay_ms of [-1, 3, 11, -1, 17, 0, 25, -1]) { // -1: as soon as a checkpoint is being written
+  for (const delay_ms of [-1, 3, 11, -1]) { // -1: as soon as a checkpoint is being written; durability_test.ts has all moments
     const running = first
       ? new Running("train", `--out_dir=${killed}`, ...given)
       : new Running("train", `--resume=${killed}`);
@@ -75,12 +75,12 @@ Deno.test("a run that is killed again and again, also while it saves, ends with 
     if ((await running.end()).signal === "SIGKILL") kills++;
     if (leftovers(killed).length > 0) whileSaving++;
   }
-  assert(kills >= 4, `only ${kills} of 8 kills came before the end`);
+  assert(kills >= 2, `only ${kills} of 4 kills came before the end`);
   assert(whileSaving >= 1, "no kill came while a checkpoint was written");
 
   await succeed("train", `--resume=${killed}`);
   assertSameRun(killed, whole);
-  assertEquals(list(`${killed}/checkpoints`), ["step_000079", "step_000080"]); // nothing half-written is left
+  assertEquals(list(`${killed}/checkpoints`), ["step_000059", "step_000060"]); // nothing half-written is left
 });
 
 function leftovers(run: string): string[] {
