@@ -227,10 +227,16 @@ function ids(seed: number): Tensor {
 }
 
 /** Logits, loss and gradients of a model whose weights are the same bfloat16 numbers on every device. */
-function evaluate(device: "cpu" | "emu", weights: Map<string, Float32Array<ArrayBuffer>>) {
+function evaluate(
+  device: "cpu" | "emu",
+  shape: LlamaConfig,
+  weights: Map<string, Float32Array<ArrayBuffer>>,
+) {
   open(device, { threads: 2 });
   forgetMemory();
-  const config = { ...c }, model = init(config), parameters = new Parameters(model, { seed: 1, train: true });
+  const config = { ...shape },
+    model = init(config),
+    parameters = new Parameters(model, { seed: 1, train: true });
   for (const { name, offset } of parameters.slots) {
     writeFloats(parameters.master.address + BigInt(4 * offset), weights.get(name)!, "f32");
   }
@@ -254,37 +260,48 @@ function relativeError(actual: Float32Array, expected: Float32Array): number {
   return Math.sqrt(square((i) => actual[i]! - expected[i]!) / square((i) => expected[i]!));
 }
 
-Deno.test(
-  "logits, loss and gradients of a model differ from the CPU's by bfloat16 rounding only",
-  emu,
-  () => {
-    open("plan", { act: "bf16" }); // normal() rounds to bfloat16
-    forgetMemory();
-    const { slots } = new Parameters(init(c), { seed: 1, train: false });
-    const weights = new Map(slots.map(({ name, tensor, size }, i) => {
-      const values = normal(size, i).map((x) => tensor.shape.length === 1 ? 1 : x / 16); // scores below 1: softmax magnifies no error
-      if (name === "embed_tokens") values.fill(0, c.vocab_size * c.n_embd); // padding
-      return [name, values as Float32Array<ArrayBuffer>];
-    }));
-    const expected = evaluate("cpu", weights), actual = evaluate("emu", weights);
-    // Each rounding is at most u = 2^-8 of a value, u / sqrt(3) in the mean square, and independent of the others. On the way
-    // to the first layer's gradient lie the embedding, head and last norm, and 9 stored results a layer, there and back.
-    const roundings = 2 * (3 + 9 * c.n_layer), allowed = 2 ** -8 * Math.sqrt(roundings / 3);
-    const check = (a: Float32Array, e: Float32Array, what: string) => {
-      const error = relativeError(a, e);
-      assert(error < allowed, `${what}: relative error ${error}, ${allowed} is allowed`);
-      assert(error > 1e-4, `${what}: relative error ${error} is too small for bfloat16`);
-    };
-    check(actual.logits, expected.logits, "logits");
-    assert(
-      Math.abs(actual.loss - expected.loss) < allowed,
-      `loss ${actual.loss}, on the CPU ${expected.loss}`,
-    );
-    slots.forEach(({ name }, i) =>
-      check(actual.gradients[i]!, expected.gradients[i]!, `gradient of ${name}`)
-    );
-  },
-);
+const yarn = { rope_type: "yarn", factor: 4, original_max_position_embeddings: 16 } as const;
+const MODELS: Record<string, Partial<LlamaConfig>> = {
+  Llama: {},
+  "Qwen 2": { family: "qwen2", rope_scaling: yarn },
+  "Qwen 3": { family: "qwen3", tie_word_embeddings: false },
+  "SmolLM 3": { family: "smollm3", no_rope_layers: [1, 0] },
+};
+
+for (const [name, change] of Object.entries(MODELS)) {
+  Deno.test(
+    `logits, loss and gradients of ${name} differ from the CPU's by bfloat16 rounding only`,
+    emu,
+    () => {
+      open("plan", { act: "bf16" }); // normal() rounds to bfloat16
+      forgetMemory();
+      const shape = { ...c, ...change }, { slots } = new Parameters(init(shape), { seed: 1, train: false });
+      const weights = new Map(slots.map(({ name, size }, i) => {
+        const scale = /[qk]_norm/.test(name) ? 0.25 : 1; // scores below 1: softmax magnifies no error
+        const values = normal(size, i).map((x) => /norm/.test(name) ? scale : x / 16);
+        if (/^(embed_tokens|lm_head)$/.test(name)) values.fill(0, c.vocab_size * c.n_embd); // padding
+        return [name, values as Float32Array<ArrayBuffer>];
+      }));
+      const expected = evaluate("cpu", shape, weights), actual = evaluate("emu", shape, weights);
+      // Each rounding is at most u = 2^-8 of a value, u / sqrt(3) in the mean square, and independent of the others. On the way
+      // to the first layer's gradient lie the embedding, head and last norm, and 10 stored results a layer, there and back.
+      const roundings = 2 * (3 + 10 * c.n_layer), allowed = 2 ** -8 * Math.sqrt(roundings / 3);
+      const check = (a: Float32Array, e: Float32Array, what: string) => {
+        const error = relativeError(a, e);
+        assert(error < allowed, `${what}: relative error ${error}, ${allowed} is allowed`);
+        assert(error > 1e-4, `${what}: relative error ${error} is too small for bfloat16`);
+      };
+      check(actual.logits, expected.logits, "logits");
+      assert(
+        Math.abs(actual.loss - expected.loss) < allowed,
+        `loss ${actual.loss}, on the CPU ${expected.loss}`,
+      );
+      slots.forEach(({ name }, i) =>
+        check(actual.gradients[i]!, expected.gradients[i]!, `gradient of ${name}`)
+      );
+    },
+  );
+}
 
 Deno.test(
   "results read one step late are those of steps read at once, each written once and in order",
