@@ -89,6 +89,12 @@ Deno.test("a model that was loaded is trained on from its weights", async () => 
   const loaded = loadModel(directory).model;
   new Parameters(loaded, { seed: 0, train: true });
   assertEquals(answer(loaded), answer(model));
+  const ready = loadModel(directory, { train: true });
+  assertEquals(answer(ready.model), answer(model));
+  assertEquals([ready.parameters.grads!.bytes, loadModel(directory).parameters.grads], [
+    4 * ready.parameters.total,
+    undefined,
+  ]);
   Deno.removeSync(directory, { recursive: true });
 });
 

@@ -8,7 +8,7 @@ import { openDevice, requireDevice } from "./device.ts";
 import { generateAll } from "./generate.ts";
 
 const defaults = {
-  checkpoint: "", // a run directory, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
+  checkpoint: "", // a run directory, one of its checkpoints, its best (RUN/best), or a model directory of Hugging Face
   prompt: "", // empty: the start of a document
   prompt_file: "", // a file with a prompt on each line, in the place of prompt
   num_samples: 1, // texts for each prompt; they share each pass over the weights, the i-th has the seed + i

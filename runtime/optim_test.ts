@@ -226,6 +226,46 @@ Deno.test("Parameters places matrices before vectors, aligned, with names, and c
   assertEquals(model.norm.address - model.layers[0]!.w.address, BigInt(64 * (device.act === "bf16" ? 2 : 4)));
 });
 
+Deno.test("Parameters loads values, with master weights of what this rank updates, and frozen ones behind all ranks' parts", () => {
+  const values: Record<string, Values> = {
+    a: normal(70, 1),
+    b: normal(200, 2),
+    v: normal(5, 3),
+    w: normal(90, 4),
+  };
+  const exact = (name: string, from: number, to: number) =>
+    values[name]!.slice(from, to).map((x) => x * (1 + 2 ** -12));
+  const load = (name: string, address: bigint) => writeFloats(address, exact(name, 0, 999), "f32");
+  for (const rank of [0, 1]) {
+    const model = {
+      ...{ a: param([7, 10], { std: 1 }), b: param([200], { value: 1 }) },
+      ...{ v: param([5], { value: 1 }), w: param([9, 10], { std: 1 }) },
+    };
+    const trains = (name: string) => name !== "b", ranks = { rank, world_size: 2, zero_stage: 1 };
+    const p = new Parameters(model, { seed: 0, train: true, trains, load, ...ranks });
+    assertEquals(p.slots.map(({ name, offset }) => [name, offset]), [["a", 0], ["w", 128], ["v", 256], [
+      "b",
+      384,
+    ]]);
+    assertEquals([p.total, p.decayed, p.trained.length, p.count(), p.count(p.trained)], [
+      384,
+      256,
+      3,
+      365,
+      165,
+    ]);
+    assertEquals(p.weights.bytes, (384 + 256) * (device.act === "bf16" ? 2 : 4));
+    for (const [name, tensor] of Object.entries(model)) { // normal() is of bfloat16, and what is more rounds away
+      assertEquals(tensor.toArray(), device.act === "bf16" ? values[name] : exact(name, 0, 999), name);
+      assertEquals([tensor.buf.needsGrad, tensor.buf.grad !== undefined], Array(2).fill(name !== "b"), name);
+    }
+    const mine = (offset: number, n: number) => readFloats(p.masterAt(offset), n, "f32"); // ranks have 192 elements each
+    if (rank === 0) {
+      assertEquals([...mine(0, 70), ...mine(128, 64)], [...exact("a", 0, 70), ...exact("w", 0, 64)]);
+    } else assertEquals([...mine(192, 26), ...mine(256, 5)], [...exact("w", 64, 90), ...exact("v", 0, 5)]);
+  }
+});
+
 Deno.test("Parameters starts from the seed: the same bits for the same, others for another, padded rows zero", () => {
   const values = (seed: number) => {
     const model = { a: param([40, 50], { std: 0.02, rows: 37 }), b: param([40, 50], { std: 0.02 }) };

@@ -8,7 +8,7 @@ import { Run } from "./runs.ts";
 /** The flags of serve. */
 export const defaults = {
   run: [] as string[], // run directories, or directories of runs, also as plain words; nothing else is read
-  checkpoint: "", // a run, one of its checkpoints, its best (RUN/best), or a Hugging Face Llama directory
+  checkpoint: "", // a run, one of its checkpoints, its best (RUN/best), or a model directory of Hugging Face
   device: "", // of the model: cuda or cpu; "" = cuda if it answers, else cpu
   port: 8000, // 0 takes any that is free
   host: "127.0.0.1", // where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then
