@@ -214,6 +214,7 @@ export async function train(args: string[]): Promise<void> {
     if (config.eval_only) await evaluateAll(parts);
     else await trainIn(parts, description);
     await ranks.finalize();
+    if (!ranks.isAlone) Deno.exit(); // at once: Deno's threads would end in code that MPI_Finalize has unloaded
   } catch (error) {
     ranks.fail(orDoesNotFit(error, c, config));
   }

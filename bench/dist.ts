@@ -144,6 +144,7 @@ async function timeExchange(parameters: number): Promise<void> {
   }
   if (ranks.rank === 0) console.log(`exchange ${median(times)} ms`);
   await ranks.finalize();
+  if (!ranks.isAlone) Deno.exit(); // as train.ts does
 }
 
 async function run(command: string[]): Promise<string> {

@@ -10,6 +10,7 @@ import {
   metrics,
   MPIRUN,
   mpirun,
+  mpirunOver,
   type Result,
   ROOT,
   SMALL,
@@ -102,6 +103,13 @@ Deno.test("two ranks follow one process over 20 steps, with either zero_stage", 
       );
     })
   );
+});
+
+Deno.test("ranks that talk over TCP, as those on several machines do, end in good order", mpi, async () => {
+  const out = freshPath(), flags = [...FLAGS, "--max_iters=1", "--save_interval=1"];
+  assertStringIncludes(await mpirunOver("self,tcp", 2, ...flags, `--out_dir=${out}`), "\nfinished in ");
+  const again = await mpirunOver("self,tcp", 2, `--resume=${out}`);
+  assertStringIncludes(again, "nothing to do: step 1 of max_iters 1 is done");
 });
 
 Deno.test("a run goes on with another number of ranks, and bit by bit with the same", mpi, async () => {
@@ -244,9 +252,9 @@ Deno.test(
     assertEquals(code, 0);
     assertMatch(printed, /^exchange [\d.]+ ms\n$/);
     for (
-      const [flag, message] of [["turns=0", "turns 0: .* at least 1"], [
+      const [flag, message] of [["turns=0", "--turns=0: .* at least 1"], [
         "steps=15",
-        "steps 15: .* at least 16",
+        "--steps=15: .* at least 16",
       ]]
     ) {
       const [code, , stderr] = await run(Deno.execPath(), ...bench, `--${flag}`);

@@ -233,17 +233,28 @@ export function isInstalled(program: string): boolean {
 
 /** mpirun's flags for containers and for machines with fewer cores than ranks. */
 export const MPIRUN = [
-  ...["--oversubscribe", "--bind-to", "none", "--mca", "btl", "self,vader"],
+  ...["--oversubscribe", "--bind-to", "none"],
   ...["--mca", "btl_vader_single_copy_mechanism", "none"],
 ];
 
 /** What Open MPI wants of root. */
-export const AS_ROOT = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
+export const AS_ROOT = {
+  OMPI_ALLOW_RUN_AS_ROOT: "1",
+  OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
+  OMPI_MCA_btl: "self,vader",
+};
 
 /** Runs `train:dist` in n ranks with the same flags, which has to succeed and print nothing to stderr; returns stdout. */
 export async function mpirun(n: number, ...flags: string[]): Promise<string> {
+  return await mpirunOver("self,vader", n, ...flags);
+}
+
+/** The same over these of Open MPI's transports. */
+export async function mpirunOver(OMPI_MCA_btl: string, n: number, ...flags: string[]): Promise<string> {
   const args = [...MPIRUN, "-n", String(n), Deno.execPath(), ...taskArgs("train:dist", flags)];
-  const { code, stdout, stderr } = result(await command("mpirun", args, AS_ROOT).output());
+  const { code, stdout, stderr } = result(
+    await command("mpirun", args, { ...AS_ROOT, OMPI_MCA_btl }).output(),
+  );
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
   return stdout;
 }
