@@ -312,6 +312,29 @@ Deno.test("rmsnorm_backward() writes the forward result again, and overwrites or
   assertEquals([read(junk, N * C), read(dw, C)], first);
 });
 
+Deno.test("gradients of biases and layernorm, and copied columns, overwrite or add", () => {
+  const dout = floats(1, 2, 3, 4), db = floats(NaN, NaN), dw = floats(NaN, NaN), dx = allocate(16);
+  for (const add of [0, 1]) k.bias_backward(db, dout, 2, 2, add);
+  assertEquals(read(db, 2), [8, 12]);
+  const x = floats(-1, 1, 3, 5), w = floats(1, 1), stats = floats(0, 1, 4, 1); // means 0 and 4, deviations 1
+  for (const add of [0, 1]) k.layernorm_backward(dx, dw, db, dout, x, w, stats, 2, 2, add, add);
+  assertEquals([read(dw, 2), read(db, 2)], [[2 * (-1 - 3), 2 * (2 + 4)], [8, 12]]);
+  const wide = floats(NaN, NaN, 7, NaN, NaN, 7);
+  for (const add of [0, 1]) k.copy_columns(wide, dout, 2, 2, 3, 2, add);
+  assertEquals(read(wide, 6), [2, 4, 7, 6, 8, 7]);
+});
+
+Deno.test("logsumexp_backward() writes 0 to columns that are padding", () => {
+  const x = floats(1, 2, 99, 3, 4, 99),
+    dx = floats(...Array(6).fill(NaN)),
+    lse = floats(0, 0),
+    out = floats(0, 0);
+  k.logsumexp_forward(out, lse, x, 2, 2, 3);
+  k.logsumexp_backward(dx, floats(1, 2), lse, x, 2, 2, 3);
+  const p = 1 / (1 + Math.E); // of the smaller one
+  read(dx, 6).forEach((d, i) => assertAlmostEquals(d, [p, 1 - p, 0, 2 * p, 2 - 2 * p, 0][i]!, 1e-6));
+});
+
 Deno.test("swiglu_backward() writes the forward result again, and may write over its input", () => {
   const N = 3, F = 21, gate_up = floats(...some(2 * N * F)), dh = floats(...some(N * F, 2));
   const [h, again, d] = [allocate(4 * N * F), allocate(4 * N * F), allocate(8 * N * F)] as const;

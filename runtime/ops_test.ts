@@ -461,7 +461,8 @@ Deno.test("logsumexp() agrees with float64, and leaves padding out", () => {
 });
 
 Deno.test("slice() and concat() move columns, and their gradients back", () => {
-  for (const [N, widths] of [[1, [1, 1]], [17, [3, 5, 2]], [65, [8, 16, 24]]] as [number, number[]][]) {
+  const sizes: [N: number, widths: number[]][] = [[1, [1, 1]], [17, [3, 5, 2]], [65, [8, 16, 24]]];
+  for (const [N, widths] of [...sizes, ...sizes]) { // the second time in memory that held other values
     const C = widths.reduce((a, b) => a + b), x = leaf([N, C], 1), dout = normal(N * C, 2);
     let from = 0;
     const cuts = widths.map((n) => ({ from: (from += n) - n, n }));
