@@ -25,15 +25,8 @@ import type { Log } from "../runtime/metrics.ts";
 import type { Outcome } from "./guard.ts";
 import type { Progress, ProgressConfig } from "./progress.ts";
 import { VERSIONS } from "./report.ts";
-import {
-  configFromHF,
-  configToHF,
-  type Declared,
-  differences,
-  fileTensors,
-  generationConfig,
-  requireWeights,
-} from "./hf.ts";
+import { type Declared, differences, fileTensors, requireWeights } from "./hf.ts";
+import { configFromHF, configToHF, generationConfig } from "./hf_config.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 
 /** What is saved of a run, and read here of the variables of train.ts. */

@@ -20,7 +20,7 @@ import { type HubModel, modelFileUrl, modelInfoUrl, modelListUrl, parseModelUrl 
 import { INDEX } from "../runtime/safetensors.ts";
 import { SUMS } from "../runtime/sums.ts";
 import { readJson } from "../runtime/trainer_state.ts";
-import { configFromHF } from "./hf.ts";
+import { configFromHF } from "./hf_config.ts";
 
 const defaults = {
   model: [] as string[], // hf://OWNER/NAME or hf://OWNER/NAME@REVISION; a plain word is one, too

@@ -9,7 +9,8 @@ import { fixed, readFloats } from "../runtime/tensor.ts";
 import { openTestDevice } from "../runtime/testing.ts";
 import { loadModel, modelTensors, saveModel } from "./checkpoint.ts";
 import { generate } from "./generate.ts";
-import { configFromHF, fileTensors } from "./hf.ts";
+import { fileTensors } from "./hf.ts";
+import { configFromHF } from "./hf_config.ts";
 import { forward, init, logits, loss, type Recompute } from "./llama.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");

@@ -7,7 +7,8 @@ import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { readFloats } from "../runtime/tensor.ts";
 import { openTestDevice, tokens as ids } from "../runtime/testing.ts";
 import { modelTensors } from "./checkpoint.ts";
-import { configFromHF, hfTensors } from "./hf.ts";
+import { hfTensors } from "./hf.ts";
+import { configFromHF } from "./hf_config.ts";
 import { forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
 
 openTestDevice();

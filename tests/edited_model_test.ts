@@ -1,7 +1,7 @@
 // A model/llama.ts that was edited: what it adds is trained, counted, saved and loaded, or refused by name.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { modelTensors, optimizerTensors, resumeFrom } from "../model/checkpoint.ts";
-import { configToHF } from "../model/hf.ts";
+import { configToHF } from "../model/hf_config.ts";
 import type * as Model from "../model/llama.ts";
 import { saveCheckpoint } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";

@@ -5,7 +5,8 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { sha256OfFile } from "../base/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
-import { configToHF, hfShape, hfTensors } from "../model/hf.ts";
+import { hfShape, hfTensors } from "../model/hf.ts";
+import { configToHF } from "../model/hf_config.ts";
 import type { LlamaConfig } from "../model/llama.ts";
 import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
