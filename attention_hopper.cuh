@@ -296,7 +296,8 @@ DEVICE void store_rows(act* to, size_t stride, const float* c, const float* fact
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 /// Block: 64 queries of one head for each group; the queries with most keys come first. The scores of the next tile are
-/// queued before O += P V of this one, and both run beside the softmax.
+/// queued before O += P V of this one, and both run beside the softmax. A value that is not finite reaches the queries of
+/// its whole tile of 128 keys, masked ones too: 0 times NaN is NaN.
 template <int D>
 static __global__ void __launch_bounds__(ForwardShape<D>::THREADS, 1)
     forward_kernel(act* out, float* lse, const __grid_constant__ CUtensorMap qkv, int T, int H, int K,

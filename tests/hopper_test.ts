@@ -1,10 +1,12 @@
 // Attention for Hopper (attention_hopper.cuh) on the emulator: right at every awkward length and group of heads, and chosen
 // only where it is right. tests/emu/cuda.h emulates the instructions.
-import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { KernelError } from "../base/errors.ts";
 import { device, libraryExists, open } from "../ffi/library.ts";
 import { attention } from "../runtime/ops.ts";
 import * as ref from "../runtime/testing_reference.ts";
+import { endStep, noGrad } from "../runtime/tape.ts";
+import { tensor } from "../runtime/tensor.ts";
 import { close, forwardBackward, leaf, normal } from "../runtime/testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
@@ -55,6 +57,33 @@ function compare(D: number): void {
   }
 }
 
+/** Scores of hundreds, of which one takes all the weight. */
+function compareLarge(D: number): void {
+  const size = { B: 1, T: 70, H: 1, K: 1, D }, heads = { n_head: 1, n_kv_head: 1, head_dim: D };
+  const values = normal(70 * 3 * D, 1).map((x) => Math.fround(16 * x));
+  const out = noGrad(() => attention(tensor([1, 70, 3 * D], values), heads).toArray());
+  endStep();
+  close(out, ref.attention(values, size), 256 ** 2, "out of large scores", 2); // exp() turns the rounding of a score into a factor
+}
+
+/** A NaN in token 130 of the query, the key or the value reaches all that read it, and no tile before its own. */
+function spreadNaN(D: number): void {
+  const T = 200, at = 130, heads = { n_head: 2, n_kv_head: 1, head_dim: D };
+  for (const [head, readers] of [[0, [0]], [2, [0, 1]], [3, [0, 1]]] as const) {
+    const values = normal(T * 4 * D, 1);
+    values[at * 4 * D + head * D] = NaN;
+    const out = noGrad(() => attention(tensor([1, T, 4 * D], values), heads).toArray());
+    endStep();
+    for (let t = 0; t < T; t++) {
+      const read = head === 0 ? t === at : t >= at;
+      for (const h of readers) {
+        if (read) assert(Number.isNaN(out[(t * 2 + h) * D]), `t ${t}, head ${h}, NaN in ${head}`);
+      }
+    }
+    assert(out.subarray(0, 128 * 2 * D).every(Number.isFinite), "tokens of earlier tiles are as they were");
+  }
+}
+
 const asked = Deno.env.get("LOAM_EMU_SEED");
 
 for (const [D, seed] of [[64, "0"], [128, "7"]] as [number, string][]) {
@@ -65,16 +94,20 @@ for (const [D, seed] of [[64, "0"], [128, "7"]] as [number, string][]) {
       using _ = asHopper(D === 64 ? "" : "hopper", { LOAM_EMU_SEED: asked ?? seed });
       assertEquals(device.attention, "hopper, which agrees with the portable kernels");
       compare(D);
+      compareLarge(D);
+      spreadNaN(D);
     },
   );
 }
 
 Deno.test("auto leaves Hopper's attention where it is wrong or cannot be, and says why", emu, () => {
-  const chosen = (attention: string, LOAM_EMU_FAULT: string) => {
-    using _ = asHopper(attention, { LOAM_EMU_FAULT });
+  const chosen = (attention: string, LOAM_EMU_FAULT: string, LOAM_ATTENTION = "") => {
+    using _ = asHopper(attention, { LOAM_EMU_FAULT, LOAM_ATTENTION });
     return device.attention;
   };
   assertEquals(chosen("portable", "lost_copies"), "portable");
+  assertEquals(chosen("", "lost_copies", "portable"), "portable");
+  assertEquals(chosen("portable", "lost_copies", "hopper"), "portable"); // the option comes first
   const portable = "portable, because Hopper's kernels cannot be used: ";
   assertEquals(chosen("", "no_tensor_maps"), `${portable}the driver lacks cuTensorMapEncodeTiled`);
   assertStringIncludes(chosen("", "wrong_wgmma")!, `${portable}for head size 64 out, dqkv or lse is `);
