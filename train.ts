@@ -14,7 +14,7 @@ import { isGood, requireGoodEnd } from "./model/guard.ts";
 import { tokenizerOfModel } from "./model/init_from.ts";
 import { loss, RECOMPUTE, type Recompute } from "./model/llama.ts";
 import { orDoesNotFit } from "./model/plan.ts";
-import { presets } from "./model/presets.ts";
+import { usage } from "./model/presets.ts";
 import { due } from "./model/progress.ts";
 import { begin, makeParts, openLog, type Parts, type Run } from "./model/run.ts";
 import { howToGoOn } from "./model/run_directory.ts";
@@ -194,8 +194,7 @@ export async function train(args: string[]): Promise<void> {
   if (args.includes("--help")) {
     const { default: source } = await import("./train.ts", { with: { type: "text" } });
     const values = presetOf(variables, args.filter((arg) => arg !== "--help"));
-    const what = `Train a Llama. Presets: ${Object.keys(presets).join(", ")}. Defaults of ${values.preset}:`;
-    return console.log(help(what, values, source));
+    return console.log(help(usage(values.preset), values, source));
   }
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, ranges, args, world);

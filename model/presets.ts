@@ -2,11 +2,8 @@
 
 /** The variables that each preset sets, by its name. */
 export const presets = {
-  // 322M parameters (271M without embeddings), the size train.ts describes; the default on a GPU
   "gpt-270m": {},
-  // the same model and tokens a step at full speed on a card of 80 GB: nothing is computed twice, about 30 GB are used
   "gpt-270m-80gb": { batch_size: 16, gradient_accumulation_steps: 8, recompute: "none", head_chunk: 8192 },
-  // 11.1M without embeddings: an hour on a laptop gives readable English with the gpt2 tokenizer
   small: {
     n_layer: 6,
     n_embd: 384,
@@ -24,7 +21,6 @@ export const presets = {
     sample_interval: 500,
     save_interval: 500,
   },
-  // the default with --init_from, which brings its own shape: small steps from good weights, 16,384 tokens each
   finetune: {
     block_size: 1024,
     batch_size: 1,
@@ -37,7 +33,6 @@ export const presets = {
     sample_interval: 100,
     save_interval: 100,
   },
-  // 0.8M parameters: the demo, whose 500 steps take a minute on two cores; the default on a CPU
   tiny: {
     n_layer: 4,
     n_embd: 128,
@@ -60,3 +55,25 @@ export const presets = {
 
 /** The name of a preset. */
 export type PresetName = keyof typeof presets;
+
+/** What each is for. */
+export const purposes: Record<PresetName, string> = {
+  "gpt-270m": "322M parameters (271M without embeddings) in 10 GB; the default on a GPU",
+  "gpt-270m-80gb": "the same model and tokens a step, nothing computed twice, in 30 GB",
+  small: "11M parameters without embeddings: an hour on a laptop to readable English",
+  finetune: "small steps from good weights, 16,384 tokens each; the default with --init_from",
+  tiny: "0.8M parameters: the demo, a minute on two cores; the default on a CPU",
+};
+
+/** What `deno task train --help` says before the variables, whose values are those of a preset. */
+export function usage(preset: string): string {
+  const width = Math.max(...Object.keys(purposes).map((name) => name.length));
+  return `Train a Llama
+
+  deno task train --preset=small --data_dir=data/c4 --out_dir=runs/c4 --max_iters=200
+
+presets
+${Object.entries(purposes).map(([name, what]) => `  ${name.padEnd(width)}  ${what}`).join("\n")}
+
+variables, as ${preset} has them here`;
+}

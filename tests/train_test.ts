@@ -324,12 +324,12 @@ Deno.test("--help lists the variables with comments and the values of the preset
   const tiny = await succeed("train", "--help", "--device=cpu");
   assertMatch(
     tiny,
-    /^Train a Llama\. .*Defaults of tiny:\n\n {2}--preset=tiny .*\n(.*\n)+ {2}--min_lr=0\.0003 +where the cosine ends\n/,
+    /^Train a Llama\n\n {2}deno task train .*\n\npresets\n {2}gpt-270m +322M .*\n(.*\n)+\nvariables, as tiny has them here\n\n {2}--preset=tiny .*\n(.*\n)+ {2}--min_lr=0\.0003 +where the cosine ends\n/,
   );
   const large = await succeed("train", "--preset=gpt-270m", "--n_layer=5", "--help");
   assertMatch(
     large,
-    /Defaults of gpt-270m:\n(.*\n)+ {2}--n_layer=5 .*\n(.*\n)+ {2}--min_lr=0\.00003 +where the cosine/,
+    /\nvariables, as gpt-270m has them here\n(.*\n)+ {2}--n_layer=5 .*\n(.*\n)+ {2}--min_lr=0\.00003 +where the cosine/,
   );
   assertMatch(
     await succeed("sample", "--help"),
