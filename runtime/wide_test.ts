@@ -1,6 +1,6 @@
 // Sizes beyond the first pass of each loop of a kernel: more rows than blocks, more columns than a warp or a block takes at once,
 // more values than a grid has threads. ops_test.ts has the small odd shapes.
-import { assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
 import { KernelError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import {
@@ -34,7 +34,8 @@ import {
   swiglu,
 } from "./ops.ts";
 import * as ref from "./testing_reference.ts";
-import { tensor } from "./tensor.ts";
+import { endStep } from "./tape.ts";
+import { readFloats, tensor, writeFloats } from "./tensor.ts";
 import {
   assertClose,
   close,
@@ -108,7 +109,13 @@ Deno.test("element-wise ops, dropout(), slice() and concat() of more than a grid
 });
 
 Deno.test("embedding() of more places than a block has threads", () => {
-  const N = 600, V = 7, C = 16, w = normalWeight([V, C], 1), ids = integers(N, V, 2), dout = normal(N * C, 3);
+  const N = 600,
+    V = 7,
+    C = 16,
+    w = normalWeight([V, C], 1),
+    ids = integers(N, V - 1, 2),
+    dout = normal(N * C, 3);
+  ids[300] = ids[590] = V - 1; // neither is in the first block
   const { grads } = forwardBackward(() => embedding(tokens([1, N], ids), w.t), [w.t], dout);
   close(grads[0]!, ref.embeddingBackward(dout, ids, V, C), N / V, "dw");
 });
@@ -119,12 +126,15 @@ Deno.test("embedding() of rows that several threads share by columns", () => {
   close(grads[0]!, ref.embeddingBackward(dout, ids, V, C), N / V, "dw");
 });
 
-Deno.test("embedding() names a negative id", () => {
+Deno.test("embedding() names a negative id, and one behind the vocabulary", () => {
   if (device.library === "cpu") return;
   const w = normalWeight([7, 16], 1);
-  embedding(tokens([1, 1], [-1]), w.t);
-  assertThrows(() => synchronizeNow(), KernelError, "token -1 at row 0 is outside the vocabulary of 7");
+  for (const id of [-1, 7]) {
+    embedding(tokens([1, 1], [id]), w.t);
+    assertThrows(() => synchronizeNow(), KernelError, `token ${id} at row 0 is outside the vocabulary of 7`);
+  }
 });
+
 Deno.test("cross_entropy() of rows wider than a block's first pass, with padding, and its gradient", () => {
   const V = 9000, V_stride = 9024, N = 3, targets = [5, 8999, 4096], scale = 0.5;
   const values = normal(N * V_stride, 1).map((x, i) => x + i % V_stride / 1000); // the largest lie in the last pass
@@ -238,6 +248,14 @@ Deno.test("adamw() of more values than one thread or grid takes at once agrees w
   ref.adamw(state, Float64Array.from(grad), { ...options, t, learning_rate });
   const tolerance = { rtol: 2 ** -20, atol: 2 ** -22 };
   assertClose(read(master, n), state.weight, tolerance, "weights");
+  if (device.act !== "f32") {
+    assertClose(
+      readFloats(weight, n, "act"),
+      state.weight,
+      { rtol: 2 ** -8, atol: 2 ** -22 },
+      "bfloat16 weights",
+    );
+  }
   assertClose(read(at.m, n), state.m, tolerance, "m");
   assertClose(read(at.v, n), state.v, tolerance, "v");
   [...new Set([master, weight, ...Object.values(at)])].forEach(free);
@@ -336,14 +354,16 @@ Deno.test(
   },
 );
 
-Deno.test("add() of 12, swiglu() of large gates", () => {
-  const a = leaf([12], 1), b = leaf([12], 2);
-  close(
-    forwardBackward(() => add(a.t, b.t), [a.t, b.t], normal(12, 3)).out,
-    plus(a.values, b.values),
-    1,
-    "out",
-  );
+Deno.test("add() of 12 and 16, swiglu() of large gates", () => {
+  for (const n of [12, 16]) {
+    const a = leaf([n], 1), b = leaf([n], 2);
+    close(
+      forwardBackward(() => add(a.t, b.t), [a.t, b.t], normal(n, 3)).out,
+      plus(a.values, b.values),
+      1,
+      "out",
+    );
+  }
   const F = 16,
     values = normal(4 * 2 * F, 1).map((x) => 8 * x),
     x = tensor([4, 2 * F], values, true),
@@ -391,4 +411,79 @@ Deno.test("rope() of more pairs than a block has threads", () => {
   const { out, grads } = forwardBackward(() => rope(qkv.t, table.t, heads), [qkv.t], dout);
   close(out, ref.rope(qkv.values, table.values, size), 2, "out");
   close(grads[0]!, ref.rope(dout, table.values, size, 0, true), 2, "dqkv");
+});
+
+// ---- what kernels do with memory that holds something already
+
+/** A block of the device's act type. */
+function acts(values: Values): bigint {
+  const address = allocate(4 * values.length);
+  writeFloats(address, values, "act");
+  return address;
+}
+
+Deno.test("gradients are overwritten or added to, as a kernel is told", () => {
+  const [N, C, V] = [3, 16, 5], [x, w, dout] = [1, 2, 3].map((seed) => acts(normal(C * C, seed)));
+  const ids = tokens([N], [4, 0, 4]).address, rstd = allocate(4 * N), gradient = allocate(4 * C * C);
+  k.rmsnorm_forward(gradient, rstd, x!, w!, N, C, 1, C, 1e-6);
+  const [dx, dw] = [allocate(4 * C * C), allocate(4 * C)];
+  const kernels: [string, size: number, "act" | "f32", at: bigint, run: (accumulate: number) => void][] = [
+    ["embedding", V * C, "f32", gradient, (add) => k.embedding_backward(gradient, dout!, ids, N, V, C, add)],
+    [
+      "rmsnorm dx",
+      N * C,
+      "act",
+      dx,
+      (add) => k.rmsnorm_backward(dx, dw, 0n, dout!, x!, w!, rstd, N, C, 1, C, add, 0),
+    ],
+    [
+      "rmsnorm dw",
+      C,
+      "f32",
+      dw,
+      (add) => k.rmsnorm_backward(dx, dw, 0n, dout!, x!, w!, rstd, N, C, 1, C, 0, add),
+    ],
+    ["linear dx", N * C, "act", gradient, (add) => k.linear_dgrad(gradient, dout!, w!, N, C, C, add)],
+    ["linear dw", C * C, "f32", gradient, (add) => k.linear_wgrad(gradient, dout!, x!, N, C, C, add)],
+  ];
+  for (const [name, size, type, at, run] of kernels) {
+    const from = (value: number, accumulate: number) => {
+      writeFloats(at, new Float32Array(size).fill(value), type);
+      run(accumulate);
+      return readFloats(at, size, type);
+    };
+    const alone = from(0, 1);
+    assert(alone.some((value) => Math.abs(value) > 0.1), name);
+    assertEquals(from(64, 0), alone, `${name}, overwritten`);
+    assertClose(
+      from(64, 1),
+      alone.map((value) => 64 + value),
+      { rtol: 2 ** -8, atol: 0 },
+      `${name}, added to`,
+    );
+  }
+  [x!, w!, dout!, rstd, gradient, dx, dw].forEach(free);
+});
+
+Deno.test("backward writes the output again where it is asked to", () => {
+  const [N, C] = [3, 16], [x, w, dout] = [1, 2, 3].map((seed) => acts(normal(2 * N * C, seed)));
+  const [out, again, dx, dw] = [1, 2, 3, 4].map(() => allocate(8 * N * C)), rstd = allocate(4 * N);
+  k.rmsnorm_forward(out!, rstd, x!, w!, N, C, 1, C, 1e-6);
+  k.rmsnorm_backward(dx!, dw!, again!, dout!, x!, w!, rstd, N, C, 1, C, 0, 0);
+  assertEquals(readFloats(again!, N * C, "act"), readFloats(out!, N * C, "act"), "rmsnorm");
+  k.swiglu_forward(out!, x!, N, C);
+  k.swiglu_backward(dx!, again!, dout!, x!, N, C);
+  assertEquals(readFloats(again!, N * C, "act"), readFloats(out!, N * C, "act"), "swiglu");
+  [x!, w!, dout!, out!, again!, dx!, dw!, rstd].forEach(free);
+});
+
+Deno.test("linear() adds up in float, whatever is added first", () => {
+  const [N, IN] = [16, 1028]; // 257 is no bfloat16: a sum of parts of a quarter each would be 0
+  const x = Float32Array.from({ length: N * IN }, (_, i) => {
+    const place = i % IN;
+    return place < 257 ? 1 : place >= IN - 256 ? -1 : 0;
+  });
+  const w = tensor([1, IN], new Float32Array(IN).fill(1));
+  assertEquals([...linear(tensor([N, IN], x), w).toArray()], Array(N).fill(1));
+  endStep();
 });

@@ -2,9 +2,9 @@
 //
 // The layouts, transposes and leading dimensions are taken from the descriptors, and its contracts are kept, so that
 // kernels.cu's use of the real library is what gets tested: a product wants the workspace that its algorithm promised
-// and addresses as aligned as the preference declared. The heuristic offers LOAM_EMU_ALGOS candidates (default 4), in this
-// order as far as the preference allows: a plain one, one that is not supported, one that wants the whole workspace, one that
-// adds parts of the sum, in the type of the output if that is not masked.
+// and addresses as aligned as the preference declared. The heuristic offers four candidates, in this order as far as the
+// preference allows: one that is not supported, a plain one, one that wants the whole workspace, one that adds parts of the sum,
+// in the type of the output if that is not masked.
 #pragma once
 #include <dlfcn.h>
 
@@ -107,12 +107,12 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtM
                                                      cublasLtMatmulPreference_t p, int wanted,
                                                      cublasLtMatmulHeuristicResult_t* results, int* found) {
   if (!emu_fits(op, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
-  *found = std::min(wanted, (int)emu::variable("LOAM_EMU_ALGOS", 4));
+  *found = std::min(wanted, 4);
   for (int i = 0; i < *found; i++) {
     EmuAlgo algo = {EMU_ALGO, (uint64_t)i, i == 2 ? p->workspace : 0, 0, {}};
     if (i == 3) algo.scheme = p->schemes & CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE ? 4 : p->schemes & 2;
     memcpy(algo.alignment, p->alignment, sizeof algo.alignment);
-    results[i] = {{}, algo.workspace, i == 1 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS, 1};
+    results[i] = {{}, algo.workspace, i == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS, 1};
     memcpy(results[i].algo.data, &algo, sizeof algo);
   }
   return CUBLAS_STATUS_SUCCESS;
@@ -181,7 +181,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, 
   EmuAlgo chosen;
   memcpy(&chosen, algo->data, sizeof chosen);
   if (!workspace || chosen.mark != EMU_ALGO || !emu_fits(op, la, lb, lc, ld)) return CUBLAS_STATUS_INVALID_VALUE;
-  if (bytes < chosen.workspace || chosen.candidate == 1) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (bytes < chosen.workspace || chosen.candidate == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
   const void* operands[] = {A, B, C, D};
   for (int i = 0; i < 4; i++)
     if ((uintptr_t)operands[i] % chosen.alignment[i]) return CUBLAS_STATUS_INVALID_VALUE;
