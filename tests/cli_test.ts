@@ -105,8 +105,9 @@ for (const [name, path] of [["train", "train.ts"], ["sample", "model/sample.ts"]
 }
 
 Deno.test("loam train --help names the presets", async () => {
-  const [first] = (await succeed("/", "train", "--help")).split("\n");
-  assertEquals(/Presets: ([^.]*)/.exec(first!)?.[1]?.split(", ").sort(), Object.keys(presets).sort());
+  const [, list] = /\npresets\n((?: {2}.*\n)+)/.exec(await succeed("/", "train", "--help"))!;
+  const names = Array.from(list!.matchAll(/^ {2}(\S+) {2,}\S/gm), ([, name]) => name);
+  assertEquals(names.sort(), Object.keys(presets).sort());
 });
 
 Deno.test("loam names the nearest subcommand to one that it does not have", async () => {
