@@ -3,8 +3,10 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { modelTensors, optimizerTensors, resumeFrom } from "../model/checkpoint.ts";
 import { configToHF } from "../model/hf_config.ts";
 import type * as Model from "../model/llama.ts";
+import { withPlan } from "../ffi/library.ts";
 import { saveCheckpoint } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
+import { memoryByKind, withOwnMemory } from "../runtime/memory.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import { backward, beginMasks, endStep, flopsOf, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
@@ -178,11 +180,12 @@ const editedFiles: Promise<string[]> = Promise.all(EXAMPLES.map(async (name) => 
 class Trained {
   readonly parameters: Parameters;
   readonly optimizer: AdamW;
-  readonly #weights: Model.Llama;
+  readonly weights: Model.Llama;
+  readonly c: Model.LlamaConfig = { ...TINY }; // the table of rope() belongs to it, on the device that is open
 
   constructor(readonly llama: typeof Model) {
-    this.#weights = llama.init(TINY);
-    this.parameters = new Parameters(this.#weights, { seed: 1, train: true });
+    this.weights = llama.init(this.c);
+    this.parameters = new Parameters(this.weights, { seed: 1, train: true });
     const options = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
     this.optimizer = new AdamW(this.parameters, options);
   }
@@ -190,7 +193,9 @@ class Trained {
   loss(step: number): Tensor {
     const batch = (seed: number) => tokens([B, T], integers(B * T, TINY.vocab_size, seed));
     beginMasks({ seed: 1, sample: step * B, micro: 0, rank: 0 });
-    return this.llama.loss(this.#weights, batch(step), batch(step + 100), TINY, { recompute: "norm_swiglu" });
+    return this.llama.loss(this.weights, batch(step), batch(step + 100), this.c, {
+      recompute: "norm_swiglu",
+    });
   }
 
   step(step: number): number {
@@ -239,12 +244,12 @@ class Trained {
     const layers = Array.from({ length: n_layer }, () => ({ k: kv(), v: kv() }));
     const run = (ids: number[], cache?: Model.KVCache) => {
       const hidden = this.llama.forward(
-        this.#weights,
+        this.weights,
         tokens([1, ids.length], ids),
-        TINY,
+        this.c,
         cache && { cache },
       );
-      return [...this.llama.logits(this.#weights, hidden).toArray()];
+      return [...this.llama.logits(this.weights, hidden).toArray()];
     };
     const oneByOne = () => ids.flatMap((id, pos) => run([id], { pos: [pos], layers }));
     return noGrad(() => [Float32Array.from(run(ids)), Float32Array.from(oneByOne())]);
@@ -291,6 +296,25 @@ for (const [i, name] of EXAMPLES.entries()) {
     assertClose([slope], [norm], { rtol: 2e-3, atol: 0 }, "slope along the gradient");
   });
 }
+
+Deno.test("memory of the examples of edits is planned as it is taken, however many steps there are", async () => {
+  for (const [i, name] of EXAMPLES.entries()) {
+    const llama = await import(`file://${(await editedFiles)[i]}`);
+    const steps = (n: number) =>
+      withOwnMemory(() => {
+        const model = new Trained(llama),
+          batch = [fixed([B, T], "i32", "inputs"), fixed([B, T], "i32", "inputs")];
+        for (let step = 0; step < n; step++) {
+          backward(model.llama.loss(model.weights, batch[0]!, batch[1]!, model.c));
+          endStep();
+        }
+        return memoryByKind();
+      });
+    const planned = withPlan("f32", () => steps(1)), taken = steps(3);
+    assertEquals(planned, taken, name);
+    assert(planned.step! > 0 && planned.gradients! > 0);
+  }
+});
 
 Deno.test("FLOPs of the examples of edits are those of their matrix products and of attention", async () => {
   const { n_layer: L, n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F } = TINY, N = B * T;
