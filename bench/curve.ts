@@ -63,7 +63,7 @@ async function trainHere(flags: string[], out_dir: string): Promise<Losses> {
 /** Writes what the run began with for PyTorch: weights.safetensors and windows.json. Returns the shape of the model. */
 function writeStart(config: Config, dir: string): void {
   const dataset = openDataset(config.data_dir), c = llamaConfig(config, dataset.vocab_size);
-  const parameters = new Parameters(init(c), { seed: config.seed, train: false });
+  const parameters = new Parameters(init(c), { seed: config.seed, train: true });
   writeSafetensors(
     `${dir}/weights.safetensors`,
     parameters.slots.map((slot) => {

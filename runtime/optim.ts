@@ -47,7 +47,7 @@ export class Parameters {
   readonly updated: Range;
   /** What the model reads, in the device's act type. */
   readonly weights: Block;
-  /** float32, elements `updated`; the same block as weights where those are float32. */
+  /** float32, elements `updated`; the same block as weights where those are float32, or nothing is trained. */
   readonly master: Block;
   /** float32; only when training. */
   readonly grads: Block | undefined;
@@ -80,7 +80,8 @@ export class Parameters {
 
     const element = bytesPerElement("act");
     this.weights = permanent(offset * element, "weights");
-    this.master = element === 4 ? this.weights : permanent(length(this.updated) * 4, "optimizer");
+    const isOne = element === 4 || !train;
+    this.master = isOne ? this.weights : permanent(length(this.updated) * 4, "optimizer");
     this.grads = train ? permanent(this.total * 4, "gradients") : undefined;
     const values = new Map(all.filter(([, t]) => isPlaced(t)).map(([, t]) => [t, t.address]));
     for (const { name, tensor, offset, size } of this.slots) {
@@ -114,14 +115,15 @@ export class Parameters {
 
   /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
   #setValues(offset: number, size: number, write: (values: Address) => void): void {
-    const { from, to } = this.updated, isAllHere = to - from === this.total && offset < to;
-    if (this.master === this.weights || isAllHere) return write(this.masterAt(offset));
+    const { from, to } = this.updated, hasMaster = this.master !== this.weights;
+    const isAllHere = hasMaster && to - from === this.total && offset < to;
+    if (bytesPerElement("act") === 4 || isAllHere) return write(this.masterAt(offset));
     const staging = take(4 * size);
     k.fill_zero(staging.address, BigInt(4 * size));
     write(staging.address);
     k.convert(this.weights.address + BigInt(2 * offset), staging.address, BF16, F32, BigInt(size));
     const first = Math.max(offset, from), n = Math.min(offset + size, to) - first;
-    if (n > 0) {
+    if (n > 0 && hasMaster) {
       k.copy_async(this.masterAt(first), staging.address + BigInt(4 * (first - offset)), BigInt(4 * n));
     }
     release(staging);

@@ -277,6 +277,11 @@ Deno.test("Parameters starts from the seed: the same bits for the same, others f
   assertNotEquals(values(2)[0], a);
   assertEquals(a.subarray(37 * 50), new Float32Array(3 * 50));
   assertEquals(a.subarray(0, 37 * 50).filter((x) => x === 0).length, 0);
+  const alone = { a: param([40, 50], { std: 0.02, rows: 37 }), b: param([40, 50], { std: 0.02 }) };
+  assertEquals(new Parameters(alone, { seed: 1, train: true }).slots.length, 2); // with float32 masters, the same bits
+  assertEquals([alone.a.toArray(), alone.b.toArray()], [a, b]);
+  const untrained = new Parameters({ a: param([40, 50], { std: 0.02 }) }, { seed: 1, train: false });
+  assertEquals(untrained.master, untrained.weights);
   const equal = a.filter((x, i) => x === b[i]).length;
   assert(equal < 10, `${equal} of 2000 values of two parameters are the same`);
 });
