@@ -197,9 +197,9 @@ class Connection {
         address = await followed({ named: url, from: address, location, token });
         continue;
       }
+      this.#body = response.body?.getReader();
       if (BUSY.includes(response.status)) throw new Busy(response);
       if (!response.ok && response.status !== 416) throw refused(url, response);
-      this.#body = response.body?.getReader();
       const { status, headers: got } = response;
       const version = linked ?? got.get("etag") ?? got.get("last-modified") ?? "";
       const next = /<([^>]+)>;\s*rel="next"/.exec(got.get("link") ?? "")?.[1];
@@ -221,6 +221,7 @@ class Connection {
 
   /** Ends the connection if something is still to come. */
   close(): void {
+    this.#body?.cancel().catch(() => {}); // of one that broke: nothing is left to end
     this.#controller.abort();
   }
 
