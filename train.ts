@@ -18,6 +18,7 @@ import { usage } from "./model/presets.ts";
 import { due } from "./model/progress.ts";
 import { begin, makeParts, openLog, type Parts, type Run } from "./model/run.ts";
 import { howToGoOn } from "./model/run_directory.ts";
+import { Stop } from "./model/stop.ts";
 import { resolveCheckpoint } from "./runtime/checkpoint.ts";
 import { profileAfter, tapeListing } from "./runtime/debug.ts";
 import { cosineSchedule } from "./runtime/optim.ts";
@@ -207,11 +208,12 @@ export async function train(args: string[]): Promise<void> {
   if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
+  using stop = new Stop(ranks); // until all ranks have left: a late signal must not fail one of them
   try {
     config.out_dir = await ranks.enter(config.out_dir);
     const parts = makeParts(config, c, dataset, tokenizer, checkpoint, ranks);
     if (config.eval_only) await evaluateAll(parts);
-    else await trainIn(parts, description);
+    else await trainIn(parts, stop, description);
     await ranks.finalize();
     if (!ranks.isAlone) Deno.exit(); // at once: Deno's threads would end in code that MPI_Finalize has unloaded
   } catch (error) {
@@ -220,13 +222,13 @@ export async function train(args: string[]): Promise<void> {
 }
 
 /** Opens the run directory, and the dashboard where it is wanted, and trains. */
-async function trainIn(parts: Parts, description: string): Promise<void> {
+async function trainIn(parts: Parts, stop: Stop, description: string): Promise<void> {
   const { config, c, ranks } = parts;
   await using server = ranks.rank === 0 && config.serve_port > 0 ? new ServerBeside() : undefined;
   using log = await openLog(parts);
   ranks.onFailure = (error) => log.fail(error);
   try {
-    const run = begin(parts, log, description, variables);
+    const run = begin(parts, stop, log, description, variables);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     log.end(await loop(run));
   } catch (error) {

@@ -17,7 +17,7 @@ import type { StepSettings } from "./plan.ts";
 import { Progress } from "./progress.ts";
 import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./report.ts";
 import { type DirectoryConfig, openRun, requireSameData } from "./run_directory.ts";
-import { Stop } from "./stop.ts";
+import type { Stop } from "./stop.ts";
 import { describeTrained, trainsOf } from "./trained.ts";
 
 /** What is read here of the variables of train.ts. */
@@ -92,8 +92,9 @@ export async function openLog({ config, dataset, optimizer, ranks, saved }: Part
 }
 
 /** Says what will be trained, on what, and what differs from the defaults. From here on a signal ends the run in good order. */
-export function begin(parts: Parts, log: Log, description: string, defaults: Values): Run {
-  const { config, c, dataset, data, val, optimizer, ranks, saved } = parts, stop = new Stop(ranks);
+export function begin(parts: Parts, stop: Stop, log: Log, description: string, defaults: Values): Run {
+  stop.listen();
+  const { config, c, dataset, data, val, optimizer, ranks, saved } = parts;
   if (ranks.rank === 0) settle(config.out_dir, saved, config.keep_checkpoints);
   const peak = peakOfAll(ranks.world_size);
   const facts = runFacts(config, c, description, optimizer.parameters, data, peak, saved?.step ?? 0);

@@ -6,23 +6,35 @@ import { Ranks } from "../dist/ranks.ts";
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
 const LOOK_MS = 1000;
 
-/** A wish to end the run. */
-export class Stop {
+/** A wish to end the run. Declare it with `using`: what comes after the run has its signals to itself. */
+export class Stop implements Disposable {
   /** The signal that asked for it; "" as long as none has. */
   asked = "";
   #looked_ms = performance.now();
+  #listeners: [Deno.Signal, () => void][] = [];
+
+  /** Does not listen yet. */
+  constructor(readonly ranks: Ranks = Ranks.alone()) {}
 
   /** Listens from now on. The first signal asks, the second one takes its usual effect at once, whatever runs then. */
-  constructor(readonly ranks: Ranks = Ranks.alone()) {
-    const survivesHangup = ignoresHangup(); // asked first: Deno forgets it with the first listener
-    if (survivesHangup) Deno.addSignalListener("SIGHUP", () => {});
-    const signals = SIGNALS.filter((signal) => signal !== "SIGHUP" || !survivesHangup);
-    const listeners = signals.map((signal) => () => {
-      this.asked = signal;
-      signals.forEach((other, i) => Deno.removeSignalListener(other, listeners[i]!));
-      say(`${signal}: stopping after this step; once more stops at once`);
-    });
-    signals.forEach((signal, i) => Deno.addSignalListener(signal, listeners[i]!));
+  listen(): void {
+    surviveHangup();
+    for (const signal of SIGNALS) {
+      if (signal === "SIGHUP" && survivesHangup) continue;
+      const listener = () => {
+        this.asked = signal;
+        this[Symbol.dispose]();
+        say(`${signal}: stopping after this step; once more stops at once`);
+      };
+      Deno.addSignalListener(signal, listener);
+      this.#listeners.push([signal, listener]);
+    }
+  }
+
+  /** Listens no more. */
+  [Symbol.dispose](): void {
+    for (const [signal, listener] of this.#listeners) Deno.removeSignalListener(signal, listener);
+    this.#listeners = [];
   }
 
   /** Whether all ranks end after a step that they did with `stopping` of them asked; one on its own need not wait for that. */
@@ -44,7 +56,19 @@ export class Stop {
   }
 }
 
-/** Whether this process was told to survive its terminal, by nohup for example. Not known outside of Linux. */
+let survivesHangup: boolean | undefined;
+
+/**
+ * Keeps a process for good that was told to survive its terminal, by nohup for example: Deno forgets that with the first listener,
+ * and would end it on SIGHUP without one.
+ */
+function surviveHangup(): void {
+  if (survivesHangup !== undefined) return;
+  survivesHangup = ignoresHangup();
+  if (survivesHangup) Deno.addSignalListener("SIGHUP", () => {});
+}
+
+/** Whether the process was begun with SIGHUP ignored. Not known outside of Linux. */
 function ignoresHangup(): boolean {
   try {
     const status = Deno.readTextFileSync("/proc/self/status");
