@@ -14,8 +14,13 @@ export class EventFile implements Disposable {
     const seconds = Math.floor(Date.now() / 1000);
     this.name = `events.out.tfevents.${seconds}.${hostname().replaceAll(" ", "_")}.${Deno.pid}`;
     this.#file = new OutFile(`${directory}/${this.name}`, "append");
-    this.#write(event(0, text(3, "brain.Event:2"))); // file_version
-    if (after !== undefined) this.#write(event(after + 1, bytes(7, varint(1, 1)))); // session_log: START
+    try {
+      this.#write(event(0, text(3, "brain.Event:2"))); // file_version
+      if (after !== undefined) this.#write(event(after + 1, bytes(7, varint(1, 1)))); // session_log: START
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /** Appends one value of each name for a step. */

@@ -41,8 +41,8 @@ export class DirectoryLock implements Disposable {
 
   /** Also removes the directory, if it was made for this lock and stayed empty. */
   [Symbol.dispose](): void {
+    using _ = this.#file; // closed last, whatever fails
     Deno.removeSync(join(this.#dir, NAME));
-    this.#file.close();
     if (this.#created && Deno.readDirSync(this.#dir)[Symbol.iterator]().next().done) {
       remove(this.#dir);
     }

@@ -40,9 +40,15 @@ export class ShardWriter implements Disposable {
     this.#dir = dir;
     removeOthers(dir, written);
     this.#splits = {
-      train: new SplitWriter(dir, "train", options, written?.train),
-      val: new SplitWriter(dir, "val", options, written?.val),
+      train: new SplitWriter(dir, "train", options),
+      val: new SplitWriter(dir, "val", options),
     };
+    try {
+      for (const split of SPLITS) this.#splits[split].goOn(written?.[split]);
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
   }
 
   /**
@@ -124,19 +130,22 @@ function shardName(split: Split, number: number): string {
 
 /** The shards of one split. */
 class SplitWriter {
-  readonly shards: Meta["shards"];
+  readonly shards: Meta["shards"] = [];
   readonly #dir: string;
   readonly #split: Split;
   readonly #options: WriterOptions;
   #file: OutFile | undefined; // the shard that grows
   #tokens = 0; // in it
 
-  constructor(dir: string, split: Split, options: WriterOptions, written?: Written[Split]) {
+  constructor(dir: string, split: Split, options: WriterOptions) {
     this.#dir = dir;
     this.#split = split;
     this.#options = options;
-    this.shards = [...written?.shards ?? []];
-    if (written !== undefined && written.open !== null) this.#reopen(written.open);
+  }
+
+  goOn({ shards, open }: Written[Split] = { shards: [], open: null }): void {
+    this.shards.push(...shards);
+    if (open !== null) this.#reopen(open);
   }
 
   append(ids: Ids, ends: Uint32Array): void {
@@ -179,15 +188,15 @@ class SplitWriter {
   }
 
   #write({ buffer, byteOffset, byteLength, length }: Ids): void {
-    this.#file ??= this.#begin();
-    this.#file.write(new Uint8Array(buffer, byteOffset, byteLength));
+    const file = this.#file ?? this.#begin();
+    file.write(new Uint8Array(buffer, byteOffset, byteLength));
     this.#tokens += length;
   }
 
   #begin(): OutFile {
-    const file = this.#open("create");
-    file.write(new Uint8Array(HEADER_BYTES)); // the count is known at the end
-    return file;
+    this.#file = this.#open("create");
+    this.#file.write(new Uint8Array(HEADER_BYTES)); // the count is known at the end
+    return this.#file;
   }
 
   /** Opens the shard that grows; errors name it as it will be called. */
