@@ -15,6 +15,8 @@ import { emptyDirectory, modelDirectory } from "../tests/testing.ts";
 import { loadModel } from "./checkpoint.ts";
 import { directoryOf, download } from "./download.ts";
 
+open("cpu");
+
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
 const COMMIT = "0123456789abcdef0123456789abcdef01234567";
 const URL = "hf://o/n";
@@ -79,7 +81,6 @@ async function fetchFrom(
 const list = (directory: string) => Array.from(Deno.readDirSync(directory), ({ name }) => name).sort();
 
 Deno.test("download() fetches what a model needs, once, and loadModel() reads it", async () => {
-  open("cpu");
   const model = await modelDirectory(), directory = `${emptyDirectory()}/models/o/n`;
   const { lines, asked } = await fetchFrom(hubOf(filesIn(model)), directory);
   assertEquals(list(directory), ["SHA256SUMS", ...list(model)]);

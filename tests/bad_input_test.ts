@@ -4,7 +4,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import settings from "../deno.json" with { type: "json" };
 import { mistakeOf } from "../base/errors.ts";
 import { sha256OfFile } from "../base/files.ts";
-import { chooseDevice } from "../ffi/library.ts";
+import { chooseDevice, open } from "../ffi/library.ts";
 import { meantFlag } from "../base/suggest.ts";
 import { train, variables } from "../train.ts";
 import {
@@ -21,6 +21,8 @@ import {
   SMALL,
   succeed,
 } from "./testing.ts";
+
+open("cpu", { threads: 1 });
 
 let shared: Promise<{ text: string; data: string; finished: string }> | undefined;
 
