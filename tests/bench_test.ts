@@ -61,6 +61,7 @@ for (
     ["kernels", "--threads=0.5", "Cannot use --threads=0.5: it should be a whole number from 0 to 1024"],
     ["kernels", "--T=1e300", "Cannot use --T=1e300: it should be a whole number from 0 to 1048576"],
     ["peer", "--rounds=0", "Cannot use --rounds=0: it should be a whole number from 1 to 1048576"],
+    ["generate", "--preset=big", "Cannot use preset big: it should be one of tiny, small, 124m"],
     ["loader", "--gb=0", "Cannot use --gb=0: it should be a number of at least 0.01"],
     ["curve", "--threads=two", "Cannot use --threads=two: it should be a number, such as CPUS"],
   ] as const
@@ -74,13 +75,29 @@ for (
 }
 
 Deno.test("every benchmark explains its flags", async () => {
-  const scripts = ["dist", "loader", "serve", "prepare", "tokenizer", "train_tokenizer"];
+  const scripts = ["dist", "generate", "loader", "serve", "prepare", "tokenizer", "train_tokenizer"];
   await Promise.all(scripts.map(async (script) => {
     const args = ["run", "-q", "-P=bench", `bench/${script}.ts`, "--help"];
     const { code, stdout } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
     assertEquals(code, 0);
     assertMatch(new TextDecoder().decode(stdout), /^Time [^\n]+\n\n( {2}--\w+=.*\n)+$/);
   }));
+});
+
+Deno.test("generate.ts times prompts, tokens and the choice of a token", async () => {
+  const json = freshPath(), few = ["--preset=tiny", "--rounds=1", "--prompt=8", "--tokens=3", "--threads=1"];
+  const text = await bench("generate", ...few, `--json=${json}`);
+  const sides = ["loam", "loam, 8 texts", ...PYTHON ? ["transformers"] : []];
+  for (const name of sides) {
+    assertMatch(text, new RegExp(`^${name} +prompt +\\d+ +writing +\\d+\\.\\d$`, "m"));
+  }
+  const { results, sampler_ms } = JSON.parse(Deno.readTextFileSync(json));
+  for (const name of sides) {
+    const { prompt_tokens_per_sec, tokens_per_sec, turns } = results[name];
+    assert(prompt_tokens_per_sec > 0 && tokens_per_sec > 0);
+    assertEquals([turns.length, turns[0].token_ms.length], [1, 2]);
+  }
+  assertEquals(Object.keys(sampler_ms).length, 4);
 });
 
 Deno.test({
