@@ -149,9 +149,9 @@ function selfAttention(
   past?: { layer: LayerCache; pos: readonly number[] },
 ): Tensor {
   let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps, keep); // (B, T, (H + 2K) * D)
-  if (w.qkv_bias) qkv = bias(qkv, w.qkv_bias);
-  if (w.q_norm && w.k_norm) qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps);
-  if (c.no_rope_layers?.[i] !== 0) qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0);
+  if (w.qkv_bias) qkv = bias(qkv, w.qkv_bias); // Qwen 2
+  if (w.q_norm && w.k_norm) qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps); // Qwen 3
+  if (c.no_rope_layers?.[i] !== 0) qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0); // all layers but a few of SmolLM 3
   const y = past ? cachedAttention(qkv, c, past.layer, past.pos) : attention(qkv, c); // (B, T, H * D)
   return linear(y, w.o_proj, x); // x + y w^T
 }
