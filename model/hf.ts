@@ -6,7 +6,7 @@ import { UserError } from "../base/errors.ts";
 import { requireTensors } from "../runtime/checkpoint.ts";
 import type { SafetensorsFile } from "../runtime/safetensors.ts";
 import { ownSettings } from "./hf_config.ts";
-import type { LlamaConfig } from "./llama.ts";
+import { type LlamaConfig, VARIANT } from "./llama.ts";
 
 /** One Hugging Face tensor: `rows` rows from `row` on of our tensor at the dot path `ours`. cols is 0 for a vector. */
 export type HFTensor = { hf: string; ours: string; row: number; rows: number; cols: number };
@@ -99,7 +99,12 @@ function notInHF(declared: Declared[], config: LlamaConfig): Declared[] {
 export function differences(declared: Declared[], config: LlamaConfig): string[] {
   const here = new Set(declared.map(({ name }) => name));
   const missing = hfTensors(config).filter(({ ours }) => !here.has(ours)).map(({ hf }) => `no ${hf}`);
-  return [...notInHF(declared, config).map(({ name }) => name), ...missing, ...ownSettings(config)];
+  return [
+    ...notInHF(declared, config).map(({ name }) => name),
+    ...missing,
+    ...ownSettings(config),
+    ...VARIANT ? [VARIANT] : [],
+  ];
 }
 
 // ---- weights

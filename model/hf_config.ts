@@ -1,7 +1,7 @@
 // config.json: the shape of a model in the words of Hugging Face, for each class of transformers that loam computes.
 import { UserError } from "../base/errors.ts";
 import { isObject } from "../base/json.ts";
-import type { Family, LlamaConfig } from "./llama.ts";
+import { type Family, type LlamaConfig, VARIANT } from "./llama.ts";
 import type { RopeScaling } from "./rope.ts";
 
 /** The settings of each LlamaConfig that config.json has under Hugging Face's names. */
@@ -102,6 +102,7 @@ export function configToHF(
       family === "llama" ? "Llama" : architecture
     } as in transformers: ${differences.slice(0, 8).join(", ")}${more}`,
     settings: config,
+    variant: VARIANT,
   };
   return {
     ...type,
@@ -182,6 +183,10 @@ const COMPUTED = new Set([
 export function configFromHF(json: unknown, path = "config.json"): LlamaConfig {
   if (!isObject(json)) throw unsupported(path, "its content", json, "a JSON object");
   const family = familyOf(path, json), { defaults = {} } = FAMILIES[family];
+  if (isOwn(json) && (json.variant ?? "") !== VARIANT) {
+    const here = VARIANT ? `the VARIANT "${VARIANT}"` : "none";
+    throw unsupported(path, "variant", json.variant, `that of model/llama.ts, which has ${here}`);
+  }
   refuseUnknown(path, json, family);
   const valueOf = (key: string) => key in json ? json[key] : defaults[key];
   const count = (key: keyof typeof LARGEST, fallback?: number) => {
@@ -325,7 +330,7 @@ function refuseUnknown(path: string, json: Record<string, unknown>, family: Fami
     throw unsupported(path, "layer_types", types, '"full_attention" for each layer');
   }
   for (const [key, value] of Object.entries(json)) {
-    if (isOwn(json) && ["note", "settings"].includes(key)) continue;
+    if (isOwn(json) && ["note", "settings", "variant"].includes(key)) continue;
     if (COMPUTED.has(key) || HARMLESS.has(key) || isOff(value) || keys.includes(key)) continue;
     if (ONLY[key]?.includes(value)) continue;
     throw ONLY[key] ? unsupported(path, key, value, JSON.stringify(ONLY[key][0])) : unknown(path, key, value);

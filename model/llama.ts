@@ -29,6 +29,12 @@ import { type RopeScaling, ropeTable } from "./rope.ts";
  */
 export type Family = "llama" | "mistral" | "qwen2" | "qwen3" | "smollm3";
 
+/**
+ * What an edit of this file computes that no family does, in a few words: a model saved with it is no Llama to others, and
+ * loads only where this says the same. Weights and settings that are added say so themselves.
+ */
+export const VARIANT: string = "";
+
 /** The shape of a model. */
 export type LlamaConfig = {
   family?: Family; // llama if absent

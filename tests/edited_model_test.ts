@@ -129,6 +129,27 @@ Deno.test("weights that a checkpoint lacks are named before anything is trained"
   assertEquals(metrics(out).length, 2);
 });
 
+Deno.test("a model that computes something else without weights of its own is no Llama to others, nor to loam", async () => {
+  const edited = copyOfLoam(), out = freshPath(), data = await dataset();
+  await applyTo(edited, "parallel_blocks");
+  const flags = [...SMALL, `--data_dir=${data}`, `--out_dir=${out}`, "--save_interval=1", "--max_iters=1"];
+  await succeedIn(edited, "train", ...flags);
+  const path = `${out}/checkpoints/step_000001/config.json`, config = JSON.parse(Deno.readTextFileSync(path));
+  assertEquals([config.model_type, config.architectures, config.variant], [
+    "loam",
+    undefined,
+    "parallel blocks",
+  ]);
+  assertMatch(config.note, /not a Llama as in transformers: parallel blocks$/);
+  const { code, stderr } = await run("train", `--resume=${out}`, "--max_iters=2");
+  assertEquals(code, 1);
+  assertMatch(
+    errorLine(stderr),
+    /variant is "parallel blocks", and should be that of model\/llama\.ts, which has none$/,
+  );
+  await succeedIn(edited, "train", `--resume=${out}`, "--max_iters=2");
+});
+
 Deno.test("parameters and FLOPs of an edited model are counted from what it declares and runs", async () => {
   const edited = loamWith(EXTRA_LINEAR),
     flags = [...SMALL, `--data_dir=${await dataset()}`, "--n_embd=64", "--dry_run"];
