@@ -186,7 +186,7 @@ export function describeStored(path: string): string {
   const stored = openModel(path), { directory, config, weights } = stored;
   weightsFor(init(config), config, stored);
   const types = new Set(Array.from(weights, ([name, { tensors }]) => tensors.get(name)!.dtype));
-  return `${directory}, weights of ${Array.from(types).join(" and ")}`;
+  return `${directory}: ${config.family ?? "llama"}, weights of ${Array.from(types).join(" and ")}`;
 }
 
 /**

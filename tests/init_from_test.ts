@@ -57,7 +57,7 @@ Deno.test("train --init_from --dry_run says what will be trained, and checks all
   const flags = [`--data_dir=${data}`, ...FLAGS, `--init_from=${model}`, "--dry_run"];
   const said = await succeed("train", ...flags);
   assertMatch(said, /^model {2}32\.9k parameters, /m); // 2 x 6208 + 2 x 320 x 32 + 32
-  assertStringIncludes(said, `from   ${model}, weights of F32\n`);
+  assertStringIncludes(said, `from   ${model}: llama, weights of F32\n`);
 
   const path = `${model}/model.safetensors`, { tensors, read } = readSafetensors(path);
   const entries = Array.from(tensors, ([name, { dtype, shape }]) => {
