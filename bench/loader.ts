@@ -25,7 +25,7 @@ const defaults = {
 type Options = typeof defaults;
 
 const ranges: Ranges<Options> = {
-  gb: between(0.01),
+  gb: between(0.001),
   ...each(whole(1), "shard_tokens", "steps", "batches"),
 };
 
