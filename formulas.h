@@ -7,8 +7,10 @@
 
 #ifdef __CUDACC__
 #define FORMULA static __device__ __forceinline__
+#define UNROLLED _Pragma("unroll")
 #else
 #define FORMULA static inline
+#define UNROLLED _Pragma("GCC unroll 16")  // a loop around it can then run in vectors
 #endif
 
 // ---- random numbers: Philox 4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011) --------------
@@ -21,7 +23,7 @@ struct Philox {
 FORMULA Philox philox(uint64_t counter, uint64_t key) {
   uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32), c2 = 0, c3 = 0;
   uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-  for (int round = 0; round < 10; round++) {
+  UNROLLED for (int round = 0; round < 10; round++) {
     uint64_t a = (uint64_t)c0 * 0xD2511F53u, b = (uint64_t)c2 * 0xCD9E8D57u;
     c0 = (uint32_t)(b >> 32) ^ c1 ^ k0, c1 = (uint32_t)b;
     c2 = (uint32_t)(a >> 32) ^ c3 ^ k1, c3 = (uint32_t)a;
@@ -101,15 +103,13 @@ FORMULA Unary unary(float x, float parameter) {
 
 // ---- dropout --------------------------------------------------------------------------------------------------------
 
-/// What the four elements from 4 * counter on are multiplied with: 0 or 1 / (1 - rate).
+/// What the four elements from 4 * counter on are multiplied with: 0 where a random word is below `limit`, else `keep`.
 struct Mask {
   float factor[4];
 };
 
-FORMULA Mask dropout_mask(uint64_t counter, float rate, uint64_t key) {
+FORMULA Mask dropout_mask(uint64_t counter, uint32_t limit, float keep, uint64_t key) {
   Philox random = philox(counter, key);
-  double limit = (double)rate * 4294967296.0;
-  float keep = (float)(1.0 / (1.0 - (double)rate));
   Mask mask;
   for (int i = 0; i < 4; i++) mask.factor[i] = random.word[i] < limit ? 0.0f : keep;
   return mask;

@@ -119,6 +119,13 @@ static int use_device();  // each library's own: fails where no device is open
   op = __func__;           \
   TRY(check_arguments(__VA_ARGS__))
 
+/// Of dropout(): the random words that drop a value are those below it, and what the others are multiplied with.
+struct Dropping {
+  uint32_t limit;
+  float keep;
+  explicit Dropping(double rate) : limit((uint32_t)ceil(rate * 4294967296.0)), keep((float)(1.0 / (1.0 - rate))) {}
+};
+
 // ---- limits: what this process may use of the machine ----------------------------------------------------------------
 //
 // Its processes share the memory of the machine, and in a container or a job of Slurm the cgroup that it is in sets a

@@ -1742,11 +1742,15 @@ int mul(float* out, const float* a, const float* b, int64_t n) {
 int dropout(float* out, const float* x, int64_t n, float rate, uint64_t key) {
   BEGIN(SIZES(n), ADDRESSES(out, x));
   CHECK(rate >= 0.0f && rate < 1.0f, "rate=%g must be at least 0 and below 1 (%s)", rate, SIZE_TEXT(n));
-#pragma omp parallel for num_threads(team(16 * n))
-  for (int64_t i = 0; i < n; i += 4) {
-    Mask mask = dropout_mask(i / 4, rate, key);
-    for (int64_t e = 0; e < min(4, n - i); e++) out[i + e] = x[i + e] * mask.factor[e];
+  const Dropping drop(rate);
+  const int64_t whole = n / 4;
+#pragma omp parallel for simd num_threads(team(4 * n))
+  for (int64_t i = 0; i < whole; i++) {
+    Mask mask = dropout_mask(i, drop.limit, drop.keep, key);
+    UNROLL for (int e = 0; e < 4; e++) out[4 * i + e] = x[4 * i + e] * mask.factor[e];
   }
+  Mask last = dropout_mask(whole, drop.limit, drop.keep, key);
+  for (int64_t i = 4 * whole; i < n; i++) out[i] = x[i] * last.factor[i % 4];
   return 0;
 }
 

@@ -1954,10 +1954,10 @@ int mul(act* out, const act* a, const act* b, int64_t n) {
 }
 
 /// One thread has the four elements of a Philox block.
-static __global__ void dropout_kernel(act* out, const act* x, size_t n, float rate, uint64_t key) {
+static __global__ void dropout_kernel(act* out, const act* x, size_t n, uint32_t limit, float keep, uint64_t key) {
   size_t i = global_thread() * 4;
   if (i >= n) return;
-  Mask mask = dropout_mask(i / 4, rate, key);
+  Mask mask = dropout_mask(i / 4, limit, keep, key);
 #pragma unroll
   for (int e = 0; e < 4; e++)
     if (i + e < n) from_float(out[i + e], to_float(x[i + e]) * mask.factor[e]);
@@ -1967,7 +1967,8 @@ int dropout(act* out, const act* x, int64_t n, float rate, uint64_t key) {
   BEGIN(SIZES(n), ADDRESSES(out, x));
   CHECK(rate >= 0.0f && rate < 1.0f, "rate=%g must be at least 0 and below 1 (%s)", rate, SIZE_TEXT(n));
   CHECK_LAUNCH(n / BLOCK, n);
-  LAUNCH(dropout_kernel, ceil_div(ceil_div(n, 4), BLOCK), BLOCK, 0, out, x, (size_t)n, rate, key);
+  const Dropping drop(rate);
+  LAUNCH(dropout_kernel, ceil_div(ceil_div(n, 4), BLOCK), BLOCK, 0, out, x, (size_t)n, drop.limit, drop.keep, key);
   return 0;
 }
 
