@@ -180,7 +180,7 @@ const GROUP_OF_3 = HEAD_SIZES.map((D) => ({ H: 3, K: 1, D })); // enough for the
 
 Deno.test("attention() agrees with float64 for head groups of 1, 2, 3 and every length of block", () => {
   for (const T of [1, 17, 65, 130]) {
-    for (const { H, K, D } of T === 130 ? GROUP_OF_3 : HEADS) {
+    for (const { H, K, D } of T === 130 ? GROUP_OF_3 : HEADS.filter(({ H }) => T < 65 || H === 6)) {
       const B = T === 130 ? 1 : 2, size = { B, T, H, K, D }, qkv = leaf([B, T, (H + 2 * K) * D], 1);
       const dout = normal(B * T * H * D, 2), what = `of T=${T} H=${H} K=${K} D=${D}`;
       const { out, grads } = forwardBackward(() => attention(qkv.t, heads(size)), [qkv.t], dout);
@@ -894,6 +894,7 @@ Deno.test({
     const here = known.slice(0, 1 + known.indexOf(device.isa_best!));
     for (const LOAM_ISA of here.filter((isa) => isa === "portable" || libraryExists(`cpu_${isa}`))) {
       const args = ["test", "-q", "-P=test", "--no-check", "ops_test.ts", "wide_test.ts", "tape_test.ts"];
+      if (LOAM_ISA === here.at(-1)) args.push("--filter=/[lL]inear|[hH]ead|finite|fused|bits|gradient/"); // the rest ran above
       const env = { LOAM_ISA, LOAM_BLAS: "builtin", NO_COLOR: "1" };
       const { success, stdout } = await new Deno.Command(Deno.execPath(), {
         args,
