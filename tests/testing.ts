@@ -17,12 +17,19 @@ export type Result = { code: number; signal: Deno.Signal | null; stdout: string;
 
 /**
  * A model and batch so small that a step takes about a millisecond, and nothing but training. Later flags win. One thread:
- * on a busy machine threads that wait for each other make it a hundred times slower.
+ * on a busy machine threads that wait for each other make it a hundred times slower. No BLAS: loading one takes a quarter of
+ * the time of a short run; golden_run_test.ts has the one that is found.
  */
 export const SMALL = [
   ...["--n_layer=2", "--n_embd=32", "--n_head=4", "--n_kv_head=2", "--n_inner=48", "--block_size=16"],
-  ...["--batch_size=4", "--device=cpu", "--threads=1", "--warmup_iters=5", "--learning_rate=0.01"],
-  ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0"],
+  ...["--batch_size=4", "--device=cpu", "--threads=1", "--blas=builtin"],
+  ...[
+    "--warmup_iters=5",
+    "--learning_rate=0.01",
+    "--eval_interval=0",
+    "--sample_interval=0",
+    "--save_interval=0",
+  ],
 ];
 
 const scratch = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_" });

@@ -372,10 +372,10 @@ Deno.test({
       return stdout.replaceAll("\x1b", "ESC");
     };
     const colours = await shown(["-u", "NO_COLOR"]);
-    assertMatch(colours, /\rstep 1\/4 \| [^\n]* leftESC\[K\rESC\[Kstep 2\/4ESC\[2m \| ESC\[0mloss/);
+    assertMatch(colours, /\rstep 1\/4 \| [^\nE]*ESC\[K\rESC\[Kstep 2\/4ESC\[2m \| ESC\[0mloss/);
     assertMatch(colours, /ESC\[1mval \d\.\d{4}ESC\[0m/);
     const plain = await shown(["NO_COLOR=1"]);
-    assertMatch(plain, /\rstep 1\/4 \| [^\n]* leftESC\[K\rESC\[Kstep 2\/4 \| loss [^E]*\n/);
+    assertMatch(plain, /\rstep 1\/4 \| [^\nE]*ESC\[K\rESC\[Kstep 2\/4 \| loss [^E]*\n/);
     assertEquals(await shown([], "--quiet"), "");
   },
 });
