@@ -250,6 +250,7 @@ export const AS_ROOT = {
   OMPI_ALLOW_RUN_AS_ROOT: "1",
   OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1",
   OMPI_MCA_btl: "self,vader",
+  NO_COLOR: "1", // the ranks have a terminal, one of Open MPI's own
 };
 
 /** Runs `train:dist` in n ranks with the same flags, which has to succeed and print nothing to stderr; returns stdout. */
