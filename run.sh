@@ -142,7 +142,7 @@ run_tests() {
   logs=$(mktemp -d)
   trap 'rm -rf "$logs"' EXIT
   deno check -q || die "The types do not fit: see above"
-  # Two halves at a time, of about five minutes each: tests of the program as a whole, which mostly wait for processes, and
+  # Two halves at a time, about as long as each other: tests of the program as a whole, which mostly wait for processes, and
   # those beside their files with the emulator's.
   half whole --ignore=tests/emu_test.ts tests >/dev/null &
   half units $(folders_of_tests) tests/emu_test.ts
