@@ -142,10 +142,11 @@ run_tests() {
   logs=$(mktemp -d)
   trap 'rm -rf "$logs"' EXIT
   deno check -q || die "The types do not fit: see above"
-  # Two halves at a time, about as long as each other: tests of the program as a whole, which mostly wait for processes, and
-  # those beside their files with the emulator's.
-  half whole --ignore=tests/emu_test.ts tests >/dev/null &
-  half units $(folders_of_tests) tests/emu_test.ts
+  # Two halves at a time, of as much processor time: most tests of the program as a whole, and those beside their files with
+  # what has a process of its own that is busy (the emulator, Chromium, the type check of examples).
+  busy="tests/dashboard_test.ts tests/emu_test.ts tests/examples_test.ts tests/hopper_test.ts tests/nccl_test.ts"
+  half whole --ignore="$(echo $busy | tr ' ' ,)" tests >/dev/null &
+  half units $(folders_of_tests) $busy
   wait
   cat "$logs/whole"
   passed=0 failed=0 skipped=0
