@@ -62,7 +62,7 @@ for (
     ["kernels", "--T=1e300", "Cannot use --T=1e300: it should be a whole number from 0 to 1048576"],
     ["peer", "--rounds=0", "Cannot use --rounds=0: it should be a whole number from 1 to 1048576"],
     ["generate", "--preset=big", "Cannot use preset big: it should be one of tiny, small, 124m"],
-    ["loader", "--gb=0", "Cannot use --gb=0: it should be a number of at least 0.01"],
+    ["loader", "--gb=0", "Cannot use --gb=0: it should be a number of at least 0.001"],
     ["curve", "--threads=two", "Cannot use --threads=two: it should be a number, such as CPUS"],
   ] as const
 ) {
