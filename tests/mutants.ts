@@ -66,7 +66,7 @@ async function main(args: string[]): Promise<void> {
 }
 
 /** The faults of all tables, or of those with these names. */
-function readTables(only: string[] | undefined): Mutant[] {
+export function readTables(only: string[] | undefined): Mutant[] {
   const all = Array.from(Deno.readDirSync(TABLES), ({ name }) => name.replace(".json", "")).sort();
   const unknown = only?.find((name) => !all.includes(name));
   if (unknown !== undefined) throw new UserError(`Cannot use table ${unknown}: there are ${all.join(", ")}`);
@@ -76,7 +76,7 @@ function readTables(only: string[] | undefined): Mutant[] {
 }
 
 /** The source with the fault in it. */
-function plant(source: string, { name, file, from, to, occurrence }: Mutant): string {
+export function plant(source: string, { name, file, from, to, occurrence }: Mutant): string {
   const pieces = source.split(from), at = occurrence ?? 1;
   if (pieces.length < 2 || (occurrence === undefined && pieces.length > 2) || at >= pieces.length) {
     throw new UserError(
@@ -166,4 +166,4 @@ function lastLine(text: string): string {
   return text.trimEnd().split("\n").at(-1)!;
 }
 
-await runMain(main);
+if (import.meta.main) await runMain(main);

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { existsSync } from "node:fs";
 import { PLACES } from "../serve/nvml.ts";
+import { plant, readTables } from "./mutants.ts";
 import { emptyDirectory } from "./testing.ts";
 
 const ROOT = new URL("../", import.meta.url);
@@ -78,6 +79,16 @@ Deno.test("the images have run.sh's Deno, and nothing that git ignores", () => {
     read(file).split("\n").map((line) => line.replace(/^(!?)\//, "$1").replace(/(?<!\*)\/$/, ""))
       .filter((line) => line !== "" && !line.startsWith("#")).sort();
   assertEquals(patterns(".dockerignore"), [...patterns(".gitignore"), ".git", ".deno"].sort());
+});
+
+Deno.test("every fault of tests/mutants can be planted, and the tests that must notice it are there", () => {
+  for (const mutant of readTables(undefined)) {
+    const source = read(mutant.file);
+    assert(plant(source, mutant) !== source, mutant.name);
+    for (const test of mutant.tests) {
+      assert(existsSync(new URL(test.split(" ")[0]!, ROOT)), `${mutant.name}: ${test}`);
+    }
+  }
 });
 
 Deno.test("no exclude pattern hides a folder of source files", () => {
