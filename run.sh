@@ -189,9 +189,11 @@ count() {
   echo "${number:-0}"
 }
 
-# Why tests were skipped: the name of each ends with what it wants, "(LOAM_PYTHON)".
+# Why tests were skipped: the name of each ends with what it wants, "(LOAM_PYTHON)"; steps are indented.
 reasons() {
-  plain "$@" | sed -n 's/^\(.*\) \.\.\. ignored (.*/\1/p' | sed 's/.*(\([^()]*\))$/wants \1/; t; s/^/skipped: /' |
+  plain "$@" | sed -n 's/^\(.*\) \.\.\. ignored (.*/\1/p' |
+    sed -e 's/^  .*/steps: commands of the pages that cannot run here, for the reasons in tests\/docs_test.ts/; t' \
+      -e 's/.*(\([^()]*\))$/wants \1/; t' -e 's/^/skipped: /' |
     sort | uniq -c | sort -rn
 }
 
