@@ -195,7 +195,7 @@ function addressOf(t: Tensor, row: number): Address {
 // ---- caches
 
 /** Keys and values of the first pos tokens of a text, of at most `room`: (K, room, D) each in a layer. */
-type Cache = { pos: number; room: number; layers: { k: Tensor; v: Tensor }[] };
+export type Cache = { pos: number; room: number; layers: { k: Tensor; v: Tensor }[] };
 
 const ROOM_STEP = 256; // tokens: caches of a few sizes are used again by other texts
 
