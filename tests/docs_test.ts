@@ -54,6 +54,7 @@ const ADDED: [start: RegExp, flags: string[]][] = [
     ...["--rotate_mb=0.1", "--batch_ms=0", "--batches=1"],
   ]],
   [/^deno task bench:peer$/, ["--only=loam", "--preset=tiny", "--B=1", "--T=32", "--rounds=1", "--steps=1"]],
+  [/bench\/generate\.ts/, ["--preset=tiny", "--prompt=8", "--tokens=2", "--rounds=1"]],
   [/examples\/\w+\.ts$/, ["2"]], // steps
 ];
 
