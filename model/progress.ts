@@ -124,7 +124,7 @@ export class Progress {
     this.#lines.add(metrics);
     this.#memory_bytes = Math.max(this.#memory_bytes, metrics.memory_bytes);
     if (always || step % config.log_interval === 0) log.line(this.#lines.line(metrics));
-    else log.live(this.#lines.text(metrics));
+    else log.live(() => this.#lines.text(metrics));
     guard(config, read, () => placesOf(data, config, this.consumed(step - 1).samples), log);
   }
 

@@ -65,6 +65,7 @@ export class RunLog {
   readonly #isFull = new Set<(text: string) => void>(); // of console.log and console.error, what cannot be written any more
   readonly #isQuiet: boolean;
   #isLive = false; // the last line of the terminal is one that the next replaces
+  #live_ms = -Infinity; // when it was written
 
   /**
    * Opens or makes the directory and writes config.json. after: the step that a resumed run goes on after; later lines of
@@ -129,11 +130,13 @@ export class RunLog {
     this.#write(`warning: ${visible(oneLine(text))}`, console.error);
   }
 
-  /** Shows a line on a terminal, until the next one takes its place; it is not kept. */
-  live(text: string): void {
+  /** Shows a line on a terminal, until the next one takes its place; it is not kept. Fast steps are not all shown. */
+  live(text: () => string): void {
     if (!IS_TERMINAL || this.#isQuiet || this.#isFull.has(console.log)) return;
+    if (performance.now() - this.#live_ms < LIVE_MS) return;
+    this.#live_ms = performance.now();
     const width = Deno.consoleSize().columns || 80; // 0 where the terminal does not say
-    Deno.stdout.writeSync(new TextEncoder().encode(`\r${visible(text).slice(0, width - 1)}${CLEAR}`));
+    Deno.stdout.writeSync(new TextEncoder().encode(`\r${visible(text()).slice(0, width - 1)}${CLEAR}`));
     this.#isLive = true;
   }
 
@@ -212,6 +215,7 @@ export class RunLog {
 }
 
 const IS_TERMINAL = Deno.stdout.isTerminal();
+const LIVE_MS = 100; // from one such line to the next
 const CLEAR = "\x1b[K"; // from here to the end of the line
 
 /** A line for a terminal with colours: what separates is dim, val is bold, warnings are yellow. */
