@@ -132,22 +132,29 @@ export class RunLog {
 
   /** Shows a line on a terminal, until the next one takes its place; it is not kept. Fast steps are not all shown. */
   live(text: () => string): void {
-    if (!IS_TERMINAL || this.#isQuiet || this.#isFull.has(console.log)) return;
-    if (performance.now() - this.#live_ms < LIVE_MS) return;
+    if (!IS_TERMINAL || performance.now() - this.#live_ms < LIVE_MS) return;
     this.#live_ms = performance.now();
-    const width = Deno.consoleSize().columns || 80; // 0 where the terminal does not say
-    Deno.stdout.writeSync(new TextEncoder().encode(`\r${visible(text()).slice(0, width - 1)}${CLEAR}`));
-    this.#isLive = true;
+    this.#print(console.log, () => {
+      const width = Deno.consoleSize().columns || 80; // 0 where the terminal does not say
+      writeStdout(`\r${visible(text()).slice(0, width - 1)}${CLEAR}`);
+      this.#isLive = true;
+    });
+  }
+
+  #write(text: string, print: (text: string) => void): void {
+    this.#log.write(text + "\n");
+    this.#print(print, () => {
+      if (this.#isLive) writeStdout(`\r${CLEAR}`);
+      this.#isLive = false;
+      print(IS_TERMINAL && !Deno.noColor ? painted(text) : text);
+    });
   }
 
   /** A run goes on where there is nowhere to print to any more, such as a terminal that is closed. */
-  #write(text: string, print: (text: string) => void): void {
-    this.#log.write(text + "\n");
+  #print(print: (text: string) => void, action: () => void): void {
     if (this.#isFull.has(print) || this.#isQuiet && print === console.log) return;
     try {
-      if (this.#isLive) Deno.stdout.writeSync(new TextEncoder().encode(`\r${CLEAR}`));
-      this.#isLive = false;
-      print(IS_TERMINAL && !Deno.noColor ? painted(text) : text);
+      action();
     } catch (error) {
       this.#isFull.add(print);
       const what = print === console.error ? "no warning" : "nothing";
@@ -217,6 +224,10 @@ export class RunLog {
 const IS_TERMINAL = Deno.stdout.isTerminal();
 const LIVE_MS = 100; // from one such line to the next
 const CLEAR = "\x1b[K"; // from here to the end of the line
+
+function writeStdout(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(text));
+}
 
 /** A line for a terminal with colours: what separates is dim, val is bold, warnings are yellow. */
 function painted(text: string): string {

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { findCompiler } from "../tools/build.ts";
 import { sha256OfFile } from "../base/files.ts";
+import { existsSync } from "node:fs";
 import settings from "../deno.json" with { type: "json" };
 import {
   canLimit,
@@ -13,6 +14,7 @@ import {
   isInstalled,
   list,
   metrics,
+  onTerminal,
   plantNaN,
   ROOT,
   run,
@@ -248,6 +250,26 @@ Deno.test({
     const log = Deno.readTextFileSync(`${out}/log.txt`);
     assertMatch(log, /^preset tiny .*\nwarning: from here on nothing is printed: .*\ndevice cpu /);
     assertMatch(log, /\nstep 3\/3 \| .*\nsaved .*step_000003\nfinished in .*\n$/);
+  },
+});
+
+Deno.test({
+  name: "a run whose terminal goes away while it shows steps between its lines goes on",
+  ignore: !isInstalled("script") || !isInstalled("setsid"),
+  fn: async () => {
+    const out = freshPath(), flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
+    const terminal = new Running(
+      onTerminal(["setsid", "--wait"], "train", ...flags, "--max_iters=1500", "--log_interval=0"), // hears no SIGHUP
+    );
+    const steps = `${out}/metrics.jsonl`;
+    while (!existsSync(steps) || Deno.statSync(steps).size < 1000) {
+      await new Promise((ok) => setTimeout(ok, 20));
+    }
+    terminal.signal("SIGKILL");
+    const state = () => JSON.parse(Deno.readTextFileSync(`${out}/run.json`)).state;
+    while (state() === "running") await new Promise((ok) => setTimeout(ok, 20));
+    assertEquals([ending(out), metrics(out).length], [{ state: "finished", error: null }, 1500]);
+    await terminal.end();
   },
 });
 

@@ -111,8 +111,13 @@ export async function runWith(environment: string[], task: Task, ...args: string
 
 /** Runs a task on a terminal, with env's options before it, such as NO_COLOR=1. stdout is all that it shows. */
 export async function runOnTerminal(options: string[], task: Task, ...args: string[]): Promise<Result> {
-  const words = [Deno.execPath(), ...taskArgs(task, args)].map((word) => `'${word}'`).join(" ");
-  return result(await command("env", [...options, "script", "-qec", words, "/dev/null"]).output());
+  return result(await onTerminal(["env", ...options], task, ...args).output());
+}
+
+/** The same, to be started. before: words in front of the program there, such as env NO_COLOR=1. */
+export function onTerminal(before: string[], task: Task, ...args: string[]): Deno.Command {
+  const words = [...before, Deno.execPath(), ...taskArgs(task, args)].map((word) => `'${word}'`).join(" ");
+  return command("script", ["-qec", words, "/dev/null"]);
 }
 
 /** Runs a task that has to succeed and print nothing to stderr; returns stdout. */
