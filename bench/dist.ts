@@ -4,6 +4,7 @@
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
+import { reportHead, saveReport } from "./report.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
@@ -58,18 +59,9 @@ async function main(args: string[]): Promise<void> {
   }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (o.exchange > 0) return await timeExchange(o.exchange);
-  const rows: Row[] = [];
+  const head = reportHead("bench/dist.ts"), rows: Row[] = [];
   for (const preset of o.presets.split(",")) rows.push(await measure(preset, o));
-  const date = new Date().toISOString().slice(0, 10);
-  const report = {
-    command: ["bench/dist.ts", ...args].join(" "),
-    date,
-    load_before: Deno.loadavg()[0],
-    rows,
-  };
-  const path = o.json || `bench/results/dist-${date}.json`;
-  Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
-  console.log(`written to ${path}`);
+  console.log(`written to ${saveReport({ ...head, rows }, `dist-${head.date}`, o.json)}`);
 }
 
 async function measure(preset: string, o: typeof defaults): Promise<Row> {

@@ -2,7 +2,6 @@
 // clock speed or load meets all of them. Prints medians; bfloat16 and the rest are llama.cpp's files of those types.
 //
 //   LOAM_PYTHON=python3 LOAM_LLAMA_CPP=DIR deno run -q -P=bench bench/generate.ts --preset=124m
-import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
@@ -17,6 +16,7 @@ import { writeSafetensors } from "../runtime/safetensors.ts";
 import { fixed, writeFloats } from "../runtime/tensor.ts";
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
+import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
 import type { Shape } from "./shapes.ts";
 
 const defaults = {
@@ -215,7 +215,8 @@ async function main(args: string[]): Promise<void> {
     norm_eps: 1e-6,
     tie_word_embeddings: true,
   };
-  const load = Deno.loadavg()[0]!, directory = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_bench_" });
+  const head = reportHead("deno run -q -P=bench bench/generate.ts");
+  const directory = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_bench_" });
   const python = Deno.env.get("LOAM_PYTHON"), llama = Deno.env.get("LOAM_LLAMA_CPP"), sides: Side[] = [];
   try {
     await writeModel(config, directory);
@@ -241,7 +242,7 @@ async function main(args: string[]): Promise<void> {
     const results = Object.fromEntries(
       sides.map((side) => [side.name, summarise(o, side, turns.get(side)!)]),
     );
-    report(o, load, results, samplerTimes(config.vocab_size));
+    report(o, head, results, samplerTimes(config.vocab_size));
   } finally {
     for (const side of sides) side.stop();
     Deno.removeSync(directory, { recursive: true });
@@ -250,14 +251,14 @@ async function main(args: string[]): Promise<void> {
 
 function report(
   o: Options,
-  load: number,
+  head: Head,
   results: Record<string, Result>,
   sampler_ms: Record<string, number>,
 ): void {
   console.log(
     `${o.preset}: prompts of ${o.prompt} tokens, ${o.tokens} written, ${o.threads} threads, tokens/s`,
   );
-  if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
+  warnOfLoad(head.load_before);
   for (const [name, { prompt_tokens_per_sec, tokens_per_sec }] of Object.entries(results)) {
     const read = prompt_tokens_per_sec.toFixed(0).padStart(8),
       written = tokens_per_sec.toFixed(1).padStart(8);
@@ -267,12 +268,8 @@ function report(
   console.log(
     `ms to choose a token of ${SHAPES[o.preset]!.V}: ${chosen.join(", ")}`,
   );
-  const date = new Date().toISOString().slice(0, 10);
-  const path = o.json || `${import.meta.dirname}/results/generate-${date}-${o.preset}.json`;
-  const cpu = os.cpus()[0]?.model ?? "unknown",
-    facts = { date, cpu, device, deno: Deno.version.deno, load_before: load };
-  Deno.writeTextFileSync(path, JSON.stringify({ ...facts, options: o, sampler_ms, results }, null, 2) + "\n");
-  console.log(`written to ${path}`);
+  const written = { ...head, device, options: o, sampler_ms, results };
+  console.log(`written to ${saveReport(written, `generate-${head.date}-${o.preset}`, o.json)}`);
 }
 
 if (import.meta.main) await runMain(main);

@@ -4,7 +4,7 @@
 // The dataset is made up, below /tmp, and removed afterwards; it lies in the page cache when it is read. The step is that of
 // `deno task train` itself with --preset=tiny on the same files.
 import { median } from "./median.ts";
-import os from "node:os";
+import { type Head, reportHead, saveReport } from "./report.ts";
 import { openDataset, shardHeader } from "../data/bins.ts";
 import { Loader, type Position } from "../data/loader.ts";
 import { openData } from "../data/mix.ts";
@@ -39,15 +39,8 @@ type BatchTime = { us: number; us_least: number; us_most: number; heap_bytes: nu
 type Memory = { read_mb: number; rss_mb: number; file_mb: number; anon_mb: number };
 
 /** What is in the JSON file. */
-export type Report = {
-  command: string;
-  date: string;
-  cpu: string;
-  cores: number;
-  deno: string;
+export type Report = Head & {
   isa: string;
-  /** Processes that wanted a core in the minute before. */
-  load_before: number;
   dataset: { bytes: number; shards: number };
   tiny: {
     B: number;
@@ -189,7 +182,7 @@ function residentMemory(read_mb: number): Memory {
 // ---- everything
 
 async function measure(o: Options, dir: string): Promise<Report> {
-  const load_before = Deno.loadavg()[0]!, tokens = Math.ceil(o.gb * 1e9 / 4); // half of them in each dataset
+  const head = reportHead("bench/loader.ts"), tokens = Math.ceil(o.gb * 1e9 / 4); // half of them in each dataset
   const [one, two] = [`${dir}/one`, `${dir}/two`];
   for (const data_dir of [one, two]) writeDataset(data_dir, tokens, o.shard_tokens);
   const mix = `${one}:0.8,${two}:0.2`, halves = `${one}:1,${two}:1`;
@@ -203,13 +196,8 @@ async function measure(o: Options, dir: string): Promise<Report> {
     batch_of_mix = timeBatch(new Reader(mix, B, T), o.batches);
   const share_of_step = gradient_accumulation_steps * batch.us / 1000 / step_ms;
   return {
-    command: `bench/loader.ts ${Deno.args.join(" ")}`.trim(),
-    date: new Date().toISOString().slice(0, 10),
-    cpu: os.cpus()[0]?.model ?? "unknown",
-    cores: navigator.hardwareConcurrency,
-    deno: Deno.version.deno,
+    ...head,
     isa: device.isa ?? "unknown",
-    load_before,
     dataset: { bytes: 4 * tokens, shards: 2 * Math.ceil(tokens / o.shard_tokens) },
     tiny: { B, T, batch, batch_of_mix, step_ms, share_of_step },
     memory: { ...large, ...memory },
@@ -256,8 +244,7 @@ if (import.meta.main) {
     try {
       const report = await measure(options, dir);
       console.log(printed(report));
-      const path = options.json || `${import.meta.dirname}/results/loader-${report.date}.json`;
-      Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
+      saveReport(report, `loader-${report.date}`, options.json);
     } finally {
       Deno.removeSync(dir, { recursive: true });
     }

@@ -2,12 +2,12 @@
 // that a change in clock speed or load meets all of them. Prints medians and keeps every step time in bench/results/.
 //
 //   LOAM_PYTHON=python3 deno task bench:peer --preset=small --V=50257 --B=4
-import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { lines } from "./lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";
+import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
 
 const defaults = {
   preset: "small", // tiny, small or gpt-270m
@@ -216,33 +216,25 @@ function bestTorch(results: Record<string, Result>): number | null {
 function save(
   o: Options,
   shape: Shape,
-  load: number[],
+  head: Head,
   results: Record<string, Result>,
   failures: Record<string, string>,
 ): string {
   const { loam } = results, best = bestTorch(results);
   const gpu = Object.values(results)[0]?.ready.device ?? o.device;
   const kind = (o.device === "cuda" ? gpu : o.device).toLowerCase().replace(/[^a-z0-9]+/g, "-");
-  const date = new Date().toISOString().slice(0, 10);
   const { V, B, T } = shape;
-  const name = `${kind}-${date}-${o.preset}-V${V}-B${B}-T${T}-${o.dtype}.json`;
-  const path = o.json || `${import.meta.dirname}/results/${name}`;
-  if (!o.json) Deno.mkdirSync(`${import.meta.dirname}/results`, { recursive: true });
+  const name = `${kind}-${head.date}-${o.preset}-V${V}-B${B}-T${T}-${o.dtype}`;
   const report = {
-    command: `deno task bench:peer ${Deno.args.join(" ")}`.trim(),
-    date,
-    cpu: os.cpus()[0]?.model ?? "unknown",
+    ...head,
     device: gpu,
-    deno: Deno.version.deno,
     torch: Object.entries(results).find(([name]) => name !== "loam")?.[1].ready.version ?? null,
     options: { ...o, ...shape, torch_V: torchVocab(V) },
-    load_before: load[0], // processes that wanted a core in the minute before
     ratio_to_best_torch: loam && best !== null ? loam.tokens_per_sec / best : null,
     results,
     failures,
   };
-  Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
-  return path;
+  return saveReport(report, name, o.json);
 }
 
 if (import.meta.main) {
@@ -257,12 +249,12 @@ if (import.meta.main) {
       );
     }
     const options = { ...defaults, ...readFlags(args, defaults, { ranges }) };
-    const shape = shapeOf(options), load = Deno.loadavg();
+    const shape = shapeOf(options), head = reportHead("deno task bench:peer");
     console.log(
       `${options.preset}: ${flags(shape).join(" ")}, ${options.dtype}, ${options.device}, ` +
         `${options.threads} threads; PyTorch gets a vocabulary of ${torchVocab(shape.V)}`,
     );
-    if (load[0]! > 0.5) console.log(`the machine is busy (load ${load[0]!.toFixed(2)}): expect noise`);
+    warnOfLoad(head.load_before);
 
     const sides = chooseSides(options, shape), { rounds, steps } = options;
     for (const group of options.alone ? sides.map((side) => [side]) : [sides]) {
@@ -278,7 +270,7 @@ if (import.meta.main) {
     if (noisy.length > 0) {
       console.log(`not quiet: ${noisy.join(", ")} varied by more than 1.5x; run it again`);
     }
-    console.log(`every step time is in ${save(options, shape, load, results, failures)}`);
+    console.log(`every step time is in ${save(options, shape, head, results, failures)}`);
     for (const message of Object.values(failures)) console.error(`error: ${message}`);
     if (ran.length < sides.length) Deno.exit(1);
   });

@@ -3,11 +3,11 @@
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/prepare.ts --sample=c4_validation_2k.parquet --parquet_mb=5000
 import { createHash } from "node:crypto";
-import os from "node:os";
 import { type EncodingName, rankFile } from "../data/tokenizers/tiktoken.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { median } from "./median.ts";
+import { reportHead, saveReport, warnOfLoad } from "./report.ts";
 
 const defaults = {
   sample: "", // a parquet file with a column text
@@ -92,13 +92,15 @@ async function main(options: Options): Promise<void> {
   if (!options.sample) {
     throw new UserError("Cannot time prepare: --sample is missing, a parquet file with a column text");
   }
-  const load = Deno.loadavg()[0]!;
-  if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
+  const args = Deno.args.map((arg) => arg.replace(/=.*\//, "=")); // without the directories of this machine
+  const head = reportHead("deno run -P=bench bench/prepare.ts", args);
+  warnOfLoad(head.load_before);
   const work_dir = Deno.makeTempDirSync({ dir: options.work_dir, prefix: "loam_prepare_" });
   const o = { ...options, work_dir };
   try {
     const encodings = await timeEncoders(o), runs = await timeRuns(o);
-    console.log(`every figure is in ${save(o, load, encodings, runs)}`);
+    const path = saveReport({ ...head, encodings, runs }, `prepare-${head.date}`, o.json);
+    console.log(`every figure is in ${path}`);
   } finally {
     Deno.removeSync(work_dir, { recursive: true });
   }
@@ -235,7 +237,7 @@ async function timeRun(o: Options, corpus: string, format: string, workers: numb
   return run;
 }
 
-// ---- corpora, processes and results
+// ---- corpora and processes
 
 async function makeCorpus(
   o: Options,
@@ -266,22 +268,4 @@ async function output(program: string, args: string[], env: Record<string, strin
     );
   }
   throw new UserError(`Cannot run ${program} ${args[0]}: it failed; the cause stands above`);
-}
-
-function save(o: Options, load: number, encodings: Encoding[], runs: WholeRun[]): string {
-  const date = new Date().toISOString().slice(0, 10);
-  const args = Deno.args.map((arg) => arg.replace(/=.*\//, "=")); // without the directories of this machine
-  const path = o.json || `${import.meta.dirname}/results/prepare-${date}.json`;
-  const report = {
-    command: `deno run -P=bench bench/prepare.ts ${args.join(" ")}`.trim(),
-    date,
-    cpu: os.cpus()[0]?.model ?? "unknown",
-    cores: navigator.hardwareConcurrency,
-    deno: Deno.version.deno,
-    load_before: load, // processes that wanted a core in the minute before
-    encodings,
-    runs,
-  };
-  Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
-  return path;
 }

@@ -2,13 +2,13 @@
 // clients that follow it against those without, and the history of a long run. Everything goes to bench/results/.
 //
 //   deno task prepare && deno run -P=bench --allow-net=127.0.0.1 bench/serve.ts
-import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { FakeRun } from "../serve/testing.ts";
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
+import { reportHead, saveReport, warnOfLoad } from "./report.ts";
 
 const defaults = {
   presets: "tiny,small",
@@ -227,15 +227,14 @@ if (import.meta.main) {
         ),
       );
     }
-    const o = { ...defaults, ...readFlags(args, defaults, { ranges }) }, load_before = Deno.loadavg()[0];
+    const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
+    const head = reportHead("deno run -P=bench --allow-net=127.0.0.1 bench/serve.ts");
     if (!isFile(`${ROOT}/${o.data_dir}/meta.json`) && !isFile(`${o.data_dir}/meta.json`)) {
       throw new UserError(
         `Cannot train on ${o.data_dir}: it is no dataset; make one with: deno task prepare`,
       );
     }
-    if (load_before! > 0.5) {
-      console.log(`the machine is busy (load ${load_before!.toFixed(2)}): expect noise`);
-    }
+    warnOfLoad(head.load_before);
     const long_run = await longRun(o);
     for (const [name, value] of Object.entries(long_run)) {
       if (typeof value !== "number") printLatency(`${o.steps} steps, ${name}`, value);
@@ -252,12 +251,7 @@ if (import.meta.main) {
       );
       training[preset] = { stats, overhead };
     }
-    const date = new Date().toISOString().slice(0, 10),
-      path = o.json || `${ROOT}/bench/results/serve-${date}.json`;
-    const machine = { cpu: os.cpus()[0]?.model ?? "unknown", cores: navigator.hardwareConcurrency };
-    const versions = { deno: Deno.version.deno };
-    const report = { date, ...machine, versions, options: o, load_before, long_run, training };
-    Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
-    console.log(`all figures are in ${path}`);
+    const report = { ...head, options: o, long_run, training };
+    console.log(`all figures are in ${saveReport(report, `serve-${head.date}`, o.json)}`);
   });
 }

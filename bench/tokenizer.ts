@@ -3,6 +3,7 @@
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/tokenizer.ts --sample=c4_validation_2k.parquet
 import { median } from "./median.ts";
+import { warnOfLoad } from "./report.ts";
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
 import { openTokenizer, VOCABULARIES } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
@@ -56,8 +57,7 @@ async function main(options: Options): Promise<void> {
         "give a parquet file with a column text, and a Python with tiktoken, tokenizers and pyarrow",
     );
   }
-  const load = Deno.loadavg()[0]!;
-  if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
+  warnOfLoad(Deno.loadavg()[0]!);
   const work_dir = Deno.makeTempDirSync({ dir: options.work_dir, prefix: "loam_tokenizers_" });
   const o = { ...options, work_dir };
   try {

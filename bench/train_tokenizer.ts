@@ -3,7 +3,7 @@
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/train_tokenizer.ts --sample=c4_validation_2k.parquet --corpora_mb=0,600
 import { median } from "./median.ts";
-import os from "node:os";
+import { reportHead, saveReport, warnOfLoad } from "./report.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 
@@ -69,14 +69,15 @@ async function main(options: Options): Promise<void> {
   if (!options.sample) {
     throw new UserError("Cannot time training: --sample is missing, a parquet file with a column text");
   }
-  const load = Deno.loadavg()[0]!;
-  if (load > 0.5) console.log(`the machine is busy (load ${load.toFixed(2)}): expect noise`);
+  const head = reportHead("deno run -P=bench bench/train_tokenizer.ts");
+  warnOfLoad(head.load_before);
   const work_dir = Deno.makeTempDirSync({ dir: options.work_dir, prefix: "loam_train_tokenizer_" });
   const o = { ...options, work_dir };
   try {
     const results: Result[] = [];
     for (const mb of o.corpora_mb.split(",").map(Number)) results.push(await timeCorpus(o, mb));
-    console.log(`every figure is in ${save(o, load, results)}`);
+    const path = saveReport({ ...head, results }, `tokenizer-${head.date}`, o.json);
+    console.log(`every figure is in ${path}`);
   } finally {
     Deno.removeSync(work_dir, { recursive: true });
   }
@@ -186,20 +187,4 @@ async function output(args: string[], env: Record<string, string> = {}): Promise
   throw new UserError(
     `Cannot run ${program} ${args[0] === "-c" ? args[2] : args[0]}: it failed; the cause stands above`,
   );
-}
-
-function save(o: Options, load: number, results: Result[]): string {
-  const date = new Date().toISOString().slice(0, 10);
-  const path = o.json || `${import.meta.dirname}/results/tokenizer-${date}.json`;
-  const report = {
-    command: `deno run -P=bench bench/train_tokenizer.ts ${Deno.args.join(" ")}`.trim(),
-    date,
-    cpu: os.cpus()[0]?.model ?? "unknown",
-    cores: navigator.hardwareConcurrency,
-    deno: Deno.version.deno,
-    load_before: load, // processes that wanted a core in the minute before
-    results,
-  };
-  Deno.writeTextFileSync(path, JSON.stringify(report, null, 2) + "\n");
-  return path;
 }
