@@ -4,6 +4,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { dirname } from "node:path";
 import { copyInto, emptyDirectory, isInstalled, ROOT, SMALL } from "./testing.ts";
+import { programSources } from "./testing_sources.ts";
 
 const PAGES = ["README.md", "CONTRIBUTING.md", "bench/README.md"].concat(
   Array.from(Deno.readDirSync(new URL("docs", ROOT)), ({ name }) => `docs/${name}`)
@@ -126,7 +127,7 @@ Deno.test("the commands of the pages are found, and those that do not run here a
 });
 
 Deno.test("docs/troubleshooting.md has the program's own words", () => {
-  const sources = [...sourcesOf("")].map((path) => Deno.readTextFileSync(new URL(path, ROOT))).join("\n")
+  const sources = programSources().map((path) => Deno.readTextFileSync(new URL(path, ROOT))).join("\n")
     .replaceAll(/["`] \+\s*["`]/g, "").replaceAll(/\$\{[^}]*\}/g, "…"); // texts in one piece, with gaps for what is put in
   const page = Deno.readTextFileSync(new URL("docs/troubleshooting.md", ROOT));
   const messages = Array.from(page.matchAll(/^ {4}(.*)$/gm), ([, message]) => message!);
@@ -136,16 +137,6 @@ Deno.test("docs/troubleshooting.md has the program's own words", () => {
     if (!words.startsWith("Requires ")) assertStringIncludes(sources, words); // that is Deno's
   }
 });
-
-/** Paths of the program's sources. */
-function* sourcesOf(folder: string): Generator<string> {
-  for (const { name, isFile, isDirectory } of Deno.readDirSync(new URL(folder || ".", ROOT))) {
-    if (isFile && /(?<!_test)\.ts$/.test(name)) yield folder + name;
-    const ours = folder !== "" ||
-      ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools"].includes(name);
-    if (isDirectory && ours) yield* sourcesOf(`${folder}${name}/`);
-  }
-}
 
 // ---- the world in which they run
 

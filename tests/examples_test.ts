@@ -3,6 +3,7 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import { squaredRelu } from "../examples/own_op.ts";
 import { add, backward, claim, endStep, grad, open, readFloats, tensor, writeFloats } from "../mod.ts";
 import { copy, dataset, emptyDirectory, ROOT } from "./testing.ts";
+import { programSources } from "./testing_sources.ts";
 
 open("cpu");
 
@@ -68,16 +69,6 @@ Deno.test("examples/own_op.ts has the derivative of its op, alone and beside ano
   }
 });
 
-/** Paths of our sources, in which docstrings may have examples. */
-function* sources(folder = ""): Generator<string> {
-  for (const { name, isFile, isDirectory } of Deno.readDirSync(new URL(folder || ".", ROOT))) {
-    if (isFile && name.endsWith(".ts") && !name.endsWith("_test.ts")) yield folder + name;
-    const ours = folder !== "" ||
-      ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools"].includes(name);
-    if (isDirectory && ours) yield* sources(`${folder}${name}/`);
-  }
-}
-
 /** The programs in the docstrings of a source. */
 function examplesOf(source: string): string[] {
   const blocks = source.matchAll(/^ *\* ```ts\n((?: *\*.*\n)*?) *\* ```$/gm);
@@ -88,7 +79,7 @@ function examplesOf(source: string): string[] {
 
 const CONFIG = new URL("deno.json", ROOT).pathname;
 const programs: Record<string, string> = {};
-for (const path of sources()) {
+for (const path of programSources()) {
   for (const [i, program] of examplesOf(read(path)).entries()) {
     programs[`example ${i + 1} of ${path}`] = program;
   }

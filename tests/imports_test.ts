@@ -1,5 +1,6 @@
 // Keeps the layers apart and the dialect one: reads every source file.
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { FOLDERS, sourcesIn } from "./testing_sources.ts";
 
 const ROOT = new URL("../", import.meta.url);
 
@@ -13,9 +14,9 @@ const ALLOWED: Record<string, string[]> = {
   model: ["base", "ffi", "runtime", "dist", "data"],
   serve: ["base", "ffi", "runtime", "dist", "data", "model"],
   tools: ["base", "ffi"],
-  "": ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools"],
-  bench: ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools", ""],
-  tests: ["base", "ffi", "runtime", "dist", "data", "model", "serve", "tools", "", "bench", "examples"],
+  "": FOLDERS,
+  bench: [...FOLDERS, ""],
+  tests: [...FOLDERS, "", "bench", "examples"],
   examples: [""],
   offline: [],
 };
@@ -121,17 +122,9 @@ function strangeIn(file: string, source: string): string[] {
 
 /** Paths of all TypeScript files in the layers, relative to the root. */
 function sourceFiles(): string[] {
-  const files: string[] = [];
-  const visit = (folder: string) => {
-    for (const entry of Deno.readDirSync(new URL(folder || ".", ROOT))) {
-      const path = `${folder}${entry.name}`;
-      if (entry.isFile && entry.name.endsWith(".ts")) files.push(path);
-      if (entry.isDirectory && (folder !== "" || entry.name in ALLOWED)) visit(`${path}/`);
-    }
-  };
-  visit("");
+  const files = sourcesIn(Object.keys(ALLOWED));
   assert(files.length > 0);
-  return files.sort();
+  return files;
 }
 
 function importsOf(files: string[]): Import[] {
