@@ -3,24 +3,13 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { findCompiler } from "../tools/build.ts";
 import { KernelError } from "../base/errors.ts";
+import { environment } from "../base/testing.ts";
 import * as k from "./kernels.ts";
 import * as library from "./library.ts";
 import { FUNCTIONS } from "./symbols.ts";
 
 const { allocate, copyToDevice, copyToHost, free, memoryUse, open } = library;
 open("cpu", { threads: 2 });
-
-/** Sets environment variables until the end of the block. */
-function environment(values: Record<string, string>): Disposable {
-  const before = Object.keys(values).map((name) => [name, Deno.env.get(name)] as const);
-  for (const [name, value] of Object.entries(values)) Deno.env.set(name, value);
-  return {
-    [Symbol.dispose]: () =>
-      before.forEach(([name, value]) =>
-        value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value)
-      ),
-  };
-}
 
 type Copy = { library: typeof library; build: string } & Disposable;
 

@@ -2,14 +2,9 @@ import { assert, assertEquals, assertRejects, assertStringIncludes, assertThrows
 import { createHash } from "node:crypto";
 import { UserError } from "../base/errors.ts";
 import { watchChanges } from "../base/files.ts";
+import { environment } from "../base/testing.ts";
 import type { Patience } from "../data/read/http.ts";
-import {
-  type Answer,
-  ranged,
-  type Request,
-  withEnvironment,
-  withServer,
-} from "../data/read/testing_server.ts";
+import { type Answer, ranged, type Request, withServer } from "../data/read/testing_server.ts";
 import { open } from "../ffi/library.ts";
 import { emptyDirectory, modelDirectory } from "../tests/testing.ts";
 import { loadModel } from "./checkpoint.ts";
@@ -65,10 +60,8 @@ async function fetchFrom(
   let asked: string[] = [], sent = 0;
   await withServer(answer, async (server) => {
     try {
-      await withEnvironment(
-        { HF_ENDPOINT: server.url, HF_TOKEN: "hf_secret" },
-        () => download(URL, directory, (line) => lines.push(line), HASTY),
-      );
+      using _ = environment({ HF_ENDPOINT: server.url, HF_TOKEN: "hf_secret" });
+      await download(URL, directory, (line) => lines.push(line), HASTY);
     } finally {
       assert(server.requests.every(({ headers }) => headers.get("authorization") === "Bearer hf_secret"));
       asked = server.requests.map(({ path }) => path.replace(/.*\//, ""));

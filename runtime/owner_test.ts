@@ -1,5 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
+import { environment } from "../base/testing.ts";
 import { claimRun, hostname, jobName, ownerOf, releaseRun } from "./owner.ts";
 
 const dir = Deno.makeTempDirSync();
@@ -34,17 +35,13 @@ Deno.test("ownerOf() says nothing of a file with values of other types", () => {
 });
 
 Deno.test("claimRun() goes on after a crash of the same job on another machine", () => {
-  Deno.env.set("SLURM_JOB_ID", "12");
-  try {
-    for (const [job, takes] of [["Slurm 12", true], ["Slurm 13", false]] as const) {
-      Deno.writeTextFileSync(file, JSON.stringify({ host: "elsewhere", pid: 7, job }));
-      Deno.writeTextFileSync(metrics, "");
-      if (takes) claimRun(dir);
-      else assertThrows(() => claimRun(dir), UserError);
-      assertEquals(ownerOf(dir), takes ? `process ${Deno.pid} on ${hostname()}` : "process 7 on elsewhere");
-    }
-  } finally {
-    Deno.env.delete("SLURM_JOB_ID");
+  using _ = environment({ SLURM_JOB_ID: "12" });
+  for (const [job, takes] of [["Slurm 12", true], ["Slurm 13", false]] as const) {
+    Deno.writeTextFileSync(file, JSON.stringify({ host: "elsewhere", pid: 7, job }));
+    Deno.writeTextFileSync(metrics, "");
+    if (takes) claimRun(dir);
+    else assertThrows(() => claimRun(dir), UserError);
+    assertEquals(ownerOf(dir), takes ? `process ${Deno.pid} on ${hostname()}` : "process 7 on elsewhere");
   }
 });
 

@@ -2,6 +2,7 @@
 // the model under several orders of threads, what CUDA refuses, and a model and a run beside the same on the CPU library.
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { KernelError, UserError } from "../base/errors.ts";
+import { environment } from "../base/testing.ts";
 import * as k from "../ffi/kernels.ts";
 import {
   allocate,
@@ -27,12 +28,6 @@ import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./tes
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
 const SEEDS = [0, 11]; // 0: threads and blocks in order; others: a random order each
 const FLAGS = [...SMALL, "--head_dim=32"]; // attention takes 32, 64 and 128
-
-/** Sets an environment variable, which child processes and the emulator see, until the end of the block. */
-function environment(name: string, value: string): Disposable {
-  Deno.env.set(name, value);
-  return { [Symbol.dispose]: () => Deno.env.delete(name) };
-}
 
 /** Runs deno; returns what it printed if it failed, or "". */
 async function complaint(args: string[], env: Record<string, string>): Promise<string> {
@@ -86,14 +81,14 @@ const faults: [string, string][] = [
 
 for (const [fault, message] of faults) {
   Deno.test(`a device is not opened with ${fault}, and the error says what to do about it`, emu, () => {
-    using _ = environment("LOAM_EMU_FAULT", fault);
+    using _ = environment({ LOAM_EMU_FAULT: fault });
     const { message: line } = assertThrows(() => open("emu"), KernelError, "device_open: ");
     assertStringIncludes(line, message);
   });
 }
 
 Deno.test("train says in one line why it cannot open the device", emu, async () => {
-  using _ = environment("LOAM_EMU_FAULT", "no_gpu");
+  using _ = environment({ LOAM_EMU_FAULT: "no_gpu" });
   const flags = [`--data_dir=${await data()}`, `--out_dir=${freshPath()}`, ...FLAGS, "--device=emu"];
   assertStringIncludes(
     await refuse("train", ...flags),
@@ -124,7 +119,7 @@ Deno.test("train refuses a head size that the attention kernels do not have", em
 });
 
 Deno.test("train names settings that fit when memory runs out, and they do", emu, async () => {
-  using _ = environment("LOAM_EMU_MEMORY", "69054432"); // cuBLASLt's workspace takes 67.1 MB of it
+  using _ = environment({ LOAM_EMU_MEMORY: "69054432" }); // cuBLASLt's workspace takes 67.1 MB of it
   const large = [
     "--block_size=32",
     "--batch_size=16",
@@ -197,7 +192,7 @@ Deno.test(
 
 Deno.test("memory that cannot be pinned is one error, and the next call works", emu, () => {
   open("emu");
-  using _ = environment("LOAM_EMU_PINNED", "1000");
+  using _ = environment({ LOAM_EMU_PINNED: "1000" });
   assertThrows(() => allocateHost(2000), KernelError, "cannot pin 0.0 MiB of host memory: raise `ulimit -l`");
   const address = allocate(16);
   k.init_constant(address, 4n, 1);

@@ -2,6 +2,7 @@
 // only where it is right. tests/emu/cuda.h emulates the instructions.
 import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { KernelError } from "../base/errors.ts";
+import { environment } from "../base/testing.ts";
 import { device, libraryExists, open } from "../ffi/library.ts";
 import { attention } from "../runtime/ops.ts";
 import * as ref from "../runtime/testing_reference.ts";
@@ -13,13 +14,9 @@ const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libr
 
 /** Opens the emulator as an H100, with variables of the environment that it reads, and gives it back as it was. */
 function asHopper(attention: string, more: Record<string, string> = {}): Disposable {
-  const variables = { LOAM_EMU_ARCH: "90", ...more };
-  const before = Object.keys(variables).map((name) => [name, Deno.env.get(name)] as const);
-  for (const [name, value] of Object.entries(variables)) Deno.env.set(name, value);
+  const variables = environment({ LOAM_EMU_ARCH: "90", ...more });
   const restore = () => {
-    for (const [name, value] of before) {
-      value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
-    }
+    variables[Symbol.dispose]();
     open("emu");
   };
   try {

@@ -1,19 +1,13 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { UserError } from "../../base/errors.ts";
+import { environment } from "../../base/testing.ts";
 import { gzipSync } from "node:zlib";
 import { READ_ALL, readBlocks } from "./documents.ts";
 import { fetchJson, type Patience, probeUrl, UrlBytes } from "./http.ts";
 import { findSources } from "./inputs.ts";
 import { followed } from "./redirects.ts";
 import { assertRefused, textsOf } from "./testing.ts";
-import {
-  type Answer,
-  ranged,
-  type Request,
-  type Server,
-  withEnvironment,
-  withServer,
-} from "./testing_server.ts";
+import { type Answer, ranged, type Request, type Server, withServer } from "./testing_server.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 const HASTY: Patience = { retry_ms: 1, silence_ms: 10_000 };
@@ -185,13 +179,14 @@ Deno.test("probeUrl() says why a server refuses", async () => {
   }
   await withServer(
     () => ({ status: 401 }),
-    ({ url }) =>
-      withEnvironment({ HF_ENDPOINT: url, HF_TOKEN: "" }, () =>
-        assertRefused(
-          () => probeUrl(`${url}/a`, HASTY),
-          `Cannot read "${url}/a": the server says 401 Unauthorized; ` +
-            "check the address, or set HF_TOKEN to a token that may read it",
-        )),
+    async ({ url }) => {
+      using _ = environment({ HF_ENDPOINT: url, HF_TOKEN: "" });
+      await assertRefused(
+        () => probeUrl(`${url}/a`, HASTY),
+        `Cannot read "${url}/a": the server says 401 Unauthorized; ` +
+          "check the address, or set HF_TOKEN to a token that may read it",
+      );
+    },
   );
 });
 
@@ -199,17 +194,16 @@ Deno.test("HF_TOKEN goes to the hub and to no other server", () =>
   withServer((request) => ranged(file, request, '"other"'), (storage) =>
     withServer(
       () => ({ status: 302, headers: { location: `${storage.url}/stored`, "x-linked-etag": '"linked"' } }),
-      (hub) =>
-        withEnvironment({ HF_ENDPOINT: hub.url, HF_TOKEN: "secret" }, async () => {
-          const url = `${hub.url}/a.txt`, info = await probeUrl(url, HASTY);
-          assertEquals(info, { bytes: 100_000, version: '"linked"', ranges: true });
-          assertEquals(await readAll(new UrlBytes(url, info, HASTY)), file);
-          await probeUrl(`${storage.url}/a.txt`, HASTY);
-          const tokens = ({ requests }: Server) =>
-            requests.map(({ headers }) => headers.get("authorization"));
-          assertEquals(tokens(hub), ["Bearer secret", "Bearer secret"]);
-          assertEquals(tokens(storage), [null, null, null]);
-        }),
+      async (hub) => {
+        using _ = environment({ HF_ENDPOINT: hub.url, HF_TOKEN: "secret" });
+        const url = `${hub.url}/a.txt`, info = await probeUrl(url, HASTY);
+        assertEquals(info, { bytes: 100_000, version: '"linked"', ranges: true });
+        assertEquals(await readAll(new UrlBytes(url, info, HASTY)), file);
+        await probeUrl(`${storage.url}/a.txt`, HASTY);
+        const tokens = ({ requests }: Server) => requests.map(({ headers }) => headers.get("authorization"));
+        assertEquals(tokens(hub), ["Bearer secret", "Bearer secret"]);
+        assertEquals(tokens(storage), [null, null, null]);
+      },
     )));
 
 Deno.test("followed() follows no redirect from one kind of network into another", async () => {

@@ -1,4 +1,4 @@
-// For the tests of URLs: a web server that answers what a test says, byte for byte, and environment variables.
+// For the tests of URLs: a web server that answers what a test says, byte for byte.
 
 /** What a client asks for. */
 export type Request = {
@@ -86,19 +86,4 @@ export function ranged(file: Uint8Array, { headers }: Request, etag = '"v1"'): A
   const body = file.subarray(Number(from), to === "" ? undefined : Number(to) + 1);
   const range = `bytes ${from}-${Number(from) + body.length - 1}/${file.length}`;
   return { status: 206, headers: { "content-range": range, etag }, body };
-}
-
-/** Runs with variables, and puts back what they were. */
-export function withEnvironment<T>(variables: Record<string, string>, run: () => T): T {
-  const before = Object.keys(variables).map((name) => [name, Deno.env.get(name)] as const);
-  const restore = () => {
-    for (const [name, value] of before) {
-      value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
-    }
-  };
-  for (const [name, value] of Object.entries(variables)) Deno.env.set(name, value);
-  const result = run();
-  if (result instanceof Promise) return result.finally(restore) as T;
-  restore();
-  return result;
 }
