@@ -37,14 +37,23 @@ export function rmsnorm(x: Tensor, w: Tensor, eps: number): Tensor {
 
 /** Adds to the gradients of x and w given dout, the gradient of the normalised rows, which are written to again if not 0. */
 function rmsnormBackward(x: Tensor, w: Tensor, rstd: Block, dout: Address, again: Address): void {
-  const C = w.size, N = x.size / C;
-  const unwantedX = x.buf.needsGrad ? undefined : take(x.bytes),
-    unwantedW = w.buf.needsGrad ? undefined : take(4 * C);
-  const addX = unwantedX ? 0 : claim(x), addW = unwantedW ? 0 : claim(w);
-  const dx = unwantedX?.address ?? grad(x), dw = unwantedW?.address ?? grad(w);
-  k.rmsnorm_backward(dx, dw, again, dout, x.address, w.address, rstd.address, N, C, 1, C, addX, addW);
-  if (unwantedX) release(unwantedX);
-  if (unwantedW) release(unwantedW);
+  const C = w.size, N = x.size / C, unwanted = x.buf.needsGrad ? undefined : take(x.bytes);
+  const addX = unwanted ? 0 : claim(x), dx = unwanted?.address ?? grad(x);
+  weightGrad(w, (dw, addW) => {
+    k.rmsnorm_backward(dx, dw, again, dout, x.address, w.address, rstd.address, N, C, 1, C, addX, addW);
+  });
+  if (unwanted) release(unwanted);
+}
+
+/** Has f write the gradient of a weight, or add to it; to memory that is given back where none is wanted. */
+function weightGrad(w: Tensor, f: (dw: Address, add: 0 | 1) => void): void {
+  if (w.buf.needsGrad) {
+    const add = claim(w);
+    return f(grad(w), add);
+  }
+  const unwanted = take(4 * w.size);
+  f(unwanted.address, 0);
+  release(unwanted);
 }
 
 /** y = x w^T (+ residual). x (..., IN), w (OUT, IN), residual (..., OUT) -> (..., OUT) */
@@ -150,17 +159,6 @@ export function qkNorm(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, heads: Heads
     }
     passOn(qkv, out);
   });
-}
-
-/** Has f write the gradient of a weight, or add to it; to memory that is given back where none is wanted. */
-function weightGrad(w: Tensor, f: (dw: Address, add: 0 | 1) => void): void {
-  if (w.buf.needsGrad) {
-    const add = claim(w);
-    return f(grad(w), add);
-  }
-  const unwanted = take(4 * w.size);
-  f(unwanted.address, 0);
-  release(unwanted);
 }
 
 /** Keys and values of earlier tokens, of one layer: for each row of the batch a tensor (K, T_max, D), T_max its own. */
