@@ -79,12 +79,16 @@ export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
       const add = claim(x);
       k.linear_dgrad(grad(x), grad(out), w.address, N, IN, OUT, add);
     }
-    if (w.buf.needsGrad) {
-      const add = claim(w);
-      k.linear_wgrad(grad(w), grad(out), x.address, N, IN, OUT, add);
-    }
+    productGrad(w, grad(out), x.address, N);
     if (residual) passOn(residual, out);
   }, { flops: 2 * N * IN * OUT });
+}
+
+/** Writes the gradient of w (OUT, IN), or adds to it, where one is wanted: dout^T x of dout (N, OUT) and x (N, IN). */
+function productGrad(w: Tensor, dout: Address, x: Address, N: number): void {
+  if (!w.buf.needsGrad) return;
+  const [OUT, IN] = w.shape as [number, number], add = claim(w);
+  k.linear_wgrad(grad(w), dout, x, N, IN, OUT, add);
 }
 
 /** H query heads and K key/value heads of size D, side by side in the last two axes of qkv: (B, T, H + 2K, D). */
@@ -274,10 +278,7 @@ export function normLinear(x: Tensor, norm: Tensor, w: Tensor, eps: number, keep
     const drows = take(x.bytes), again = keep ? rows : take(x.bytes);
     k.linear_dgrad(drows.address, grad(out), w.address, N, C, OUT, 0);
     rmsnormBackward(x, norm, rstd, drows.address, keep ? 0n : again.address);
-    if (w.buf.needsGrad) {
-      const add = claim(w);
-      k.linear_wgrad(grad(w), grad(out), again.address, N, C, OUT, add);
-    }
+    productGrad(w, grad(out), again.address, N);
     release(again);
     release(drows);
   }, { flops: 2 * N * C * OUT });
@@ -308,10 +309,7 @@ export function swigluLinear(gate_up: Tensor, w: Tensor, residual: Tensor, keep 
     k.linear_dgrad(dh.address, grad(out), w.address, N, F, C, 0);
     swigluBackward(gate_up, dh.address, keep ? 0n : again.address);
     release(dh);
-    if (w.buf.needsGrad) {
-      const add = claim(w);
-      k.linear_wgrad(grad(w), grad(out), again.address, N, F, C, add);
-    }
+    productGrad(w, grad(out), again.address, N);
     release(again);
     passOn(residual, out);
   }, { flops: 2 * N * F * C });
@@ -348,16 +346,10 @@ export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tens
     k.linear_dgrad(dh.address, grad(out), down.address, N, F, C, 0);
     k.swiglu_backward(gu.address, h.address, dh.address, gu.address, N, F); // gu becomes its own gradient
     release(dh);
-    if (down.buf.needsGrad) {
-      const add = claim(down);
-      k.linear_wgrad(grad(down), grad(out), h.address, N, F, C, add);
-    }
+    productGrad(down, grad(out), h.address, N);
     release(h);
     const drows = take(x.bytes);
-    if (gate_up.buf.needsGrad) {
-      const add = claim(gate_up);
-      k.linear_wgrad(grad(gate_up), gu.address, rows.address, N, C, F2, add);
-    }
+    productGrad(gate_up, gu.address, rows.address, N);
     k.linear_dgrad(drows.address, gu.address, gate_up.address, N, C, F2, 0);
     release(gu);
     release(rows);
@@ -685,10 +677,7 @@ export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, option
     );
     if (!dx) continue;
     k.linear_dgrad(dx.address + offset, logits.address, w.address, n, C, V_padded, 0);
-    if (w.buf.needsGrad) {
-      const add = claim(w);
-      k.linear_wgrad(grad(w), logits.address, x.address + offset, n, C, V_padded, add);
-    }
+    productGrad(w, logits.address, x.address + offset, n);
   }
   const loss = empty([1], "f32");
   k.sum_scaled(loss.address, losses.address, N, 1 / N, 0);
