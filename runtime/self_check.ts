@@ -1,7 +1,7 @@
 // Whether the kernels of a training step are right on the GPU that is open. Each runs twice at a small, awkward shape: both
 // runs must give the same bits, and what the CPU library gives for the same inputs, but for rounding.
 import { KernelError } from "../base/errors.ts";
-import { lastError, type Symbols } from "../ffi/library.ts";
+import { lastError, type Symbols, UNARY } from "../ffi/library.ts";
 
 type Kind = "act" | "f32" | "f64" | "i32";
 
@@ -163,7 +163,7 @@ function cases(): Case[] {
       [result("act", n), act(n), act(n)],
       (s, _, out, a, b) => s.add(out!, a!, b!, BigInt(n)),
     ),
-    ...[0, 1, 2, 3, 4, 5].flatMap((kind) => [ // LOAM_SCALE to LOAM_SOFTCAP
+    ...Object.values(UNARY).flatMap((kind) => [
       kernel(
         "unary_forward",
         [result("act", n), act(n)],
