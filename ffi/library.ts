@@ -190,8 +190,7 @@ function load(variant: string): Symbols {
 export function openCpuBeside(): Symbols | undefined {
   if (!libraryExists("cpu")) return undefined;
   const cpu = load("cpu");
-  const code = cpu.device_open(0, 1, 0, cString("builtin"), cString(""));
-  if (code !== 0) throw new KernelError(lastError(cpu));
+  check(cpu.device_open(0, 1, 0, cString("builtin"), cString("")), cpu);
   return cpu;
 }
 
@@ -203,13 +202,13 @@ function whyMissing(variant: string): string {
   return `it is not built; run: deno task build${needs}`;
 }
 
-/** Throws the library's text for the first failure if code is not 0. */
-export function check(code: number): void {
-  if (code !== 0) throw new KernelError(lastError() || `internal: code ${code} without a text`);
+/** Throws the library's text for the first failure, that of the open library unless said, if code is not 0. */
+export function check(code: number, library?: Symbols): void {
+  if (code !== 0) throw new KernelError(lastError(library) || `internal: code ${code} without a text`);
 }
 
 /** The library's text for its first failure since the last time it was asked. */
-export function lastError(library: Symbols = s): string {
+function lastError(library: Symbols = s): string {
   const text = new Uint8Array(5120);
   library.last_error(text, text.length);
   return fromCString(text);

@@ -1,7 +1,7 @@
 // Whether the kernels of a training step are right on the GPU that is open. Each runs twice at a small, awkward shape: both
 // runs must give the same bits, and what the CPU library gives for the same inputs, but for rounding.
 import { KernelError } from "../base/errors.ts";
-import { lastError, type Symbols, UNARY } from "../ffi/library.ts";
+import { check, type Symbols, UNARY } from "../ffi/library.ts";
 
 type Kind = "act" | "f32" | "f64" | "i32";
 
@@ -265,10 +265,6 @@ function cases(): Case[] {
 
 // ---- running and comparing
 
-function check(s: Symbols, code: number): void {
-  if (code !== 0) throw new KernelError(lastError(s));
-}
-
 type Bytes =
   | Float32Array<ArrayBuffer>
   | Float64Array<ArrayBuffer>
@@ -289,16 +285,16 @@ function decode(kind: Kind, data: Bytes): Float64Array {
 function run({ operands, call }: Case, s: Symbols, cpu: boolean): Bytes[] {
   const data = operands.map((operand) => encode(operand, cpu));
   const sizes = data.map(({ byteLength }) => (byteLength + 255) & ~255), address = new BigUint64Array(1);
-  check(s, s.mem_alloc(address, BigInt(sizes.reduce((a, b) => a + b))));
+  check(s.mem_alloc(address, BigInt(sizes.reduce((a, b) => a + b))), s);
   let next = address[0]!;
   const addresses = sizes.map((size) => (next += BigInt(size)) - BigInt(size));
   const copy = (array: Bytes) => new Uint8Array(array.buffer); // the library counts in bytes
   data.forEach((array, i) =>
-    check(s, s.copy_to_device(addresses[i]!, copy(array), BigInt(array.byteLength)))
+    check(s.copy_to_device(addresses[i]!, copy(array), BigInt(array.byteLength)), s)
   );
-  check(s, call(s, cpu, ...addresses));
-  data.forEach((array, i) => check(s, s.copy_to_host(copy(array), addresses[i]!, BigInt(array.byteLength))));
-  check(s, s.mem_free(address[0]!));
+  check(call(s, cpu, ...addresses), s);
+  data.forEach((array, i) => check(s.copy_to_host(copy(array), addresses[i]!, BigInt(array.byteLength)), s));
+  check(s.mem_free(address[0]!), s);
   return data.filter((_, i) => operands[i]!.isResult);
 }
 
