@@ -6,8 +6,9 @@
 // Rules
 // - Every function returns 0, or a code other than 0 and leaves the text of the first failure for last_error().
 //   It checks its sizes and addresses, and never throws, exits or prints.
-// - Work is queued on the library's own stream in call order. Only synchronize(), copy_to_host(), snapshot_read(),
-//   find_nonfinite() and last_error() wait. On the CPU library every call has finished when it returns.
+// - Work is queued on the library's own stream in call order. Only device_open(), synchronize(), mem_free(),
+//   copy_to_device(), copy_to_host(), snapshot_read(), find_nonfinite(), sample() and logprobs() wait, and the first
+//   product of a shape, which may be timed. On the CPU library every call has finished when it returns.
 // - `act` is the type of weights, activations and their gradients: float on the CPU, bfloat16 on CUDA. Reductions,
 //   gradients of weights, master weights and optimizer state are float.
 // - Arguments: outputs, inputs, what the forward pass saved, then sizes. dx is the gradient of x.
@@ -297,15 +298,15 @@ int sum_scaled(float* out, const float* x, int32_t n, float scale, int32_t accum
 
 // ---- sampling: from logits to tokens --------------------------------------------------------------------------------------
 
-// Waits. *id = a token drawn from logits (V): at temperature 0 the likeliest, else one of the top_k likeliest (0: of all),
-// of these only so many that they make up top_p, in (0, 1], of their probability. Of equal logits the earlier one counts as
-// the likelier. random, 32 bits, chooses: the first token, the likeliest first, at which the running sum of probabilities
-// exceeds random / 2^32 of their sum. -1 where a logit is not finite.
+/// Waits. *id = a token drawn from logits (V): at temperature 0 the likeliest, else one of the top_k likeliest (0: of all),
+/// of these only so many that they make up top_p, in (0, 1], of their probability. Of equal logits the earlier one counts as
+/// the likelier. random, 32 bits, chooses: the first token, the likeliest first, at which the running sum of probabilities
+/// exceeds random / 2^32 of their sum. -1 where a logit is not finite.
 int sample(HOST int32_t* id, const act* logits, int32_t V, double temperature, int32_t top_k, double top_p,
            uint32_t random);
 
-// Waits. For each row of logits (N, V_stride), of which the first V columns count: values (N, 1 + n) = the natural logarithms
-// of the probabilities of targets (N), 0 where that is < 0, and of the n likeliest tokens, which are ids (N, n).
+/// Waits. For each row of logits (N, V_stride), of which the first V columns count: values (N, 1 + n) = the natural logarithms
+/// of the probabilities of targets (N), 0 where that is < 0, and of the n likeliest tokens, which are ids (N, n).
 int logprobs(HOST float* values, HOST int32_t* ids, const act* logits, HOST const int32_t* targets, int32_t N, int32_t V,
              int32_t V_stride, int32_t n);
 
