@@ -119,6 +119,12 @@ static int use_device();  // each library's own: fails where no device is open
   op = __func__;           \
   TRY(check_arguments(__VA_ARGS__))
 
+/// Of rmsnorm: a group of rows does not reach into the next one.
+static int check_groups(int N, int C, int group, int stride) {
+  CHECK((int64_t)group * C <= stride, "stride=%d must be at least group * C (%s)", stride, SIZE_TEXT(N, C, group));
+  return 0;
+}
+
 /// Of dropout(): the random words that drop a value are those below it, and what the others are multiplied with.
 struct Dropping {
   uint32_t limit;

@@ -933,11 +933,6 @@ static void sum_rows(float* out, const float* partial, int64_t rows, int64_t str
 /// Where row i begins, of rows of C that stand `group` at a time side by side, each group `stride` after the one before.
 static size_t row_at(int64_t i, int C, int group, int stride) { return i / group * stride + i % group * C; }
 
-static int check_groups(int N, int C, int group, int stride) {
-  CHECK((int64_t)group * C <= stride, "stride=%d must be at least group * C (%s)", stride, SIZE_TEXT(N, C, group));
-  return 0;
-}
-
 int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight, int32_t N, int32_t C, int32_t group,
                     int32_t stride, float eps) {
   BEGIN(SIZES(N, C, group, stride), ADDRESSES(out, rstd, x, weight));

@@ -696,11 +696,6 @@ DEVICE size_t row_at(int row, int C, int group, int stride) {
   return (size_t)(row / group) * stride + (size_t)(row % group) * C;
 }
 
-static int check_groups(int N, int C, int group, int stride) {
-  CHECK((int64_t)group * C <= stride, "stride=%d must be at least group * C (%s)", stride, SIZE_TEXT(N, C, group));
-  return 0;
-}
-
 /// The second reading of a row comes from the L1 cache.
 template <int VEC>
 static __global__ void rmsnorm_forward_kernel(act* out, float* rstd, const act* x, const act* weight, int N, int C,
