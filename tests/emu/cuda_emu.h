@@ -394,7 +394,6 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
 
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
 inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long v) {
   unsigned long long before = *p;
   *p += v;

@@ -204,10 +204,6 @@ inline cudaError_t cudaHostAlloc(void** p, size_t bytes, int) {
     return emu::last_error = cudaErrorMemoryAllocation;
   return cudaSuccess;
 }
-inline cudaError_t cudaFreeHost(void* p) {
-  emu::finish_streams();
-  return free(p), emu::use_device();
-}
 inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
   *free_bytes = emu::memory_total - emu::memory_used, *total = emu::memory_total;
   return emu::use_device();
