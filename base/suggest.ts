@@ -52,7 +52,7 @@ const USUAL: [flag: string, others: string, advice?: string][] = [
   [
     "tensorboard",
     "wandb wandb_log wandb_project report_to log_wandb",
-    "Weights & Biases reads the files that --tensorboard writes: wandb sync RUN",
+    "Weights & Biases is left out; --tensorboard writes event files, for TensorBoard",
   ],
   [
     "data_dir",
