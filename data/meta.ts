@@ -94,8 +94,8 @@ function metaSum(meta: Record<string, unknown>): string {
 }
 
 /** SHA-256 of a value as JSON without spaces. */
-export function sha256Of(meta: object): string {
-  return hash("sha256", JSON.stringify(meta));
+export function sha256Of(value: object): string {
+  return hash("sha256", JSON.stringify(value));
 }
 
 /**

@@ -1,9 +1,8 @@
 // What determines the tokens of a dataset. Two prepares of equal recipes write equal files, so an interrupted one is gone on
 // with, and a finished one left alone, when its recipe is the same; otherwise differences() says what is not.
 
-import { hash } from "node:crypto";
 import { tokenBytes } from "../bins.ts";
-import type { InputFile, Part, Recipe } from "../meta.ts";
+import { type InputFile, type Part, type Recipe, sha256Of } from "../meta.ts";
 import type { Source } from "../read/inputs.ts";
 import type { SettledOptions } from "./options.ts";
 import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
@@ -21,7 +20,7 @@ export function describe(
   const named = Object.hasOwn(VOCABULARIES, tokenizer.name);
   return {
     tokenizer: named ? tokenizer.name : ".",
-    tokenizer_sha256: named ? "" : sha256Of(JSON.stringify(tokenizer.files())),
+    tokenizer_sha256: named ? "" : sha256Of(tokenizer.files()),
     vocab_size: tokenizer.vocab_size,
     bos: tokenizer.bos,
     eot: tokenizer.eot,
@@ -51,10 +50,6 @@ function groups(sources: Source[]): Recipe["sources"] {
     return sources.map(({ weight, inputs }) => ({ weight, files: inputs.length }));
   }
   return [{ weight: null, files: sources.reduce((sum, { inputs }) => sum + inputs.length, 0) }];
-}
-
-function sha256Of(text: string): string {
-  return hash("sha256", text);
 }
 
 const LISTED = 3; // differences of inputs that are named one by one

@@ -3,8 +3,7 @@
 import { join } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { writeAtomic } from "../../base/files.ts";
-import { sha256Of, type SplitSize } from "../meta.ts";
-import type { Recipe } from "../meta.ts";
+import { type Recipe, sha256Of, type SplitSize } from "../meta.ts";
 import type { Written } from "./writer.ts";
 
 /** What has been counted while writing. */
