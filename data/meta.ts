@@ -4,17 +4,8 @@ import { join } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isObject } from "../base/json.ts";
 import { isFile } from "../base/files.ts";
+import type { Input } from "./read/inputs.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
-
-/** A file that was read. */
-export type InputFile = {
-  /** Its path or URL. */
-  name: string;
-  /** Size as it is stored. */
-  bytes: number;
-  /** Changes when the content does, such as the time of the last change; "" if nothing does. */
-  version: string;
-};
 
 /** Which part of the inputs a dataset holds that was prepared with --shard. */
 export type Part = {
@@ -45,7 +36,7 @@ export type Recipe = {
   /** Bytes of one token in the shards. */
   token_bytes: 2 | 4;
   /** Every file, in the order of reading. */
-  inputs: InputFile[];
+  inputs: Input[];
   /** The files in groups: so many of inputs after those of the group before. Without weights it is one group. */
   sources: { weight: number | null; files: number }[];
   /** What else the dataset depends on, by the names of the flags. */

@@ -11,8 +11,9 @@ import {
   writeAtomic,
 } from "../../base/files.ts";
 import { openDataset } from "../bins.ts";
+import type { Input } from "../read/inputs.ts";
 import { DirectoryLock } from "./lock.ts";
-import { type InputFile, type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";
+import { type Meta, metaText, readWholeMeta, type SplitSize, verifyMeta } from "../meta.ts";
 import type { MergeOptions } from "./options.ts";
 import { describeFiles, parsePartName, partName } from "./parts.ts";
 import { removeOthers, UNFINISHED } from "./publish.ts";
@@ -160,7 +161,7 @@ function mergedMeta(parts: PartOf[]): Meta {
 }
 
 /** The files of one source of a part. */
-function filesOf({ inputs, sources }: Meta, source: number): InputFile[] {
+function filesOf({ inputs, sources }: Meta, source: number): Input[] {
   const begin = sources.slice(0, source).reduce((sum, { files }) => sum + files, 0);
   return inputs.slice(begin, begin + sources[source]!.files);
 }

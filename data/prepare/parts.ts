@@ -1,9 +1,9 @@
 // Which input files each of n machines prepares: contiguous runs of files, of about the same number of bytes.
 import { createHash } from "node:crypto";
 import { UserError } from "../../base/errors.ts";
-import type { Source } from "../read/inputs.ts";
+import type { Input, Source } from "../read/inputs.ts";
 import type { PartNumber } from "./options.ts";
-import type { InputFile, Part } from "../meta.ts";
+import type { Part } from "../meta.ts";
 
 /** The sources of one part, and what says that parts belong together. */
 export type OwnPart = {
@@ -43,7 +43,7 @@ export function takePart(sources: Source[], { index, count }: PartNumber): OwnPa
 }
 
 /** Number, bytes and SHA-256 of the list of files: names and sizes, in their order. */
-export function describeFiles(files: InputFile[]): Pick<Part, "files" | "bytes" | "sha256"> {
+export function describeFiles(files: Input[]): Pick<Part, "files" | "bytes" | "sha256"> {
   const sha256 = createHash("sha256");
   for (const { name, bytes } of files) sha256.update(`${JSON.stringify([name, bytes])}\n`);
   const bytes = files.reduce((sum, { bytes }) => sum + bytes, 0);

@@ -2,8 +2,8 @@
 // with, and a finished one left alone, when its recipe is the same; otherwise differences() says what is not.
 
 import { tokenBytes } from "../bins.ts";
-import { type InputFile, type Part, type Recipe, sha256Of } from "../meta.ts";
-import type { Source } from "../read/inputs.ts";
+import { type Part, type Recipe, sha256Of } from "../meta.ts";
+import type { Input, Source } from "../read/inputs.ts";
 import type { SettledOptions } from "./options.ts";
 import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
 
@@ -81,7 +81,7 @@ export function differences(there: Partial<Recipe>, here: Recipe): string[] {
   return [...found, ...inputDifferences(there.inputs ?? [], here.inputs)];
 }
 
-function inputDifferences(there: InputFile[], here: InputFile[]): string[] {
+function inputDifferences(there: Input[], here: Input[]): string[] {
   const before = new Map(there.map((file) => [file.name, file])), now = new Set(here.map(({ name }) => name));
   const found = here.flatMap((file) => {
     const old = before.get(file.name);
