@@ -220,7 +220,8 @@ export function isDirectory(path: string): boolean {
   }
 }
 
-function exists(path: string): boolean {
+/** Whether there is anything of that name. What the system says is thrown as it is, unless nothing can be there. */
+export function exists(path: string): boolean {
   try {
     Deno.statSync(path);
     return true;

@@ -2,7 +2,7 @@
 // open, so that it ends with the program however that ends: a lock file that a crash left behind keeps nobody out.
 import { join } from "node:path";
 import { UserError } from "../../base/errors.ts";
-import { isFile, makeDirectory, remove } from "../../base/files.ts";
+import { exists, isFile, makeDirectory, remove } from "../../base/files.ts";
 import { oneLine } from "../../base/visible.ts";
 
 const NAME = "prepare.lock";
@@ -68,15 +68,5 @@ function tryLock(file: Deno.FsFile, path: string): boolean {
       oneLine(`warning: cannot lock "${path}": ${reason}; see that only one prepare writes there`),
     );
     return true;
-  }
-}
-
-function exists(path: string): boolean {
-  try {
-    Deno.statSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
   }
 }
