@@ -59,8 +59,10 @@ export async function forward(
   const post = (name: string, body: unknown) => request(`${url}/api/2.0/mlflow/${name}`, body, waits_ms);
   await run.refresh();
   const before: Sent | undefined = isFile(path) ? JSON.parse(Deno.readTextFileSync(path)) : undefined;
-  const sent = before?.url === url ? before : { url, run_id: await create(run, experiment, post), step: 0 };
   const begun = Date.parse(String(run.facts.started)) || Date.now();
+  const sent = before?.url === url
+    ? before
+    : { url, run_id: await create(run, experiment, begun, post), step: 0 };
   run.listeners.add((change) => {
     if (change.kind === "reset") sent.step = Math.min(sent.step, change.after); // a resumed run does its later steps again
   });
@@ -91,12 +93,11 @@ export async function forward(
 type Post = (name: string, body: unknown) => Promise<Record<string, unknown>>;
 
 /** Makes a run in an experiment, and that if there is none; returns its id. */
-async function create(run: Run, experiment: string, post: Post): Promise<string> {
+async function create(run: Run, experiment: string, start_time: number, post: Post): Promise<string> {
   const filter = `name = '${experiment.replaceAll("'", "")}'`;
   const { experiments } = await post("experiments/search", { filter, max_results: 1 });
   const [found] = experiments as { experiment_id: string }[] | undefined ?? [];
   const { experiment_id } = found ?? await post("experiments/create", { name: experiment });
-  const start_time = Date.parse(String(run.facts.started)) || Date.now();
   const made = await post("runs/create", { experiment_id, run_name: run.name, start_time });
   const { info: { run_id } } = made.run as { info: { run_id: string } };
   const params = Object.entries(run.config).map(([key, value]) => ({ key, value: String(value) }));
