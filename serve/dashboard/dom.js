@@ -3,7 +3,7 @@
 // Finds and makes elements.
 
 /**
- * The element of index.html with an id.
+ * The element of the page with an id.
  * @template {HTMLElement} T
  * @param {string} id
  * @param {new () => T} type
@@ -11,7 +11,7 @@
  */
 export function byId(id, type) {
   const found = document.getElementById(id);
-  if (!(found instanceof type)) throw new Error(`internal: index.html has no ${type.name} with id ${id}`);
+  if (!(found instanceof type)) throw new Error(`internal: the page has no ${type.name} with id ${id}`);
   return found;
 }
 
