@@ -143,11 +143,11 @@ export class RunLog {
 
   #write(text: string, print: (text: string) => void): void {
     this.#log.write(text + "\n");
-    this.#print(print, () => {
-      if (this.#isLive) writeStdout(`\r${CLEAR}`);
+    if (this.#isLive) {
       this.#isLive = false;
-      print(IS_TERMINAL && !Deno.noColor ? painted(text) : text);
-    });
+      this.#print(console.log, () => writeStdout(`\r${CLEAR}`));
+    }
+    this.#print(print, () => print(IS_TERMINAL && !Deno.noColor ? painted(text) : text));
   }
 
   /** A run goes on where there is nowhere to print to any more, such as a terminal that is closed. */

@@ -259,7 +259,13 @@ Deno.test({
   fn: async () => {
     const out = freshPath(), flags = [`--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL];
     const terminal = new Running(
-      onTerminal(["setsid", "--wait"], "train", ...flags, "--max_iters=1500", "--log_interval=0"), // hears no SIGHUP
+      onTerminal(
+        ["sh", "-c", `exec setsid --wait "$@" 2>"$0"`, `${out}.err`], // hears no SIGHUP
+        "train",
+        ...flags,
+        "--max_iters=1500",
+        "--log_interval=0",
+      ),
     );
     const steps = `${out}/metrics.jsonl`;
     while (!existsSync(steps) || Deno.statSync(steps).size < 1000) {
@@ -269,6 +275,7 @@ Deno.test({
     const state = () => JSON.parse(Deno.readTextFileSync(`${out}/run.json`)).state;
     while (state() === "running") await new Promise((ok) => setTimeout(ok, 20));
     assertEquals([ending(out), metrics(out).length], [{ state: "finished", error: null }, 1500]);
+    assertMatch(Deno.readTextFileSync(`${out}.err`), /warning: from here on nothing is printed: .*\n$/);
     await terminal.end();
   },
 });
