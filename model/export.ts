@@ -105,7 +105,7 @@ async function openSource(path: string): Promise<Source> {
       `Cannot export: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
     );
   }
-  const tensors = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t), ours: t.ours, first: 0 }));
+  const tensors = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) }));
   requireWeights(directory, stored.weights, tensors, config);
   return { ...stored, json, tokenizer, tensors };
 }

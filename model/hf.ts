@@ -120,7 +120,7 @@ const HARMLESS_TENSOR = /(^|\.)rotary_emb\.inv_freq$/;
 export function requireWeights(
   directory: string,
   weights: Map<string, SafetensorsFile>,
-  wanted: FileTensor[],
+  wanted: Pick<FileTensor, "name" | "shape">[],
   config: LlamaConfig,
 ): void {
   requireTensors(directory, weights, wanted);
