@@ -180,13 +180,17 @@ export function syncDirectory(path: string): void {
 
 /** Hexadecimal sha256 of a file, read in pieces. Throws UserError where the system refuses. */
 export function sha256OfFile(path: string): string {
-  const hash = createHash("sha256"), buffer = new Uint8Array(1 << 20);
-  return orMistake(`Cannot read ${path}`, () => {
+  const hash = createHash("sha256");
+  readPieces(path, (piece) => hash.update(piece));
+  return hash.digest("hex");
+}
+
+/** Hands all bytes of a file over, at most 1 MiB at a time in one buffer. Throws UserError where the system refuses. */
+export function readPieces(path: string, take: (piece: Uint8Array) => void): void {
+  const buffer = new Uint8Array(1 << 20);
+  orMistake(`Cannot read ${path}`, () => {
     using file = Deno.openSync(path);
-    for (let n = file.readSync(buffer); n !== null; n = file.readSync(buffer)) {
-      hash.update(buffer.subarray(0, n));
-    }
-    return hash.digest("hex");
+    for (let n = file.readSync(buffer); n !== null; n = file.readSync(buffer)) take(buffer.subarray(0, n));
   });
 }
 

@@ -8,6 +8,7 @@ import {
   isFile,
   makeDirectory,
   OutFile,
+  readPieces,
   removeTree,
   rename,
   syncDirectory,
@@ -150,7 +151,13 @@ async function downloadFile(
   patience: Patience | undefined,
 ): Promise<string> {
   const url = modelFileUrl(model, name), part = `${path}.part`, isWhole = isFile(path);
-  let hashes = hashesOf(size), done = addFile(isWhole ? path : part, hashes);
+  let hashes = hashesOf(size), done = 0;
+  const add = (bytes: Uint8Array) => {
+    for (const hash of hashes) hash.update(bytes);
+    done += bytes.length;
+  };
+  const there = isWhole ? path : part;
+  if (isFile(there)) readPieces(there, add);
   if (!isWhole) {
     const info = size > 0 ? await probeUrl(url, patience) : undefined, start = performance.now();
     if (done > size || done > 0 && !info?.ranges) { // nothing to go on from
@@ -161,8 +168,7 @@ async function downloadFile(
     using file = new OutFile(part, "append");
     for await (const chunk of info && done < size ? new UrlBytes(url, info, patience).read(done, size) : []) {
       file.write(chunk);
-      for (const hash of hashes) hash.update(chunk);
-      done += chunk.length;
+      add(chunk);
     }
     file.sync();
     const rate = formatBytes(1000 * (done - before) / (performance.now() - start));
@@ -171,7 +177,7 @@ async function downloadFile(
   const [sha256, blob] = hashes.map((hash) => hash.digest("hex")) as [string, string];
   const [kind, is, should] = lfs ? ["sha256", sha256, lfs.oid] : ["sha1 in git", blob, oid];
   if (is !== should) {
-    removeTree(isWhole ? path : part);
+    removeTree(there);
     throw new UserError(
       `Cannot download "${url}": the ${kind} of what came is ${is}, the hub says ${should}; run the same command again`,
     );
@@ -183,19 +189,6 @@ async function downloadFile(
 /** Of the bytes of a file, and as git hashes it. */
 function hashesOf(size: number): Hash[] {
   return [createHash("sha256"), createHash("sha1").update(`blob ${size}\0`)];
-}
-
-/** Adds what a file holds to hashes; returns its size, 0 if it is not there. */
-function addFile(path: string, hashes: Hash[]): number {
-  if (!isFile(path)) return 0;
-  using file = Deno.openSync(path);
-  const buffer = new Uint8Array(1 << 20);
-  let size = 0;
-  for (let n = file.readSync(buffer); n !== null; n = file.readSync(buffer)) {
-    for (const hash of hashes) hash.update(buffer.subarray(0, n));
-    size += n;
-  }
-  return size;
 }
 
 function notSafetensors(files: Map<string, HubFile>): string {
