@@ -18,7 +18,7 @@ import { help, readFlags } from "../base/flags.ts";
 import { formatBytes } from "../base/format.ts";
 import { fetchJson, type JsonPage, type Patience, probeUrl, UrlBytes } from "../data/read/http.ts";
 import { type HubModel, modelFileUrl, modelInfoUrl, modelListUrl, parseModelUrl } from "../data/read/hub.ts";
-import { INDEX } from "../runtime/safetensors.ts";
+import { INDEX, readIndex } from "../runtime/safetensors.ts";
 import { SUMS } from "../runtime/sums.ts";
 import { readJson } from "../runtime/trainer_state.ts";
 import { configFromHF } from "./hf_config.ts";
@@ -76,7 +76,8 @@ export async function download(
   if (files.has("model.safetensors")) await fetchFile("model.safetensors");
   else if (files.has(INDEX)) {
     await fetchFile(INDEX);
-    for (const name of shardsOf(`${temporary}/${INDEX}`)) {
+    const shards = new Set(readIndex(`${temporary}/${INDEX}`).values());
+    for (const name of Array.from(shards).sort()) {
       if (!files.has(name)) throw noModel(url, `it has no ${name}, which its ${INDEX} names`);
       await fetchFile(name);
     }
@@ -130,16 +131,6 @@ async function filesOf(model: HubModel, patience: Patience | undefined): Promise
     list = page.next;
   }
   return files;
-}
-
-/** The files that an index names, each once. */
-function shardsOf(index: string): string[] {
-  const { weight_map } = readJson(index), names = Object.values(weight_map ?? {}) as unknown[];
-  const wrong = names.find((name) => typeof name !== "string" || basename(name) !== name);
-  if (names.length > 0 && wrong === undefined) return Array.from(new Set(names as string[])).sort();
-  throw new UserError(
-    `Cannot read ${index}: its weight_map has ${JSON.stringify(wrong)}, should have names of files beside it`,
-  );
 }
 
 /** Downloads a file, or what of it is not there yet; returns its sha256. Throws UserError if it is not what the hub lists. */

@@ -127,9 +127,9 @@ Deno.test("download() refuses in one line, and leaves nothing under the name of 
     const json = { ...JSON.parse(new TextDecoder().decode(files["config.json"])), ...change };
     return { ...files, "config.json": new TextEncoder().encode(JSON.stringify(json)) };
   };
-  const index = {
-    "model.safetensors.index.json": new TextEncoder().encode('{"weight_map":{"a":"b.safetensors"}}'),
-  };
+  const index = (map: object) => ({
+    "model.safetensors.index.json": new TextEncoder().encode(JSON.stringify({ weight_map: map })),
+  });
   const advice = "name another model or revision with its weights in safetensors";
   const cases: [(request: Request) => Answer, string | RegExp][] = [
     [
@@ -146,9 +146,14 @@ Deno.test("download() refuses in one line, and leaves nothing under the name of 
       `Cannot download "${URL}": it has no model.safetensors, but pytorch_model.bin, which loam does not read; ${advice}`,
     ],
     [
-      hubOf({ ...without("model.safetensors"), ...index }),
+      hubOf({ ...without("model.safetensors"), ...index({ a: "b.safetensors" }) }),
       `it has no b.safetensors, which its model.safetensors.index.json names; ${advice}`,
     ],
+    [
+      hubOf({ ...without("model.safetensors"), ...index({ a: "../b.safetensors" }) }),
+      'its weight_map has "../b.safetensors", should have names of files beside it; ',
+    ],
+    [hubOf({ ...without("model.safetensors"), ...index({}) }), "its weight_map is empty; "],
     [
       hubOf(config({ model_type: "gemma" })),
       `Cannot load config.json of ${URL}: model_type is "gemma", and should be one of `,

@@ -146,13 +146,32 @@ export function readWeights(directory: string): Map<string, SafetensorsFile> {
   return new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
 }
 
+/**
+ * The names of the files beside an index, by the tensors that they hold. Throws UserError where it lists none, or something
+ * else.
+ */
+export function readIndex(path: string): Map<string, string> {
+  const index = parseJson(Deno.readFileSync(path)), map = isObject(index) ? index.weight_map : undefined;
+  if (!isObject(map)) throw unreadable(path, "it has no weight_map");
+  const files = new Map<string, string>();
+  for (const [name, file] of Object.entries(map)) {
+    if (typeof file !== "string" || basename(file) !== file) {
+      throw unreadable(
+        path,
+        `its weight_map has ${JSON.stringify(file)}, should have names of files beside it`,
+      );
+    }
+    files.set(name, file);
+  }
+  if (files.size === 0) throw unreadable(path, "its weight_map is empty");
+  return files;
+}
+
 function readShards(path: string): Map<string, SafetensorsFile> {
-  const index = parseJson(Deno.readFileSync(path)), names = isObject(index) ? index.weight_map : undefined;
-  if (!isObject(names)) throw unreadable(path, "it has no weight_map");
-  const shards = new Map<unknown, SafetensorsFile>(), weights = new Map<string, SafetensorsFile>();
-  for (const [name, shard] of Object.entries(names)) {
-    if (!shards.has(shard)) shards.set(shard, readShard(path, shard));
-    weights.set(name, shards.get(shard)!);
+  const shards = new Map<string, SafetensorsFile>(), weights = new Map<string, SafetensorsFile>();
+  for (const [name, file] of readIndex(path)) {
+    if (!shards.has(file)) shards.set(file, readShard(`${dirname(path)}/${file}`));
+    weights.set(name, shards.get(file)!);
   }
   for (const [name, shard] of weights) {
     if (!shard.tensors.has(name)) {
@@ -166,14 +185,7 @@ function readShards(path: string): Map<string, SafetensorsFile> {
   return weights;
 }
 
-function readShard(index: string, shard: unknown): SafetensorsFile {
-  if (typeof shard !== "string" || basename(shard) !== shard) {
-    throw unreadable(
-      index,
-      `its weight_map has ${JSON.stringify(shard)}, should have names of files beside it`,
-    );
-  }
-  const path = `${dirname(index)}/${shard}`;
+function readShard(path: string): SafetensorsFile {
   if (isFile(path)) return readSafetensors(path);
   throw new UserError(`Cannot read ${path}: there is no such file, ${INDEX} names it; put it there`);
 }
