@@ -4,7 +4,8 @@
  * This is the public interface for programs of your own: `train.ts` is the worked example of its use, `examples/` has smaller
  * ones; `examples/own_op.ts` adds an op with its derivative, computed on the host. One with kernels becomes a part of loam:
  * CONTRIBUTING.md says how. Wherever a program lies, `deno run --config path/to/loam/deno.json program.ts` gives it
- * `@loam/loam`; docs/code.md says what to write into a `deno.json` of its own instead. Run as a program, this module is the command line of the binary that `deno task compile` makes.
+ * `@loam/loam`; docs/code.md says what to write into a `deno.json` of its own instead. Run as a program, this module is the
+ * command line of the binary that `deno task compile` makes.
  *
  * @example Build a model, train it on one line of text, read the metrics, sample
  * ```ts
