@@ -260,6 +260,7 @@ function exportHF(source: Source, type: GgufType, { out }: Options): string {
   const dtype = ({ f32: "F32", bf16: "BF16", f16: "F16" } as Record<string, Exclude<Dtype, "I32">>)[type]!;
   const torch_dtype = { F32: "float32", BF16: "bfloat16", F16: "float16" }[dtype];
   const copied = COPIED.filter((name) => isFile(`${directory}/${name}`));
+  const gone = COPIED.filter((name) => !copied.includes(name)); // an earlier model in its place may have had them
   const files = Object.fromEntries(
     copied.map((name) => [name, Deno.readTextFileSync(`${directory}/${name}`)]),
   );
@@ -275,7 +276,7 @@ function exportHF(source: Source, type: GgufType, { out }: Options): string {
     },
   }));
   files["config.json"] = json({ ...config, torch_dtype });
-  orMistake(`Cannot write ${out}`, () => writeModelFiles(out, entries, files));
+  orMistake(`Cannot write ${out}`, () => writeModelFiles(out, entries, files, gone));
   return `${out}: a model of ${parametersOf(source)}, ${type}, for transformers`;
 }
 

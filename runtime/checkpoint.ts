@@ -335,9 +335,15 @@ export function saveModelFiles(
 
 /**
  * Writes model.safetensors and the small files of a model to a directory. Of one that is there already model.safetensors goes
- * before the first new file gets its name and comes back last: a kill leaves no mixture of both.
+ * before the first new file gets its name and comes back last: a kill leaves no mixture of both. gone: names of other files
+ * that go with it.
  */
-export function writeModelFiles(directory: string, tensors: Entry[], files: Record<string, string>): void {
+export function writeModelFiles(
+  directory: string,
+  tensors: Entry[],
+  files: Record<string, string>,
+  gone: string[] = [],
+): void {
   const model = "model.safetensors", names = [...Object.keys(files), model];
   const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
   makeDirectory(directory);
@@ -345,7 +351,7 @@ export function writeModelFiles(directory: string, tensors: Entry[], files: Reco
   try {
     for (const [name, text] of Object.entries(files)) writeSynced(temporary(name), text);
     writeSafetensors(temporary(model), tensors);
-    for (const old of [model, SUMS]) removeTree(`${directory}/${old}`);
+    for (const old of [model, SUMS, ...gone]) removeTree(`${directory}/${old}`);
     syncDirectory(directory);
     for (const name of names) {
       if (name === model) syncDirectory(directory);

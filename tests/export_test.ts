@@ -283,6 +283,7 @@ Deno.test("export --format=hf writes a directory that loam reads too, in each ty
   Deno.mkdirSync(out);
   Deno.writeTextFileSync(`${out}/model.safetensors.1.tmp`, ""); // left by a kill
   await exportModel({ checkpoint: model, format: "hf", out });
+  Deno.writeTextFileSync(`${out}/chat_template.jinja`, "of another model");
   for (const [dtype, stored, torch_dtype, error] of TYPES) {
     const said = await exportModel({ checkpoint: model, format: "hf", dtype, out, overwrite: true });
     assertEquals(said, `${out}: a model of 94,656 parameters, ${dtype}, for transformers`);
