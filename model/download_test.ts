@@ -6,7 +6,7 @@ import { environment } from "../base/testing.ts";
 import type { Patience } from "../data/read/http.ts";
 import { type Answer, ranged, type Request, withServer } from "../data/read/testing_server.ts";
 import { open } from "../ffi/library.ts";
-import { emptyDirectory, modelDirectory } from "../tests/testing.ts";
+import { emptyDirectory, list, modelDirectory } from "../tests/testing.ts";
 import { loadModel } from "./checkpoint.ts";
 import { directoryOf, download } from "./download.ts";
 
@@ -20,8 +20,9 @@ type Files = Record<string, Uint8Array<ArrayBuffer>>;
 
 /** The files of a directory, and one that is of no use here. */
 function filesIn(directory: string): Files {
-  const names = Array.from(Deno.readDirSync(directory), ({ name }) => name);
-  const files = Object.fromEntries(names.map((name) => [name, Deno.readFileSync(`${directory}/${name}`)]));
+  const files = Object.fromEntries(
+    list(directory).map((name) => [name, Deno.readFileSync(`${directory}/${name}`)]),
+  );
   return { ...files, "pytorch_model.bin": new Uint8Array(1000) };
 }
 
@@ -70,8 +71,6 @@ async function fetchFrom(
   });
   return { lines, asked, sent };
 }
-
-const list = (directory: string) => Array.from(Deno.readDirSync(directory), ({ name }) => name).sort();
 
 Deno.test("download() fetches what a model needs, once, and loadModel() reads it", async () => {
   const model = await modelDirectory(), directory = `${emptyDirectory()}/models/o/n`;
