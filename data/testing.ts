@@ -10,6 +10,22 @@ export async function inDirectory(run: (directory: string) => void | Promise<voi
   }
 }
 
+/** Runs in a directory of these files, which may lie in folders. What is no text and no bytes is written as JSON. */
+export async function withFiles(
+  files: Record<string, unknown>,
+  run: (directory: string) => void | Promise<void>,
+): Promise<void> {
+  await inDirectory(async (directory) => {
+    for (const [name, content] of Object.entries(files)) {
+      const path = `${directory}/${name}`;
+      Deno.mkdirSync(path.replace(/\/[^/]*$/, ""), { recursive: true });
+      if (content instanceof Uint8Array) Deno.writeFileSync(path, content);
+      else Deno.writeTextFileSync(path, typeof content === "string" ? content : JSON.stringify(content));
+    }
+    await run(directory);
+  });
+}
+
 /** The names in a directory, sorted. */
 export function names(directory: string): string[] {
   return Array.from(Deno.readDirSync(directory), (entry) => entry.name).sort();

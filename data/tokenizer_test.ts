@@ -1,7 +1,8 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { createHash } from "node:crypto";
 import { UserError } from "../base/errors.ts";
-import { askPython, python, TEXTS, withFiles } from "./tokenizers/testing.ts";
+import { withFiles } from "./testing.ts";
+import { askPython, python, TEXTS } from "./tokenizers/testing.ts";
 import { openTokenizer, type Tokenizer, VOCABULARIES } from "./tokenizer.ts";
 
 for (const name of Object.keys(VOCABULARIES)) {

@@ -5,7 +5,8 @@ import { byteLevelFiles } from "../data/tokenizers/byte_level_files.ts";
 import { ByteStrings } from "../data/tokenizers/byte_strings.ts";
 import { characterTokenizer } from "../data/tokenizers/character_level.ts";
 import { PATTERNS } from "../data/tokenizers/scanners.ts";
-import { TOKENIZERS, withFiles, withPieces } from "../data/tokenizers/testing.ts";
+import { withFiles } from "../data/testing.ts";
+import { TOKENIZERS, withPieces } from "../data/tokenizers/testing.ts";
 import { CUTS } from "../data/train_tokenizer/train_options.ts";
 import { type GgufTokenizer, ggufTokenizer } from "./gguf_tokenizer.ts";
 

@@ -1,7 +1,8 @@
 import { assertEquals } from "@std/assert";
 import { splitOf } from "./contents.ts";
 import { type FindOptions, findSources } from "./inputs.ts";
-import { assertRefused, withFiles } from "./testing.ts";
+import { assertRefused } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 
 Deno.test("splitOf() finds the split that a file or its directory is named for", () => {
   const named: [string, string | undefined][] = [

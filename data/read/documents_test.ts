@@ -4,7 +4,8 @@ import type { Block } from "./block.ts";
 import { checkStarts, READ_ALL, readBlocks, type ReadCounts, type ReadOptions } from "./documents.ts";
 import { findSources, type Source } from "./inputs.ts";
 import { Random } from "./shuffle.ts";
-import { assertRefused, textsOf, withFiles } from "./testing.ts";
+import { assertRefused, textsOf } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 

@@ -1,6 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { findSources, formatOf } from "./inputs.ts";
-import { assertRefused, withFiles } from "./testing.ts";
+import { assertRefused } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 
 const ENDINGS = ".parquet, .jsonl, .ndjson, .json or .txt, all but the first perhaps with .gz or .zst";
 

@@ -6,7 +6,8 @@ import { UserError } from "../../base/errors.ts";
 import type { ReportBad } from "./utf8.ts";
 import { FileBytes } from "./bytes.ts";
 import { readParquet, type Skip } from "./parquet.ts";
-import { assertRefused, refuse, textsOf, withFiles } from "./testing.ts";
+import { assertRefused, refuse, textsOf } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 
 const fixtures = new URL("../../tests/fixtures/", import.meta.url).pathname;
 const python = Deno.env.get("LOAM_PYTHON");

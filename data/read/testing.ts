@@ -1,4 +1,4 @@
-// For the tests of the reader: files to read, documents as strings to compare with, whole messages.
+// For the tests of the reader: texts to read, documents as strings to compare with, whole messages.
 import { assertEquals, assertRejects } from "@std/assert";
 import { UserError } from "../../base/errors.ts";
 import { type Block, documentOf } from "./block.ts";
@@ -9,24 +9,6 @@ import type { TextInput } from "./text.ts";
 export function textsOf(block: Block): string[] {
   const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   return Array.from(block.ends, (_, d) => utf8.decode(documentOf(block, d)));
-}
-
-/** Runs with a directory of files, and removes it. */
-export async function withFiles(
-  files: Record<string, string | Uint8Array>,
-  run: (directory: string) => Promise<void>,
-): Promise<void> {
-  const directory = Deno.makeTempDirSync();
-  try {
-    for (const [name, content] of Object.entries(files)) {
-      Deno.mkdirSync(`${directory}/${name}`.replace(/\/[^/]*$/, ""), { recursive: true });
-      if (typeof content === "string") Deno.writeTextFileSync(`${directory}/${name}`, content);
-      else Deno.writeFileSync(`${directory}/${name}`, content);
-    }
-    await run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
 }
 
 /** A text that comes in chunks of so many bytes, or of 1 to 5. */

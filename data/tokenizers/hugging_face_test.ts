@@ -1,15 +1,7 @@
 import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../../base/errors.ts";
-import {
-  askPython,
-  checksum,
-  checksumsOf,
-  python,
-  randomTexts,
-  TEXTS,
-  TOKENIZERS,
-  withFiles,
-} from "./testing.ts";
+import { askPython, checksum, checksumsOf, python, randomTexts, TEXTS, TOKENIZERS } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 import { TokenBuffer } from "./token_buffer.ts";
 import { openTokenizer, type Tokenizer } from "../tokenizer.ts";
 

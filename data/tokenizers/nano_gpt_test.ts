@@ -2,7 +2,8 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../base/errors.ts";
 import { openTokenizer } from "../tokenizer.ts";
 import { openMetaPkl } from "./nano_gpt.ts";
-import { askPython, python, withFiles } from "./testing.ts";
+import { askPython, python } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 
 const formats = new URL("../../tests/fixtures/formats/", import.meta.url).pathname;
 

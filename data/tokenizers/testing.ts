@@ -44,25 +44,6 @@ export function withPieces(json: { model: unknown }, pieces: string[]): void {
   });
 }
 
-/** Runs with the path of a tokenizer.json, written with a tokenizer_config.json beside it unless that is null. */
-export async function withFiles(
-  files: Record<string, unknown>,
-  run: (directory: string) => Promise<void> | void,
-): Promise<void> {
-  const directory = Deno.makeTempDirSync();
-  try {
-    for (const [name, content] of Object.entries(files)) {
-      Deno.writeTextFileSync(
-        `${directory}/${name}`,
-        typeof content === "string" ? content : JSON.stringify(content),
-      );
-    }
-    await run(directory);
-  } finally {
-    Deno.removeSync(directory, { recursive: true });
-  }
-}
-
 /** Runs a Python program with an argument as JSON file, and returns the JSON that it prints. */
 export async function askPython<T>(program: string, argument: unknown): Promise<T> {
   const path = Deno.makeTempFileSync();

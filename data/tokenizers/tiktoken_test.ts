@@ -3,7 +3,8 @@ import cl100kRanks from "gpt-tokenizer/data/cl100k_base.tiktoken" with { type: "
 import o200kRanks from "gpt-tokenizer/data/o200k_base.tiktoken" with { type: "text" };
 import gpt2Ranks from "gpt-tokenizer/data/r50k_base.tiktoken" with { type: "text" };
 import { assertEquals } from "@std/assert";
-import { askPython, checksum, checksumsOf, python, randomTexts, TEXTS, withFiles } from "./testing.ts";
+import { askPython, checksum, checksumsOf, python, randomTexts, TEXTS } from "./testing.ts";
+import { withFiles } from "../testing.ts";
 import { openTokenizer, VOCABULARIES } from "../tokenizer.ts";
 
 const TEXT = "Größe, don't: 12345 \n\n  中文 HTTPServer 👍";
