@@ -3,9 +3,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { existsSync } from "node:fs";
 import { PLACES } from "../serve/nvml.ts";
 import { plant, readTables } from "./mutants.ts";
-import { emptyDirectory } from "./testing.ts";
-
-const ROOT = new URL("../", import.meta.url);
+import { emptyDirectory, ROOT } from "./testing.ts";
 
 type Permissions = Record<string, boolean | string[]>;
 type Settings = {
