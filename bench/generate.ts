@@ -17,7 +17,7 @@ import { fixed, writeFloats } from "../runtime/tensor.ts";
 import { lines } from "./lines.ts";
 import { median } from "./median.ts";
 import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
-import type { Shape } from "./shapes.ts";
+import { modelOf, type Shape, SHAPES } from "./shapes.ts";
 
 const defaults = {
   preset: "124m", // or small or tiny
@@ -37,10 +37,10 @@ const ranges: Ranges<Options> = {
   threads: whole(1, 1024),
 };
 
-const SHAPES: Record<string, Omit<Shape, "T" | "B">> = {
-  tiny: { n_layer: 4, n_embd: 128, n_head: 4, n_kv_head: 2, n_inner: 384, V: 257 },
-  small: { n_layer: 6, n_embd: 384, n_head: 6, n_kv_head: 2, n_inner: 1024, V: 50257 },
-  "124m": { n_layer: 12, n_embd: 768, n_head: 12, n_kv_head: 12, n_inner: 2048, V: 50257 },
+const MODELS: Record<string, Omit<Shape, "B">> = {
+  tiny: { ...SHAPES.tiny!, T: 1024, V: 257 },
+  small: { ...SHAPES.small!, T: 1024, V: 50257 },
+  "124m": { n_layer: 12, n_embd: 768, n_head: 12, n_kv_head: 12, n_inner: 2048, T: 1024, V: 50257 },
 };
 
 const PAUSE_MS = 300; // between turns: OpenMP threads spin for a while after their last work
@@ -200,21 +200,13 @@ async function main(args: string[]): Promise<void> {
     return console.log(help("Time reading prompts and writing tokens beside others", defaults, source));
   }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
-  if (!SHAPES[o.preset]) {
+  const shape = MODELS[o.preset];
+  if (!shape) {
     throw new UserError(
-      `Cannot use preset ${o.preset}: it should be one of ${Object.keys(SHAPES).join(", ")}`,
+      `Cannot use preset ${o.preset}: it should be one of ${Object.keys(MODELS).join(", ")}`,
     );
   }
-  const { V, ...shape } = SHAPES[o.preset]!;
-  const config: LlamaConfig = {
-    ...shape,
-    vocab_size: V,
-    head_dim: shape.n_embd / shape.n_head,
-    block_size: 1024,
-    rope_theta: 10000,
-    norm_eps: 1e-6,
-    tie_word_embeddings: true,
-  };
+  const config = modelOf(shape);
   const head = reportHead("deno run -q -P=bench bench/generate.ts");
   const directory = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_bench_" });
   const python = Deno.env.get("LOAM_PYTHON"), llama = Deno.env.get("LOAM_LLAMA_CPP"), sides: Side[] = [];
@@ -266,7 +258,7 @@ function report(
   }
   const chosen = Object.entries(sampler_ms).map(([name, ms]) => `${name} ${ms.toFixed(3)}`);
   console.log(
-    `ms to choose a token of ${SHAPES[o.preset]!.V}: ${chosen.join(", ")}`,
+    `ms to choose a token of ${MODELS[o.preset]!.V}: ${chosen.join(", ")}`,
   );
   const written = { ...head, device, options: o, sampler_ms, results };
   console.log(`written to ${saveReport(written, `generate-${head.date}-${o.preset}`, o.json)}`);

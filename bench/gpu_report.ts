@@ -5,7 +5,7 @@ import { measureModel } from "../model/plan.ts";
 import { table } from "../base/format.ts";
 import type { Curve } from "./curve.ts";
 import type { Report as KernelReport } from "./kernels.ts";
-import type { Shape } from "./shapes.ts";
+import { modelOf, type Shape } from "./shapes.ts";
 
 /** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit. */
 export type Stage = {
@@ -153,7 +153,7 @@ function kernelTable(kernels: KernelReport, torch: TorchKernels | undefined): st
 function peerTable(peer: Partial<Peer>, peak_flops: number | null | undefined): string {
   const { results = {}, failures = {}, options } = peer; // all missing where the process was killed while it wrote
   const torch = Object.entries(results).filter(([name]) => name !== "loam").map(([, r]) => r.tokens_per_sec);
-  const flops = options ? modelFlops(options) : 0;
+  const flops = options ? measureModel(modelOf(options)).flops_per_token : 0; // as in train.ts's MFU, for both sides
   const rows = Object.entries(results).map(([name, r]) => [
     name,
     r.median_ms.toFixed(1),
@@ -165,12 +165,6 @@ function peerTable(peer: Partial<Peer>, peak_flops: number | null | undefined): 
   ]);
   const header = ["", "ms/step", "tokens/s", "MFU", "peak memory", "of best torch", ""];
   return [table([header, ...rows]), ...Object.values(failures).map((text) => `failed: ${text}`)].join("\n");
-}
-
-/** As in train.ts's MFU, for both sides. */
-function modelFlops(s: Shape): number {
-  const c = { ...s, vocab_size: s.V, head_dim: s.n_embd / s.n_head, block_size: s.T, rope_theta: 10000 };
-  return measureModel({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }).flops_per_token;
 }
 
 if (import.meta.main) {

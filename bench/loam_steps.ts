@@ -3,13 +3,14 @@
 import process from "node:process";
 import { runMain, UserError } from "../base/errors.ts";
 import { device, type DeviceName, memoryUse, open, tokenSource } from "../ffi/library.ts";
-import { init, type LlamaConfig, loss, type Recompute } from "../model/llama.ts";
+import { init, loss, type Recompute } from "../model/llama.ts";
 import { planMemory } from "../model/plan.ts";
 import { readFlags } from "../base/flags.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { lines } from "./lines.ts";
+import { modelOf } from "./shapes.ts";
 
 const WARMUP = 3; // steps before anything is timed; memory is allocated in the first
 
@@ -33,22 +34,6 @@ const defaults = {
 type Options = typeof defaults;
 
 const ADAMW = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
-
-function modelOf(o: Options): LlamaConfig {
-  return {
-    vocab_size: o.V,
-    n_layer: o.n_layer,
-    n_embd: o.n_embd,
-    n_head: o.n_head,
-    n_kv_head: o.n_kv_head,
-    head_dim: o.n_embd / o.n_head,
-    n_inner: o.n_inner,
-    block_size: o.T,
-    rope_theta: 10000,
-    norm_eps: 1e-6,
-    tie_word_embeddings: true,
-  };
-}
 
 /** Bytes of device memory that model/plan.ts foretells. Leaves the plan device open. */
 function plannedBytes(o: Options): number {

@@ -6,7 +6,7 @@
 import { table } from "../base/format.ts";
 import { measureModel } from "../model/plan.ts";
 import { allCases, type Case } from "./cases.ts";
-import { SHAPES } from "./shapes.ts";
+import { modelOf, SHAPES } from "./shapes.ts";
 
 /** TFLOP/s of dense bfloat16 products with float sums, and TB/s, that floors assume; peak: what MFU is counted against. */
 type Card = { name: string; tflops: number; tb_per_sec: number; peak: number; from: string };
@@ -50,8 +50,7 @@ export function floor(
 if (import.meta.main) {
   const s = { ...SHAPES["gpt-270m"]!, head_chunk: 2048, act: 2 }, tokens = s.B * s.T;
   const cases = allCases(s, 0);
-  const c = { ...s, vocab_size: s.V, head_dim: s.n_embd / s.n_head, block_size: s.T, rope_theta: 10000 };
-  const flops = measureModel({ ...c, norm_eps: 1e-6, tie_word_embeddings: true }).flops_per_token;
+  const flops = measureModel(modelOf(s)).flops_per_token;
   console.log(
     `gpt-270m, B=${s.B} T=${s.T}, ${(flops / 1e9).toFixed(4)} GFLOP a token. Computed, not measured.`,
   );

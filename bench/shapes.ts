@@ -1,4 +1,5 @@
 // The models that benchmarks train and whose kernels they time. T and B are what each is measured with by default.
+import type { LlamaConfig } from "../model/llama.ts";
 
 /** Sizes of a model and its batch, in the names of model/llama.ts and kernels.h. */
 export type Shape = {
@@ -18,3 +19,22 @@ export const SHAPES: Record<string, Shape> = {
   "small": { n_layer: 6, n_embd: 384, n_head: 6, n_kv_head: 2, n_inner: 1024, T: 256, B: 8, V: 65 },
   "gpt-270m": { n_layer: 24, n_embd: 1024, n_head: 16, n_kv_head: 4, n_inner: 2816, T: 2048, B: 4, V: 50257 },
 };
+
+/** The model of a shape, with the RoPE, norms and tied embeddings of train.ts. */
+export function modelOf(
+  { n_layer, n_embd, n_head, n_kv_head, n_inner, T, V }: Omit<Shape, "B">,
+): LlamaConfig {
+  return {
+    vocab_size: V,
+    n_layer,
+    n_embd,
+    n_head,
+    n_kv_head,
+    head_dim: n_embd / n_head,
+    n_inner,
+    block_size: T,
+    rope_theta: 10000,
+    norm_eps: 1e-6,
+    tie_word_embeddings: true,
+  };
+}
