@@ -60,7 +60,7 @@ async function trainHere(flags: string[], out_dir: string): Promise<Losses> {
   return { losses: steps.map(({ loss }) => loss), grad_norms: steps.map(({ grad_norm }) => grad_norm) };
 }
 
-/** Writes what the run began with for PyTorch: weights.safetensors and windows.json. Returns the shape of the model. */
+/** Writes what the run began with for PyTorch: weights.safetensors and windows.json. */
 function writeStart(config: Config, dir: string): void {
   const dataset = openDataset(config.data_dir), c = llamaConfig(config, dataset.vocab_size);
   const parameters = new Parameters(init(c), { seed: config.seed, train: true });

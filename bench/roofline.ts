@@ -33,7 +33,7 @@ const CARDS: Card[] = [
 
 const ACCUMULATION = 32; // train.ts's gradient_accumulation_steps
 
-/** ms of the products, of the rest, and of attention within the products, for one micro-step. */
+/** ms of the products, attention's too, and of the rest, for one micro-step. */
 export function floor(
   cases: Case[],
   { tflops, tb_per_sec }: Pick<Card, "tflops" | "tb_per_sec">,

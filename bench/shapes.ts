@@ -13,7 +13,7 @@ export type Shape = {
   V: number;
 };
 
-/** The presets of train.ts; V is the demo's vocabulary or GPT-2's. */
+/** The presets of train.ts; V is that of the characters of nanoGPT's Shakespeare or GPT-2's. */
 export const SHAPES: Record<string, Shape> = {
   "tiny": { n_layer: 4, n_embd: 128, n_head: 4, n_kv_head: 2, n_inner: 384, T: 64, B: 12, V: 65 },
   "small": { n_layer: 6, n_embd: 384, n_head: 6, n_kv_head: 2, n_inner: 1024, T: 256, B: 8, V: 65 },
