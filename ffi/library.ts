@@ -287,6 +287,21 @@ export function hostLimits(root = ""): { free: number; total: number; cpus: numb
   return { free, total, cpus, source: fromCString(source) };
 }
 
+/**
+ * Whether this process was begun with SIGHUP ignored, as nohup does it. The C library that the open one is linked with says so:
+ * Deno does not, and lets only a program with all permissions read /proc. False where there is none, as on Windows.
+ */
+export function ignoresHangup(): boolean {
+  if (device.library === "plan" || Deno.build.os === "windows") return false;
+  const SIGHUP = 1, SIG_IGN = 1n, action = new BigUint64Array(32); // a struct sigaction begins with its handler, and is shorter
+  const c = Deno.dlopen(libraryUrl(device.library), {
+    sigaction: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  });
+  const code = c.symbols.sigaction(SIGHUP, 0n, action);
+  c.close();
+  return code === 0 && action[0] === SIG_IGN;
+}
+
 /** A typed array whose bytes are copied to or from the device. */
 export type Bytes =
   | Uint8Array<ArrayBuffer>

@@ -1,5 +1,5 @@
 // Ending a run early and in good order, when a signal asks for it.
-import { synchronize } from "../ffi/library.ts";
+import { ignoresHangup, synchronize } from "../ffi/library.ts";
 import { Ranks } from "../dist/ranks.ts";
 
 // SIGUSR1 and SIGUSR2 are for Slurm, before time is up; SIGHUP comes when a terminal is closed.
@@ -60,22 +60,12 @@ let survivesHangup: boolean | undefined;
 
 /**
  * Keeps a process for good that was told to survive its terminal, by nohup for example: Deno forgets that with the first listener,
- * and would end it on SIGHUP without one.
+ * and would end it on SIGHUP without one. `deno task` forgets it before it starts a process.
  */
 function surviveHangup(): void {
   if (survivesHangup !== undefined) return;
   survivesHangup = ignoresHangup();
   if (survivesHangup) Deno.addSignalListener("SIGHUP", () => {});
-}
-
-/** Whether the process was begun with SIGHUP ignored. Not known outside of Linux. */
-function ignoresHangup(): boolean {
-  try {
-    const status = Deno.readTextFileSync("/proc/self/status");
-    return /^SigIgn:\s*[0-9a-f]+[13579bdf]$/m.test(status); // an odd mask: SIGHUP is signal 1
-  } catch {
-    return false;
-  }
 }
 
 function say(text: string): void {

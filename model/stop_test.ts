@@ -1,24 +1,34 @@
 import { assertEquals } from "@std/assert";
 
 /**
- * What a process has heard during its second run, or after its first one, when it sent itself a signal; "ended" if that took its
- * usual effect. ignored: a signal that it begins with ignored, as nohup starts it.
+ * What a process with the permissions of train has heard during its second run, or after its first one, when it was sent a signal;
+ * "ended" if that took its usual effect. ignored: a signal that it begins with ignored, as nohup starts it.
  */
-async function heard(signal: string, when: "during" | "after", ignored: string): Promise<string> {
+async function heard(signal: Deno.Signal, when: "during" | "after", ignored: string): Promise<string> {
   const program = `
+    import { open } from "${new URL("../ffi/library.ts", import.meta.url)}";
     import { Stop } from "${new URL("stop.ts", import.meta.url)}";
+    open("cpu", { threads: 1, blas: "builtin" });
     const stop = new Stop();
     stop.listen();
     stop[Symbol.dispose]();
     if ("${when}" === "during") stop.listen();
-    Deno.kill(Deno.pid, "${signal}");
+    console.log("ready");
     await new Promise((resolve) => setTimeout(resolve, 300));
     console.log(stop.asked || "nothing");
   `;
   const script = ignored ? `trap "" ${ignored}; exec "$0" "$@"` : 'exec "$0" "$@"';
-  const args = ["-c", script, Deno.execPath(), "eval", "-q", "--ext=ts", program];
-  const { stdout, signal: ending } = await new Deno.Command("sh", { args, stderr: "null" }).output();
-  return ending === signal ? "ended" : new TextDecoder().decode(stdout).trimEnd();
+  const args = ["-c", script, Deno.execPath(), "run", "-q", "-P=train", "--no-check", "--ext=ts", "-"];
+  const cwd = new URL("..", import.meta.url); // where deno.json is
+  const child = new Deno.Command("sh", { args, cwd, stdin: "piped", stdout: "piped", stderr: "null" })
+    .spawn();
+  await new Blob([program]).stream().pipeTo(child.stdin);
+  let text = "";
+  for await (const part of child.stdout.pipeThrough(new TextDecoderStream())) {
+    if (text === "") child.kill(signal);
+    text += part;
+  }
+  return (await child.status).signal === signal ? "ended" : text.replace("ready\n", "").trimEnd();
 }
 
 Deno.test("Stop hears the first signal, and SIGHUP only where nohup does not keep it from the program", async () => {
