@@ -136,13 +136,14 @@ async function filesOf(model: HubModel, patience: Patience | undefined): Promise
 /** Downloads a file, or what of it is not there yet; returns its sha256. Throws UserError if it is not what the hub lists. */
 async function downloadFile(
   model: HubModel,
-  { path: name, size, oid, lfs }: HubFile,
+  listed: HubFile,
   path: string,
   print: (line: string) => void,
   patience: Patience | undefined,
 ): Promise<string> {
+  const { path: name, size, oid, lfs } = listed;
   const url = modelFileUrl(model, name), part = `${path}.part`, isWhole = isFile(path);
-  let hashes = hashesOf(size), done = 0;
+  let hashes = hashesOf(listed), done = 0;
   const add = (bytes: Uint8Array) => {
     for (const hash of hashes) hash.update(bytes);
     done += bytes.length;
@@ -153,7 +154,7 @@ async function downloadFile(
     const info = size > 0 ? await probeUrl(url, patience) : undefined, start = performance.now();
     if (done > size || done > 0 && !info?.ranges) { // nothing to go on from
       removeTree(part);
-      [hashes, done] = [hashesOf(size), 0];
+      [hashes, done] = [hashesOf(listed), 0];
     }
     const before = done;
     using file = new OutFile(part, "append");
@@ -165,7 +166,7 @@ async function downloadFile(
     const rate = formatBytes(1000 * (done - before) / (performance.now() - start));
     print(`  ${name}: ${formatBytes(size)}${before > 0 ? ` from byte ${before} on` : ""}, ${rate}/s`);
   }
-  const [sha256, blob] = hashes.map((hash) => hash.digest("hex")) as [string, string];
+  const [sha256, blob] = hashes.map((hash) => hash.digest("hex")) as [string, string?];
   const [kind, is, should] = lfs ? ["sha256", sha256, lfs.oid] : ["sha1 in git", blob, oid];
   if (is !== should) {
     removeTree(there);
@@ -177,9 +178,9 @@ async function downloadFile(
   return sha256;
 }
 
-/** Of the bytes of a file, and as git hashes it. */
-function hashesOf(size: number): Hash[] {
-  return [createHash("sha256"), createHash("sha1").update(`blob ${size}\0`)];
+/** Of the bytes of a file, and, where the hub lists that alone, as git hashes it. */
+function hashesOf({ size, lfs }: HubFile): Hash[] {
+  return [createHash("sha256"), ...lfs ? [] : [createHash("sha1").update(`blob ${size}\0`)]];
 }
 
 function notSafetensors(files: Map<string, HubFile>): string {
