@@ -8,6 +8,7 @@ import { orMistake } from "../base/system_error.ts";
 import {
   fillTensors,
   loadTensors,
+  READ_BYTES,
   requireFinite,
   resolveCheckpoint,
   saveCheckpoint,
@@ -196,12 +197,12 @@ export function describeStored(path: string): string {
 export function weightsFor(model: Llama, c: LlamaConfig, { directory, weights }: StoredModel): LoadValues {
   const wanted = fileTensors(declaredBy(named(model).map(([name, tensor]) => ({ name, tensor }))), c);
   requireWeights(directory, weights, wanted, c);
-  const parts = Map.groupBy(wanted, ({ ours }) => ours);
+  const parts = Map.groupBy(wanted, ({ ours }) => ours), piece = new Uint8Array(READ_BYTES);
   return (name, address) => {
     const tensors = parts.get(name)!.map(({ name, shape, first }) => (
       { name, shape, address: address + BigInt(4 * first), dtype: "f32" as const }
     ));
-    fillTensors(weights, tensors);
+    fillTensors(weights, tensors, piece);
     for (const tensor of tensors) {
       requireFinite(`Cannot load ${weights.get(tensor.name)!.path}`, tensor, "use another copy of the model");
     }

@@ -53,7 +53,9 @@ export type CheckpointContent = {
 };
 
 const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 4
-const READ_BYTES = 1 << 21; // the other way: what stays in a processor's cache until it is converted
+
+/** Staging the other way, in bytes: what stays in a processor's cache until it is converted. */
+export const READ_BYTES: number = 1 << 21;
 
 /** What ranks that save one checkpoint together need of each other. */
 export type Company = {
@@ -255,7 +257,7 @@ export function loadTensors(
   if (sums) requireSum(path, sums.get(basename(path)));
   const weights = new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
   requireTensors(path, weights, tensors);
-  fillTensors(weights, tensors, chunk_bytes);
+  fillTensors(weights, tensors, new Uint8Array(chunk_bytes));
 }
 
 /** Throws UserError naming the first tensor that is not there, of another shape, or not of floats. */
@@ -280,13 +282,12 @@ export function requireTensors(
   }
 }
 
-/** Fills tensors from the files that hold them; requireTensors() comes before. */
+/** Fills tensors from the files that hold them, through `piece`; requireTensors() comes before. */
 export function fillTensors(
   weights: Map<string, SafetensorsFile>,
   tensors: SavedTensor[],
-  chunk_bytes: number = READ_BYTES,
+  piece: Uint8Array<ArrayBuffer>,
 ): void {
-  const piece = new Uint8Array(chunk_bytes);
   for (const tensor of tensors) loadTensor(weights.get(tensor.name)!, tensor, piece);
 }
 
