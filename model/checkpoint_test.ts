@@ -4,9 +4,10 @@ import { UserError } from "../base/errors.ts";
 import { copyToDevice, open } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { modelDirectory } from "../tests/testing.ts";
+import { tokens } from "../runtime/testing.ts";
 import { readSafetensors, toFloat32, writeSafetensors } from "../runtime/safetensors.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, param } from "../runtime/tensor.ts";
+import { param } from "../runtime/tensor.ts";
 import { endsOf, loadModel, optimizerTensors, saveModel } from "./checkpoint.ts";
 import { forward, init, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
@@ -79,8 +80,7 @@ Deno.test("a model that was loaded is trained on from its weights", async () => 
   const tokenizer = await openTokenizer("bytes"), config = { ...c, vocab_size: tokenizer.vocab_size };
   const directory = Deno.makeTempDirSync(), model = init(config);
   saveModel(directory, new Parameters(model, { seed: 5, train: false }), config, tokenizer);
-  const idx = fixed([1, 8], "i32", "inputs");
-  copyToDevice(idx.address, Int32Array.from(tokenizer.encode("Loom, be")));
+  const idx = tokens([1, 8], tokenizer.encode("Loom, be"));
   const answer = (model: Llama) => {
     const values = noGrad(() => logits(model, forward(model, idx, config)).toArray());
     endStep();
@@ -103,8 +103,7 @@ const GOLDEN = new URL("../tests/golden/", import.meta.url).pathname;
 Deno.test("loadModel() reads float16 in several files, and computes what transformers does", () => {
   const { model, config } = loadModel(`${GOLDEN}sharded`), V = config.vocab_size;
   const { tensors, read } = readSafetensors(`${GOLDEN}sharded.safetensors`);
-  const idx = fixed(tensors.get("idx")!.shape, "i32", "inputs");
-  copyToDevice(idx.address, read("idx"));
+  const idx = tokens(tensors.get("idx")!.shape, new Int32Array(read("idx").buffer));
   const padded = noGrad(() => logits(model, forward(model, idx, config)).toArray());
   endStep();
   toFloat32(read("logits"), "F32").forEach((expected, i) => {

@@ -1,12 +1,12 @@
 // Each class of transformers that loam computes, against transformers itself: tests/oracle/families.py made the numbers.
 import { assert, assertAlmostEquals, assertEquals, assertLess } from "@std/assert";
-import { copyToDevice, device } from "../ffi/library.ts";
+import { device } from "../ffi/library.ts";
 import { loadTensors } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, readFloats } from "../runtime/tensor.ts";
-import { openTestDevice } from "../runtime/testing.ts";
+import { readFloats } from "../runtime/tensor.ts";
+import { openTestDevice, tokens } from "../runtime/testing.ts";
 import { loadModel, modelTensors, saveModel } from "./checkpoint.ts";
 import { generate } from "./generate.ts";
 import { fileTensors } from "./hf.ts";
@@ -29,11 +29,7 @@ function open(path: string) {
   loadTensors(path, modelTensors(parameters, c));
   const floats = (name: string) => toFloat32(read(name), "F32");
   const ints = (name: string) => new Int32Array(read(name).buffer);
-  const [idx, targets] = ["idx", "targets"].map((name) => {
-    const t = fixed(tensors.get(name)!.shape, "i32", "inputs");
-    copyToDevice(t.address, ints(name));
-    return t;
-  });
+  const [idx, targets] = ["idx", "targets"].map((name) => tokens(tensors.get(name)!.shape, ints(name)));
   return { path, c, model, parameters, floats, ints, about, idx: idx!, targets: targets! };
 }
 

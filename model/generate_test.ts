@@ -1,6 +1,6 @@
 import { assert, assertAlmostEquals, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { KernelError, UserError } from "../base/errors.ts";
-import { copyToDevice, device, logprobs, sample, type Sampling } from "../ffi/library.ts";
+import { device, logprobs, sample, type Sampling } from "../ffi/library.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, tensor, writeFloats } from "../runtime/tensor.ts";
@@ -44,13 +44,12 @@ const plain: GenerateOptions = { max_new_tokens: 40, temperature: 1, top_k: 0, t
 const greedy = { ...plain, temperature: 0 };
 
 /** Logits (T, V) of all positions at once, without a cache. */
-function uncached(tokens: number[]): Float32Array[] {
-  const idx = fixed([1, tokens.length], "i32", "inputs");
-  copyToDevice(idx.address, Int32Array.from(tokens));
+function uncached(text: number[]): Float32Array[] {
+  const idx = tokens([1, text.length], text);
   const all = noGrad(() => logits(model, forward(model, idx, config)).toArray());
   endStep();
   const V = paddedVocab(config);
-  return tokens.map((_, t) => all.subarray(t * V, t * V + config.vocab_size));
+  return text.map((_, t) => all.subarray(t * V, t * V + config.vocab_size));
 }
 
 function freshCache(): KVCache {

@@ -3,8 +3,8 @@ import { UserError } from "../base/errors.ts";
 import { copyToDevice, device } from "../ffi/library.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
-import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
-import { openTestDevice } from "../runtime/testing.ts";
+import { readFloats, type Tensor } from "../runtime/tensor.ts";
+import { openTestDevice, tokens } from "../runtime/testing.ts";
 import { optimizerTensors } from "./checkpoint.ts";
 import { init, type Llama, type LlamaConfig, loss, RECOMPUTE } from "./llama.ts";
 import { planMemory } from "./plan.ts";
@@ -17,12 +17,8 @@ const c: LlamaConfig = {
   ...{ block_size: 16, rope_theta: 10000, norm_eps: 1e-6, tie_word_embeddings: false },
 };
 const adamw = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 0 };
-const ids = (n: number, step: number): Tensor => {
-  const t = fixed([2, n], "i32", "inputs");
-  copyToDevice(t.address, Int32Array.from({ length: 2 * n }, (_, i) => i * step % 65));
-  return t;
-};
-const idx = ids(16, 7), targets = ids(16, 11);
+const ids = (step: number) => tokens([2, 16], Array.from({ length: 32 }, (_, i) => i * step % 65));
+const idx = ids(7), targets = ids(11);
 
 Deno.test("trainsOf() takes dot paths with stars, and names what there is", () => {
   const model = init(c),

@@ -22,7 +22,7 @@ import { forgetMemory } from "../runtime/memory.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
-import { integers, normal } from "../runtime/testing.ts";
+import { integers, normal, tokens } from "../runtime/testing.ts";
 import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
@@ -162,8 +162,7 @@ Deno.test("a vocabulary above 65,536 has right ids, losses and gradients on the 
   open("emu");
   forgetMemory();
   const V = 70_000, C = 8, at = 69_999, w = fixed([V, C], "act", "inputs");
-  const row = normal(C, 1), ids = fixed([1], "i32", "inputs");
-  copyToDevice(ids.address, Int32Array.of(at));
+  const row = normal(C, 1), ids = tokens([1], [at]);
   writeFloats(w.address + BigInt(2 * C * at), row, "act");
   const out = fixed([1, C], "act", "inputs"), losses = fixed([1], "f32", "inputs");
   k.embedding_forward(out.address, ids.address, w.address, 1, V, C);
@@ -216,9 +215,7 @@ const c: LlamaConfig = {
 };
 
 function ids(seed: number): Tensor {
-  const t = fixed([2, c.block_size], "i32", "inputs");
-  copyToDevice(t.address, Int32Array.from(integers(t.size, c.vocab_size, seed)));
-  return t;
+  return tokens([2, c.block_size], integers(2 * c.block_size, c.vocab_size, seed));
 }
 
 /** Logits, loss and gradients of a model whose weights are the same bfloat16 numbers on every device. */
