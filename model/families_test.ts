@@ -4,14 +4,15 @@ import { device } from "../ffi/library.ts";
 import { loadTensors } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
-import { backward, endStep, noGrad } from "../runtime/tape.ts";
+import { backward, endStep } from "../runtime/tape.ts";
 import { readFloats } from "../runtime/tensor.ts";
 import { openTestDevice, tokens } from "../runtime/testing.ts";
 import { loadModel, modelTensors, saveModel } from "./checkpoint.ts";
 import { generate } from "./generate.ts";
 import { fileTensors } from "./hf.ts";
 import { configFromHF } from "./hf_config.ts";
-import { forward, init, logits, loss, type Recompute } from "./llama.ts";
+import { init, loss, type Recompute } from "./llama.ts";
+import { allLogits, relativeError } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const ORACLE = new URL("../tests/oracle/families.py", import.meta.url).pathname;
@@ -33,29 +34,9 @@ function open(path: string) {
   return { path, c, model, parameters, floats, ints, about, idx: idx!, targets: targets! };
 }
 
-/** Largest difference, relative to the largest magnitude of the expected values. */
-function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
-  assertEquals(actual.length, expected.length);
-  let difference = 0, magnitude = 0;
-  for (let i = 0; i < actual.length; i++) {
-    if (!Number.isFinite(actual[i])) return Infinity;
-    difference = Math.max(difference, Math.abs(actual[i]! - expected[i]!));
-    magnitude = Math.max(magnitude, Math.abs(expected[i]!));
-  }
-  return difference / magnitude;
-}
-
-/** Logits (B, T, V) without the padding of the vocabulary. */
-function allLogits({ model, c, idx }: Golden): Float32Array {
-  const padded = noGrad(() => logits(model, forward(model, idx, c)).toArray()), V = c.vocab_size;
-  endStep();
-  const width = padded.length / idx.size;
-  return Float32Array.from({ length: idx.size * V }, (_, i) => padded[Math.floor(i / V) * width + i % V]!);
-}
-
 function checkForwardAndBackward(golden: Golden): void {
   const { model, parameters, c, idx, targets, floats } = golden;
-  assertLess(relativeError(allLogits(golden), floats("logits")), 1e-5);
+  assertLess(relativeError(allLogits(model, c, idx), floats("logits")), 1e-5);
   for (const recompute of ["norm_swiglu", "block"] satisfies Recompute[]) {
     parameters.zeroGrad();
     const l = loss(model, idx, targets, c, { recompute });

@@ -10,6 +10,7 @@ import { modelTensors } from "./checkpoint.ts";
 import { hfTensors } from "./hf.ts";
 import { configFromHF } from "./hf_config.ts";
 import { forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
+import { allLogits, relativeError } from "./testing.ts";
 
 openTestDevice();
 const isFloat = device.act === "f32";
@@ -31,18 +32,6 @@ const tiny: LlamaConfig = {
 function randomIds(n: number, V: number, seed: number): number[] {
   let state = seed;
   return Array.from({ length: n }, () => (state = (Math.imul(state, 1103515245) + 12345) >>> 0) % V);
-}
-
-/** Largest difference, relative to the largest magnitude of the expected tensor. */
-function relativeError(actual: ArrayLike<number>, expected: ArrayLike<number>): number {
-  assertEquals(actual.length, expected.length);
-  let difference = 0, magnitude = 0;
-  for (let i = 0; i < actual.length; i++) {
-    difference = Math.max(difference, Math.abs(actual[i]! - expected[i]!));
-    magnitude = Math.max(magnitude, Math.abs(expected[i]!));
-    if (Number.isNaN(actual[i])) return Infinity;
-  }
-  return difference / magnitude;
 }
 
 for (const name of ["llama_tiny", "llama_untied"]) {
@@ -68,14 +57,7 @@ for (const name of ["llama_tiny", "llama_untied"]) {
     ignore: !isFloat,
     fn() {
       const { model, parameters, idx, targets } = load();
-      const V = c.vocab_size, padded = Math.ceil(V / 64) * 64;
-      const all = noGrad(() => logits(model, forward(model, idx, c)).toArray());
-      endStep();
-      const unpadded = Float32Array.from(
-        { length: B * T * V },
-        (_, i) => all[Math.floor(i / V) * padded + i % V]!,
-      );
-      assert(relativeError(unpadded, floats("logits64")) < 1e-5);
+      assert(relativeError(allLogits(model, c, idx), floats("logits64")) < 1e-5);
 
       for (const head_chunk of [1024, 7]) { // whole, and in pieces that do not divide B * T
         parameters.zeroGrad();

@@ -5,12 +5,13 @@ import { loadModel, modelTensors } from "../model/checkpoint.ts";
 import { generate } from "../model/generate.ts";
 import { hfTensors } from "../model/hf.ts";
 import { configFromHF } from "../model/hf_config.ts";
-import { forward, init, type Llama, type LlamaConfig, logits, loss, paddedVocab } from "../model/llama.ts";
+import { init, loss } from "../model/llama.ts";
+import { allLogits } from "../model/testing.ts";
 import { loadTensors } from "../runtime/checkpoint.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
-import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { readFloats, type Tensor } from "../runtime/tensor.ts";
+import { backward, endStep } from "../runtime/tape.ts";
+import { readFloats } from "../runtime/tensor.ts";
 import { openTestDevice, tokens as ids } from "../runtime/testing.ts";
 import { dataset, freshPath, list, SMALL, succeed } from "./testing.ts";
 
@@ -36,14 +37,6 @@ async function checkpoint(tokenizer: string): Promise<string> {
   const data = await dataset({ words: 1500, tokenizer });
   await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, ...flags);
   return `${out}/checkpoints/step_000040`;
-}
-
-/** Logits (..., V) without the padding of the vocabulary. */
-function allLogits(model: Llama, config: LlamaConfig, idx: Tensor): Float32Array {
-  const padded = noGrad(() => logits(model, forward(model, idx, config)).toArray());
-  endStep();
-  const V = config.vocab_size, P = paddedVocab(config);
-  return Float32Array.from({ length: idx.size * V }, (_, i) => padded[Math.floor(i / V) * P + i % V]!);
 }
 
 /** |actual - expected| / |expected|, in the L2 norm. */
