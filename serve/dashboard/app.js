@@ -5,7 +5,7 @@ import { follow, getHistory, getLog, getModel, getRuns, getStats, RequestError }
 import { Chart } from "./chart.js";
 import { askForToken, bindChoices, bindKeys, bindTheme, keptChoices } from "./controls.js";
 import { chartInWords, CHARTS, curves } from "./curves.js";
-import { byId, setText } from "./dom.js";
+import { byId, setText, showProblem } from "./dom.js";
 import { clock } from "./format.js";
 import { showNow } from "./now.js";
 import { showConfig, showLog, showSample } from "./panels.js";
@@ -208,12 +208,6 @@ function showFailure(error) {
 /** @param {unknown} error */
 function needsToken(error) {
   return error instanceof RequestError && error.status === 401;
-}
-
-/** @param {string} text "" for none */
-function showProblem(text) {
-  setText("problem", text);
-  byId("problem", HTMLElement).hidden = text === "";
 }
 
 let isDrawing = false;

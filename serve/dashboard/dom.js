@@ -25,6 +25,12 @@ export function setText(id, text) {
   if (target.textContent !== text) target.textContent = text;
 }
 
+/** Says what is wrong above the page. @param {string} text "" for nothing */
+export function showProblem(text) {
+  setText("problem", text);
+  byId("problem", HTMLElement).hidden = text === "";
+}
+
 /**
  * A new element: make("p", { class: "muted" }, "text").
  * @template {keyof HTMLElementTagNameMap} Tag

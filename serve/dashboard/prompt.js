@@ -3,7 +3,7 @@
 // The prompt page: sends what is typed to the model and shows its text as it comes.
 import { getModel, getRuns, RequestError, writeText } from "./api.js";
 import { askForToken, bindTheme } from "./controls.js";
-import { byId, setText } from "./dom.js";
+import { byId, setText, showProblem } from "./dom.js";
 
 const form = byId("ask", HTMLFormElement), prompt = byId("prompt", HTMLTextAreaElement);
 const cancel = byId("cancel", HTMLButtonElement), written = byId("written", HTMLElement);
@@ -61,12 +61,6 @@ function showFailure(error) {
   if (error instanceof RequestError && error.status === 401) askForToken();
   else if (error instanceof RequestError) showProblem(error.message);
   else showProblem("No connection to the server");
-}
-
-/** @param {string} text "" for none */
-function showProblem(text) {
-  setText("problem", text);
-  byId("problem", HTMLElement).hidden = text === "";
 }
 
 form.addEventListener("submit", (event) => {
