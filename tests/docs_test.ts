@@ -17,7 +17,7 @@ const UNTESTED: Record<string, string> = {
   "deno task ok": "runs all tests, this one too",
   "deno task build": "compiles for a minute; tools/build_test.ts runs it",
   "deno task compile": "needs Deno's runtime; tests/compile_test.ts runs it",
-  "deno task test:": "ten minutes each",
+  "deno task test:": "ten minutes the one, hours the other",
   "LOAM_TEST_DEVICE=emu deno task test": "tests/emu_test.ts runs it",
   "deno task download": "the hub is far; model/download_test.ts has one of its own",
   "deno unlink": "needs the JSR registry; tests/std_test.ts runs with either package",

@@ -7,7 +7,7 @@ import { isFile } from "../base/files.ts";
 import { help, readFlags } from "../base/flags.ts";
 
 const defaults = {
-  only: "", // some of the tables below tests/mutants, such as train,data; "" = all: most of an hour
+  only: "", // some of the tables below tests/mutants, such as train,data; "" = all: hours
   name: "", // faults whose name holds this text
 };
 
