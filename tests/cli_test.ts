@@ -11,6 +11,7 @@ import {
   isInstalled,
   list,
   type Result,
+  resultOf,
   ROOT,
   SMALL,
 } from "./testing.ts";
@@ -22,9 +23,7 @@ async function loam(cwd: string, ...args: string[]): Promise<Result> {
 }
 
 async function output(cwd: string, program: string, ...args: string[]): Promise<Result> {
-  const command = new Deno.Command(program, { args, cwd, stdin: "null" });
-  const { code, signal, stdout, stderr } = await command.output(), decoder = new TextDecoder();
-  return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+  return resultOf(await new Deno.Command(program, { args, cwd, stdin: "null" }).output());
 }
 
 /** Runs a subcommand that has to succeed and print nothing to stderr; returns stdout. */

@@ -4,14 +4,12 @@ import { assert, assertEquals, assertMatch } from "@std/assert";
 import settings from "../deno.json" with { type: "json" };
 import { reason } from "../tools/compile.ts";
 import { libraryExists } from "../ffi/library.ts";
-import { errorLine, freshPath, list, type Result, ROOT, SMALL } from "./testing.ts";
+import { errorLine, freshPath, list, type Result, resultOf, ROOT, SMALL } from "./testing.ts";
 
 const DENORT = `https://dl.deno.land/release/v${Deno.version.deno}/denort-${Deno.build.target}.zip`;
 
 async function output(program: string, args: string[], cwd: string | URL, env = {}): Promise<Result> {
-  const command = new Deno.Command(program, { args, cwd, env, stdin: "null" });
-  const { code, signal, stdout, stderr } = await command.output(), decoder = new TextDecoder();
-  return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+  return resultOf(await new Deno.Command(program, { args, cwd, env, stdin: "null" }).output());
 }
 
 /** Runs deno task compile with a runtime. */

@@ -16,6 +16,7 @@ import {
   list,
   metrics,
   type Result,
+  resultOf,
   ROOT,
   SMALL,
   succeed,
@@ -48,16 +49,13 @@ function torchrun(ranks: string[][], env: Record<string, string> = {}): Promise<
     MASTER_PORT: masterPort(),
   };
   return Promise.all(ranks.map(async (flags, rank) => {
-    const { code, signal, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    const command = new Deno.Command(Deno.execPath(), {
       args: [...settings.tasks["train:dist"].command.split(" ").slice(1), ...flags],
       cwd: ROOT,
       env: { ...common, RANK: String(rank), LOCAL_RANK: String(rank), ...env },
       stdin: "null",
-      stdout: "piped",
-      stderr: "piped",
-    }).output();
-    const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-    return { code, signal, stdout: text(stdout), stderr: text(stderr) };
+    });
+    return resultOf(await command.output());
   }));
 }
 

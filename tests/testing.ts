@@ -55,7 +55,7 @@ function taskArgs(task: Task, args: string[]): string[] {
 
 /** Runs a task to its end. */
 export async function run(task: Task, ...args: string[]): Promise<Result> {
-  return result(await command(Deno.execPath(), taskArgs(task, args)).output());
+  return resultOf(await command(Deno.execPath(), taskArgs(task, args)).output());
 }
 
 /** Runs a task whose stdout is a file on a disk that is full. */
@@ -76,7 +76,7 @@ export async function runIn(directory: string, task: Task, ...args: string[]): P
 
 /** Runs a shell script that ends with what "$@" is. */
 async function runInShell(script: string, argument: string, args: string[]): Promise<Result> {
-  return result(await command("sh", ["-c", script, argument, Deno.execPath(), ...args]).output());
+  return resultOf(await command("sh", ["-c", script, argument, Deno.execPath(), ...args]).output());
 }
 
 const CGROUPS = "/sys/fs/cgroup"; // version 1, where a controller is a folder, or 2
@@ -106,12 +106,12 @@ export async function runLimited(
 
 /** Runs a task with these variables in its environment, each NAME=VALUE. */
 export async function runWith(environment: string[], task: Task, ...args: string[]): Promise<Result> {
-  return result(await command("env", [...environment, Deno.execPath(), ...taskArgs(task, args)]).output());
+  return resultOf(await command("env", [...environment, Deno.execPath(), ...taskArgs(task, args)]).output());
 }
 
 /** Runs a task on a terminal, with env's options before it, such as NO_COLOR=1. stdout is all that it shows. */
 export async function runOnTerminal(options: string[], task: Task, ...args: string[]): Promise<Result> {
-  return result(await onTerminal(["env", ...options], task, ...args).output());
+  return resultOf(await onTerminal(["env", ...options], task, ...args).output());
 }
 
 /** The same, to be started. before: words in front of the program there, such as env NO_COLOR=1. */
@@ -221,7 +221,8 @@ function command(program: string, args: string[], env: Record<string, string> = 
   return new Deno.Command(program, { args, env, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" });
 }
 
-function result({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
+/** What a program did, with its output as text. */
+export function resultOf({ code, signal, stdout, stderr }: Deno.CommandOutput): Result {
   const decoder = new TextDecoder();
   return { code, signal, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
 }
@@ -266,7 +267,7 @@ export async function mpirun(n: number, ...flags: string[]): Promise<string> {
 /** The same over these of Open MPI's transports. */
 export async function mpirunOver(OMPI_MCA_btl: string, n: number, ...flags: string[]): Promise<string> {
   const args = [...MPIRUN, "-n", String(n), Deno.execPath(), ...taskArgs("train:dist", flags)];
-  const { code, stdout, stderr } = result(
+  const { code, stdout, stderr } = resultOf(
     await command("mpirun", args, { ...AS_ROOT, OMPI_MCA_btl }).output(),
   );
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
