@@ -46,7 +46,7 @@ export function each<K extends string>(range: Range, ...names: K[]): Record<K, R
  * and more of the comment in lines of its own below. Groups follow an empty line and a comment, which becomes their heading.
  */
 export function help(what: string, defaults: Values, source: string): string {
-  const [, literal = ""] = /^(?:export )?const \w+ = \{\n([^]*?)\n\};$/m.exec(source) ?? [];
+  const literal = literalOf(source);
   const flag = (name: string) => `  --${name}=${defaults[name] ?? ""}`;
   const width = Math.max(...Object.keys(defaults).map((name) => flag(name).length));
   let before: string | undefined; // the variable in the line before
@@ -58,6 +58,11 @@ export function help(what: string, defaults: Values, source: string): string {
     return before === undefined ? more : " ".repeat(width + 2) + more;
   });
   return asTyped([what, "", ...lines].join("\n"));
+}
+
+/** The lines of the variables that a module begins with, as help() takes them. */
+export function literalOf(source: string): string {
+  return /^(?:export )?const \w+ = \{\n([^]*?)\n\};$/m.exec(source)?.[1] ?? "";
 }
 
 /**

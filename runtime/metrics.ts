@@ -12,11 +12,11 @@ import { EventFile } from "./tensorboard.ts";
 export type StepMetrics = {
   step: number; // from 1: optimizer steps done
   loss: number; // mean training cross entropy of the step, nats a token
-  lr: number;
-  grad_norm: number; // before clipping
+  lr: number; // learning rate of the step
+  grad_norm: number; // L2 norm of the whole gradient before clipping
   tokens: number; // trained on so far
-  tokens_per_sec: number;
-  step_ms: number;
+  tokens_per_sec: number; // of this step, without evaluation and checkpoints
+  step_ms: number; // likewise
   mfu: number | null; // model FLOPs / peak FLOPs, 0 to 1; null where the peak is unknown
   memory_bytes: number; // CPU: resident set of the process; GPU: peak allocated
   skipped: number; // updates skipped so far because loss or norm was not finite
@@ -27,16 +27,16 @@ export type StepMetrics = {
 export type RunFacts = {
   started: string; // ISO 8601
   after: number; // the step that it went on after; 0 for a new run
-  device: string;
+  device: string; // its name, as printed
   gpu: string | null; // its UUID
   model: string; // its size, as printed
-  parameters: number;
+  parameters: number; // all of them
   tokens_per_step: number;
-  tokens_per_epoch: number;
-  flops_per_token: number;
+  tokens_per_epoch: number; // of the training split
+  flops_per_token: number; // forward and backward
   peak_flops: number | null; // FLOP/s that mfu is measured against
   memory: Record<string, number>; // bytes by kind; complete after the first step
-  versions: Record<string, string>;
+  versions: Record<string, string>; // of loam and Deno
 };
 
 /** What run.json says beside the facts: how the run ended, or that it has not. A killed process leaves "running" there. */

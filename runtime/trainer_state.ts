@@ -9,14 +9,14 @@ import { readSums, requireSums, SUMS } from "./sums.ts";
 export type TrainerState = {
   step: number; // optimizer steps done
   updates: number; // of these, applied
-  skipped: number;
-  skipped_row: number;
+  skipped: number; // of these, skipped because loss or norm was not finite
+  skipped_row: number; // in a row, up to this one
   tokens: number; // trained on in these steps
   order: string; // Loader.order(): what `samples` counts in
   samples: number; // windows of this order that were read
   val_loss: number | null; // measured at this step
   best_val_loss: number | null; // of all checkpoints up to this one
-  best_step: number | null;
+  best_step: number | null; // where it was
   tokenizer: string | null; // of the data; null where it is not known
   data: Record<string, string>; // sha256 of each shard
   config: Record<string, unknown>; // of the run

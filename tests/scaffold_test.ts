@@ -2,6 +2,9 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { existsSync } from "node:fs";
 import { PLACES } from "../serve/nvml.ts";
+import { defaults as prepareFlags } from "../data/prepare/options.ts";
+import { architecture, partImports, reference } from "../tools/docs.ts";
+import { variables } from "../train.ts";
 import { plant, readTables } from "./mutants.ts";
 import { emptyDirectory, ROOT } from "./testing.ts";
 
@@ -199,3 +202,24 @@ async function output(command: string, ...args: string[]): Promise<{ code: numbe
   const decoder = new TextDecoder();
   return { code, text: decoder.decode(stdout) + decoder.decode(stderr) };
 }
+
+Deno.test("docs/reference.md and docs/architecture.svg are those of the source: deno task docs writes them", () => {
+  assertEquals(read("docs/reference.md"), reference());
+  assertEquals(read("docs/architecture.svg"), architecture());
+});
+
+Deno.test("the reference has every flag of train and prepare, and the picture no arrow that two others say", () => {
+  const rows = (task: string) => {
+    const section = reference().split(/^(?=###? )/m).find((text) => text.startsWith(`### ${task}\n`))!;
+    return Array.from(section.matchAll(/^\| `--(\w+)`/gm), ([, name]) => name);
+  };
+  assertEquals(rows("train"), Object.keys(variables));
+  assertEquals(rows("prepare"), Object.keys(prepareFlags));
+  assertStringIncludes(reference(), "| `--max_iters` | `100000` | steps in all |");
+  assertStringIncludes(
+    reference(),
+    "| `val_loss` | `number, or left out` | mean over the evaluation windows",
+  );
+  assertEquals(partImports().get("dist"), new Set(["runtime"])); // base and ffi too, but by way of it
+  assertEquals(partImports().get("model"), new Set(["data", "dist"]));
+});
