@@ -40,7 +40,7 @@ const ranges: Ranges<Options> = {
 const MODELS: Record<string, Omit<Shape, "B">> = {
   tiny: { ...SHAPES.tiny!, T: 1024, V: 257 },
   small: { ...SHAPES.small!, T: 1024, V: 50257 },
-  "124m": { n_layer: 12, n_embd: 768, n_head: 12, n_kv_head: 12, n_inner: 2048, T: 1024, V: 50257 },
+  "124m": { ...SHAPES["124m"]!, T: 1024 },
 };
 
 const PAUSE_MS = 300; // between turns: OpenMP threads spin for a while after their last work

@@ -1,7 +1,10 @@
 // deno task bench:peer: trains the same model in loam and in PyTorch (eager and torch.compile) on this machine, by turns, so
-// that a change in clock speed or load meets all of them. Prints medians and keeps every step time in bench/results/.
+// that a change in clock speed or load meets all of them. On a CPU PyTorch runs twice: as it is installed, and tuned as its users
+// may tune it, with tcmalloc (apt-get install libtcmalloc-minimal4) and, on AMD, with the kernels that MKL keeps for Intel. Prints
+// medians and keeps every step time in bench/results/.
 //
 //   LOAM_PYTHON=python3 deno task bench:peer --preset=small --V=50257 --B=4
+import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { lines } from "./lines.ts";
@@ -10,7 +13,7 @@ import { median } from "./median.ts";
 import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
 
 const defaults = {
-  preset: "small", // tiny, small or gpt-270m
+  preset: "small", // tiny, small, 124m or gpt-270m
   V: 0, // 0: the preset's vocabulary, batch size and length
   B: 0,
   T: 0,
@@ -22,7 +25,8 @@ const defaults = {
   device: "cpu", // or cuda
   head_chunk: 2048, // loam's rows whose logits are in memory at a time
   recompute: "norm_swiglu", // what loam's backward computes again; see train.ts
-  only: "", // some of the sides, such as loam or "loam,torch compile"
+  bf16_too: false, // CPU: loam with bf16 GEMM inputs as one more side
+  only: "", // some of the sides, such as loam or "loam,torch compile tuned"
   alone: false, // each side ends before the next one starts: for models of which three do not fit on a card
   json: "", // where the results go; "" = a name in bench/results/ that says what was measured
 };
@@ -52,6 +56,7 @@ type Result = {
   tokens_per_sec: number;
   peak_bytes: number;
   last_loss: number;
+  settings: Record<string, string>; // of its environment
   step_ms: number[];
   ready: Ready;
 };
@@ -66,7 +71,13 @@ class Side {
   #input: WritableStreamDefaultWriter<Uint8Array> | undefined;
   #output: AsyncGenerator<string, void> | undefined;
 
-  constructor(readonly name: string, readonly command: string, readonly args: string[]) {}
+  /** settings: variables of its environment beside our own. */
+  constructor(
+    readonly name: string,
+    readonly command: string,
+    readonly args: string[],
+    readonly settings: Record<string, string> = {},
+  ) {}
 
   /** Does something with this side unless it has failed. A side that fails is left out from then on; the others go on. */
   async attempt(act: () => Promise<void>): Promise<void> {
@@ -83,8 +94,8 @@ class Side {
   async start(): Promise<void> {
     const cwd = `${import.meta.dirname}/..`;
     try {
-      this.#child = new Deno.Command(this.command, { args: this.args, cwd, stdin: "piped", stdout: "piped" })
-        .spawn();
+      const options = { args: this.args, env: this.settings, cwd } as const;
+      this.#child = new Deno.Command(this.command, { ...options, stdin: "piped", stdout: "piped" }).spawn();
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
       throw new UserError(
@@ -135,18 +146,28 @@ function flags(values: Record<string, string | number>): string[] {
   return Object.entries(values).map(([name, value]) => `--${name}=${value}`);
 }
 
-/** The programs to compare, none of them started. */
-function chooseSides(o: Options, shape: Shape): Side[] {
+/** The programs to compare, none of them started. preloads: the libraries that tune PyTorch. */
+function chooseSides(o: Options, shape: Shape, preloads: string[]): Side[] {
   const { accum, threads, dtype, device, head_chunk, recompute } = o;
-  const loam = flags({ ...shape, accum, threads, dtype, device, head_chunk, recompute });
+  const common = { ...shape, accum, threads, dtype };
+  const loam = (name: string, dtype: string) => {
+    const args = flags({ ...common, dtype, device, head_chunk, recompute });
+    return new Side(name, Deno.execPath(), ["run", "-q", "-P=bench", "bench/loam_steps.ts", ...args]);
+  };
   const cudaOrCpu = device === "cuda" ? "cuda" : "cpu"; // emu is loam's alone
-  const torch = flags({ ...shape, V: torchVocab(shape.V), accum, threads, dtype, device: cudaOrCpu });
   const python = Deno.env.get("LOAM_PYTHON") ?? "python3";
-  const sides = [
-    new Side("loam", Deno.execPath(), ["run", "-q", "-P=bench", "bench/loam_steps.ts", ...loam]),
-    new Side("torch eager", python, ["bench/torch_llama.py", "--serve", ...torch]),
-    new Side("torch compile", python, ["bench/torch_llama.py", "--serve", "--compile", ...torch]),
-  ];
+  const torch = (name: string, mode: string[], settings: Record<string, string>) => {
+    const args = flags({ ...common, V: torchVocab(shape.V), device: cudaOrCpu });
+    return new Side(name, python, ["bench/torch_llama.py", "--serve", ...mode, ...args], settings);
+  };
+  const sides = [loam("loam", dtype)];
+  if (o.bf16_too) sides.push(loam("loam bf16", "bfloat16"));
+  sides.push(torch("torch eager", [], {}), torch("torch compile", ["--compile"], {}));
+  if (preloads.length > 0) {
+    const settings = { LD_PRELOAD: preloads.join(":") };
+    sides.push(torch("torch eager tuned", [], settings));
+    sides.push(torch("torch compile tuned", ["--compile"], settings));
+  }
   if (!o.only) return sides;
   const names = o.only.split(","), unknown = names.find((name) => !sides.some((side) => side.name === name));
   if (unknown) {
@@ -155,6 +176,37 @@ function chooseSides(o: Options, shape: Shape): Side[] {
     );
   }
   return sides.filter(({ name }) => names.includes(name));
+}
+
+const TCMALLOC = /\/libtcmalloc(_minimal)?\.so\.4$/;
+
+/**
+ * Libraries that make PyTorch faster on this CPU: tcmalloc where the linker finds it, and on AMD one, compiled into a directory,
+ * that tells MKL to take the kernels it keeps for Intel's.
+ */
+async function tuning(directory: string): Promise<string[]> {
+  const found: string[] = [];
+  const tcmalloc = (await output("/sbin/ldconfig", ["-p"])).split(/\s+/).find((path) => TCMALLOC.test(path));
+  if (tcmalloc) found.push(tcmalloc);
+  else console.log("no tcmalloc for PyTorch: apt-get install libtcmalloc-minimal4");
+  if (os.cpus()[0]?.model.includes("AMD")) {
+    const source = `${directory}/mkl_intel.c`, library = `${directory}/libmkl_intel.so`;
+    Deno.writeTextFileSync(source, "int mkl_serv_intel_cpu_true(void) { return 1; }\n");
+    await output("cc", ["-shared", "-fPIC", "-o", library, source]);
+    found.push(library);
+  }
+  return found;
+}
+
+/** What a program prints. Throws UserError where it cannot be run. */
+async function output(command: string, args: string[]): Promise<string> {
+  try {
+    const { success, stdout } = await new Deno.Command(command, { args, stderr: "inherit" }).output();
+    if (success) return new TextDecoder().decode(stdout);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+  throw new UserError(`Cannot tune PyTorch: ${command} ${args.join(" ")} failed; leave it out with --only=`);
 }
 
 /** Starts sides one after the other, since warming up uses all cores, has them take turns and ends them. */
@@ -176,13 +228,14 @@ function summarise(side: Side, tokens: number): Result {
     tokens_per_sec: tokens / median_ms * 1000,
     peak_bytes: side.last!.peak_bytes,
     last_loss: side.last!.loss,
+    settings: baseNames(side.settings),
     step_ms: side.step_ms,
     ready: side.ready!,
   };
 }
 
 function table(results: Record<string, Result>): string {
-  const best = bestTorch(results);
+  const best = bestTorch(results)?.tokens_per_sec;
   const rows = Object.entries(results).map(([name, r]) => [
     name,
     r.median_ms.toFixed(1),
@@ -190,7 +243,7 @@ function table(results: Record<string, Result>): string {
     r.tokens_per_sec.toFixed(0),
     `${(r.peak_bytes / 2 ** 30).toFixed(2)} GiB`,
     r.last_loss.toFixed(3),
-    best === null ? "" : `${(r.tokens_per_sec / best).toFixed(2)}x`,
+    best === undefined ? "" : `${(r.tokens_per_sec / best).toFixed(2)}x`,
   ]);
   const all = [["", "ms/step", "range", "tokens/s", "peak memory", "loss", "of best torch"], ...rows];
   const widths = all[0]!.map((_, i) => Math.max(...all.map((row) => row[i]!.length)));
@@ -200,16 +253,32 @@ function table(results: Record<string, Result>): string {
     .join("\n");
 }
 
+/** Settings without the directories of this machine: LD_PRELOAD=libtcmalloc_minimal.so.4:libmkl_intel.so. */
+function baseNames(settings: Record<string, string>): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(settings).map(([name, value]) => [name, value.replace(/[^:]*\//g, "")]),
+  );
+}
+
+/** "(LD_PRELOAD=libtcmalloc_minimal.so.4:libmkl_intel.so)"; "" for none. */
+function describe(settings: Record<string, string>): string {
+  const all = Object.entries(settings).map(([name, value]) => `${name}=${value}`);
+  return all.length > 0 ? `(${all.join(", ")})` : "";
+}
+
 /** Names of the sides whose step times vary too much for their median to mean anything. */
 function unsteady(results: Record<string, Result>): string[] {
   return Object.entries(results).filter(([, r]) => Math.max(...r.step_ms) > 1.5 * Math.min(...r.step_ms))
     .map(([name]) => name);
 }
 
-/** Tokens a second of the faster PyTorch, null where none ran. */
-function bestTorch(results: Record<string, Result>): number | null {
-  const torch = Object.entries(results).filter(([name]) => name !== "loam");
-  return torch.length > 0 ? Math.max(...torch.map(([, r]) => r.tokens_per_sec)) : null;
+/** The fastest PyTorch and its settings; undefined where none ran. */
+function bestTorch(
+  results: Record<string, Result>,
+): { name: string; settings: Record<string, string>; tokens_per_sec: number } | undefined {
+  return Object.entries(results).filter(([name]) => name.startsWith("torch"))
+    .map(([name, { settings, tokens_per_sec }]) => ({ name, settings, tokens_per_sec }))
+    .sort((a, b) => b.tokens_per_sec - a.tokens_per_sec)[0];
 }
 
 /** Writes bench/results/cpu-2026-01-31-small-V65-B8-T256-float32.json, or to --json, and returns the path. */
@@ -220,7 +289,8 @@ function save(
   results: Record<string, Result>,
   failures: Record<string, string>,
 ): string {
-  const { loam } = results, best = bestTorch(results);
+  const { loam } = results, best = bestTorch(results), bf16 = results["loam bf16"];
+  const ratio = (side?: Result) => side && best ? side.tokens_per_sec / best.tokens_per_sec : null;
   const gpu = Object.values(results)[0]?.ready.device ?? o.device;
   const kind = (o.device === "cuda" ? gpu : o.device).toLowerCase().replace(/[^a-z0-9]+/g, "-");
   const { V, B, T } = shape;
@@ -228,9 +298,11 @@ function save(
   const report = {
     ...head,
     device: gpu,
-    torch: Object.entries(results).find(([name]) => name !== "loam")?.[1].ready.version ?? null,
+    torch: Object.entries(results).find(([name]) => name.startsWith("torch"))?.[1].ready.version ?? null,
     options: { ...o, ...shape, torch_V: torchVocab(V) },
-    ratio_to_best_torch: loam && best !== null ? loam.tokens_per_sec / best : null,
+    best_torch: best ?? null,
+    ratio_to_best_torch: ratio(loam),
+    ...(bf16 ? { bf16_ratio_to_best_torch: ratio(bf16) } : {}),
     results,
     failures,
   };
@@ -256,9 +328,17 @@ if (import.meta.main) {
     );
     warnOfLoad(head.load_before);
 
-    const sides = chooseSides(options, shape), { rounds, steps } = options;
-    for (const group of options.alone ? sides.map((side) => [side]) : [sides]) {
-      await takeTurns(group, rounds, steps);
+    const directory = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_peer_" });
+    const wantsTuned = options.device === "cpu" && Deno.build.os === "linux" &&
+      (!options.only || options.only.includes("tuned"));
+    const { rounds, steps } = options, sides: Side[] = [];
+    try {
+      sides.push(...chooseSides(options, shape, wantsTuned ? await tuning(directory) : []));
+      for (const group of options.alone ? sides.map((side) => [side]) : [sides]) {
+        await takeTurns(group, rounds, steps);
+      }
+    } finally {
+      Deno.removeSync(directory, { recursive: true });
     }
 
     const tokens = shape.B * shape.T * options.accum;
@@ -266,7 +346,8 @@ if (import.meta.main) {
     const results = Object.fromEntries(ran.map((side) => [side.name, summarise(side, tokens)]));
     const failures = Object.fromEntries(sides.flatMap((s) => s.failure ? [[s.name, s.failure]] : []));
     console.log(`\n${table(results)}\n\nmedians of ${rounds} turns of ${steps} steps`);
-    const noisy = unsteady(results);
+    const best = bestTorch(results), noisy = unsteady(results);
+    if (best) console.log(`best PyTorch: ${best.name} ${describe(best.settings)}`.trim());
     if (noisy.length > 0) {
       console.log(`not quiet: ${noisy.join(", ")} varied by more than 1.5x; run it again`);
     }

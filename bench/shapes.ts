@@ -13,10 +13,11 @@ export type Shape = {
   V: number;
 };
 
-/** The presets of train.ts; V is that of the characters of nanoGPT's Shakespeare or GPT-2's. */
+/** The presets of train.ts, and the shape of GPT-2's smallest (124m); V is that of the characters of nanoGPT's Shakespeare or GPT-2's. */
 export const SHAPES: Record<string, Shape> = {
   "tiny": { n_layer: 4, n_embd: 128, n_head: 4, n_kv_head: 2, n_inner: 384, T: 64, B: 12, V: 65 },
   "small": { n_layer: 6, n_embd: 384, n_head: 6, n_kv_head: 2, n_inner: 1024, T: 256, B: 8, V: 65 },
+  "124m": { n_layer: 12, n_embd: 768, n_head: 12, n_kv_head: 12, n_inner: 2048, T: 256, B: 4, V: 50257 },
   "gpt-270m": { n_layer: 24, n_embd: 1024, n_head: 16, n_kv_head: 4, n_inner: 2816, T: 2048, B: 4, V: 50257 },
 };
 
