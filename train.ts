@@ -127,7 +127,7 @@ const ranges: Ranges<TrainConfig> = {
 async function loop(run: Run): Promise<"finished" | "stopped"> {
   const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress } = run;
   const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
-  const micro_steps = config.gradient_accumulation_steps / ranks.world_size; // of this rank
+  const micro_steps = ranks.share(config.gradient_accumulation_steps); // this rank's of those of a step
   const grad_scale = 1 / config.gradient_accumulation_steps;
   let step = progress.before, saved_step = step;
   if (step >= max_iters) log.line(`nothing to do: step ${step} of max_iters ${max_iters} is done`);
@@ -136,12 +136,12 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
 
   while (step < max_iters && !progress.stopping) {
     progress.begin(step + 1);
-    for (let micro = 0; micro < micro_steps; micro++) {
+    for (const micro of micro_steps) {
       const position = progress.position(step, micro);
-      inputs.fill(step * micro_steps + micro, (x, y) => data.trainBatch(x, y, position));
+      inputs.fill((x, y) => data.trainBatch(x, y, position));
       beginMasks(position); // of dropout()
       const l = loss(model, inputs.idx, inputs.targets, c, { grad_scale, head_chunk, recompute });
-      optimizer.addLoss(l, grad_scale, micro === 0);
+      optimizer.addLoss(l, grad_scale, micro === micro_steps[0]);
       backward(l);
       endStep();
       await stop.look();

@@ -90,7 +90,7 @@ function writeStart(config: Config, dir: string): void {
       Array.from(
         { length: gradient_accumulation_steps },
         (_, micro) =>
-          loader.trainWindows({ seed, sample: step * perStep, micro, rank: 0, world_size: 1 })
+          loader.trainWindows({ seed, sample: step * perStep, micro })
             .map(({ shard, start }) => [shard, start]),
       ),
   );

@@ -94,7 +94,7 @@ function writeShard(path: string, noise: Uint16Array, tokens: number): void {
 // ---- time of a batch
 
 function position(sample: number): Position {
-  return { seed: 1337, sample, micro: 0, rank: 0, world_size: 1 };
+  return { seed: 1337, sample, micro: 0 };
 }
 
 /** Reads the batches of one step after the other. */

@@ -51,7 +51,7 @@ function trainer(o: Options): { step: () => number; parameters: number } {
 
   function step(): number {
     for (let micro = 0; micro < o.accum; micro++) {
-      inputs.fill(micro, nextBatch);
+      inputs.fill(nextBatch);
       const l = loss(model, inputs.idx, inputs.targets, config, {
         grad_scale: 1 / o.accum,
         head_chunk: o.head_chunk,

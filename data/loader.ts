@@ -40,12 +40,8 @@ export type Position = {
   seed: number;
   /** Samples of the order that were taken before the step: windows, of all ranks. */
   sample: number;
-  /** Micro-step of this rank within the step, from 0. */
+  /** Micro-step within the step, from 0: among those of all ranks. */
   micro: number;
-  /** This process, from 0. */
-  rank: number;
-  /** Number of processes that train together. */
-  world_size: number;
 };
 
 /** A window: block_size + 1 tokens from `start` in a shard. */
@@ -115,12 +111,11 @@ export class Loader {
   /**
    * The windows of a training batch, for messages and for looking at the data.
    *
-   * A step takes the next batch_size * world_size * micro-steps samples of the run; the set does not depend on how ranks
-   * share them. Sample i of a dataset is place i % n in the order of its epoch floor(i / n), n its windows.
+   * A step takes the next batch_size * micro-steps samples of the run, however ranks share the micro-steps. Sample i of a dataset is place i % n in the order of its epoch floor(i / n), n its windows.
    */
-  trainWindows({ seed, sample, micro, rank, world_size }: Position): Window[] {
+  trainWindows({ seed, sample, micro }: Position): Window[] {
     const { batch_size } = this.options;
-    const first = sample + (micro * world_size + rank) * batch_size;
+    const first = sample + micro * batch_size;
     return Array.from({ length: batch_size }, (_, b) => this.#trainWindow(first + b, seed));
   }
 

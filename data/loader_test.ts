@@ -59,29 +59,15 @@ function makeLoader(counts: number[], options: Partial<LoaderOptions> = {}): Loa
 }
 
 function position(options: Partial<Position> = {}): Position {
-  return { seed: 1, sample: 0, micro: 0, rank: 0, world_size: 1, ...options };
+  return { seed: 1, sample: 0, micro: 0, ...options };
 }
 
-/** The windows of all micro-steps and ranks of a step, as texts. */
-function windowsOfStep(loader: Loader, step: number, accumulation: number, world_size: number): string[] {
-  return windowsFrom(
-    loader,
-    step * accumulation * world_size * loader.options.batch_size,
-    accumulation,
-    world_size,
-  );
-}
-
-/** The windows of the step that begins with a sample. */
-function windowsFrom(loader: Loader, sample: number, accumulation: number, world_size: number): string[] {
-  const places: string[] = [];
-  for (let micro = 0; micro < accumulation; micro++) {
-    for (let rank = 0; rank < world_size; rank++) {
-      const windows = loader.trainWindows(position({ sample, micro, rank, world_size }));
-      places.push(...windows.map((window) => loader.placeOf(window)));
-    }
-  }
-  return places;
+/** The windows of the step that begins with a sample, as texts. */
+function windowsFrom(loader: Loader, sample: number, accumulation: number): string[] {
+  return Array.from({ length: accumulation }, (_, micro) => {
+    const windows = loader.trainWindows(position({ sample, micro }));
+    return windows.map((window) => loader.placeOf(window));
+  }).flat();
 }
 
 Deno.test("Loader counts windows of block_size + 1 tokens within shards", () => {
@@ -131,52 +117,42 @@ function allWindows(
   );
 }
 
-/** The samples of the run in the order of their numbers: of each micro-step those of rank 0, then those of rank 1, ... */
-function samples(loader: Loader, count: number, accumulation: number, world_size: number): string[] {
+/** The samples of the run in the order of their numbers. */
+function samples(loader: Loader, count: number, accumulation: number): string[] {
   const places: string[] = [];
-  for (let step = 0; places.length < count; step++) {
-    places.push(...windowsOfStep(loader, step, accumulation, world_size));
-  }
+  while (places.length < count) places.push(...windowsFrom(loader, places.length, accumulation));
   return places.slice(0, count);
 }
 
-for (const world_size of [1, 2, 3]) {
-  for (const accumulation of [1, 3]) {
-    Deno.test(`Loader.trainWindows() reads each window once per epoch, ${world_size} ranks, ${accumulation} micro-steps`, () => {
-      const sizes = [[6], [10], [62], [9, 4, 13], [35, 5, 2, 71, 8], [401, 3, 250]];
-      for (const counts of sizes) {
-        const expected = allWindows(counts, 4).sort(), n = expected.length, epochs = 3;
-        const loader = makeLoader(counts, { batch_size: 3 });
-        const places = samples(loader, epochs * n, accumulation, world_size);
-        for (let epoch = 0; epoch < epochs; epoch++) {
-          assertEquals(
-            places.slice(epoch * n, (epoch + 1) * n).sort(),
-            expected,
-            `${counts}, epoch ${epoch}`,
-          );
-        }
+for (const accumulation of [1, 2, 3, 7]) {
+  Deno.test(`Loader.trainWindows() reads each window once per epoch, ${accumulation} micro-steps`, () => {
+    const sizes = [[6], [10], [62], [9, 4, 13], [35, 5, 2, 71, 8], [401, 3, 250]];
+    for (const counts of sizes) {
+      const expected = allWindows(counts, 4).sort(), n = expected.length, epochs = 3;
+      const loader = makeLoader(counts, { batch_size: 3 });
+      const places = samples(loader, epochs * n, accumulation);
+      for (let epoch = 0; epoch < epochs; epoch++) {
+        assertEquals(
+          places.slice(epoch * n, (epoch + 1) * n).sort(),
+          expected,
+          `${counts}, epoch ${epoch}`,
+        );
       }
-    });
-  }
+    }
+  });
 }
 
 Deno.test("Loader.trainWindows() reads each window once per epoch though the batch changes in the middle of it", () => {
   const counts = [35, 5, 2, 71, 8], all = allWindows(counts, 4).sort(), n = all.length;
   const settings = [1, 2, 3, 5].flatMap((batch_size) =>
-    [1, 2, 3].flatMap((accumulation) =>
-      [1, 2, 3].map((world_size) => ({
-        loader: makeLoader(counts, { batch_size }),
-        accumulation,
-        world_size,
-      }))
-    )
+    [1, 2, 3, 6].map((accumulation) => ({ loader: makeLoader(counts, { batch_size }), accumulation }))
   );
   for (const before of settings) {
     for (const after of settings) {
       const places: string[] = [];
       while (places.length < 3 * n) {
-        const { loader, accumulation, world_size } = places.length < n / 2 ? before : after;
-        places.push(...windowsFrom(loader, places.length, accumulation, world_size));
+        const { loader, accumulation } = places.length < n / 2 ? before : after;
+        places.push(...windowsFrom(loader, places.length, accumulation));
       }
       for (const epoch of [0, 1, 2]) assertEquals(places.slice(epoch * n, (epoch + 1) * n).sort(), all);
     }
@@ -209,20 +185,22 @@ Deno.test("Loader.trainWindows() takes another order in each epoch and for each 
   assertEquals(new Set([order(0, 1), order(1, 1), order(0, 2)]).size, 3);
 });
 
-Deno.test("Loader.trainWindows() gives a step the same windows however ranks and micro-steps share them", () => {
-  for (const loader of [makeLoader([4001]), mixLoader({ a: [4001, 99], b: [777] }, "a:0.7,b:0.3")]) {
+Deno.test("Loader.trainWindows() gives a step the same windows however micro-steps share them", () => {
+  const one = (batch_size: number) => makeLoader([4001], { batch_size });
+  const mix = (batch_size: number) => mixLoader({ a: [4001, 99], b: [777] }, "a:0.7,b:0.3", { batch_size });
+  for (const loader of [one, mix]) {
     for (const step of [0, 3, 4999]) { // 8 samples a step: the last ends a cycle and more
-      const expected = windowsOfStep(loader, step, 4, 1).sort();
+      const expected = windowsFrom(loader(8), 8 * step, 1);
       assertEquals(expected.length, 8);
-      assertEquals(windowsOfStep(loader, step, 2, 2).sort(), expected);
-      assertEquals(windowsOfStep(loader, step, 1, 4).sort(), expected);
+      assertEquals(windowsFrom(loader(1), 8 * step, 8), expected);
+      assertEquals(windowsFrom(loader(2), 8 * step, 4), expected);
     }
   }
 });
 
 Deno.test("Loader.trainWindows() goes on into the next epoch within a batch", () => {
   const loader = makeLoader([13], { batch_size: 2 }); // 3 windows
-  const places = [0, 1, 2].flatMap((step) => windowsOfStep(loader, step, 1, 1));
+  const places = samples(loader, 6, 1);
   assertEquals(new Set(places.slice(0, 3)).size, 3);
   assertEquals(new Set(places.slice(3)).size, 3);
 });
@@ -328,28 +306,26 @@ function mixLoader(
   return new Loader(source, openData(data_dir, fake), { ...defaults, ...options });
 }
 
-for (const world_size of [1, 2, 3]) {
-  Deno.test(`Loader.trainWindows() goes through each dataset of a mix by itself, ${world_size} ranks`, () => {
-    const datasets = { a: [400, 3, 1207], b: [62, 35], c: [9] };
-    const loader = mixLoader(datasets, "a:0.5,b:0.3,c:0.2", { batch_size: 5 });
-    const places = samples(loader, 20_000, 2, world_size); // two cycles
-    for (const [dir, share] of [["a", 0.5], ["b", 0.3], ["c", 0.2]] as const) {
-      const own = places.filter((place) => place.startsWith(`${dir}/`));
-      assertEquals(own.length, share * 20_000);
-      const expected = allWindows(datasets[dir], 4, (shard) => `${dir}/shard_${shard}`).sort();
-      const n = expected.length, epochs = Math.floor(own.length / n);
-      assert(epochs >= 20);
-      for (let epoch = 0; epoch < epochs; epoch++) {
-        const windows = own.slice(epoch * n, (epoch + 1) * n).sort();
-        if (windows.join() !== expected.join()) assertEquals(windows, expected, `${dir}, epoch ${epoch}`);
-      }
+Deno.test("Loader.trainWindows() goes through each dataset of a mix by itself", () => {
+  const datasets = { a: [400, 3, 1207], b: [62, 35], c: [9] };
+  const loader = mixLoader(datasets, "a:0.5,b:0.3,c:0.2", { batch_size: 5 });
+  const places = samples(loader, 20_000, 2); // two cycles
+  for (const [dir, share] of [["a", 0.5], ["b", 0.3], ["c", 0.2]] as const) {
+    const own = places.filter((place) => place.startsWith(`${dir}/`));
+    assertEquals(own.length, share * 20_000);
+    const expected = allWindows(datasets[dir], 4, (shard) => `${dir}/shard_${shard}`).sort();
+    const n = expected.length, epochs = Math.floor(own.length / n);
+    assert(epochs >= 20);
+    for (let epoch = 0; epoch < epochs; epoch++) {
+      const windows = own.slice(epoch * n, (epoch + 1) * n).sort();
+      if (windows.join() !== expected.join()) assertEquals(windows, expected, `${dir}, epoch ${epoch}`);
     }
-  });
-}
+  }
+});
 
 Deno.test("Loader.trainWindows() takes the datasets of a mix in orders of their own", () => {
   const loader = mixLoader({ a: [401], b: [401] }, "a:1,b:1");
-  const places = samples(loader, 1000, 1, 1);
+  const places = samples(loader, 1000, 1);
   const [a, b] = ["a/", "b/"].map((dir) =>
     places.filter((place) => place.startsWith(dir)).slice(0, 100).map((place) => place.slice(dir.length))
   );

@@ -74,6 +74,12 @@ export class Ranks implements Exchange {
     return this.#engine === NOTHING;
   }
 
+  /** Of n things that the ranks share, which are numbered from 0, this rank's. Some ranks may have one more than others. */
+  share(n: number): number[] {
+    const { rank, world_size } = this;
+    return Array.from({ length: Math.ceil((n - rank) / world_size) }, (_, i) => i * world_size + rank);
+  }
+
   /** Adds gradients up over all ranks: Exchange.reduceScatter(). */
   reduceScatter(all: Address, n: number): Promise<void> {
     return this.meet("reduce-scatter of gradients", this.#engine.reduceScatter(all, n));

@@ -41,6 +41,17 @@ function ranksOf(n: number, timeout_s: number, afterBarrier = (_rank: number) =>
   });
 }
 
+Deno.test("share() deals each thing to one rank, whatever their numbers, and no rank has two more than another", () => {
+  for (let n = 0; n < 20; n++) {
+    for (let world_size = 1; world_size < 24; world_size++) {
+      const shares = ranksOf(world_size, 0).map((rank) => rank.share(n));
+      assertEquals(shares.flat().sort((a, b) => a - b), Array.from({ length: n }, (_, i) => i));
+      const sizes = shares.map(({ length }) => length);
+      assertEquals(Math.max(...sizes) - Math.min(...sizes) <= 1, true, `${n} among ${world_size}`);
+    }
+  }
+});
+
 Deno.test("enter() brings all ranks to the directory of rank 0, and finalize() leaves nothing of them there", async () => {
   const ranks = ranksOf(3, 60);
   const where = await Promise.all(ranks.map((rank, i) => rank.enter(`${scratch}/run${i}`)));

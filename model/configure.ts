@@ -191,18 +191,28 @@ function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world
     );
   }
   const micro_steps = config.gradient_accumulation_steps as number;
-  if (micro_steps % world_size !== 0) {
-    throw new UserError(
-      `Cannot share a step among ${world_size} ranks: gradient_accumulation_steps ${micro_steps} is not a multiple of ` +
-        `${world_size}; set --gradient_accumulation_steps=${
-          Math.ceil(micro_steps / world_size) * world_size
-        }`,
-    );
-  }
+  if (micro_steps < world_size) throw fewMicroSteps(config, micro_steps, world_size);
   requireDevice(config.device);
   if (config.debug !== "tape" && config.debug !== "profile") return config;
   const accumulation = config.debug === "tape" ? { gradient_accumulation_steps: world_size } : {}; // one micro-step
   return { ...config, ...accumulation, eval_interval: 0, sample_interval: 0, save_interval: 0 }; // training steps alone
+}
+
+/** Ranks without a micro-step would only cost time. Says what gives each one, and the same windows in a step where that is possible. */
+function fewMicroSteps({ batch_size }: Values, micro_steps: number, world_size: number): UserError {
+  const B = batch_size as number, rows = B * micro_steps;
+  const fitting = Array.from({ length: B }, (_, i) => B - i).find((b) =>
+    B % b === 0 && rows / b >= world_size
+  );
+  const flags = fitting === undefined
+    ? `--gradient_accumulation_steps=${world_size} at least`
+    : `--batch_size=${fitting} --gradient_accumulation_steps=${
+      rows / fitting
+    }, which is as many windows a step`;
+  return new UserError(
+    `Cannot share a step among ${world_size} ranks: gradient_accumulation_steps is ${micro_steps}, should be ${world_size} or ` +
+      `more; start fewer ranks, or set ${flags}`,
+  );
 }
 
 /**

@@ -66,7 +66,7 @@ export function dryRun(
     open("plan");
   }
   const data = new Loader(tokenSource, dataset, { ...s, vocab_size: c.vocab_size, split: "train" });
-  const first = { seed: s.seed, sample: 0, micro: 0, rank: 0, world_size: 1 };
+  const first = { seed: s.seed, sample: 0, micro: 0 };
   for (const window of data.trainWindows(first).slice(0, WINDOWS)) {
     const text = tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : "";
     row("batch", data.placeOf(window) + text);

@@ -23,7 +23,7 @@ export async function evaluate(
     const i = first + rank;
     if (i < all) {
       let n = 0;
-      inputs.fill(0, (x, y) => n = val.evalBatch(x, y, i));
+      inputs.fill((x, y) => n = val.evalBatch(x, y, i));
       const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
       sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
       windows += n;

@@ -44,8 +44,7 @@ export function guard(config: GuardConfig, outcome: Outcome, places: () => strin
 export function placesOf(data: Loader, config: GuardConfig, sample: number): string[] {
   const micros = Array.from({ length: config.gradient_accumulation_steps }, (_, micro) => micro);
   return micros.flatMap((micro) => {
-    const at = { seed: config.seed, sample, micro, rank: 0, world_size: 1 }; // of one rank with all micro-steps: the same
-    return data.trainWindows(at).map((window) => data.placeOf(window));
+    return data.trainWindows({ seed: config.seed, sample, micro }).map((window) => data.placeOf(window));
   });
 }
 

@@ -82,10 +82,9 @@ export class Progress {
     return consume(this.#past, step - this.before, this.#parts.config);
   }
 
-  /** Which windows a micro-step of the step after `step` reads. */
+  /** Which windows a micro-step, numbered among those of all ranks, of the step after `step` reads. */
   position(step: number, micro: number): Position {
-    const { config: { seed }, ranks: { rank, world_size } } = this.#parts;
-    return { seed, sample: this.consumed(step).samples, micro, rank, world_size };
+    return { seed: this.#parts.config.seed, sample: this.consumed(step).samples, micro };
   }
 
   /** Says that a step begins, for messages. */

@@ -69,7 +69,7 @@ export function makeParts(
   const evaluates = eval_only || config.eval_interval > 0 && dataset.val.length > 0;
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
-  const inputs = new Inputs(batch_size, block_size, config.gradient_accumulation_steps / world_size);
+  const inputs = new Inputs(batch_size, block_size, ranks.share(config.gradient_accumulation_steps).length);
   const model = init(c), isNew = checkpoint === undefined && config.init_from !== "";
   const load = isNew ? weightsFor(model, c, openModel(config.init_from)) : undefined;
   const trains = trainsOf(model, config.train);

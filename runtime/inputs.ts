@@ -13,21 +13,20 @@ export class Inputs {
   /** The id that follows each token (B, T). */
   readonly targets: Tensor;
   readonly #host: { x: Address; y: Address }[];
+  #fills = 0;
 
   /** Allocates both, and host memory for the micro-steps of two steps. */
-  constructor(B: number, T: number, gradient_accumulation_steps: number) {
+  constructor(B: number, T: number, micro_steps: number) {
     this.idx = fixed([B, T], "i32", "inputs");
     this.targets = fixed([B, T], "i32", "inputs");
     const direct = { x: this.idx.address, y: this.targets.address }; // on the CPU, host memory is device memory
     const pinned = () => ({ x: allocateHost(this.idx.bytes), y: allocateHost(this.idx.bytes) });
-    this.#host = device.library === "cpu"
-      ? [direct]
-      : Array.from({ length: 2 * gradient_accumulation_steps }, pinned);
+    this.#host = device.library === "cpu" ? [direct] : Array.from({ length: 2 * micro_steps }, pinned);
   }
 
   /** Has write() put token ids at x and targets at y (int32 (B, T) each), and queues their copy to the device. */
-  fill(slot: number, write: (x: Address, y: Address) => void): void {
-    const { x, y } = this.#host[slot % this.#host.length]!;
+  fill(write: (x: Address, y: Address) => void): void {
+    const { x, y } = this.#host[this.#fills++ % this.#host.length]!;
     write(x, y);
     skipTime();
     if (x === this.idx.address) return;

@@ -213,7 +213,7 @@ class Trained {
 
   loss(step: number): Tensor {
     const batch = (seed: number) => tokens([B, T], integers(B * T, TINY.vocab_size, seed));
-    beginMasks({ seed: 1, sample: step * B, micro: 0, rank: 0 });
+    beginMasks({ seed: 1, sample: step * B, micro: 0 });
     return this.llama.loss(this.weights, batch(step), batch(step + 100), this.c, {
       recompute: "norm_swiglu",
     });

@@ -100,8 +100,8 @@ programs[MIX] = `
   const c = { ...shape, vocab_size: 257, rope_theta: 1e4, norm_eps: 1e-6, tie_word_embeddings: true };
   const model = init(c), inputs = new Inputs(2, T, 1);
   new Parameters(model, { seed: 1, train: true });
-  const place = { seed: 1, sample: 0, micro: 0, rank: 0, world_size: 1 };
-  inputs.fill(0, (x, y) => loader.trainBatch(x, y, place));
+  const place = { seed: 1, sample: 0, micro: 0 };
+  inputs.fill((x, y) => loader.trainBatch(x, y, place));
   const mean = loss(model, inputs.idx, inputs.targets, c);
   backward(mean);
   console.log("parts" in data && data.parts.map(({ slots }) => slots).join(), mean.toArray()[0]!.toFixed(1));`;
