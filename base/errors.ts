@@ -8,15 +8,33 @@ export class UserError extends Error {
   override name = "UserError";
 }
 
+/** What may go well the next time: another process did not come, or holds a port. Printed as one line, exit code 75. */
+export class TransientError extends UserError {
+  /** "TransientError" */
+  override name = "TransientError";
+}
+
 /** A function of the compiled library failed. The message names the function, its sizes and the cause. */
 export class KernelError extends Error {
   /** "KernelError" */
   override name = "KernelError";
 }
 
+const TRY_AGAIN = 75; // EX_TEMPFAIL of sysexits.h
+
+/**
+ * With what a program ends over an error: 1 where the next start would meet it again, 75 where it may not. Of several processes
+ * each failure that is no mistake is of the second kind: of a network, a device, a machine.
+ */
+export function exitCodeOf(error: unknown, isAlone = true): number {
+  if (error instanceof TransientError) return TRY_AGAIN;
+  const isMistake = error instanceof UserError || error instanceof Deno.errors.NotCapable;
+  return isAlone || isMistake ? 1 : TRY_AGAIN;
+}
+
 /**
  * Runs a command-line main function with the arguments of the program, in which -h stands for --help. Whatever it throws, then
- * or later, is explained on stderr and ends the program with exit code 1.
+ * or later, is explained on stderr and ends the program with exitCodeOf() it.
  */
 export async function runMain(main: (args: string[]) => void | Promise<void>): Promise<void> {
   addEventListener("unhandledrejection", (event) => failAfter(event, event.reason));
@@ -40,7 +58,7 @@ function fail(error: unknown): never {
   } catch {
     // stderr cannot be written to either: the exit code has to do
   }
-  Deno.exit(1);
+  Deno.exit(exitCodeOf(error));
 }
 
 /** The text to print for an error: "error: " and what mistakeOf() says, or the stack of a bug; nothing that steers a terminal. */

@@ -1,5 +1,5 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { explain, KernelError, UserError } from "./errors.ts";
+import { exitCodeOf, explain, KernelError, TransientError, UserError } from "./errors.ts";
 
 /** Runs a program that imports errors.ts as e, without permissions; returns its exit code and what it printed. */
 async function run(body: string): Promise<{ code: number; stdout: string; stderr: string }> {
@@ -25,6 +25,18 @@ Deno.test("runMain() keeps the stack of every other error and exits with 1", asy
   );
   assertEquals(code, 1);
   assertMatch(stderr, /^RangeError: rope: D=3 must be even\n {4}at file:.*\.ts:2:\d+\n/);
+});
+
+Deno.test("exitCodeOf() is 75 where another start may go well: in company after all that is no mistake", async () => {
+  const mistakes = [new UserError("a"), new Deno.errors.NotCapable("a")];
+  const failures = [new KernelError("a"), new TypeError("a"), new Deno.errors.Http("a"), "a"];
+  for (const isAlone of [true, false]) {
+    assertEquals(mistakes.map((error) => exitCodeOf(error, isAlone)), [1, 1]);
+    assertEquals(exitCodeOf(new TransientError("a"), isAlone), 75);
+    assertEquals(failures.map((error) => exitCodeOf(error, isAlone)), Array(4).fill(isAlone ? 1 : 75));
+  }
+  const ends = await run(`await e.runMain(() => { throw new e.TransientError("Cannot listen"); });`);
+  assertEquals(ends, { code: 75, stdout: "", stderr: "error: Cannot listen\n" });
 });
 
 const later = {

@@ -1,6 +1,6 @@
 // NCCL, opened at run time: how GPU ranks exchange gradients and weights. Collectives are queued on the library's own stream,
 // behind the kernels whose results they read, and nothing waits for them but what reads their results.
-import { KernelError, UserError } from "../base/errors.ts";
+import { KernelError, TransientError, UserError } from "../base/errors.ts";
 import { allocate, copyToDevice, copyToHost, deviceStream, synchronize } from "../ffi/library.ts";
 import { type Meeting, share } from "./rendezvous.ts";
 import type { Address } from "../ffi/symbols.ts";
@@ -63,7 +63,7 @@ export class Nccl {
     const shared = await share(id, meeting);
     const code = library.ncclCommInitRank(communicator, meeting.world_size, shared, meeting.rank);
     if (code !== 0) {
-      throw new UserError(
+      throw new TransientError(
         `Cannot join ${meeting.world_size} ranks over NCCL: rank ${meeting.rank}: ${nccl.#text(code)}; ` +
           "set NCCL_DEBUG=INFO to see more",
       );

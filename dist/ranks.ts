@@ -1,6 +1,6 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
 // NCCL carry the data. A process on its own is the only rank: for it everything here is done at once.
-import { explain, KernelError, UserError } from "../base/errors.ts";
+import { exitCodeOf, explain, KernelError, TransientError, UserError } from "../base/errors.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import { makeDirectory } from "../base/files.ts";
 import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
@@ -182,8 +182,9 @@ export class Ranks implements Exchange {
       ? oneLine(error.message)
       : explain(error).replace(/^error: /, "");
     console.error(`error: rank ${this.rank}: ${text}`);
-    this.#engine.abort(1);
-    Deno.exit(1);
+    const code = exitCodeOf(error, false);
+    this.#engine.abort(code);
+    Deno.exit(code);
   }
 
   /** Leaves in good order, once all ranks are done. */
@@ -207,7 +208,7 @@ export class Ranks implements Exchange {
         this.#answer(what);
       }
       if (this.#timeout_ms === 0 || waited_ms < this.#timeout_ms + answer_ms + WATCH_MS) return; // the others have answered
-      this.#failHere(new UserError(this.#missing(what)));
+      this.#failHere(new TransientError(this.#missing(what)));
     }, WATCH_MS);
     try {
       return await work;

@@ -1,6 +1,6 @@
 // How ranks find each other before NCCL can: rank 0 listens at MASTER_ADDR:MASTER_PORT and hands a few bytes, NCCL's unique
 // id, to every other rank. They may come in any order and late; a connection that is none of ours, on either side, is dropped.
-import { UserError } from "../base/errors.ts";
+import { TransientError, UserError } from "../base/errors.ts";
 
 /** Where to meet, and who. */
 export type Meeting = {
@@ -23,7 +23,7 @@ const MOST_MS = 2 ** 31 - 1; // that a timer waits, 24 days: it calls at once wh
 const HELLO_MS = 5000; // for a connection to say which rank it is, and for rank 0 to answer
 
 /**
- * The bytes that rank 0 passes, on every rank. Throws UserError if the port is taken, or ranks do not come in time:
+ * The bytes that rank 0 passes, on every rank. Throws TransientError if the port is taken, or ranks do not come in time:
  * the message says which waited for which.
  */
 export async function share(
@@ -57,7 +57,7 @@ async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<
   } catch (error) {
     if (!(error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted)) throw error;
     if (missing.size === 0) return;
-    throw new UserError(
+    throw new TransientError(
       `Cannot start ${world_size} ranks: rank 0 waited ${timeout_s} s at port ${port} for rank ${
         [...missing].join(", ")
       }; ` +
@@ -73,7 +73,7 @@ function listen(port: number): Deno.Listener {
     return Deno.listen({ hostname: "0.0.0.0", port });
   } catch (error) {
     if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new UserError(
+    throw new TransientError(
       `Cannot listen at port ${port} for the other ranks: ${
         (error as Error).message
       }; set MASTER_PORT to a port that is free, under torchrun --master-port to one below it`,
@@ -120,7 +120,7 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
       reason = (error as Error).message;
     }
     if (timeout_s > 0 && performance.now() - began > timeout_s * 1000) {
-      throw new UserError(
+      throw new TransientError(
         `Cannot start ${world_size} ranks: rank ${rank} waited ${timeout_s} s for rank 0 at ${address}:${port} (${reason}); ` +
           "set MASTER_ADDR and MASTER_PORT to where rank 0 runs, or allow more with --dist_timeout_s",
       );

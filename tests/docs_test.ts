@@ -138,6 +138,25 @@ Deno.test("docs/troubleshooting.md has the program's own words", () => {
   }
 });
 
+Deno.test("the script for Slurm queues a job again over what another start may mend, twenty times", () => {
+  const bin = emptyDirectory(),
+    script = commands.find((command) => command.startsWith("#!/bin/bash\n#SBATCH --ntasks"))!;
+  for (const [name, code] of [["deno", "exit $MISTAKE"], ["srun", "exit $ENDS"], ["scontrol", 'echo "$@"']]) {
+    Deno.writeTextFileSync(`${bin}/${name}`, `#!/bin/sh\n${code}\n`, { mode: 0o755 });
+  }
+  const run = (MISTAKE: number, ENDS: number, SLURM_RESTART_COUNT = 0) => {
+    const numbers = { MISTAKE, ENDS, SLURM_RESTART_COUNT, SLURM_JOB_ID: 7 };
+    const env = Object.fromEntries(Object.entries(numbers).map(([name, n]) => [name, `${n}`]));
+    const options = { args: ["-c", script], env: { ...env, PATH: `${bin}:${Deno.env.get("PATH")}` } };
+    const { code, stdout } = new Deno.Command("bash", options).outputSync();
+    return [code, new TextDecoder().decode(stdout).trim()];
+  };
+  assertEquals(run(0, 0), [0, ""]);
+  assertEquals([run(1, 0), run(0, 1)], [[1, ""], [1, ""]]);
+  assertEquals([run(0, 75), run(0, 137)], [[75, "requeue 7"], [137, "requeue 7"]]);
+  assertEquals([run(0, 75, 19), run(0, 75, 20)], [[75, "requeue 7"], [75, ""]]);
+});
+
 // ---- the world in which they run
 
 const SOURCES = /\.(ts|js|json|html|css|svg|lock|md|so|dylib)$/;

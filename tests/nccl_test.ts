@@ -174,14 +174,15 @@ Deno.test("a rank says which it is in front of an error of NCCL", async () => {
   const flags = [...FLAGS, `--out_dir=${freshPath()}`];
   const results = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclReduceScatter" });
   results.forEach(({ code, stderr }, rank) => {
-    assertEquals(code, 1);
+    assertEquals(code, 75);
     const text = "ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
     assertEquals(errorLine(stderr), `rank ${rank}: ${text}`);
   });
-  const [{ stderr }] = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclCommInitRank" }) as [
+  const [{ code, stderr }] = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclCommInitRank" }) as [
     Result,
     Result,
   ];
+  assertEquals(code, 75);
   assertEquals(
     errorLine(stderr),
     "Cannot join 2 ranks over NCCL: rank 0: internal error: said the stand-in (NCCL 2.30.7); set NCCL_DEBUG=INFO to see more",
@@ -190,7 +191,8 @@ Deno.test("a rank says which it is in front of an error of NCCL", async () => {
 
 Deno.test("a NCCL that is not there is said with what to install", async () => {
   const flags = [...FLAGS, `--out_dir=${freshPath()}`], missing = "/nowhere/libnccl.so.2";
-  const [{ stderr }] = await torchrun([flags, flags], { LOAM_NCCL: missing }) as [Result, Result];
+  const [{ code, stderr }] = await torchrun([flags, flags], { LOAM_NCCL: missing }) as [Result, Result];
+  assertEquals(code, 1); // no start finds it
   assertMatch(
     errorLine(stderr),
     /^Cannot open NCCL: \/nowhere\/libnccl\.so\.2: cannot open shared object file: .* \(searched: .*\); install it /,
