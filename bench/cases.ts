@@ -1,5 +1,5 @@
 // Every call of a training step: what it computes, the bytes it has to move and how often a micro-step makes it. kernels.ts
-// times them; roofline.ts adds up the least time that a card with a given peak and bandwidth could need.
+// times them; roofline.ts works out what they should take on cards that are not at hand.
 import * as k from "../ffi/kernels.ts";
 import { copyToDevice, UNARY } from "../ffi/library.ts";
 import type { Address } from "../runtime/tensor.ts";
@@ -20,11 +20,12 @@ export type Case = {
   flops: number;
   bytes: number; // each input read once, each output written once
   count: number; // calls in a micro-step; 0 for those of the optimizer, once a step, and for others
+  product?: [m: number, n: number, k: number]; // of a linear: (m, k) times (k, n)
   make: (a: Arrays) => () => void; // takes arrays and returns the call on them
 };
 
-/** A model's shape with the widths that follow from it. act: bytes of an activation, 2 or 4. */
-export type Sizes = Shape & { head_chunk: number; act: number };
+/** A model's shape with the widths that follow from it. act: bytes of an activation, 2 or 4; recompute as in train.ts. */
+export type Sizes = Shape & { head_chunk: number; act: number; recompute?: "none" | "norm_swiglu" };
 
 /** The cases of a model, in the order of kernels.h. */
 export function allCases(s: Sizes, copy_bytes: number): Case[] {
@@ -96,7 +97,7 @@ function embeddingCases({ B, T, n_embd: C, V, act }: Sizes): Case[] {
 }
 
 /** With --recompute=norm_swiglu, train.ts's default: backward writes the normalised rows again. */
-function normCases({ B, T, n_layer, n_embd: C, act }: Sizes): Case[] {
+function normCases({ B, T, n_layer, n_embd: C, act, recompute }: Sizes): Case[] {
   const N = B * T, shape = `(${N}, ${C})`, count = 2 * n_layer + 1;
   const forward = (a: Arrays) => {
     const out = a.act(N * C), rstd = a.f32(N), x = a.act(N * C), w = a.act(C);
@@ -119,11 +120,12 @@ function normCases({ B, T, n_layer, n_embd: C, act }: Sizes): Case[] {
       op: "rmsnorm backward",
       shape,
       flops: 0,
-      bytes: 5 * act * N * C, // dout and x; dx, which it adds to; out
+      bytes: (recompute === "none" ? 4 : 5) * act * N * C, // dout and x; dx, which it adds to; out
       count,
       make: (a) => {
         const { out, rstd, x, w } = forward(a), dx = a.act(N * C), dw = a.f32(C), dout = a.act(N * C);
-        return () => k.rmsnorm_backward(dx, dw, out, dout, x, w, rstd, N, C, 1, C, 1, 1);
+        const again = recompute === "none" ? 0n : out;
+        return () => k.rmsnorm_backward(dx, dw, again, dout, x, w, rstd, N, C, 1, C, 1, 1);
       },
     },
   ];
@@ -224,6 +226,7 @@ function linear(
       flops,
       bytes: act * (moved + (hasResidual ? N * OUT : 0)),
       count,
+      product: [N, OUT, IN],
       make: (a) => {
         const out = a.act(N * OUT), x = a.act(N * IN), w = a.act(OUT * IN);
         const residual = hasResidual ? a.act(N * OUT) : 0n;
@@ -236,6 +239,7 @@ function linear(
       flops,
       bytes: act * moved,
       count,
+      product: [N, IN, OUT],
       make: (a) => {
         const dx = a.act(N * IN), dout = a.act(N * OUT), w = a.act(OUT * IN);
         return () => k.linear_dgrad(dx, dout, w, N, IN, OUT, 0);
@@ -247,6 +251,7 @@ function linear(
       flops,
       bytes: act * (N * IN + N * OUT) + 8 * OUT * IN, // adds to float sums, as in all micro-steps but the first
       count,
+      product: [OUT, IN, N],
       make: (a) => {
         const dw = a.f32(OUT * IN), dout = a.act(N * OUT), x = a.act(N * IN);
         return () => k.linear_wgrad(dw, dout, x, N, IN, OUT, 1);
@@ -255,7 +260,7 @@ function linear(
   ];
 }
 
-function activationCases({ B, T, n_layer, n_inner: F, act }: Sizes): Case[] {
+function activationCases({ B, T, n_layer, n_inner: F, act, recompute }: Sizes): Case[] {
   const N = B * T;
   return [
     {
@@ -273,11 +278,12 @@ function activationCases({ B, T, n_layer, n_inner: F, act }: Sizes): Case[] {
       op: "swiglu backward",
       shape: `(${N}, 2*${F})`,
       flops: 0,
-      bytes: 6 * act * N * F, // dh and gate_up; dgate_up and h again
+      bytes: (recompute === "none" ? 5 : 6) * act * N * F, // dh and gate_up; dgate_up and h again
       count: n_layer,
       make: (a) => {
         const [dgate_up, h, dh, gate_up] = [a.act(N * 2 * F), a.act(N * F), a.act(N * F), a.act(N * 2 * F)];
-        return () => k.swiglu_backward(dgate_up, h, dh, gate_up, N, F);
+        const again = recompute === "none" ? 0n : h;
+        return () => k.swiglu_backward(dgate_up, again, dh, gate_up, N, F);
       },
     },
   ];

@@ -2,9 +2,11 @@
 //   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
 import { runMain, UserError } from "../base/errors.ts";
 import { measureModel } from "../model/plan.ts";
+import { peakOfGpu } from "../runtime/peak.ts";
 import { table } from "../base/format.ts";
 import type { Curve } from "./curve.ts";
 import type { Report as KernelReport } from "./kernels.ts";
+import type { Prediction } from "./roofline.ts";
 import { modelOf, type Shape } from "./shapes.ts";
 
 /** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit. */
@@ -25,7 +27,12 @@ type PeerSide = {
   peak_bytes: number;
   ready: { planned_bytes?: number };
 };
-type Peer = { options: Shape; results: Record<string, PeerSide>; failures: Record<string, string> };
+type Peer = {
+  options: Shape & { accum: number };
+  device?: string;
+  results: Record<string, PeerSide>;
+  failures: Record<string, string>;
+};
 type TorchKernels = {
   torch: string;
   results: { op: string; variant: string; ms?: number; error?: string }[];
@@ -86,14 +93,44 @@ export function factsOf(stage: string, log: string): Record<string, string | num
   return {};
 }
 
+// ---- what was predicted
+
+/** roofline.ts's newest predictions in a folder. */
+export function latestPredictions(folder: string): Prediction[] {
+  const names = Array.from(Deno.readDirSync(folder), ({ name }) => name);
+  const newest = names.filter((name) => /^predicted-.*\.json$/.test(name)).sort().at(-1);
+  return newest ? JSON.parse(Deno.readTextFileSync(`${folder}/${newest}`)).predictions : [];
+}
+
+/** Of a card by its driver's name, a batch and the attention that ran; undefined where none was made. */
+function predictionOf(
+  predictions: Prediction[],
+  name: string | undefined,
+  B: unknown,
+  attention = "",
+): Prediction | undefined {
+  const card = peakOfGpu(name ?? "")?.[0], of = predictions.filter((p) => p.card === card && p.B === B);
+  return of.find((p) => attention.startsWith(p.attention)) ?? of[0];
+}
+
+/** ms of a step of so many micro-steps. */
+function predictedStep({ ops }: Prediction, accum: number): number {
+  return ops.reduce((sum, { op, ms, count }) => sum + (isOfStep(op) ? ms : accum * count * ms), 0);
+}
+
+/** Whether an op runs once a step, not once a micro-step. */
+function isOfStep(op: string): boolean {
+  return op === "adamw" || op === "grad_sumsq";
+}
+
 // ---- printing
 
 function percent(x: number | null, digits = 0): string {
   return x === null ? "" : `${(100 * x).toFixed(digits)}%`;
 }
 
-/** The file as text. Stages that did not run are missing, what failed is named. */
-export function printed({ stages }: Results): string {
+/** The file as text, beside what was predicted. Stages that did not run are missing, what failed is named. */
+export function printed({ stages }: Results, predictions: Prediction[] = []): string {
   const parts = [
     table([
       ["stage", "code", "seconds", ""],
@@ -109,10 +146,15 @@ export function printed({ stages }: Results): string {
   if (env) parts.unshift(Object.entries(env).map(([name, value]) => `${name.padEnd(20)}${value}`).join("\n"));
   const kernels = stages.kernels?.files["kernels.json"] as KernelReport | undefined;
   if (kernels?.timings) {
-    parts.push(kernelTable(kernels, stages.kernels!.files["kernels-torch.json"] as TorchKernels | undefined));
+    const torch = stages.kernels!.files["kernels-torch.json"] as TorchKernels | undefined;
+    const { device: { name, attention }, options } = kernels;
+    parts.push(kernelTable(kernels, torch, predictionOf(predictions, name, options?.B, attention)));
   }
   for (const [name, peer] of Object.entries(stages.steps?.files ?? {})) {
-    parts.push(`${name.replace(".json", "")}\n${peerTable(peer as Partial<Peer>, kernels?.peak_flops)}`);
+    const { device, options } = peer as Partial<Peer>;
+    const predicted = predictionOf(predictions, device, options?.B, kernels?.device.attention);
+    const text = peerTable(peer as Partial<Peer>, kernels?.peak_flops, predicted);
+    parts.push(`${name.replace(".json", "")}\n${text}`);
   }
   const curve = stages.curve?.files["curve.json"] as Curve | undefined;
   if (curve?.loam) {
@@ -124,16 +166,19 @@ export function printed({ stages }: Results): string {
   return parts.join("\n\n");
 }
 
-function kernelTable(kernels: KernelReport, torch: TorchKernels | undefined): string {
+function kernelTable(kernels: KernelReport, torch?: TorchKernels, prediction?: Prediction): string {
+  const predicted = new Map(prediction?.ops.map(({ op, ms }) => [op, ms]));
   const best = new Map<string, { ms: number; variant: string }>();
   for (const { op, variant, ms } of torch?.results ?? []) {
     if (ms !== undefined && ms < (best.get(op)?.ms ?? Infinity)) best.set(op, { ms, variant });
   }
   const rows = kernels.timings.map((t) => {
-    const other = best.get(t.op);
+    const other = best.get(t.op), expected = predicted.get(t.op);
     return [
       t.op,
       t.ms.toFixed(4),
+      expected ? expected.toFixed(4) : "",
+      expected ? `${(t.ms / expected).toFixed(2)}x` : "",
       t.tflops?.toPrecision(3) ?? "",
       t.gb_per_sec.toFixed(0),
       percent(t.share),
@@ -142,15 +187,38 @@ function kernelTable(kernels: KernelReport, torch: TorchKernels | undefined): st
       other?.variant ?? "",
     ];
   });
-  const header = ["op", "ms", "TFLOP/s", "GB/s", "of roofline", "torch ms", "faster", ""];
+  const header = [
+    "op",
+    "ms",
+    "predicted",
+    "took",
+    "TFLOP/s",
+    "GB/s",
+    "of roofline",
+    "torch ms",
+    "faster",
+    "",
+  ];
   const failed = kernels.failed.map(({ op, message }) => `failed: ${op}: ${message}`);
   const { device, copy_gb_per_sec, peak_how } = kernels;
   const about = `${device.name}, GEMM: ${device.blas}; copy ${copy_gb_per_sec?.toFixed(0)} GB/s; ${peak_how}`;
-  return [about, table([header, ...rows]), ...failed].join("\n");
+  const total = prediction
+    ? [
+      `${kernels.micro_step_ms.toFixed(2)} ms for the calls of a micro-step, predicted ` +
+      `${
+        prediction.ops.reduce((sum, { op, ms, count }) => sum + (isOfStep(op) ? 0 : count * ms), 0).toFixed(2)
+      }`,
+    ]
+    : [];
+  return [about, table([header, ...rows]), ...total, ...failed].join("\n");
 }
 
 /** peak_flops: of the card, for MFU. */
-function peerTable(peer: Partial<Peer>, peak_flops: number | null | undefined): string {
+function peerTable(
+  peer: Partial<Peer>,
+  peak_flops: number | null | undefined,
+  prediction: Prediction | undefined,
+): string {
   const { results = {}, failures = {}, options } = peer; // all missing where the process was killed while it wrote
   const torch = Object.entries(results).filter(([name]) => name !== "loam").map(([, r]) => r.tokens_per_sec);
   const flops = options ? measureModel(modelOf(options)).flops_per_token : 0; // as in train.ts's MFU, for both sides
@@ -162,8 +230,11 @@ function peerTable(peer: Partial<Peer>, peak_flops: number | null | undefined): 
     `${(r.peak_bytes / 1e9).toFixed(2)} GB`,
     torch.length ? `${(r.tokens_per_sec / Math.max(...torch)).toFixed(2)}x` : "",
     r.ready.planned_bytes ? `planned ${percent(r.ready.planned_bytes / r.peak_bytes, 1)} of it` : "",
+    name === "loam" && prediction && options
+      ? `predicted ${predictedStep(prediction, options.accum).toFixed(1)} ms`
+      : "",
   ]);
-  const header = ["", "ms/step", "tokens/s", "MFU", "peak memory", "of best torch", ""];
+  const header = ["", "ms/step", "tokens/s", "MFU", "peak memory", "of best torch", "", ""];
   return [table([header, ...rows]), ...Object.values(failures).map((text) => `failed: ${text}`)].join("\n");
 }
 
@@ -172,7 +243,9 @@ if (import.meta.main) {
     const [path, work, stage, code, seconds] = Deno.args;
     if (!path) throw new UserError("Cannot report: name the result file; see bench/gpu.sh --help");
     const results = read(path);
-    if (!work || !stage) return console.log(printed(results));
+    if (!work || !stage) {
+      return console.log(printed(results, latestPredictions(`${import.meta.dirname}/results`)));
+    }
     results.stages[stage] = gather(work, stage, Number(code), Number(seconds));
     Deno.writeTextFileSync(path, JSON.stringify(results, null, 2) + "\n");
   });

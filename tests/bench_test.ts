@@ -1,13 +1,34 @@
 // The benchmarks run and say what they should, with shapes that take a moment. Their figures are not looked at here, and what
 // needs PyTorch runs where LOAM_PYTHON names a Python that has it.
-import { assert, assertAlmostEquals, assertEquals, assertLess, assertMatch } from "@std/assert";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertLess,
+  assertMatch,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
+import { UserError } from "../base/errors.ts";
 import { allCases, weightCount } from "../bench/cases.ts";
 import { type Curve, largestDifference } from "../bench/curve.ts";
-import { factsOf, gather, printed, type Results } from "../bench/gpu_report.ts";
+import { factsOf, gather, latestPredictions, printed, type Results } from "../bench/gpu_report.ts";
 import type { Report } from "../bench/kernels.ts";
-import { floor } from "../bench/roofline.ts";
+import {
+  CARDS,
+  floorMs,
+  groupRows,
+  GROUPS,
+  isFallback,
+  lastEnd,
+  predict,
+  productMs,
+  residentBlocks,
+  unitClocks,
+} from "../bench/roofline.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { libraryExists } from "../ffi/library.ts";
+import type { KernelCode } from "../tools/sass.ts";
 import { dataset, emptyDirectory, freshPath, ROOT } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
@@ -158,11 +179,116 @@ Deno.test("allCases() counts the FLOPs of gpt-270m", () => {
   assertEquals(weightCount(GPT_270M), 322_094_080);
 });
 
-Deno.test("floor() of an RTX 5090 leaves room for 60,000 tokens/s", () => {
-  const { products, rest } = floor(allCases(GPT_270M, 0), { tflops: 209.5, tb_per_sec: 1.6 });
-  assertAlmostEquals(products, 89.3, 0.1); // 18.7 TFLOP over 209.5 TFLOP/s
-  const tokens_per_sec = GPT_270M.B * GPT_270M.T / (products + rest) * 1000;
+Deno.test("floorMs() of an RTX 5090 leaves room for 60,000 tokens/s", () => {
+  const ms = allCases(GPT_270M, 0).reduce(
+    (sum, c) => sum + c.count * floorMs(c, { tflops: 209.5, tb_per_sec: 1.6 }),
+    0,
+  );
+  const tokens_per_sec = GPT_270M.B * GPT_270M.T / ms * 1000;
   assert(tokens_per_sec > 78_000 && tokens_per_sec < 82_000, `${tokens_per_sec}`);
+});
+
+Deno.test("residentBlocks() is what NVIDIA's limits of an SM allow", () => {
+  const [h100, rtx4090] = [
+    CARDS.find(({ name }) => name === "H100")!,
+    CARDS.find(({ name }) => name === "RTX 4090")!,
+  ];
+  const blocks = (card: typeof h100, warps: number, registers: number, shared: number) =>
+    residentBlocks(card, { warps, registers, shared });
+  assertEquals(blocks(h100, 32, 64, 1024), 1); // 1,024 threads of 64 registers: all 65,536
+  assertEquals(blocks(h100, 32, 32, 1024), 2); // 2,048 threads
+  assertEquals(blocks(h100, 8, 32, 1024), 8);
+  assertEquals(blocks(rtx4090, 8, 32, 1024), 6); // 1,536 threads
+  assertEquals(blocks(h100, 1, 16, 1024), 32);
+  assertEquals(blocks(rtx4090, 1, 16, 1024), 24);
+  assertEquals(blocks(rtx4090, 4, 168, 33 * 1024), 3); // 3 * 33 of 100 KB, 12 warps of 5,376 registers
+  assertEquals(blocks(rtx4090, 4, 255, 33 * 1024), 2); // 8,192 a warp, 8 warps
+  assertEquals(blocks(rtx4090, 4, 32, 51 * 1024), 1);
+  assertEquals(blocks(h100, 4, 40, 100 * 1024), 2); // of 228 KB
+});
+
+Deno.test("unitClocks() and lastEnd() are what one works out by hand", () => {
+  const use = { instructions: 100, alu: 40, mufu: 16, tensor_flops: 32 * 4096, wgmma_flops: 0, shared: 64 };
+  // Four warps, one for each scheduler; an m16n8k16 takes 32 clocks of a quarter of an SM at 128 FLOPs a clock.
+  const expected = { issue: 100, integer: 80, exponentials: 128, tensor: 32 * 32, shared: 256 };
+  assertEquals(unitClocks(use, 4, { mma: 512, wgmma: 0 }), expected);
+  // Of a warpgroup's m64n128k16 each warp has a quarter: 64 clocks of 4,096 FLOPs together.
+  const wgmma = { ...use, tensor_flops: 0, wgmma_flops: 2 * 64 * 128 * 16 / 4 };
+  assertEquals(unitClocks(wgmma, 4, { mma: 2540, wgmma: 4096 }).tensor, 64);
+  assertEquals(lastEnd([3, 2, 1, 1], 2), 4); // 3 and 1; 2 and 1
+  assertEquals(lastEnd([3, 3], 4), 3);
+});
+
+/** A kernel without loops of 8 instructions that nothing but memory keeps busy. */
+function plain(kernel: string, loops: KernelCode["loops"] = []): KernelCode {
+  const body = { instructions: 8, alu: 0, mufu: 0, tensor_flops: 0, wgmma_flops: 0, shared: 0 };
+  return { kernel, registers: 32, shared: 0, loops, body };
+}
+
+/** As much of the library as a step needs: straight kernels, and loops that do next to nothing. */
+function library(multiplies: number): Map<string, KernelCode> {
+  const use = { instructions: 8, alu: 0, mufu: 0, tensor_flops: 0, wgmma_flops: 0, shared: 0 };
+  const loop = (opcodes: Record<string, number>, tensor_flops = 0) => ({
+    ...{ from: 0, to: 16, use: { ...use, tensor_flops }, opcodes },
+  });
+  const memory = ["LDG.32", "LDG.64", "LDG.128", "LDS.128"].map((name) => loop({ [name]: 1 })).concat(
+    loop({ "STG.128": 1 }),
+  );
+  const names = ["embedding_forward_kernel<8>", "embedding_backward_kernel", "rmsnorm_forward_kernel<8>"]
+    .concat("rmsnorm_backward_kernel<8>", "sum_rows_kernel", "rope_kernel<8>", "swiglu_forward_kernel<8>")
+    .concat("swiglu_backward_kernel<8>", "cross_entropy_kernel<8>", "sum_scaled_kernel", "grad_sumsq_kernel")
+    .concat("sum_partials_kernel", "adamw_kernel<4>");
+  const attention = [["forward", 2, 32 * 64], ["dq", 3, 32 * 32], ["dkv", 4, 16 * 64]] as const;
+  return new Map([
+    ...names.map((name) => [name, plain(name, memory)] as const),
+    ...attention.map(([name, products, scores]) => {
+      const kernel = `attention_${name}_kernel<64>`;
+      const flops = multiplies * 2 * products * scores * 64; // of a warp
+      return [kernel, { ...plain(kernel, [loop({ HMMA: 1 }, flops)]), registers: 255 }] as const;
+    }),
+  ]);
+}
+
+Deno.test("predict() adds up a step in the names of kernels.ts, and refuses tiles that it does not know", () => {
+  const card = CARDS.find(({ name }) => name === "RTX 5090")!;
+  const p = predict(GPT_270M, card, library(1), "portable"), cases = allCases(GPT_270M, 0);
+  const ofStep = cases.filter(({ op, count }) => count > 0 || op === "adamw" || op === "grad_sumsq");
+  assertEquals(p.ops.map(({ op }) => op), ofStep.map(({ op }) => op));
+  for (const { op } of p.ops) assertEquals(GROUPS.filter(([, ops]) => ops.test(op)).length, 1, op);
+  assertAlmostEquals(p.ops.reduce((sum, { share }) => sum + share, 0), 1, 1e-9);
+  assertAlmostEquals(p.step_ms, 32 * p.micro_step_ms, 1e-6);
+  assertAlmostEquals(p.mfu, 2.2344e9 * p.tokens_per_sec / 209.5e12, 1e-4);
+
+  // Attention forward by hand: 16 blocks of 128 queries for each of 64 heads, 2, 4 ... 32 tiles of which two warps skip the
+  // last: 2i + 1.5; 128 HMMA of 32 clocks a tile. 340 places; no unit but tensor and a little issue is busy.
+  const forward = p.ops.find(({ op }) => op === "attention forward")!.launches[0]!;
+  assertEquals([forward.blocks_per_sm, forward.waves], [2, 1024 / 340]);
+  assertAlmostEquals(forward.units.tensor!, 64 * 16 * 16.5 * 4096 / 170 / 2.407e6, 1e-6);
+  assert(forward.ms > forward.units.tensor! && forward.ms < 1.25 * forward.units.tensor!, `${forward.ms}`);
+
+  // rope forward: 42 MB at 1.6 TB/s, 0.6 us of latency for each of its waves, 1.5 us to start.
+  const rope = p.ops.find(({ op }) => op === "rope forward")!;
+  assert(rope.ms > 0.0277 && rope.ms < 0.0285, `${rope.ms}`);
+  assertThrows(() => predict(GPT_270M, card, library(2), "portable"), UserError, "Cannot predict: a tile of");
+});
+
+Deno.test("productMs() of a large product is its rate, of a small one what its tiles fill", () => {
+  const card = { ...CARDS.find(({ name }) => name === "H200")!, tb_per_sec: 1e6, sms: 128 };
+  const ms = (m: number, n: number, k: number) => productMs([m, n, k], 0, card) - 1.5e-3;
+  assertAlmostEquals(ms(8192, 8192, 8192), 2 * 8192 ** 3 / 790e9, 1e-6); // 2,048 tiles: 16 full waves
+  // 8 tiles on 128 SMs; in four parts 32 of them, and of half the size 64, at 85%.
+  assertAlmostEquals(ms(512, 512, 8192), 2 * 512 * 512 * 8192 / (790e9 * 0.85 * 64 / 128), 1e-6);
+});
+
+Deno.test("the predictions that docs/speed.md shows are those of bench/results", () => {
+  const predictions = latestPredictions(`${ROOT.pathname}bench/results`);
+  const page = Deno.readTextFileSync(new URL("docs/speed.md", ROOT)).replaceAll(/ +/g, " ");
+  const shown = [predictions.filter((p) => p.B === 4 && !isFallback(p)), predictions.filter((p) => p.B > 4)];
+  assertEquals(shown.map(({ length }) => length), [4, 6]);
+  for (const row of groupRows(shown[0]!)) assertStringIncludes(page, `| ${row.join(" | ")} |`);
+  for (const row of groupRows(shown[1]!).slice(-5)) assertStringIncludes(page, `| ${row.join(" | ")} |`);
+  const names = allCases(GPT_270M, 0).map(({ op }) => op);
+  for (const { ops } of predictions) assertEquals(ops.filter(({ op }) => !names.includes(op)), []);
 });
 
 Deno.test("largestDifference() is relative, and NaN where a curve has a hole", () => {

@@ -24,6 +24,7 @@ const UNTESTED: Record<string, string> = {
   "deno types": "named as the source of a text",
   "wandb sync": "a program of others, with an account",
   "deno task mlflow": "a server of others; serve/mlflow_test.ts has a stand-in for it",
+  "deno run -q -P=bench bench/roofline.ts": "needs cuobjdump; tests/bench_test.ts has code of its own",
   "torchrun":
     "needs PyTorch's launcher and GPUs; tests/nccl_test.ts runs such ranks with a stand-in for NCCL",
   "env LOCAL_RANK=0 deno task train": "what torchrun starts where two ranks share a GPU",

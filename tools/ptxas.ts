@@ -28,7 +28,7 @@ export function parsePtxas(report: string): KernelUse[] {
 }
 
 /** "attention_dq_kernel<128>" of "_Z19attention_dq_kernelILi128EEvP13__nv_bfloat16...", "hopper::dq_kernel<64>" of its own. */
-function kernelName(symbol: string): string {
+export function kernelName(symbol: string): string {
   if (symbol.startsWith("_ZN6hopper")) return `hopper::${kernelName(symbol.replace("N6hopper", ""))}`;
   const [, length, rest] = /^_Z(?:L|N\w*?)?(\d+)(\w+)$/.exec(symbol) ?? [];
   if (!length || !rest) return symbol;
