@@ -231,15 +231,24 @@ export class Ranks implements Exchange {
     }
   }
 
-  /** Says who did not come. */
+  /** Says who did not come; or where all have, that they do not hear each other. */
   #missing(what: string): string {
-    const late = this.#rollCall?.late(), seconds = this.#timeout_ms / 1000;
-    const who = late ? `${late} did not come` : "not all ranks came";
+    const late = this.#rollCall?.late(), within = `within ${this.#timeout_ms / 1000} s (--dist_timeout_s)`;
     const newest = this.#directory ? listCheckpoints(this.#directory).at(-1) : undefined;
-    const next = newest ? `go on from ${newest}` : "start again";
-    return `${who} to ${
+    const next = `${newest ? `go on from ${newest}` : "start again"} with --resume=auto`;
+    if (late === "") {
+      return `all ranks came to ${this.#place(what)}, but it did not end ${within}: ${this.#cut()}; ${next}`;
+    }
+    return `${late ? `${late} did not come` : "not all ranks came"} to ${
       this.#place(what)
-    } within ${seconds} s (--dist_timeout_s); ${next} with --resume=auto`;
+    } ${within}; ${next}`;
+  }
+
+  #cut(): string {
+    const hosts = this.#rollCall?.hosts() ?? [],
+      more = hosts.length > 4 ? ` and ${hosts.length - 4} more` : "";
+    if (hosts.length < 2) return `one of them hangs on ${hosts[0]}`;
+    return `the network between ${hosts.slice(0, 4).join(", ")}${more} is cut or stands still`;
   }
 
   #place(what: string): string {
@@ -276,11 +285,10 @@ async function joinMpi({ rank, world_size, launcher }: World): Promise<Engine> {
 }
 
 async function joinNccl(
-  { rank, world_size, launcher, ...master }: World,
+  { rank, world_size, job, master_addr, master_ports }: World,
   timeout_s: number,
 ): Promise<Engine> {
   const { Nccl } = await import("./nccl.ts");
-  const port = master.master_port + (launcher === "torchrun" ? 1 : 0); // torchrun itself listens at MASTER_PORT
-  const meeting = { rank, world_size, address: master.master_addr, port, timeout_s };
+  const meeting = { rank, world_size, job, address: master_addr, ports: master_ports, timeout_s };
   return await Nccl.join(Deno.env.get("LOAM_NCCL") ?? "", meeting);
 }

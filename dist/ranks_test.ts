@@ -103,8 +103,15 @@ Deno.test("requireSame() names each value that differs, of objects too", async (
   await passed;
 });
 
-/** What a rank of three prints that waits at a barrier for ever, and its exit code. failure: what its engine says of queued work. */
-async function waiting(timeout_s: number, failure: string | undefined): Promise<[number, string]> {
+/**
+ * What a rank of three prints that waits at a barrier for ever, and its exit code. failure: what its engine says of queued work.
+ * hosts: of all ranks, which wait there too, in its run directory.
+ */
+async function waiting(
+  timeout_s: number,
+  failure: string | undefined,
+  hosts: string[] = [],
+): Promise<[number, string]> {
   const program = `
     import { Ranks } from "${new URL("ranks.ts", import.meta.url)}";
     const nothing = () => Promise.resolve(), ever = () => new Promise(() => {});
@@ -112,7 +119,21 @@ async function waiting(timeout_s: number, failure: string | undefined): Promise<
     const more = { failure: () => ${
     JSON.stringify(failure)
   }, abort: () => console.error("aborted"), finalize: () => {} };
-    await new Ranks({ rank: 2, world_size: 3 }, { ...engine, ...more }, ${timeout_s}).barrier();
+    let isBarred = false;
+    engine.barrier = () => isBarred ? ever() : nothing();
+    const ranks = new Ranks({ rank: ${
+    hosts.length > 0 ? 0 : 2
+  }, world_size: 3 }, { ...engine, ...more }, ${timeout_s});
+    const hosts = ${JSON.stringify(hosts)}, out = "${scratch}/${hosts.join("_")}";
+    if (hosts.length > 0) {
+      await ranks.enter(out);
+      const { job } = JSON.parse(Deno.readTextFileSync(out + "/ranks/0.json"));
+      const answer = (host) => JSON.stringify({ job, host, pid: 1, waits_at: "barrier" });
+      hosts.forEach((host, rank) => rank > 0 && Deno.writeTextFileSync(out + "/ranks/" + rank + ".json", answer(host)));
+      ranks.beat(7);
+    }
+    isBarred = true;
+    await ranks.barrier();
   `;
   const args = ["eval", program];
   const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, stderr: "piped" }).output();
@@ -120,12 +141,22 @@ async function waiting(timeout_s: number, failure: string | undefined): Promise<
 }
 
 Deno.test("meet() ends all ranks when queued work fails, and when others do not come in time", async () => {
-  assertEquals(await Promise.all([waiting(60, "remote process exited"), waiting(0.1, undefined)]), [
+  const here = hostname();
+  const ends = [waiting(60, "remote process exited"), waiting(0.1, undefined)];
+  ends.push(waiting(0.1, undefined, [here, "node1", "node1"]), waiting(0.1, undefined, [here, here, here]));
+  const stuck =
+    "error: rank 0: all ranks came to the barrier of step 7, but it did not end within 0.1 s (--dist_timeout_s)";
+  assertEquals(await Promise.all(ends), [
     [75, "error: rank 2: the barrier at the start: remote process exited\naborted\n"],
     [
       75,
       "error: rank 2: not all ranks came to the barrier at the start within 0.1 s (--dist_timeout_s); start again with " +
       "--resume=auto\naborted\n",
     ],
+    [
+      75,
+      `${stuck}: the network between ${here}, node1 is cut or stands still; start again with --resume=auto\naborted\n`,
+    ],
+    [75, `${stuck}: one of them hangs on ${here}; start again with --resume=auto\naborted\n`],
   ]);
 });

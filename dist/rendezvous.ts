@@ -1,5 +1,7 @@
 // How ranks find each other before NCCL can: rank 0 listens at MASTER_ADDR:MASTER_PORT and hands a few bytes, NCCL's unique
 // id, to every other rank. They may come in any order and late; a connection that is none of ours, on either side, is dropped.
+// Whose it is says the greeting: another job on the same machine may have the same port in mind.
+import { hash } from "node:crypto";
 import { TransientError, UserError } from "../base/errors.ts";
 
 /** Where to meet, and who. */
@@ -8,16 +10,17 @@ export type Meeting = {
   rank: number;
   /** How many ranks there are. */
   world_size: number;
+  /** A name that no other job has; "" where nothing gives it one. */
+  job: string;
   /** Host that rank 0 runs on. */
   address: string;
-  /** TCP port that rank 0 listens at. */
-  port: number;
+  /** TCP ports: rank 0 listens at the first one that is free. */
+  ports: number[];
   /** How long to wait for the others; 0 = for ever. */
   timeout_s: number;
 };
 
-const MAGIC = 0x6c6f616d; // "loam"
-const MAGIC_BYTES = new Uint8Array(Uint32Array.of(MAGIC).buffer);
+const MAGIC_BYTES = new TextEncoder().encode("loam"), OTHER_BYTES = new TextEncoder().encode("othr"); // to a rank of another job
 const RETRY_MS = 200;
 const MOST_MS = 2 ** 31 - 1; // that a timer waits, 24 days: it calls at once where it is asked for more
 const HELLO_MS = 5000; // for a connection to say which rank it is, and for rank 0 to answer
@@ -41,16 +44,16 @@ export async function share(
 // ---- rank 0
 
 async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<void> {
-  const { world_size, port, timeout_s } = meeting, missing = new Set<number>();
+  const { world_size, timeout_s } = meeting, missing = new Set<number>();
   for (let rank = 1; rank < world_size; rank++) missing.add(rank);
-  using listener = listen(port);
+  using listener = listen(meeting.ports);
   const timer = timeout_s > 0
     ? setTimeout(() => listener.close(), Math.min(timeout_s * 1000, MOST_MS))
     : undefined;
   try {
     while (missing.size > 0) {
       const connection = await listener.accept();
-      greet(connection, bytes, world_size, missing).then(() => {
+      greet(connection, bytes, meeting, missing).then(() => {
         if (missing.size === 0) closeQuietly(listener); // ends the wait for one more
       });
     }
@@ -58,9 +61,9 @@ async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<
     if (!(error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted)) throw error;
     if (missing.size === 0) return;
     throw new TransientError(
-      `Cannot start ${world_size} ranks: rank 0 waited ${timeout_s} s at port ${port} for rank ${
-        [...missing].join(", ")
-      }; ` +
+      `Cannot start ${world_size} ranks: rank 0 waited ${timeout_s} s at port ${
+        (listener.addr as Deno.NetAddr).port
+      } for rank ${[...missing].join(", ")}; ` +
         "look at what those ranks printed, or allow more with --dist_timeout_s",
     );
   } finally {
@@ -68,31 +71,47 @@ async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<
   }
 }
 
-function listen(port: number): Deno.Listener {
-  try {
-    return Deno.listen({ hostname: "0.0.0.0", port });
-  } catch (error) {
-    if (error instanceof Deno.errors.NotCapable) throw error;
-    throw new TransientError(
-      `Cannot listen at port ${port} for the other ranks: ${
-        (error as Error).message
-      }; set MASTER_PORT to a port that is free, under torchrun --master-port to one below it`,
-    );
+/** Of IPv6 and IPv4 alike, where the system has both. */
+function listen(ports: number[]): Deno.Listener {
+  let reason = "";
+  for (const port of ports) {
+    for (const hostname of ["::", "0.0.0.0"]) {
+      try {
+        return Deno.listen({ hostname, port });
+      } catch (error) {
+        if (error instanceof Deno.errors.NotCapable) throw error;
+        reason = (error as Error).message;
+        if (error instanceof Deno.errors.AddrInUse) break;
+      }
+    }
   }
+  throw new TransientError(
+    `Cannot listen at port ${
+      span(ports)
+    } for the other ranks: ${reason}; set MASTER_PORT to a port that is free, under ` +
+      "torchrun --master-port to one below it",
+  );
+}
+
+/** "29501 to 29508" */
+function span(ports: number[]): string {
+  return ports.length > 1 ? `${ports[0]} to ${ports.at(-1)}` : `${ports[0]}`;
 }
 
 /** Answers a rank that says which it is. */
 async function greet(
   connection: Deno.Conn,
   bytes: Uint8Array<ArrayBuffer>,
-  world_size: number,
+  meeting: Meeting,
   missing: Set<number>,
 ): Promise<void> {
   using _ = { [Symbol.dispose]: () => closeQuietly(connection) };
   const timer = setTimeout(() => closeQuietly(connection), HELLO_MS);
   try {
-    const [magic, size, rank] = new Uint32Array((await readAll(connection, 12)).buffer);
-    if (magic !== MAGIC || size !== world_size || !missing.has(rank!)) return;
+    const hello = await readAll(connection, HELLO_BYTES), [rank] = new Uint32Array(hello.buffer, 4, 1);
+    if (!isEqual(hello.subarray(0, 4), MAGIC_BYTES)) return;
+    if (!isEqual(hello, helloOf({ ...meeting, rank: rank! }))) return await writeAll(connection, OTHER_BYTES);
+    if (!missing.has(rank!)) return;
     await writeAll(connection, Uint8Array.of(...MAGIC_BYTES, ...bytes));
     missing.delete(rank!);
   } catch {
@@ -102,14 +121,27 @@ async function greet(
   }
 }
 
+const HELLO_BYTES = 28;
+
+/** What a rank says of itself: "loam", its number, how many there are, and the job. */
+function helloOf({ rank, world_size, job }: Meeting): Uint8Array<ArrayBuffer> {
+  const numbers = new Uint8Array(Uint32Array.of(rank, world_size).buffer);
+  return Uint8Array.of(...MAGIC_BYTES, ...numbers, ...hash("sha256", job, "buffer").subarray(0, 16));
+}
+
+function isEqual(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, i) => byte === b[i]);
+}
+
 // ---- other ranks
 
 async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBuffer>> {
-  const { rank, world_size, address, port, timeout_s } = meeting, began = performance.now();
-  const hello = new Uint8Array(Uint32Array.of(MAGIC, world_size, rank).buffer);
-  for (let reason = "";;) {
+  const { rank, world_size, ports, timeout_s } = meeting, began = performance.now();
+  const address = meeting.address.includes(":") ? `[${meeting.address}]` : meeting.address;
+  for (let attempt = 0, reason = "";; attempt++) {
+    const port = ports[attempt % ports.length]!;
     try {
-      return await request(meeting, hello, length);
+      return await request(meeting, port, length);
     } catch (error) {
       if (error instanceof Deno.errors.NotCapable) {
         throw new UserError(
@@ -117,11 +149,15 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
             "deno task train:dist",
         );
       }
-      reason = (error as Error).message;
+      const why = (error as Error).message, isRefused = error instanceof Deno.errors.ConnectionRefused;
+      if (!(isRefused && reason)) reason = why; // of several ports the one where something answers says more
     }
+    if (port !== ports.at(-1)) continue;
     if (timeout_s > 0 && performance.now() - began > timeout_s * 1000) {
       throw new TransientError(
-        `Cannot start ${world_size} ranks: rank ${rank} waited ${timeout_s} s for rank 0 at ${address}:${port} (${reason}); ` +
+        `Cannot start ${world_size} ranks: rank ${rank} waited ${timeout_s} s for rank 0 at ${address}:${
+          span(ports)
+        } (${reason}); ` +
           "set MASTER_ADDR and MASTER_PORT to where rank 0 runs, or allow more with --dist_timeout_s",
       );
     }
@@ -131,18 +167,19 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
 
 /** Says hello to what listens there, and returns what rank 0 hands out. */
 async function request(
-  { address, port, timeout_s }: Meeting,
-  hello: Uint8Array,
+  meeting: Meeting,
+  port: number,
   length: number,
 ): Promise<Uint8Array<ArrayBuffer>> {
-  const patience = new AbortController(), { signal } = patience;
+  const { address, timeout_s } = meeting, patience = new AbortController(), { signal } = patience;
   const timer = setTimeout(() => patience.abort(), Math.min(HELLO_MS, 1000 * timeout_s || HELLO_MS));
   try {
     using connection = await Deno.connect({ hostname: address, port, signal }); // a host that is off lets it wait for minutes
     signal.addEventListener("abort", () => closeQuietly(connection));
-    await writeAll(connection, hello);
+    await writeAll(connection, helloOf(meeting));
     const magic = await readAll(connection, MAGIC_BYTES.length);
-    if (magic.some((byte, i) => byte !== MAGIC_BYTES[i])) throw new Error("another program listens there");
+    if (isEqual(magic, OTHER_BYTES)) throw new Error("rank 0 of another job listens there");
+    if (!isEqual(magic, MAGIC_BYTES)) throw new Error("another program listens there");
     return await readAll(connection, length);
   } catch (error) {
     throw signal.aborted ? new Error("no answer from there") : error;

@@ -44,6 +44,12 @@ export class RollCall {
       .join(", ");
   }
 
+  /** The machines of all ranks, as far as they have left word. */
+  hosts(): string[] {
+    const all = Array.from({ length: this.world_size }, (_, rank) => this.#read(rank)?.host ?? []).flat();
+    return [...new Set(all)];
+  }
+
   /** Removes the file of this rank, and the directory after the last one. */
   leave(): void {
     try {

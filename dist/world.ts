@@ -12,10 +12,12 @@ export type World = {
   local_rank: number;
   /** What started it; "" for a process on its own. */
   launcher: "" | "torchrun" | "Slurm" | "Open MPI" | "MPICH";
+  /** What the launcher calls the job, the same for all its ranks and no other job; "" where it does not say. */
+  job: string;
   /** Where rank 0 can be reached, for NCCL. */
   master_addr: string;
-  /** Its TCP port. */
-  master_port: number;
+  /** TCP ports of which it takes the first that is free: MASTER_PORT alone where that says one. */
+  master_ports: number[];
 };
 
 // Names of rank, size and local rank. Open MPI's come before Slurm's: mpirun inside a Slurm job sees both.
@@ -31,16 +33,19 @@ export const WORLD_VARIABLES = [
   ...LAUNCHERS.flatMap(([, ...names]) => names),
   "MASTER_ADDR",
   "MASTER_PORT",
+  "PMIX_NAMESPACE",
   "SLURM_JOB_ID",
   "SLURM_JOB_NODELIST",
   "SLURM_STEP_ID",
+  "SLURM_STEP_NODELIST",
   "SLURM_STEP_NUM_NODES",
   "SLURM_STEP_NUM_TASKS",
   "TORCHELASTIC_RUN_ID",
 ];
 
 const DEFAULT_PORT = 29500; // torchrun's
-const SLURM_PORTS = { first: 20_000, count: 10_000 }; // by job, as two jobs may share a node; systems hand out those above 32767
+const JOB_PORTS = { first: 20_000, count: 10_000 }; // by job, as two jobs may share a node; systems hand out those above 32767
+const PORTS = 8; // to choose from: other programs may have some of them
 
 /**
  * Reads the world from the environment. Throws UserError for variables that are missing, out of range, or of two
@@ -56,7 +61,7 @@ export function findWorld(get: (name: string) => string | undefined): World {
   });
   const first = found[0];
   if (first === undefined) {
-    return { rank: 0, world_size: 1, local_rank: 0, launcher: "", ...master(get) };
+    return { rank: 0, world_size: 1, local_rank: 0, launcher: "", ...meetingPlace(get, "") };
   }
   for (const other of found.slice(1)) {
     // A launcher that starts another one leaves its own variables behind: srun starts one torchrun on each node, or mpirun's
@@ -69,7 +74,7 @@ export function findWorld(get: (name: string) => string | undefined): World {
         "variables of the other",
     );
   }
-  return { ...first, ...master(get) };
+  return { ...first, ...meetingPlace(get, first.launcher) };
 }
 
 /** The value of an environment variable, undefined if it is not set. */
@@ -100,18 +105,56 @@ function isOneTaskANode(get: Get): boolean {
   return get("SLURM_STEP_NUM_TASKS") === get("SLURM_STEP_NUM_NODES");
 }
 
-function master(get: Get): { master_addr: string; master_port: number } {
-  const nodes = get("SLURM_JOB_NODELIST") ?? "", job = Number(get("SLURM_JOB_ID"));
+function meetingPlace(
+  get: Get,
+  launcher: World["launcher"],
+): Pick<World, "job" | "master_addr" | "master_ports"> {
+  const nodes = get("SLURM_STEP_NODELIST") ?? get("SLURM_JOB_NODELIST") ?? "", job = jobOf(get, launcher);
   const isOneNode = firstHost(nodes) === nodes;
-  const port = job > 0 ? SLURM_PORTS.first + job % SLURM_PORTS.count : DEFAULT_PORT;
   return {
-    master_addr: get("MASTER_ADDR") ?? (isOneNode ? "127.0.0.1" : firstHost(nodes)),
-    master_port: get("MASTER_PORT") === undefined ? port : number(get, "torchrun", "MASTER_PORT", 1, 65_535),
+    job,
+    master_addr: get("MASTER_ADDR")?.replace(/^\[(.*)\]$/, "$1") ??
+      (isOneNode ? "127.0.0.1" : firstHost(nodes)),
+    master_ports: portsOf(get, launcher, job),
   };
 }
 
-/** The first host of a Slurm list: "gpu[003-007,9],cpu1" begins with gpu003. */
+/** By the launcher alone: of the variables of another one that it was started by, not all ranks need have the same. */
+function jobOf(get: Get, launcher: World["launcher"]): string {
+  const names = {
+    torchrun: ["TORCHELASTIC_RUN_ID"], // "none" without --rdzv-id
+    "Open MPI": ["PMIX_NAMESPACE"],
+    Slurm: ["SLURM_JOB_ID", "SLURM_STEP_ID"],
+    MPICH: [],
+    "": [],
+  }[launcher];
+  return names.flatMap((name) => get(name) ?? []).join(".");
+}
+
+function portsOf(get: Get, launcher: World["launcher"], job: string): number[] {
+  const from = (first: number) =>
+    Array.from({ length: PORTS }, (_, i) => first + i).filter((port) => port <= 65_535);
+  if (get("MASTER_PORT") !== undefined) {
+    const port = number(get, "torchrun", "MASTER_PORT", 1, 65_534);
+    return launcher === "torchrun" ? from(port + 1) : [port]; // torchrun itself listens at MASTER_PORT
+  }
+  if (job === "") return from(DEFAULT_PORT);
+  const { first, count } = JOB_PORTS,
+    hash = Array.from(job).reduce((n, c) => (31 * n + c.charCodeAt(0)) % 2 ** 32, 0);
+  return from(first + PORTS * (hash % (count / PORTS)));
+}
+
+/** The first host of a Slurm list: that of "gpu[003-007,9],cpu1" is gpu003, that of "rack[1-2]n[03,04]" rack1n03. */
 export function firstHost(nodes: string): string {
-  const [, prefix, first, suffix] = /^([^,[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?/.exec(nodes) ?? [];
-  return `${prefix ?? nodes}${first ?? ""}${suffix ?? ""}`;
+  let host = "", depth = 0, skips = 0; // how deep in brackets this is, and how deep those are whose rest is left out
+  for (const letter of nodes) {
+    if (letter === "[") depth++;
+    else if (letter === "]" && depth-- === skips) skips = 0;
+    else if (letter === "," && depth === 0) break;
+    else if (letter !== "]" && skips === 0) {
+      if (depth > 0 && /[,-]/.test(letter)) skips = depth;
+      else host += letter;
+    }
+  }
+  return host;
 }

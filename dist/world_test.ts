@@ -38,8 +38,9 @@ Deno.test("findWorld() is rank 0 of 1 where no launcher is at work", () => {
     world_size: 1,
     local_rank: 0,
     launcher: "",
+    job: "",
     master_addr: "127.0.0.1",
-    master_port: 29500,
+    master_ports: [29500, 29501, 29502, 29503, 29504, 29505, 29506, 29507],
   };
   assertEquals(world({}), alone as never);
   assertEquals(world(batch), { ...alone, master_addr: "gpu03" } as never); // the script of sbatch, not a task of srun
@@ -47,10 +48,10 @@ Deno.test("findWorld() is rank 0 of 1 where no launcher is at work", () => {
 
 Deno.test("findWorld() reads torchrun, Open MPI, MPICH and Slurm", () => {
   const of = (variables: Variables) => {
-    const { launcher, rank, world_size, local_rank, master_addr, master_port } = world(variables);
-    return [launcher, rank, world_size, local_rank, `${master_addr}:${master_port}`];
+    const { launcher, rank, world_size, local_rank, master_addr, master_ports } = world(variables);
+    return [launcher, rank, world_size, local_rank, `${master_addr}:${master_ports[0]}`];
   };
-  assertEquals(of(torchrun), ["torchrun", 5, 8, 1, "node0:4711"]);
+  assertEquals(of(torchrun), ["torchrun", 5, 8, 1, "node0:4712"]); // torchrun has 4711
   assertEquals(of(openMpi), ["Open MPI", 1, 2, 1, "127.0.0.1:29500"]);
   assertEquals(of({ PMI_RANK: "1", PMI_SIZE: "3", MPI_LOCALRANKID: "1" }), [
     "MPICH",
@@ -59,7 +60,7 @@ Deno.test("findWorld() reads torchrun, Open MPI, MPICH and Slurm", () => {
     1,
     "127.0.0.1:29500",
   ]);
-  assertEquals(of(srun), ["Slurm", 3, 4, 1, "gpu03:29500"]);
+  assertEquals(of(srun).slice(0, 4), ["Slurm", 3, 4, 1]);
 });
 
 Deno.test("findWorld() takes two launchers that agree, and one that starts another", () => {
@@ -77,12 +78,32 @@ Deno.test("findWorld() takes two launchers that agree, and one that starts anoth
 
 Deno.test("findWorld() finds rank 0 of Slurm where MASTER_ADDR and MASTER_PORT are not set", () => {
   const at = (variables: Variables) => {
-    const { master_addr, master_port } = world({ ...srun, ...variables });
-    return `${master_addr}:${master_port}`;
+    return world({ ...srun, SLURM_JOB_ID: "1234567", ...variables });
   };
-  assertEquals(at({ SLURM_JOB_ID: "1234567" }), "gpu03:24567");
-  assertEquals(at({ SLURM_JOB_NODELIST: "gpu03" }), "127.0.0.1:29500"); // what no task may connect to otherwise
-  assertEquals(at({ SLURM_JOB_ID: "1234567", MASTER_ADDR: "a", MASTER_PORT: "1" }), "a:1");
+  assertEquals(at({}).master_addr, "gpu03");
+  assertEquals(at({ SLURM_JOB_NODELIST: "gpu03" }).master_addr, "127.0.0.1"); // what no task may connect to otherwise
+  assertEquals(at({ SLURM_STEP_NODELIST: "gpu[04-05]" }).master_addr, "gpu04"); // the step has a part of the job's nodes
+  const { master_addr, master_ports } = at({ MASTER_ADDR: "[fd00::1]", MASTER_PORT: "1" });
+  assertEquals([master_addr, master_ports], ["fd00::1", [1]]);
+});
+
+Deno.test("findWorld() has ports of its own for each job and each of its steps", () => {
+  const steps = ["0", "1", "2"].map((SLURM_STEP_ID) =>
+    world({ ...srun, SLURM_JOB_ID: "1234567", SLURM_STEP_ID })
+  );
+  assertEquals(steps.map(({ job }) => job), ["1234567.0", "1234567.1", "1234567.2"]);
+  const jobs = [
+    ...steps,
+    world({ ...openMpi, PMIX_NAMESPACE: "1893400577" }),
+    world({ ...openMpi, PMIX_NAMESPACE: "prterun-a-12@1" }),
+  ];
+  const ports = jobs.flatMap(({ master_ports }) => master_ports);
+  assertEquals([ports.length, new Set(ports).size], [40, 40]);
+  assertEquals(ports.every((port) => port >= 20_000 && port < 30_000), true, `${ports}`);
+  assertEquals(
+    world({ ...torchrun, ...srun, SLURM_STEP_NUM_NODES: "4", TORCHELASTIC_RUN_ID: "c4" }).job,
+    "c4",
+  );
 });
 
 Deno.test("train may read the variables of all launchers", () => {
@@ -109,7 +130,7 @@ Deno.test("findWorld() names a variable that is missing or out of range", () => 
   );
   assertEquals(
     message({ ...torchrun, MASTER_PORT: "http" }),
-    "Cannot use the variables of torchrun: MASTER_PORT is http, should be 1 to 65535",
+    "Cannot use the variables of torchrun: MASTER_PORT is http, should be 1 to 65534",
   );
 });
 
@@ -119,6 +140,10 @@ Deno.test("firstHost() reads Slurm's list of nodes", () => {
     "gpu[3,5-7]": "gpu3",
     "a-1,b-[2-3]": "a-1",
     "rack1-n[01-02]-ib": "rack1-n01-ib",
+    "rack[2-3]n[04,06-07],cpu1": "rack2n04",
+    "r[1,3]n[[02-03],7]x": "r1n02x",
+    "r[1,2[3-4]5]n8": "r1n8",
+    "": "",
     alone: "alone",
   };
   for (const [nodes, first] of Object.entries(cases)) assertEquals(firstHost(nodes), first);

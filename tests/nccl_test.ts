@@ -121,7 +121,7 @@ Deno.test("a rank on its own exchanges with itself", { sanitizeResources: false 
 
 Deno.test("failure() is what NCCL says of queued work", { sanitizeResources: false }, async () => {
   open("cpu");
-  const alone = { rank: 0, world_size: 1, address: "127.0.0.1", port: 1, timeout_s: 1 };
+  const alone = { rank: 0, world_size: 1, job: "", address: "127.0.0.1", ports: [1], timeout_s: 1 };
   const nccl = await Nccl.join(library, alone);
   assertEquals(nccl.failure(), undefined);
   Deno.env.set("LOAM_FAKE_NCCL_FAULT", "async");
