@@ -222,6 +222,7 @@ static struct {
   X(cublasLtMatmulPreferenceDestroy)      \
   X(cublasLtMatmulAlgoGetHeuristic)       \
   X(cublasLtMatmulAlgoCheck)              \
+  X(cublasLtMatmulAlgoConfigGetAttribute) \
   X(cublasLtMatmul)
 #define DECLARE(name) decltype(&::name) name;
   BLAS_FUNCTIONS(DECLARE)
@@ -1585,9 +1586,9 @@ int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32
 // written transposed: out^T = weight x^T, dx^T = weight^T dout^T, dweight^T = x^T dout.
 //
 // A plan is made at the first use of a shape and then only looked up, so that later calls can be captured into a CUDA
-// graph. For large shapes the candidates of the heuristic are timed once and the choice is kept in a file for this GPU
-// and this version of the library: a choice changes the order of sums, so runs repeat bit for bit only with the same
-// choice.
+// graph. Algorithms add up in different orders, so results repeat bit for bit only with the same choice: a program can
+// read the choices and give them back (gemm_choices(), gemm_choose()). For large shapes without one, the candidates of the
+// heuristic are timed once; a file for this GPU and this version of the library proposes what an earlier process found.
 
 struct Product {
   bool transpose_a, transpose_b;
@@ -1603,15 +1604,22 @@ struct Plan {
 };
 
 static std::map<ProductKey, Plan> plans;
+static bool may_time = true;  // the candidates of a shape that gemm_choose() has not been given
 
-constexpr int CANDIDATES = 32, TIMED_RUNS = 4;
+constexpr int CANDIDATES = 32;
 #ifdef LOAM_EMU
+constexpr int TIMED_RUNS = 1;
 constexpr double TIMED_FROM = 1e4;
 #else
+constexpr int TIMED_RUNS = 4;
 constexpr double TIMED_FROM = 1e9;  // multiply-adds; below that the heuristic's first choice will do
 #endif
 
 static ProductKey key_of(const Product& p) { return {p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.float_out, p.adds}; }
+static Product product_of(const ProductKey& k) { return {k[0] != 0, k[1] != 0, k[2], k[3], k[4], k[5] != 0, k[6] != 0}; }
+
+/// Whether its algorithm may differ from process to process.
+static bool is_timed(const Product& p) { return (double)p.m * p.n * p.k >= TIMED_FROM; }
 
 #define BLAS(call)                                                                                \
   do {                                                                                            \
@@ -1628,8 +1636,32 @@ static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulA
   return 0;
 }
 
+// ---- choices as text: a line is the seven numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words
+
+static std::string line_of(const ProductKey& key, const cublasLtMatmulAlgo_t& algo) {
+  std::string line;
+  for (int v : key) line += std::to_string(v) + " ";
+  for (int i = 0; i < 8; i++) {
+    char word[24];
+    snprintf(word, sizeof word, "%llx%c", (unsigned long long)algo.data[i], i < 7 ? ' ' : '\n');
+    line += word;
+  }
+  return line;
+}
+
+static bool read_line(const std::string& line, ProductKey* key, cublasLtMatmulAlgo_t* algo) {
+  ProductKey& k = *key;
+  unsigned long long w[8];
+  int end = 0;
+  int numbers = sscanf(line.c_str(), "%d %d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx%n", &k[0], &k[1], &k[2],
+                       &k[3], &k[4], &k[5], &k[6], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7], &end);
+  if (numbers != 15 || end != (int)line.size() || k[2] < 1 || k[3] < 1 || k[4] < 1) return false;
+  for (int i = 0; i < 8; i++) algo->data[i] = w[i];
+  return key_of(product_of(k)) == k;
+}
+
 /// $LOAM_CACHE or ~/.cache/loam, then gemm-<GPU>-<version>.txt; "" where there is no home, as for the emulator.
-static std::string choices_path() {
+static std::string proposals_path() {
   const char *cache = getenv("LOAM_CACHE"), *home = getenv("HOME");
 #ifdef LOAM_EMU
   home = nullptr;
@@ -1643,38 +1675,33 @@ static std::string choices_path() {
   return directory + "/gemm-" + gpu_name + "-" + std::to_string(blas.version) + ".txt";
 }
 
-/// A line of the file is the seven numbers of the key, then the 64 bytes of the algorithm as 8 hexadecimal words.
-static bool read_choice(const Product& p, cublasLtMatmulAlgo_t& algo) {
-  FILE* file = fopen(choices_path().c_str(), "r");
-  if (!file) return false;
-  ProductKey wanted = key_of(p), key;
-  char line[512];
-  bool found = false;
-  while (!found && fgets(line, sizeof line, file)) {
-    unsigned long long w[8];
-    int numbers = sscanf(line, "%d %d %d %d %d %d %d %llx %llx %llx %llx %llx %llx %llx %llx", &key[0], &key[1],
-                         &key[2], &key[3], &key[4], &key[5], &key[6], &w[0], &w[1], &w[2], &w[3], &w[4], &w[5], &w[6], &w[7]);
-    found = numbers == 15 && key == wanted;
-    if (found)
-      for (int i = 0; i < 8; i++) algo.data[i] = w[i];
-  }
-  fclose(file);
-  return found;
+static bool find_proposal(const Product& p, cublasLtMatmulAlgo_t* algo) {
+  ProductKey key;
+  for (const std::string& line : split(read_text(proposals_path()), '\n'))
+    if (read_line(line, &key, algo) && key == key_of(p)) return true;
+  return false;
 }
 
-/// Appends the choice; where that is not possible the next run will time again.
-static void write_choice(const Product& p, const cublasLtMatmulAlgo_t& algo) {
-  FILE* file = fopen(choices_path().c_str(), "a");
+/// Appends the choice; where that is not possible the next process will time again.
+static void propose(const Product& p, const cublasLtMatmulAlgo_t& algo) {
+  FILE* file = fopen(proposals_path().c_str(), "a");
   if (!file) return;
-  std::string line;
-  for (int v : key_of(p)) line += std::to_string(v) + " ";
-  for (int i = 0; i < 8; i++) {
-    char word[24];
-    snprintf(word, sizeof word, "%llx%c", (unsigned long long)algo.data[i], i < 7 ? ' ' : '\n');
-    line += word;
-  }
+  std::string line = line_of(key_of(p), algo);
   fwrite(line.data(), 1, line.size(), file);
   fclose(file);
+}
+
+/// Whether cuBLASLt runs this product so, in the workspace that there is and with no sum in bfloat16.
+static bool accepts(const Plan& plan, const cublasLtMatmulAlgo_t& algo) {
+  cublasLtMatmulHeuristicResult_t result;
+  uint32_t scheme = 0;
+  size_t written;
+  return blas.cublasLtMatmulAlgoCheck(blas.handle, plan.operation, plan.a, plan.b, plan.d, plan.d, &algo, &result) ==
+             CUBLAS_STATUS_SUCCESS &&
+         result.workspaceSize <= WORKSPACE_BYTES &&
+         blas.cublasLtMatmulAlgoConfigGetAttribute(&algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme, sizeof scheme,
+                                                   &written) == CUBLAS_STATUS_SUCCESS &&
+         (scheme & ~(uint32_t)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE) == 0;
 }
 
 /// Milliseconds of a few runs of one candidate after one to warm up; infinity if it does not run.
@@ -1692,12 +1719,15 @@ static float time_candidate(const Plan& plan, const Product& p, const cublasLtMa
     ms = INFINITY;
   cudaEventDestroy(start);
   cudaEventDestroy(stop);
-  if (!ran) failure[0] = 0;  // a candidate that does not run is no failure of the op
+  if (!ran) {  // which is no failure of the op: neither the text nor CUDA's error may stay
+    failure[0] = 0;
+    cudaGetLastError();
+  }
   return ms;
 }
 
 /// Times the candidates on a scratch output (d may hold sums that must not be lost) and keeps the fastest.
-static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count,
+static void choose_by_time(Plan* plan, const Product& p, const cublasLtMatmulHeuristicResult_t* candidates, int count,
                            const void* a, const void* b, const void* c, const void* d) {
   void* scratch = nullptr;
   size_t bytes = (size_t)p.m * p.n * (p.float_out ? sizeof(float) : sizeof(act));
@@ -1707,11 +1737,11 @@ static void choose_by_time(Plan& plan, const Product& p, const cublasLtMatmulHeu
   }
   float best = INFINITY;
   for (int i = 0; i < count; i++) {
-    float ms = time_candidate(plan, p, candidates[i].algo, a, b, c == d ? scratch : c, scratch);
-    if (ms < best) best = ms, plan.algo = candidates[i].algo;
+    float ms = time_candidate(*plan, p, candidates[i].algo, a, b, c == d ? scratch : c, scratch);
+    if (ms < best) best = ms, plan->algo = candidates[i].algo;
   }
   cudaFree(scratch);
-  if (best < INFINITY) write_choice(p, plan.algo);
+  if (best < INFINITY) propose(p, plan->algo);
 }
 
 /// Rows of ld elements that start at a 16-byte boundary are as aligned as ld lets them be.
@@ -1751,27 +1781,59 @@ static int get_candidates(const Plan& plan, const Product& p, cublasLtMatmulHeur
   return 0;
 }
 
-static int make_plan(Plan& plan, const Product& p, const void* a, const void* b, const void* c, const void* d) {
+/// What a product multiplies, without the algorithm.
+static int describe_product(Plan* plan, const Product& p) {
   cublasOperation_t op_a = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   int rows_a = p.transpose_a ? p.k : p.m, columns_a = p.transpose_a ? p.m : p.k;
   int rows_b = p.transpose_b ? p.n : p.k, columns_b = p.transpose_b ? p.k : p.n;
-  BLAS(blas.cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  BLAS(blas.cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a));
-  BLAS(blas.cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b));
-  BLAS(blas.cublasLtMatrixLayoutCreate(&plan.a, CUDA_R_16BF, rows_a, columns_a, rows_a));
-  BLAS(blas.cublasLtMatrixLayoutCreate(&plan.b, CUDA_R_16BF, rows_b, columns_b, rows_b));
-  BLAS(blas.cublasLtMatrixLayoutCreate(&plan.d, p.float_out ? CUDA_R_32F : CUDA_R_16BF, p.m, p.n, p.m));
+  BLAS(blas.cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  BLAS(blas.cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, &op_a, sizeof op_a));
+  BLAS(blas.cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, &op_b, sizeof op_b));
+  BLAS(blas.cublasLtMatrixLayoutCreate(&plan->a, CUDA_R_16BF, rows_a, columns_a, rows_a));
+  BLAS(blas.cublasLtMatrixLayoutCreate(&plan->b, CUDA_R_16BF, rows_b, columns_b, rows_b));
+  BLAS(blas.cublasLtMatrixLayoutCreate(&plan->d, p.float_out ? CUDA_R_32F : CUDA_R_16BF, p.m, p.n, p.m));
+  return 0;
+}
 
+/// A proposal, or what is fastest on these operands; for small shapes, and where nothing may be timed, the first candidate.
+static int choose_algorithm(Plan* plan, const Product& p, const void* a, const void* b, const void* c, const void* d) {
+  bool timed = may_time && is_timed(p);
+  if (timed && find_proposal(p, &plan->algo) && accepts(*plan, plan->algo)) return 0;
   cublasLtMatmulHeuristicResult_t results[CANDIDATES];
-  bool kept = read_choice(p, plan.algo) &&
-              blas.cublasLtMatmulAlgoCheck(blas.handle, plan.operation, plan.a, plan.b, plan.d, plan.d, &plan.algo,
-                                           &results[0]) == CUBLAS_STATUS_SUCCESS &&
-              results[0].workspaceSize <= WORKSPACE_BYTES;
-  if (kept) return 0;
   int count = 0;
-  TRY(get_candidates(plan, p, results, &count));
-  plan.algo = results[0].algo;
-  if (count > 1 && (double)p.m * p.n * p.k >= TIMED_FROM) choose_by_time(plan, p, results, count, a, b, c, d);
+  TRY(get_candidates(*plan, p, results, &count));
+  plan->algo = results[0].algo;
+  if (timed && count > 1) choose_by_time(plan, p, results, count, a, b, c, d);
+  return 0;
+}
+
+int gemm_choices(char* lines, int32_t capacity) {
+  BEGIN(SIZES(capacity), ADDRESSES(lines));
+  std::string all;
+  for (const auto& [key, plan] : plans)
+    if (is_timed(product_of(key))) all += line_of(key, plan.algo);
+  CHECK((int64_t)all.size() < capacity, "the lines need %zu bytes, but capacity is %d", all.size() + 1, capacity);
+  memcpy(lines, all.c_str(), all.size() + 1);
+  return 0;
+}
+
+int gemm_choose(int32_t* refused, const char* lines, int32_t times) {
+  BEGIN(SIZES(), ADDRESSES(refused, lines));
+  *refused = 0, may_time = times != 0;
+  for (const std::string& line : split(lines, '\n')) {
+    ProductKey key;
+    Plan plan;
+    if (!read_line(line, &key, &plan.algo)) {
+      ++*refused;
+      continue;
+    }
+    if (plans.count(key)) continue;
+    TRY(describe_product(&plan, product_of(key)));
+    if (accepts(plan, plan.algo))
+      plans.emplace(key, plan);
+    else
+      ++*refused;
+  }
   return 0;
 }
 
@@ -1780,7 +1842,8 @@ static int multiply_matrices(const Product& p, const void* a, const void* b, con
   auto at = plans.find(key_of(p));
   if (at == plans.end()) {
     Plan plan;
-    TRY(make_plan(plan, p, a, b, c, d));
+    TRY(describe_product(&plan, p));
+    TRY(choose_algorithm(&plan, p, a, b, c, d));
     at = plans.emplace(key_of(p), plan).first;
   }
   return run_product(at->second, p, at->second.algo, a, b, c, d);

@@ -15,7 +15,7 @@
 // - Pointers are addresses in device memory, passed from TypeScript as bigint. HOST marks a pointer to memory of the
 //   calling program (a typed array), used only outside the training step.
 // - accumulate: 0 overwrites the output, 1 adds to it. Results are deterministic: same inputs, same bits, for a given
-//   library, thread count and GPU.
+//   library, thread count, GPU, kind of attention and gemm_choices().
 // - Dimensions: B batch, T time, N = B*T rows, C channels (n_embd), H query heads, K key/value heads, D head size,
 //   F feed-forward width, V vocabulary. All arrays are row-major and dense unless a stride is named.
 #ifndef LOAM_KERNELS_H
@@ -30,7 +30,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 4
+#define LOAM_ABI_VERSION 5
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_SCALE 0  // kinds of unary_forward()
@@ -225,6 +225,16 @@ int linear_forward(act* out, const act* x, const act* weight, const act* residua
 /// out_o = sum over i of x_i * weight_oi: dx = dout weight, dweight = dout^T x; the gradient of the residual is dout.
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
+
+/// Which algorithm a GPU multiplies with, chosen at the first product of a shape: another one adds up in another order. lines =
+/// a line for each shape so far whose candidates are timed (at most capacity bytes, ends with 0); "" on a CPU. They hold for
+/// GPUs of one name and one version of the BLAS.
+int gemm_choices(HOST char* lines, int32_t capacity);
+
+/// Takes such lines for shapes that have no choice yet. *refused = of how many nothing is taken, because they are no such line
+/// or the BLAS does not run them. times: 1 shapes without a choice are timed, as before the first call; 0 none is from here on,
+/// but takes what the BLAS offers first, which is the same in every process. A CPU has nothing to choose.
+int gemm_choose(HOST int32_t* refused, HOST const char* lines, int32_t times);
 
 // ---- swiglu: h = silu(gate) * up ------------------------------------------------------------------------------------------
 

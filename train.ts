@@ -6,6 +6,7 @@ import { openData } from "./data/mix.ts";
 import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { findWorld } from "./dist/world.ts";
 import { saveRun, storedConfig } from "./model/checkpoint.ts";
+import { takeChoices } from "./model/choices.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
@@ -229,6 +230,7 @@ async function trainIn(parts: Parts, stop: Stop, description: string): Promise<v
   ranks.onFailure = (error) => log.fail(error);
   try {
     const run = begin(parts, stop, log, description, variables);
+    for (const text of await takeChoices(run)) log.warn(text);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     log.end(await loop(run));
   } catch (error) {

@@ -57,6 +57,8 @@ export class Nccl {
    * @param path Library to open; "" for the one that the system finds.
    */
   static async join(path: string, meeting: Meeting): Promise<Nccl> {
+    // Before it opens: switches of NVLink add up in an order of their own, which the same run need not meet again.
+    if (!Deno.env.get("NCCL_ALGO")) Deno.env.set("NCCL_ALGO", "^NVLS,NVLSTree");
     const library = open(path || "libnccl.so.2"), nccl = new Nccl(library, meeting);
     const id = new Uint8Array(UNIQUE_ID_BYTES), communicator = new BigUint64Array(1);
     if (meeting.rank === 0) nccl.#check("ncclGetUniqueId", library.ncclGetUniqueId(id));

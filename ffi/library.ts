@@ -32,7 +32,7 @@ export type OpenOptions = {
 };
 
 /** LOAM_ABI_VERSION in kernels.h; a library with another one does not open. */
-export const ABI_VERSION = 4;
+export const ABI_VERSION = 5;
 /** Element types in kernels.h: float32. */
 export const F32 = 0;
 /** bfloat16. */
@@ -334,6 +334,22 @@ export function findNonFinite(x: Address, type: number, n: number): number {
   const index = new BigInt64Array(1);
   check(s.find_nonfinite(index, x, type, BigInt(n)));
   return Number(index[0]);
+}
+
+// ---- matrix products
+
+/** The choices of a GPU so far, a line for each shape; none on a CPU: gemm_choices() in kernels.h. */
+export function gemmChoices(): string[] {
+  const lines = new Uint8Array(1 << 20);
+  check(s.gemm_choices(lines, lines.length));
+  return fromCString(lines).split("\n").filter(Boolean);
+}
+
+/** Takes such lines where nothing is chosen yet, and returns how many it refuses. times: whether other shapes are timed. */
+export function chooseGemms(lines: readonly string[], times: boolean): number {
+  const refused = new Int32Array(1);
+  check(s.gemm_choose(refused, cString(lines.join("\n")), times ? 1 : 0));
+  return refused[0]!;
 }
 
 // ---- sampling

@@ -17,12 +17,13 @@ import {
 } from "../runtime/checkpoint.ts";
 import { readSafetensors, readWeights, type SafetensorsFile } from "../runtime/safetensors.ts";
 import { type AdamW, type LoadValues, Parameters, type Range, type Slot } from "../runtime/optim.ts";
-import { readSums, requireSum, requireSums } from "../runtime/sums.ts";
+import { KERNELS, readSums, requireSum, requireSums } from "../runtime/sums.ts";
 import { type Address, bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
 import type { Ranks } from "../dist/ranks.ts";
 import type { Log } from "../runtime/metrics.ts";
+import { choicesNow, choicesText } from "./choices.ts";
 import type { Outcome } from "./guard.ts";
 import type { Progress, ProgressConfig } from "./progress.ts";
 import { VERSIONS } from "./report.ts";
@@ -47,14 +48,17 @@ export async function saveRun(
   { config, c, dataset, tokenizer, optimizer, ranks, log, progress }: RunToSave,
   { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
 ): Promise<void> {
-  const { best } = progress;
+  const { best } = progress, choices = choicesNow(c.head_dim);
   if (val_loss !== undefined && val_loss < (best.val_loss ?? Infinity)) {
     [best.val_loss, best.step] = [val_loss, step];
   }
   const content = {
     model: modelTensors(optimizer.parameters, c),
     optimizer: optimizerTensors(optimizer),
-    files: modelFiles(optimizer.parameters, c, dataset, tokenizer),
+    files: {
+      ...modelFiles(optimizer.parameters, c, dataset, tokenizer),
+      ...choices ? { [KERNELS]: choicesText(choices) } : {},
+    },
     state: {
       step,
       updates,

@@ -1,8 +1,10 @@
 // How good a model is: its loss on the validation split, and a text that it writes.
 import type { Loader } from "../data/loader.ts";
+import { oneLine } from "../base/visible.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { rows } from "../runtime/tensor.ts";
+import { takeChoices } from "./choices.ts";
 import { generate } from "./generate.ts";
 import { loss } from "./llama.ts";
 import type { Parts, Run } from "./run.ts";
@@ -37,6 +39,7 @@ export async function evaluate(
 
 /** --eval_only: prints the mean loss over all windows of the val split. */
 export async function evaluateAll(parts: Parts): Promise<void> {
+  for (const text of await takeChoices(parts)) console.error(`warning: ${oneLine(text)}`);
   const val = parts.val!, mean = await evaluate(parts, val, Infinity);
   if (mean === undefined || parts.ranks.rank > 0) return;
   console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${parts.c.block_size} tokens`);

@@ -13,6 +13,7 @@ import type { Peak } from "../runtime/peak.ts";
 import type { Stop } from "./stop.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
+import { keepChoices } from "./choices.ts";
 import { guard, type GuardConfig, type Outcome, placesOf } from "./guard.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { StepLines, stepMetrics } from "./report.ts";
@@ -118,7 +119,9 @@ export class Progress {
 
   /** Writes a step down, in a line of the log too where one is due. Throws UserError after too many that are not finite. */
   report(read: Read, always: boolean): void {
-    const { config, data, log } = this.#parts, { step, metrics } = read;
+    const { config, c, data, log, ranks } = this.#parts, { step, metrics } = read;
+    const isFirst = step === this.before + 1;
+    if (ranks.rank === 0 && (always || isFirst)) keepChoices(config.out_dir, c.head_dim); // an evaluation may have met new shapes
     log.step(metrics);
     this.#lines.add(metrics);
     this.#memory_bytes = Math.max(this.#memory_bytes, metrics.memory_bytes);

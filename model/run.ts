@@ -44,7 +44,8 @@ export type Parts = {
   model: Llama;
   optimizer: AdamW;
   ranks: Ranks;
-  saved: TrainerState | undefined; // what the run goes on from
+  checkpoint: string | undefined; // what the run goes on from
+  saved: TrainerState | undefined; // its trainer_state.json
 };
 
 /** All that the loop of train.ts works with. */
@@ -81,7 +82,7 @@ export function makeParts(
     requireSameData(config, dataset, saved);
     resumeFrom(checkpoint, c, optimizer);
   }
-  return { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, saved };
+  return { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, checkpoint, saved };
 }
 
 /** The log of the first rank in the run directory, which it opens; that of another one. All must begin alike. */

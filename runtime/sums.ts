@@ -5,6 +5,9 @@ import { isFile, sha256OfFile, writeSynced } from "../base/files.ts";
 /** Its name. */
 export const SUMS = "SHA256SUMS";
 
+/** What a run can go on without: it has a checksum of its own, which its reader compares (model/choices.ts). */
+export const KERNELS = "kernels.json";
+
 /** Sha256 by file name. */
 export type Sums = Map<string, string>;
 
@@ -42,19 +45,21 @@ export function readSums(directory: string): Sums | undefined {
 }
 
 /**
- * Compares files of a directory with their checksums. Throws UserError naming the file that is missing, damaged, or
+ * Compares files of a directory with their checksums, all but KERNELS. Throws UserError naming the file that is missing, damaged, or
  * in none of the lines.
  *
  * @param which Whether the file of that name is compared; it must be there.
  */
 export function requireSums(directory: string, sums: Sums, which: (name: string) => boolean): void {
   for (const { name } of Deno.readDirSync(directory)) {
-    if (sums.has(name) || !which(name) || !/\.(json|safetensors)$/.test(name)) continue;
+    if (sums.has(name) || name === KERNELS || !which(name) || !/\.(json|safetensors)$/.test(name)) continue;
     throw new UserError(
       `Cannot load ${directory}/${name}: ${SUMS} has no line for it, one of them is damaged; use another checkpoint`,
     );
   }
-  for (const [name, sha256] of sums) if (which(name)) requireSum(`${directory}/${name}`, sha256);
+  for (const [name, sha256] of sums) {
+    if (name !== KERNELS && which(name)) requireSum(`${directory}/${name}`, sha256);
+  }
 }
 
 /** Throws UserError unless a file has the sha256 that SHA256SUMS states. */

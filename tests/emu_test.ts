@@ -1,6 +1,13 @@
 // The CUDA kernels on a CPU: kernels.cu compiled over tests/emu, in the place of a GPU. Here are the suites of the ops and
 // the model under several orders of threads, what CUDA refuses, and a model and a run beside the same on the CPU library.
-import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { KernelError, UserError } from "../base/errors.ts";
 import { environment } from "../base/testing.ts";
 import * as k from "../ffi/kernels.ts";
@@ -23,7 +30,7 @@ import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
 import { integers, normal, tokens } from "../runtime/testing.ts";
-import { dataset, freshPath, metrics, refuse, ROOT, SMALL, succeed } from "./testing.ts";
+import { copy, dataset, freshPath, metrics, refuse, ROOT, run, SMALL, succeed } from "./testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
 const SEEDS = [0, 11]; // 0: threads and blocks in order; others: a random order each
@@ -321,6 +328,41 @@ Deno.test(
     assertEquals(mixed, atOnce);
     assertEquals(samples[0]!.match(/"step":\d/g), ['"step":4', '"step":5']);
     assertEquals(samples.slice(0, 2), [samples[2], samples[2]]);
+  },
+);
+
+Deno.test(
+  "a run that goes on has the same bits, whichever algorithms are faster by then or proposed",
+  emu,
+  async () => {
+    const train = async (LOAM_EMU_FASTEST: string, ...flags: string[]) => {
+      using _ = environment({ LOAM_EMU_FASTEST, LOAM_CACHE: `${other}.cache` });
+      const { code, stderr } = await run("train", ...flags);
+      assertEquals(code, 0, stderr);
+      return stderr;
+    };
+    const whole = freshPath(),
+      other = freshPath(),
+      all = [`--data_dir=${await data()}`, ...FLAGS, "--device=emu"];
+    all.push("--save_interval=1", "--gradient_accumulation_steps=2"); // two: a gradient is overwritten, then added to
+    const saved = (run: string, step: number) => `${run}/checkpoints/step_00000${step}`;
+    const moments = (run: string, step: number) =>
+      Deno.readFileSync(`${saved(run, step)}/optimizer.safetensors`);
+    await train("3", ...all, `--out_dir=${other}`, "--max_iters=1"); // leaves its choices in the cache
+    Deno.renameSync(`${other}.cache`, `${other}.kept`);
+    await train("1", ...all, `--out_dir=${whole}`, "--max_iters=2");
+    const parts = copy(whole);
+    Deno.removeSync(saved(parts, 2), { recursive: true });
+    Deno.removeSync(`${other}.cache`, { recursive: true });
+    Deno.renameSync(`${other}.kept`, `${other}.cache`);
+    Deno.writeTextFileSync(`${saved(parts, 1)}/kernels.json`, "{}"); // its directory has the same
+    const said = await train("3", `--resume=${parts}`);
+    assertMatch(said, /^warning: \S+step_000001\/kernels\.json is damaged: what it alone knows [^\n]+\n$/);
+    assertEquals(metrics(parts).map(({ loss }) => loss), metrics(whole).map(({ loss }) => loss));
+    assertEquals(moments(parts, 2), moments(whole, 2));
+    assertNotEquals(moments(other, 1), moments(whole, 1));
+    const kept = (path: string) => Deno.readTextFileSync(`${path}/kernels.json`);
+    assertEquals([kept(parts), kept(saved(parts, 2))], [kept(whole), kept(whole)]);
   },
 );
 

@@ -4,6 +4,7 @@ import { assert, assertEquals, assertStringIncludes, assertThrows } from "@std/a
 import { KernelError } from "../base/errors.ts";
 import { environment } from "../base/testing.ts";
 import { device, libraryExists, open } from "../ffi/library.ts";
+import { choicesNow } from "../model/choices.ts";
 import { attention } from "../runtime/ops.ts";
 import * as ref from "../runtime/testing_reference.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
@@ -90,6 +91,7 @@ for (const [D, seed] of [[64, "0"], [128, "7"]] as [number, string][]) {
     () => {
       using _ = asHopper(D === 64 ? "" : "hopper", { LOAM_EMU_SEED: asked ?? seed });
       assertEquals(device.attention, "hopper, which agrees with the portable kernels");
+      assertEquals([choicesNow(D)!.attention, choicesNow(32)!.attention], ["hopper", "portable"]);
       compare(D);
       compareLarge(D);
       spreadNaN(D);

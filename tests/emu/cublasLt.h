@@ -2,9 +2,11 @@
 //
 // The layouts, transposes and leading dimensions are taken from the descriptors, and its contracts are kept, so that
 // kernels.cu's use of the real library is what gets tested: a product wants the workspace that its algorithm promised
-// and addresses as aligned as the preference declared. The heuristic offers four candidates, in this order as far as the
-// preference allows: one that is not supported, a plain one, one that wants the whole workspace, one that adds parts of the sum,
-// in the type of the output if that is not masked.
+// and addresses as aligned as the preference declared. The heuristic offers 32 candidates, as far as the preference allows: 1 is
+// plain, 2 wants the whole workspace and adds two parts of the sum, 3 adds four, in the type of the output if that is not
+// masked, 4 says that it is supported but does not run and leaves CUDA's error set, 31 wants 48 MiB and adds eight parts; 0 and
+// the others are not supported. A product takes a time of its own: LOAM_EMU_FASTEST names the fastest candidate of products that
+// add nothing, then, behind commas, of those that add to another array and of those that add in place ("3" where unset).
 #pragma once
 #include <dlfcn.h>
 
@@ -26,6 +28,7 @@ enum cublasLtMatmulPreferenceAttributes_t {
   CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES = 8,
 };
 
+enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME = 3 };
 enum { CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4, EMU_ALL_SCHEMES = 7 };
 
 struct EmuMatmul {
@@ -107,12 +110,13 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtM
                                                      cublasLtMatmulPreference_t p, int wanted,
                                                      cublasLtMatmulHeuristicResult_t* results, int* found) {
   if (!emu_fits(op, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
-  *found = std::min(wanted, 4);
+  *found = std::min(wanted, 32);
   for (int i = 0; i < *found; i++) {
-    EmuAlgo algo = {EMU_ALGO, (uint64_t)i, i == 2 ? p->workspace : 0, 0, {}};
+    EmuAlgo algo = {EMU_ALGO, (uint64_t)i, i == 2 ? p->workspace : i == 31 ? (uint64_t)48 << 20 : 0, 0, {}};
     if (i == 3) algo.scheme = p->schemes & CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE ? 4 : p->schemes & 2;
     memcpy(algo.alignment, p->alignment, sizeof algo.alignment);
-    results[i] = {{}, algo.workspace, i == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : CUBLAS_STATUS_SUCCESS, 1};
+    bool offered = ((i >= 1 && i <= 4) || i == 31) && algo.workspace <= p->workspace;
+    results[i] = {{}, algo.workspace, offered ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED, 1};
     memcpy(results[i].algo.data, &algo, sizeof algo);
   }
   return CUBLAS_STATUS_SUCCESS;
@@ -121,8 +125,27 @@ inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                                               cublasLtMatrixLayout_t d, const cublasLtMatmulAlgo_t* algo,
                                               cublasLtMatmulHeuristicResult_t* result) {
-  if (algo->data[0] != EMU_ALGO || !emu_fits(op, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
+  uint64_t candidate = algo->data[1];
+  bool known = algo->data[0] == EMU_ALGO && ((candidate >= 1 && candidate <= 3) || candidate == 31);
+  if (!known || !emu_fits(op, a, b, c, d)) return CUBLAS_STATUS_INVALID_VALUE;
   return *result = {*algo, algo->data[2], CUBLAS_STATUS_SUCCESS, 1}, CUBLAS_STATUS_SUCCESS;
+}
+inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
+                                                           cublasLtMatmulAlgoConfigAttributes_t, void* value,
+                                                           size_t bytes, size_t* written) {
+  if (bytes != 4) return CUBLAS_STATUS_INVALID_VALUE;
+  uint32_t scheme = (uint32_t)algo->data[3];
+  return memcpy(value, &scheme, 4), *written = 4, CUBLAS_STATUS_SUCCESS;
+}
+
+/** Milliseconds of a product on this GPU. */
+inline float emu_milliseconds(uint64_t candidate, bool adds, bool in_place) {
+  const char* asked = getenv("LOAM_EMU_FASTEST");
+  uint64_t fastest[3] = {3, 3, 3};
+  int given = asked ? sscanf(asked, "%lu,%lu,%lu", &fastest[0], &fastest[1], &fastest[2]) : 3;
+  for (int i = 1; i < 3; i++)
+    if (i >= given) fastest[i] = fastest[i - 1];
+  return candidate == fastest[adds ? 1 + in_place : 0] ? 1 : 2 + (float)candidate;
 }
 
 /** Four columns of D times 32 rows at a time: sums over first to last of k. a (k, 32 of m) packed from `first` on, b (4, k) packed. */
@@ -133,9 +156,9 @@ inline void emu_gemm_tile(float (*acc)[32], const float* a, const float* b, size
       for (int i = 0; i < 32; i++) acc[j][i] += b[j * k + p] * a[i];
 }
 
-/** D = alpha op(A) op(B) + beta C, when its turn in the stream has come. parts: of the sum over k, rounded as D is. */
+/** D = alpha op(A) op(B) + beta C, when its turn in the stream has come. parts: of the sum over k, each rounded to bfloat16 or not. */
 inline void emu_product(EmuMatmul op, float alpha, const void* A, EmuLayout la, const void* B, EmuLayout lb, float beta,
-                        const void* C, EmuLayout lc, void* D, EmuLayout ld, int parts) {
+                        const void* C, EmuLayout lc, void* D, EmuLayout ld, int parts, bool rounds) {
   const __nv_bfloat16 *a = (const __nv_bfloat16*)A, *b = (const __nv_bfloat16*)B;
   size_t m = ld.rows, n = ld.cols, k = op.transposed[0] ? la.rows : la.cols, wide = (m + 31) / 32 * 32,
          tall = (n + 3) / 4 * 4;
@@ -159,7 +182,7 @@ inline void emu_product(EmuMatmul op, float alpha, const void* A, EmuLayout la, 
         emu_gemm_tile(acc, &pa[first * wide + i0], &pb[j0 * k], wide, first, last, k);
         for (int j = 0; j < 4; j++)
           for (int i = 0; i < 32; i++)
-            sum[j][i] += parts == 1 ? acc[j][i] : __bfloat162float(__float2bfloat16_rn(acc[j][i]));
+            sum[j][i] += rounds ? __bfloat162float(__float2bfloat16_rn(acc[j][i])) : acc[j][i];
       }
       for (size_t j = j0; j < std::min(j0 + 4, n); j++)
         for (size_t i = i0; i < std::min(i0 + 32, m); i++) {
@@ -181,11 +204,14 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, 
   EmuAlgo chosen;
   memcpy(&chosen, algo->data, sizeof chosen);
   if (!workspace || chosen.mark != EMU_ALGO || !emu_fits(op, la, lb, lc, ld)) return CUBLAS_STATUS_INVALID_VALUE;
-  if (bytes < chosen.workspace || chosen.candidate == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
+  if (chosen.candidate == 4) emu::last_error = cudaErrorInvalidConfiguration;
+  bool runs = (chosen.candidate >= 1 && chosen.candidate <= 3) || chosen.candidate == 31;
+  if (bytes < chosen.workspace || !runs) return CUBLAS_STATUS_NOT_SUPPORTED;
   const void* operands[] = {A, B, C, D};
   for (int i = 0; i < 4; i++)
     if ((uintptr_t)operands[i] % chosen.alignment[i]) return CUBLAS_STATUS_INVALID_VALUE;
-  int parts = chosen.scheme == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE && ld->type == CUDA_R_16BF ? 4 : 1;
+  int parts = chosen.candidate == 31 ? 8 : chosen.candidate == 3 ? 4 : (int)chosen.candidate;
+  bool rounds = chosen.scheme == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE && ld->type == CUDA_R_16BF;
   float al = *(const float*)alpha, be = *(const float*)beta;
   EmuMatmul o = *op;
   EmuLayout ba = *la, bb = *lb, bc = *lc, bd = *ld;
@@ -194,7 +220,8 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t op, 
       memset(workspace, 0xff, std::min<size_t>(chosen.workspace, 1 << 20));
       ((char*)workspace)[chosen.workspace - 1] = -1;
     }
-    emu_product(o, al, A, ba, B, bb, be, C, bc, D, bd, parts);
+    emu_product(o, al, A, ba, B, bb, be, C, bc, D, bd, parts, rounds);
+    emu::clock_ms += emu_milliseconds(chosen.candidate, be != 0, C == D);
   });
   return e ? CUBLAS_STATUS_INVALID_VALUE : CUBLAS_STATUS_SUCCESS;
 }
@@ -214,6 +241,7 @@ inline void* emu_dlsym(void*, const char* name) {
   EMU_SYMBOL(cublasLtMatmulPreferenceDestroy);
   EMU_SYMBOL(cublasLtMatmulAlgoGetHeuristic);
   EMU_SYMBOL(cublasLtMatmulAlgoCheck);
+  EMU_SYMBOL(cublasLtMatmulAlgoConfigGetAttribute);
   EMU_SYMBOL(cublasLtMatmul);
 #undef EMU_SYMBOL
   return nullptr;
