@@ -50,6 +50,51 @@ Deno.test("examples/qk_norm.ts gives the new weights gradients", async () => {
   assert(Number(least) < 1 && Number(most) > 1, output);
 });
 
+/** What the cells of docs/notebook.ipynb hold, in their order. */
+const cells: { cell_type: string; source: string[]; outputs?: unknown[] }[] =
+  JSON.parse(read("docs/notebook.ipynb")).cells;
+
+Deno.test("the cells of docs/notebook.ipynb run as a script, and the notebook has what they gave", async () => {
+  const code = cells.filter(({ cell_type }) => cell_type === "code");
+  const program = code.map(({ source }) => source.join("")).join("\n");
+  let short = program.replace("../mod.ts", new URL("mod.ts", ROOT).href);
+  for (
+    const [long, few] of [["const steps = 400;", "const steps = 20;"], ["% 100", "% 20"], [
+      ", 80)",
+      ", 4)",
+    ]] as const
+  ) {
+    assert(short.includes(long), long);
+    short = short.replace(long, few);
+  }
+  const docs = new URL("docs/", ROOT);
+  const output = await succeed(`deno run -q -P=sample --config ../deno.json --ext=ts -`, short, docs);
+  assertMatch(output, /qkv_proj \(256,128\): root mean square \d\.\d\de-\d\nstep 20: loss \d\.\d+\nA test /);
+  code.slice(0, 1).concat(code.slice(-2)).forEach(({ outputs }) => assert(outputs!.length > 0));
+  assertMatch(JSON.stringify(code.at(-2)), /image\/svg\+xml/);
+});
+
+const jupyter = Deno.env.get("LOAM_JUPYTER");
+
+Deno.test({
+  name: "docs/notebook.ipynb runs in Deno's kernel (LOAM_JUPYTER names a Python with nbclient)",
+  ignore: jupyter === undefined,
+  fn: async () => {
+    const home = emptyDirectory(), env = { HOME: home, LOAM_NOTEBOOK: new URL("docs/", ROOT).pathname };
+    const program = `import nbformat, os
+from nbclient import NotebookClient
+path = os.environ["LOAM_NOTEBOOK"]
+notebook = nbformat.read(path + "notebook.ipynb", 4)
+NotebookClient(notebook, timeout=600, kernel_name="deno", resources={"metadata": {"path": path}}).execute()
+print(notebook.cells[-1].outputs[0].text)`;
+    const run = (file: string, ...args: string[]) => new Deno.Command(file, { args, env }).output();
+    assert((await run(Deno.execPath(), "jupyter", "--install")).success);
+    const { success, stdout, stderr } = await run(jupyter!, "-c", program);
+    assert(success, new TextDecoder().decode(stderr));
+    assertMatch(new TextDecoder().decode(stdout), /^A test /);
+  },
+});
+
 Deno.test("examples/own_op.ts has the derivative of its op, alone and beside another reader of its input", () => {
   const x = [-2, -0.5, 0.25, 0.5, 1, 3], weights = [0.5, -1, 2, 1, 0.25, -3], h = 2 ** -10;
   const sum = (x: number[], f: (v: number) => number) => x.reduce((sum, v, i) => sum + weights[i]! * f(v), 0);
