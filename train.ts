@@ -1,8 +1,8 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
 import { runMain } from "./base/errors.ts";
 import { between, each, help, type Ranges, whole } from "./base/flags.ts";
-import { openDataset, tokenizerOf, verifyDataset } from "./data/bins.ts";
-import { openData } from "./data/mix.ts";
+import { openDataset, tokenizerOf } from "./data/bins.ts";
+import { openData, verifyShards } from "./data/mix.ts";
 import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { findWorld } from "./dist/world.ts";
 import { saveRun, storedConfig } from "./model/checkpoint.ts";
@@ -31,7 +31,7 @@ export const variables = {
   preset: "", // "" = gpt-270m on a GPU, tiny on a CPU
   device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
   data_dir: "data/demo", // made by deno task prepare; a mix: data/fineweb:0.8,data/code:0.2
-  verify_data: true, // compare the sha256 of each shard with meta.json at start, about a second a GB
+  verify_data: true, // compare the sha256 of each shard with meta.json at start, once a machine, at 1 to 2 GB/s a core
   out_dir: "", // "" = runs/<date>-<preset>
   resume: "", // a run directory to go on with; auto = the one in out_dir if it holds a checkpoint, else start there
   init_from: "", // begin with these weights: a model directory of Hugging Face's, or a run or checkpoint of loam's
@@ -200,7 +200,8 @@ export async function train(args: string[]): Promise<void> {
   }
   const world = findWorld((name) => Deno.env.get(name));
   const { config, checkpoint } = configure(variables, ranges, args, world);
-  const dataset = openData(config.data_dir, config.verify_data ? verifyDataset : openDataset);
+  const dataset = openData(config.data_dir, openDataset);
+  if (config.verify_data && world.local_rank === 0) await verifyShards(dataset);
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
   const base = from ? storedConfig(from) : undefined;
   const c = llamaConfig(config, dataset.vocab_size, base);
@@ -212,7 +213,7 @@ export async function train(args: string[]): Promise<void> {
   using stop = new Stop(ranks); // until all ranks have left: a late signal must not fail one of them
   try {
     config.out_dir = await ranks.enter(config.out_dir);
-    const parts = makeParts(config, c, dataset, tokenizer, checkpoint, ranks);
+    const parts = await makeParts(config, c, dataset, tokenizer, checkpoint, ranks);
     if (config.eval_only) await evaluateAll(parts);
     else await trainIn(parts, stop, description);
     await ranks.finalize();

@@ -93,11 +93,12 @@ export class OutFile implements Disposable {
   }
 }
 
-/** Writes a text file and waits until it is on the disk; its name is there after syncDirectory(). */
-export function writeSynced(path: string, text: string): void {
+/** Writes a text file and waits until it is on the disk; its name is there after syncDirectory(). Returns its sha256. */
+export function writeSynced(path: string, text: string): string {
   using file = new OutFile(path, "create");
   file.write(text);
   file.sync();
+  return createHash("sha256").update(text).digest("hex");
 }
 
 /** Replaces a small text file in one step that has happened on the disk when this returns. */

@@ -113,12 +113,16 @@ export function verifyDataset(dir: string): Dataset {
   const dataset = openDataset(dir);
   if (dataset.format === "loam") verifyMeta(dir);
   for (const [file, sha256] of Object.entries(dataset.sha256)) {
-    const actual = sha256OfFile(join(dir, file));
-    if (actual !== sha256) {
-      throw damaged(join(dir, file), `its SHA-256 is ${actual}, should be ${sha256}`);
-    }
+    requireShard(dir, file, sha256OfFile(join(dir, file)), sha256);
   }
   return dataset;
+}
+
+/** Throws UserError unless the SHA-256 of a shard is what it should be. */
+export function requireShard(dir: string, file: string, actual: string, sha256: string): void {
+  if (actual !== sha256) {
+    throw damaged(join(dir, file), `its SHA-256 is ${actual}, should be ${sha256}`);
+  }
 }
 
 /** Reads tokens [start, start + n) of a shard. Throws UserError if the file cannot be read or ends before them. */

@@ -1,9 +1,11 @@
 // Several datasets as one to train on: "data/fineweb:0.8,data/code:0.2" takes 80% of the windows from the first and 20% from
 // the second. Each is gone through by itself, without replacement, however often its share takes it round.
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isDirectory, isFile, sha256OfFile } from "../base/files.ts";
-import type { Dataset } from "./bins.ts";
+import { sha256OfFiles } from "../base/sha256.ts";
+import { type Dataset, requireShard } from "./bins.ts";
+import { verifyMeta } from "./meta.ts";
 import { CYCLE, slotsOf } from "./order.ts";
 import { decode, parseJson, readBytes } from "./tokenizers/tokenizer_file.ts";
 
@@ -47,6 +49,15 @@ export function openData(data_dir: string, open: (dir: string) => Dataset): Data
 /** The datasets that a dataset consists of: those of a mix, or itself. */
 export function partsOf(dataset: Dataset | Mix): Part[] {
   return "parts" in dataset ? dataset.parts : [{ dataset, slots: CYCLE }];
+}
+
+/** verifyDataset() of what is open, with several shards at a time. Throws UserError as that does. */
+export async function verifyShards(dataset: Dataset | Mix): Promise<void> {
+  for (const { dataset: { dir, format, sha256 } } of partsOf(dataset)) {
+    if (format === "loam") verifyMeta(dir);
+    const files = Object.keys(sha256), actual = await sha256OfFiles(files.map((file) => join(dir, file)));
+    files.forEach((file, i) => requireShard(dir, file, actual[i]!, sha256[file]!));
+  }
 }
 
 /** A directory and the weight behind its last colon, which belongs to the name if there is a directory of the whole. */

@@ -7,7 +7,8 @@ import { isFile } from "../base/files.ts";
 import { orMistake } from "../base/system_error.ts";
 import {
   fillTensors,
-  loadTensors,
+  loadCheckpoint,
+  momentsFiles,
   READ_BYTES,
   requireFinite,
   resolveCheckpoint,
@@ -249,7 +250,7 @@ export function saveModel(
 }
 
 /** Puts weights and optimizer state of a checkpoint back into a run that goes on. The architecture must be the same. */
-export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW): void {
+export async function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW): Promise<void> {
   const stored = storedConfig(directory), state = readTrainerState(directory), p = optimizer.parameters;
   const saved: LlamaConfig = {
     ...stored,
@@ -277,10 +278,9 @@ export function resumeFrom(directory: string, c: LlamaConfig, optimizer: AdamW):
   }
   const sums = readSums(directory);
   const model = modelTensors(p, c), moments = optimizerTensors(optimizer, p.updated);
-  for (const [file, tensors] of [["model.safetensors", model], ["optimizer.safetensors", moments]] as const) {
-    loadTensors(`${directory}/${file}`, tensors, sums);
-    refuseMore(`${directory}/${file}`, tensors);
-  }
+  await loadCheckpoint(directory, model, moments, sums);
+  refuseMore(`${directory}/model.safetensors`, model);
+  for (const path of momentsFiles(directory)) refuseMore(path, moments);
   optimizer.restore(state);
 }
 

@@ -56,14 +56,14 @@ export type Run = Parts & { stop: Stop; log: Log; progress: Progress };
  * weights alone if it begins with those of a model.
  * Throws UserError where the run directory is in use, and for a checkpoint that is not of this model and data.
  */
-export function makeParts(
+export async function makeParts(
   config: RunConfig,
   c: LlamaConfig,
   dataset: Dataset,
   tokenizer: Tokenizer | undefined,
   checkpoint: string | undefined,
   ranks: Ranks,
-): Parts {
+): Promise<Parts> {
   const { batch_size, block_size, seed, zero_stage, eval_only } = config, { rank, world_size } = ranks;
   setDebug(config.debug as DebugMode);
   const shape = { batch_size, block_size, vocab_size: c.vocab_size };
@@ -80,7 +80,7 @@ export function makeParts(
   const saved = checkpoint ? readTrainerState(checkpoint) : undefined;
   if (checkpoint && saved) {
     requireSameData(config, dataset, saved);
-    resumeFrom(checkpoint, c, optimizer);
+    await resumeFrom(checkpoint, c, optimizer);
   }
   return { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, checkpoint, saved };
 }

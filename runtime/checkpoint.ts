@@ -1,6 +1,6 @@
 // Checkpoints. Each is a Hugging Face model directory (config.json, model.safetensors, tokenizer) with three files beside
-// it: optimizer.safetensors (float32 master weights where they differ, m, v), trainer_state.json, and SHA256SUMS of all of
-// them. It is written under a temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the
+// it: optimizer.safetensors (float32 master weights where they differ, m, v; of several ranks each has a file with its part),
+// trainer_state.json, and SHA256SUMS of all of them. It is written under a temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the
 // previous one whole.
 import { basename, dirname } from "node:path";
 import { KernelError, UserError } from "../base/errors.ts";
@@ -21,9 +21,8 @@ import { BF16, copyToDevice, copyToHost, F32, findNonFinite } from "../ffi/libra
 import * as k from "../ffi/kernels.ts";
 import type { Range } from "./optim.ts";
 import {
-  createSafetensors,
+  type Dtype,
   type Entry,
-  fillSafetensors,
   INDEX,
   readSafetensors,
   type SafetensorsFile,
@@ -31,7 +30,7 @@ import {
   writeSafetensors,
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
-import { requireSum, SUMS, type Sums, writeSums } from "./sums.ts";
+import { requireSumsOf, SUMS, type Sums, writeSums } from "./sums.ts";
 import { type Address, bytesPerElement, readFloats } from "./tensor.ts";
 import { checkpointName, json, type TrainerState } from "./trainer_state.ts";
 
@@ -61,17 +60,26 @@ export const READ_BYTES: number = 1 << 21;
 export type Company = {
   /** This process, from 0. */
   rank: number;
+  /** How many there are. */
+  world_size: number;
   /** Waits until all ranks are here. */
   barrier(): Promise<void>;
+  /** The sums of numbers (at most 8) over all ranks. */
+  sum(...values: number[]): Promise<number[]>;
 };
 
-const ALONE: Company = { rank: 0, barrier: () => Promise.resolve() };
+const ALONE: Company = {
+  rank: 0,
+  world_size: 1,
+  barrier: () => Promise.resolve(),
+  sum: (...values) => Promise.resolve(values),
+};
 
 /**
  * Writes runDir/checkpoints/step_000123 and moves `latest` (and `best`) to it, then removes all but the newest `keep`
  * checkpoints and the best. Returns its path. Throws UserError when it cannot be written, or a value is not finite; the
  * previous ones stay as they are.
- * Of several ranks all call it: each writes its ranges of the optimizer's tensors, rank 0 everything else.
+ * Of several ranks all call it: each writes a file with its ranges of the optimizer's tensors, rank 0 everything else.
  */
 export async function saveCheckpoint(
   runDir: string,
@@ -82,21 +90,24 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
   const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
-  const model = `${temporary}/model.safetensors`, optimizer = `${temporary}/optimizer.safetensors`;
-  const isFirst = company.rank === 0, moments = entries(content.optimizer, chunk_bytes);
+  const isFirst = company.rank === 0, model = "model.safetensors", sums: Sums = new Map();
   requireAllFinite(final, [...content.model, ...content.optimizer]);
   try {
     if (isFirst) {
       removeTree(temporary); // left by a kill
       makeDirectory(temporary);
-      writeSafetensors(model, entries(content.model, chunk_bytes));
-      createSafetensors(optimizer, moments);
     }
     await company.barrier();
-    fillSafetensors(optimizer, moments);
-    await company.barrier();
     if (isFirst) {
-      finishCheckpoint(runDir, temporary, final, content, keep);
+      sums.set(model, writeSafetensors(`${temporary}/${model}`, entries(content.model, chunk_bytes)));
+    }
+    const sha256 = writeMoments(temporary, content.optimizer, company, chunk_bytes);
+    for (let rank = 0; rank < company.world_size; rank++) {
+      const own = wordsOf(sha256), words = rank === company.rank ? own : own.map(() => 0);
+      sums.set(momentsFile(rank, company.world_size), hexOf(await company.sum(...words)));
+    }
+    if (isFirst) {
+      finishCheckpoint(runDir, temporary, final, content, keep, sums);
     }
     await company.barrier();
     return final;
@@ -114,6 +125,15 @@ export async function saveCheckpoint(
   }
 }
 
+/** Eight numbers that a sha256 is made of, which sum() can carry. */
+function wordsOf(sha256: string): number[] {
+  return Array.from({ length: 8 }, (_, i) => parseInt(sha256.slice(8 * i, 8 * i + 8), 16));
+}
+
+function hexOf(words: number[]): string {
+  return words.map((word) => word.toString(16).padStart(8, "0")).join("");
+}
+
 /** Adds the small files, gives the checkpoint its name, and removes older ones. */
 function finishCheckpoint(
   runDir: string,
@@ -121,11 +141,11 @@ function finishCheckpoint(
   final: string,
   { files, state }: CheckpointContent,
   keep: number,
+  sums: Sums,
 ): void {
-  const parent = dirname(final);
-  for (const [file, text] of Object.entries(files)) writeSynced(`${temporary}/${file}`, text);
-  writeSynced(`${temporary}/trainer_state.json`, json(state));
-  writeSums(temporary);
+  const parent = dirname(final), texts = { ...files, "trainer_state.json": json(state) };
+  for (const [file, text] of Object.entries(texts)) sums.set(file, writeSynced(`${temporary}/${file}`, text));
+  writeSums(temporary, sums);
   syncDirectory(temporary);
   rename(temporary, final);
   syncDirectory(parent);
@@ -243,18 +263,9 @@ export function runOfCheckpoint(path: string): string {
   return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
 }
 
-/**
- * Fills tensors from a file of a checkpoint. Every tensor must be there with the same shape. sums: those of the
- * directory, where it has some; they are compared first. Throws UserError naming file, tensor and difference.
- */
-export function loadTensors(
-  path: string,
-  tensors: SavedTensor[],
-  sums?: Sums,
-  chunk_bytes: number = READ_BYTES,
-): void {
+/** Fills tensors from a file. Every tensor must be there with the same shape. Throws UserError naming file, tensor and difference. */
+export function loadTensors(path: string, tensors: SavedTensor[], chunk_bytes: number = READ_BYTES): void {
   const file = readSafetensors(path);
-  if (sums) requireSum(path, sums.get(basename(path)));
   const weights = new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
   requireTensors(path, weights, tensors);
   fillTensors(weights, tensors, new Uint8Array(chunk_bytes));
@@ -296,27 +307,142 @@ function loadTensor(
   { name, address, dtype, range, shape }: SavedTensor,
   piece: Uint8Array<ArrayBuffer>,
 ): void {
-  const stored = file.tensors.get(name)!.dtype, size = stored === "F32" ? 4 : 2, to = bytesPerElement(dtype);
+  const stored = file.tensors.get(name)!.dtype, size = sizeOf(stored), to = bytesPerElement(dtype);
   const wanted = range ?? whole(shape), first = wanted.from * size, end = wanted.to * size; // bytes of the stored tensor
   for (let begin = first; begin < end; begin += piece.length) {
     const read = file.read(name, begin, Math.min(end, begin + piece.length), piece);
-    const target = address + BigInt((begin - first) / size * to);
-    const bytes = stored === "F16" ? new Uint8Array(toFloat32(read, stored).buffer) : read;
-    const from = stored === "BF16" ? 2 : 4; // bytes of an element now
-    if (from === to) copyToDevice(target, bytes);
-    else {
-      const staging = take(bytes.length);
-      copyToDevice(staging.address, bytes);
-      k.convert(
-        target,
-        staging.address,
-        to === 2 ? BF16 : F32,
-        from === 2 ? BF16 : F32,
-        BigInt(bytes.length / from),
-      );
-      release(staging);
-    }
+    put(read, stored, address + BigInt((begin - first) / size * to), dtype);
   }
+}
+
+/** Bytes of a stored element of a float type. */
+function sizeOf(stored: Dtype): number {
+  return stored === "F32" ? 4 : 2;
+}
+
+/** Puts stored elements into device memory, as the type that they have there. */
+function put(
+  read: Uint8Array<ArrayBuffer>,
+  stored: Dtype,
+  target: Address,
+  dtype: SavedTensor["dtype"],
+): void {
+  const bytes = stored === "F16" ? new Uint8Array(toFloat32(read, stored).buffer) : read;
+  const from = stored === "BF16" ? 2 : 4, to = bytesPerElement(dtype); // bytes of an element now, and there
+  if (from === to) return copyToDevice(target, bytes);
+  const staging = take(bytes.length);
+  copyToDevice(staging.address, bytes);
+  k.convert(
+    target,
+    staging.address,
+    to === 2 ? BF16 : F32,
+    from === 2 ? BF16 : F32,
+    BigInt(bytes.length / from),
+  );
+  release(staging);
+}
+
+// ---- the optimizer's part of a rank
+
+/** The file of a rank: optimizer.safetensors, or of several optimizer-00001-of-00002.safetensors. */
+function momentsFile(rank: number, world_size: number): string {
+  const number = (n: number) => `${n}`.padStart(5, "0");
+  return world_size === 1 ? MOMENTS : `optimizer-${number(rank + 1)}-of-${number(world_size)}.safetensors`;
+}
+
+const MOMENTS = "optimizer.safetensors";
+const MOMENTS_OF_RANK = /^optimizer-(\d{5,})-of-(\d{5,})\.safetensors$/;
+
+/**
+ * Writes the elements that this rank holds, and returns the sha256 of their file. Of a tensor that others have more of it is a
+ * vector, whose place is in the metadata: "3 of 4,5" for its element 3 and those behind it.
+ */
+function writeMoments(
+  directory: string,
+  tensors: SavedTensor[],
+  { rank, world_size }: Company,
+  chunk_bytes: number,
+): string {
+  const metadata: Record<string, string> = {};
+  const held = tensors.flatMap((t) => {
+    const { from, to } = t.range ?? whole(t.shape);
+    if (world_size === 1 || to - from === whole(t.shape).to) return [t];
+    if (to > from) metadata[t.name] = `${from} of ${t.shape}`;
+    return to > from ? [{ ...t, shape: [to - from], range: { from: 0, to: to - from } }] : [];
+  });
+  return writeSafetensors(
+    `${directory}/${momentsFile(rank, world_size)}`,
+    entries(held, chunk_bytes),
+    metadata,
+  );
+}
+
+/** The files in which a checkpoint has the optimizer's tensors, whether they are there or not. */
+export function momentsFiles(directory: string): string[] {
+  const [name] = namesIn(directory).filter((name) => MOMENTS_OF_RANK.test(name)).sort();
+  const world_size = name === undefined ? 1 : Number(MOMENTS_OF_RANK.exec(name)![2]);
+  return Array.from({ length: world_size }, (_, rank) => `${directory}/${momentsFile(rank, world_size)}`);
+}
+
+/**
+ * Fills weights and the optimizer's tensors, or their ranges, from a checkpoint of any number of ranks. Reads only the files in
+ * which something of them lies, and compares the sha256 of these meanwhile. Throws UserError for what is damaged, of which
+ * something may be in memory then, for what is missing, and as loadTensors().
+ */
+export async function loadCheckpoint(
+  directory: string,
+  model: SavedTensor[],
+  moments: SavedTensor[],
+  sums: Sums | undefined,
+  chunk_bytes: number = READ_BYTES,
+): Promise<void> {
+  const parts = momentsFiles(directory).map((path) => ({ path, tensors: partsIn(path, moments) }));
+  const files = [{ path: `${directory}/model.safetensors`, tensors: model }, ...parts];
+  const wanted = files.filter(({ tensors }) => tensors.length > 0);
+  const check = requireSumsOf(wanted.map(({ path }) => path), sums);
+  check.catch(() => {}); // it is waited for below
+  try {
+    requireComplete(directory, moments, parts.flatMap(({ tensors }) => tensors));
+    for (const { path, tensors } of wanted) loadTensors(path, tensors, chunk_bytes);
+  } catch (error) {
+    await check; // what is damaged may name other tensors
+    await requireSumsOf(parts.map(({ path }) => path), sums);
+    throw error;
+  }
+  await check;
+}
+
+function requireComplete(directory: string, wanted: SavedTensor[], found: SavedTensor[]): void {
+  const elements = new Map<string, number>();
+  for (const t of found) elements.set(t.name, (elements.get(t.name) ?? 0) + lengthOf(t));
+  for (const t of wanted) {
+    const missing = lengthOf(t) - (elements.get(t.name) ?? 0);
+    if (missing === 0) continue;
+    throw new UserError(
+      `Cannot load ${directory}: the files of its optimizer lack ${missing} elements of ${t.name} of shape (${t.shape}); ` +
+        "use another checkpoint",
+    );
+  }
+}
+
+function lengthOf({ range, shape }: SavedTensor): number {
+  const { from, to } = range ?? whole(shape);
+  return to - from;
+}
+
+/** What a file has of tensors or their ranges, as ranges of what is in it; of optimizer.safetensors all that is wanted. */
+function partsIn(path: string, tensors: SavedTensor[]): SavedTensor[] {
+  const file = readSafetensors(path);
+  if (basename(path) === MOMENTS) return tensors;
+  return tensors.flatMap((t) => {
+    const found = file.tensors.get(t.name), place = /^(\d+) of ([\d,]+)$/.exec(file.metadata[t.name] ?? "");
+    if (!found || (place?.[2] ?? `${found.shape}`) !== `${t.shape}`) return [];
+    const start = Number(place?.[1] ?? 0), { from, to } = t.range ?? whole(t.shape);
+    const first = Math.max(from, start), end = Math.min(to, start + whole(found.shape).to);
+    if (first >= end) return [];
+    const address = t.address + BigInt((first - from) * bytesPerElement(t.dtype));
+    return [{ ...t, shape: found.shape, address, range: { from: first - start, to: end - start } }];
+  });
 }
 
 // ---- writing
@@ -387,7 +513,6 @@ function entries(tensors: SavedTensor[], chunk_bytes: number = CHUNK_BYTES): Ent
     name: t.name,
     dtype: bytesPerElement(t.dtype) === 2 ? "BF16" : "F32",
     shape: t.shape,
-    ...(t.range ? { range: t.range } : {}),
     bytes: () => fromDevice(t, staging),
   }));
 }

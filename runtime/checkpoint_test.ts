@@ -1,4 +1,5 @@
-import { assert, assertEquals, assertMatch, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { basename } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { crashes, failing, inEach, unsynced } from "../tests/disk.ts";
 import { freshPath } from "../tests/testing.ts";
@@ -6,7 +7,9 @@ import {
   type CheckpointContent,
   type Company,
   listCheckpoints,
+  loadCheckpoint,
   loadTensors,
+  momentsFiles,
   resolveCheckpoint,
   runOfCheckpoint,
   saveCheckpoint,
@@ -93,12 +96,11 @@ Deno.test("saveCheckpoint() and loadTensors() take a tensor in chunks, from each
   for (const [dtype, bytes] of Object.entries(types) as [keyof typeof types, Uint8Array][]) {
     writeSafetensors(path, [{ name: "w", dtype, shape: [50], bytes: () => bytes }]);
     const t = floats(...new Array(50).fill(0));
-    loadTensors(path, [saved("w", t)], undefined, CHUNK_BYTES);
+    loadTensors(path, [saved("w", t)], CHUNK_BYTES);
     assertEquals([...readFloats(t.address, 50, "f32")], values, dtype);
     loadTensors(
       path,
       [saved("w", t, 30, 49)].map((part) => ({ ...part, address: t.address })),
-      undefined,
       CHUNK_BYTES,
     );
     assertEquals(
@@ -146,37 +148,96 @@ Deno.test("resolveCheckpoint() says that a run has no best, and that one has no 
 
 /** Ranks that live in this process. */
 function companies(world_size: number): Company[] {
-  let waiting: (() => void)[] = [];
-  return Array.from({ length: world_size }, (_, rank) => ({
-    rank,
-    barrier: () =>
-      new Promise<void>((resolve) => {
-        waiting.push(resolve);
-        if (waiting.length < world_size) return;
-        waiting.forEach((go) => go());
-        waiting = [];
-      }),
-  }));
+  let waiting: { values: number[]; go: (sums: number[]) => void }[] = [];
+  const sum = (...values: number[]) =>
+    new Promise<number[]>((go) => {
+      waiting.push({ values, go });
+      if (waiting.length < world_size) return;
+      const all = waiting, sums = values.map((_, i) => all.reduce((sum, { values }) => sum + values[i]!, 0));
+      waiting = [];
+      all.forEach(({ go }) => go(sums));
+    });
+  const barrier = () => sum().then(() => {});
+  return Array.from({ length: world_size }, (_, rank) => ({ rank, world_size, barrier, sum }));
 }
 
+/** Saves a checkpoint of several ranks, without the time of syncs. */
+async function putTogether(run: string, step: number, world_size: number): Promise<string> {
+  const saves = () =>
+    Promise.all(
+      companies(world_size).map((company) =>
+        saveCheckpoint(run, content(step, null, company.rank, world_size), 2, company, CHUNK_BYTES)
+      ),
+    );
+  return (await unsynced(saves))[0]!;
+}
+
+Deno.test("loadCheckpoint() takes any range from the files of any number of ranks, and reads no others", async () => {
+  const w = floats(...numbers(50, 0)), ranges = [[0, 101], [0, 14], [13, 44], [43, 101], [100, 101]] as const;
+  const load = async (directory: string, from: number, to: number, shape = [101]) => {
+    const m = floats(...new Array(to - from).fill(0)), tensor = { ...saved("m", moments, from, to), shape };
+    const sums = readSums(directory)!;
+    await loadCheckpoint(directory, [saved("w", w)], [{ ...tensor, address: m.address }], sums, CHUNK_BYTES);
+    return [...readFloats(m.address, to - from, "f32")];
+  };
+  for (const world_size of [1, 2, 3, 7]) {
+    const directory = await putTogether(freshPath(), 1, world_size);
+    const command = new Deno.Command("sha256sum", { args: ["-c", "SHA256SUMS"], cwd: directory });
+    const printed = new TextDecoder().decode((await command.output()).stdout);
+    assertEquals(printed.match(/: OK$/gm)?.length, 3 + world_size);
+    for (const [from, to] of ranges) {
+      assertEquals(await load(directory, from, to), numbers(101, -1).slice(from, to));
+    }
+  }
+  const directory = await putTogether(freshPath(), 1, 3), paths = momentsFiles(directory);
+  assertEquals([...readFloats(w.address, 50, "f32")], numbers(50, 1));
+  await assertRejects(
+    () => load(directory, 0, 101, [1, 101]),
+    UserError,
+    `Cannot load ${directory}: the files of its optimizer lack 101 elements of m of shape (1,101)`,
+  );
+  const bytes = Deno.readFileSync(paths[1]!);
+  Deno.writeFileSync(paths[1]!, bytes.map((byte, i) => i === bytes.length - 1 ? byte ^ 1 : byte));
+  await load(directory, 0, 33);
+  await load(directory, 67, 101);
+  const damaged = `Cannot load ${paths[1]}: its sha256 is not the one in SHA256SUMS`;
+  await assertRejects(() => load(directory, 0, 34), UserError, damaged);
+  Deno.removeSync(paths[2]!);
+  await assertRejects(() => load(directory, 0, 1), UserError, `Cannot read ${paths[2]}: `);
+});
+
+Deno.test("loadCheckpoint() finds each byte of a file that was changed", async () => {
+  const directory = await put(freshPath(), 1, null), sums = readSums(directory);
+  const w = floats(...numbers(50, 1)), m = floats(...numbers(101, 1));
+  for (const path of [`${directory}/model.safetensors`, momentsFiles(directory)[0]!]) {
+    const whole = Deno.readFileSync(path);
+    for (let at = 0; at < whole.length; at += 3) {
+      Deno.writeFileSync(path, whole.map((byte, i) => i === at ? byte ^ 1 : byte));
+      await assertRejects(
+        () => loadCheckpoint(directory, [saved("w", w)], [saved("m", m)], sums),
+        UserError,
+        `${path}: `,
+      );
+    }
+    Deno.writeFileSync(path, whole);
+  }
+});
+
 /** Steps of the checkpoints of a run, all of which are whole, that latest and best name, and that temporary ones are of. */
-function look(
+async function look(
   run: string,
-): { steps: number[]; latest: number | null; best: number | null; temporary: string[] } {
-  const steps = listCheckpoints(run).map((name) => {
+): Promise<{ steps: number[]; latest: number | null; best: number | null; temporary: string[] }> {
+  const steps: number[] = [];
+  for (const name of listCheckpoints(run)) {
     const directory = `${run}/checkpoints/${name}`, sums = readSums(directory)!;
     requireSums(directory, sums, () => true);
-    assertEquals([...sums.keys()], [
-      "config.json",
-      "model.safetensors",
-      "optimizer.safetensors",
-      "trainer_state.json",
-    ]);
-    const m = floats(...new Array(101).fill(0));
-    loadTensors(`${directory}/optimizer.safetensors`, [saved("m", m)], sums);
+    const parts = momentsFiles(directory).map((path) => basename(path));
+    assertEquals([...sums.keys()], ["config.json", "model.safetensors", ...parts, "trainer_state.json"]);
+    const m = floats(...new Array(101).fill(0)), w = floats(...new Array(50).fill(0));
+    await loadCheckpoint(directory, [saved("w", w)], [saved("m", m)], sums);
     assertEquals([...readFloats(m.address, 101, "f32")], numbers(101, -1));
-    return readTrainerState(directory).step;
-  });
+    steps.push(readTrainerState(directory).step);
+  }
   const pointer = (name: string) => {
     try {
       return Number(/^checkpoints\/step_(\d+)\n$/.exec(Deno.readTextFileSync(`${run}/${name}`))![1]);
@@ -216,14 +277,14 @@ Deno.test("saveCheckpoint() by two ranks may end at any moment, and settle() fin
   }, () => said);
   assert(changes > 200 && states.length > 200, `${changes} changes, ${states.length} states`);
   const stepsAt = new Set<number>();
-  await inEach(states, (root, { said }) => {
-    const run = `${root}/run`, before = look(run), step = before.steps.at(-1);
+  await inEach(states, async (root, { said }) => {
+    const run = `${root}/run`, before = await look(run), step = before.steps.at(-1);
     assert(
       (step ?? 0) >= said && (before.latest ?? 0) >= said,
       `${JSON.stringify(before)} after ${said} was saved`,
     );
     settle(run, step ? content(step, best[step - 1]!).state : undefined, keep);
-    const { steps, latest, best: is, temporary } = look(run);
+    const { steps, latest, best: is, temporary } = await look(run);
     assertEquals({ latest, is }, { latest: step ?? null, is: step ? best[step - 1]! : null });
     assertEquals(temporary, []);
     assertEquals(steps.at(-1), step);
@@ -234,7 +295,7 @@ Deno.test("saveCheckpoint() by two ranks may end at any moment, and settle() fin
     stepsAt.add(step ?? 0);
   });
   assertEquals([...stepsAt].sort(), [0, 1, 2, 3, 4, 5, 6]);
-  assertEquals(look(run), { steps: [4, 5, 6], latest: 6, best: 4, temporary: [] });
+  assertEquals(await look(run), { steps: [4, 5, 6], latest: 6, best: 4, temporary: [] });
 });
 
 Deno.test("saveCheckpoint() says what the system refuses at any moment, and leaves the earlier ones whole", async () => {
@@ -244,7 +305,7 @@ Deno.test("saveCheckpoint() says what the system refuses at any moment, and leav
       for (const step of [1, 2]) await put(run, step, 1);
       const result = await failing(number, error, () => save(run, 3, 1));
       reached = result.reached;
-      const { steps, latest, best } = look(run);
+      const { steps, latest, best } = await look(run);
       assert(steps.includes(1) && (steps.includes(2) || steps.includes(3)), `${steps}`);
       assert(latest !== null && latest >= 2 && best === 1, `latest ${latest}, best ${best}`);
       if (result.failed) {
@@ -254,7 +315,7 @@ Deno.test("saveCheckpoint() says what the system refuses at any moment, and leav
       const newest = listCheckpoints(run).at(-1)!;
       settle(run, readTrainerState(`${run}/checkpoints/${newest}`), 2);
       if (newest !== "step_000003") await put(run, 3, 1);
-      assertEquals(look(run), { steps: [1, 2, 3], latest: 3, best: 1, temporary: [] });
+      assertEquals(await look(run), { steps: [1, 2, 3], latest: 3, best: 1, temporary: [] });
       Deno.removeSync(run, { recursive: true });
     }
   }

@@ -4,6 +4,7 @@
 // then the bytes of all tensors, one after the other, little-endian, row-major. The header maps every name to
 // { dtype, shape, data_offsets: [begin, end] }, counted from the end of the header, and "__metadata__" to strings.
 
+import { createHash } from "node:crypto";
 import { basename, dirname } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isObject } from "../base/json.ts";
@@ -16,15 +17,11 @@ const MAX_HEADER_BYTES = 100_000_000; // the limit of the reference implementati
 /** The element types that loam reads and writes. */
 export type Dtype = "F32" | "BF16" | "F16" | "I32";
 
-/**
- * A tensor to write, or the elements [from, to) of it where another process writes the others. bytes() is called once, in its
- * turn, so that one staging buffer can serve all tensors.
- */
+/** A tensor to write. bytes() is called once, in its turn, so that one staging buffer can serve all tensors. */
 export type Entry = {
   name: string;
   dtype: Dtype;
   shape: readonly number[];
-  range?: { from: number; to: number };
   bytes: () => Uint8Array | Iterable<Uint8Array>;
 };
 
@@ -45,55 +42,33 @@ export type SafetensorsFile = {
 };
 
 /**
- * Writes tensors in the given order, and returns when they are on the disk. Memory: one tensor, or one chunk of it.
- * Throws UserError where the file cannot be written, for example because the disk is full.
+ * Writes tensors in the given order, and returns when they are on the disk: the sha256 of the file, summed up while it is
+ * written. Memory: one tensor, or one chunk of it. Throws UserError where the file cannot be written, for example because the
+ * disk is full.
  */
 export function writeSafetensors(
   path: string,
   entries: Entry[],
   metadata: Record<string, string> = {},
-): void {
-  createSafetensors(path, entries, metadata);
-  fillSafetensors(path, entries, metadata);
-}
-
-/** Makes a file with its header and its full size, whose tensors fillSafetensors() writes. */
-export function createSafetensors(
-  path: string,
-  entries: Entry[],
-  metadata: Record<string, string> = {},
-): void {
-  const header = encodeHeader(entries, metadata);
+): string {
+  const hash = createHash("sha256"), header = encodeHeader(entries, metadata);
   using file = new OutFile(path, "create");
-  file.write(header);
-  file.truncate(entries.reduce((end, entry) => end + byteLength(entry), header.length));
-}
-
-/**
- * Writes the entries, of those that have a range only that, into a file made by createSafetensors() with the same entries and
- * metadata, and returns when they are on the disk. Several processes may do so at a time.
- */
-export function fillSafetensors(
-  path: string,
-  entries: Entry[],
-  metadata: Record<string, string> = {},
-): void {
-  let start = encodeHeader(entries, metadata).length;
-  using file = new OutFile(path, "change");
+  const write = (bytes: Uint8Array) => {
+    file.write(bytes);
+    hash.update(bytes);
+  };
+  write(header);
   for (const entry of entries) {
-    const { from, to } = entry.range ?? { from: 0, to: elements(entry) };
-    const element = BYTES_PER_ELEMENT[entry.dtype], bytes = entry.bytes();
-    const chunks = bytes instanceof Uint8Array ? [bytes] : bytes;
-    let missing = (to - from) * element;
-    file.seek(start + from * element);
+    const bytes = entry.bytes(), chunks = bytes instanceof Uint8Array ? [bytes] : bytes;
+    let missing = byteLength(entry);
     for (const chunk of chunks) {
-      file.write(chunk);
+      write(chunk);
       missing -= chunk.length;
     }
     if (missing !== 0) throw new Error(`internal: ${entry.name} is ${missing} bytes short of its shape`);
-    start += byteLength(entry);
   }
   file.sync();
+  return hash.digest("hex");
 }
 
 /**

@@ -1,6 +1,8 @@
 // SHA256SUMS, the checksums of all files of a checkpoint, which is written last. `sha256sum -c SHA256SUMS` reads it too.
+import { basename } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isFile, sha256OfFile, writeSynced } from "../base/files.ts";
+import { sha256OfFiles } from "../base/sha256.ts";
 
 /** Its name. */
 export const SUMS = "SHA256SUMS";
@@ -11,10 +13,9 @@ export const KERNELS = "kernels.json";
 /** Sha256 by file name. */
 export type Sums = Map<string, string>;
 
-/** Writes the checksums of the files that a directory holds. */
-export function writeSums(directory: string): void {
-  const names = Array.from(Deno.readDirSync(directory), ({ name }) => name).sort();
-  const lines = names.map((name) => `${sha256OfFile(`${directory}/${name}`)}  ${name}\n`);
+/** Writes the checksums of the files of a directory, which their writers know. */
+export function writeSums(directory: string, sums: Sums): void {
+  const lines = [...sums].sort(([a], [b]) => a < b ? -1 : 1).map(([name, sha256]) => `${sha256}  ${name}\n`);
   writeSynced(`${directory}/${SUMS}`, lines.join(""));
 }
 
@@ -67,8 +68,21 @@ export function requireSum(path: string, sha256: string | undefined): void {
   if (!isFile(path)) {
     throw new UserError(`Cannot read ${path}: there is no such file; use another checkpoint`);
   }
-  if (sha256OfFile(path) === sha256) return;
-  throw new UserError(
+  if (sha256OfFile(path) !== sha256) throw damaged(path);
+}
+
+/**
+ * requireSum() of several files that are there, with several at a time where they are large. Does nothing without sums.
+ */
+export async function requireSumsOf(paths: string[], sums: Sums | undefined): Promise<void> {
+  if (!sums) return;
+  for (const [i, sha256] of (await sha256OfFiles(paths)).entries()) {
+    if (sha256 !== sums.get(basename(paths[i]!))) throw damaged(paths[i]!);
+  }
+}
+
+function damaged(path: string): UserError {
+  return new UserError(
     `Cannot load ${path}: its sha256 is not the one in ${SUMS}, the file is damaged; use another checkpoint`,
   );
 }

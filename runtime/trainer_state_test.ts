@@ -1,5 +1,6 @@
 import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
+import { sha256OfFile } from "../base/files.ts";
 import { readSums, SUMS, writeSums } from "./sums.ts";
 import { readTrainerState } from "./trainer_state.ts";
 
@@ -27,7 +28,10 @@ function checkpointOf(state: unknown): { dir: string } & Disposable {
   const text = typeof state === "string" ? state : JSON.stringify(state);
   Deno.writeTextFileSync(`${dir}/config.json`, "{}\n");
   Deno.writeTextFileSync(`${dir}/trainer_state.json`, text);
-  writeSums(dir);
+  writeSums(
+    dir,
+    new Map(["trainer_state.json", "config.json"].map((name) => [name, sha256OfFile(`${dir}/${name}`)])),
+  );
   return { dir, [Symbol.dispose]: () => Deno.removeSync(parent, { recursive: true }) };
 }
 

@@ -71,10 +71,12 @@ async function failing(job: Job, exitCode = 1): Promise<string[]> {
 const data = await (hasMpirun ? dataset({ words: 3000 }) : "");
 const FLAGS = [`--data_dir=${data}`, ...SMALL, "--gradient_accumulation_steps=4", "--eval_batches=3"];
 const numbers = (run: string) => metrics(run).map((m) => [m.step, m.loss, m.grad_norm, m.val_loss]);
-const state = (run: string, step: number) =>
-  ["model.safetensors", "optimizer.safetensors"].map((file) =>
-    Deno.readFileSync(`${run}/checkpoints/step_${String(step).padStart(6, "0")}/${file}`)
-  );
+const state = (run: string, step: number) => {
+  const directory = `${run}/checkpoints/step_${String(step).padStart(6, "0")}`;
+  const files = list(directory).filter((file) => file.endsWith(".safetensors"));
+  assertEquals(files.map((file) => file.split("-")[0]), ["model.safetensors", "optimizer", "optimizer"]);
+  return files.map((file) => Deno.readFileSync(`${directory}/${file}`));
+};
 
 /** The pids of a job's ranks, from the files that they keep. */
 function pids(run: string): number[] {

@@ -284,7 +284,7 @@ for (const [i, name] of EXAMPLES.entries()) {
     const before = new Trained(llama), out_dir = freshPath();
     assertEquals([0, 1].map((step) => before.step(step)), losses.slice(0, 2));
     const checkpoint = await before.save(out_dir, 2), after = new Trained(llama);
-    resumeFrom(checkpoint, TINY, after.optimizer);
+    await resumeFrom(checkpoint, TINY, after.optimizer);
     assertEquals([2, 3].map((step) => after.step(step)), losses.slice(2));
     assertEquals(after.values(), whole.values());
     const [all, cached] = after.logits();

@@ -149,7 +149,8 @@ Deno.test("two ranks of the emulated GPU go on bit by bit from their shares of t
   await train(["1", "1"], ...flags, "--max_iters=2", `--out_dir=${resumed}`);
   await train(["3", "2"], `--resume=${resumed}`, "--max_iters=4");
   compare(resumed, two, 0);
-  for (const file of ["model.safetensors", "optimizer.safetensors"]) {
+  const parts = [1, 2].map((rank) => `optimizer-0000${rank}-of-00002.safetensors`);
+  for (const file of ["model.safetensors", ...parts]) {
     const [a, b] = [resumed, two].map((run) => Deno.readFileSync(`${run}/checkpoints/step_000004/${file}`));
     assertEquals(a, b, file);
   }
