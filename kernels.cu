@@ -31,7 +31,7 @@
 #ifndef LOAM_EMU
 #define LOAM_LIBRARY "cuda"
 #define DEVICE static __device__ __forceinline__
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(256) unsigned char name[]
 #define LAUNCH_KERNEL(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 
 DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
@@ -64,17 +64,17 @@ template <int PENDING> DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-/// Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
-DEVICE void ldmatrix(uint32_t* r, const void* row) {
+/// Four 8x8 matrices; lane l gives the shared_address() of row l % 8 of matrix l / 8.
+DEVICE void ldmatrix(uint32_t* r, unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
-DEVICE void ldmatrix_transposed(uint32_t* r, const void* row) {
+DEVICE void ldmatrix_transposed(uint32_t* r, unsigned row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
@@ -973,6 +973,9 @@ int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_
 
 constexpr int ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP;
 
+/// Whether two blocks fit on an SM of every card: sm_86, sm_89 and sm_120 have 100 KB, of which each block takes one.
+constexpr bool two_blocks_fit(size_t shared) { return 2 * (shared + 1024) <= 100 * 1024; }
+
 /// Where chunk `chunk` of row `row` lies in a tile, in elements.
 template <int D> DEVICE int swizzle(int row, int chunk) {
   if (D == 32) return row * D + (chunk ^ (row / 2 & 3)) * 8;  // two rows share the 128 bytes of all banks
@@ -996,18 +999,26 @@ template <int ROWS> DEVICE void load_column(float* to, const float* from, int va
   if (threadIdx.x < ROWS) cp_async4(to + threadIdx.x, from + threadIdx.x, (int)threadIdx.x < valid);
 }
 
-/// An A operand: rows row0 to row0 + 15 and columns 16 k to 16 k + 15 of a tile.
-template <int D> DEVICE void load_a(uint32_t* a, const act* tile, int row0, int k) {
-  ldmatrix(a, tile + swizzle<D>(row0 + lane_id() % 16, 2 * k + lane_id() / 16));
+/// Where a lane points ldmatrix to, from the beginning of a tile on, in bytes: for an A operand, rows 0 to 15 and columns
+/// 0 to 15, and for the same of tile^T.
+template <int D> DEVICE unsigned lane_of_rows() { return swizzle<D>(lane_id() % 16, lane_id() / 16) * sizeof(act); }
+template <int D> DEVICE unsigned lane_of_columns() {
+  return swizzle<D>(lane_id() / 16 * 8 + lane_id() % 8, lane_id() / 8 % 2) * sizeof(act);
+}
+/// The address of the same n * 16 rows and k * 16 columns further. The swizzle is an exclusive or, and tiles begin at
+/// multiples of 256 bytes, so this is another.
+template <int D> DEVICE unsigned further(unsigned address, int n, int k) {
+  return (address ^ k * 16 * (unsigned)sizeof(act)) + n * 16 * D * (unsigned)sizeof(act);
 }
 
-/// One step of A tile^T: c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f; tile (N, D).
+/// One step of A tile^T: c[f] (16, N) += a[f] (16, 16) tile[:, 16 k to 16 k + 15]^T for M fragments f; tile (N, D), of
+/// which `columns` is this lane's address for tile^T.
 template <int D, int N, int M>
-DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], const act* tile, int k) {
+DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], unsigned columns, int k) {
 #pragma unroll
   for (int n = 0; n < N / 16; n++) {
     uint32_t b[4];
-    ldmatrix(b, tile + swizzle<D>(n * 16 + lane_id() / 16 * 8 + lane_id() % 8, 2 * k + lane_id() / 8 % 2));
+    ldmatrix(b, further<D>(columns, n, k));
 #pragma unroll
     for (int f = 0; f < M; f++) {
       mma_bf16(c[f][2 * n], a[f], b);
@@ -1016,8 +1027,9 @@ DEVICE void multiply_transposed(float (*c)[N / 8][4], const uint32_t (*a)[4], co
   }
 }
 
-/// c[f] (16, D) += p[f] (16, N) tile for M fragments f; p is rounded to bfloat16 on the way; tile (N, D).
-template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const float (*p)[N / 8][4], const act* tile) {
+/// c[f] (16, D) += p[f] (16, N) tile for M fragments f; p is rounded to bfloat16 on the way; tile (N, D), of which
+/// `rows` is this lane's address.
+template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const float (*p)[N / 8][4], unsigned rows) {
 #pragma unroll
   for (int k = 0; k < N / 16; k++) {
     uint32_t a[M][4];
@@ -1029,7 +1041,7 @@ template <int D, int N, int M> DEVICE void multiply(float (*c)[D / 8][4], const 
 #pragma unroll
     for (int n = 0; n < D / 16; n++) {
       uint32_t b[4];
-      ldmatrix_transposed(b, tile + swizzle<D>(k * 16 + lane_id() / 8 % 2 * 8 + lane_id() % 8, 2 * n + lane_id() / 16));
+      ldmatrix_transposed(b, further<D>(rows, k, n));
 #pragma unroll
       for (int f = 0; f < M; f++) {
         mma_bf16(c[f][2 * n], a[f], b);
@@ -1075,8 +1087,9 @@ DEVICE Heads heads_of(const act* qkv, int b, int h, int k, int T, int H, int K, 
 template <int D> struct ForwardShape {
   static constexpr int M = D <= 64 ? 2 : 1;                 // fragments of 16 query rows per warp
   static constexpr int QUERIES = 16 * M * ATTENTION_WARPS;  // rows of a block
-  static constexpr int KEYS = 64;                           // rows of a streamed tile
+  static constexpr int KEYS = D <= 64 ? 64 : 48;            // rows of a streamed tile
   static constexpr size_t SHARED = 2 * 2 * KEYS * D * sizeof(act);
+  static_assert(two_blocks_fit(SHARED), "one warp for each scheduler leaves the tensor cores idle during softmax");
   static_assert(QUERIES <= 2 * KEYS, "the queries pass through one stage");
 };
 
@@ -1106,11 +1119,13 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   cp_async_wait<1>();
   __syncthreads();
   uint32_t q[D / 16][M][4];
+  unsigned own_rows = further<D>(shared_address(queries) + lane_of_rows<D>(), warp_id() * M, 0);
 #pragma unroll
   for (int k = 0; k < D / 16; k++)
 #pragma unroll
-    for (int f = 0; f < M; f++) load_a<D>(q[k][f], queries, warp_id() * 16 * M + f * 16, k);
+    for (int f = 0; f < M; f++) ldmatrix(q[k][f], further<D>(own_rows, f, k));
 
+  unsigned rows = lane_of_rows<D>(), columns = lane_of_columns<D>();
   float o[M][D / 8][4] = {}, maximum[M][2], sum[M][2] = {};
 #pragma unroll
   for (int f = 0; f < M; f++) maximum[f][0] = maximum[f][1] = -INFINITY;
@@ -1123,11 +1138,11 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     cp_async_commit();
     int key0 = tile * KEYS;
     if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
-    const act *keys = stages + tile % 2 * 2 * KEYS * D, *values = keys + KEYS * D;
+    unsigned keys = shared_address(stages + tile % 2 * 2 * KEYS * D);
 
     float s[M][KEYS / 8][4] = {};
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) multiply_transposed<D, KEYS, M>(s, q[k], keys, k);
+    for (int k = 0; k < D / 16; k++) multiply_transposed<D, KEYS, M>(s, q[k], keys + columns, k);
     if (key0 + KEYS - 1 > warp0) {  // the diagonal passes through this tile
 #pragma unroll
       for (int f = 0; f < M; f++)
@@ -1160,7 +1175,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
             sum[f][r] += s[f][n][e];
           }
       }
-    multiply<D, KEYS, M>(o, s, values);
+    multiply<D, KEYS, M>(o, s, keys + KEYS * D * (unsigned)sizeof(act) + rows);
   }
   cp_async_wait<0>();
 
@@ -1178,50 +1193,53 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   }
 }
 
-/// Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. The own
-/// operands stay in registers where there is room (IN_REGISTERS), else in shared memory.
+/// Sizes of a backward kernel. OWN rows belong to a block, 16 M to a warp; tiles of STREAM rows pass by. Of the two own
+/// operands, the first and, where there is room, the second are KEPT in registers; the other stays in shared memory.
 template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
-  static constexpr int M = FRAGMENTS, OWN = 16 * M * ATTENTION_WARPS, STREAM = ROWS;
-  static constexpr bool IN_REGISTERS = D <= 64;
-  static constexpr size_t OWN_BYTES = 2 * OWN * D * sizeof(act), STAGE_BYTES = 2 * STREAM * D * sizeof(act);
-  static constexpr bool SHARE = IN_REGISTERS && OWN_BYTES <= STAGE_BYTES;  // own rows pass through the second stage
-  static constexpr size_t STAGES_AT = SHARE ? 0 : OWN_BYTES, OWN_AT = SHARE ? STAGE_BYTES : 0;
+  static constexpr int M = FRAGMENTS, OWN = 16 * M * ATTENTION_WARPS, STREAM = ROWS, KEPT = D <= 64 ? 2 : 1;
+  static constexpr size_t OWN_BYTES = OWN * D * sizeof(act), STAGE_BYTES = 2 * STREAM * D * sizeof(act);
+  static constexpr bool SHARE = KEPT * OWN_BYTES <= STAGE_BYTES;  // what is kept passes through the second stage
+  static constexpr size_t STAGES_AT = SHARE ? (2 - KEPT) * OWN_BYTES : 2 * OWN_BYTES;
+  static constexpr size_t FIRST_AT = SHARE ? STAGES_AT + STAGE_BYTES : 0;
+  static constexpr size_t SECOND_AT = KEPT == 2 ? FIRST_AT + OWN_BYTES : 0;
   static constexpr size_t COLUMNS_AT = STAGES_AT + 2 * STAGE_BYTES,
                           COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse, delta
   static constexpr size_t SHARED = COLUMNS_AT + 2 * COLUMN_BYTES;
+  static_assert(SHARE || KEPT == 2, "the first operand needs a place to pass through");
+  static_assert(two_blocks_fit(SHARED), "one warp for each scheduler leaves the tensor cores idle between products");
 };
 template <int D> using QueryShape = BackwardShape<D, D <= 64 ? 2 : 1, 32>;  // dQ
 template <int D> using KeyShape = BackwardShape<D, 1, D <= 64 ? 64 : 32>;   // dK and dV
 
 /// One of the two operands (OWN, D) that a block owns.
-template <int D, class Shape> struct OwnRows {
-  static constexpr int M = Shape::M, STEPS = Shape::IN_REGISTERS ? D / 16 : 1;
-  uint32_t fragments[STEPS][M][4];
-  const act* tile;
+template <int D, class Shape, bool KEPT> struct OwnRows {
+  static constexpr int M = Shape::M;
+  uint32_t fragments[KEPT ? D / 16 : 1][M][4];
+  unsigned address;  // this lane's in the rows of this warp
 
   DEVICE void load_step(OwnRows& rows, int step, int k) {
 #pragma unroll
-    for (int f = 0; f < M; f++) load_a<D>(rows.fragments[step][f], rows.tile, (warp_id() * M + f) * 16, k);
+    for (int f = 0; f < M; f++) ldmatrix(rows.fragments[step][f], further<D>(rows.address, f, k));
   }
 
-  DEVICE void keep(OwnRows& rows, const act* tile) {
-    rows.tile = tile;
-    if (Shape::IN_REGISTERS)
+  DEVICE void begin(OwnRows& rows, const void* tile) {
+    rows.address = further<D>(shared_address(tile) + lane_of_rows<D>(), warp_id() * M, 0);
+    if (KEPT)
 #pragma unroll
-      for (int k = 0; k < STEPS; k++) load_step(rows, k, k);
+      for (int k = 0; k < D / 16; k++) load_step(rows, k, k);
   }
 
-  /// c[f] (16, STREAM) += own rows (16, D) of fragment f times other^T; other (STREAM, D)
-  DEVICE void multiply_by(float (*c)[Shape::STREAM / 8][4], OwnRows& rows, const act* other) {
+  /// c[f] (16, STREAM) += own rows (16, D) of fragment f times other^T; other (STREAM, D), of which `columns` is this
+  /// lane's address for other^T
+  DEVICE void multiply_by(float (*c)[Shape::STREAM / 8][4], OwnRows& rows, unsigned columns) {
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
-      int step = Shape::IN_REGISTERS ? k : 0;
-      if (!Shape::IN_REGISTERS) load_step(rows, 0, k);
-      multiply_transposed<D, Shape::STREAM, M>(c, rows.fragments[step], other, k);
+      int step = KEPT ? k : 0;
+      if (!KEPT) load_step(rows, 0, k);
+      multiply_transposed<D, Shape::STREAM, M>(c, rows.fragments[step], columns, k);
     }
   }
 };
-
 /// dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
 /// dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its
 /// rows.
@@ -1230,10 +1248,12 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
                         int T, int H, int K, float scale) {
   using Shape = QueryShape<D>;
-  using Own = OwnRows<D, Shape>;
+  using First = OwnRows<D, Shape, true>;
+  using Second = OwnRows<D, Shape, Shape::KEPT == 2>;
   constexpr int M = Shape::M, OWN = Shape::OWN, KEYS = Shape::STREAM;
   DYNAMIC_SHARED(raw);
-  act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
+  act *stages = (act*)(raw + Shape::STAGES_AT), *first = (act*)(raw + Shape::FIRST_AT),
+      *second = (act*)(raw + Shape::SECOND_AT);
   int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * OWN, warp0 = block0 + warp_id() * 16 * M;
   Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
   int out_stride = H * D;
@@ -1245,8 +1265,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     load_tile<D, KEYS>(stage + KEYS * D, k + at.k_to_v, at.stride, T - tile * KEYS);
   };
 
-  load_tile<D, OWN>(own, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
-  load_tile<D, OWN>(own + OWN * D, dout + out_at + (size_t)block0 * out_stride, out_stride, T - block0);
+  load_tile<D, OWN>(first, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(second, dout + out_at + (size_t)block0 * out_stride, out_stride, T - block0);
   cp_async_commit();
   fetch(0);
   cp_async_commit();
@@ -1277,9 +1297,11 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 
   cp_async_wait<1>();
   __syncthreads();
-  Own q, d_o;
-  Own::keep(q, own);
-  Own::keep(d_o, own + OWN * D);
+  First q;
+  Second d_o;
+  First::begin(q, first);
+  Second::begin(d_o, second);
+  unsigned rows = lane_of_rows<D>(), columns = lane_of_columns<D>();
   float dq[M][D / 8][4] = {}, log2_scale = scale * LOG2E;
   int last_query = min(block0 + OWN, T) - 1, tiles = last_query / KEYS + 1;
   for (int tile = 0; tile < tiles; tile++) {
@@ -1289,10 +1311,10 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     cp_async_commit();
     int key0 = tile * KEYS;
     if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
-    const act *keys = stages + tile % 2 * 2 * KEYS * D, *values = keys + KEYS * D;
+    unsigned keys = shared_address(stages + tile % 2 * 2 * KEYS * D);
     float s[M][KEYS / 8][4] = {}, dp[M][KEYS / 8][4] = {};
-    Own::multiply_by(s, q, keys);
-    Own::multiply_by(dp, d_o, values);
+    First::multiply_by(s, q, keys + columns);
+    Second::multiply_by(dp, d_o, keys + KEYS * D * (unsigned)sizeof(act) + columns);
     bool diagonal = key0 + KEYS - 1 > warp0;
 #pragma unroll
     for (int f = 0; f < M; f++)
@@ -1314,7 +1336,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
             if (key > query) s[f][n][e] = 0;
           }
     }
-    multiply<D, KEYS, M>(dq, s, keys);  // dQ += dS K; the scale comes at the end, once
+    multiply<D, KEYS, M>(dq, s, keys + rows);  // dQ += dS K; the scale comes at the end, once
   }
   cp_async_wait<0>();
 #pragma unroll
@@ -1332,38 +1354,43 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H,
                          int K, float scale) {
   using Shape = KeyShape<D>;
-  using Own = OwnRows<D, Shape>;
+  using First = OwnRows<D, Shape, true>;
+  using Second = OwnRows<D, Shape, Shape::KEPT == 2>;
   constexpr int OWN = Shape::OWN, QUERIES = Shape::STREAM;
   DYNAMIC_SHARED(raw);
-  act *stages = (act*)(raw + Shape::STAGES_AT), *own = (act*)(raw + Shape::OWN_AT);
+  act *stages = (act*)(raw + Shape::STAGES_AT), *first = (act*)(raw + Shape::FIRST_AT),
+      *second = (act*)(raw + Shape::SECOND_AT);
   float* columns = (float*)(raw + Shape::COLUMNS_AT);
   int k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * OWN, warp0 = block0 + warp_id() * 16;
   int group = H / K, first_tile = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first_tile,
       steps = group * tiles;
   Heads at = heads_of(qkv, b, k * group, k, T, H, K, D);
+  dout += ((size_t)b * T * H + k * group) * D;  // t = 0 of the group
+  lse += ((size_t)b * H + k * group) * T, delta += ((size_t)b * H + k * group) * T;
   int next_h = 0, next_tile = 0;  // of the next step to fetch
   auto fetch = [&](int step) {
     int h = next_h, query0 = (first_tile + next_tile) * QUERIES, valid = T - query0;
     if (++next_tile == tiles) next_tile = 0, next_h++;
     act* stage = stages + step % 2 * 2 * QUERIES * D;
     float* column = columns + step % 2 * 2 * QUERIES;
-    size_t stat = ((size_t)b * H + k * group + h) * T + query0;
     load_tile<D, QUERIES>(stage, at.q + h * D + (size_t)query0 * at.stride, at.stride, valid);
-    load_tile<D, QUERIES>(stage + QUERIES * D, dout + (((size_t)b * T + query0) * H + k * group + h) * D, H * D, valid);
-    load_column<QUERIES>(column, lse + stat, valid);
-    load_column<QUERIES>(column + QUERIES, delta + stat, valid);
+    load_tile<D, QUERIES>(stage + QUERIES * D, dout + h * D + (size_t)query0 * H * D, H * D, valid);
+    load_column<QUERIES>(column, lse + h * T + query0, valid);
+    load_column<QUERIES>(column + QUERIES, delta + h * T + query0, valid);
   };
 
-  load_tile<D, OWN>(own, at.k + (size_t)block0 * at.stride, at.stride, T - block0);
-  load_tile<D, OWN>(own + OWN * D, at.k + at.k_to_v + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(first, at.k + (size_t)block0 * at.stride, at.stride, T - block0);
+  load_tile<D, OWN>(second, at.k + at.k_to_v + (size_t)block0 * at.stride, at.stride, T - block0);
   cp_async_commit();
   fetch(0);
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
-  Own keys, values;
-  Own::keep(keys, own);
-  Own::keep(values, own + OWN * D);
+  First keys;
+  Second values;
+  First::begin(keys, first);
+  Second::begin(values, second);
+  unsigned rows = lane_of_rows<D>(), lane_columns = lane_of_columns<D>();
   float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {}, log2_scale = scale * LOG2E;
   int tile = 0;  // of this step
   for (int step = 0; step < steps; step++) {
@@ -1374,11 +1401,11 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     int query0 = (first_tile + tile) * QUERIES;
     if (++tile == tiles) tile = 0;
     if (query0 + QUERIES - 1 < warp0) continue;  // these queries are all older than this warp's keys
-    const act *queries = stages + step % 2 * 2 * QUERIES * D, *d_o = queries + QUERIES * D;
+    unsigned queries = shared_address(stages + step % 2 * 2 * QUERIES * D), d_o = queries + QUERIES * D * (unsigned)sizeof(act);
     const float* column = columns + step % 2 * 2 * QUERIES;
     float s[1][QUERIES / 8][4] = {}, dp[1][QUERIES / 8][4] = {};
-    Own::multiply_by(s, keys, queries);
-    Own::multiply_by(dp, values, d_o);
+    First::multiply_by(s, keys, queries + lane_columns);
+    Second::multiply_by(dp, values, d_o + lane_columns);
     bool diagonal = query0 < warp0 + 15;
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n++) {
@@ -1399,8 +1426,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
           if (query0 + n * 8 + 2 * (lane_id() % 4) + e % 2 < warp0 + lane_id() / 4 + e / 2 * 8)
             s[0][n][e] = dp[0][n][e] = 0;
     }
-    multiply<D, QUERIES, 1>(dv, s, d_o);       // dV += P^T dO
-    multiply<D, QUERIES, 1>(dk, dp, queries);  // dK += dS^T Q
+    multiply<D, QUERIES, 1>(dv, s, d_o + rows);       // dV += P^T dO
+    multiply<D, QUERIES, 1>(dk, dp, queries + rows);  // dK += dS^T Q
   }
   cp_async_wait<0>();
   act* to = dqkv + ((size_t)b * T + warp0) * at.stride;

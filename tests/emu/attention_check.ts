@@ -1,8 +1,8 @@
-// Runs attention of one library on one shape and compares it with float64.
+// Runs attention of one library with each size of heads and compares it with float64.
 // deno run --allow-ffi --allow-read --allow-env tests/emu/attention_check.ts build/libloam_emu.so
 // Exit code 0: right, and no bank conflicts. Used by mutants.ts, one process for each planted fault.
 
-const B = 1, T = 193, H = 4, K = 2, D = 64; // three tiles of 64 and a row; two query heads for each key head
+const B = 1, T = 193, H = 4, K = 2; // three tiles of 64 or four of 48, and a row; two query heads for each key head
 const heads = H + 2 * K;
 
 const library = Deno.dlopen(Deno.args[0]!, {
@@ -68,7 +68,11 @@ function random(n: number): Uint16Array<ArrayBuffer> {
 }
 
 /** out (T, H, D) and dqkv (T, heads, D) in float64, the plain way. */
-function reference(qkv: Float64Array, dout: Float64Array): { out: Float64Array; dqkv: Float64Array } {
+function reference(
+  D: number,
+  qkv: Float64Array,
+  dout: Float64Array,
+): { out: Float64Array; dqkv: Float64Array } {
   const out = new Float64Array(T * H * D), dqkv = new Float64Array(T * heads * D), scale = 1 / Math.sqrt(D);
   const dot = (a: Float64Array, i: number, b: Float64Array, j: number) => {
     let sum = 0;
@@ -113,17 +117,22 @@ function compare(name: string, address: bigint, want: Float64Array): void {
   if (!(relative < 2 ** -7)) stop(`${name}: relative error ${relative}`); // NaN stops, too
 }
 
+/** Compares what the kernels for heads of D write with float64. */
+function compareAttention(D: number): void {
+  const qkv = random(B * T * heads * D), dout = random(B * T * H * D);
+  const want = reference(D, Float64Array.from(qkv, fromBf16), Float64Array.from(dout, fromBf16));
+  const qkv_at = upload(qkv), dout_at = upload(dout);
+  const out_at = unwritten(new Uint16Array(B * T * H * D)),
+    dqkv_at = unwritten(new Uint16Array(B * T * heads * D));
+  const lse_at = unwritten(new Float32Array(B * H * T)), delta_at = unwritten(new Float32Array(B * H * T));
+  check(library.attention_forward(out_at, lse_at, qkv_at, B, T, H, K, D));
+  compare(`attention_forward, D=${D}`, out_at, want.out);
+  check(library.attention_backward(dqkv_at, delta_at, dout_at, out_at, lse_at, qkv_at, B, T, H, K, D));
+  compare(`attention_backward, D=${D}`, dqkv_at, want.dqkv);
+}
+
 check(library.device_open(0, 0, 0, new Uint8Array(1), new Uint8Array(1)));
-const qkv = random(B * T * heads * D), dout = random(B * T * H * D);
-const want = reference(Float64Array.from(qkv, fromBf16), Float64Array.from(dout, fromBf16));
-const qkv_at = upload(qkv), dout_at = upload(dout);
-const out_at = unwritten(new Uint16Array(B * T * H * D)),
-  dqkv_at = unwritten(new Uint16Array(B * T * heads * D));
-const lse_at = unwritten(new Float32Array(B * H * T)), delta_at = unwritten(new Float32Array(B * H * T));
-check(library.attention_forward(out_at, lse_at, qkv_at, B, T, H, K, D));
-compare("attention_forward", out_at, want.out);
-check(library.attention_backward(dqkv_at, delta_at, dout_at, out_at, lse_at, qkv_at, B, T, H, K, D));
-compare("attention_backward", dqkv_at, want.dqkv);
+for (const D of [32, 64, 128]) compareAttention(D);
 const info = JSON.parse(text((buffer) => library.device_info(buffer, buffer.length)));
 if (info.bank_conflicts !== 0) stop(`${info.bank_conflicts} bank conflicts`);
 console.log(`right, no bank conflicts, seed ${info.seed}`);

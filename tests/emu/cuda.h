@@ -92,7 +92,6 @@ inline int threads_at_mbarriers() {
 }  // namespace emu
 
 typedef uint64_t mbarrier;
-inline unsigned shared_address(const void* p) { return (unsigned)((const char*)p - (const char*)emu::dynamic_shared); }
 inline void mbarrier_init(mbarrier* b, int arrivals) {
   if ((uintptr_t)b % 8 || !emu::in_shared(b, 8)) EMU_FAIL("mbarrier outside of shared memory or not aligned to 8 bytes");
   emu::mbarriers[b] = {arrivals, arrivals, 0, 0, emu::current, emu::current->barriers, false, {}, {}};

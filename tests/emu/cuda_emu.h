@@ -442,6 +442,9 @@ template <int PENDING> void cp_async_wait() {
   for (size_t& end : t.groups) end -= done;
 }
 
+/// Of an address of the state space "shared", which kernels.cu gives to PTX.
+inline unsigned shared_address(const void* p) { return (unsigned)((const char*)p - (const char*)emu::dynamic_shared); }
+
 struct EmuMatrixLoad {
   uint32_t* registers;
   const char* row;
@@ -470,12 +473,12 @@ template <bool TRANSPOSED> void emu_ldmatrix(void** lanes) {
     }
   }
 }
-inline void ldmatrix(uint32_t* r, const void* row) {
-  EmuMatrixLoad mine{r, (const char*)row};
+inline void ldmatrix(uint32_t* r, unsigned row) {
+  EmuMatrixLoad mine{r, (const char*)emu::dynamic_shared + row};
   emu::collective("ldmatrix", &mine, emu_ldmatrix<false>);
 }
-inline void ldmatrix_transposed(uint32_t* r, const void* row) {
-  EmuMatrixLoad mine{r, (const char*)row};
+inline void ldmatrix_transposed(uint32_t* r, unsigned row) {
+  EmuMatrixLoad mine{r, (const char*)emu::dynamic_shared + row};
   emu::collective("ldmatrix.trans", &mine, emu_ldmatrix<true>);
 }
 
