@@ -2196,8 +2196,9 @@ int logsumexp_backward(act* dx, const act* dout, const float* lse, const act* x,
 
 constexpr int CROSS_ENTROPY_THREADS = 512;
 
-/// One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. exp2 of
-/// a scaled difference, as __expf spends a tenth of the instructions here on results below 2^-126.
+/// One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. All is
+/// in powers of 2, e^x = 2^(x LOG2E), so that an element takes one multiply-add before its exp2; columns behind V and the
+/// target are looked for once in VEC elements.
 template <int VEC>
 static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
     cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int V_stride, float grad_scale,
@@ -2210,34 +2211,39 @@ static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
   }
   float maximum = -INFINITY, sum = 0;  // of exp(logit - maximum) over this thread's logits
   for (int c = threadIdx.x * VEC; c < V; c += CROSS_ENTROPY_THREADS * VEC) {
-    float x[VEC], highest = maximum;
+    float x[VEC], highest = maximum, part = 0;
     load<VEC>(x, row + c);
+    if (c + VEC > V)
 #pragma unroll
-    for (int e = 0; e < VEC; e++) {
-      if (c + e >= V) x[e] = -INFINITY;
-      highest = fmaxf(highest, x[e]);
-    }
-    float part = 0;
+      for (int e = 0; e < VEC; e++)
+        if (c + e >= V) x[e] = -INFINITY;
 #pragma unroll
-    for (int e = 0; e < VEC; e++) part += exp2_approx((x[e] - highest) * LOG2E);
-    sum = sum * exp2_approx((maximum - highest) * LOG2E) + part;
+    for (int e = 0; e < VEC; e++) highest = fmaxf(highest, x[e]);
+    float offset = highest * LOG2E;
+#pragma unroll
+    for (int e = 0; e < VEC; e++) part += exp2_approx(x[e] * LOG2E - offset);
+    sum = sum * exp2_approx(maximum * LOG2E - offset) + part;
     maximum = highest;
   }
   // Read before the barriers inside block_max: after them another thread overwrites it.
   float target_logit = target >= 0 ? to_float(row[target]) : 0.0f;
-  float highest = block_max(maximum);
-  float log_sum = highest + logf(block_sum(sum * exp2_approx((maximum - highest) * LOG2E)));
-  if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? log_sum - target_logit : 0.0f;
+  float offset = block_max(maximum) * LOG2E;
+  float log2_sum = offset + log2f(block_sum(sum * exp2_approx(maximum * LOG2E - offset)));
+  if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? log2_sum / LOG2E - target_logit : 0.0f;
   if (!backward) return;
-  float scale = target >= 0 ? grad_scale : 0.0f;
   for (int c = threadIdx.x * VEC; c < V_stride; c += CROSS_ENTROPY_THREADS * VEC) {
     float x[VEC];
     load<VEC>(x, row + c);
 #pragma unroll
-    for (int e = 0; e < VEC; e++) {
-      float gradient = (exp2_approx((x[e] - log_sum) * LOG2E) - (c + e == target ? 1.0f : 0.0f)) * scale;
-      x[e] = c + e < V && target >= 0 ? gradient : 0.0f;  // padding may hold anything, even NaN
-    }
+    for (int e = 0; e < VEC; e++) x[e] = exp2_approx(x[e] * LOG2E - log2_sum) * grad_scale;
+    if ((unsigned)(target - c) < VEC)
+#pragma unroll
+      for (int e = 0; e < VEC; e++)
+        if (c + e == target) x[e] -= grad_scale;
+    if (target < 0 || c + VEC > V)
+#pragma unroll
+      for (int e = 0; e < VEC; e++)
+        if (target < 0 || c + e >= V) x[e] = 0.0f;  // padding may hold anything, even NaN
     store<VEC>(row + c, x);
   }
 }
