@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets loam up on a fresh machine and shows it at work.
 #
-#   ./run.sh         set up, build, prepare a small corpus, train a tiny model on it, write text with the model
+#   ./run.sh         set up, build, prepare a small text, train a tiny model on it, write text with the model
 #   ./run.sh test    set up, build, run every test; the last line reads "N passed, N failed"
 #   ./run.sh help    print this
 #
@@ -14,9 +14,9 @@ set -eu
 cd "$(dirname "$0")"
 
 deno_version=2.9.6 # the one installed under .deno/; on PATH any 2.9 or later 2.x will do
-demo_iters=500     # training steps of the demo: a minute on two CPU cores of one's own
-data=data/demo
-run=runs/demo
+iters=3000         # training steps of the demo: three minutes on two CPU cores of one's own
+data=data/kjv
+run=runs/kjv
 mode=${1:-demo}
 shell= # commands after which `deno task` works in the user's own shell, too
 
@@ -117,19 +117,24 @@ demo() {
   deno task -q build --only=cpu || die "Cannot build: see above"
   deno task -q build --only=cuda || say "going on without the CUDA library, which does not build: see above"
   if [ ! -f $data/meta.json ]; then
-    say "preparing the demo corpus"
-    deno task -q prepare --overwrite || die "Cannot prepare data/demo.txt" # over what an interrupted one left
+    say "preparing a text: the King James Bible, in tokens of its own"
+    deno task -q demo-corpus || die "Cannot write data/demo.txt: see above"
+    # --overwrite: over what an interrupted one left
+    deno task -q tokenizer --train data/demo.txt --vocab_size=1024 --split_on=blank_line --out=$data-tokenizer --overwrite ||
+      die "Cannot train a tokenizer on data/demo.txt: see above"
+    deno task -q prepare --input data/demo.txt --tokenizer=$data-tokenizer --split_on=blank_line --val_fraction=0.05 \
+      --out=$data --overwrite || die "Cannot prepare data/demo.txt: see above"
   fi
   if [ -e $run/latest ]; then
     say "$run holds a trained model; to train another: rm -r $run, then ./run.sh"
   else
     rm -rf $run # interrupted before its first checkpoint
-    say "training a tiny model for $demo_iters steps"
-    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$demo_iters --log_interval=25 ||
+    say "training a tiny model on it for $iters steps"
+    deno task -q train --preset=tiny --data_dir=$data --out_dir=$run --max_iters=$iters --log_interval=100 ||
       die "Cannot train: see above"
   fi
   say "writing text with it"
-  deno task -q sample --checkpoint=$run --prompt="  /** Returns" --max_new_tokens=300 || die "Cannot sample from $run"
+  deno task -q sample --checkpoint=$run --prompt="And it came to pass" --max_new_tokens=150 || die "Cannot sample from $run"
   say "data: $data   run: $run (metrics.jsonl, log.txt, checkpoints)"
   say "next: ${shell}deno task"
 }

@@ -48,7 +48,7 @@ export async function main(args: string[]): Promise<void> {
   console.log(work === null ? finishedSummary(dir, meta) : runSummary(dir, meta, work));
 }
 
-/** The demo corpus is made by another task, since this one may not start programs. */
+/** The demo corpus is made by another task: this one may not use the network. */
 function requireDemoCorpus(): void {
   const path = DEMO.input[0]!;
   try {
@@ -58,8 +58,7 @@ function requireDemoCorpus(): void {
     throw new UserError(
       `Cannot read "${path}": the demo corpus is not there yet${
         lookedIn(path)
-      }; name your own text: deno task prepare --input FILES ` +
-        "--out DIR, or write the demo corpus: deno types > data/demo.txt",
+      }; name your own text: deno task prepare --input FILES --out DIR`,
     );
   }
 }

@@ -62,7 +62,7 @@ export const purposes: Record<PresetName, string> = {
   "gpt-270m-80gb": "the same model and tokens a step, nothing computed twice, in 30 GB",
   small: "11M parameters without embeddings: an hour on a laptop to readable English",
   finetune: "small steps from good weights, 16,384 tokens each; the default with --init_from",
-  tiny: "0.8M parameters: the demo, a minute on two cores; the default on a CPU",
+  tiny: "0.8M parameters: the demo, three minutes on two cores; the default on a CPU",
 };
 
 /** What `deno task train --help` says before the variables, whose values are those of a preset. */

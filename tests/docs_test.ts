@@ -21,7 +21,6 @@ const UNTESTED: Record<string, string> = {
   "LOAM_TEST_DEVICE=emu deno task test": "tests/emu_test.ts runs it",
   "deno task download": "the hub is far; model/download_test.ts has one of its own",
   "deno unlink": "needs the JSR registry; tests/std_test.ts runs with either package",
-  "deno types": "named as the source of a text",
   "wandb sync": "a program of others, with an account",
   "deno task mlflow": "a server of others; serve/mlflow_test.ts has a stand-in for it",
   "deno run -q -P=bench bench/roofline.ts": "needs cuobjdump; tests/bench_test.ts has code of its own",

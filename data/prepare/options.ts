@@ -100,7 +100,7 @@ export type Command = { merge: MergeOptions } | { prepare: PrepareOptions };
 export const DEMO = {
   input: ["data/demo.txt"],
   out: "data/demo",
-  split_on: "blank_line", // between declarations with their comments
+  split_on: "blank_line", // between chapters
   tokenizer: "bytes",
   val_fraction: 0.1,
 };

