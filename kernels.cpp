@@ -2114,9 +2114,21 @@ int step_control(float* control, const double* sumsq, float grad_clip, float bet
   return 0;
 }
 
-int adamw(float* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
+int split_master(float* weight, uint16_t*, uint8_t*, const float* master, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(weight, master));
+  memcpy(weight, master, n * sizeof(float));
+  return 0;
+}
+
+int join_master(float* master, const float* weight, const uint16_t*, const uint8_t*, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(master, weight));
+  memcpy(master, weight, n * sizeof(float));
+  return 0;
+}
+
+int adamw(float* weight, uint16_t*, uint8_t*, float* m, float* v, const float* grad, const float* control, int64_t n,
           float beta1, float beta2, float eps, float weight_decay) {
-  BEGIN(SIZES(n), ADDRESSES(weight, master, m, v, grad, control));
+  BEGIN(SIZES(n), ADDRESSES(weight, m, v, grad, control));
   float scale = control[CONTROL_GRAD_SCALE], rate = control[CONTROL_LEARNING_RATE];
   if (scale == 0.0f) return 0;  // a skipped update
   float keep = 1.0f - rate * weight_decay, step = rate / control[CONTROL_BIAS1];
@@ -2128,8 +2140,7 @@ int adamw(float* weight, float* master, float* m, float* v, const float* grad, c
     float v1 = beta2 * v[i] + (1.0f - beta2) * g * g;  // and of their squares
     m[i] = m1;
     v[i] = v1;
-    master[i] = master[i] * keep - step * m1 / (sqrtf(v1) * root_bias2 + eps);  // keep: weight decay
+    weight[i] = weight[i] * keep - step * m1 / (sqrtf(v1) * root_bias2 + eps);  // keep: weight decay
   }
-  if (weight != master) memcpy(weight, master, n * sizeof(float));
   return 0;
 }

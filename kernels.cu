@@ -2510,40 +2510,105 @@ int step_control(float* control, const double* sumsq, float grad_clip, float bet
   return 0;
 }
 
-template <int VEC> struct alignas(VEC * sizeof(float)) FloatPack { float v[VEC]; };
+// A float32 master is kept as its bfloat16 weight and what rounding left of it: the distance between their bits as whole
+// numbers, -32768 to 32768. `rest` is the lower half of that. Both ends are halfway and round to an even weight, and 16
+// bits do not tell them apart; a bit in `ties` is 1 at the upper one.
 
-template <int VEC>
-static __global__ void adamw_kernel(act* weight, float* master, float* m, float* v, const float* grad,
-                                    const float* control, size_t n, float beta1, float beta2, float eps,
-                                    float weight_decay) {
-  size_t i = global_thread() * VEC;
-  float scale = control[CONTROL_GRAD_SCALE], learning_rate = control[CONTROL_LEARNING_RATE];
-  if (i >= n || scale == 0) return;  // 0: a skipped update
-  float bias1 = control[CONTROL_BIAS1], bias2 = control[CONTROL_BIAS2];
-  FloatPack<VEC> g = *(const FloatPack<VEC>*)(grad + i), w = *(FloatPack<VEC>*)(master + i);
-  FloatPack<VEC> m1 = *(FloatPack<VEC>*)(m + i), m2 = *(FloatPack<VEC>*)(v + i);
-#pragma unroll
-  for (int e = 0; e < VEC; e++) {
-    float d = g.v[e] * scale;                         // clipped
-    m1.v[e] = beta1 * m1.v[e] + (1 - beta1) * d;      // the mean of gradients, which began as 0: bias1 corrects for it
-    m2.v[e] = beta2 * m2.v[e] + (1 - beta2) * d * d;  // and of their squares
-    w.v[e] -= learning_rate * (m1.v[e] / bias1 / (sqrtf(m2.v[e] / bias2) + eps) + weight_decay * w.v[e]);
-  }
-  *(FloatPack<VEC>*)(m + i) = m1;
-  *(FloatPack<VEC>*)(v + i) = m2;
-  *(FloatPack<VEC>*)(master + i) = w;
-  store<VEC>(weight + i, w.v);
+struct Split { act weight; uint16_t rest; bool tie; };
+
+DEVICE Split split(float master) {
+  act weight = __float2bfloat16_rn(master);
+  int distance = (int)(__float_as_uint(master) - __float_as_uint(__bfloat162float(weight)));
+  return {weight, (uint16_t)distance, distance == 32768};
+}
+DEVICE float join(act weight, uint16_t rest, bool tie) {
+  return __uint_as_float(__float_as_uint(__bfloat162float(weight)) + (unsigned)(int16_t)rest + (tie ? 65536u : 0u));
 }
 
-int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
-          float beta1, float beta2, float eps, float weight_decay) {
-  BEGIN(SIZES(n), ADDRESSES(weight, master, m, v, grad, control));
+constexpr int BITS = 8;  // of a byte of ties: a thread has the elements of one, so that no other writes it
+
+static __global__ void split_master_kernel(act* weight, uint16_t* rest, uint8_t* ties, const float* master, size_t n) {
+  size_t first = global_thread() * BITS;
+  if (first >= n) return;
+  unsigned bits = 0;
+  for (int bit = 0; bit < BITS && first + bit < n; bit++) {
+    Split s = split(master[first + bit]);
+    weight[first + bit] = s.weight;
+    rest[first + bit] = s.rest;
+    bits |= (unsigned)s.tie << bit;
+  }
+  ties[first / BITS] = (uint8_t)bits;
+}
+
+int split_master(act* weight, uint16_t* rest, uint8_t* ties, const float* master, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(weight, rest, ties, master));
+  CHECK_LAUNCH(n / BITS / BLOCK, n);
+  LAUNCH(split_master_kernel, ceil_div(n, BITS * BLOCK), BLOCK, 0, weight, rest, ties, master, (size_t)n);
+  return 0;
+}
+
+static __global__ void join_master_kernel(float* master, const act* weight, const uint16_t* rest, const uint8_t* ties,
+                                          size_t n) {
+  size_t i = global_thread();
+  if (i < n) master[i] = join(weight[i], rest[i], ties[i / BITS] >> i % BITS & 1);
+}
+
+int join_master(float* master, const act* weight, const uint16_t* rest, const uint8_t* ties, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(master, weight, rest, ties));
   CHECK_LAUNCH(n / BLOCK, n);
-  if (n % 4 == 0 && aligned16(weight, master, m, v, grad))
-    LAUNCH(adamw_kernel<4>, ceil_div(n / 4, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1,
-           beta2, eps, weight_decay);
+  LAUNCH(join_master_kernel, ceil_div(n, BLOCK), BLOCK, 0, master, weight, rest, ties, (size_t)n);
+  return 0;
+}
+
+template <class T, int VEC> struct alignas(VEC * sizeof(T)) Vector { T v[VEC]; };
+
+template <int VEC>
+static __global__ void adamw_kernel(act* weight, uint16_t* rest, uint8_t* ties, float* m, float* v, const float* grad,
+                                    const float* control, size_t n, float beta1, float beta2, float eps,
+                                    float weight_decay) {
+  size_t first = global_thread() * BITS;
+  float scale = control[CONTROL_GRAD_SCALE], learning_rate = control[CONTROL_LEARNING_RATE];
+  if (first >= n || scale == 0) return;  // 0: a skipped update
+  float bias1 = control[CONTROL_BIAS1], bias2 = control[CONTROL_BIAS2];
+  unsigned tie = ties[first / BITS], new_tie = 0;
+#pragma unroll
+  for (int bit = 0; bit < BITS; bit += VEC) {
+    size_t i = first + bit;
+    if (i >= n) break;
+    auto g = *(const Vector<float, VEC>*)(grad + i);
+    auto m1 = *(Vector<float, VEC>*)(m + i), m2 = *(Vector<float, VEC>*)(v + i);
+    auto w = *(Vector<act, VEC>*)(weight + i);
+    auto r = *(Vector<uint16_t, VEC>*)(rest + i);
+#pragma unroll
+    for (int e = 0; e < VEC; e++) {
+      float d = g.v[e] * scale;                         // clipped
+      m1.v[e] = beta1 * m1.v[e] + (1 - beta1) * d;      // the mean of gradients, which began as 0: bias1 corrects for it
+      m2.v[e] = beta2 * m2.v[e] + (1 - beta2) * d * d;  // and of their squares
+      float master = join(w.v[e], r.v[e], tie >> (bit + e) & 1);
+      master -= learning_rate * (m1.v[e] / bias1 / (sqrtf(m2.v[e] / bias2) + eps) + weight_decay * master);
+      Split s = split(master);
+      w.v[e] = s.weight;
+      r.v[e] = s.rest;
+      new_tie |= (unsigned)s.tie << (bit + e);
+    }
+    *(Vector<float, VEC>*)(m + i) = m1;
+    *(Vector<float, VEC>*)(v + i) = m2;
+    *(Vector<act, VEC>*)(weight + i) = w;
+    *(Vector<uint16_t, VEC>*)(rest + i) = r;
+  }
+  ties[first / BITS] = (uint8_t)new_tie;
+}
+
+int adamw(act* weight, uint16_t* rest, uint8_t* ties, float* m, float* v, const float* grad, const float* control,
+          int64_t n, float beta1, float beta2, float eps, float weight_decay) {
+  BEGIN(SIZES(n), ADDRESSES(weight, rest, ties, m, v, grad, control));
+  CHECK_LAUNCH(n / BITS / BLOCK, n);
+  unsigned blocks = ceil_div(n, BITS * BLOCK);
+  if (n % 4 == 0 && aligned16(weight, rest, m, v, grad))
+    LAUNCH(adamw_kernel<4>, blocks, BLOCK, 0, weight, rest, ties, m, v, grad, control, (size_t)n, beta1, beta2, eps,
+           weight_decay);
   else
-    LAUNCH(adamw_kernel<1>, ceil_div(n, BLOCK), BLOCK, 0, weight, master, m, v, grad, control, (size_t)n, beta1, beta2,
-           eps, weight_decay);
+    LAUNCH(adamw_kernel<1>, blocks, BLOCK, 0, weight, rest, ties, m, v, grad, control, (size_t)n, beta1, beta2, eps,
+           weight_decay);
   return 0;
 }

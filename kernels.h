@@ -30,7 +30,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 5
+#define LOAM_ABI_VERSION 6
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_SCALE 0  // kinds of unary_forward()
@@ -330,10 +330,16 @@ int grad_sumsq(double* sumsq, const float* grad, int64_t n, int32_t accumulate);
 /// after clipping is not finite (Adam's second moments would not be) or which clipping would round to 0.
 int step_control(float* control, const double* sumsq, float grad_clip, float beta1, float beta2);
 
+/// The float32 master of a weight, whole: weight is master rounded to act, and rest (n) with ties (a bit of each, n / 8
+/// bytes, rounded up) is what that leaves. split takes it apart, join gives its bits back; a NaN stays a NaN, though
+/// maybe another. On the CPU a weight is its own master: rest and ties are not used and may be 0.
+int split_master(act* weight, uint16_t* rest, uint8_t* ties, const float* master, int64_t n);
+int join_master(float* master, const act* weight, const uint16_t* rest, const uint8_t* ties, int64_t n);
+
 /// AdamW with decoupled weight decay over a flat range: master -= lr * (m^ / (sqrt(v^) + eps) + weight_decay * master),
-/// weight = master rounded. Where weight == master (CPU) there is one array. A skipped update changes nothing.
-int adamw(act* weight, float* master, float* m, float* v, const float* grad, const float* control, int64_t n,
-          float beta1, float beta2, float eps, float weight_decay);
+/// master being kept as split_master() does. A skipped update changes nothing.
+int adamw(act* weight, uint16_t* rest, uint8_t* ties, float* m, float* v, const float* grad, const float* control,
+          int64_t n, float beta1, float beta2, float eps, float weight_decay);
 
 #ifdef __cplusplus
 }

@@ -10,6 +10,7 @@ import { readFlags } from "../base/flags.ts";
 import { copyToHost, device, type DeviceName, open, tokenSource } from "../ffi/library.ts";
 import { llamaConfig, type RunVariables } from "../model/configure.ts";
 import { init } from "../model/llama.ts";
+import { release, take } from "../runtime/memory.ts";
 import { Parameters, type Slot } from "../runtime/optim.ts";
 import { table } from "../base/format.ts";
 import { writeSafetensors } from "../runtime/safetensors.ts";
@@ -73,7 +74,10 @@ function writeStart(config: Config, dir: string): void {
         dtype: "F32",
         shape: [rows, ...slot.tensor.shape.slice(1)],
         bytes: () => {
-          copyToHost(values, parameters.master.address + BigInt(4 * slot.offset));
+          const staging = take(values.byteLength);
+          parameters.getMasters(slot.offset, values.length, staging.address);
+          copyToHost(values, staging.address);
+          release(staging);
           return new Uint8Array(values.buffer);
         },
       };

@@ -91,8 +91,8 @@ class CaseArrays implements Arrays {
     return address;
   }
 
-  masters(weight: Address, n: number): Address {
-    return bytesPerElement("act") === 4 ? weight : this.f32(n);
+  bytes(n: number): Address {
+    return this.#take(n);
   }
 
   free(): void {

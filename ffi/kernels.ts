@@ -411,10 +411,27 @@ export function step_control(
   check(s.step_control(control, sumsq, grad_clip, beta1, beta2));
 }
 
-/** Updates weight, master, m and v (n) by grad (n); a skipped update changes nothing. On a CPU weight is master. */
+/** weight (n) = master (n) rounded; rest (n, 16 bits) and ties (n bits) what that leaves. On a CPU weight is master. */
+export function split_master(
+  weight: Address,
+  rest: Address,
+  ties: Address,
+  master: Address,
+  n: bigint,
+): void {
+  check(s.split_master(weight, rest, ties, master, n));
+}
+
+/** master (n), with all its bits, of what split_master() made of it. */
+export function join_master(master: Address, weight: Address, rest: Address, ties: Address, n: bigint): void {
+  check(s.join_master(master, weight, rest, ties, n));
+}
+
+/** Updates the masters (n), kept as split_master() does, m and v by grad (n); a skipped update changes nothing. */
 export function adamw(
   weight: Address,
-  master: Address,
+  rest: Address,
+  ties: Address,
   m: Address,
   v: Address,
   grad: Address,
@@ -425,5 +442,5 @@ export function adamw(
   eps: number,
   weight_decay: number,
 ): void {
-  check(s.adamw(weight, master, m, v, grad, control, n, beta1, beta2, eps, weight_decay));
+  check(s.adamw(weight, rest, ties, m, v, grad, control, n, beta1, beta2, eps, weight_decay));
 }

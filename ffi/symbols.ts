@@ -91,7 +91,9 @@ export const symbols = {
   // optimizer: everything reads its scalars from the control block
   grad_sumsq: fn(PTR, PTR, I64, I32),
   step_control: fn(PTR, PTR, F32, F32, F32),
-  adamw: fn(PTR, PTR, PTR, PTR, PTR, PTR, I64, F32, F32, F32, F32),
+  split_master: fn(PTR, PTR, PTR, PTR, I64),
+  join_master: fn(PTR, PTR, PTR, PTR, I64),
+  adamw: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I64, F32, F32, F32, F32),
   // the same functions on another thread, so that signals and timers are served while the device works
   synchronize_async: { name: "synchronize", ...fn(), nonblocking: true },
   snapshot_read_async: { name: "snapshot_read", ...fn(HOST, I64), nonblocking: true },

@@ -15,11 +15,12 @@ import {
   saveCheckpoint,
   type SavedTensor,
   saveModelFiles,
+  type Stretch,
 } from "../runtime/checkpoint.ts";
 import { readSafetensors, readWeights, type SafetensorsFile } from "../runtime/safetensors.ts";
 import { type AdamW, type LoadValues, Parameters, type Range, type Slot } from "../runtime/optim.ts";
 import { KERNELS, readSums, requireSum, requireSums } from "../runtime/sums.ts";
-import { type Address, bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
+import { bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
 import type { Ranks } from "../dist/ranks.ts";
@@ -80,7 +81,7 @@ export async function saveRun(
 }
 
 /** All weights, those of a Llama as Hugging Face tensors: row ranges of our stacked matrices. */
-export function modelTensors(parameters: Parameters, c: LlamaConfig): SavedTensor[] {
+export function modelTensors(parameters: Parameters, c: LlamaConfig): (SavedTensor & Stretch)[] {
   const offsets = new Map(parameters.slots.map(({ name, offset }) => [name, offset]));
   return fileTensors(declaredBy(parameters.slots), c).map(({ name, shape, ours, first }) => {
     const bytes = (offsets.get(ours)! + first) * bytesPerElement("act");
@@ -98,15 +99,16 @@ function declaredBy(parameters: Pick<Slot, "name" | "tensor">[]): Declared[] {
  */
 export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.parameters.part): SavedTensor[] {
   const p = optimizer.parameters, { updated } = p;
-  const parts: [string, Address][] = [["m", optimizer.m.address], ["v", optimizer.v.address]];
-  if (p.master !== p.weights) parts.unshift(["master", p.master.address]);
-  return parts.flatMap(([kind, base]) =>
+  const kinds = p.rest ? ["master", "m", "v"] as const : ["m", "v"] as const;
+  return kinds.flatMap((kind) =>
     p.trained.map((slot) => {
       const shape = unpaddedShape(slot.tensor), size = shape.reduce((a, b) => a * b, 1);
       const from = Math.max(0, wanted.from - slot.offset), to = Math.min(size, wanted.to - slot.offset);
-      const range = from < to ? { from, to } : { from: 0, to: 0 };
-      const address = base + BigInt(4 * Math.max(0, slot.offset + range.from - updated.from));
-      return { name: `${kind}.${slot.name}`, shape, address, dtype: "f32" as const, range };
+      const range = from < to ? { from, to } : { from: 0, to: 0 }, element = slot.offset + range.from;
+      const saved = { name: `${kind}.${slot.name}`, shape, range };
+      if (kind === "master") return { ...saved, masters: p, element };
+      const address = optimizer[kind].address + BigInt(4 * Math.max(0, element - updated.from));
+      return { ...saved, address, dtype: "f32" as const };
     })
   );
 }

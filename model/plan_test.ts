@@ -74,14 +74,14 @@ Deno.test("modelSize() has digits enough to tell the two apart", () => {
   assertEquals(modelSize({ ...tiny, vocab_size: 2 }), "0.80M parameters, 0.79M without embeddings"); // padded to 64
 });
 
-Deno.test("planMemory() finds gpt-270m at batch_size 4 within 10.2 GB in bfloat16", () => {
+Deno.test("planMemory() finds gpt-270m at batch_size 4 within 9.5 GB in bfloat16", () => {
   const { total, kinds } = plan("norm_swiglu");
-  assert(total <= 10.2e9, memoryTable(kinds));
+  assert(total <= 9.5e9, memoryTable(kinds));
   const flat = 322_094_080;
   assertEquals([kinds.weights, kinds.gradients], [2 * flat, 4 * flat]);
   assert(
-    kinds.optimizer! >= 12 * flat && kinds.optimizer! < 12 * flat + 1000,
-    "master weights and two moments",
+    kinds.optimizer! >= 10.125 * flat && kinds.optimizer! < 10.125 * flat + 1000,
+    "the rest of the master weights and two moments",
   );
 });
 

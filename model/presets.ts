@@ -58,7 +58,7 @@ export type PresetName = keyof typeof presets;
 
 /** What each is for. */
 export const purposes: Record<PresetName, string> = {
-  "gpt-270m": "322M parameters (271M without embeddings) in 10 GB; the default on a GPU",
+  "gpt-270m": "322M parameters (271M without embeddings) in 9.5 GB; the default on a GPU",
   "gpt-270m-80gb": "the same model and tokens a step, nothing computed twice, in 30 GB",
   small: "11M parameters without embeddings: an hour on a laptop to readable English",
   finetune: "small steps from good weights, 16,384 tokens each; the default with --init_from",

@@ -19,7 +19,7 @@ import {
 } from "../base/files.ts";
 import { BF16, copyToDevice, copyToHost, F32, findNonFinite } from "../ffi/library.ts";
 import * as k from "../ffi/kernels.ts";
-import type { Range } from "./optim.ts";
+import type { Parameters, Range } from "./optim.ts";
 import {
   type Dtype,
   type Entry,
@@ -34,14 +34,21 @@ import { requireSumsOf, SUMS, type Sums, writeSums } from "./sums.ts";
 import { type Address, bytesPerElement, readFloats } from "./tensor.ts";
 import { checkpointName, json, type TrainerState } from "./trainer_state.ts";
 
-/** A contiguous range of device memory under the name and shape it has on disk. */
+/** Elements of the model under the name and shape they have on disk. */
 export type SavedTensor = {
   name: string;
   shape: number[];
+  range?: Range; // of elements that this process holds, where others hold the rest
+} & (Stretch | Masters);
+
+/** A contiguous range of device memory. */
+export type Stretch = {
   address: Address; // of its first element, or of element `from`
   dtype: "act" | "f32";
-  range?: Range; // of elements that this process holds, where others hold the rest
 };
+
+/** float32 master weights of parameters, from an element on, which lie in memory taken apart. */
+export type Masters = { masters: Parameters; element: number };
 
 /** What a checkpoint holds. */
 export type CheckpointContent = {
@@ -51,7 +58,7 @@ export type CheckpointContent = {
   state: TrainerState;
 };
 
-const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 4
+const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 32: masters go by eights
 
 /** Staging the other way, in bytes: what stays in a processor's cache until it is converted. */
 export const READ_BYTES: number = 1 << 21;
@@ -304,14 +311,14 @@ export function fillTensors(
 
 function loadTensor(
   file: SafetensorsFile,
-  { name, address, dtype, range, shape }: SavedTensor,
+  tensor: SavedTensor,
   piece: Uint8Array<ArrayBuffer>,
 ): void {
-  const stored = file.tensors.get(name)!.dtype, size = sizeOf(stored), to = bytesPerElement(dtype);
-  const wanted = range ?? whole(shape), first = wanted.from * size, end = wanted.to * size; // bytes of the stored tensor
-  for (let begin = first; begin < end; begin += piece.length) {
-    const read = file.read(name, begin, Math.min(end, begin + piece.length), piece);
-    put(read, stored, address + BigInt((begin - first) / size * to), dtype);
+  const { name, range, shape } = tensor, stored = file.tensors.get(name)!.dtype, size = sizeOf(stored);
+  const { from, to } = range ?? whole(shape);
+  for (let begin = from * size; begin < to * size; begin += piece.length) { // bytes of the stored tensor
+    const read = file.read(name, begin, Math.min(to * size, begin + piece.length), piece);
+    put(read, stored, tensor, begin / size - from);
   }
 }
 
@@ -320,26 +327,22 @@ function sizeOf(stored: Dtype): number {
   return stored === "F32" ? 4 : 2;
 }
 
-/** Puts stored elements into device memory, as the type that they have there. */
-function put(
-  read: Uint8Array<ArrayBuffer>,
-  stored: Dtype,
-  target: Address,
-  dtype: SavedTensor["dtype"],
-): void {
+/** Puts stored elements into those of a tensor that this process holds, from the first'th on, as the type that they have there. */
+function put(read: Uint8Array<ArrayBuffer>, stored: Dtype, t: SavedTensor, first: number): void {
   const bytes = stored === "F16" ? new Uint8Array(toFloat32(read, stored).buffer) : read;
-  const from = stored === "BF16" ? 2 : 4, to = bytesPerElement(dtype); // bytes of an element now, and there
-  if (from === to) return copyToDevice(target, bytes);
-  const staging = take(bytes.length);
-  copyToDevice(staging.address, bytes);
-  k.convert(
-    target,
-    staging.address,
-    to === 2 ? BF16 : F32,
-    from === 2 ? BF16 : F32,
-    BigInt(bytes.length / from),
-  );
-  release(staging);
+  const from = stored === "BF16" ? 2 : 4, to = bytesOfElement(t), n = bytes.length / from; // bytes of an element now, and there
+  const convert = (target: Address) => {
+    if (from === to) return copyToDevice(target, bytes);
+    const staging = take(bytes.length);
+    copyToDevice(staging.address, bytes);
+    k.convert(target, staging.address, to === 2 ? BF16 : F32, from === 2 ? BF16 : F32, BigInt(n));
+    release(staging);
+  };
+  if (!("masters" in t)) return convert(t.address + BigInt(to * first));
+  const values = take(4 * n);
+  convert(values.address);
+  t.masters.setMasters(t.element + first, n, values.address);
+  release(values);
 }
 
 // ---- the optimizer's part of a rank
@@ -440,8 +443,10 @@ function partsIn(path: string, tensors: SavedTensor[]): SavedTensor[] {
     const start = Number(place?.[1] ?? 0), { from, to } = t.range ?? whole(t.shape);
     const first = Math.max(from, start), end = Math.min(to, start + whole(found.shape).to);
     if (first >= end) return [];
-    const address = t.address + BigInt((first - from) * bytesPerElement(t.dtype));
-    return [{ ...t, shape: found.shape, address, range: { from: first - start, to: end - start } }];
+    const rest = "masters" in t
+      ? { ...t, element: t.element + first - from }
+      : { ...t, address: t.address + BigInt((first - from) * bytesPerElement(t.dtype)) };
+    return [{ ...rest, shape: found.shape, range: { from: first - start, to: end - start } }];
   });
 }
 
@@ -493,6 +498,7 @@ export function writeModelFiles(
 
 /** Throws UserError naming the first value of a tensor that is not finite: nobody could go on with it. */
 export function requireFinite(cannot: string, tensor: SavedTensor, advice: string): void {
+  if ("masters" in tensor) return; // where one is not finite its weight is not, and that is looked at too
   const { name, address, dtype, range, shape } = tensor;
   const { from, to } = range ?? whole(shape), isBF16 = bytesPerElement(dtype) === 2;
   const index = from < to ? findNonFinite(address, isBF16 ? BF16 : F32, to - from) : -1;
@@ -511,19 +517,28 @@ function entries(tensors: SavedTensor[], chunk_bytes: number = CHUNK_BYTES): Ent
   const staging = new Uint8Array(chunk_bytes);
   return tensors.map((t) => ({
     name: t.name,
-    dtype: bytesPerElement(t.dtype) === 2 ? "BF16" : "F32",
+    dtype: bytesOfElement(t) === 2 ? "BF16" : "F32",
     shape: t.shape,
     bytes: () => fromDevice(t, staging),
   }));
 }
 
 function* fromDevice(t: SavedTensor, staging: Uint8Array<ArrayBuffer>): Generator<Uint8Array> {
-  const { from, to } = t.range ?? whole(t.shape), bytes = (to - from) * bytesPerElement(t.dtype);
+  const { from, to } = t.range ?? whole(t.shape), bytes = (to - from) * bytesOfElement(t);
   for (let begin = 0; begin < bytes; begin += staging.length) {
     const chunk = staging.subarray(0, Math.min(staging.length, bytes - begin));
-    copyToHost(chunk, t.address + BigInt(begin));
+    if ("masters" in t) {
+      const values = take(chunk.length);
+      t.masters.getMasters(t.element + begin / 4, chunk.length / 4, values.address);
+      copyToHost(chunk, values.address);
+      release(values);
+    } else copyToHost(chunk, t.address + BigInt(begin));
     yield chunk;
   }
+}
+
+function bytesOfElement(t: SavedTensor): number {
+  return "masters" in t ? 4 : bytesPerElement(t.dtype);
 }
 
 function whole(shape: number[]): Range {

@@ -5,7 +5,6 @@ import { crashes, failing, inEach, unsynced } from "../tests/disk.ts";
 import { freshPath } from "../tests/testing.ts";
 import {
   type CheckpointContent,
-  type Company,
   listCheckpoints,
   loadCheckpoint,
   loadTensors,
@@ -19,7 +18,7 @@ import {
 import { readSafetensors, toFloat32, writeSafetensors } from "./safetensors.ts";
 import { readSums, requireSums } from "./sums.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "./tensor.ts";
-import { openTestDevice } from "./testing.ts";
+import { companies, openTestDevice } from "./testing.ts";
 import { readTrainerState } from "./trainer_state.ts";
 
 openTestDevice();
@@ -145,21 +144,6 @@ Deno.test("resolveCheckpoint() says that a run has no best, and that one has no 
     /^Cannot find a checkpoint in .*: its run has saved none; wait for one/,
   );
 });
-
-/** Ranks that live in this process. */
-function companies(world_size: number): Company[] {
-  let waiting: { values: number[]; go: (sums: number[]) => void }[] = [];
-  const sum = (...values: number[]) =>
-    new Promise<number[]>((go) => {
-      waiting.push({ values, go });
-      if (waiting.length < world_size) return;
-      const all = waiting, sums = values.map((_, i) => all.reduce((sum, { values }) => sum + values[i]!, 0));
-      waiting = [];
-      all.forEach(({ go }) => go(sums));
-    });
-  const barrier = () => sum().then(() => {});
-  return Array.from({ length: world_size }, (_, rank) => ({ rank, world_size, barrier, sum }));
-}
 
 /** Saves a checkpoint of several ranks, without the time of syncs. */
 async function putTogether(run: string, step: number, world_size: number): Promise<string> {

@@ -17,7 +17,7 @@ export type Range = { from: number; to: number };
 /** How parameters are made. */
 export type ParameterOptions = {
   seed: number;
-  train: boolean; // with gradients and master weights
+  train: boolean; // with gradients and float32 master weights
   rank?: number; // this process of world_size that train together
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
@@ -47,8 +47,11 @@ export class Parameters {
   readonly updated: Range;
   /** What the model reads, in the device's act type. */
   readonly weights: Block;
-  /** float32, elements `updated`; the same block as weights where those are float32, or nothing is trained. */
-  readonly master: Block;
+  /**
+   * What bfloat16 weights lack of their float32 masters, for elements `updated`: 16 bits of each, and one more. See split_master()
+   * in kernels.h. Undefined where weights are float32, or nothing is trained.
+   */
+  readonly rest: { halves: Block; ties: Block } | undefined;
   /** float32; only when training. */
   readonly grads: Block | undefined;
 
@@ -80,8 +83,10 @@ export class Parameters {
 
     const element = bytesPerElement("act");
     this.weights = permanent(offset * element, "weights");
-    const isOne = element === 4 || !train;
-    this.master = isOne ? this.weights : permanent(length(this.updated) * 4, "optimizer");
+    this.rest = element === 4 || !train ? undefined : {
+      halves: permanent(length(this.updated) * 2, "optimizer"),
+      ties: permanent(length(this.updated) / 8, "optimizer"),
+    };
     this.grads = train ? permanent(this.total * 4, "gradients") : undefined;
     const values = new Map(all.filter(([, t]) => isPlaced(t)).map(([, t]) => [t, t.address]));
     for (const { name, tensor, offset, size } of this.slots) {
@@ -110,36 +115,42 @@ export class Parameters {
         k.init_normal(values, BigInt(n), init.std, seed, BigInt(offset));
       });
     }
-    this.masterToWeights();
   }
 
   /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
   #setValues(offset: number, size: number, write: (values: Address) => void): void {
-    const { from, to } = this.updated, hasMaster = this.master !== this.weights;
-    const isAllHere = hasMaster && to - from === this.total && offset < to;
-    if (bytesPerElement("act") === 4 || isAllHere) return write(this.masterAt(offset));
-    const staging = take(4 * size);
+    if (bytesPerElement("act") === 4) return write(this.weightAt(offset));
+    const staging = take(4 * size), { from, to } = this.updated;
     k.fill_zero(staging.address, BigInt(4 * size));
     write(staging.address);
-    k.convert(this.weights.address + BigInt(2 * offset), staging.address, BF16, F32, BigInt(size));
+    k.convert(this.weightAt(offset), staging.address, BF16, F32, BigInt(size));
     const first = Math.max(offset, from), n = Math.min(offset + size, to) - first;
-    if (n > 0 && hasMaster) {
-      k.copy_async(this.masterAt(first), staging.address + BigInt(4 * (first - offset)), BigInt(4 * n));
-    }
+    if (n > 0 && this.rest) this.setMasters(first, n, staging.address + BigInt(4 * (first - offset)));
     release(staging);
   }
 
-  /** Where the float32 value of an element is; it must be in `updated`, unless the weights themselves are float32. */
-  masterAt(element: number): Address {
-    const first = this.master === this.weights ? 0 : this.updated.from;
-    return this.master.address + BigInt(4 * (element - first));
+  /** Where the weight of an element is, in the act type. */
+  weightAt(element: number): Address {
+    return this.weights.address + BigInt(bytesPerElement("act") * element);
   }
 
-  /** Rounds the master weights into the weights that the model reads, after they were loaded or initialised. */
-  masterToWeights(): void {
-    if (this.master === this.weights) return;
-    const { from } = this.updated, n = BigInt(length(this.updated));
-    k.convert(this.weights.address + BigInt(2 * from), this.master.address, BF16, F32, n);
+  /** Where rest.halves and rest.ties of an element are; 0 where there is none. It must be in `updated`, and a multiple of 8. */
+  restAt(element: number): [halves: Address, ties: Address] {
+    if (!this.rest) return [0n, 0n];
+    const at = element - this.updated.from, { halves, ties } = this.rest;
+    return [halves.address + BigInt(2 * at), ties.address + BigInt(at / 8)];
+  }
+
+  /** Writes n masters to `values` (float32), from an element in `updated` on that is a multiple of 8. */
+  getMasters(element: number, n: number, values: Address): void {
+    const [halves, ties] = this.restAt(element);
+    k.join_master(values, this.weightAt(element), halves, ties, BigInt(n));
+  }
+
+  /** Gives n weights and their masters the values (float32), which zeros follow up to a multiple of 8. As getMasters(). */
+  setMasters(element: number, n: number, values: Address): void {
+    const [halves, ties] = this.restAt(element);
+    k.split_master(this.weightAt(element), halves, ties, values, BigInt(n));
   }
 
   /** Forgets all gradients: the next backward pass overwrites them. */
@@ -275,10 +286,11 @@ export class AdamW {
     const { parameters: p, options: o } = this, { updated } = p;
     const from = Math.max(range.from, updated.from), to = Math.min(range.to, updated.to);
     if (from >= to) return;
-    const moment = BigInt(4 * (from - updated.from));
+    const [halves, ties] = p.restAt(from), moment = BigInt(4 * (from - updated.from));
     k.adamw(
-      p.weights.address + BigInt(bytesPerElement("act") * from),
-      p.masterAt(from),
+      p.weightAt(from),
+      halves,
+      ties,
       this.m.address + moment,
       this.v.address + moment,
       this.#gradAt(from),

@@ -48,6 +48,11 @@ const act = (n: number) => given("act", normal(n));
 const f32 = (n: number) => given("f32", normal(n));
 const ids = (n: number, below: number) => given("i32", Array.from({ length: n }, (_, i) => (i * 7) % below));
 
+/** Bits of n floats of both signs: halfway between two of bfloat16, next to that, or one of those. */
+function masters(n: number): number[] {
+  return Array.from({ length: n }, (_, i) => (i % 2 << 31) + 0x3f000000 + 0x4000 * i + (i % 3 - 1));
+}
+
 // ---- the kernels of a step
 
 function kernel(kernels: string, operands: Operand[], call: Call): Case {
@@ -247,18 +252,28 @@ function cases(): Case[] {
       (s, _, control, sumsq) => s.step_control(control!, sumsq!, 1, 0.9, 0.95),
     ),
     kernel(
+      "split_master or join_master",
+      [result("i32", n), result("act", n), given("i32", masters(n)), f32(n), f32(n)],
+      (s, _, joined, weight, master, rest, ties) =>
+        s.split_master(weight!, rest!, ties!, master!, BigInt(n)) ||
+        s.join_master(joined!, weight!, rest!, ties!, BigInt(n)),
+    ),
+    kernel(
       "adamw",
       [
         result("act", n),
-        changed("f32", normal(n)),
+        changed("f32", normal(n).map((w) => w * 1.001)), // masters, which bfloat16 lacks
         changed("f32", normal(n)),
         changed("f32", normal(n).map(Math.abs)),
         f32(n),
         given("f32", control),
+        f32(n), // for rest and ties
+        f32(n),
       ],
-      (s, cpu, weight, master, m, v, grad, control) =>
-        s.adamw(cpu ? master! : weight!, master!, m!, v!, grad!, control!, BigInt(n), 0.9, 0.95, 1e-8, 0.1) ||
-        (cpu ? s.copy_async(weight!, master!, BigInt(4 * n)) : 0), // there they are one array
+      (s, _, weight, master, m, v, grad, control, rest, ties) =>
+        s.split_master(weight!, rest!, ties!, master!, BigInt(n)) ||
+        s.adamw(weight!, rest!, ties!, m!, v!, grad!, control!, BigInt(n), 0.9, 0.95, 1e-8, 0.1) ||
+        s.join_master(master!, weight!, rest!, ties!, BigInt(n)),
     ),
   ];
 }

@@ -2,6 +2,8 @@
 import { AssertionError } from "@std/assert";
 import * as k from "../ffi/kernels.ts";
 import { copyToDevice, copyToHost, device, type DeviceInfo, type DeviceName, open } from "../ffi/library.ts";
+import type { Company } from "./checkpoint.ts";
+import { release, take } from "./memory.ts";
 import { type Exchange, Parameters } from "./optim.ts";
 import type { Numbers } from "./testing_reference.ts";
 import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
@@ -254,6 +256,25 @@ export function plus(...terms: Numbers[]): Float64Array {
   return Float64Array.from(terms[0]!, (_, i) => terms.reduce((sum, term) => sum + term[i]!, 0));
 }
 
+// ---- float32 master weights
+
+/** The masters of n elements of a model, from an element on. */
+export function readMasters(parameters: Parameters, element: number, n: number): Values {
+  const values = take(4 * n);
+  parameters.getMasters(element, n, values.address);
+  const floats = readFloats(values.address, n, "f32");
+  release(values);
+  return floats;
+}
+
+/** Gives elements of a model these masters, and their weights what these are rounded. */
+export function writeMasters(parameters: Parameters, element: number, floats: Values): void {
+  const values = take(floats.byteLength);
+  writeFloats(values.address, floats, "f32");
+  parameters.setMasters(element, floats.length, values.address);
+  release(values);
+}
+
 // ---- several ranks in one process
 
 /** An exchange for each of n ranks that live in this process and run by turns, each in its own asynchronous function. */
@@ -307,4 +328,19 @@ export function localExchanges(n: number): Exchange[] {
         for (const at of all) copyToDevice(at, total as Float32Array<ArrayBuffer>);
       }),
   }));
+}
+
+/** Ranks that live in this process. */
+export function companies(world_size: number): Company[] {
+  let waiting: { values: number[]; go: (sums: number[]) => void }[] = [];
+  const sum = (...values: number[]) =>
+    new Promise<number[]>((go) => {
+      waiting.push({ values, go });
+      if (waiting.length < world_size) return;
+      const all = waiting, sums = values.map((_, i) => all.reduce((sum, { values }) => sum + values[i]!, 0));
+      waiting = [];
+      all.forEach(({ go }) => go(sums));
+    });
+  const barrier = () => sum().then(() => {});
+  return Array.from({ length: world_size }, (_, rank) => ({ rank, world_size, barrier, sum }));
 }

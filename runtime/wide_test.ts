@@ -248,11 +248,16 @@ Deno.test("adamw() of more values than one thread or grid takes at once agrees w
   control[BIAS1] = 1 - 0.9 ** t;
   control[BIAS2] = 1 - 0.95 ** t;
   const state = { weight: Float64Array.from(w), m: Float64Array.from(m), v: Float64Array.from(v, Math.abs) };
+  const at = { m: block(m), v: block(v.map(Math.abs)), grad: block(grad), control: block(control) };
   const master = block(w),
-    at = { m: block(m), v: block(v.map(Math.abs)), grad: block(grad), control: block(control) };
-  const weight = device.act === "f32" ? master : allocate(2 * n);
-  const { beta1, beta2, eps, weight_decay } = options;
-  k.adamw(weight, master, at.m, at.v, at.grad, at.control, BigInt(n), beta1, beta2, eps, weight_decay);
+    weight = allocate(4 * n),
+    rest = allocate(2 * n),
+    ties = allocate(Math.ceil(n / 8));
+  const { beta1, beta2, eps, weight_decay } = options, size = BigInt(n);
+  k.split_master(weight, rest, ties, master, size);
+  k.fill_zero(master, 4n * size);
+  k.adamw(weight, rest, ties, at.m, at.v, at.grad, at.control, size, beta1, beta2, eps, weight_decay);
+  k.join_master(master, weight, rest, ties, size);
   ref.adamw(state, Float64Array.from(grad), { ...options, t, learning_rate });
   const tolerance = { rtol: 2 ** -20, atol: 2 ** -22 };
   assertClose(read(master, n), state.weight, tolerance, "weights");
@@ -266,7 +271,7 @@ Deno.test("adamw() of more values than one thread or grid takes at once agrees w
   }
   assertClose(read(at.m, n), state.m, tolerance, "m");
   assertClose(read(at.v, n), state.v, tolerance, "v");
-  [...new Set([master, weight, ...Object.values(at)])].forEach(free);
+  [master, weight, rest, ties, ...Object.values(at)].forEach(free);
 });
 
 Deno.test("init_normal() gives each element its own number, wherever its range begins", () => {
