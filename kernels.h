@@ -5,7 +5,7 @@
 //
 // Rules
 // - Every function returns 0, or a code other than 0 and leaves the text of the first failure for last_error().
-//   It checks its sizes and addresses, and never throws, exits or prints.
+//   It checks its sizes and addresses, and never throws, exits or prints; but for end_after(), whose purpose that is.
 // - Work is queued on the library's own stream in call order. Only device_open(), synchronize(), mem_free(),
 //   copy_to_device(), copy_to_host(), snapshot_read(), find_nonfinite(), sample() and logprobs() wait, and the first
 //   product of a shape, which may be timed. On the CPU library every call has finished when it returns.
@@ -88,6 +88,10 @@ int device_memory(HOST int64_t* bytes);
 /// quotas of its cgroups, rounded up, 0 = no quota. source: what sets limits[1], the machine or a cgroup (at most capacity
 /// bytes, ends with 0). root is put before /proc and the cgroups' directories: "" but in tests.
 int host_limits(HOST int64_t* limits, HOST char* source, int32_t capacity, HOST const char* root);
+
+/// Ends the process ms from now with an exit code, after it has written text (less than 1024 bytes) to stderr, whatever its
+/// threads wait for by then, unless it is called again before; 0 = never. It uses SIGALRM.
+int end_after(int64_t ms, int32_t code, HOST const char* text);
 
 /// *flops = FLOP/s that no product on the open device exceeds: on a CPU what its threads do in registers alone, multiplying
 /// and adding, the best of 15 times 2 ms; 0 on a GPU, whose maker says it. how: what was measured, in words (at most capacity

@@ -20,7 +20,8 @@ export class KernelError extends Error {
   override name = "KernelError";
 }
 
-const TRY_AGAIN = 75; // EX_TEMPFAIL of sysexits.h
+/** Exit code where another start may go well: EX_TEMPFAIL of sysexits.h. */
+export const TRY_AGAIN = 75;
 
 /**
  * With what a program ends over an error: 1 where the next start would meet it again, 75 where it may not. Of several processes

@@ -4,6 +4,7 @@ import { KernelError, UserError } from "../base/errors.ts";
 import { copy_async } from "../ffi/kernels.ts";
 import { allocateHost } from "../ffi/library.ts";
 import type { Address } from "../ffi/symbols.ts";
+import { type Waiting, within } from "./deadline.ts";
 
 const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
 
@@ -70,13 +71,16 @@ export class Mpi {
   readonly size: number;
   readonly #library: Library;
   readonly #handles: Handles;
+  readonly #waiting: Waiting;
   #scratch = { address: 0n, n: 0 };
 
-  private constructor(library: Library, handles: Handles) {
+  private constructor(library: Library, handles: Handles, waiting: Waiting) {
     this.#library = library;
     this.#handles = handles;
+    this.#waiting = waiting;
     const provided = new Int32Array(1), number = new Int32Array(1);
-    this.#check("MPI_Init_thread", library.MPI_Init_thread(0n, 0n, THREAD_SERIALIZED, provided));
+    const init = () => library.MPI_Init_thread(0n, 0n, THREAD_SERIALIZED, provided);
+    this.#check("MPI_Init_thread", within("MPI_Init_thread", waiting, init));
     if (provided[0]! < THREAD_SERIALIZED) {
       throw new UserError(
         `Cannot use MPI: it was built for one thread (level ${
@@ -95,14 +99,14 @@ export class Mpi {
   /**
    * Opens MPI and joins the processes of this job. Waits for them on this thread: on one of those that Deno keeps for
    * calls that wait, which end when idle, Open MPI leaves clean-up code of plugins that it has closed by then. Throws
-   * UserError where none is found, saying what was searched and what to install.
+   * UserError where none is found, saying what was searched and what to install; ends the process where they do not come.
    *
    * @param path Library to open; "" for the one that belongs to the launcher.
    * @param launcher Whose mpirun started this process: with the library of the other one, each process would be alone.
    */
-  static open(path: string, launcher: keyof typeof LIBRARIES): Mpi {
+  static open(path: string, launcher: keyof typeof LIBRARIES, waiting: Waiting): Mpi {
     const { library, name } = openFirst(path ? [path] : LIBRARIES[launcher]);
-    return new Mpi(library, openMpiHandles(name) ?? MPICH);
+    return new Mpi(library, openMpiHandles(name) ?? MPICH, waiting);
   }
 
   /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
@@ -152,7 +156,7 @@ export class Mpi {
 
   /** Leaves the job in good order. Waits for the others to do so. */
   finalize(): void {
-    this.#check("MPI_Finalize", this.#library.MPI_Finalize());
+    this.#check("MPI_Finalize", within("MPI_Finalize", this.#waiting, () => this.#library.MPI_Finalize()));
   }
 
   #check(name: string, code: number): void {

@@ -1,7 +1,8 @@
 // NCCL, opened at run time: how GPU ranks exchange gradients and weights. Collectives are queued on the library's own stream,
 // behind the kernels whose results they read, and nothing waits for them but what reads their results.
-import { KernelError, TransientError, UserError } from "../base/errors.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import { allocate, copyToDevice, copyToHost, deviceStream, synchronize } from "../ffi/library.ts";
+import { within } from "./deadline.ts";
 import { type Meeting, share } from "./rendezvous.ts";
 import type { Address } from "../ffi/symbols.ts";
 
@@ -11,13 +12,14 @@ const UNIQUE_ID = { struct: Array<"u64">(16).fill("u64") }; // 128 bytes, passed
 const symbols = {
   ncclGetVersion: { parameters: ["buffer"], result: INT },
   ncclGetUniqueId: { parameters: ["buffer"], result: INT },
-  ncclCommInitRank: { parameters: ["buffer", INT, UNIQUE_ID, INT], result: INT }, // on this thread: it takes its GPU
+  ncclCommInitRankConfig: { parameters: ["buffer", INT, UNIQUE_ID, INT, "buffer"], result: INT }, // on this thread: it takes its GPU
   ncclReduceScatter: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
   ncclAllGather: { parameters: [POINTER, POINTER, SIZE, INT, POINTER, POINTER], result: INT },
   ncclAllReduce: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
   ncclBroadcast: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
   ncclCommGetAsyncError: { parameters: [POINTER, "buffer"], result: INT },
   ncclCommAbort: { parameters: [POINTER], result: INT },
+  ncclCommFinalize: { parameters: [POINTER], result: INT },
   ncclCommDestroy: { parameters: [POINTER], result: INT },
   ncclGetErrorString: { parameters: [INT], result: "pointer" },
   ncclGetLastError: { parameters: [POINTER], result: "pointer" },
@@ -28,6 +30,10 @@ type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
 const UNIQUE_ID_BYTES = 128;
 const INT8 = 0, FLOAT32 = 7, FLOAT64 = 8, SUM = 0; // ncclDataType_t, ncclRedOp_t
 const IN_PROGRESS = 7; // ncclResult_t
+const SPIN_MS = 1; // for a call to be done before timers get their turn: most are in some 20 us
+
+/** An ncclConfig_t of version 2.14, the first one, of which later ones read that much: size, magic, version, blocking = 0. */
+const CONFIG = new Uint8Array(Uint32Array.of(24, 0, 0xcafebeef, 21400, 0, 0).buffer);
 
 /** The GPUs of all ranks. */
 export class Nccl {
@@ -52,7 +58,7 @@ export class Nccl {
 
   /**
    * Opens NCCL and joins the other ranks. The device must be open; waits until all have come. Throws UserError where
-   * it is not found, or ranks do not come.
+   * it is not found, or ranks do not come, and KernelError where it cannot connect them.
    *
    * @param path Library to open; "" for the one that the system finds.
    */
@@ -60,24 +66,26 @@ export class Nccl {
     // Before it opens: switches of NVLink add up in an order of their own, which the same run need not meet again.
     if (!Deno.env.get("NCCL_ALGO")) Deno.env.set("NCCL_ALGO", "^NVLS,NVLSTree");
     const library = open(path || "libnccl.so.2"), nccl = new Nccl(library, meeting);
-    const id = new Uint8Array(UNIQUE_ID_BYTES), communicator = new BigUint64Array(1);
-    if (meeting.rank === 0) nccl.#check("ncclGetUniqueId", library.ncclGetUniqueId(id));
-    const shared = await share(id, meeting);
-    const code = library.ncclCommInitRank(communicator, meeting.world_size, shared, meeting.rank);
-    if (code !== 0) {
-      throw new TransientError(
-        `Cannot join ${meeting.world_size} ranks over NCCL: rank ${meeting.rank}: ${nccl.#text(code)}; ` +
-          "set NCCL_DEBUG=INFO to see more",
+    const id = new Uint8Array(UNIQUE_ID_BYTES),
+      communicator = new BigUint64Array(1),
+      { rank, world_size } = meeting;
+    if (rank === 0) {
+      nccl.#check(
+        "ncclGetUniqueId",
+        within("ncclGetUniqueId", meeting, () => library.ncclGetUniqueId(id)),
       );
     }
+    const shared = await share(id, meeting), name = "ncclCommInitRankConfig";
+    const code = within(name, meeting, () => library[name](communicator, world_size, shared, rank, CONFIG));
     nccl.#communicator = communicator[0]!;
+    await nccl.#finished(name, code, meeting.timeout_s);
     return nccl;
   }
 
   /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
   reduceScatter(all: Address, n: number): Promise<void> {
     const own = all + BigInt(4 * n * this.rank); // NCCL knows this as in place
-    return this.#queued(
+    return this.#finished(
       "ncclReduceScatter",
       this.#library.ncclReduceScatter(all, own, BigInt(n), FLOAT32, SUM, this.#communicator, this.#stream),
     );
@@ -86,7 +94,7 @@ export class Nccl {
   /** all: size parts of so many bytes. Each rank has its own part and receives the others. */
   allGather(all: Address, bytes: number): Promise<void> {
     const own = all + BigInt(bytes * this.rank);
-    return this.#queued(
+    return this.#finished(
       "ncclAllGather",
       this.#library.ncclAllGather(own, all, BigInt(bytes), INT8, this.#communicator, this.#stream),
     );
@@ -95,7 +103,7 @@ export class Nccl {
   /** x (n values) becomes its sum over all ranks, the same bits on each. */
   allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
     const kind = type === "float" ? FLOAT32 : FLOAT64;
-    return this.#queued(
+    return this.#finished(
       "ncclAllReduce",
       this.#library.ncclAllReduce(x, x, BigInt(n), kind, SUM, this.#communicator, this.#stream),
     );
@@ -105,7 +113,7 @@ export class Nccl {
   async broadcast(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     const address = this.#room(bytes.length), n = BigInt(bytes.length);
     copyToDevice(address, bytes);
-    await this.#queued(
+    await this.#finished(
       "ncclBroadcast",
       this.#library.ncclBroadcast(address, address, n, INT8, 0, this.#communicator, this.#stream),
     );
@@ -127,9 +135,14 @@ export class Nccl {
 
   /** What has gone wrong since the last call in work that was queued; undefined if nothing has. */
   failure(): string | undefined {
-    const code = new Int32Array(1);
-    this.#library.ncclCommGetAsyncError(this.#communicator, code);
-    return code[0] === 0 || code[0] === IN_PROGRESS ? undefined : this.#text(code[0]!);
+    const code = this.#state();
+    return code === 0 || code === IN_PROGRESS ? undefined : this.#text(code);
+  }
+
+  /** What has become of the last call: 0, IN_PROGRESS or the code of an error; that of asking where that fails. */
+  #state(): number {
+    const state = new Int32Array(1), code = this.#library.ncclCommGetAsyncError(this.#communicator, state);
+    return code || state[0]!;
   }
 
   /** Ends this rank's part; the other ranks see an error. */
@@ -138,13 +151,25 @@ export class Nccl {
   }
 
   /** Leaves in good order. */
-  finalize(): void {
-    this.#check("ncclCommDestroy", this.#library.ncclCommDestroy(this.#communicator));
+  async finalize(): Promise<void> {
+    await this.#finished("ncclCommFinalize", this.#library.ncclCommFinalize(this.#communicator));
+    const code = this.#library.ncclCommDestroy(this.#communicator); // goes on beside us: the process is about to end
+    if (code !== IN_PROGRESS) this.#check("ncclCommDestroy", code);
   }
 
-  #queued(name: string, code: number): Promise<void> {
+  /**
+   * Waits until a call is done, or its work queued: NCCL may connect ranks first, on threads of its own. The next call must not
+   * come before. timeout_s: 0 where the caller looks at the time.
+   */
+  async #finished(name: string, code: number, timeout_s = 0): Promise<void> {
+    for (const began = performance.now(); code === IN_PROGRESS; code = this.#state()) {
+      const waited_ms = performance.now() - began;
+      if (timeout_s > 0 && waited_ms > 1000 * timeout_s) {
+        throw new KernelError(`${name} has waited ${timeout_s} s (--dist_timeout_s) for the others`);
+      }
+      if (waited_ms > SPIN_MS) await new Promise((resolve) => setTimeout(resolve, 1));
+    }
     this.#check(name, code);
-    return Promise.resolve();
   }
 
   #check(name: string, code: number): void {

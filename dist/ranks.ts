@@ -1,12 +1,13 @@
 // What several processes that train one model do together. The world comes from the launcher's variables (world.ts); MPI or
 // NCCL carry the data. A process on its own is the only rank: for it everything here is done at once.
-import { exitCodeOf, explain, KernelError, TransientError, UserError } from "../base/errors.ts";
+import { exitCodeOf, explain, KernelError, TransientError, TRY_AGAIN, UserError } from "../base/errors.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import { makeDirectory } from "../base/files.ts";
-import { allocate, copyToDevice, copyToHost, device, synchronize } from "../ffi/library.ts";
+import { allocate, copyToDevice, copyToHost, device, endAfter, synchronize } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import type { Exchange } from "../runtime/optim.ts";
 import { hostname } from "../runtime/owner.ts";
+import { within } from "./deadline.ts";
 import { RollCall } from "./roll_call.ts";
 import type { Address } from "../runtime/tensor.ts";
 import type { World } from "./world.ts";
@@ -22,7 +23,7 @@ export type Engine = Exchange & {
   /** Ends all ranks, without waiting for any. */
   abort(code: number): void;
   /** Leaves in good order. */
-  finalize(): void;
+  finalize(): void | Promise<void>;
 };
 
 /** Carries nothing: there is one rank. */
@@ -37,6 +38,8 @@ const NOTHING: Engine = {
 };
 
 const MAX_SUMS = 8; // numbers that sum() takes
+const END = "the end of the run";
+const LEAVE_MS = 10_000; // for NCCL or MPI, and what runs at the end of a process, to end one that has failed
 const WATCH_MS = 500; // between two looks at whether it goes on
 const ANSWER_MS = 5000; // a rank that waits for so long says so in its file
 const SIGHT_MS = 60_000; // for a file of rank 0 to come in sight on other machines: NFS looks up names so late
@@ -82,22 +85,22 @@ export class Ranks implements Exchange {
 
   /** Adds gradients up over all ranks: Exchange.reduceScatter(). */
   reduceScatter(all: Address, n: number): Promise<void> {
-    return this.meet("reduce-scatter of gradients", this.#engine.reduceScatter(all, n));
+    return this.meet("reduce-scatter of gradients", () => this.#engine.reduceScatter(all, n));
   }
 
   /** Gives every rank the parts of all: Exchange.allGather(). */
   allGather(all: Address, bytes: number): Promise<void> {
-    return this.meet("all-gather", this.#engine.allGather(all, bytes));
+    return this.meet("all-gather", () => this.#engine.allGather(all, bytes));
   }
 
   /** Adds numbers up over all ranks: Exchange.allReduce(). */
   allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
-    return this.meet("all-reduce", this.#engine.allReduce(x, n, type));
+    return this.meet("all-reduce", () => this.#engine.allReduce(x, n, type));
   }
 
   /** Waits until every rank is here. */
   barrier(): Promise<void> {
-    return this.meet("barrier", this.#engine.barrier());
+    return this.meet("barrier", () => this.#engine.barrier());
   }
 
   /** The sums of numbers (at most 8) over all ranks. */
@@ -107,8 +110,10 @@ export class Ranks implements Exchange {
     this.#sums ||= allocate(8 * MAX_SUMS);
     const array = Float64Array.from(values);
     copyToDevice(this.#sums, array);
-    const work = this.#engine.allReduce(this.#sums, values.length, "double");
-    await this.meet("all-reduce", work.then(synchronize)); // a GPU's only queues it, and copyToHost() would wait for ever
+    await this.meet("all-reduce", async () => {
+      await this.#engine.allReduce(this.#sums, values.length, "double");
+      await synchronize(); // a GPU's only queues it, and copyToHost() would wait for ever
+    });
     copyToHost(array, this.#sums);
     return Array.from(array);
   }
@@ -117,9 +122,9 @@ export class Ranks implements Exchange {
   async fromFirst<T>(value: T): Promise<T> {
     if (this.isAlone) return value;
     const text = new TextEncoder().encode(JSON.stringify(value)), length = Uint32Array.of(text.length);
-    await this.meet("broadcast", this.#engine.broadcast(new Uint8Array(length.buffer)));
+    await this.meet("broadcast", () => this.#engine.broadcast(new Uint8Array(length.buffer)));
     const bytes = this.rank === 0 ? text : new Uint8Array(length[0]!);
-    await this.meet("broadcast", this.#engine.broadcast(bytes));
+    await this.meet("broadcast", () => this.#engine.broadcast(bytes));
     return JSON.parse(new TextDecoder().decode(bytes));
   }
 
@@ -183,20 +188,26 @@ export class Ranks implements Exchange {
       : explain(error).replace(/^error: /, "");
     console.error(`error: rank ${this.rank}: ${text}`);
     const code = exitCodeOf(error, false);
+    endAfter(
+      Math.min(LEAVE_MS, this.#timeout_ms || LEAVE_MS),
+      code,
+      `error: rank ${this.rank}: could not leave the others in good order`,
+    );
     this.#engine.abort(code);
     Deno.exit(code);
   }
 
   /** Leaves in good order, once all ranks are done. */
   async finalize(): Promise<void> {
-    await this.meet("end", this.#engine.barrier());
-    this.#engine.finalize();
+    await this.meet(END, () => this.#engine.barrier());
+    await this.meet(END, async () => await this.#engine.finalize());
     this.#rollCall?.leave();
   }
 
   /** Waits for work that the others take part in, at most for the time allowed. */
-  async meet<T>(what: string, work: Promise<T>): Promise<T> {
-    if (this.isAlone) return await work;
+  async meet<T>(what: string, begin: () => Promise<T>): Promise<T> {
+    if (this.isAlone) return await begin();
+    const work = within(this.#place(what), { ...this, timeout_s: this.#timeout_ms / 1000 }, begin);
     const began = performance.now(), answer_ms = Math.min(ANSWER_MS, this.#timeout_ms / 2 || ANSWER_MS);
     let hasAnswered = false;
     const timer = setInterval(() => {
@@ -252,6 +263,7 @@ export class Ranks implements Exchange {
   }
 
   #place(what: string): string {
+    if (what === END) return END;
     return `the ${what} ${this.#step === 0 ? "at the start" : `of step ${this.#step}`}`;
   }
 }
@@ -265,18 +277,25 @@ function flat(value: unknown, name = ""): Record<string, string> {
 
 /**
  * Joins the other ranks. The device must be open: CPUs meet through MPI, GPUs through NCCL. Throws UserError where
- * the library is missing, or does not see the ranks that the launcher announced.
+ * the library is missing, or does not see the ranks that the launcher announced, TransientError where they do not come.
  */
 export async function joinRanks(world: World, timeout_s: number): Promise<Ranks> {
-  const engine = device.library === "cuda" || Deno.env.get("LOAM_NCCL") // a library named for a test on the emulator
-    ? await joinNccl(world, timeout_s)
-    : await joinMpi(world);
-  return new Ranks(world, engine, timeout_s);
+  const isGpu = device.library === "cuda" || Deno.env.get("LOAM_NCCL"); // a library named for a test on the emulator
+  try {
+    return new Ranks(world, await (isGpu ? joinNccl : joinMpi)(world, timeout_s), timeout_s);
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    endAfter(LEAVE_MS, TRY_AGAIN, ""); // threads of the library may still wait
+    throw new TransientError(
+      `Cannot join ${world.world_size} ranks: rank ${world.rank}: ${error.message}` +
+        (isGpu ? "; set NCCL_DEBUG=INFO to see more" : ""),
+    );
+  }
 }
 
-async function joinMpi({ rank, world_size, launcher }: World): Promise<Engine> {
-  const { Mpi } = await import("./mpi.ts");
-  const mpi = Mpi.open(Deno.env.get("LOAM_MPI") ?? "", launcher === "MPICH" ? "mpich" : "openmpi");
+async function joinMpi({ rank, world_size, launcher }: World, timeout_s: number): Promise<Engine> {
+  const { Mpi } = await import("./mpi.ts"), waiting = { rank, world_size, timeout_s };
+  const mpi = Mpi.open(Deno.env.get("LOAM_MPI") ?? "", launcher === "MPICH" ? "mpich" : "openmpi", waiting);
   if (mpi.size === world_size && mpi.rank === rank) return mpi;
   throw new UserError(
     `Cannot train with ${world_size} ranks: ${launcher} says rank ${rank} of ${world_size}, MPI sees rank ${mpi.rank} of ` +

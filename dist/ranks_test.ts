@@ -2,8 +2,11 @@
 import { assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { type Engine, Ranks } from "./ranks.ts";
+import { open } from "../ffi/library.ts";
 import { hostname } from "../runtime/owner.ts";
 import { findWorld } from "./world.ts";
+
+open("cpu", { threads: 1, blas: "builtin" }); // whose end_after() holds calls to their deadlines
 
 const scratch = Deno.makeTempDirSync();
 Deno.test.afterAll(() => Deno.removeSync(scratch, { recursive: true }));
@@ -113,7 +116,9 @@ async function waiting(
   hosts: string[] = [],
 ): Promise<[number, string]> {
   const program = `
+    import { open } from "${new URL("../ffi/library.ts", import.meta.url)}";
     import { Ranks } from "${new URL("ranks.ts", import.meta.url)}";
+    open("cpu", { threads: 1, blas: "builtin" });
     const nothing = () => Promise.resolve(), ever = () => new Promise(() => {});
     const engine = { reduceScatter: nothing, allGather: nothing, allReduce: nothing, broadcast: nothing, barrier: ever };
     const more = { failure: () => ${

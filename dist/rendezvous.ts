@@ -48,7 +48,7 @@ async function serve(bytes: Uint8Array<ArrayBuffer>, meeting: Meeting): Promise<
   for (let rank = 1; rank < world_size; rank++) missing.add(rank);
   using listener = listen(meeting.ports);
   const timer = timeout_s > 0
-    ? setTimeout(() => listener.close(), Math.min(timeout_s * 1000, MOST_MS))
+    ? setTimeout(() => closeQuietly(listener), Math.min(timeout_s * 1000, MOST_MS))
     : undefined;
   try {
     while (missing.size > 0) {

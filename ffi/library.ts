@@ -247,6 +247,14 @@ export function synchronizeNow(): void {
   check(s.synchronize());
 }
 
+/**
+ * Ends this process with an exit code and a line on stderr unless it is called again within so many ms; 0 = never. For calls that
+ * may wait for ever on this thread, on which then no timer runs.
+ */
+export function endAfter(ms: number, code: number, line: string): void {
+  check(s.end_after(BigInt(Math.ceil(ms)), code, cString(`${line.slice(0, 900)}\n`)));
+}
+
 // ---- memory
 
 /** Device memory filled with zeros, aligned to 256 bytes. Throws KernelError when there is not enough. */

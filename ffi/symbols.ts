@@ -21,6 +21,7 @@ export const symbols = {
   device_info: fn(HOST, I32),
   device_memory: fn(HOST),
   host_limits: fn(HOST, HOST, I32, HOST),
+  end_after: fn(I64, I32, HOST),
   device_peak: fn(HOST, HOST, I32),
   device_stream: fn(HOST),
   synchronize: fn(),

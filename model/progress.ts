@@ -109,7 +109,7 @@ export class Progress {
 
   async #read(step: number): Promise<Read> {
     const { config, c, optimizer, ranks, stop, peak } = this.#parts;
-    const result = await ranks.meet("result", optimizer.nextResult()); // signals and timers are served here
+    const result = await ranks.meet("result", () => optimizer.nextResult()); // signals and timers are served here
     this.stopping = stop.isAgreed(result);
     const step_ms = performance.now() - this.#read_ms;
     this.#read_ms = performance.now();

@@ -1,5 +1,6 @@
 // Several ranks on one machine, started by mpirun as a user starts them.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { findCompiler } from "../tools/build.ts";
 import settings from "../deno.json" with { type: "json" };
 import {
   AS_ROOT,
@@ -196,6 +197,38 @@ Deno.test("a rank that stalls is named by the others", mpi, async () => {
   const { state, error } = JSON.parse(Deno.readTextFileSync(`${out}/run.json`));
   assertEquals({ state, error }, { state: "failed", error: message!.slice("error: ".length) });
 });
+
+Deno.test(
+  "a call of MPI that never returns ends the job with a line of each rank that waits",
+  mpi,
+  async () => {
+    const { command } = await findCompiler(), LOAM_MPI = `${freshPath()}.so`;
+    const args = [
+      "-shared",
+      "-fPIC",
+      "tests/emu/mpi.cpp",
+      "-Wl,--no-as-needed",
+      "-l:libmpi.so.40",
+      "-o",
+      LOAM_MPI,
+    ];
+    assert((await new Deno.Command(command, { args, cwd: ROOT }).output()).success);
+    const lines = async (LOAM_FAKE_MPI_STALL: string) => {
+      const flags = [...FLAGS, `--out_dir=${freshPath()}`, "--max_iters=1", "--dist_timeout_s=3"];
+      return (await failing(new Job([flags, flags], { LOAM_MPI, LOAM_FAKE_MPI_STALL }), 75)).sort();
+    };
+    for (const name of ["MPI_Init_thread", "MPI_Finalize"]) { // mpirun may end rank 0 before it has said so too
+      const line = (rank: number) =>
+        `error: rank ${rank}: ${name} has waited 3 s (--dist_timeout_s) for rank ${
+          1 - rank
+        }; look at what they printed, and ` +
+        "start again with --resume=auto";
+      const printed = await lines(name);
+      assert(printed.length > 0, name);
+      for (const text of printed) assert([line(0), line(1)].includes(text), text);
+    }
+  },
+);
 
 Deno.test("a rank that differs from rank 0 is refused, with both values", mpi, async () => {
   const out = freshPath(), flags = [...FLAGS, `--out_dir=${out}`];

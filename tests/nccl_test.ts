@@ -131,8 +131,10 @@ Deno.test("failure() is what NCCL says of queued work", { sanitizeResources: fal
   assertEquals(nccl.failure(), undefined);
   Deno.env.set("LOAM_FAKE_NCCL_FAULT", "async");
   assertEquals(nccl.failure(), "internal error: said the stand-in (NCCL 2.30.7)");
+  Deno.env.set("LOAM_FAKE_NCCL_FAULT", "ncclCommGetAsyncError"); // it cannot even say
+  assertEquals(nccl.failure(), "internal error: said the stand-in (NCCL 2.30.7)");
   Deno.env.delete("LOAM_FAKE_NCCL_FAULT");
-  nccl.finalize();
+  await nccl.finalize();
 });
 
 Deno.test("two ranks of the emulated GPU go on bit by bit from their shares of the state", async () => {
@@ -184,15 +186,84 @@ Deno.test("a rank says which it is in front of an error of NCCL", async () => {
     const text = "ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
     assertEquals(errorLine(stderr), `rank ${rank}: ${text}`);
   });
-  const [{ code, stderr }] = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclCommInitRank" }) as [
+  const [{ code, stderr }] = await torchrun([flags, flags], {
+    LOAM_FAKE_NCCL_FAULT: "ncclCommInitRankConfig",
+  }) as [
     Result,
     Result,
   ];
   assertEquals(code, 75);
   assertEquals(
     errorLine(stderr),
-    "Cannot join 2 ranks over NCCL: rank 0: internal error: said the stand-in (NCCL 2.30.7); set NCCL_DEBUG=INFO to see more",
+    "Cannot join 2 ranks: rank 0: ncclCommInitRankConfig failed: internal error: said the stand-in (NCCL 2.30.7); set " +
+      "NCCL_DEBUG=INFO to see more",
   );
+});
+
+/** What two ranks print and end with where a function of NCCL stalls in one of them, or what it begins there. */
+async function stalled(name: string, rank: number, fault = ""): Promise<string[]> {
+  const program = `
+    import { runMain } from "./base/errors.ts";
+    import { joinRanks } from "./dist/ranks.ts";
+    import { findWorld } from "./dist/world.ts";
+    import { allocate, open } from "./ffi/library.ts";
+    open("cpu", { threads: 1, blas: "builtin" });
+    await runMain(async () => {
+      const ranks = await joinRanks(findWorld((name) => Deno.env.get(name)), 4);
+      try {
+        await ranks.enter(Deno.args[0]!);
+        ranks.beat(3);
+        await ranks.reduceScatter(allocate(512), 64);
+        await ranks.finalize();
+      } catch (error) {
+        ranks.fail(error);
+      }
+    });
+  `;
+  const out = freshPath(),
+    common = { LOAM_NCCL: library, WORLD_SIZE: "2", MASTER_PORT: masterPort(), NO_COLOR: "1" };
+  const results = await Promise.all([0, 1].map(async (i) => {
+    const faults = i === rank ? { LOAM_FAKE_NCCL_STALL: name, LOAM_FAKE_NCCL_FAULT: fault } : {};
+    const args = ["eval", "-q", "--ext=ts", program, out],
+      env = { ...common, ...faults, RANK: `${i}`, LOCAL_RANK: `${i}` };
+    return resultOf(await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env }).output());
+  }));
+  for (const { code, stderr } of results) assertEquals(code, 75, stderr);
+  return results.map(({ stderr }) =>
+    stderr.replaceAll(/\(process \d+ on \S+\)|(?<=hangs on )\S+(?=;)/g, "...").trimEnd()
+  );
+}
+
+Deno.test("a call of NCCL that never returns, or what it began and never ends, ends the rank that waits with one line", async () => {
+  const init = (rank: number) =>
+    `error: Cannot join 2 ranks: rank ${rank}: ncclCommInitRankConfig has waited 4 s (--dist_timeout_s) for the others; ` +
+    "set NCCL_DEBUG=INFO to see more";
+  const within = "within 4 s (--dist_timeout_s)", again = "start again with --resume=auto";
+  const call = (what: string) =>
+    `error: rank 1: ${what} has waited 4 s (--dist_timeout_s) for rank 0; look at what they printed, and ${again}`;
+  const missing = (rank: number) =>
+    `error: rank ${rank}: not all ranks came to the broadcast at the start ${within}; ${again}`;
+  const late = (what: string) => `error: rank 0: rank 1 ... did not come to ${what} ${within}; ${again}`;
+  const reduce = "the reduce-scatter of gradients of step 3";
+  const hangs = (rank: number) =>
+    `error: rank ${rank}: all ranks came to ${reduce}, but it did not end ${within}: one of them hangs on ...; ${again}`;
+  const failed = "error: rank 1: ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
+  const cases: [string, string[]][] = [
+    ["ncclCommInitRankConfig", [init(0), call("ncclCommInitRankConfig")]],
+    ["async ncclCommInitRankConfig", [init(0), init(1)]],
+    ["ncclBroadcast", [missing(0), call("the broadcast at the start")]],
+    ["async ncclBroadcast", [missing(0), missing(1)]],
+    ["ncclReduceScatter", [late(reduce), call(reduce)]],
+    ["async ncclReduceScatter", [hangs(0), hangs(1)]],
+    ["ncclCommFinalize", [late("the end of the run"), call("the end of the run")]],
+  ];
+  const abort = stalled("ncclCommAbort", 1, "ncclReduceScatter");
+  const ends = await Promise.all(cases.map(([name]) => stalled(name, 1)));
+  cases.forEach(([name, lines], i) => assertEquals(ends[i], lines, name));
+  assertEquals(await abort, [
+    late(reduce),
+    `${failed}\nerror: rank 1: could not leave the others in good order`,
+  ]);
 });
 
 Deno.test("a NCCL that is not there is said with what to install", async () => {

@@ -1,6 +1,8 @@
 // A stand-in for libnccl.so.2 that works on host memory, for ranks on one machine: lets the tests run every call that
 // dist/nccl.ts makes. Names, arguments and in-place rules are those of nccl.h (2.30). The ranks meet in a shared file that the
-// unique id names. LOAM_FAKE_NCCL_FAULT=<name> makes that function fail.
+// unique id names. LOAM_FAKE_NCCL_FAULT=<name> makes that function fail; LOAM_FAKE_NCCL_STALL=<name> has it wait for ever, and
+// with "async " before the name, only what it begins. What waits for others does so on a thread of its own, as NCCL's does for
+// a communicator that is not blocking.
 #include <fcntl.h>
 #include <sched.h>
 #include <stdint.h>
@@ -12,10 +14,13 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
+#include <string>
+#include <thread>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-constexpr int OK = 0, INTERNAL_ERROR = 3, INVALID_ARGUMENT = 4;
+constexpr int OK = 0, INTERNAL_ERROR = 3, INVALID_ARGUMENT = 4, IN_PROGRESS = 7;
 constexpr int INT8 = 0, FLOAT32 = 7, FLOAT64 = 8, SUM = 0;
 constexpr int PATIENCE_S = 60;
 constexpr size_t ROOM = 1 << 22;  // bytes of each rank
@@ -32,11 +37,28 @@ struct Shared {
 struct Communicator {
   int size, rank;
   Shared* shared;
+  std::atomic<int> state;
 };
 
+static bool is_named(const char* variable, const std::string& name) {
+  const char* wanted = getenv(variable);
+  return wanted && name == wanted;
+}
+
 static int fault(const char* name) {
-  const char* wanted = getenv("LOAM_FAKE_NCCL_FAULT");
-  return wanted && !strcmp(wanted, name) ? INTERNAL_ERROR : OK;
+  while (is_named("LOAM_FAKE_NCCL_STALL", name)) sleep(1);
+  return is_named("LOAM_FAKE_NCCL_FAULT", name) ? INTERNAL_ERROR : OK;
+}
+
+/** Has a thread do what a function begins. */
+static int begin(Communicator* c, const char* name, std::function<int()> work) {
+  c->state = IN_PROGRESS;
+  std::thread([=] {
+    while (is_named("LOAM_FAKE_NCCL_STALL", std::string("async ") + name)) sleep(1);
+    int code = work();
+    c->state = code;
+  }).detach();
+  return IN_PROGRESS;
 }
 
 /** Collectives are queued on the stream: what is before them in it comes first. A CPU has no stream. */
@@ -92,19 +114,29 @@ EXPORT int ncclGetUniqueId(UniqueId* id) {
   return length > 0 ? OK : INTERNAL_ERROR;
 }
 
-EXPORT int ncclCommInitRank(Communicator** communicator, int size, UniqueId id, int rank) {
-  if (int code = fault("ncclCommInitRank")) return code;
+struct Config {
+  size_t size;
+  uint32_t magic, version;
+  int blocking;
+};
+
+EXPORT int ncclCommInitRankConfig(Communicator** communicator, int size, UniqueId id, int rank, const Config* config) {
+  if (int code = fault("ncclCommInitRankConfig")) return code;
   if (id.name[127] != 'x') return INVALID_ARGUMENT;
+  if (config->size != sizeof *config || config->magic != 0xcafebeef || config->version != 21400) return INVALID_ARGUMENT;
+  if (config->blocking != 0) return INVALID_ARGUMENT;
   int file = open(id.name, O_RDWR | O_CREAT, 0600);
   size_t bytes = sizeof(Shared) + size * ROOM;
   if (file < 0 || ftruncate(file, bytes)) return INTERNAL_ERROR;
   void* map = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
   if (map == MAP_FAILED) return INTERNAL_ERROR;
-  *communicator = new Communicator{size, rank, (Shared*)map};
-  barrier(*communicator);
-  if (rank == 0) unlink(id.name);
-  return OK;
+  Communicator* c = *communicator = new Communicator{size, rank, (Shared*)map, {OK}};
+  return begin(c, "ncclCommInitRankConfig", [=] {
+    barrier(c);
+    if (rank == 0) unlink(id.name);
+    return OK;
+  });
 }
 
 EXPORT int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int op, Communicator* c, void* stream) {
@@ -112,44 +144,55 @@ EXPORT int ncclReduceScatter(const void* send, void* receive, size_t count, int 
   if (int code = fault("ncclReduceScatter")) return code;
   if (type != FLOAT32 || op != SUM) return INVALID_ARGUMENT;
   if (receive != (const char*)send + 4 * count * c->rank) return INVALID_ARGUMENT;  // in place
-  return reduce(c, send, count * c->size, receive, count * c->rank, count, type);
+  return begin(c, "ncclReduceScatter",
+               [=] { return reduce(c, send, count * c->size, receive, count * c->rank, count, type); });
 }
 
 EXPORT int ncclAllGather(const void* send, void* receive, size_t count, int type, Communicator* c, void* stream) {
   finish(stream);
   if (int code = fault("ncclAllGather")) return code;
   if (type != INT8 || send != (const char*)receive + count * c->rank || count > ROOM) return INVALID_ARGUMENT;
-  memcpy(room(c, c->rank), send, count);
-  barrier(c);
-  for (int rank = 0; rank < c->size; rank++) memcpy((char*)receive + rank * count, room(c, rank), count);
-  barrier(c);
-  return OK;
+  return begin(c, "ncclAllGather", [=] {
+    memcpy(room(c, c->rank), send, count);
+    barrier(c);
+    for (int rank = 0; rank < c->size; rank++) memcpy((char*)receive + rank * count, room(c, rank), count);
+    barrier(c);
+    return OK;
+  });
 }
 
 EXPORT int ncclAllReduce(const void* send, void* receive, size_t count, int type, int op, Communicator* c, void* stream) {
   finish(stream);
   if (int code = fault("ncclAllReduce")) return code;
   if (type == INT8 || op != SUM) return INVALID_ARGUMENT;
-  return reduce(c, send, count, receive, 0, count, type);
+  return begin(c, "ncclAllReduce", [=] { return reduce(c, send, count, receive, 0, count, type); });
 }
 
 EXPORT int ncclBroadcast(const void* send, void* receive, size_t count, int type, int root, Communicator* c, void* stream) {
   finish(stream);
   if (int code = fault("ncclBroadcast")) return code;
   if (type != INT8 || root != 0 || count > ROOM) return INVALID_ARGUMENT;
-  if (c->rank == root) memcpy(room(c, root), send, count);
-  barrier(c);
-  memcpy(receive, room(c, root), count);
-  barrier(c);
-  return OK;
+  return begin(c, "ncclBroadcast", [=] {
+    if (c->rank == root) memcpy(room(c, root), send, count);
+    barrier(c);
+    memcpy(receive, room(c, root), count);
+    barrier(c);
+    return OK;
+  });
 }
 
-EXPORT int ncclCommGetAsyncError(Communicator*, int* code) { return *code = fault("async"), OK; }
-EXPORT int ncclCommAbort(Communicator*) { return OK; }
-EXPORT int ncclCommDestroy(Communicator* c) {
-  barrier(c);
-  return delete c, OK;
+EXPORT int ncclCommGetAsyncError(Communicator* c, int* code) {
+  if (int own = fault("ncclCommGetAsyncError")) return own;
+  int state = fault("async");
+  *code = state ? state : (int)c->state;
+  return OK;
 }
+EXPORT int ncclCommAbort(Communicator*) { return fault("ncclCommAbort"); }
+EXPORT int ncclCommFinalize(Communicator* c) {
+  if (int code = fault("ncclCommFinalize")) return code;
+  return begin(c, "ncclCommFinalize", [=] { return barrier(c), OK; });
+}
+EXPORT int ncclCommDestroy(Communicator* c) { return delete c, OK; }
 EXPORT const char* ncclGetErrorString(int code) {
   return code == INTERNAL_ERROR ? "internal error" : "invalid argument";
 }
