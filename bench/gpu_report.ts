@@ -1,5 +1,6 @@
-// The result file of bench/gpu.sh. With a stage: puts its figures into the file. Without one: prints the file as tables.
-//   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS]
+// The result file of bench/gpu.sh. With a stage: puts its figures into the file. With --todo: names the stages that are not
+// done yet. With neither: prints the file as tables, beside what roofline.ts predicted.
+//   deno run --allow-read --allow-write bench/gpu_report.ts RESULT.json [WORK_DIR STAGE CODE SECONDS | --todo STAGES]
 import { runMain, UserError } from "../base/errors.ts";
 import { measureModel } from "../model/plan.ts";
 import { peakOfGpu } from "../runtime/peak.ts";
@@ -9,7 +10,7 @@ import type { Report as KernelReport } from "./kernels.ts";
 import type { Prediction } from "./roofline.ts";
 import { modelOf, type Shape } from "./shapes.ts";
 
-/** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit. */
+/** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit; 129 and more: a signal; -1: it has begun. */
 export type Stage = {
   code: number;
   seconds: number;
@@ -70,6 +71,12 @@ function parse(path: string): unknown {
   }
 }
 
+/** How many tests a log without a summary says of how they ended. */
+function outcomes(log: string): Record<string, number> {
+  const count = (word: string) => log.match(new RegExp(`\\.\\.\\. ${word} \\(`, "g"))?.length ?? 0;
+  return { passed: count("ok"), failed: count("FAILED") };
+}
+
 /** "name: value" lines of env, the counts of deno test, the summaries of compute-sanitizer. */
 export function factsOf(stage: string, log: string): Record<string, string | number> {
   if (stage === "env") {
@@ -77,12 +84,20 @@ export function factsOf(stage: string, log: string): Record<string, string | num
       Array.from(log.matchAll(/^(\w+): (.*)$/gm), ([, name, value]) => [name!, value!]),
     );
   }
+  if (stage === "check") { // what the device is said to be, or why it is refused
+    return Object.fromEntries(
+      log.split(/^--- /m).slice(1).map((part) => {
+        const line = /^device (.*)|^error: (.*)/m.exec(part);
+        return [part.split("\n")[0]!, line?.[1] ?? line?.[2] ?? "did not begin"];
+      }),
+    );
+  }
   if (stage === "tests") {
     const summary = Array.from(log.matchAll(/^(?:ok|FAILED) \| .*$/gm)).at(-1)?.[0] ?? "";
     const count = (word: string) => Number(new RegExp(`(\\d+) ${word}`).exec(summary)?.[1] ?? 0);
     return summary
       ? { passed: count("passed"), failed: count("failed"), ignored: count("ignored") }
-      : { summary: "none: the tests did not end" };
+      : { ...outcomes(log), summary: "none: the tests did not end" };
   }
   if (stage === "sanitizer") {
     const parts = log.split(/^--- /m).slice(1);
@@ -91,6 +106,12 @@ export function factsOf(stage: string, log: string): Record<string, string | num
     );
   }
   return {};
+}
+
+/** Of so many stages those that are not done: what has not begun, then what has failed or was cut short. */
+export function unfinished({ stages }: Results, names: string[]): string[] {
+  const failed = names.filter((name) => stages[name] && stages[name].code !== 0);
+  return [...names.filter((name) => !stages[name]), ...failed];
 }
 
 // ---- what was predicted
@@ -145,12 +166,21 @@ export function printed({ stages }: Results, predictions: Prediction[] = []): st
   const env = stages.env?.facts;
   if (env) parts.unshift(Object.entries(env).map(([name, value]) => `${name.padEnd(20)}${value}`).join("\n"));
   const kernels = stages.kernels?.files["kernels.json"] as KernelReport | undefined;
-  if (kernels?.timings) {
-    const torch = stages.kernels!.files["kernels-torch.json"] as TorchKernels | undefined;
-    const { device: { name, attention }, options } = kernels;
-    parts.push(kernelTable(kernels, torch, predictionOf(predictions, name, options?.B, attention)));
+  for (
+    const [name, torch] of [["kernels.json", "kernels-torch.json"], ["kernels-portable.json", ""]] as const
+  ) {
+    const report = stages.kernels?.files[name] as KernelReport | undefined; // half of it where the process was killed
+    if (!report?.timings) continue;
+    const predicted = predictionOf(
+      predictions,
+      report.device.name,
+      report.options?.B,
+      report.device.attention,
+    );
+    parts.push(kernelTable(report, stages.kernels!.files[torch] as TorchKernels | undefined, predicted));
   }
-  for (const [name, peer] of Object.entries(stages.steps?.files ?? {})) {
+  const peers = Object.entries(stages).filter(([name]) => name.startsWith("steps"));
+  for (const [name, peer] of peers.flatMap(([, { files }]) => Object.entries(files))) {
     const { device, options } = peer as Partial<Peer>;
     const predicted = predictionOf(predictions, device, options?.B, kernels?.device.attention);
     const text = peerTable(peer as Partial<Peer>, kernels?.peak_flops, predicted);
@@ -201,12 +231,15 @@ function kernelTable(kernels: KernelReport, torch?: TorchKernels, prediction?: P
   ];
   const failed = kernels.failed.map(({ op, message }) => `failed: ${op}: ${message}`);
   const { device, copy_gb_per_sec, peak_how } = kernels;
-  const about = `${device.name}, GEMM: ${device.blas}; copy ${copy_gb_per_sec?.toFixed(0)} GB/s; ${peak_how}`;
+  const attention = device.attention ? `attention: ${device.attention}; ` : "";
+  const about = `${device.name}, ${attention}GEMM: ${device.blas}; copy ${
+    copy_gb_per_sec?.toFixed(0)
+  } GB/s; ${peak_how}`;
+  const expected_ms = kernels.timings.reduce((sum, t) => sum + t.count * (predicted.get(t.op) ?? 0), 0);
   const total = prediction
     ? [
-      `${kernels.micro_step_ms.toFixed(2)} ms for the calls of a micro-step, predicted ` +
-      `${
-        prediction.ops.reduce((sum, { op, ms, count }) => sum + (isOfStep(op) ? 0 : count * ms), 0).toFixed(2)
+      `${kernels.micro_step_ms.toFixed(2)} ms for these calls of a micro-step, predicted ${
+        expected_ms.toFixed(2)
       }`,
     ]
     : [];
@@ -240,13 +273,15 @@ function peerTable(
 
 if (import.meta.main) {
   await runMain(() => {
-    const [path, work, stage, code, seconds] = Deno.args;
+    const [path, work, stage, code, seconds] = Deno.args; // with --todo in place of work, and names in place of stage
     if (!path) throw new UserError("Cannot report: name the result file; see bench/gpu.sh --help");
     const results = read(path);
+    if (work === "--todo" && stage) return console.log(unfinished(results, stage.split(",")).join(","));
     if (!work || !stage) {
       return console.log(printed(results, latestPredictions(`${import.meta.dirname}/results`)));
     }
     results.stages[stage] = gather(work, stage, Number(code), Number(seconds));
-    Deno.writeTextFileSync(path, JSON.stringify(results, null, 2) + "\n");
+    Deno.writeTextFileSync(`${path}.new`, JSON.stringify(results, null, 2) + "\n");
+    Deno.renameSync(`${path}.new`, path); // a kill leaves one or the other whole
   });
 }

@@ -213,6 +213,21 @@ if (import.meta.main) {
     );
 
     const timings: Timing[] = [], failed: Report["failed"] = [];
+    const micro_step_ms = () => timings.reduce((sum, { count, ms }) => sum + count * ms, 0);
+    const save = () => {
+      const report: Report = {
+        command: `bench/kernels.ts ${Deno.args.join(" ")}`.trim(),
+        device,
+        options: { ...o, ...s },
+        peak_flops: peak?.flops ?? null,
+        peak_how: peak?.how ?? null,
+        copy_gb_per_sec: limits.bytes ? limits.bytes / 1e9 : null,
+        micro_step_ms: micro_step_ms(),
+        failed,
+        timings,
+      };
+      if (o.json) Deno.writeTextFileSync(o.json, JSON.stringify(report, null, 2) + "\n");
+    };
     const cases = allCases(s, o.copy_mb * 1e6).filter(({ op }) => op === "copy" || op.includes(o.filter));
     for (const c of cases) {
       try {
@@ -222,24 +237,12 @@ if (import.meta.main) {
       } catch (error) {
         failed.push({ op: c.op, message: (error as Error).message });
       }
+      save(); // the rest may be cut short
     }
     const header = ["op", "shape", "ms", "GFLOP/s", "GB/s", "bound", "of roofline", "ms a micro-step"];
     console.log(table([header, ...timings.map(row)]));
-    const micro_step_ms = timings.reduce((sum, { count, ms }) => sum + count * ms, 0);
-    console.log(`${micro_step_ms.toFixed(2)} ms for the calls of a micro-step one after the other`);
+    console.log(`${micro_step_ms().toFixed(2)} ms for the calls of a micro-step one after the other`);
     for (const { op, message } of failed) console.error(`failed: ${op}: ${message}`);
-    const report: Report = {
-      command: `bench/kernels.ts ${Deno.args.join(" ")}`.trim(),
-      device,
-      options: { ...o, ...s },
-      peak_flops: peak?.flops ?? null,
-      peak_how: peak?.how ?? null,
-      copy_gb_per_sec: limits.bytes ? limits.bytes / 1e9 : null,
-      micro_step_ms,
-      failed,
-      timings,
-    };
-    if (o.json) Deno.writeTextFileSync(o.json, JSON.stringify(report, null, 2) + "\n");
     if (failed.length > 0) Deno.exit(1);
   });
 }

@@ -331,27 +331,31 @@ if (import.meta.main) {
     const directory = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_peer_" });
     const wantsTuned = options.device === "cpu" && Deno.build.os === "linux" &&
       (!options.only || options.only.includes("tuned"));
-    const { rounds, steps } = options, sides: Side[] = [];
+    const { rounds, steps } = options, sides: Side[] = [], tokens = shape.B * shape.T * options.accum;
+    const outcome = () => {
+      const ran = sides.filter((side) => !side.failure && side.last);
+      const results = Object.fromEntries(ran.map((side) => [side.name, summarise(side, tokens)]));
+      const failures = Object.fromEntries(sides.flatMap((s) => s.failure ? [[s.name, s.failure]] : []));
+      return { ran, results, failures, path: save(options, shape, head, results, failures) };
+    };
     try {
       sides.push(...chooseSides(options, shape, wantsTuned ? await tuning(directory) : []));
       for (const group of options.alone ? sides.map((side) => [side]) : [sides]) {
         await takeTurns(group, rounds, steps);
+        outcome(); // saved: what comes may be cut short
       }
     } finally {
       Deno.removeSync(directory, { recursive: true });
     }
 
-    const tokens = shape.B * shape.T * options.accum;
-    const ran = sides.filter((side) => !side.failure);
-    const results = Object.fromEntries(ran.map((side) => [side.name, summarise(side, tokens)]));
-    const failures = Object.fromEntries(sides.flatMap((s) => s.failure ? [[s.name, s.failure]] : []));
+    const { ran, results, failures, path } = outcome();
     console.log(`\n${table(results)}\n\nmedians of ${rounds} turns of ${steps} steps`);
     const best = bestTorch(results), noisy = unsteady(results);
     if (best) console.log(`best PyTorch: ${best.name} ${describe(best.settings)}`.trim());
     if (noisy.length > 0) {
       console.log(`not quiet: ${noisy.join(", ")} varied by more than 1.5x; run it again`);
     }
-    console.log(`every step time is in ${save(options, shape, head, results, failures)}`);
+    console.log(`every step time is in ${path}`);
     for (const message of Object.values(failures)) console.error(`error: ${message}`);
     if (ran.length < sides.length) Deno.exit(1);
   });

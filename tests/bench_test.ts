@@ -12,7 +12,14 @@ import {
 import { UserError } from "../base/errors.ts";
 import { allCases, weightCount } from "../bench/cases.ts";
 import { type Curve, largestDifference } from "../bench/curve.ts";
-import { factsOf, gather, latestPredictions, printed, type Results } from "../bench/gpu_report.ts";
+import {
+  factsOf,
+  gather,
+  latestPredictions,
+  printed,
+  type Results,
+  unfinished,
+} from "../bench/gpu_report.ts";
 import type { Report } from "../bench/kernels.ts";
 import {
   CARDS,
@@ -22,6 +29,7 @@ import {
   isFallback,
   lastEnd,
   predict,
+  type Prediction,
   productMs,
   residentBlocks,
   unitClocks,
@@ -301,10 +309,18 @@ Deno.test("factsOf() reads the counts of deno test and the summaries of compute-
   const log =
     "running 3 tests\nFAILED | 134 passed (2 steps) | 2 failed | 5 ignored (26s)\n\nerror: Test failed\n";
   assertEquals(factsOf("tests", log), { passed: 134, failed: 2, ignored: 5 });
-  assertEquals(factsOf("tests", "killed"), { summary: "none: the tests did not end" });
+  const cut = "add() ... ok (3ms)\nrope() ... ok (1s)\nsum() ... FAILED (2ms)\nmul() ...";
+  const ended = { passed: 2, failed: 1, summary: "none: the tests did not end" };
+  assertEquals(factsOf("tests", cut), ended);
   const sanitizer = "--- memcheck\n========= ERROR SUMMARY: 0 errors\n--- racecheck\nkilled\n";
   assertEquals(factsOf("sanitizer", sanitizer), { memcheck: "0 errors", racecheck: "no summary" });
   assertEquals(factsOf("env", "nvcc: 13.0\ncpus: 16\n"), { nvcc: "13.0", cpus: "16" });
+  const check =
+    "--- hopper\npreset tiny\nerror: Cannot train on H200: rope\n--- portable\ndevice cuda (as asked): H200\n";
+  assertEquals(factsOf("check", check), {
+    hopper: "Cannot train on H200: rope",
+    portable: "cuda (as asked): H200",
+  });
 });
 
 Deno.test("gather() and printed() make do with what a stage left behind", () => {
@@ -312,33 +328,98 @@ Deno.test("gather() and printed() make do with what a stage left behind", () => 
   Deno.mkdirSync(work);
   const side = { median_ms: 50, tokens_per_sec: 160_000, peak_bytes: 1e10, ready: { planned_bytes: 9.9e9 } };
   const failures = { "torch eager": "Cannot run torch eager" };
-  const peer = { options: SHAPES["gpt-270m"], results: { loam: side }, failures };
+  const options4 = { ...SHAPES["gpt-270m"], accum: 4 };
+  const peer = { device: "NVIDIA H200", options: options4, results: { loam: side }, failures };
   Deno.writeTextFileSync(`${work}/steps-B4.json`, JSON.stringify(peer));
   Deno.writeTextFileSync(`${work}/steps-B16.json`, '{"results": {"lo'); // its process was killed
   const stage = gather(work, "steps", 124, 60);
   assertEquals(Object.keys(stage.files), ["steps-B16.json", "steps-B4.json"]);
 
-  const device = { name: "a card", blas: "cuBLASLt" };
-  const report = { device, timings: [], failed: [], peak_flops: 989.4e12, copy_gb_per_sec: 3000 };
+  const device = { name: "NVIDIA H200", blas: "cuBLASLt", attention: "hopper, which agrees" };
+  const options = { B: 4 }, rope = { op: "rope forward", count: 24, ms: 0.02, gb_per_sec: 4000, share: 0.5 };
+  const report = {
+    device,
+    options,
+    timings: [rope],
+    micro_step_ms: 50,
+    failed: [],
+    peak_flops: 989.4e12,
+    copy_gb_per_sec: 3000,
+  };
   const kernels = { ...stage, files: { "kernels.json": report } };
   const results: Results = {
     date: "2026-01-31",
     stages: { steps: stage, build: gather(work, "build", 1, 2), kernels },
   };
-  const text = printed(results);
+  const [portable, hopper] = ["portable", "hopper"].map((attention) => {
+    const op = { op: "rope forward", ms: 0.01, count: 24 }, adamw = { op: "adamw", ms: 2.5, count: 1 / 32 };
+    const ops = attention === "hopper" ? [op, adamw] : [];
+    return { card: "H200", B: 4, attention, ops } as unknown as Prediction;
+  });
+  const text = printed(results, [portable!, hopper!]);
+  assertMatch(text, /^rope forward +0.0200 +0.0100 +2.00x/m); // twice what was predicted
+  assertMatch(text, /^50.00 ms for these calls of a micro-step, predicted 0.24$/m);
+  assertMatch(text, /predicted 3.5 ms$/m); // 4 micro-steps of 0.24 ms and an update
   assertMatch(text, /^steps +124 +60$/m);
-  assertMatch(text, /^loam +50.0 +160000 +36.1% +10.00 GB +planned 99.0% of it$/m); // 2.2344 GFLOP a token
+  assertMatch(text, /^loam +50.0 +160000 +36.1% +10.00 GB +planned 99.0% of it +predicted/m); // 2.2344 GFLOP a token
   assertMatch(text, /failed: Cannot run torch eager/);
 });
 
-Deno.test("gpu.sh goes on after a stage that fails and keeps what there is", async () => {
-  const out = freshPath(), flags = ["--device=cpu", "--quick", `--out=${out}`, "--name=rehearsal"];
-  await run("bench/gpu.sh", [...flags, "--stages=sanitizer,kernels"], { LOAM_PYTHON: "/there/is/no/python" });
-  const { stages }: Results = JSON.parse(Deno.readTextFileSync(`${out}/rehearsal.json`));
+Deno.test("gpu.sh goes on after a stage that fails, keeps what there is, and begins again with what is not done", async () => {
+  const out = freshPath(),
+    flags = ["--device=cpu", `--out=${out}`],
+    env = { LOAM_PYTHON: "/there/is/no/python" };
+  const read = (folder: string): Results => JSON.parse(Deno.readTextFileSync(`${folder}/rehearsal.json`));
+  await run("bench/gpu.sh", [...flags, "--name=rehearsal", "--stages=sanitizer,kernels"], env);
+  const { stages } = read(out);
   assertEquals(stages.sanitizer!.code, 1); // there is no GPU here
   assertEquals(stages.kernels!.code, 0);
   assertEquals(Object.keys(stages.kernels!.files), ["kernels.json"]);
   assertMatch(Deno.readTextFileSync(`${out}/rehearsal.log`), /^=== kernels \(.*code 0/m);
+
+  // As if all others had succeeded: on another machine only the one that failed runs again.
+  for (const name of ["env", "build", "check", "tests", "steps4", "steps8", "steps16", "curve"]) {
+    stages[name] = { ...stages.kernels!, files: {} };
+  }
+  Deno.writeTextFileSync(`${out}/rehearsal.json`, JSON.stringify({ date: "2026-01-31", stages }));
+  const elsewhere = freshPath(), again = ["--device=cpu", `--out=${elsewhere}`];
+  const text = await run("bench/gpu.sh", [...again, `--resume=${out}/rehearsal.json`], env);
+  assertEquals(Array.from(text.matchAll(/^=== (\w+), at most \d+ s$/gm), ([, name]) => name), ["sanitizer"]);
+  assertEquals(Object.keys(read(elsewhere).stages).length, 10);
+  assert(read(elsewhere).stages.sanitizer!.finished > stages.sanitizer!.finished);
+});
+
+Deno.test("gpu.sh that is told to end leaves what it has done, and ends what it has started", async () => {
+  const out = freshPath(), json = `${out}/rehearsal.json`;
+  const flags = ["--device=cpu", `--out=${out}`, "--name=rehearsal", "--stages=kernels,curve"];
+  const env = { LOAM_PYTHON: "/there/is/no/python", LOAM_TEST_STAGE: out };
+  const command = new Deno.Command("bench/gpu.sh", {
+    args: flags,
+    cwd: ROOT,
+    env,
+    stdout: "null",
+    stderr: "null",
+  });
+  await using child = command.spawn();
+  const results = (): Results => {
+    try {
+      return JSON.parse(Deno.readTextFileSync(json));
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return { date: "", stages: {} };
+      throw error; // half a file
+    }
+  };
+  while (!results().stages.kernels) await new Promise((resolve) => setTimeout(resolve, 20));
+  assertEquals(results().stages.kernels!.code, -1); // it has begun
+  child.kill("SIGTERM");
+  assertEquals((await child.status).code, 143);
+  const { stages } = results();
+  assertEquals(Object.keys(stages), ["kernels"]);
+  assertEquals(stages.kernels!.code, 143);
+  assertEquals(unfinished({ date: "", stages }, ["curve", "kernels", "env"]), ["curve", "env", "kernels"]);
+  const still = `grep -lzs LOAM_TEST_STAGE=${out} /proc/[0-9]*/environ`; // of what it has started
+  const left = `for i in {1..50}; do ${still} >/dev/null || exit 0; sleep 0.1; done; ${still} || true`;
+  assertEquals(await run("bash", ["-c", left]), "");
 });
 
 Deno.test({
