@@ -30,7 +30,9 @@ import { Run } from "./prepare/run.ts";
 import { splitMistake } from "./prepare/split_check.ts";
 import { finishedSummary, mergeSummary, runSummary, type RunWork } from "./prepare/summary.ts";
 import { orMistake } from "../base/system_error.ts";
-import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
+import { openTokenizer } from "./tokenizer.ts";
+
+const MUCH_BYTES = 16 << 20; // of input, that a worker more is worth its start for
 
 if (import.meta.main) await runMain(main);
 
@@ -93,6 +95,10 @@ export async function prepare(
       `${sources[0]!.pattern}: one document, the last ${percent}% of it are val (--val_fraction, --split_on)`,
     );
   }
+  const bytes = sources.flatMap(({ inputs }) => inputs).reduce((sum, { bytes }) => sum + bytes, 0);
+  using workers = options.workers > 1
+    ? workerEncoders(options.tokenizer, options, options.workers, bytes >= MUCH_BYTES)
+    : undefined;
   const tokenizer = await openTokenizer(options.tokenizer);
   const recipe = describe(sources, part, tokenizer, options);
   const dir = options.shard === null ? options.out : join(options.out, partName(options.shard));
@@ -103,7 +109,14 @@ export async function prepare(
   using run = orMistake(refused, () => new Run(dir, recipe, before.state));
   const { tokens, text, documents } = run.work(); // before this run
   try {
-    const counts = await encodeAll(run, sources, tokenizer, options, show);
+    const encoders = workers ?? oneEncoder(tokenizer, options);
+    const counts = await encodeAll(
+      run,
+      sources,
+      encoders,
+      options,
+      show({ bytes, limit: options.limit, before: run.work() }),
+    );
     if (part === null) refuseEmptySplit(run, counts, options);
     const meta = run.publish(counts, tokenizer), all = run.work();
     const seconds = (performance.now() - start) / 1000;
@@ -140,16 +153,11 @@ async function ownSources(
 async function encodeAll(
   run: Run,
   sources: Source[],
-  tokenizer: Tokenizer,
+  encoders: Encoders,
   options: SettledOptions,
-  show: (task: Task) => Progress,
+  progress: Progress,
 ): Promise<ReadCounts> {
   const counts: ReadCounts = { bad: 0, duplicates: 0 };
-  const bytes = sources.flatMap(({ inputs }) => inputs).reduce((sum, { bytes }) => sum + bytes, 0);
-  const progress = show({ bytes, limit: options.limit, before: run.work() });
-  using encoders = options.workers === 1
-    ? oneEncoder(tokenizer, options)
-    : workerEncoders(options.tokenizer, options, options.workers);
   using _signals = commitOnSignal(run, progress);
   try {
     const blocks = readBlocks(sources, options, counts, run.counts.documents);

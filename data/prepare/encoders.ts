@@ -28,17 +28,24 @@ export function oneEncoder(tokenizer: Tokenizer, options: SplitOptions): Encoder
 }
 
 /**
- * Encodes in workers, each of which starts with the first block that it gets.
+ * Encodes in workers, each of which starts with the first block that it gets, or at once.
  *
  * @param tokenizer What openTokenizer() takes.
+ * @param atOnce For much text: all workers open the tokenizer while the caller still opens what it reads.
  */
-export function workerEncoders(tokenizer: string, options: SplitOptions, n_workers: number): Encoders {
-  const workers: EncodeWorker[] = [];
+export function workerEncoders(
+  tokenizer: string,
+  options: SplitOptions,
+  n_workers: number,
+  atOnce = false,
+): Encoders {
+  const start = () => new EncodeWorker({ tokenizer, options });
+  const workers: EncodeWorker[] = atOnce ? Array.from({ length: n_workers }, start) : [];
   let blocks = 0;
   return {
     room: n_workers * WAITING_BYTES,
     encode(block) {
-      const worker = workers[blocks++ % n_workers] ??= new EncodeWorker({ tokenizer, options });
+      const worker = workers[blocks++ % n_workers] ??= start();
       return worker.encode(block);
     },
     [Symbol.dispose]() {
