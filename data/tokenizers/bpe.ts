@@ -25,6 +25,11 @@ export type BpeOptions = {
    * rank or a higher one have made. NEVER if there are no such superwords.
    */
   superwords?: number;
+  /**
+   * Where a piece does not begin as its bytes: writes the ids that bytes[from, to) begin as to parts, at most one a byte, and
+   * returns how many. Needs merges.
+   */
+  begin?: (bytes: Uint8Array, from: number, to: number, parts: Int32Array) => number;
 };
 
 /** Encodes pieces with a fixed vocabulary. */
@@ -32,6 +37,7 @@ export class Bpe {
   readonly #pieces: PieceTable;
   readonly #pairs: PairTable | null;
   readonly #superwords: number;
+  readonly #begin: BpeOptions["begin"];
   readonly #longest: number; // bytes of the longest token
   readonly #idOfByte = new Int32Array(256).fill(-1); // -1: no token, left out of the text as tokenizers does
 
@@ -48,8 +54,9 @@ export class Bpe {
   #limit = NEVER; // pairs of this rank or a higher one do not join
 
   /** Copies what it needs to look up pieces. */
-  constructor({ tokens, merges, wholePieces, superwords = NEVER }: BpeOptions) {
+  constructor({ tokens, merges, wholePieces, superwords = NEVER, begin }: BpeOptions) {
     this.#pairs = merges;
+    this.#begin = begin;
     this.#superwords = wholePieces ? NEVER : superwords;
     this.#pieces = new PieceTable(wholePieces || merges === null ? tokens : new ByteStrings(0, 0));
     let longest = 0;
@@ -96,6 +103,7 @@ export class Bpe {
 
   #merge(bytes: Uint8Array, from: number, to: number, ids: Uint32Array, n: number): number {
     if (to - from > this.#part.length) this.#makeRoom(to - from);
+    if (this.#begin) return n + this.#joinAll(bytes, this.#begin(bytes, from, to, this.#part), ids, n);
     let count = 0;
     for (let i = from; i < to; i++) {
       const id = this.#idOfByte[bytes[i]!]!;

@@ -1,5 +1,5 @@
 // Tokenizers of a Hugging Face tokenizer.json, with the ids of Python's tokenizers. Byte-level BPE, which most models of today
-// have, goes through our own encoder, BPE over characters through the library @huggingface/tokenizers at about 1 MB/s.
+// have, and BPE over characters go through our own encoder; what is rare through the library @huggingface/tokenizers.
 import { UserError } from "../../base/errors.ts";
 import { isFile, sha256OfFile } from "../../base/files.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";

@@ -1,9 +1,11 @@
 // BPE over characters, with bytes for those that the vocabulary lacks, as sentencepiece makes it: the tokenizers of Llama 2,
-// Mistral and Gemma, by the library @huggingface/tokenizers. For these its ids are those of Python's tokenizers; for Unigram,
-// WordPiece and other normalizers they are not always (it breaks ties differently and has another Unicode).
+// Mistral and Gemma. Their text is encoded by character_bpe.ts, and decoded by the library @huggingface/tokenizers, which also
+// encodes for what is like them but for a step or two. Its ids are those of Python's tokenizers here; for Unigram, WordPiece and
+// other normalizers they are not always (it breaks ties differently and has another Unicode).
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { type AddedToken, withIds } from "./added_tokens.ts";
 import { encodeText, requireId } from "./byte_level.ts";
+import { characterBpe } from "./character_bpe.ts";
 import type { TextStream, Tokenizer } from "./types.ts";
 import type { Json } from "./tokenizer_file.ts";
 
@@ -32,21 +34,11 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
   const vocab = (json.model as Json).vocab as Record<string, number>, size = Object.keys(vocab).length;
   const idOf = (token: string) => Object.hasOwn(vocab, token) ? vocab[token] : undefined;
   const added = withIds((json.added_tokens ?? []) as AddedToken[], size, idOf);
-  const library = new Library({ ...json, added_tokens: added }, config);
-  // One that knows no special tokens: their text inside a document stays text.
-  const plain = new Library({ ...json, added_tokens: added.filter((token) => !token.special) }, config);
-  const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+  const encodeUtf8 = characterBpe(json, added) ?? libraryEncoding(json, config, added);
+  let library: Library | undefined; // to decode
   let vocab_size = 0;
   const known = new Set([...Object.values(vocab), ...added.map(({ id }) => id)]);
   for (const id of known) vocab_size = Math.max(vocab_size, id + 1);
-
-  const encodeUtf8: Tokenizer["encodeUtf8"] = (bytes, from, to, out) => {
-    const text = utf8.decode(bytes.subarray(from, to));
-    const { ids } = plain.encode(text, { add_special_tokens: false });
-    out.reserve(ids.length);
-    out.ids.set(ids, out.length);
-    out.length += ids.length;
-  };
 
   function decode(ids: Iterable<number>): string {
     const list: number[] = [];
@@ -54,6 +46,7 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
       requireId(id);
       if (known.has(id)) list.push(id); // others would read as unk_token
     }
+    library ??= new Library({ ...json, added_tokens: added }, config);
     return list.length === 0 ? "" : library.decode(list, { clean_up_tokenization_spaces: false });
   }
 
@@ -64,6 +57,19 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
     encodeUtf8,
     decode,
     stream: () => textStream(decode),
+  };
+}
+
+/** Encoding by a library that knows no special tokens: their text inside a document stays text. */
+function libraryEncoding(json: Json, config: Json, added: AddedToken[]): Tokenizer["encodeUtf8"] {
+  const plain = new Library({ ...json, added_tokens: added.filter((token) => !token.special) }, config);
+  const utf8 = new TextDecoder("utf-8", { ignoreBOM: true });
+  return (bytes, from, to, out) => {
+    const text = utf8.decode(bytes.subarray(from, to));
+    const { ids } = plain.encode(text, { add_special_tokens: false });
+    out.reserve(ids.length);
+    out.ids.set(ids, out.length);
+    out.length += ids.length;
   };
 }
 
