@@ -145,10 +145,10 @@ DEVICE size_t global_thread() { return (size_t)blockIdx.x * blockDim.x + threadI
 
 // ---- failures: the first one is kept as text -----------------------------------------------------------------------
 
-#define CUDA(call)                                                                                               \
-  do {                                                                                                           \
-    cudaError_t e_ = (call);                                                                                     \
-    if (e_ != cudaSuccess) FAIL("%s: %s (kernels.cu:%d)", cudaGetErrorName(e_), cudaGetErrorString(e_), __LINE__); \
+#define CUDA(call)                                                  \
+  do {                                                              \
+    cudaError_t e_ = (call);                                        \
+    if (e_ != cudaSuccess) return cuda_failure(e_, __LINE__);       \
   } while (0)
 
 /// Queues a kernel on the library's stream; the caller returns with an error if it cannot start.
@@ -173,8 +173,8 @@ static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d
 /// both at once.
 constexpr size_t WORKSPACE_BYTES = 64 << 20;
 
-/// A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait.
-struct Fault {
+/// A mistake that only a kernel can see. It lies in host memory that the GPU writes to, whole, and is read when we wait.
+struct alignas(16) Fault {
   int kind, row, value, limit;
 };
 enum { FAULT_NONE = 0, FAULT_TOKEN = 1, FAULT_TARGET = 2 };
@@ -196,6 +196,15 @@ static struct {
   int64_t allocated, peak;
   std::map<void*, int64_t> sizes;  // of mem_alloc()
 } gpu;
+
+/// What CUDA refused. A kernel that fails ends all work on the GPU, and any later call is told.
+static int cuda_failure(cudaError_t e, int line) {
+  cudaGetLastError();  // clears it, where it can be: or the next launch would be told, too
+  cudaError_t now = gpu.stream ? cudaStreamQuery(gpu.stream) : cudaSuccess;
+  bool is_dead = now != cudaSuccess && now != cudaErrorNotReady;
+  FAIL("%s%s: %s (kernels.cu:%d)", is_dead ? "the GPU failed in this op or one queued before it: " : "",
+       cudaGetErrorName(e), cudaGetErrorString(e), line);
+}
 
 static int use_device() {
   static thread_local int device_of_thread = -1;  // a thread that has not called before is on GPU 0
@@ -308,6 +317,12 @@ static int probe_architecture() {
   CHECK(p.major >= 8, "%s is sm_%d%d: loam needs a GPU of sm_80 or later; use --device=cpu", p.name, p.major, p.minor);
   CHECK(e != cudaErrorNoKernelImageForDevice, "built for %s; this GPU (%s) is sm_%d%d: run deno task build --arch=native",
         compiled_archs("").c_str(), p.name, p.major, p.minor);
+  bool no_compiler = e == cudaErrorUnsupportedPtxVersion || e == cudaErrorJitCompilerNotFound ||
+                     e == cudaErrorJitCompilationDisabled || e == cudaErrorInvalidPtx;
+  CHECK(!no_compiler,
+        "built for %s; this GPU (%s) is sm_%d%d, and the driver does not compile for it (%s): update the driver, or run "
+        "deno task build --arch=native",
+        compiled_archs("").c_str(), p.name, p.major, p.minor, cudaGetErrorName(e));
   CHECK(e == cudaSuccess && gpu.fault->value == 42, "a first kernel does not run on %s: %s: %s", p.name,
         cudaGetErrorName(e), cudaGetErrorString(e));
   *gpu.fault = {};
@@ -325,28 +340,55 @@ static int check_driver() {
   return 0;
 }
 
+/// A GPU that other programs have taken, or all memory of it.
+static int check_room(cudaError_t e) {
+  const char* name = gpu.properties.name;
+  CHECK(e != cudaErrorDevicesUnavailable,
+        "%s is in use by another process, which has it for itself (nvidia-smi shows both): wait for it, or choose another "
+        "GPU with CUDA_VISIBLE_DEVICES",
+        name);
+  if (e != cudaErrorMemoryAllocation) return 0;
+  cudaGetLastError();
+  size_t free_bytes = 0, total = 0;
+  if (cudaMemGetInfo(&free_bytes, &total) != cudaSuccess) cudaGetLastError(), total = gpu.properties.totalGlobalMem;
+  FAIL("%.1f MB do not fit on %s: %.1f MB are free of %.1f MB: end the processes that nvidia-smi shows there, or choose "
+       "another GPU with CUDA_VISIBLE_DEVICES",
+       WORKSPACE_BYTES / 1e6, name, free_bytes / 1e6, total / 1e6);
+}
+
 static int choose_device(int index) {
   int count = 0;
   cudaError_t e = cudaGetDeviceCount(&count);
+  const char* visible = getenv("CUDA_VISIBLE_DEVICES");
+  CHECK(e != cudaErrorNoDevice || !visible,
+        "no NVIDIA GPU is visible: CUDA_VISIBLE_DEVICES is \"%s\": unset it, or name one that nvidia-smi shows, such as 0; "
+        "or use --device=cpu",
+        visible);
   CHECK(e != cudaErrorNoDevice && (e != cudaSuccess || count > 0),
-        "no NVIDIA GPU found: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device=cpu");
+        "no NVIDIA GPU found: check nvidia-smi, or use --device=cpu");
   CUDA(e);
   CHECK(index >= 0 && index < count, "GPU %d does not exist: this machine shows %d, choose 0 to %d", index, count,
         count - 1);
-  CUDA(cudaSetDevice(index));
   CUDA(cudaGetDeviceProperties(&gpu.properties, index));
+  e = cudaSetDevice(index);  // from CUDA 12 on it takes memory
+  TRY(check_room(e));
+  CUDA(e);
   return 0;
 }
 
 static int create_resources() {
-  CUDA(cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking));
+  cudaError_t e = cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking);
+  TRY(check_room(e));
+  CUDA(e);
   CUDA(cudaHostAlloc((void**)&gpu.fault, sizeof(Fault), cudaHostAllocDefault));
-  CUDA(cudaMalloc((void**)&gpu.workspace, WORKSPACE_BYTES));
   *gpu.fault = {};
   for (auto& s : gpu.snapshots) {
     CUDA(cudaHostAlloc((void**)&s.bytes, SNAPSHOT_BYTES, cudaHostAllocDefault));
     CUDA(cudaEventCreateWithFlags(&s.done, cudaEventDisableTiming | cudaEventBlockingSync));
   }
+  e = cudaMalloc((void**)&gpu.workspace, WORKSPACE_BYTES);  // last: with it all is there
+  TRY(check_room(e));
+  CUDA(e);
   return 0;
 }
 
@@ -446,8 +488,11 @@ int mem_alloc(uint64_t* address, int64_t bytes) {
     cudaGetLastError();  // clears it: the device is fine
     size_t free_bytes = 0, total = 0;
     cudaMemGetInfo(&free_bytes, &total);
-    FAIL("%.1f MB do not fit on %s: %.1f MB are free of %.1f MB, %.1f MB already given", bytes / 1e6,
-         gpu.properties.name, free_bytes / 1e6, total / 1e6, gpu.allocated / 1e6);
+    double others = (double)total - free_bytes - gpu.allocated - WORKSPACE_BYTES;  // and what CUDA itself takes
+    char who[96] = "";
+    if (others > 1e9) snprintf(who, sizeof who, ", %.1f MB are others' (nvidia-smi shows whose)", others / 1e6);
+    FAIL("%.1f MB do not fit on %s: %.1f MB are free of %.1f MB, %.1f MB already given%s", bytes / 1e6,
+         gpu.properties.name, free_bytes / 1e6, total / 1e6, gpu.allocated / 1e6, who);
   }
   CUDA(e);
   CUDA(cudaMemsetAsync(p, 0, bytes, gpu.stream));

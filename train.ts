@@ -233,7 +233,7 @@ async function trainIn(parts: Parts, stop: Stop, description: string): Promise<v
     const run = begin(parts, stop, log, description, variables);
     for (const text of await takeChoices(run)) log.warn(text);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
-    log.end(await loop(run));
+    log.end(await loop(run).catch((error) => run.progress.fail(error)));
   } catch (error) {
     const cause = orDoesNotFit(error, c, config);
     log.fail(cause);

@@ -2,7 +2,7 @@
 // because closing one while a call is under way crashes the process.
 import { asTyped } from "../base/command.ts";
 import { KernelError, UserError } from "../base/errors.ts";
-import { type Address, symbols } from "./symbols.ts";
+import { type Address, FUNCTIONS, symbols } from "./symbols.ts";
 
 /** Where kernels run. "plan" computes nothing: it hands out addresses and counts bytes, for `--dry_run`. */
 export type DeviceName = "cuda" | "cpu" | "emu" | "plan";
@@ -154,8 +154,9 @@ export function chooseDevice(index = 0): { name: DeviceName; reason: string } {
     open("cuda", { index, attention: "portable" });
     return { name: "cuda", reason: device.name };
   } catch (error) {
+    const { message } = error as Error, isThere = !/ no NVIDIA (driver|GPU) /.test(message);
     const noGpu = asTyped("the CUDA library opens no GPU, see deno task doctor");
-    return { name: "cpu", reason: error instanceof KernelError ? noGpu : (error as Error).message };
+    return { name: "cpu", reason: error instanceof KernelError && !isThere ? noGpu : message };
   }
 }
 
@@ -253,6 +254,31 @@ export function synchronizeNow(): void {
  */
 export function endAfter(ms: number, code: number, line: string): void {
   check(s.end_after(BigInt(Math.ceil(ms)), code, cString(`${line.slice(0, 900)}\n`)));
+}
+
+const waiting = new WeakMap<Symbols, Symbols>(); // what each was made of
+
+/**
+ * From here on each function waits for what it has queued, or none does any more: so that a GPU that fails is told of the
+ * function that did it, not of one called later. Such a one throws KernelError.
+ */
+export function waitForEach(on: boolean): void {
+  const library = waiting.get(s) ?? s;
+  s = library;
+  if (!on) return;
+  const functions: Record<string, unknown> = { ...library };
+  for (const name of FUNCTIONS.filter((name) => name !== "last_error")) {
+    const f = library[name as keyof Symbols] as (...values: unknown[]) => number;
+    functions[name] = (...values: unknown[]) => {
+      const code = f(...values);
+      if (code !== 0 || library.synchronize() === 0) return code;
+      const text = lastError(library),
+        seen = "synchronize: the GPU failed in this op or one queued before it";
+      throw new KernelError(text.replace(seen, `${name}: the GPU failed in this op`));
+    };
+  }
+  s = functions as Symbols;
+  waiting.set(s, library);
 }
 
 // ---- memory

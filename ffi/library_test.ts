@@ -133,9 +133,16 @@ Deno.test("open() refuses LOAM_ISA that is unknown, not built or not in this pro
 
 Deno.test("chooseDevice() takes the GPU, or the CPU with the reason why no GPU answers", loads, async () => {
   using none = await freshCopy();
-  await compileFake(`${none.build}/libloam_cuda.so`, { openError: "device_open: no GPU answers" });
+  const openError = "device_open: no NVIDIA GPU found: check nvidia-smi, or use --device=cpu";
+  await compileFake(`${none.build}/libloam_cuda.so`, { openError });
   const reason = "the CUDA library opens no GPU, see deno task doctor";
   assertEquals(none.library.chooseDevice(), { name: "cpu", reason });
+  using full = await freshCopy(); // a GPU that is there but cannot be used is not passed over in a general word
+  await compileFake(`${full.build}/libloam_cuda.so`, {
+    openError: "device_open: 67.1 MB do not fit on H100",
+  });
+  const why = "device_open: 67.1 MB do not fit on H100";
+  assertEquals(full.library.chooseDevice(), { name: "cpu", reason: why });
   using one = await freshCopy();
   await compileFake(`${one.build}/libloam_cuda.so`, { info: '{"name":"H100","library":"cuda"}' });
   assertEquals(one.library.chooseDevice(), { name: "cuda", reason: "H100" });

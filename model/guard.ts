@@ -1,7 +1,8 @@
 // What becomes of a run whose numbers are not finite. The device has skipped such an update already; here the run is told, and
 // ended where there are too many of them or where it would end on one. Nothing is saved while they last.
 import type { Loader } from "../data/loader.ts";
-import { UserError } from "../base/errors.ts";
+import { asTyped } from "../base/command.ts";
+import { KernelError, UserError } from "../base/errors.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Log } from "../runtime/metrics.ts";
 import type { StepResult } from "../runtime/optim.ts";
@@ -38,6 +39,24 @@ export function guard(config: GuardConfig, outcome: Outcome, places: () => strin
     `Cannot go on after step ${step}: ${skipped_row} updates in a row were not finite (--max_skipped); the step ` +
       `read ${read.slice(0, 8).join(", ")}${more}; ${howToMend(config, step - skipped_row)}`,
   );
+}
+
+/**
+ * The error; if the library refused something, in which step, the first or the last of those that nothing was read of yet, and
+ * where the GPU failed, how to find the op that did it.
+ */
+export function ofStep(
+  error: unknown,
+  config: { out_dir: string; debug: string },
+  first: number,
+  last: number,
+): unknown {
+  if (!(error instanceof KernelError) || / MB do not fit/.test(error.message)) return error; // plan.ts has more to say of that
+  const step = first < last ? `step ${first} or ${last}` : `step ${last}`;
+  const flags = listCheckpoints(config.out_dir).length > 0 ? `--resume=${config.out_dir}` : "...";
+  const isNamed = config.debug !== "" || !error.message.includes("the GPU failed");
+  const advice = isNamed ? "" : `; to name the op: ${asTyped(`deno task train ${flags} --debug`)}`;
+  return new KernelError(`${step}: ${error.message}${advice}`);
 }
 
 /** Where the windows lie that all ranks read in the step that begins with a sample. */

@@ -14,7 +14,7 @@ import type { Stop } from "./stop.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
 import { keepChoices } from "./choices.ts";
-import { guard, type GuardConfig, type Outcome, placesOf } from "./guard.ts";
+import { guard, type GuardConfig, ofStep, type Outcome, placesOf } from "./guard.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { StepLines, stepMetrics } from "./report.ts";
 
@@ -62,6 +62,7 @@ export class Progress {
   readonly #lines: StepLines;
   readonly #readsLate: boolean;
   #isUnread = false; // the result of the last step
+  #read_step: number; // the last one whose result was read
   #memory_bytes = 0; // most of all steps
   readonly #begun_ms = performance.now();
   #read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
@@ -69,13 +70,19 @@ export class Progress {
   /** Begins where the saved state ends. */
   constructor(parts: ProgressParts) {
     const { config, data, val, ranks, saved } = this.#parts = parts;
-    this.before = saved?.step ?? 0;
+    this.before = this.#read_step = saved?.step ?? 0;
     this.best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
     this.#past = consumedBefore(saved, data.order(config.seed));
     this.#lines = new StepLines({ ...config, before: this.before, evaluates: val !== undefined });
     // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
     // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
     this.#readsLate = device.library !== "cpu" && config.debug === "" && ranks.isAlone;
+  }
+
+  /** Throws what has ended the run, with the step that it came in where the library refused something. */
+  fail(error: unknown): never {
+    const first = this.#read_step + 1; // of those that may still have been at work
+    throw ofStep(error, this.#parts.config, Math.min(first, debug.step), debug.step);
   }
 
   /** What the steps up to and with `step` have read of the data. */
@@ -110,6 +117,7 @@ export class Progress {
   async #read(step: number): Promise<Read> {
     const { config, c, optimizer, ranks, stop, peak } = this.#parts;
     const result = await ranks.meet("result", () => optimizer.nextResult()); // signals and timers are served here
+    this.#read_step = step;
     this.stopping = stop.isAgreed(result);
     const step_ms = performance.now() - this.#read_ms;
     this.#read_ms = performance.now();

@@ -5,7 +5,7 @@
 // Activations stay readable after backward() in every debug mode (nothing is reused within a step), at the price of memory.
 import { table } from "../base/format.ts";
 import { UserError } from "../base/errors.ts";
-import { BF16, device, F32, findNonFinite, synchronizeNow } from "../ffi/library.ts";
+import { BF16, device, F32, findNonFinite, synchronizeNow, waitForEach } from "../ffi/library.ts";
 import { readFloats, type Tensor } from "./tensor.ts";
 
 /** What --debug asks for; "" for nothing. */
@@ -47,6 +47,7 @@ let lastMark = 0;
 export function setDebug(mode: DebugMode): void {
   debug.on = mode !== "";
   debug.mode = mode;
+  waitForEach(mode === "check");
   startTiming();
 }
 

@@ -34,7 +34,19 @@ import { readSums } from "../runtime/sums.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
 import { companies, integers, normal, readMasters, tokens, writeMasters } from "../runtime/testing.ts";
-import { copy, dataset, freshPath, metrics, refuse, ROOT, run, SMALL, succeed } from "./testing.ts";
+import {
+  copy,
+  dataset,
+  ending,
+  errorLine,
+  freshPath,
+  metrics,
+  refuse,
+  ROOT,
+  run,
+  SMALL,
+  succeed,
+} from "./testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
 const SEEDS = [0, 11]; // 0: threads and blocks in order; others: a random order each
@@ -76,11 +88,21 @@ const faults: [string, string][] = [
     "the NVIDIA driver supports CUDA 12.4, this library needs CUDA 13.0: update the driver or build with an older " +
     "CUDA toolkit",
   ],
-  ["no_gpu", "no NVIDIA GPU found: check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device=cpu"],
+  ["no_gpu", "no NVIDIA GPU found: check nvidia-smi, or use --device=cpu"],
+  [
+    "busy_gpu",
+    "emulated GPU is in use by another process, which has it for itself (nvidia-smi shows both): wait for it, or choose " +
+    "another GPU with CUDA_VISIBLE_DEVICES",
+  ],
   [
     "wrong_arch",
     "built for sm_80, sm_86, sm_89, sm_90, sm_100, sm_120; this GPU (emulated GPU) is sm_110: run deno task build " +
     "--arch=native",
+  ],
+  [
+    "no_jit",
+    "this GPU (emulated GPU) is sm_80, and the driver does not compile for it (cudaErrorUnsupportedPtxVersion): update the " +
+    "driver, or run deno task build --arch=native",
   ],
   ["old_gpu", "emulated GPU is sm_70: loam needs a GPU of sm_80 or later; use --device=cpu"],
   [
@@ -99,11 +121,72 @@ for (const [fault, message] of faults) {
 }
 
 Deno.test("train says in one line why it cannot open the device", emu, async () => {
-  using _ = environment({ LOAM_EMU_FAULT: "no_gpu" });
+  using _ = environment({ CUDA_VISIBLE_DEVICES: "" });
   const flags = [`--data_dir=${await data()}`, `--out_dir=${freshPath()}`, ...FLAGS, "--device=emu"];
-  assertStringIncludes(
+  assertEquals(
     await refuse("train", ...flags),
-    "Cannot open device emu: device_open: no NVIDIA GPU found",
+    'Cannot open device emu: device_open: no NVIDIA GPU is visible: CUDA_VISIBLE_DEVICES is "": unset it, or name one that ' +
+      "nvidia-smi shows, such as 0; or use --device=cpu",
+  );
+});
+
+Deno.test("a GPU newer than the library runs the portable kernels", emu, () => {
+  using _ = environment({ LOAM_EMU_ARCH: "130" });
+  const { arch, attention } = open("emu");
+  assertEquals([arch, attention], ["sm_130", "portable"]);
+  const address = allocate(4), read = new Float32Array(1);
+  k.init_constant(address, 1n, 7);
+  copyToHost(read, address);
+  assertEquals(read[0], 7);
+  free(address);
+});
+
+Deno.test(
+  "train says how much of a GPU others have, and what to do about it, before and in a run",
+  emu,
+  async () => {
+    const flags = [
+      `--data_dir=${await data()}`,
+      `--out_dir=${freshPath()}`,
+      ...FLAGS,
+      "--device=emu",
+      "--max_iters=1",
+    ];
+    const refusal = async (LOAM_EMU_OTHERS: number) => {
+      using _ = environment({ LOAM_EMU_OTHERS: `${LOAM_EMU_OTHERS}`, LOAM_EMU_MEMORY: "8000000000" });
+      return errorLine((await run("train", ...flags)).stderr);
+    };
+    assertEquals(
+      await refusal(7.95e9),
+      "Cannot open device emu: device_open: 67.1 MB do not fit on emulated GPU: 50.0 MB are free of 8000.0 MB: end the " +
+        "processes that nvidia-smi shows there, or choose another GPU with CUDA_VISIBLE_DEVICES",
+    );
+    assertMatch(
+      await refusal(7.932e9),
+      /: a step needs \d\.\d MB; mem_alloc: \d\.\d MB do not fit on emulated GPU: \d\.\d MB are free of 8000\.0 MB, \d\.\d MB already given, 793\d\.\d MB are others' \(nvidia-smi shows whose\); /,
+    );
+  },
+);
+
+Deno.test("an error inside of a step is one line with the op and the step", emu, async () => {
+  const out = freshPath(),
+    flags = [`--data_dir=${await data()}`, ...FLAGS, "--device=emu", "--max_iters=9", "--save_interval=1"];
+  flags.push("--gradient_accumulation_steps=1");
+  using _ = environment({ LOAM_EMU_FAILS: "swiglu_backward 5" }); // two layers: of the third step
+  const { code, stderr } = await run("train", ...flags, `--out_dir=${out}`);
+  assertEquals(code, 1);
+  const line = errorLine(stderr);
+  assertMatch(
+    line,
+    /^Cannot go on: step 3: \w+: the GPU failed in this op or one queued before it: cudaErrorLaunchFailure: an /,
+  );
+  assertStringIncludes(line, `); to name the op: deno task train --resume=${out} --debug`);
+  assertEquals(ending(out), { state: "failed", error: line });
+  using __ = environment({ LOAM_EMU_FAILS: "swiglu_backward 1" });
+  const named = errorLine((await run("train", `--resume=${out}`, "--debug")).stderr);
+  assertMatch(
+    named,
+    /^Cannot go on: step 3: swiglu_backward: the GPU failed in this op: cudaErrorLaunchFailure: an /,
   );
 });
 
@@ -256,13 +339,21 @@ Deno.test(
   },
 );
 
-Deno.test("memory that cannot be pinned is one error, and the next call works", emu, () => {
+Deno.test("memory that cannot be pinned or given is one error, and the next call works", emu, () => {
   open("emu");
   using _ = environment({ LOAM_EMU_PINNED: "1000" });
-  assertThrows(() => allocateHost(2000), KernelError, "cannot pin 0.0 MiB of host memory: raise `ulimit -l`");
-  const address = allocate(16);
-  k.init_constant(address, 4n, 1);
-  free(address);
+  const pinned = () => allocateHost(2000), given = () => allocate(2 ** 40);
+  for (
+    const [refused, text] of [[pinned, "cannot pin 0.0 MiB of host memory: raise `ulimit -l`"], [
+      given,
+      " MB do not fit",
+    ]] as const
+  ) {
+    assertThrows(refused, KernelError, text);
+    const address = allocate(16);
+    k.init_constant(address, 4n, 1);
+    free(address);
+  }
 });
 
 // ---- beside the CPU library

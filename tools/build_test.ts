@@ -90,7 +90,7 @@ Deno.test("build refuses compilers and arguments that it does not know", async (
 // ---- CUDA
 
 /** A CUDA_HOME whose nvcc writes its arguments where the library should go, and knows the given architectures. */
-function fakeToolkit({ root }: Project, { release = "13.0", archs = "80 86 89 90 100 120 121" } = {}) {
+function fakeToolkit({ root }: Project, { release = "13.0", archs = "75 80 86 89 90 100 110 120 121" } = {}) {
   const home = `${root}/cuda`, codes = archs.split(" ").map((arch) => `sm_${arch}`).join(" ");
   for (const folder of ["bin", "include", "lib64"]) Deno.mkdirSync(`${home}/${folder}`, { recursive: true });
   const script = `#!/bin/sh
@@ -148,6 +148,7 @@ Deno.test(
     );
     assertEquals(codes(p), ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_120"]);
     assertStringIncludes(Deno.readTextFileSync(`${p.root}/build/ptxas.txt`), "\nptxas info    : fine\n");
+    assert(Deno.readTextFileSync(`${p.root}/build/libloam_cuda.so`).includes("\n-lineinfo\n"));
     const one = await p.build([only, "--arch=90"], env);
     assertMatch(one.stdout, /^compiling cuda with nvcc 13\.0 for sm_90a\n/);
     assertEquals(codes(p), ["sm_90a", "compute_90"]);
@@ -171,7 +172,13 @@ Deno.test("build --arch=native asks nvidia-smi for the GPU", cuda, async () => {
   await p.build(["--only=cuda", "--arch=native"], { ...env, PATH });
   assertEquals(codes(p), ["sm_120", "compute_120"]);
   for (
-    const [capability, code] of [["10.3", "sm_100"], ["12.1", "sm_120"], ["8.7", "sm_86"], ["9.0", "sm_90a"]]
+    const [capability, code] of [
+      ["10.3", "sm_100"],
+      ["12.1", "sm_120"],
+      ["8.7", "sm_86"],
+      ["9.0", "sm_90a"],
+      ["11.0", "sm_110"],
+    ]
   ) {
     smi(`echo ${capability}`);
     await p.build(["--only=cuda", "--arch=native"], { ...env, PATH });
@@ -180,7 +187,8 @@ Deno.test("build --arch=native asks nvidia-smi for the GPU", cuda, async () => {
   smi("echo 7.5");
   assertStringIncludes(
     (await p.build(["--only=cuda", "--arch=native"], { ...env, PATH })).stderr,
-    "error: Cannot build for --arch=native: nvcc 13.0 and loam know 80, 86, 89, 90, 100, 120",
+    "error: Cannot build for --arch=native: the GPU here is sm_75, nvcc 13.0 and loam know 80, 86, 89, 90, 100, 120; use " +
+      "--device=cpu, or a newer CUDA toolkit where the GPU is newer than these\n",
   );
   smi("exit 1");
   assertStringIncludes(

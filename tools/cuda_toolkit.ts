@@ -6,7 +6,8 @@ import { answer } from "../base/programs.ts";
 export type Toolkit = {
   nvcc: string;
   release: string; // "13.0"
-  archs: string[]; // what this nvcc compiles for: "80", "90a", "120"
+  archs: string[]; // what this nvcc compiles for by default: "80", "90a", "120"
+  known: string[]; // and of GPUs that loam runs on, all that it can: "80", "87", "103"
   include: string; // holds cublasLt.h
   lib: string; // holds libcublasLt.so
 };
@@ -45,7 +46,10 @@ export async function findToolkit(): Promise<Toolkit | string> {
   }
   const listed = await answer(found.nvcc, ["--list-gpu-code"]) ?? "";
   const archs = ARCHS.filter((arch) => listed.includes(`sm_${arch.replace("a", "")}`));
-  return { ...found, archs, ...blas };
+  const known = Array.from(listed.matchAll(/sm_(\d+)\b/g), ([, number]) => number!).filter((number) =>
+    parseInt(number) >= parseInt(ARCHS[0]!)
+  );
+  return { ...found, archs, known, ...blas };
 }
 
 /** Folders with cuBLAS: LOAM_CUBLAS, then toolkits, then NVIDIA's Python wheels (nvidia/cu13, or nvidia/cublas for CUDA 12). */
@@ -107,11 +111,15 @@ export async function resolveArchs(asked: string, toolkit: Toolkit): Promise<str
   const numbers = asked === "native" ? await nativeArchs() : [asked];
   return numbers.map((number) => {
     const arch = toolkit.archs.find((arch) => arch === number || arch === `${number}a`) ??
-      (asked === "native" ? codeThatRunsOn(number, toolkit.archs) : undefined);
+      (asked === "native" ? codeThatRunsOn(number, toolkit.archs) : undefined) ??
+      toolkit.known.find((arch) => arch === number);
     if (arch) return arch;
+    const list = toolkit.archs.join(", ").replaceAll("a", "");
     throw new UserError(
-      `Cannot build for --arch=${asked}: nvcc ${toolkit.release} and loam know ` +
-        `${toolkit.archs.join(", ").replaceAll("a", "")}; choose one of these, native or all`,
+      asked === "native"
+        ? `Cannot build for --arch=native: the GPU here is sm_${number}, nvcc ${toolkit.release} and loam know ${list}; ` +
+          "use --device=cpu, or a newer CUDA toolkit where the GPU is newer than these"
+        : `Cannot build for --arch=${asked}: nvcc ${toolkit.release} and loam know ${list}; choose one of these, native or all`,
     );
   });
 }

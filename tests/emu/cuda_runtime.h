@@ -3,11 +3,13 @@
 // memory of the host reads it when it runs. An error in a kernel stays: every later call returns it.
 //
 // LOAM_EMU_SEED  seed of the order of threads and blocks; 0 or unset = in order.
-// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, wrong_arch, old_gpu, no_cublaslt, old_cublaslt, no_tensor_maps,
+// LOAM_EMU_FAULT one of no_driver, old_driver, no_gpu, busy_gpu, wrong_arch, old_gpu, no_jit, no_cublaslt, old_cublaslt, no_tensor_maps,
 //                wrong_wgmma, unsteady_wgmma, lost_copies: pretends it, so that the messages of device_open can be tested.
+// LOAM_EMU_FAILS "swiglu_backward 3": the third kernel whose name holds this reads a wrong address, which stays.
 // LOAM_EMU_ARCH  80 where unset; 90 has 227 KiB of shared memory for a block and takes attention_hopper.cuh.
 // LOAM_EMU_PINNED bytes that one allocation of pinned host memory may have.
-// LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset.
+// LOAM_EMU_MEMORY bytes of device memory, 8 GiB where unset; LOAM_EMU_OTHERS bytes of it that other processes have.
+// CUDA_VISIBLE_DEVICES if set to nothing hides the GPU.
 // LOAM_EMU_GPUS  number of GPUs, 1 where unset. Work on one while another is the thread's current device is an error, as
 //                it would open a second context there.
 // All but the fault are read by cudaGetDeviceCount, which also forgets an error: the library calls it when it opens.
@@ -44,9 +46,14 @@ enum cudaError_t {
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
   cudaErrorInsufficientDriver = 35,
+  cudaErrorDevicesUnavailable = 46,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorInvalidPtx = 218,
+  cudaErrorJitCompilerNotFound = 221,
+  cudaErrorUnsupportedPtxVersion = 222,
+  cudaErrorJitCompilationDisabled = 223,
   cudaErrorInvalidResourceHandle = 400,
   cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
@@ -66,7 +73,9 @@ struct cudaDeviceProp {
 
 namespace emu {
 inline cudaError_t last_error = cudaSuccess;
-inline size_t memory_total, memory_used;
+inline size_t memory_total, memory_used, memory_of_others;
+inline std::string failing_kernel;  // and which of its launches fails
+inline uint64_t failing_launch;
 inline int arch;
 inline std::map<void*, size_t> memory_sizes;
 inline double clock_ms = 0;  // only matrix products take time
@@ -118,7 +127,11 @@ inline void finish_streams() {
 inline void launch_later(Stream* s, const char* name, const void* kernel, dim3 grid, dim3 size, size_t shared,
                          std::function<void()> body) {
   if (!launchable(name, kernel, grid, size, shared)) return void(last_error = cudaErrorInvalidConfiguration);
-  cudaError_t e = enqueue(s, [=] { launch(name, grid, size, shared, body); });
+  cudaError_t e = enqueue(s, [=] {
+    bool is_named = !failing_kernel.empty() && strstr(name, failing_kernel.c_str());
+    if (is_named && --failing_launch == 0) return note_failure("an illegal memory access was encountered");
+    launch(name, grid, size, shared, body);
+  });
   if (e && !failure[0]) last_error = e;
 }
 }  // namespace emu
@@ -132,6 +145,7 @@ inline const char* cudaGetErrorName(cudaError_t e) {
          : e == cudaErrorLaunchFailure          ? "cudaErrorLaunchFailure"
          : e == cudaErrorNoDevice               ? "cudaErrorNoDevice"
          : e == cudaErrorInvalidResourceHandle  ? "cudaErrorInvalidResourceHandle"
+         : e == cudaErrorUnsupportedPtxVersion  ? "cudaErrorUnsupportedPtxVersion"
          : e == cudaErrorNoKernelImageForDevice ? "cudaErrorNoKernelImageForDevice"
                                                 : "cudaErrorInvalidValue";
 }
@@ -156,13 +170,18 @@ inline cudaError_t cudaGetDeviceCount(int* n) {
   emu::finish_streams();
   emu::set_seed(emu::variable("LOAM_EMU_SEED", 0));
   emu::memory_total = emu::variable("LOAM_EMU_MEMORY", (uint64_t)8 << 30);
+  emu::memory_of_others = emu::variable("LOAM_EMU_OTHERS", 0);
+  const char *fails = getenv("LOAM_EMU_FAILS"), *visible = getenv("CUDA_VISIBLE_DEVICES");
+  const char* number = fails ? strchr(fails, ' ') : nullptr;
+  emu::failing_kernel = number ? std::string(fails, number - fails) : "";
+  emu::failing_launch = number ? strtoull(number, nullptr, 10) : 0;
   emu::failure[0] = 0;
   emu::arch = (int)emu::variable("LOAM_EMU_ARCH", 80);
   emu::max_shared = (emu::arch == 90 ? 227 : 99) << 10;
   emu::wrong_wgmma = emu::pretends("wrong_wgmma");
   emu::unsteady_wgmma = emu::pretends("unsteady_wgmma");
   emu::lost_copies = emu::pretends("lost_copies");
-  *n = emu::pretends("no_gpu") ? 0 : (int)emu::variable("LOAM_EMU_GPUS", 1);
+  *n = emu::pretends("no_gpu") || (visible && !*visible) ? 0 : (int)emu::variable("LOAM_EMU_GPUS", 1);
   return *n ? cudaSuccess : cudaErrorNoDevice;
 }
 inline cudaError_t cudaSetDevice(int device) { return emu::current_device = device, cudaSuccess; }
@@ -171,6 +190,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
   bool is_old = emu::pretends("old_gpu"), is_other = emu::pretends("wrong_arch");
   if (is_old || is_other)
     p->major = is_old ? 7 : 11, emu::last_error = cudaErrorNoKernelImageForDevice;  // seen by the first launch
+  if (emu::pretends("no_jit")) emu::last_error = cudaErrorUnsupportedPtxVersion;
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, int, int bytes) {
@@ -181,6 +201,7 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, int, int bytes) {
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, int) {
   if (cudaError_t e = emu::use_device()) return e;
   *s = new emu::Stream{[](emu::Stream* s) { emu::run_all(s); }, emu::current_device, {}, 0};
+  if (emu::pretends("busy_gpu")) return cudaErrorDevicesUnavailable;
   return emu::streams.push_back(*s), cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return emu::run_all(s); }
@@ -188,7 +209,7 @@ inline cudaError_t cudaStreamQuery(cudaStream_t s) { return emu::run_all(s); }
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
   if (cudaError_t e = emu::use_device()) return e;
   // The exact size, so that AddressSanitizer sees the first byte behind it.
-  if (emu::memory_used + bytes > emu::memory_total || posix_memalign(p, 256, bytes))
+  if (emu::memory_used + emu::memory_of_others + bytes > emu::memory_total || posix_memalign(p, 256, bytes))
     return emu::last_error = cudaErrorMemoryAllocation;
   emu::memory_used += emu::memory_sizes[*p] = bytes;
   return cudaSuccess;
@@ -207,7 +228,7 @@ inline cudaError_t cudaHostAlloc(void** p, size_t bytes, int) {
   return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
-  *free_bytes = emu::memory_total - emu::memory_used, *total = emu::memory_total;
+  *free_bytes = emu::memory_total - emu::memory_used - emu::memory_of_others, *total = emu::memory_total;
   return emu::use_device();
 }
 inline cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t bytes, int, cudaStream_t s) {
