@@ -33,7 +33,19 @@ import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { readSums } from "../runtime/sums.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "../runtime/tensor.ts";
-import { companies, integers, normal, readMasters, tokens, writeMasters } from "../runtime/testing.ts";
+import { attention } from "../runtime/ops.ts";
+import {
+  close,
+  companies,
+  forwardBackward,
+  integers,
+  leaf,
+  normal,
+  readMasters,
+  tokens,
+  writeMasters,
+} from "../runtime/testing.ts";
+import * as ref from "../runtime/testing_reference.ts";
 import {
   copy,
   dataset,
@@ -163,7 +175,7 @@ Deno.test(
     );
     assertMatch(
       await refusal(7.932e9),
-      /: a step needs \d\.\d MB; mem_alloc: \d\.\d MB do not fit on emulated GPU: \d\.\d MB are free of 8000\.0 MB, \d\.\d MB already given, 793\d\.\d MB are others' \(nvidia-smi shows whose\); /,
+      /: a step needs \S+ [kM]B; mem_alloc: \d\.\d MB do not fit on emulated GPU: \d\.\d MB are free of 8000\.0 MB, \d\.\d MB already given, 793\d\.\d MB are others' \(nvidia-smi shows whose\); /,
     );
   },
 );
@@ -356,6 +368,85 @@ Deno.test("memory that cannot be pinned or given is one error, and the next call
   }
 });
 
+// ---- lengths and groups of heads
+
+/** T at both sides of a tile's rows, H / K of 1 to 8. */
+const LENGTHS = [[1, 7, 1], [63, 8, 1], [64, 6, 1], [65, 4, 1], [127, 5, 1], [129, 3, 1], [33, 2, 1], [
+  2,
+  4,
+  4,
+]] as const;
+
+Deno.test(
+  "attention() agrees with float64 at every length around a tile and for groups of 1 to 8 heads",
+  emu,
+  () => {
+    open("emu", { attention: "portable" });
+    forgetMemory();
+    for (const [T, H, K] of LENGTHS) {
+      const D = 64, size = { B: 1, T, H, K, D }, what = JSON.stringify(size);
+      const qkv = leaf([1, T, (H + 2 * K) * D], 1), dout = normal(T * H * D, 2);
+      const heads = { n_head: H, n_kv_head: K, head_dim: D };
+      const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+      close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2);
+      close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
+    }
+  },
+);
+
+Deno.test("attention() of 2,047 tokens agrees with float64", emu, () => {
+  open("emu", { attention: "portable" });
+  forgetMemory();
+  const T = 2047, D = 32, size = { B: 1, T, H: 1, K: 1, D }, heads = { n_head: 1, n_kv_head: 1, head_dim: D };
+  const qkv = leaf([1, T, 3 * D], 1), rows = [0, 1000, T - 1]; // which alone have a gradient: the reference is quick then
+  const dout = normal(T * D, 2).map((x, i) => rows.includes(Math.floor(i / D)) ? x : 0);
+  const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+  const expected = sparseAttention(qkv.values, dout, T, D, rows);
+  for (const t of rows) {
+    const row = (x: ArrayLike<number>) => Array.from({ length: D }, (_, d) => x[t * D + d]!);
+    close(
+      Float32Array.from(row(out)),
+      Float64Array.from(row(expected.out)),
+      T + D,
+      `out of row ${t} of ${size.T}`,
+      2,
+    );
+  }
+  close(grads[0]!, expected.dqkv, T + D, "dqkv", 3);
+});
+
+/** One head of D: out (T, D) of some rows and dqkv (T, 3D) of their gradient alone, in float64. */
+function sparseAttention(
+  qkv: ArrayLike<number>,
+  dout: ArrayLike<number>,
+  T: number,
+  D: number,
+  rows: number[],
+) {
+  const out = new Float64Array(T * D), dqkv = new Float64Array(T * 3 * D), scale = 1 / Math.sqrt(D);
+  const at = (t: number, part: number, d: number) => (3 * t + part) * D + d; // query, key, value
+  const dot = (f: (d: number) => number) => Array.from({ length: D }, (_, d) => f(d)).reduce((a, b) => a + b);
+  for (const i of rows) {
+    const e = Array.from(
+      { length: i + 1 },
+      (_, j) => Math.exp(scale * dot((d) => qkv[at(i, 0, d)]! * qkv[at(j, 1, d)]!)),
+    );
+    const sum = e.reduce((a, b) => a + b), p = e.map((x) => x / sum);
+    const dp = p.map((_, j) => dot((d) => dout[i * D + d]! * qkv[at(j, 2, d)]!));
+    const delta = p.reduce((sum, x, j) => sum + x * dp[j]!, 0);
+    p.forEach((x, j) => {
+      for (let d = 0; d < D; d++) {
+        const ds = x * (dp[j]! - delta) * scale;
+        out[i * D + d]! += x * qkv[at(j, 2, d)]!;
+        dqkv[at(i, 0, d)]! += ds * qkv[at(j, 1, d)]!;
+        dqkv[at(j, 1, d)]! += ds * qkv[at(i, 0, d)]!;
+        dqkv[at(j, 2, d)]! += x * dout[i * D + d]!;
+      }
+    });
+  }
+  return { out, dqkv };
+}
+
 // ---- beside the CPU library
 
 const c: LlamaConfig = {
@@ -372,8 +463,8 @@ const c: LlamaConfig = {
   tie_word_embeddings: true,
 };
 
-function ids(seed: number): Tensor {
-  return tokens([2, c.block_size], integers(2 * c.block_size, c.vocab_size, seed));
+function ids(T: number, seed: number): Tensor {
+  return tokens([2, T], integers(2 * T, c.vocab_size, seed));
 }
 
 /** Logits, loss and gradients of a model whose weights are the same bfloat16 numbers on every device. */
@@ -390,7 +481,7 @@ function evaluate(
   for (const { name, offset } of parameters.slots) {
     writeMasters(parameters, offset, weights.get(name)!);
   }
-  const idx = ids(1), targets = ids(2);
+  const idx = ids(shape.block_size, 1), targets = ids(shape.block_size, 2);
   const all = noGrad(() => logits(model, forward(model, idx, config)).toArray());
   endStep();
   const l = loss(model, idx, targets, config);
@@ -417,6 +508,10 @@ const MODELS: Record<string, Partial<LlamaConfig>> = {
   "SmolLM 3": { family: "smollm3", no_rope_layers: [1, 0] },
 };
 
+for (const T of [1, 63, 65, 129]) {
+  MODELS[`Llama at T=${T}`] = { block_size: T, n_layer: 1, n_head: 2, n_kv_head: T === 1 ? 2 : 1 };
+}
+
 for (const [name, change] of Object.entries(MODELS)) {
   Deno.test(
     `logits, loss and gradients of ${name} differ from the CPU's by bfloat16 rounding only`,
@@ -434,7 +529,7 @@ for (const [name, change] of Object.entries(MODELS)) {
       const expected = evaluate("cpu", shape, weights), actual = evaluate("emu", shape, weights);
       // Each rounding is at most u = 2^-8 of a value, u / sqrt(3) in the mean square, and independent of the others. On the way
       // to the first layer's gradient lie the embedding, head and last norm, and 10 stored results a layer, there and back.
-      const roundings = 2 * (3 + 10 * c.n_layer), allowed = 2 ** -8 * Math.sqrt(roundings / 3);
+      const roundings = 2 * (3 + 10 * shape.n_layer), allowed = 2 ** -8 * Math.sqrt(roundings / 3);
       const check = (a: Float32Array, e: Float32Array, what: string) => {
         const error = relativeError(a, e);
         assert(error < allowed, `${what}: relative error ${error}, ${allowed} is allowed`);
