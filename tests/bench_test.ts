@@ -93,6 +93,12 @@ for (
     ["generate", "--preset=big", "Cannot use preset big: it should be one of tiny, small, 124m"],
     ["loader", "--gb=0", "Cannot use --gb=0: it should be a number of at least 0.001"],
     ["curve", "--threads=two", "Cannot use --threads=two: it should be a number, such as CPUS"],
+    [
+      ...["roofline", "--cuobjdump=/there/is/none"] as const,
+      "Cannot take build/libloam_cuda.so apart: /there/is/none does not run or finds no code of 90a, 89, 120; build it " +
+      "with deno task build --arch=all, and pip install triton for " +
+      "--cuobjdump=.../triton/backends/nvidia/bin/cuobjdump, or name saved listings with --listing",
+    ],
   ] as const
 ) {
   Deno.test(`${script}.ts refuses ${flag} in one line`, async () => {
