@@ -17,6 +17,7 @@ import plotJs from "./dashboard/plot.js" with { type: "text" };
 import promptHtml from "./dashboard/prompt.html" with { type: "text" };
 import promptJs from "./dashboard/prompt.js" with { type: "text" };
 import runsJs from "./dashboard/runs.js" with { type: "text" };
+import scaleJs from "./dashboard/scale.js" with { type: "text" };
 import seriesJs from "./dashboard/series.js" with { type: "text" };
 import styleCss from "./dashboard/style.css" with { type: "text" };
 import themeJs from "./dashboard/theme.js" with { type: "text" };
@@ -42,6 +43,7 @@ export const ASSETS: Record<string, Asset> = {
   "/prompt": { type: "text/html", text: promptHtml },
   "/prompt.js": { type: "text/javascript", text: promptJs },
   "/runs.js": { type: "text/javascript", text: runsJs },
+  "/scale.js": { type: "text/javascript", text: scaleJs },
   "/series.js": { type: "text/javascript", text: seriesJs },
   "/style.css": { type: "text/css", text: styleCss },
   "/theme.js": { type: "text/javascript", text: themeJs },

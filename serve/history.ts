@@ -10,8 +10,8 @@ const ALL: Range = { since: 0, until: Infinity };
 /**
  * At most `points` (2 or more) of the values in a range, at the steps they belong to: the first and the last, and of each of
  * equally long stretches between them the smallest and the largest, with the mean of their stretch beside them; the last one
- * has that of the stretch before it. A value that was not finite is null, and so is a stretch that has no finite one: charts
- * show a gap there.
+ * has that of the stretch before it. A value that was not finite is null; of each stretch the first such is kept too, since
+ * charts mark it.
  */
 export function history(table: Table, key: Key, points: number, { since, until } = ALL): Series {
   const begin = table.rowAfter(since), end = table.rowAfter(until);
@@ -25,7 +25,8 @@ export function history(table: Table, key: Key, points: number, { since, until }
   if (rows.length <= points) rows.forEach((row) => keep(row));
   else {
     keep(rows[0]!);
-    const mean = keepExtremes(values, rows.subarray(1, -1), Math.floor(points / 2) - 1, keep);
+    const inner = rows.subarray(1, -1), hasLost = inner.some((row) => !Number.isFinite(values[row]));
+    const mean = keepExtremes(values, inner, Math.floor((points - 2) / (hasLost ? 3 : 2)), keep);
     const last = rows.at(-1)!;
     keep(last, Number.isFinite(values[last]) ? mean : undefined); // alone it would weigh as much as a stretch
   }
@@ -43,7 +44,10 @@ function finite(value: number): number | null {
   return Number.isFinite(value) ? value : null;
 }
 
-/** Keeps the smallest and the largest finite value of each stretch of rows, in order of their steps; the mean of the last. */
+/**
+ * Keeps the smallest and the largest finite value of each stretch of rows, and the first that is not finite, in order of their
+ * steps; the mean of the last stretch.
+ */
 function keepExtremes(
   values: Float64Array,
   rows: Uint32Array,
@@ -54,18 +58,21 @@ function keepExtremes(
   for (let i = 0; i < stretches; i++) {
     const begin = Math.floor(i * rows.length / stretches),
       end = Math.floor((i + 1) * rows.length / stretches);
-    let least = rows[begin]!, most = least, sum = 0, n = 0;
+    let least = rows[begin]!, most = least, sum = 0, n = 0, lost: number | undefined;
     for (let j = begin; j < end; j++) {
       const row = rows[j]!, value = values[row]!;
-      if (!Number.isFinite(value)) continue;
+      if (!Number.isFinite(value)) {
+        lost ??= row;
+        continue;
+      }
       if (n === 0 || value < values[least]!) least = row;
       if (n === 0 || value > values[most]!) most = row;
       sum += value;
       n++;
     }
     mean = n > 0 ? sum / n : undefined;
-    keep(Math.min(least, most), mean);
-    if (least !== most) keep(Math.max(least, most), mean);
+    const kept = [...n > 0 ? [least, most] : [], ...lost === undefined ? [] : [lost]];
+    for (const row of new Set(kept.sort((a, b) => a - b))) keep(row, row === lost ? undefined : mean);
   }
   return mean;
 }

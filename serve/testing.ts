@@ -49,10 +49,15 @@ export class FakeRun implements Disposable {
   /** Its path. */
   readonly dir: string;
   readonly #root: string;
+  readonly #metricsAt: typeof metricsAt;
   #log: RunLog | undefined;
 
-  /** A run of so many steps, whose trainer has ended. */
-  constructor(steps: number, { name = "fake", config = {} as Record<string, unknown> } = {}) {
+  /** A run of so many steps, whose trainer has ended. metrics: what it measures in a step. */
+  constructor(
+    steps: number,
+    { name = "fake", config = {} as Record<string, unknown>, metrics = metricsAt as typeof metricsAt } = {},
+  ) {
+    this.#metricsAt = metrics;
     this.#root = Deno.realPathSync(Deno.makeTempDirSync({ prefix: "loam_" }));
     this.dir = `${this.#root}/${name}`;
     this.#log = new RunLog(this.dir, JSON.stringify({ ...CONFIG, ...config }), 0);
@@ -67,17 +72,17 @@ export class FakeRun implements Disposable {
   }
 
   /** A trainer goes on after a step, and holds the lock from now on. */
-  start(after: number): void {
+  start(after: number, facts: Partial<RunFacts> = {}): void {
     const config = Deno.readTextFileSync(`${this.dir}/config.json`);
     this.#log = new RunLog(this.dir, config, after);
-    this.#log.describe({ ...FACTS, started: new Date().toISOString(), after });
+    this.#log.describe({ ...FACTS, started: new Date().toISOString(), after, ...facts });
   }
 
   /** The trainer writes these steps. */
   steps(first: number, last: number): void {
     const lines = Array.from(
       { length: last - first + 1 },
-      (_, i) => JSON.stringify(metricsAt(first + i)) + "\n",
+      (_, i) => JSON.stringify(this.#metricsAt(first + i)) + "\n",
     );
     this.append("metrics.jsonl", lines.join(""));
   }

@@ -11,13 +11,17 @@ export const CHROMIUM: string | undefined = ["chromium", "chromium-browser", "go
 
 let browser: Browser;
 Deno.test.beforeAll(async () => {
-  if (!CHROMIUM) return;
+  if (CHROMIUM) browser = await launch(CHROMIUM);
+});
+Deno.test.afterAll(() => browser?.close());
+
+/** Starts the browser. */
+export async function launch(executablePath: string): Promise<Browser> {
   Deno.env.set("__IS_WSL_TEST__", "1"); // else importing it looks at /proc/sys, which Deno shows to no one
   const { chromium } = await import("playwright-core");
   const args = Deno.uid() === 0 ? ["--no-sandbox"] : []; // root has no sandbox
-  browser = await chromium.launch({ executablePath: CHROMIUM, args });
-});
-Deno.test.afterAll(() => browser?.close());
+  return await chromium.launch({ executablePath, args });
+}
 
 function exists(path: string): boolean {
   try {

@@ -182,6 +182,37 @@ test("the dashboard marks values between steps that were not finite, where no li
   assert(await painted(view.page, "loss", "run-1") > 100);
 });
 
+test("the dashboard leaves outliers beyond the edge, marks them there, and shows all after a click", async () => {
+  const metrics = (step: number) => ({ ...metricsAt(step), grad_norm: step === 200 ? 80 : 1 + step % 5 });
+  using run = new FakeRun(300, { metrics });
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  const { page } = view, chart = page.locator("[data-chart=grad_norm]");
+  await view.drawn(300);
+  assertEquals(await page.getByRole("button", { name: /^Show/ }).allInnerTexts(), ["Show up to 80"]);
+  const before = await picture(page, "grad_norm");
+  await chart.getByText("Show up to 80").click();
+  assert(await picture(page, "grad_norm") !== before);
+  await chart.getByText("Hide outliers").click();
+  assertEquals(await picture(page, "grad_norm"), before);
+  const { x, y, width } = (await chart.locator(".u-over").boundingBox())!;
+  await page.mouse.click(x + width / 2, y + 4); // at the edge, where it is marked
+  await chart.getByText("Hide outliers").waitFor();
+});
+
+test("the dashboard marks the steps that were not finite", async () => {
+  const metrics = (step: number) => ({ ...metricsAt(step), ...(step === 60 && { loss: null as never }) });
+  using run = new FakeRun(5000, { metrics }), well = new FakeRun(5000, { name: "well" });
+  await using server = serve({ runs: [run.run(), well.run()] });
+  await using view = await open(server.url);
+  await view.drawn(5000);
+  assert(await painted(view.page, "loss", "bad") > 20);
+  assertEquals(await painted(view.page, "lr", "bad"), 0);
+  await view.page.goto(`${server.url}?run=well`);
+  await view.drawn(5000);
+  assertEquals(await painted(view.page, "loss", "bad"), 0);
+});
+
 test("the dashboard says that a run was deleted, and lives on", async () => {
   using run = new FakeRun(50), other = new FakeRun(60, { name: "other" });
   await using server = serve({ runs: [run.run(), other.run()] });
@@ -303,6 +334,10 @@ test("the dashboard compares runs in different colours, by step, tokens or time"
   for (const color of ["run-1", "run-2"]) assert(await painted(page, "loss", color) > 100, color);
   assertEquals(new URL(page.url()).search, "?run=a&compare=b");
 
+  await page.focus("[data-chart=loss] .plot");
+  await page.keyboard.press("ArrowLeft"); // step 300 is beyond the end of a
+  assertEquals(await legend(page, "loss"), ["a –", "a val –", "b 2.2325", "b val 1.3309"]);
+
   await page.check('input[value="tokens"]');
   await page.focus("[data-chart=lr] .plot");
   await page.keyboard.press("ArrowLeft");
@@ -341,7 +376,7 @@ test("the dashboard zooms all charts by dragging and by keys, and back", async (
   await page.focus("[data-chart=loss] .plot");
   await page.keyboard.press("ArrowLeft");
   assertEquals(await page.textContent("[data-chart=loss] .place"), "step 1,000");
-  assertMatch((await legend(page, "loss")).join(), /^train 1\.\d{4},val 1\.2265$/);
+  assertMatch((await legend(page, "loss")).join(), /^train smoothed 1\.\d{4},val 1\.2265$/);
   await page.keyboard.press("+");
   assert(await page.isVisible("#reset-zoom"));
   await page.keyboard.press("Escape");

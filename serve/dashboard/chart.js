@@ -4,6 +4,7 @@
 import { make } from "./dom.js";
 import { compact, duration, integer } from "./format.js";
 import { plotOptions, uPlot } from "./plot.js";
+import { reach } from "./scale.js";
 
 /** @typedef {import("./plot.js").Plot} Plot */
 /** @typedef {import("./plot.js").ChartSpec} ChartSpec */
@@ -28,7 +29,10 @@ export class Chart {
   #shape = ""; // what the plot was made for; another shape needs another plot
   /** @type {Set<string>} */
   #hidden = new Set(); // labels of curves
+  #isWhole = false; // outliers are shown too
   #legend = make("ul", { class: "legend" });
+  #average = make("p", { class: "muted" }, "smoothed");
+  #beyond = make("button", { type: "button", class: "beyond" });
   #place = make("p", { class: "place muted" });
   #frame = make("div", { class: "plot", role: "img", tabindex: "0" });
   #empty = make("p", { class: "empty muted" });
@@ -47,9 +51,18 @@ export class Chart {
     parent.append(make(
       "figure",
       { "aria-labelledby": id, "data-chart": spec.key },
-      make("figcaption", {}, make("h2", { id }, spec.title), this.#legend),
+      make(
+        "figcaption",
+        {},
+        make("h2", { id }, spec.title),
+        ...(spec.unit ? [make("p", { class: "muted" }, spec.unit)] : []),
+        this.#average,
+        this.#legend,
+        this.#beyond,
+      ),
       make("div", { class: "canvas" }, this.#frame, this.#place, this.#empty),
     ));
+    this.#beyond.addEventListener("click", () => this.#showBeyond(!this.#isWhole));
     this.#frame.addEventListener("keydown", (event) => this.#onKey(event));
     new ResizeObserver(() => this.#plot?.setSize(this.#size())).observe(this.#frame);
   }
@@ -67,6 +80,7 @@ export class Chart {
     else this.#build();
     this.#shape = shape;
     this.#showValues();
+    this.#nameBeyond();
   }
 
   /** Takes on the colours of another theme. */
@@ -78,13 +92,16 @@ export class Chart {
     this.#plot?.destroy();
     const options = plotOptions(this.spec, { ...this.#content, ...this.#size() }, {
       zoom: () => this.#content.zoom,
+      reached: () => this.#reached(),
+      lines: () => this.#content.lines,
       onZoom: this.onZoom,
       onCursor: () => this.#showValues(),
+      onEdge: () => this.#showBeyond(!this.#isWhole),
     });
     this.#plot = new uPlot(options, this.#data(), this.#frame);
-    this.#legend.replaceChildren(
-      ...this.#content.lines.filter(isNamed).map((line) => this.#legendEntry(line)),
-    );
+    const named = this.#content.lines.filter(isNamed), areMany = named.length > 2;
+    this.#legend.replaceChildren(...named.map((line) => this.#legendEntry(line, !areMany && line.isAverage)));
+    this.#average.hidden = !areMany || named.every((line) => !line.isAverage);
     this.#applyHidden();
   }
 
@@ -100,15 +117,52 @@ export class Chart {
     return { width: this.#frame.clientWidth, height: this.#frame.clientHeight };
   }
 
-  /** @param {Line} line */
-  #legendEntry({ label, color, style }) {
+  /** How far the curves go that are seen. */
+  #reached() {
+    const { lines, zoom, isLog } = this.#content, { min = -Infinity, max = Infinity } = zoom ?? {};
+    const seen = lines.filter(({ label, isAverage }) => !isAverage && !this.#hidden.has(label)).map(
+      ({ x, y, steps }) => {
+        const inView = x.map((_, i) => i).filter((i) => (x[i] ?? NaN) >= min && (x[i] ?? NaN) <= max);
+        return { y: inView.map((i) => y[i] ?? NaN), steps: inView.map((i) => steps[i] ?? NaN) };
+      },
+    );
+    const isWhole = this.#isWhole || !this.spec.isNoisy;
+    return reach(seen, { fromZero: this.spec.fromZero, isLog, isWhole });
+  }
+
+  /** Whether outliers are shown too. @param {boolean} isWhole */
+  #showBeyond(isWhole) {
+    const { above = null, below = null } = this.#reached() ?? {};
+    if (isWhole && above === null && below === null) return;
+    this.#isWhole = isWhole;
+    this.draw(this.#content);
+  }
+
+  /** Says on the button how far outliers go, which are marked at the edge. */
+  #nameBeyond() {
+    const { above = null, below = null } = this.#reached() ?? {};
+    const ends = [
+      above !== null && `up to ${this.spec.format(above)}`,
+      below !== null && `down to ${this.spec.format(below)}`,
+    ];
+    const text = ends.filter(Boolean).join(", ");
+    this.#beyond.hidden = text === "" && !this.#isWhole;
+    this.#beyond.textContent = this.#isWhole ? "Hide outliers" : `Show ${text}`;
+  }
+
+  /**
+   * @param {Line} line
+   * @param {boolean} saysAverage
+   */
+  #legendEntry({ label, color, style }, saysAverage) {
     const mark = make("span", { class: `mark ${style}` });
     mark.style.color = color;
-    const name = label ? `${label} ` : make("span", { class: "hidden" }, this.spec.title);
-    const button = make("button", { type: "button" }, mark, name, make("b"));
+    const name = make("span", label ? {} : { class: "hidden" }, label || this.spec.title);
+    const button = make("button", { type: "button" }, mark, name, saysAverage ? "smoothed" : "", make("b"));
     button.addEventListener("click", () => {
       if (!this.#hidden.delete(label)) this.#hidden.add(label);
       this.#applyHidden();
+      this.#nameBeyond();
     });
     return make("li", {}, button);
   }
@@ -135,7 +189,9 @@ export class Chart {
       if (!isNamed(line)) return;
       const value = atCursor ? plot.data[i + 1]?.[idxs[i + 1] ?? idx] : line.y.findLast(Number.isFinite);
       const target = values[entry++];
-      if (target) target.textContent = value == null ? "–" : this.spec.format(value);
+      if (target) {
+        target.textContent = value === null ? "NaN" : value === undefined ? "–" : this.spec.format(value);
+      }
     });
     this.#place.textContent = atCursor ? PLACE[axis](plot.data[0][idx] ?? 0) : "";
     this.#place.style.left = `${plot.over.offsetLeft + (plot.cursor.left ?? 0)}px`;

@@ -2,12 +2,13 @@
 /// <reference lib="dom" />
 // Which charts there are, and the curves that runs have in them.
 import { cssColor } from "./dom.js";
-import { bytes, integer, loss, percent, roundBytes, roundPercent, significant } from "./format.js";
+import { bytes, integer, loss, percent, significant } from "./format.js";
 import { places, smooth, summary } from "./series.js";
 
 /** @typedef {import("./plot.js").ChartSpec} ChartSpec */
 /** @typedef {import("./plot.js").Line} Line */
 /** @typedef {import("./series.js").Measured} Measured */
+/** @typedef {import("./series.js").Series} Series */
 /** @typedef {import("./series.js").XAxis} XAxis */
 
 /** @typedef {{ name: string, measured: Measured }} DrawnRun */
@@ -17,41 +18,51 @@ const NOTHING = "No step yet";
 
 /** @type {ChartSpec[]} The first one is large. */
 export const CHARTS = [
-  { key: "loss", title: "Loss", empty: NOTHING, format: loss, isSmoothed: true },
-  { key: "grad_norm", title: "Gradient norm", empty: NOTHING, format: significant, isSmoothed: true },
   {
-    key: "lr",
-    title: "Learning rate",
+    key: "loss",
+    title: "Loss",
+    unit: "nats a token",
     empty: NOTHING,
-    format: significant,
-    ticks: significant,
-    fromZero: true,
+    format: loss,
+    isNoisy: true,
+    marksLost: true,
   },
   {
+    key: "grad_norm",
+    title: "Gradient norm",
+    unit: "before clipping",
+    empty: NOTHING,
+    format: significant,
+    isNoisy: true,
+    marksLost: true,
+  },
+  { key: "lr", title: "Learning rate", empty: NOTHING, format: significant, fromZero: true },
+  {
     key: "tokens_per_sec",
-    title: "Tokens per second",
+    title: "Speed",
+    unit: "tokens a second",
     empty: NOTHING,
     format: integer,
-    ticks: integer,
     fromZero: true,
-    isSmoothed: true,
+    isNoisy: true,
   },
   {
     key: "mfu",
     title: "MFU",
+    unit: "of the device's peak",
     empty: "The peak of this device is not known",
     format: percent,
-    ticks: roundPercent,
+    ticks: "share",
     fromZero: true,
-    isSmoothed: true,
+    isNoisy: true,
   },
-  { key: "memory_bytes", title: "Memory", empty: NOTHING, format: bytes, ticks: roundBytes, fromZero: true },
+  { key: "memory_bytes", title: "Memory", empty: NOTHING, format: bytes, ticks: "bytes", fromZero: true },
   {
     key: "skipped",
-    title: "Skipped steps",
+    title: "Skipped updates",
+    unit: "so far",
     empty: NOTHING,
     format: integer,
-    ticks: integer,
     fromZero: true,
     isStepped: true,
   },
@@ -73,8 +84,7 @@ export function curves(spec, runs, how) {
     const val_loss = measured.val_loss ?? [];
     if (!isLoss || val_loss.length === 0) return drawn;
     const look = isAlone ? { label: "val", color: cssColor("val") } : { label: `${name} val`, color };
-    const x = places(val_loss, how.axis, measured);
-    return [...drawn, { ...look, style: "dots", x, y: val_loss.map((p) => p.value) }];
+    return [...drawn, { ...look, ...measuredLine(val_loss, measured, how.axis), style: "dots" }];
   });
 }
 
@@ -86,10 +96,22 @@ export function curves(spec, runs, how) {
  * @param {How} how
  * @returns {Line[]}
  */
-function trainCurves({ key, isSmoothed }, look, measured, { axis, smoothing }) {
-  const series = measured[key] ?? [], x = places(series, axis, measured), y = series.map((p) => p.value);
-  if (!isSmoothed || smoothing === 0) return [{ ...look, style: "line", x, y }];
-  return [{ ...look, style: "faint", x, y }, { ...look, style: "line", x, y: smooth(series, smoothing) }];
+function trainCurves({ key, isNoisy }, look, measured, { axis, smoothing }) {
+  const series = measured[key] ?? [], line = { ...look, ...measuredLine(series, measured, axis) };
+  if (!isNoisy || smoothing === 0) return [line];
+  return [{ ...line, style: "faint" }, { ...line, isAverage: true, y: smooth(series, smoothing) }];
+}
+
+/**
+ * @param {Series} series
+ * @param {Measured} measured
+ * @param {XAxis} axis
+ * @returns {Omit<Line, "label" | "color">}
+ */
+function measuredLine(series, measured, axis) {
+  const x = places(series, axis, measured), steps = series.map((p) => p.step), y = series.map((p) => p.value);
+  const until = places(measured.loss?.slice(-1) ?? [], axis, measured)[0] ?? Infinity;
+  return { style: "line", isAverage: false, x, y, steps, until };
 }
 
 /**

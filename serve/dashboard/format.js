@@ -54,16 +54,6 @@ export function bytes(value) {
   return value === 0 ? "0" : `${(value / 1e3).toFixed(0)} kB`;
 }
 
-/** 10 GB, 2.5 GB, 500 MB: round sizes on an axis. @param {number} value */
-export function roundBytes(value) {
-  return value >= 1e9 ? `${Number((value / 1e9).toFixed(2))} GB` : bytes(value);
-}
-
-/** 40% on an axis. @param {number} share */
-export function roundPercent(share) {
-  return `${Number((100 * share).toFixed(1))}%`;
-}
-
 /** 412 ms, 1.25 s, 14.2 s. @param {Maybe} ms */
 export function stepTime(ms) {
   if (!isKnown(ms)) return UNKNOWN;
@@ -101,17 +91,4 @@ export function clock(date, now = new Date()) {
   /** @type {Intl.DateTimeFormatOptions} */
   const day = days < 6 ? { weekday: "short" } : { day: "numeric", month: "short" };
   return `${date.toLocaleDateString("en-GB", day)} ${time}`;
-}
-
-/**
- * Tick labels that all have the digits that the distance between them needs.
- * @param {number[]} ticks
- * @param {(value: number) => string} format what to fall back on for very large and very small values
- */
-export function tickLabels(ticks, format) {
-  const [first = 0, second = first] = ticks;
-  const distance = Math.abs(second - first);
-  const digits = Math.ceil(-Math.log10(distance));
-  const isPlain = distance >= 1e-3 && ticks.every((tick) => Math.abs(tick) < 1000);
-  return ticks.map((tick) => isPlain ? tick.toFixed(Math.max(0, digits)) : format(tick));
 }

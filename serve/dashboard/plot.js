@@ -2,63 +2,75 @@
 /// <reference lib="dom" />
 // How a chart looks, as options of uPlot: axes, ranges, curves, cursor.
 import { cssColor } from "./dom.js";
-import { compact, duration, tickLabels } from "./format.js";
+import { logTicks, ROUND, ROUND_TIMES, tickLabels, withMargin } from "./scale.js";
 
 /** @typedef {import("uplot/dist/uPlot.d.ts")} Plot */
 /** @typedef {import("uplot/dist/uPlot.d.ts").Options} PlotOptions */
 /** @typedef {import("uplot/dist/uPlot.d.ts").Range.MinMax} MinMax */
+/** @typedef {import("./scale.js").Reach} Reach */
+/** @typedef {import("./scale.js").TickKind} TickKind */
 /** @typedef {import("./series.js").XAxis} XAxis */
 /** @typedef {{ min: number, max: number }} Zoom a range of the x axis */
 
 /**
- * A curve. Faint ones are what was measured; the curve after it, its average, speaks for both in the legend. Dots are
- * joined: they are far apart.
- * @typedef {{ label: string, color: string, style: "faint" | "line" | "dots", x: number[], y: number[] }} Line
+ * A curve: y at steps, whose places on the axis are x. Faint ones are what was measured; the curve after it, its average,
+ * speaks for both in the legend (isAverage). Dots are joined: they are far apart. until: the place where its run ends.
+ * @typedef {{
+ *   label: string, color: string, style: "faint" | "line" | "dots", isAverage: boolean, x: number[], y: number[],
+ *   steps: number[], until: number,
+ * }} Line
  */
 
 /**
- * One chart of the page. ticks writes the labels of the y axis, where plain numbers do not. fromZero: the y axis begins at
- * 0. isStepped: a count, which changes at once. empty: what to say while there is nothing to draw.
+ * One chart of the page. unit: of its values, where ticks do not say it. fromZero: the y axis begins at 0. isNoisy: it is
+ * smoothed, and extremes do not flatten it. isStepped: a count, which changes at once. marksLost: steps where it was not
+ * finite are marked. empty: what to say while there is nothing to draw.
  * @typedef {{
- *   key: string, title: string, empty: string, format: (value: number) => string, ticks?: (value: number) => string,
- *   fromZero?: boolean, isSmoothed?: boolean, isStepped?: boolean,
+ *   key: string, title: string, unit?: string, empty: string, format: (value: number) => string, ticks?: TickKind,
+ *   fromZero?: boolean, isNoisy?: boolean, isStepped?: boolean, marksLost?: boolean,
  * }} ChartSpec
+ */
+
+/**
+ * What a plot asks of its chart, and tells it. reached: how far the curves in view go up and down. onEdge: somebody has
+ * clicked where values lie beyond the edge.
+ * @typedef {{
+ *   zoom: () => Zoom | null, reached: () => Reach | null, lines: () => Line[], onZoom: (zoom: Zoom | null) => void,
+ *   onCursor: () => void, onEdge: () => void,
+ * }} Links
  */
 
 /** @type {typeof import("uplot/dist/uPlot.d.ts")} uplot.js is a classic script */
 export const uPlot = Reflect.get(globalThis, "uPlot");
 
-/** Distances between ticks: round numbers of steps and tokens; of seconds, minutes, hours and days. */
-const ROUND = Array.from({ length: 16 }, (_, i) => [1, 2, 5].map((n) => n * 10 ** i)).flat();
-const ROUND_TIMES = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200]
-  .concat([1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days));
+const MARK = 8; // pixels of the page: the size of a mark at the edge, and how far apart two are at least
+const AXIS_NAMES = { step: "step", tokens: "tokens", time: "time of training" };
 
 /**
  * The options of a plot.
  * @param {ChartSpec} spec
  * @param {{ lines: Line[], axis: XAxis, isLog: boolean, width: number, height: number }} what
- * @param {{ zoom: () => Zoom | null, onZoom: (zoom: Zoom | null) => void, onCursor: () => void }} links
+ * @param {Links} links
  * @returns {PlotOptions}
  */
-export function plotOptions(spec, { lines, axis, isLog, width, height }, { zoom, onZoom, onCursor }) {
+export function plotOptions(spec, { lines, axis, isLog, width, height }, links) {
   return {
     width,
     height,
     legend: { show: false },
     padding: [8, 16, 0, 0],
     scales: {
-      x: { time: false, range: (_plot, min, max) => xRange(min, max, zoom()) },
-      y: {
-        distr: isLog ? 3 : 1,
-        range: (_plot, min, max) => isLog ? logRange(min, max) : yRange(min, max, spec.fromZero),
-      },
+      x: { time: false, range: (_plot, min, max) => xRange(min, max, links.zoom()) },
+      y: { distr: isLog ? 3 : 1, range: () => yRange(links.reached(), spec, isLog) },
     },
     axes: [xAxis(axis, width), yAxis(spec, isLog)],
     series: [{}, ...lines.map((line) => seriesOptions(line, spec.isStepped))],
-    cursor: cursorOptions(lines, onZoom),
+    cursor: cursorOptions(lines, links.onZoom),
     hooks: {
-      setCursor: [onCursor],
-      setSelect: [(plot) => selected(plot, onZoom)],
+      init: [({ over }) => over.addEventListener("click", (event) => clicked(over, event, links.onEdge))],
+      setCursor: [links.onCursor],
+      setSelect: [(plot) => selected(plot, links.onZoom)],
+      draw: [(plot) => drawMarks(plot, links.lines(), spec.marksLost)],
     },
   };
 }
@@ -79,13 +91,17 @@ function axisOptions() {
  * @returns {import("uplot/dist/uPlot.d.ts").Axis}
  */
 function xAxis(axis, width) {
-  const format = axis === "time" ? duration : compact;
   return {
     ...axisOptions(),
-    size: 28,
+    size: 24,
+    gap: 4,
     space: width < 600 ? 56 : 96,
     incrs: axis === "time" ? ROUND_TIMES : ROUND,
-    values: (_plot, values) => values.map(format),
+    values: (_plot, values) => tickLabels(values, axis === "time" ? "time" : "count"),
+    label: AXIS_NAMES[axis],
+    labelSize: 14,
+    labelGap: 0,
+    labelFont: axisOptions().font,
   };
 }
 
@@ -94,15 +110,18 @@ function xAxis(axis, width) {
  * @param {boolean} isLog
  * @returns {import("uplot/dist/uPlot.d.ts").Axis}
  */
-function yAxis({ format, ticks, isStepped }, isLog) {
+function yAxis({ ticks, isStepped }, isLog) {
   return {
     ...axisOptions(),
     gap: 8,
     space: 36,
     size: (_plot, labels) => 16 + 7 * Math.max(3, ...(labels ?? []).map((label) => label.length)),
-    values: (_plot, values) => ticks ? values.map(ticks) : tickLabels(values, format),
+    values: (_plot, values) => tickLabels(values, ticks),
     ...(isStepped && { incrs: ROUND }),
-    ...(isLog && { splits: (/** @type {Plot} */ { scales: { y } }) => logTicks(y?.min ?? 1, y?.max ?? 1) }),
+    ...(isLog && {
+      splits: (/** @type {Plot} */ { scales: { y } }) => logTicks(y?.min ?? 1, y?.max ?? 1),
+      filter: (/** @type {Plot} */ _plot, /** @type {number[]} */ splits) => splits, // all of them have room
+    }),
   };
 }
 
@@ -119,41 +138,13 @@ function xRange(min, max, zoom) {
 }
 
 /**
- * @param {number | null} min
- * @param {number | null} max
- * @param {boolean} fromZero
+ * @param {Reach | null} reached
+ * @param {ChartSpec} spec
+ * @param {boolean} isLog
  * @returns {MinMax}
  */
-function yRange(min, max, fromZero = false) {
-  if (min === null || max === null) return [null, null];
-  if (fromZero) return [0, 1.08 * max || 1];
-  const margin = 0.06 * (max - min) || 0.1 * Math.abs(max) || 1;
-  return [min - margin, max + margin];
-}
-
-/**
- * @param {number | null} min
- * @param {number | null} max
- * @returns {MinMax}
- */
-function logRange(min, max) {
-  if (min === null || max === null) return [null, null];
-  const margin = (max / min) ** 0.06;
-  return margin === 1 ? [min / 1.1, max * 1.1] : [min / margin, max * margin];
-}
-
-/**
- * Round numbers of a logarithmic axis: 2, 3, 5, 10, 20, … or, where it spans little, as on a linear one.
- * @param {number} min
- * @param {number} max
- */
-export function logTicks(min, max) {
-  const distance = ROUND.map((n) => n / 1e6).find((n) => (max - min) / n <= 6) ?? 1;
-  const linear = Array.from({ length: 7 }, (_, i) => (Math.ceil(min / distance) + i) * distance);
-  if (max / min < 3) return linear.filter((tick) => tick <= max);
-  const mantissas = max / min < 100 ? [1, 2, 3, 5, 7] : [1];
-  const decades = Array.from({ length: 40 }, (_, i) => 10 ** (i - 20));
-  return decades.flatMap((ten) => mantissas.map((n) => n * ten)).filter((tick) => tick >= min && tick <= max);
+function yRange(reached, { fromZero }, isLog) {
+  return reached ? withMargin(reached, { fromZero, isLog }) : [null, null];
 }
 
 /**
@@ -210,7 +201,8 @@ function cursorOptions(lines, onZoom) {
     drag: { x: true, y: false, setScale: false },
     sync: { key: "loam", scales: ["x", null], filters: { pub: isMove } },
     points: { size: (_plot, series) => isFaint(series) ? 0 : 8 },
-    dataIdx: (plot, series, index) => nearestKnown(plot.data[series] ?? [], index),
+    dataIdx: (plot, series, index) =>
+      nearestOwn(plot.data, series, index, lines[series - 1]?.until ?? Infinity),
     bind: { dblclick: () => () => (onZoom(null), null) },
   };
 }
@@ -221,16 +213,31 @@ function isMove(type) {
 }
 
 /**
- * The index nearest to one at which there is a value: every curve has its own steps.
- * @param {ArrayLike<number | null | undefined>} values
+ * The index nearest to one at which a curve has a point of its own, since every curve has its own steps. Where its run has
+ * not begun or has ended, it has none.
+ * @param {import("uplot/dist/uPlot.d.ts").AlignedData} data
+ * @param {number} series
  * @param {number} index
+ * @param {number} until
  */
-function nearestKnown(values, index) {
+function nearestOwn([xs, ...curves], series, index, until) {
+  const values = curves[series - 1] ?? [];
+  if ((xs[index] ?? 0) > until) return index;
   for (let distance = 0; distance < values.length; distance++) {
-    if (values[index - distance] != null) return index - distance;
-    if (values[index + distance] != null) return index + distance;
+    if (values[index - distance] !== undefined) return index - distance;
+    if (values[index + distance] !== undefined) return index + distance;
   }
   return index;
+}
+
+/**
+ * @param {HTMLElement} over
+ * @param {MouseEvent} event
+ * @param {() => void} onEdge
+ */
+function clicked(over, { clientY }, onEdge) {
+  const { top, bottom } = over.getBoundingClientRect();
+  if (clientY < top + 2 * MARK || clientY > bottom - 2 * MARK) onEdge();
 }
 
 /**
@@ -242,4 +249,68 @@ function selected(plot, onZoom) {
   if (width < 4) return; // a click
   plot.setSelect({ left: 0, width: 0, top, height }, false);
   onZoom({ min: plot.posToVal(left, "x"), max: plot.posToVal(left + width, "x") });
+}
+
+/**
+ * Marks what no curve can show: values beyond the edge as triangles, and steps that were not finite as crosses.
+ * @param {Plot} plot
+ * @param {Line[]} lines
+ * @param {boolean} marksLost
+ */
+function drawMarks(plot, lines, marksLost = false) {
+  const { ctx, bbox } = plot, size = MARK * devicePixelRatio, bottom = bbox.top + bbox.height;
+  const { min: left = -Infinity, max: right = Infinity } = plot.scales.x ?? {};
+  const { min: low = -Infinity, max: high = Infinity } = plot.scales.y ?? {};
+  ctx.save();
+  lines.forEach((line, i) => {
+    if (line.isAverage || !plot.series[i + 1]?.show) return; // what was measured has the marks
+    const last = { above: -Infinity, below: -Infinity, lost: -Infinity }; // where marks are, in pixels
+    line.x.forEach((x, k) => {
+      const value = line.y[k] ?? NaN, isLost = Number.isNaN(value);
+      const kind = isLost ? "lost" : value > high ? "above" : value < low ? "below" : undefined;
+      if (x < left || x > right || !kind || (isLost && !marksLost)) return;
+      const at = plot.valToPos(x, "x", true);
+      if (at < last[kind] + size) return;
+      last[kind] = at;
+      if (kind === "lost") cross(ctx, at, bottom - size, size, cssColor("bad"));
+      else if (kind === "above") triangle(ctx, at, bbox.top, size, line.color);
+      else triangle(ctx, at, bottom, -size, line.color);
+    });
+  });
+  ctx.restore();
+}
+
+/**
+ * A triangle whose tip is at (x, y), and which is below it, above it where the size is negative.
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {number} x
+ * @param {number} y
+ * @param {number} size
+ * @param {string} color
+ */
+function triangle(ctx, x, y, size, color) {
+  ctx.fillStyle = color;
+  ctx.beginPath();
+  ctx.moveTo(x, y);
+  ctx.lineTo(x - size / 2, y + size);
+  ctx.lineTo(x + size / 2, y + size);
+  ctx.fill();
+}
+
+/**
+ * @param {CanvasRenderingContext2D} ctx
+ * @param {number} x of its centre
+ * @param {number} y
+ * @param {number} size
+ * @param {string} color
+ */
+function cross(ctx, x, y, size, color) {
+  ctx.strokeStyle = color;
+  ctx.lineWidth = size / 4;
+  ctx.beginPath();
+  for (const slope of [1, -1]) {
+    ctx.moveTo(x - size / 2, y - slope * size / 2);
+    ctx.lineTo(x + size / 2, y + slope * size / 2);
+  }
+  ctx.stroke();
 }
