@@ -173,11 +173,17 @@ static unsigned ceil_div(size_t n, size_t d) { return (unsigned)((n + d - 1) / d
 /// both at once.
 constexpr size_t WORKSPACE_BYTES = 64 << 20;
 
-/// A mistake that only a kernel can see. It lies in host memory that the GPU writes to, whole, and is read when we wait.
+/// A mistake that only a kernel can see. It lies in host memory that the GPU writes to, and is read when we wait.
 struct alignas(16) Fault {
   int kind, row, value, limit;
 };
 enum { FAULT_NONE = 0, FAULT_TOKEN = 1, FAULT_TARGET = 2 };
+
+/// In one store: the host may look while the next step reports, and must not see a part.
+DEVICE void report_fault(Fault* fault, int kind, int row, int value, int limit) {
+  uint4 whole = {(unsigned)kind, (unsigned)row, (unsigned)value, (unsigned)limit};
+  *(uint4*)fault = whole;
+}
 
 static struct {
   bool open;
@@ -662,7 +668,7 @@ static __global__ void embedding_forward_kernel(act* out, const int* ids, const 
   if (row >= (unsigned)N) return;
   int id = ids[row];
   bool valid = id >= 0 && id < V;
-  if (!valid) *fault = {FAULT_TOKEN, (int)row, id, V};
+  if (!valid) report_fault(fault, FAULT_TOKEN, (int)row, id, V);
   Pack<VEC> zero = {};
   *(Pack<VEC>*)(out + (size_t)row * C + c) = valid ? *(const Pack<VEC>*)(weight + (size_t)id * C + c) : zero;
 }
@@ -687,7 +693,7 @@ static __global__ void embedding_backward_kernel(float* dweight, const act* dout
   __shared__ int found_in_warp[BLOCK / WARP];
   int first = blockIdx.x, id = ids[first];
   bool seen_before = id < 0 || id >= V;
-  if (seen_before && threadIdx.x == 0) *fault = {FAULT_TOKEN, first, id, V};
+  if (seen_before && threadIdx.x == 0) report_fault(fault, FAULT_TOKEN, first, id, V);
   for (int n = threadIdx.x; n < first; n += BLOCK) seen_before |= ids[n] == id;
   if (__syncthreads_or(seen_before)) return;  // the whole block leaves
 
@@ -2251,7 +2257,7 @@ static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
   act* row = logits + (size_t)blockIdx.x * V_stride;
   int target = targets[blockIdx.x];
   if (target >= V) {
-    if (threadIdx.x == 0) *fault = {FAULT_TARGET, (int)blockIdx.x, target, V};
+    if (threadIdx.x == 0) report_fault(fault, FAULT_TARGET, (int)blockIdx.x, target, V);
     target = -1;
   }
   float maximum = -INFINITY, sum = 0;  // of exp(logit - maximum) over this thread's logits

@@ -99,6 +99,8 @@ Deno.test(
     assertEquals([candidates(first), candidates(second), candidates(third)], [[1], [2], [3]]);
     assertEquals(chooseGemms([lineOf(first, 2)], true), 0);
     assertEquals([candidates(first), multiply(first)], [[1], bits]); // what is chosen stays
+    const adds = lineOf(freshSize(), 2).replace(/1 0 (656d\w+)/, "1 1 $1"); // as a gradient of the second micro-step does
+    assertEquals([chooseGemms([adds], true), gemmChoices().includes(adds)], [0, true]);
   },
 );
 

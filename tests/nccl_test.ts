@@ -147,9 +147,11 @@ Deno.test("two ranks of the emulated GPU go on bit by bit from their shares of t
     const results = await torchrun([more, more], (rank) => ({ LOAM_EMU_FASTEST: fastest[rank]! }));
     for (const { code, stderr } of results) assertEquals({ code, stderr }, { code: 0, stderr: "" });
   };
-  await train(["1", "3"], ...flags, "--max_iters=4", `--out_dir=${two}`);
-  await train(["1", "1"], ...flags, "--max_iters=2", `--out_dir=${resumed}`);
-  await train(["3", "2"], `--resume=${resumed}`, "--max_iters=4");
+  await train(["2", "3"], ...flags, "--max_iters=4", `--out_dir=${two}`);
+  await train(["2", "2"], ...flags, "--max_iters=2", `--out_dir=${resumed}`);
+  await train(["3", "1"], `--resume=${resumed}`, "--max_iters=4");
+  const { gemms }: { gemms: string[] } = JSON.parse(Deno.readTextFileSync(`${resumed}/kernels.json`));
+  assertEquals(new Set(gemms.map((line) => line.split(" ")[8])), new Set(["2"])); // the candidate
   compare(resumed, two, 0);
   const parts = [1, 2].map((rank) => `optimizer-0000${rank}-of-00002.safetensors`);
   for (const file of ["model.safetensors", ...parts]) {
