@@ -1,5 +1,5 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
-import { runMain } from "./base/errors.ts";
+import { runMain, UserError } from "./base/errors.ts";
 import { between, each, help, type Ranges, whole } from "./base/flags.ts";
 import { openDataset, tokenizerOf } from "./data/bins.ts";
 import { openData, verifyShards } from "./data/mix.ts";
@@ -14,7 +14,7 @@ import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
 import { tokenizerOfModel } from "./model/init_from.ts";
 import { loss, RECOMPUTE, type Recompute } from "./model/llama.ts";
-import { orDoesNotFit } from "./model/plan.ts";
+import { chooseBatch, orDoesNotFit } from "./model/plan.ts";
 import { usage } from "./model/presets.ts";
 import { due } from "./model/progress.ts";
 import { begin, makeParts, openLog, type Parts, type Run } from "./model/run.ts";
@@ -49,7 +49,7 @@ export const variables = {
   norm_eps: 1e-6, // added to the mean square in RMSNorm
 
   // batch: batch_size * gradient_accumulation_steps * block_size = 262,144 tokens a step
-  batch_size: 4, // windows of block_size tokens in one micro-step
+  batch_size: 4, // windows of block_size tokens in one micro-step; more where a GPU has the memory free
   gradient_accumulation_steps: 32, // micro-steps of a step, shared by all ranks
 
   // optimizer
@@ -199,7 +199,8 @@ export async function train(args: string[]): Promise<void> {
     return console.log(help(usage(values.preset), values, source));
   }
   const world = findWorld((name) => Deno.env.get(name));
-  const { config, checkpoint } = configure(variables, ranges, args, world);
+  const { checkpoint, larger, ...configured } = configure(variables, ranges, args, world);
+  let { config } = configured;
   const dataset = openData(config.data_dir, openDataset);
   if (config.verify_data && world.local_rank === 0) await verifyShards(dataset);
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
@@ -207,35 +208,39 @@ export async function train(args: string[]): Promise<void> {
   const c = llamaConfig(config, dataset.vocab_size, base);
   const known = await tokenizerOf(dataset);
   const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
-  if (config.dry_run) return dryRun(config, c, dataset, tokenizer);
+  if (config.dry_run) return await dryRun(config, larger, c, dataset, tokenizer);
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
   using stop = new Stop(ranks); // until all ranks have left: a late signal must not fail one of them
   try {
+    const { problem, ...chosen } = await chooseBatch(config, larger, c, ranks);
+    if (problem) throw new UserError(problem);
+    config = chosen.config;
     config.out_dir = await ranks.enter(config.out_dir);
     const parts = await makeParts(config, c, dataset, tokenizer, checkpoint, ranks);
     if (config.eval_only) await evaluateAll(parts);
-    else await trainIn(parts, stop, description);
+    else await trainIn(parts, stop, description, chosen.reason);
     await ranks.finalize();
     if (!ranks.isAlone) Deno.exit(); // at once: Deno's threads would end in code that MPI_Finalize has unloaded
   } catch (error) {
-    ranks.fail(orDoesNotFit(error, c, config));
+    ranks.fail(orDoesNotFit(error, c, { ...config, ...world }));
   }
 }
 
 /** Opens the run directory, and the dashboard where it is wanted, and trains. */
-async function trainIn(parts: Parts, stop: Stop, description: string): Promise<void> {
+async function trainIn(parts: Parts, stop: Stop, description: string, reason: string): Promise<void> {
   const { config, c, ranks } = parts;
   await using server = ranks.rank === 0 && config.serve_port > 0 ? new ServerBeside() : undefined;
   using log = await openLog(parts);
   ranks.onFailure = (error) => log.fail(error);
   try {
     const run = begin(parts, stop, log, description, variables);
+    if (reason) log.line(reason);
     for (const text of await takeChoices(run)) log.warn(text);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));
     log.end(await loop(run).catch((error) => run.progress.fail(error)));
   } catch (error) {
-    const cause = orDoesNotFit(error, c, config);
+    const cause = orDoesNotFit(error, c, { ...config, world_size: ranks.world_size });
     log.fail(cause);
     throw cause;
   }

@@ -118,6 +118,16 @@ export class Ranks implements Exchange {
     return Array.from(array);
   }
 
+  /** The smallest of the values of all ranks. */
+  async least(value: number): Promise<number> {
+    let least = value;
+    for (let rank = 0; rank < this.world_size; rank++) {
+      const [its] = await this.sum(rank === this.rank ? value : 0);
+      least = Math.min(least, its!);
+    }
+    return least;
+  }
+
   /** The value of rank 0, on every rank. It must be JSON. */
   async fromFirst<T>(value: T): Promise<T> {
     if (this.isAlone) return value;

@@ -11,7 +11,7 @@ import { requireDevice } from "./device.ts";
 import { directoryOf } from "./download.ts";
 import { shapeOf } from "./init_from.ts";
 import type { LlamaConfig } from "./llama.ts";
-import { type PresetName, presets } from "./presets.ts";
+import { largerBatches, type PresetName, presets } from "./presets.ts";
 
 /** The variables that configure() itself reads; train.ts has more. */
 export type RunVariables = Values & {
@@ -41,8 +41,14 @@ export type RunVariables = Values & {
   save_interval: number;
 };
 
-/** A configuration and where it comes from: checkpoint is set when a run goes on. */
-export type Configured<T> = { config: T; checkpoint: string | undefined };
+/**
+ * A configuration and where it comes from: checkpoint is set when a run goes on. larger: what may take its place, the first that
+ * suits, where a GPU has so many bytes free; undefined where the batch does not follow the memory.
+ */
+export type Configured<T> = { config: T; checkpoint: string | undefined; larger?: Larger<T>[] };
+
+/** A configuration for GPUs with at least so many bytes free. */
+export type Larger<T> = { from_bytes: number; config: T };
 
 const BARE = { debug: "check" }; // what --debug alone means
 
@@ -88,7 +94,16 @@ export function configure<T extends RunVariables>(
   const preset = withPreset(defaults, overrides, local_rank), { init_from, block_size } = preset;
   const config = init_from ? { ...preset, ...shapeOf(init_from, overrides, block_size) } : preset;
   const out_dir = config.out_dir || freshRunDirectory(config.preset);
-  return { config: check({ ...config, out_dir }), checkpoint: undefined };
+  const isGiven = (["batch_size", "gradient_accumulation_steps"] as const).some((name) =>
+    Object.hasOwn(overrides, name)
+  );
+  const made = { config: check({ ...config, out_dir }), checkpoint: undefined };
+  if (config.preset !== "gpt-270m" || isGiven) return made;
+  const suiting = largerBatches.filter((batch) => batch.gradient_accumulation_steps % world_size === 0); // as much for each rank
+  const larger = suiting.map(({ from_bytes, ...batch }) => (
+    { from_bytes, config: check({ ...config, ...batch, ...overrides, out_dir }) }
+  ));
+  return { ...made, larger };
 }
 
 /** The values of the variables that a new run with these arguments has, for --help. Throws UserError as configure(). */

@@ -7,11 +7,13 @@ import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/librar
 import { oneLine } from "../base/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
+import type { Larger } from "./configure.ts";
 import { openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 import { describeTrained } from "./trained.ts";
 import { dataFacts } from "./report.ts";
 import {
+  chooseBatch,
   measureModel,
   memoryTable,
   modelSize,
@@ -31,15 +33,22 @@ export type DryRunSettings = StepSettings & OpenOptions & {
 const LONGEST_S = 30; // a micro-step that would take longer is not timed
 const WINDOWS = 8; // of the first batch are shown
 
-/** Prints the data, the model, the memory plan by kind, FLOPs, the speed if a device answers, and the first batch decoded. */
-export function dryRun(
-  s: DryRunSettings,
+/**
+ * Prints the data, the model, the memory plan by kind, FLOPs, the speed if a device answers, and the first batch decoded. larger:
+ * as of configure().
+ */
+export async function dryRun<T extends DryRunSettings>(
+  config: T,
+  larger: Larger<T>[] | undefined,
   c: LlamaConfig,
   dataset: Dataset,
   tokenizer: Tokenizer | undefined,
-): void {
+): Promise<void> {
   const model = init(c); // refuses what no device computes
-  const wanted = s.device || chooseDevice().name;
+  const wanted = config.device || chooseDevice().name;
+  const opened = tryToOpen(config);
+  const isOpen = "description" in opened, none = { config, reason: "" };
+  const { config: s, reason } = isOpen ? await chooseBatch(config, larger, c) : none;
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = measureModel(c).flops_per_token;
   const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
@@ -53,11 +62,13 @@ export function dryRun(
       (flops * step / 1e12).toFixed(2)
     } TFLOP a step of ${step} tokens`,
   );
+  if (reason) row("chosen", reason);
   row("memory", `on ${wanted}, by kind`);
   const plan = planMemory(c, s, wanted === "cpu" ? "f32" : "bf16");
   console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
   try {
-    row("device", openAndDescribe(s.device, s));
+    if ("error" in opened) throw opened.error;
+    row("device", opened.description);
     const { fits, room } = roomFor(plan, c, s);
     row("free", room);
     row("speed", fits ? speed(s, c, micro, flops) : "not measured");
@@ -70,6 +81,14 @@ export function dryRun(
   for (const window of data.trainWindows(first).slice(0, WINDOWS)) {
     const text = tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : "";
     row("batch", data.placeOf(window) + text);
+  }
+}
+
+function tryToOpen(s: DryRunSettings): { description: string } | { error: unknown } {
+  try {
+    return { description: openAndDescribe(s.device, s) };
+  } catch (error) {
+    return { error };
   }
 }
 

@@ -2,6 +2,7 @@
 // the real code on a device that only counts bytes, so it cannot drift from what training does.
 import { formatBytes, table } from "../base/format.ts";
 import { KernelError, UserError } from "../base/errors.ts";
+import { Ranks } from "../dist/ranks.ts";
 import { device, hostLimits, memoryUse, synchronizeNow, withPlan } from "../ffi/library.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
@@ -19,6 +20,8 @@ export type StepSettings = AdamWOptions & {
   recompute: string;
   seed: number;
   train?: string; // names of weights, "" = all
+  zero_stage?: number; // 1: of several ranks, each keeps optimizer state of a part of the weights
+  world_size?: number; // how many there are; 1 where it is not said
 };
 
 /** How large a model is. FLOPs are those of training on one token in a window of block_size. */
@@ -124,6 +127,46 @@ export function settingsThatFit(
   return found.map((change) => Object.entries(change).map(([name, value]) => `--${name}=${value}`).join(" "));
 }
 
+/** A choice of configuration, and in words by what; where there is no room for a step, why none can be made. */
+export type Chosen<T> = { config: T; reason: string; problem?: string };
+
+/**
+ * The first of `larger` whose plan the open GPU has room for, and which is meant for so much free memory, else `config`, as on a
+ * CPU and without `larger`. Of
+ * several ranks, the one with the least decides.
+ */
+export async function chooseBatch<T extends StepSettings>(
+  config: T,
+  larger: { from_bytes: number; config: T }[] | undefined,
+  c: LlamaConfig,
+  ranks: Pick<Ranks, "world_size" | "least"> = Ranks.alone(),
+): Promise<Chosen<T>> {
+  if (!larger || device.act === "f32") return { config, reason: "" };
+  const { name, act } = device, free = await ranks.least(memoryUse().free), { world_size } = ranks;
+  const planOf = (s: T) => planMemory(c, { ...s, world_size }, act);
+  const suits = larger.find(({ from_bytes, config }) =>
+    free >= from_bytes && free >= needed(planOf(config), act)
+  );
+  const chosen = suits?.config ?? config, plan = planOf(chosen);
+  const { batch_size, gradient_accumulation_steps, recompute, head_chunk } = chosen;
+  const room = `${formatBytes(free)} are free on ${name}${
+    world_size > 1 ? `, the least of ${world_size} ranks` : ""
+  }`;
+  if (sum(plan) > free) {
+    const fitting = settingsThatFit(c, { ...chosen, world_size }, act, free);
+    const problem =
+      `Cannot train with batch_size ${batch_size}, recompute ${recompute} and head_chunk ${head_chunk}: a step needs ` +
+      `${formatBytes(sum(plan))}, ${room}; end what else uses the GPU, or take less: ${adviceOf(fitting)}`;
+    return { config, reason: "", problem };
+  }
+  return {
+    config: chosen,
+    reason:
+      `batch_size ${batch_size}, gradient_accumulation_steps ${gradient_accumulation_steps}, recompute ${recompute}, ` +
+      `head_chunk ${head_chunk}, as ${room}; a step takes ${formatBytes(sum(plan))}`,
+  };
+}
+
 /** The error; if it is that the open device has too little memory for a run, how much is missing and what would fit. */
 export function orDoesNotFit(error: unknown, c: LlamaConfig, s: StepSettings): unknown {
   const isMemory = error instanceof KernelError && / MB do not fit/.test(error.message);
@@ -177,7 +220,8 @@ function microSteps(c: LlamaConfig, s: StepSettings, n: number): number[] {
   const inputs = new Inputs(s.batch_size, c.block_size, s.gradient_accumulation_steps);
   const model = init(c);
   const trains = trainsOf(model, s.train ?? "");
-  const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true, trains }), s);
+  const ranks = { world_size: s.world_size ?? 1, zero_stage: s.zero_stage ?? 0 };
+  const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true, trains, ...ranks }), s);
   const times = Array.from({ length: n }, () => {
     const t0 = performance.now();
     const l = loss(model, inputs.idx, inputs.targets, c, {

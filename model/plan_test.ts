@@ -1,11 +1,13 @@
-import { assert, assertAlmostEquals, assertEquals } from "@std/assert";
-import { device, open } from "../ffi/library.ts";
+import { assert, assertAlmostEquals, assertEquals, assertMatch } from "@std/assert";
+import { environment } from "../base/testing.ts";
+import { device, libraryExists, open } from "../ffi/library.ts";
 import { memoryByKind } from "../runtime/memory.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { fixed, readFloats } from "../runtime/tensor.ts";
 import { init, loss, type Recompute } from "./llama.ts";
-import { measureModel, memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
+import { chooseBatch, measureModel, memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
+import { largerBatches } from "./presets.ts";
 import { GPT_270M } from "./testing.ts";
 
 open("cpu");
@@ -21,6 +23,7 @@ const settings = {
   eps: 1e-8,
   weight_decay: 0.1,
   grad_clip: 1,
+  zero_stage: 0,
 };
 
 function plan(recompute: Recompute, batch_size = 4): { total: number; kinds: Record<string, number> } {
@@ -108,3 +111,71 @@ Deno.test("settingsThatFit() keeps the tokens of a step, changes one thing where
   ]);
   assertEquals(fit(5e9), []);
 });
+
+/** What chooseBatch() makes of gpt-270m on a GPU of `ranks` with so many bytes free each. */
+async function choose(free: number[], change: Partial<typeof settings> = {}) {
+  const own = { ...settings, recompute: "norm_swiglu", ...change }, world_size = free.length;
+  const larger = largerBatches.map(({ from_bytes, ...batch }) => ({
+    from_bytes,
+    config: { ...own, ...batch },
+  }));
+  using _ = environment({ LOAM_EMU_MEMORY: `${free[0]! + 67_108_864}` }); // of which cuBLASLt's workspace takes some
+  open("emu");
+  const ranks = { world_size, least: (bytes: number) => Promise.resolve(Math.min(bytes, ...free.slice(1))) };
+  const made = await chooseBatch(own, larger, GPT_270M, ranks);
+  open("cpu");
+  return made;
+}
+
+const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
+
+Deno.test(
+  "chooseBatch() takes 4 windows up to 16 GB, 8 from 24 GB and 16 on 80 GB, as many tokens a step",
+  emu,
+  async () => {
+    const cards: [number, number][] = [[9.5, 4], [11.6, 4], [15.1, 4], [15.9, 4], [19.9, 4], [23.1, 8], [
+      24.9,
+      8,
+    ], [33, 8]];
+    for (
+      const [free_gb, batch_size] of [...cards, [47, 8], [79, 16], [84, 16], [140, 16]] as [number, number][]
+    ) {
+      const { config, reason, problem } = await choose([free_gb * 1e9]);
+      assertEquals([config.batch_size, problem], [batch_size, undefined], `${free_gb} GB`);
+      assertEquals(config.batch_size * config.gradient_accumulation_steps * GPT_270M.block_size, 262_144);
+      const rest = batch_size === 4 ? ["norm_swiglu", 2048] : ["none", 8192];
+      assertEquals([config.recompute, config.head_chunk], rest);
+      const total = Object.values(planMemory(GPT_270M, config, "bf16")).reduce((a, b) => a + b, 0);
+      assert(total <= free_gb * 1e9, `${total} bytes of ${free_gb} GB`);
+      assertEquals(
+        reason,
+        `batch_size ${batch_size}, gradient_accumulation_steps ${128 / batch_size}, recompute ${
+          rest[0]
+        }, head_chunk ${rest[1]}, ` +
+          `as ${free_gb.toFixed(1)} GB are free on emulated GPU; a step takes ${(total / 1e9).toFixed(1)} GB`,
+      );
+    }
+  },
+);
+
+Deno.test("chooseBatch() goes by the rank with the least memory, and by what a rank keeps", emu, async () => {
+  const { config, reason } = await choose([79e9, 23.5e9]);
+  assertEquals(config.batch_size, 8);
+  assertMatch(reason, /, as 23\.5 GB are free on emulated GPU, the least of 2 ranks; a step takes 18\.0 GB$/);
+  const sharded = await choose([79e9, 9e9], { zero_stage: 1 }); // half of the optimizer's 3.3 GB
+  assertMatch(sharded.reason, /^batch_size 4, .* a step takes 7\.9 GB$/);
+});
+
+Deno.test(
+  "chooseBatch() says what is free and needed where 4 windows do not fit, and what would",
+  emu,
+  async () => {
+    const { problem } = await choose([8e9]);
+    assertEquals(
+      problem,
+      "Cannot train with batch_size 4, recompute norm_swiglu and head_chunk 2048: a step needs 9.5 GB, 8.0 GB are free on " +
+        "emulated GPU; end what else uses the GPU, or take less: this fits: --batch_size=2 --gradient_accumulation_steps=64, " +
+        "or --recompute=gate_up",
+    );
+  },
+);

@@ -22,7 +22,10 @@ import {
   open,
   s,
 } from "../ffi/library.ts";
+import type { Ranges } from "../base/flags.ts";
 import { modelTensors, optimizerTensors } from "../model/checkpoint.ts";
+import { configure } from "../model/configure.ts";
+import { type TrainConfig, variables } from "../train.ts";
 import { requireRightKernels } from "../model/device.ts";
 import { forward, init, type LlamaConfig, logits, loss } from "../model/llama.ts";
 import { planMemory, type StepSettings, timeMicroStep } from "../model/plan.ts";
@@ -297,6 +300,54 @@ Deno.test("checkpoints hold whole float32 masters, whichever parts ranks save an
     }
   }
 });
+
+Deno.test("configure() offers larger batches of gpt-270m, but not in the place of one that is given", () => {
+  const larger = (world_size: number, ...args: string[]) => {
+    const all = ["--preset=gpt-270m", "--device=cuda", "--out_dir=runs/none", ...args];
+    return configure(variables, {} as Ranges<TrainConfig>, all, { world_size, local_rank: 0 }).larger?.map((
+      { config: { batch_size, gradient_accumulation_steps, recompute, head_chunk } },
+    ) => [batch_size, gradient_accumulation_steps, recompute, head_chunk]);
+  };
+  assertEquals(larger(1), [[16, 8, "none", 8192], [8, 16, "none", 8192]]);
+  assertEquals(larger(16), [[8, 16, "none", 8192]]); // every rank has a micro-step
+  assertEquals(larger(32), []);
+  const given = [[16, 8, "gate_up", 64], [8, 16, "gate_up", 64]];
+  assertEquals(larger(1, "--recompute=gate_up", "--head_chunk=64"), given);
+  assertEquals(larger(1, "--batch_size=4"), undefined);
+  assertEquals(larger(1, "--gradient_accumulation_steps=32"), undefined);
+  assertEquals(larger(1, "--preset=small"), undefined);
+});
+
+Deno.test(
+  "the batch of gpt-270m follows the free memory, and a run that goes on keeps its own",
+  emu,
+  async () => {
+    using _ = environment({ LOAM_EMU_MEMORY: "25000000000" });
+    const flags = FLAGS.filter((flag) => !/batch_size/.test(flag)), out = freshPath();
+    const all = [
+      `--data_dir=${await data()}`,
+      ...flags,
+      "--device=emu",
+      "--save_interval=1",
+      "--block_size=4",
+    ];
+    const printed = await succeed("train", ...all, "--max_iters=1", `--out_dir=${out}`);
+    const batch = () => {
+      const { batch_size, gradient_accumulation_steps } = JSON.parse(
+        Deno.readTextFileSync(`${out}/config.json`),
+      );
+      return [batch_size, gradient_accumulation_steps];
+    };
+    assertMatch(
+      printed,
+      /^batch_size 8, gradient_accumulation_steps 16, recompute none, head_chunk 8192, as 24\.9 GB are free on emulated GPU; a step takes .*$/m,
+    );
+    assertEquals(batch(), [8, 16]);
+    Deno.env.set("LOAM_EMU_MEMORY", "100000000000");
+    await succeed("train", `--resume=${out}`, "--max_iters=1");
+    assertEquals(batch(), [8, 16]);
+  },
+);
 
 Deno.test("the memory plan is what the allocator gives, to the byte, and its peak", emu, () => {
   const optimizer = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip: 1 };
