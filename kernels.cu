@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <vector>
@@ -1291,24 +1292,47 @@ template <int D, class Shape, bool KEPT> struct OwnRows {
     }
   }
 };
-/// dQ. Block: OWN queries of one head; walks over the keys up to the diagonal: P = exp(S - lse), dP = dO V^T,
-/// dS = P (dP - delta), dQ += dS K. It also makes delta = rowsum(dO O) for the next kernel. No atomics: a block owns its
-/// rows.
+/// What the backward kernels read and write; delta = rowsum(dO O), (B, H, T).
+struct Backward {
+  act* dqkv;
+  const float* delta;
+  const act* dout;
+  const float* lse;
+  const act* qkv;
+  int B, T, H, K;
+  float scale;
+};
+
+/// Neighbouring lanes, D / 8 of them, have a row (b, t, h) of dO and O.
 template <int D>
-static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
-    attention_dq_kernel(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
-                        int T, int H, int K, float scale) {
+static __global__ void attention_delta_kernel(float* delta, const act* dout, const act* out, int B, int T, int H) {
+  constexpr int LANES = D / 8;
+  unsigned i = (unsigned)global_thread(), row = i / LANES, t = row / H;
+  bool valid = row < (unsigned)(B * T * H);
+  float x[8] = {}, y[8] = {}, sum = 0;
+  if (valid) {
+    load<8>(x, dout + (size_t)i * 8);
+    load<8>(y, out + (size_t)i * 8);
+  }
+#pragma unroll
+  for (int e = 0; e < 8; e++) sum += x[e] * y[e];
+#pragma unroll
+  for (int mask = LANES / 2; mask; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+  if (valid && i % LANES == 0) delta[((size_t)(t / T) * H + row % H) * T + t % T] = sum;
+}
+
+/// dQ of OWN queries of one head, from block0 on; walks over the keys up to the diagonal: P = exp(S - lse),
+/// dP = dO V^T, dS = P (dP - delta), dQ += dS K.
+template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw, int h, int b, int block0) {
   using Shape = QueryShape<D>;
   using First = OwnRows<D, Shape, true>;
   using Second = OwnRows<D, Shape, Shape::KEPT == 2>;
   constexpr int M = Shape::M, OWN = Shape::OWN, KEYS = Shape::STREAM;
-  DYNAMIC_SHARED(raw);
   act *stages = (act*)(raw + Shape::STAGES_AT), *first = (act*)(raw + Shape::FIRST_AT),
       *second = (act*)(raw + Shape::SECOND_AT);
-  int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * OWN, warp0 = block0 + warp_id() * 16 * M;
-  Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
-  int out_stride = H * D;
-  size_t out_at = ((size_t)b * T * H + h) * D;  // t = 0 in out and dout
+  int T = p.T, H = p.H, warp0 = block0 + warp_id() * 16 * M, out_stride = H * D;
+  Heads at = heads_of(p.qkv, b, h, h / (H / p.K), T, H, p.K, D);
+  const act* dout = p.dout + ((size_t)b * T * H + h) * D;  // at t = 0
   auto fetch = [&](int tile) {
     act* stage = stages + tile % 2 * 2 * KEYS * D;
     const act* k = at.k + (size_t)tile * KEYS * at.stride;
@@ -1317,7 +1341,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   };
 
   load_tile<D, OWN>(first, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
-  load_tile<D, OWN>(second, dout + out_at + (size_t)block0 * out_stride, out_stride, T - block0);
+  load_tile<D, OWN>(second, dout + (size_t)block0 * out_stride, out_stride, T - block0);
   cp_async_commit();
   fetch(0);
   cp_async_commit();
@@ -1328,22 +1352,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       int row = warp0 + f * 16 + lane_id() / 4 + r * 8;
-      float sum = 0;
-      if (row < T) {
-        size_t first = out_at + (size_t)row * out_stride + lane_id() % 4 * (D / 4);
-#pragma unroll
-        for (int c = 0; c < D / 4; c += 8) {
-          float x[8], y[8];
-          load<8>(x, dout + first + c);
-          load<8>(y, out + first + c);
-#pragma unroll
-          for (int e = 0; e < 8; e++) sum += x[e] * y[e];
-        }
-      }
-      row_delta[f][r] = quad_sum(sum);
       size_t stat = ((size_t)b * H + h) * T + row;
-      row_lse[f][r] = row < T ? lse[stat] * LOG2E : 0.0f;
-      if (row < T && lane_id() % 4 == 0) delta[stat] = row_delta[f][r];
+      row_delta[f][r] = row < T ? p.delta[stat] : 0.0f;
+      row_lse[f][r] = row < T ? p.lse[stat] * LOG2E : 0.0f;
     }
 
   cp_async_wait<1>();
@@ -1353,7 +1364,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   First::begin(q, first);
   Second::begin(d_o, second);
   unsigned rows = lane_of_rows<D>(), columns = lane_of_columns<D>();
-  float dq[M][D / 8][4] = {}, log2_scale = scale * LOG2E;
+  float dq[M][D / 8][4] = {}, log2_scale = p.scale * LOG2E;
   int last_query = min(block0 + OWN, T) - 1, tiles = last_query / KEYS + 1;
   for (int tile = 0; tile < tiles; tile++) {
     cp_async_wait<0>();
@@ -1373,8 +1384,8 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          float p = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);  // the forward pass kept only the sum
-          s[f][n][e] = p * (dp[f][n][e] - row_delta[f][e / 2]);                // dS, without the scale
+          float weight = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);  // the forward pass kept only the sum
+          s[f][n][e] = weight * (dp[f][n][e] - row_delta[f][e / 2]);                // dS, without the scale
         }
     if (diagonal) {
 #pragma unroll
@@ -1393,35 +1404,29 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 #pragma unroll
   for (int f = 0; f < M; f++) {
     int row0 = warp0 + f * 16;
-    store_rows<D>(dqkv + ((size_t)b * T + row0) * at.stride + h * D, at.stride, dq[f], scale, scale, T - row0);
+    store_rows<D>(p.dqkv + ((size_t)b * T + row0) * at.stride + h * D, at.stride, dq[f], p.scale, p.scale, T - row0);
   }
 }
 
-/// dK and dV. Block: 64 keys of one key head; walks over the queries from the diagonal on, for each query head of the
-/// group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys, columns are
-/// queries.
-template <int D>
-static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
-    attention_dkv_kernel(act* dqkv, const float* delta, const act* dout, const float* lse, const act* qkv, int T, int H,
-                         int K, float scale) {
+/// dK and dV of OWN keys of one key head, from block0 on; walks over the queries from the diagonal on, for each query
+/// head of the group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys,
+/// columns are queries.
+template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw, int k, int b, int block0) {
   using Shape = KeyShape<D>;
   using First = OwnRows<D, Shape, true>;
   using Second = OwnRows<D, Shape, Shape::KEPT == 2>;
   constexpr int OWN = Shape::OWN, QUERIES = Shape::STREAM;
-  DYNAMIC_SHARED(raw);
   act *stages = (act*)(raw + Shape::STAGES_AT), *first = (act*)(raw + Shape::FIRST_AT),
       *second = (act*)(raw + Shape::SECOND_AT);
   float* columns = (float*)(raw + Shape::COLUMNS_AT);
-  int k = blockIdx.x, b = blockIdx.y, block0 = blockIdx.z * OWN, warp0 = block0 + warp_id() * 16;
-  int group = H / K, first_tile = block0 / QUERIES, tiles = (T + QUERIES - 1) / QUERIES - first_tile,
-      steps = group * tiles;
-  Heads at = heads_of(qkv, b, k * group, k, T, H, K, D);
-  dout += ((size_t)b * T * H + k * group) * D;  // t = 0 of the group
-  lse += ((size_t)b * H + k * group) * T, delta += ((size_t)b * H + k * group) * T;
-  int next_h = 0, next_tile = 0;  // of the next step to fetch
-  auto fetch = [&](int step) {
-    int h = next_h, query0 = (first_tile + next_tile) * QUERIES, valid = T - query0;
-    if (++next_tile == tiles) next_tile = 0, next_h++;
+  int T = p.T, H = p.H, K = p.K, warp0 = block0 + warp_id() * 16, group = H / K, first_tile = block0 / QUERIES,
+      tiles = (T + QUERIES - 1) / QUERIES - first_tile;
+  Heads at = heads_of(p.qkv, b, k * group, k, T, H, K, D);
+  const act* dout = p.dout + ((size_t)b * T * H + k * group) * D;  // of the group at t = 0
+  size_t stats = ((size_t)b * H + k * group) * T;
+  const float *lse = p.lse + stats, *delta = p.delta + stats;
+  auto fetch = [&](int step, int h, int tile) {
+    int query0 = (first_tile + tile) * QUERIES, valid = T - query0;
     act* stage = stages + step % 2 * 2 * QUERIES * D;
     float* column = columns + step % 2 * 2 * QUERIES;
     load_tile<D, QUERIES>(stage, at.q + h * D + (size_t)query0 * at.stride, at.stride, valid);
@@ -1433,7 +1438,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   load_tile<D, OWN>(first, at.k + (size_t)block0 * at.stride, at.stride, T - block0);
   load_tile<D, OWN>(second, at.k + at.k_to_v + (size_t)block0 * at.stride, at.stride, T - block0);
   cp_async_commit();
-  fetch(0);
+  fetch(0, 0, 0);
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
@@ -1442,15 +1447,15 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   First::begin(keys, first);
   Second::begin(values, second);
   unsigned rows = lane_of_rows<D>(), lane_columns = lane_of_columns<D>();
-  float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {}, log2_scale = scale * LOG2E;
-  int tile = 0;  // of this step
-  for (int step = 0; step < steps; step++) {
+  float dk[1][D / 8][4] = {}, dv[1][D / 8][4] = {}, log2_scale = p.scale * LOG2E;
+  int h = 0, tile = 0;  // of the next step
+  for (int step = 0; h < group; step++) {
     cp_async_wait<0>();
     __syncthreads();  // this tile is here, and every warp is done with the one before
-    if (step + 1 < steps) fetch(step + 1);
-    cp_async_commit();
     int query0 = (first_tile + tile) * QUERIES;
-    if (++tile == tiles) tile = 0;
+    if (++tile == tiles) tile = 0, h++;
+    if (h < group) fetch(step + 1, h, tile);
+    cp_async_commit();
     if (query0 + QUERIES - 1 < warp0) continue;  // these queries are all older than this warp's keys
     unsigned queries = shared_address(stages + step % 2 * 2 * QUERIES * D), d_o = queries + QUERIES * D * (unsigned)sizeof(act);
     const float* column = columns + step % 2 * 2 * QUERIES;
@@ -1464,9 +1469,9 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
       float2 log_sum = *(const float2*)(column + c), row_delta = *(const float2*)(column + QUERIES + c);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        float p = exp2_approx(s[0][n][e] * log2_scale - (e % 2 ? log_sum.y : log_sum.x) * LOG2E);
-        s[0][n][e] = p;  // P^T
-        dp[0][n][e] = p * (dp[0][n][e] - (e % 2 ? row_delta.y : row_delta.x));
+        float weight = exp2_approx(s[0][n][e] * log2_scale - (e % 2 ? log_sum.y : log_sum.x) * LOG2E);
+        s[0][n][e] = weight;  // P^T
+        dp[0][n][e] = weight * (dp[0][n][e] - (e % 2 ? row_delta.y : row_delta.x));
       }
     }
     if (diagonal) {
@@ -1481,9 +1486,24 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     multiply<D, QUERIES, 1>(dk, dp, queries + rows);  // dK += dS^T Q
   }
   cp_async_wait<0>();
-  act* to = dqkv + ((size_t)b * T + warp0) * at.stride;
-  store_rows<D>(to + (H + k) * D, at.stride, dk[0], scale, scale, T - warp0);
+  act* to = p.dqkv + ((size_t)b * T + warp0) * at.stride;
+  store_rows<D>(to + (H + k) * D, at.stride, dk[0], p.scale, p.scale, T - warp0);
   store_rows<D>(to + (H + K + k) * D, at.stride, dv[0], 1, 1, T - warp0);
+}
+
+/// Of one layer, in one launch: the blocks of dK and dV, then those of dQ, each kind beginning with those that have most
+/// to do. The shorter ones fill the SMs that the last long ones leave idle. No atomics: a block owns its rows.
+template <int D>
+static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
+    attention_backward_kernel(const __grid_constant__ Backward p) {
+  using Queries = QueryShape<D>;
+  using Keys = KeyShape<D>;
+  DYNAMIC_SHARED(raw);
+  int block = blockIdx.x, key_blocks = (p.T + Keys::OWN - 1) / Keys::OWN * p.B * p.K;
+  if (block < key_blocks)
+    return attention_dkv<D>(p, raw, block % p.K, block / p.K % p.B, block / (p.K * p.B) * Keys::OWN);
+  block = gridDim.x - 1 - block;  // the last queries have most keys
+  attention_dq<D>(p, raw, block % p.H, block / p.H % p.B, block / (p.H * p.B) * Queries::OWN);
 }
 
 /// Shared memory above 48 KB has to be asked for.
@@ -1501,16 +1521,14 @@ template <int D> static int forward_of(act* out, float* lse, const act* qkv, int
 template <int D>
 static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
                        int B, int T, int H, int K) {
-  using Queries = QueryShape<D>;
-  using Keys = KeyShape<D>;
-  dim3 query_blocks(H, B, ceil_div(T, Queries::OWN)), key_blocks(K, B, ceil_div(T, Keys::OWN));
-  float scale = 1 / sqrtf(D);
-  RESERVE_SHARED(attention_dq_kernel<D>, Queries::SHARED);
-  RESERVE_SHARED(attention_dkv_kernel<D>, Keys::SHARED);
-  LAUNCH(attention_dq_kernel<D>, query_blocks, ATTENTION_THREADS, Queries::SHARED, dqkv, delta, dout, out, lse, qkv, T,
-         H, K, scale);
-  LAUNCH(attention_dkv_kernel<D>, key_blocks, ATTENTION_THREADS, Keys::SHARED, dqkv, delta, dout, lse, qkv, T, H, K,
-         scale);
+  constexpr size_t SHARED = std::max(QueryShape<D>::SHARED, KeyShape<D>::SHARED);
+  size_t rows = (size_t)B * T * H;
+  size_t blocks = (size_t)B * (K * ceil_div(T, KeyShape<D>::OWN) + H * ceil_div(T, QueryShape<D>::OWN));
+  CHECK_LAUNCH(rows * D / 8 + blocks, B, T, H, D);
+  LAUNCH(attention_delta_kernel<D>, ceil_div(rows * D / 8, BLOCK), BLOCK, 0, delta, dout, out, B, T, H);
+  RESERVE_SHARED(attention_backward_kernel<D>, SHARED);
+  Backward p = {dqkv, delta, dout, lse, qkv, B, T, H, K, 1 / sqrtf(D)};
+  LAUNCH(attention_backward_kernel<D>, blocks, ATTENTION_THREADS, SHARED, p);
   return 0;
 }
 

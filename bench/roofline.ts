@@ -120,20 +120,21 @@ function together(parts: number[]): number {
 /** A loop that a warp of a kernel goes through: `items` times a pass that holds `has` `per` times; unrolled it holds it more often. */
 type Pass = { has: string; lacks?: string; per: number; items: number };
 
-/** A kernel whose warps all do the same. */
-type Even = { kernel: string; warps: number; block: number; shared?: number; passes?: Pass[] };
-
-/** A kernel of attention: `blocks` of `rows` by `groups` of warps; tiles of `keys` stream by, each multiplied `products` times. */
-type Tiled = {
+/** A kernel whose warps all do the same. bytes: what it moves, where that is not all that the op does. */
+type Even = {
   kernel: string;
-  products: number;
-  rows: number; // of a block
-  keys: number; // of a tile
-  warps: number; // that multiply
-  idle: number; // that load
-  shared: number;
-  blocks: number[]; // tiles of each block, in order
+  warps: number;
+  block: number;
+  shared?: number;
+  passes?: Pass[];
+  bytes?: number;
 };
+
+/** A kernel of attention: blocks of `warps` that multiply and `idle` ones that load, kind after kind. */
+type Tiled = { kernel: string; warps: number; idle: number; shared: number; kinds: Kind[] };
+
+/** Blocks of `rows`; tiles of `keys` stream by, each multiplied `products` times. */
+type Kind = { products: number; rows: number; keys: number; blocks: number[] }; // blocks: tiles of each, in order
 
 type Attention = "hopper" | "portable";
 
@@ -151,7 +152,7 @@ function launches(s: Sizes, card: Card, attention: Attention): Record<string, (E
       { has: "LDG.32", per: 1, items: rowBlocks / 32 },
     ], 32);
   const rope = [even("rope_kernel<8>", N * (H + K) * D / 2 / 8 / 32)];
-  const portable = attention === "portable", tiles = portable ? portableTiles(s) : hopperTiles(s);
+  const tiles = attention === "portable" ? portableTiles(s) : hopperTiles(s);
   return {
     "embedding forward": [even("embedding_forward_kernel<8>", N * C / 8 / 32)],
     "embedding backward": [even("embedding_backward_kernel", 8 * N, [
@@ -166,8 +167,8 @@ function launches(s: Sizes, card: Card, attention: Attention): Record<string, (E
     ],
     "rope forward": rope,
     "rope backward": rope,
-    "attention forward": [tiles.forward],
-    "attention backward": [tiles.dq, tiles.dkv],
+    "attention forward": tiles.forward,
+    "attention backward": tiles.backward,
     "swiglu forward": [even("swiglu_forward_kernel<8>", N * F / 8 / 32)],
     "swiglu backward": [even("swiglu_backward_kernel<8>", N * F / 8 / 32)],
     "cross_entropy": [
@@ -213,53 +214,53 @@ function keyBlocks(
   });
 }
 
-type AttentionTiles = Record<"forward" | "dq" | "dkv", Tiled>;
+type AttentionTiles = Record<"forward" | "backward", (Even | Tiled)[]>;
 
-/** kernels.cu's ForwardShape, QueryShape and KeyShape for heads of 64. */
+/** kernels.cu's ForwardShape, KeyShape and QueryShape for heads of 64; both kinds of the backward pass are in one launch. */
 function portableTiles({ B, T, n_head: H, n_kv_head: K }: Sizes): AttentionTiles {
-  const [warps, idle, row] = [4, 0, 2 * 64]; // bytes of a row
-  const forward = { rows: 128, keys: 64 }, dq = { rows: 128, keys: 32 }, dkv = { rows: 64, keys: 64 };
-  const columns = (keys: number) => 2 * 2 * keys * 4; // lse and delta, two stages
+  const warps = 4, idle = 0, row = 2 * 64; // bytes of a row
+  const forward = { products: 2, rows: 128, keys: 64 }, dq = { products: 3, rows: 128, keys: 32 };
+  const dkv = { products: 4, rows: 64, keys: 64 };
+  const queries = ({ rows, keys }: { rows: number; keys: number }) =>
+    queryBlocks(T, H * B, rows, rows / warps, keys);
+  const keyKind = { ...dkv, blocks: keyBlocks(T, K * B, dkv.rows, dkv.rows / warps, dkv.keys, H / K) };
   return {
-    forward: {
-      ...{ kernel: "attention_forward_kernel<64>", products: 2, ...forward, warps, idle },
+    forward: [{
+      ...{ kernel: "attention_forward_kernel<64>", warps, idle },
       shared: 2 * 2 * forward.keys * row,
-      blocks: queryBlocks(T, H * B, forward.rows, forward.rows / 4, forward.keys),
-    },
-    dq: {
-      ...{ kernel: "attention_dq_kernel<64>", products: 3, ...dq, warps, idle },
-      shared: 2 * dq.rows * row + 2 * 2 * dq.keys * row + columns(dq.keys),
-      blocks: queryBlocks(T, H * B, dq.rows, dq.rows / 4, dq.keys),
-    },
-    dkv: {
-      ...{ kernel: "attention_dkv_kernel<64>", products: 4, ...dkv, warps, idle },
-      shared: 2 * 2 * dkv.keys * row + columns(dkv.keys),
-      blocks: keyBlocks(T, K * B, dkv.rows, dkv.rows / 4, dkv.keys, H / K),
-    },
+      kinds: [{ ...forward, blocks: queries(forward) }],
+    }],
+    backward: [{
+      ...{ kernel: "attention_delta_kernel<64>", warps: Math.ceil(B * T * H * 8 / 32), block: 8 },
+      bytes: 2 * B * T * H * row + 4 * B * T * H, // dO, O and delta
+    }, {
+      ...{ kernel: "attention_backward_kernel<64>", warps, idle },
+      shared: 2 * dq.rows * row + 2 * 2 * dq.keys * row + 2 * 2 * dq.keys * 4, // more than dK and dV need
+      kinds: [keyKind, { ...dq, blocks: queries(dq) }],
+    }],
   };
 }
 
 /** attention_hopper.cuh's shapes for heads of 64: groups of 64 rows, one more of warps that load. */
 function hopperTiles({ B, T, n_head: H, n_kv_head: K }: Sizes): AttentionTiles {
   const idle = 4, row = 2 * 64;
-  const forward = { rows: 192, keys: 128, warps: 12 }, dq = { rows: 128, keys: 128, warps: 8 };
-  const dkv = { rows: 128, keys: 64, warps: 8 };
+  const forward = { products: 2, rows: 192, keys: 128 }, dq = { products: 3, rows: 128, keys: 128 };
+  const dkv = { products: 4, rows: 128, keys: 64 };
   return {
-    forward: {
-      ...{ kernel: "hopper::forward_kernel<64>", products: 2, ...forward, idle },
+    forward: [{
+      ...{ kernel: "hopper::forward_kernel<64>", warps: 12, idle },
       shared: forward.rows * row + 2 * 3 * forward.keys * row,
-      blocks: queryBlocks(T, H * B, forward.rows, 64, forward.keys),
-    },
-    dq: {
-      ...{ kernel: "hopper::dq_kernel<64>", products: 3, ...dq, idle },
+      kinds: [{ ...forward, blocks: queryBlocks(T, H * B, forward.rows, 64, forward.keys) }],
+    }],
+    backward: [{
+      ...{ kernel: "hopper::dq_kernel<64>", warps: 8, idle },
       shared: 2 * dq.rows * row + 2 * 3 * dq.keys * row,
-      blocks: queryBlocks(T, H * B, dq.rows, 64, dq.keys),
-    },
-    dkv: {
-      ...{ kernel: "hopper::dkv_kernel<64>", products: 4, ...dkv, idle },
+      kinds: [{ ...dq, blocks: queryBlocks(T, H * B, dq.rows, 64, dq.keys) }],
+    }, {
+      ...{ kernel: "hopper::dkv_kernel<64>", warps: 8, idle },
       shared: 2 * dkv.rows * row + 2 * 4 * dkv.keys * row + 2 * 4 * dkv.keys * 4,
-      blocks: keyBlocks(T, K * B, dkv.rows, dkv.rows, dkv.keys, H / K),
-    },
+      kinds: [{ ...dkv, blocks: keyBlocks(T, K * B, dkv.rows, dkv.rows, dkv.keys, H / K) }],
+    }],
   };
 }
 
@@ -334,28 +335,34 @@ export function lastEnd(blocks: number[], places: number): number {
 }
 
 function tiled(launch: Tiled, card: Card, code: KernelCode, D: number): Launched {
-  const { kernel, products, rows, keys, warps, idle, blocks } = launch;
-  const { use } = loopWith(code, kernel.startsWith("hopper") ? "HGMMA" : "HMMA");
-  const flops = 2 * products * rows * keys * D, found = warps * (use.tensor_flops + use.wgmma_flops);
-  if (found !== flops) {
-    throw new UserError(
-      `Cannot predict: a tile of ${kernel} multiplies ${found} FLOPs in the library, ${flops} in bench/roofline.ts; ` +
-        "write its present tiles there",
-    );
-  }
+  const { kernel, warps, idle, kinds } = launch,
+    flopsOf = (use: Use) => warps * (use.tensor_flops + use.wgmma_flops);
   const resident = residentBlocks(card, {
     ...{ warps: warps + idle, registers: code.registers, shared: sharedBytes(card, code, launch.shared) },
   });
-  const clocks = unitClocks(use, warps, card), tile = together(Object.values(clocks));
-  const places = card.sms * resident, clock_ms = 1 / card.ghz / 1e6;
-  const end = lastEnd(blocks.map((tiles) => tiles * tile * resident + FIXED_CLOCKS), places);
-  const all = blocks.reduce((a, b) => a + b, 0) / card.sms;
-  const units = Object.fromEntries(
-    Object.entries(clocks).map(([unit, clocks]) => [unit, clocks * all * clock_ms]),
-  );
+  const places = card.sms * resident, clock_ms = 1 / card.ghz / 1e6, units: Record<string, number> = {};
+  const loops = kinds.map(({ products, rows, keys }) => {
+    const flops = 2 * products * rows * keys * D, loops = code.loops.filter(({ use }) => flopsOf(use) > 0);
+    const loop = loops.find(({ use }) => flopsOf(use) === flops);
+    if (!loop) {
+      throw new UserError(
+        `Cannot predict: a tile of ${kernel} multiplies ${
+          loops.map(({ use }) => flopsOf(use)).join(" or ")
+        } FLOPs ` +
+          `in the library, ${flops} in bench/roofline.ts; write its present tiles there`,
+      );
+    }
+    return loop.use;
+  });
+  const blocks = kinds.flatMap(({ blocks }, i) => {
+    const clocks = unitClocks(loops[i]!, warps, card), tile = together(Object.values(clocks));
+    const all = blocks.reduce((a, b) => a + b, 0) / card.sms;
+    for (const [unit, n] of Object.entries(clocks)) units[unit] = (units[unit] ?? 0) + n * all * clock_ms;
+    return blocks.map((tiles) => tiles * tile * resident + FIXED_CLOCKS);
+  });
   return {
-    ...{ kernel, ms: end * clock_ms + LAUNCH_MS, registers: code.registers, blocks_per_sm: resident },
-    ...{ waves: blocks.length / places, loop: use, units },
+    ...{ kernel, ms: lastEnd(blocks, places) * clock_ms + LAUNCH_MS, registers: code.registers },
+    ...{ blocks_per_sm: resident, waves: blocks.length / places, loop: loops[0]!, units },
   };
 }
 
@@ -415,9 +422,9 @@ export function predict(s: Sizes, card: Card, code: Code, attention: Attention):
     const of = launched[c.op], once = c.op === "adamw" || c.op === "grad_sumsq";
     if (!of && !c.product) return [];
     const kernels = (of ?? []).map((launch, i) =>
-      "blocks" in launch
+      "kinds" in launch
         ? tiled(launch, card, codeOf(code, launch.kernel), s.n_embd / s.n_head)
-        : even(launch, card, codeOf(code, launch.kernel), i === 0 ? c.bytes : 0)
+        : even(launch, card, codeOf(code, launch.kernel), launch.bytes ?? (i === 0 ? c.bytes : 0))
     );
     const ms = c.product ? productMs(c.product, c.bytes, card) : kernels.reduce((sum, { ms }) => sum + ms, 0);
     const count = once ? 1 / micro_steps : c.count;

@@ -251,14 +251,14 @@ function library(multiplies: number): Map<string, KernelCode> {
   const names = ["embedding_forward_kernel<8>", "embedding_backward_kernel", "rmsnorm_forward_kernel<8>"]
     .concat("rmsnorm_backward_kernel<8>", "sum_rows_kernel", "rope_kernel<8>", "swiglu_forward_kernel<8>")
     .concat("swiglu_backward_kernel<8>", "cross_entropy_kernel<8>", "sum_scaled_kernel", "grad_sumsq_kernel")
-    .concat("sum_partials_kernel", "adamw_kernel<4>");
-  const attention = [["forward", 2, 32 * 64], ["dq", 3, 32 * 32], ["dkv", 4, 16 * 64]] as const;
+    .concat("sum_partials_kernel", "adamw_kernel<4>", "attention_delta_kernel<64>");
+  const flops = (products: number, scores: number) => multiplies * 2 * products * scores * 64; // of a warp
+  const attention = { forward: [flops(2, 32 * 64)], backward: [flops(3, 32 * 32), flops(4, 16 * 64)] };
   return new Map([
     ...names.map((name) => [name, plain(name, memory)] as const),
-    ...attention.map(([name, products, scores]) => {
-      const kernel = `attention_${name}_kernel<64>`;
-      const flops = multiplies * 2 * products * scores * 64; // of a warp
-      return [kernel, { ...plain(kernel, [loop({ HMMA: 1 }, flops)]), registers: 255 }] as const;
+    ...Object.entries(attention).map(([name, kinds]) => {
+      const kernel = `attention_${name}_kernel<64>`, loops = kinds.map((flops) => loop({ HMMA: 1 }, flops));
+      return [kernel, { ...plain(kernel, loops), registers: 255 }] as const;
     }),
   ]);
 }
