@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures loam on a GPU: builds, checks the kernels, times kernels and whole steps beside PyTorch and beside what was predicted,
 # compares the loss curve, and writes bench/results/<gpu>-<date>.json and .log. What the README says of a GPU comes from these
-# files. It has not run on a GPU yet, only rehearsed on a CPU; the times below are estimates.
+# files. It has not run on a GPU yet: it was rehearsed on a CPU, and with the emulator in a GPU's place. Times are estimates.
 #
 #   bench/gpu.sh                             all stages, in less than 10 minutes; called again, those that are not done yet
 #   bench/gpu.sh --resume=FILE.json          goes on with an earlier file, from another machine perhaps

@@ -600,7 +600,7 @@ if (import.meta.main) {
     for (const p of predictions.filter(({ card, B }) => card === o.card && B === 4)) {
       console.log(`\n${title(p)}\n${kernelTable(p)}`);
     }
-    const head = reportHead("bench/roofline.ts");
+    const head = reportHead("deno run -q -P=bench bench/roofline.ts", []); // where cuobjdump lies does not matter
     const commit = await answer("git", [
       "log",
       "-1",
