@@ -445,26 +445,29 @@ Deno.test(
   },
 );
 
-Deno.test("attention() of 2,047 tokens agrees with float64", emu, () => {
-  open("emu", { attention: "portable" });
-  forgetMemory();
-  const T = 2047, D = 32, size = { B: 1, T, H: 1, K: 1, D }, heads = { n_head: 1, n_kv_head: 1, head_dim: D };
-  const qkv = leaf([1, T, 3 * D], 1), rows = [0, 1000, T - 1]; // which alone have a gradient: the reference is quick then
-  const dout = normal(T * D, 2).map((x, i) => rows.includes(Math.floor(i / D)) ? x : 0);
-  const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
-  const expected = sparseAttention(qkv.values, dout, T, D, rows);
-  for (const t of rows) {
-    const row = (x: ArrayLike<number>) => Array.from({ length: D }, (_, d) => x[t * D + d]!);
-    close(
-      Float32Array.from(row(out)),
-      Float64Array.from(row(expected.out)),
-      T + D,
-      `out of row ${t} of ${size.T}`,
-      2,
-    );
-  }
-  close(grads[0]!, expected.dqkv, T + D, "dqkv", 3);
-});
+for (const [kind, LOAM_EMU_ARCH, D] of [["portable", "80", 32], ["hopper", "90", 64]] as const) {
+  Deno.test(`attention() of 2,047 tokens agrees with float64, ${kind} kernels`, emu, () => {
+    using _ = environment({ LOAM_EMU_ARCH });
+    open("emu", { attention: kind });
+    forgetMemory();
+    const T = 2047, size = { B: 1, T, H: 1, K: 1, D }, heads = { n_head: 1, n_kv_head: 1, head_dim: D };
+    const qkv = leaf([1, T, 3 * D], 1), rows = [0, 1000, T - 1]; // which alone have a gradient: the reference is quick then
+    const dout = normal(T * D, 2).map((x, i) => rows.includes(Math.floor(i / D)) ? x : 0);
+    const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+    const expected = sparseAttention(qkv.values, dout, T, D, rows);
+    for (const t of rows) {
+      const row = (x: ArrayLike<number>) => Array.from({ length: D }, (_, d) => x[t * D + d]!);
+      close(
+        Float32Array.from(row(out)),
+        Float64Array.from(row(expected.out)),
+        T + D,
+        `out of row ${t} of ${size.T}`,
+        2,
+      );
+    }
+    close(grads[0]!, expected.dqkv, T + D, "dqkv", 3);
+  });
+}
 
 /** One head of D: out (T, D) of some rows and dqkv (T, 3D) of their gradient alone, in float64. */
 function sparseAttention(
