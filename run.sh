@@ -6,7 +6,7 @@
 #   ./run.sh help    print this
 #
 # Needs a C++ compiler and Deno. As root on Debian or Ubuntu it installs the compiler and a fast matrix library (oneDNN), and
-# for the tests Open MPI and Chromium; Deno comes through npm into .deno/ where it is missing, and the last line says how to
+# for the tests Open MPI, Chromium and iproute2; Deno comes through npm into .deno/ where it is missing, and the last line says how to
 # put it on PATH. What is there already is used as it is. CUDA and NVIDIA's driver are never installed: where nvcc and
 # cuBLASLt are found the CUDA library is built too; else the build and `deno task doctor` say what is missing.
 
@@ -143,6 +143,7 @@ run_tests() {
   set_up
   find_program mpirun openmpi-bin
   find_program chromium chromium
+  find_program ip iproute2
   deno task -q build || die "Cannot build: see above"
   logs=$(mktemp -d)
   trap 'rm -rf "$logs"' EXIT

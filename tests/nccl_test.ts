@@ -3,7 +3,6 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { KernelError } from "../base/errors.ts";
 import settings from "../deno.json" with { type: "json" };
-import { findCompiler } from "../tools/build.ts";
 import { allocate, copyToDevice, copyToHost, libraryExists, open } from "../ffi/library.ts";
 import { Nccl } from "../dist/nccl.ts";
 import { joinRanks } from "../dist/ranks.ts";
@@ -15,6 +14,7 @@ import {
   freshPath,
   list,
   metrics,
+  ncclStandIn,
   type Result,
   resultOf,
   ROOT,
@@ -23,15 +23,7 @@ import {
 } from "./testing.ts";
 
 const data = await dataset({ words: 2000 });
-const library = await compile();
-
-async function compile(): Promise<string> {
-  const { command } = await findCompiler(), out = `${freshPath()}.so`;
-  const args = ["-std=c++17", "-O1", "-shared", "-fPIC", "tests/emu/nccl.cpp", "-o", out];
-  const { success, stderr } = await new Deno.Command(command, { args, cwd: ROOT, stderr: "piped" }).output();
-  assert(success, new TextDecoder().decode(stderr));
-  return out;
-}
+const library = await ncclStandIn();
 
 /** Two ports next to each other that nothing listens at: torchrun's own and ours. */
 function masterPort(): string {

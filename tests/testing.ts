@@ -1,7 +1,8 @@
 // Runs loam's command lines as a user does: the tasks of deno.json, from the repository root, in directories below /tmp
 // that are removed after the tests of a file.
-import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
+import { findCompiler } from "../tools/build.ts";
 import { sha256OfFile } from "../base/files.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
@@ -272,6 +273,15 @@ export async function mpirunOver(OMPI_MCA_btl: string, n: number, ...flags: stri
   );
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
   return stdout;
+}
+
+/** Compiles the stand-in for NCCL, which needs no GPU: the path of a library for LOAM_NCCL. */
+export async function ncclStandIn(): Promise<string> {
+  const { command } = await findCompiler(), out = `${freshPath()}.so`;
+  const args = ["-std=c++17", "-O1", "-shared", "-fPIC", "tests/emu/nccl.cpp", "-o", out];
+  const { success, stderr } = await new Deno.Command(command, { args, cwd: ROOT, stderr: "piped" }).output();
+  assert(success, new TextDecoder().decode(stderr));
+  return out;
 }
 
 // ---- data

@@ -1,0 +1,248 @@
+// Ranks on several hosts: network namespaces with an address each, which only root can make. mpirun starts the ranks of other
+// hosts through a script in the place of ssh; links are slowed and cut. The file system is one, as docs/distributed.md wants it.
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import settings from "../deno.json" with { type: "json" };
+import {
+  AS_ROOT,
+  dataset,
+  freshPath,
+  isInstalled,
+  list,
+  metrics,
+  mpirun,
+  ncclStandIn,
+  type Result,
+  resultOf,
+  ROOT,
+  Running,
+  SMALL,
+} from "./testing.ts";
+
+/** Runs a command to its end; returns whether it succeeded. */
+function does(program: string, ...args: string[]): boolean {
+  try {
+    return new Deno.Command(program, { args, stdout: "null", stderr: "null" }).outputSync().success;
+  } catch {
+    return false;
+  }
+}
+
+const NAME = `loam${Deno.pid}`;
+const canMakeHosts = does("ip", "netns", "add", NAME) && does("ip", "netns", "del", NAME);
+const ignore = !canMakeHosts || !isInstalled("mpirun");
+if (ignore) {
+  console.log(
+    "ignored for want of root, iproute2 (ip netns) or mpirun (Debian: iproute2, openmpi-bin): the tests of tests/hosts_test.ts",
+  );
+}
+
+/** Two hosts that a cable connects. */
+class Hosts implements Disposable {
+  readonly names = [0, 1].map((i) => `${NAME}_${++count}${i}`);
+  readonly addresses = ["10.77.0.1", "10.77.0.2"];
+  readonly #ssh = freshPath();
+
+  constructor() {
+    const [a, b] = this.names as [string, string];
+    for (const name of this.names) this.#ip("netns", "add", name);
+    this.#ip("link", "add", "cable", "netns", a, "type", "veth", "peer", "name", "cable", "netns", b);
+    this.names.forEach((name, i) => {
+      this.#ip("-n", name, "addr", "add", `${this.addresses[i]}/24`, "dev", "cable");
+      for (const link of ["cable", "lo"]) this.#ip("-n", name, "link", "set", link, "up");
+    });
+    const cases = this.names.map((name, i) => `${this.addresses[i]}) host=${name};;`).join(" ");
+    Deno.writeTextFileSync(
+      this.#ssh,
+      `#!/bin/sh\ncase $1 in ${cases} esac\nshift\nexec ip netns exec $host sh -c "$*"\n`,
+    );
+    Deno.chmodSync(this.#ssh, 0o755);
+  }
+
+  #ip(...args: string[]): void {
+    assert(does("ip", ...args), `ip ${args.join(" ")}`);
+  }
+
+  /** A job of one rank on each host, which all run `train` with these flags, as docs/distributed.md starts it. */
+  mpirun(...flags: string[]): Running {
+    const keepalives = { time: 3, intvl: 1, probes: 5 };
+    const args = [
+      ...["netns", "exec", this.names[0]!, "mpirun", "-n", "2", "--host", this.addresses.join(",")],
+      ...["--bind-to", "none", "--mca", "plm_rsh_agent", this.#ssh],
+      ...Object.entries(keepalives).flatMap(([key, n]) => ["--mca", `oob_tcp_keepalive_${key}`, String(n)]),
+      Deno.execPath(),
+      ...settings.tasks["train:dist"].command.split(" ").slice(1),
+      ...flags,
+    ];
+    const env = { ...AS_ROOT, OMPI_MCA_btl: "self,tcp" };
+    return new Running(
+      new Deno.Command("ip", { args, env, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" }),
+    );
+  }
+
+  /** Runs a command on each host, of the i-th host with its own variables, to the end of both. */
+  onEach(command: string[], env: (i: number) => Record<string, string>): Promise<Result[]> {
+    return Promise.all(this.names.map(async (name, i) => {
+      const args = ["netns", "exec", name, ...command];
+      return resultOf(await new Deno.Command("ip", { args, env: env(i), cwd: ROOT, stdin: "null" }).output());
+    }));
+  }
+
+  /** Lets 8 Mbit/s leave each host, a thousandth of what it could be. */
+  slow(): void {
+    for (const name of this.names) {
+      const rate = ["rate", "8mbit", "burst", "16kb", "limit", "1mb"];
+      assert(does("tc", "-n", name, "qdisc", "add", "dev", "cable", "root", "tbf", ...rate));
+    }
+  }
+
+  /** Pulls the cable out. */
+  cut(): void {
+    this.#ip("-n", this.names[1]!, "link", "set", "cable", "down");
+  }
+
+  /** Processes of a host. */
+  processes(host: number): number[] {
+    const { stdout } = new Deno.Command("ip", { args: ["netns", "pids", this.names[host]!] }).outputSync();
+    return new TextDecoder().decode(stdout).split("\n").filter(Boolean).map(Number);
+  }
+
+  /** Ends all processes of a host, as when its power fails. */
+  kill(host: number): void {
+    for (const pid of this.processes(host)) {
+      try {
+        Deno.kill(pid, "SIGKILL");
+      } catch (error) {
+        if (!(error instanceof Deno.errors.NotFound)) throw error; // it ended meanwhile
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const host of [0, 1]) this.kill(host);
+    for (const name of this.names) this.#ip("netns", "del", name);
+  }
+}
+
+/** Lines that the ranks printed, without those of mpirun, which may warn about how it started another host's. */
+function ownLines(stderr: string): string[] {
+  return stderr.split("\n").filter((line) => line !== "" && !/^\[\S+\] plm:rsh: Warning/.test(line));
+}
+
+/** Waits until a run has a checkpoint. */
+async function untilSaved(run: string): Promise<void> {
+  for (let i = 0; !list(run).includes("latest"); i++) {
+    assert(i < 1200, `${run} has no checkpoint after a minute`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+let count = 0;
+const data = ignore ? "" : await dataset({ words: 3000 });
+const FLAGS = [
+  `--data_dir=${data}`,
+  ...SMALL,
+  "--gradient_accumulation_steps=3",
+  "--max_iters=15",
+  "--save_interval=5",
+];
+const numbers = (run: string) => metrics(run).map(({ step, loss, grad_norm }) => [step, loss, grad_norm]);
+
+Deno.test({
+  name:
+    "ranks on two hosts train as on one, over a slow link too, and a host that dies costs no bit of the result",
+  ignore,
+  async fn() {
+    const one = freshPath(), two = freshPath(), died = freshPath();
+    await mpirun(2, ...FLAGS, `--out_dir=${one}`);
+    using hosts = new Hosts();
+    hosts.slow();
+    const { code, stderr } = await hosts.mpirun(...FLAGS, `--out_dir=${two}`).end();
+    assertEquals([code, ownLines(stderr)], [0, []]);
+    assertEquals(numbers(two), numbers(one));
+
+    const job = hosts.mpirun(
+      ...FLAGS,
+      `--out_dir=${died}`,
+      "--resume=auto",
+      "--max_iters=100000",
+      "--min_lr=0.01",
+    );
+    await untilSaved(died);
+    hosts.kill(1);
+    const failed = await job.end();
+    assert(failed.code !== 0 && failed.code !== 1, failed.stderr); // 1 would say that it is not worth another start
+    assertEquals(hosts.processes(0), []);
+    const saved = Number(list(`${died}/checkpoints`).at(-1)!.slice("step_".length));
+    const more = [...FLAGS, "--min_lr=0.01", `--max_iters=${saved + 3}`]; // a rate that does not depend on max_iters
+    const again = await hosts.mpirun(...more, `--out_dir=${died}`, "--resume=auto").end();
+    assertEquals([again.code, ownLines(again.stderr)], [0, []]);
+    const whole = freshPath();
+    await mpirun(2, ...more, `--out_dir=${whole}`);
+    assertEquals(numbers(died), numbers(whole));
+  },
+});
+
+Deno.test({
+  name:
+    "a cable that is cut ends both ranks within seconds, by the keepalives that docs/distributed.md gives mpirun",
+  ignore,
+  async fn() {
+    const out = freshPath();
+    using hosts = new Hosts();
+    const job = hosts.mpirun(...FLAGS, `--out_dir=${out}`, "--max_iters=1000000");
+    await untilSaved(out);
+    hosts.cut();
+    const { code, stderr } = await job.end();
+    assert(code > 1, stderr); // 1 would say that it is not worth another start
+    assertStringIncludes(stderr, "lost communication with a remote daemon");
+    for (let i = 0; hosts.processes(1).length > 0; i++) { // those that mpirun cannot reach any more end too
+      assert(i < 300, `left on the second host: ${hosts.processes(1)}`);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  },
+});
+
+const TRAIN = [Deno.execPath(), ...settings.tasks["train:dist"].command.split(" ").slice(1)];
+
+Deno.test({
+  name: "ranks that meet over a network, as NCCL's do, train on two hosts",
+  ignore,
+  async fn() {
+    const out = freshPath(), LOAM_NCCL = await ncclStandIn();
+    using hosts = new Hosts();
+    const meeting = {
+      MASTER_ADDR: hosts.addresses[0]!,
+      MASTER_PORT: "29400",
+      WORLD_SIZE: "2",
+      LOCAL_RANK: "0",
+    };
+    const ranks = await hosts.onEach(
+      [...TRAIN, ...FLAGS, `--out_dir=${out}`],
+      (i) => ({ ...meeting, LOAM_NCCL, RANK: String(i) }),
+    );
+    assertEquals(ranks.map(({ code, stderr }) => [code, stderr]), [[0, ""], [0, ""]]);
+    assertEquals(metrics(out).length, 15);
+  },
+});
+
+const python = Deno.env.get("LOAM_PYTHON");
+
+Deno.test({
+  name: "torchrun starts ranks on two hosts (LOAM_PYTHON)",
+  ignore: ignore || python === undefined,
+  async fn() {
+    const out = freshPath(), LOAM_NCCL = await ncclStandIn();
+    using hosts = new Hosts();
+    const torchrun = [
+      ...[python!, "-m", "torch.distributed.run", "--no-python", "--nnodes=2", "--nproc-per-node=1"],
+      ...["--rdzv-backend=c10d", `--rdzv-endpoint=${hosts.addresses[0]}:29400`, "--rdzv-id=7"],
+    ];
+    const ranks = await hosts.onEach([...torchrun, ...TRAIN, ...FLAGS, `--out_dir=${out}`], (i) => ({
+      LOAM_NCCL,
+      PET_LOCAL_ADDR: hosts.addresses[i]!, // these two: the hosts have one name
+      PET_RDZV_CONF: `is_host=${i === 0}`,
+    }));
+    assertEquals(ranks.map(({ code }) => code), [0, 0], ranks.map(({ stderr }) => stderr).join("\n"));
+    assertEquals(metrics(out).length, 15);
+  },
+});
