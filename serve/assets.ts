@@ -8,7 +8,6 @@ import controlsJs from "./dashboard/controls.js" with { type: "text" };
 import curvesJs from "./dashboard/curves.js" with { type: "text" };
 import domJs from "./dashboard/dom.js" with { type: "text" };
 import formatJs from "./dashboard/format.js" with { type: "text" };
-import healthJs from "./dashboard/health.js" with { type: "text" };
 import iconSvg from "./dashboard/icon.svg" with { type: "text" };
 import indexHtml from "./dashboard/index.html" with { type: "text" };
 import nowJs from "./dashboard/now.js" with { type: "text" };
@@ -34,7 +33,6 @@ export const ASSETS: Record<string, Asset> = {
   "/curves.js": { type: "text/javascript", text: curvesJs },
   "/dom.js": { type: "text/javascript", text: domJs },
   "/format.js": { type: "text/javascript", text: formatJs },
-  "/health.js": { type: "text/javascript", text: healthJs },
   "/icon.svg": { type: "image/svg+xml", text: iconSvg },
   "/": { type: "text/html", text: indexHtml },
   "/now.js": { type: "text/javascript", text: nowJs },

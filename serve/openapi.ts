@@ -36,6 +36,14 @@ const STATE: Schema = {
     "failed: over an error, or its process was killed",
 };
 const ERROR = maybe(text("Why it failed, in one line; null unless it did"));
+const HEALTH_OF_RUN = object({
+  level: {
+    enum: ["good", "warn", "bad"],
+    description: "bad: it has failed, stands still or computes nothing; warn: worth a look",
+  },
+  text: text("What is wrong first, then how loss, gradient norm and speed are, and the time left"),
+}, "Whether the run does well, in one sentence");
+const ENDED_AT = maybe(text("When that process ended, where it could still say so; ISO 8601"));
 const STEP = whole("Optimizer steps done");
 const MAX_ITERS = maybe(whole("Steps after which the run ends"));
 const LOSS = maybe(number("Mean training cross entropy of the last step, nats a token"));
@@ -55,8 +63,9 @@ const STATS = object({
   run: text("Name of the run"),
   state: STATE,
   error: ERROR,
+  health: HEALTH_OF_RUN,
   started: STARTED,
-  ended_at: maybe(text("When that process ended, where it could still say so; ISO 8601")),
+  ended_at: ENDED_AT,
   age_s: AGE_S,
   device: maybe(text("Device that trains it")),
   model: maybe(text("Size of the model, to print")),
@@ -66,6 +75,16 @@ const STATS = object({
   epoch: maybe(number("Passes over the training data so far, with a fraction")),
   tokens: maybe(whole("Tokens trained on so far")),
   loss: LOSS,
+  trend: maybe(
+    object({
+      is: {
+        enum: ["falling", "flat", "rising"],
+        description: "flat: within its noise, or less than 2% higher",
+      },
+      change: number("Relative; -0.02 is 2% lower"),
+      steps: whole("Steps between the two"),
+    }, "Mean loss of the last tenth of the steps against the tenth before; null before 50 steps"),
+  ),
   val_loss: VAL_LOSS,
   best_val_loss: maybe(number("The least val_loss so far")),
   best_step: maybe(whole("Step of best_val_loss")),
@@ -111,7 +130,9 @@ const RUNS = object({
     name: text("Name of the run, for ?run="),
     state: STATE,
     error: ERROR,
+    health: HEALTH_OF_RUN,
     started: STARTED,
+    ended_at: ENDED_AT,
     step: STEP,
     max_iters: MAX_ITERS,
     loss: LOSS,

@@ -1,4 +1,5 @@
 // GET /stats and GET /runs: a run as one object.
+import { trendOf, verdictOf } from "./health.ts";
 import { gpuState } from "./nvml.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Run } from "./runs.ts";
@@ -9,6 +10,11 @@ const RECENT = 100; // steps whose speed tells when the run ends
 
 /** A run as it stands at its last refresh. */
 export function statsOf(run: Run): Stats {
+  const stats = withoutVerdict(run);
+  return { ...stats, health: verdictOf(stats, run.table) };
+}
+
+function withoutVerdict(run: Run): Omit<Stats, "health"> {
   const { table, facts, config } = run,
     last = (key: Parameters<typeof table.last>[0]) => finite(table.last(key));
   const tokens = last("tokens"), tokens_per_epoch = number(facts.tokens_per_epoch);
@@ -27,6 +33,7 @@ export function statsOf(run: Run): Stats {
     epoch: tokens === null || !tokens_per_epoch ? null : tokens / tokens_per_epoch,
     tokens,
     loss: last("loss"),
+    trend: trendOf(table),
     val_loss: table.lastValLoss,
     best_val_loss: table.best?.val_loss ?? null,
     best_step: table.best?.step ?? null,
@@ -51,20 +58,11 @@ export function statsOf(run: Run): Stats {
 
 /** A run in a list of runs. */
 export function summaryOf(run: Run): RunSummary {
-  const { state, error, started, step, max_iters, loss, val_loss, tokens_per_sec, eta_s } = statsOf(run);
-  const preset = text(run.config.preset);
+  const { state, error, health, started, ended_at, ...stats } = statsOf(run);
+  const { step, max_iters, loss, val_loss, tokens_per_sec, eta_s } = stats;
   return {
-    name: run.name,
-    state,
-    error,
-    started,
-    step,
-    max_iters,
-    loss,
-    val_loss,
-    tokens_per_sec,
-    eta_s,
-    preset,
+    ...{ name: run.name, state, error, health, started, ended_at, step, max_iters, loss, val_loss },
+    ...{ tokens_per_sec, eta_s, preset: text(run.config.preset) },
   };
 }
 

@@ -18,6 +18,12 @@ Deno.test("statsOf() says all there is to know of a run", async () => {
     run: "fake",
     state: "stopped",
     error: null,
+    health: {
+      level: "warn",
+      text: "Stopped after step 25 of 1,000; --resume goes on from step_000020; " +
+        "validation loss is 0.10 above training loss",
+    },
+    trend: null,
     started: FACTS.started,
     device: FACTS.device,
     model: FACTS.model,

@@ -36,11 +36,18 @@ export type Gpu = {
   temperature_c: number | null;
 };
 
+/** Whether a run does well, in one sentence. bad: it has failed, stands still or computes nothing; warn: worth a look. */
+export type Verdict = { level: "good" | "warn" | "bad"; text: string };
+
+/** How the loss of the last steps compares with as many before. change: relative, -0.02 is 2% lower. */
+export type Trend = { is: "falling" | "flat" | "rising"; change: number; steps: number };
+
 /** GET /stats: a run as it stands. A value that is not known, or not finite, is null. */
 export type Stats = {
   run: string;
   state: RunState;
   error: string | null; // why it failed
+  health: Verdict;
   started: string | null; // ISO 8601: when the process began that trains it, or trained it last
   ended_at: string | null; // ISO 8601: when that process ended, where it could still say so
   age_s: number; // since the last step was written
@@ -52,6 +59,7 @@ export type Stats = {
   epoch: number | null; // passes over the training data so far, with a fraction
   tokens: number | null;
   loss: number | null; // nats a token, as are the next two
+  trend: Trend | null; // of the loss
   val_loss: number | null; // the last one measured
   best_val_loss: number | null;
   best_step: number | null;
@@ -77,7 +85,17 @@ export type Stats = {
 export type RunSummary =
   & Pick<
     Stats,
-    "state" | "error" | "started" | "step" | "max_iters" | "loss" | "val_loss" | "tokens_per_sec" | "eta_s"
+    | "state"
+    | "error"
+    | "health"
+    | "started"
+    | "ended_at"
+    | "step"
+    | "max_iters"
+    | "loss"
+    | "val_loss"
+    | "tokens_per_sec"
+    | "eta_s"
   >
   & { name: string; preset: string | null };
 

@@ -9,7 +9,7 @@
 /**
  * What /stats answers; null where it is not known yet.
  * @typedef {{
- *   run: string, state: State, error: string | null, started: string | null, ended_at: string | null, age_s: number,
+ *   run: string, state: State, error: string | null, health: Health, trend: Trend | null, started: string | null, ended_at: string | null, age_s: number,
  *   device: string | null, model: string | null,
  *   step: number, max_iters: number | null, epoch: number | null, tokens: number | null, loss: number | null,
  *   val_loss: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
@@ -22,11 +22,13 @@
  */
 
 /** @typedef {{ step: number, text: string }} Sample */
+/** @typedef {{ level: "good" | "warn" | "bad", text: string }} Health */
+/** @typedef {{ is: "falling" | "flat" | "rising", change: number, steps: number }} Trend */
 
 /**
  * One run as /runs lists it.
  * @typedef {{
- *   name: string, state: State, error: string | null, step: number, max_iters: number | null, loss: number | null, val_loss: number | null,
+ *   name: string, state: State, error: string | null, health: Health, ended_at: string | null, eta_s: number | null, step: number, max_iters: number | null, loss: number | null, val_loss: number | null,
  *   tokens_per_sec: number | null, started: string | null, preset: string | null,
  * }} RunSummary
  */

@@ -125,7 +125,9 @@ function measured() {
 function addStep(line) {
   recent = [...recent.slice(-MOST_RECENT), line];
   addLine(measured(), line);
+  const wasLost = stats?.loss === null && stats.step > 0;
   if (stats && line.step > stats.step) stats = afterStep(stats, line);
+  if (line.loss === null && !wasLost) attempt(refresh); // at once, since it is bad news
   if (!isLoading && (measured().loss?.length ?? 0) > MOST_POINTS) attempt(loadHistory);
   redraw();
 }
@@ -224,7 +226,7 @@ function redraw() {
 
 function draw() {
   if (!stats) return;
-  showNow(stats, measured().loss ?? []);
+  showNow(stats);
   if (document.hidden) return;
   const drawn = [run, ...compared].map((name) => ({ name, measured: measuredBy.get(name) ?? {} }));
   for (const chart of charts) {

@@ -1,7 +1,7 @@
 // @ts-check
 /// <reference lib="dom" />
 // The head of the page: how the run is, how fast it is, and when it ends.
-import { byId, make, setText } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import {
   bytes,
   clock,
@@ -14,12 +14,8 @@ import {
   significant,
   stepTime,
 } from "./format.js";
-import { warnings } from "./health.js";
-import { trend } from "./series.js";
 
 /** @typedef {import("./api.js").Stats} Stats */
-/** @typedef {import("./series.js").Series} Series */
-/** @typedef {import("./health.js").Warning} Warning */
 
 const STATES = {
   running: "Running",
@@ -29,11 +25,8 @@ const STATES = {
   failed: "Failed",
 };
 
-/**
- * @param {Stats} stats
- * @param {Series} losses
- */
-export function showNow(stats, losses) {
+/** @param {Stats} stats */
+export function showNow(stats) {
   const { state, step, max_iters } = stats, share = max_iters ? step / max_iters : 0;
   byId("now", HTMLElement).dataset.state = state;
   setText("state", STATES[state]);
@@ -41,8 +34,8 @@ export function showNow(stats, losses) {
   setText("of", max_iters ? `of ${integer(max_iters)} steps · ${percent(share)}` : "steps");
   byId("progress", HTMLProgressElement).value = share;
   showEnd(stats);
-  showTiles(stats, losses);
-  showWarnings(warnings(stats, losses));
+  showTiles(stats);
+  showHealth(stats.health);
   setText("device", [stats.device, stats.model].filter(Boolean).join(" · "));
   const title = [stats.loss === null ? "" : loss(stats.loss), percent(share), stats.run, "loam"];
   document.title = title.filter(Boolean).join(" · ");
@@ -56,15 +49,12 @@ function showEnd({ state, eta_s, elapsed_s }) {
   else setText("ends", elapsed_s > 0 ? `${duration(elapsed_s)} of training` : "");
 }
 
-/**
- * @param {Stats} stats
- * @param {Series} losses
- */
-function showTiles(stats, losses) {
+/** @param {Stats} stats */
+function showTiles(stats) {
   const isLost = stats.step > 0 && stats.loss === null;
   setText("loss", isLost ? "NaN" : loss(stats.loss));
   byId("loss", HTMLElement).classList.toggle("bad", isLost);
-  showTrend(isLost ? [] : losses); // a loss that is lost does not fall
+  showTrend(isLost ? null : stats.trend); // a loss that is lost does not fall
   setText("val-loss", loss(stats.val_loss));
   const best = `best ${loss(stats.best_val_loss)} at step ${integer(stats.best_step)}`;
   setText("val-loss-note", isKnown(stats.best_val_loss) ? best : "");
@@ -78,13 +68,12 @@ function showTiles(stats, losses) {
   setText("lr-note", isKnown(stats.grad_norm) ? `gradient norm ${significant(stats.grad_norm)}` : "");
 }
 
-/** @param {Series} losses */
-function showTrend(losses) {
-  const found = trend(losses), note = byId("loss-note", HTMLElement);
-  note.dataset.trend = !found ? "" : found.isRising ? "rising" : found.change < 0 ? "falling" : "flat";
-  if (!found) return setText("loss-note", "");
-  const sign = Math.abs(found.change) < 0.0005 ? "→" : found.change < 0 ? "↓" : "↑";
-  setText("loss-note", `${sign} ${percent(Math.abs(found.change))} in ${integer(found.steps)} steps`);
+/** @param {Stats["trend"]} trend */
+function showTrend(trend) {
+  byId("loss-note", HTMLElement).dataset.trend = trend?.is ?? "";
+  if (!trend) return setText("loss-note", "");
+  const sign = { falling: "↓", flat: "→", rising: "↑" }[trend.is];
+  setText("loss-note", `${sign} ${percent(Math.abs(trend.change))} in ${integer(trend.steps)} steps`);
 }
 
 /** @param {Stats["gpu"]} gpu */
@@ -104,13 +93,12 @@ function memoryNote(memory) {
   return largest ? `${largest[0].replaceAll("_", " ")} ${bytes(largest[1])}` : "";
 }
 
-/** @param {Warning[]} list */
-function showWarnings(list) {
-  const target = byId("warnings", HTMLUListElement);
-  const text = list.map((warning) => warning.text).join("\n");
-  if (target.dataset.text === text) return; // screen readers announce what is set
-  target.dataset.text = text;
-  target.replaceChildren(...list.map(({ level, text }) => make("li", { "data-level": level }, text)));
+/** Screen readers announce only what is bad: the numbers of a run that is well change all the time. @param {Stats["health"]} health */
+function showHealth({ level, text }) {
+  const target = byId("health", HTMLElement);
+  target.dataset.level = level;
+  target.setAttribute("aria-live", level === "bad" ? "polite" : "off");
+  setText("health", text);
 }
 
 /**

@@ -1,5 +1,5 @@
 // @ts-check
-// What a run has measured, and what is computed from it: smoothing, trend, other x axes, summaries. No DOM here.
+// What a run has measured, and what is computed from it: smoothing, other x axes, summaries. No DOM here.
 
 /**
  * One measurement; NaN where it was not finite. mean: of the steps that a down-sampled point stands for; else the value.
@@ -65,44 +65,6 @@ export function smooth(series, decay) {
     weight = kept * weight + (1 - kept);
     return sum / weight;
   });
-}
-
-/**
- * How the newest values compare with those before. change is relative: -0.02 is 2% lower than `steps` steps ago. isRising:
- * higher by more than 2% and by more than the noise explains.
- * @typedef {{ change: number, steps: number, isRising: boolean }} Trend
- */
-
-/**
- * Compares the mean of the last tenth of a series, 100 values at most, with that of as many values before.
- * @param {Series} series
- * @returns {Trend | null} null while there are fewer than 50 values
- */
-export function trend(series) {
-  const n = Math.min(100, Math.floor(series.length / 10));
-  const newest = series.slice(-n), older = series.slice(-2 * n, -n);
-  const start = older.at(-1), end = newest.at(-1);
-  if (n < 5 || !start || !end) return null;
-  const recent = moments(newest), before = moments(older);
-  const difference = recent.mean - before.mean;
-  const noise = 3 * Math.sqrt((recent.variance + before.variance) / n); // 3 standard errors
-  if (Number.isNaN(difference)) return null;
-  return {
-    change: difference / Math.abs(before.mean),
-    steps: end.step - start.step,
-    isRising: difference > Math.max(noise, 0.02 * Math.abs(before.mean)),
-  };
-}
-
-/**
- * Mean and variance of the finite values, NaN where there is none.
- * @param {Series} series
- */
-function moments(series) {
-  const values = finite(series).map((p) => p.mean);
-  const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
-  const variance = values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / values.length;
-  return { mean, variance };
 }
 
 /** @param {Series} series */

@@ -1,15 +1,5 @@
 import { assertAlmostEquals, assertEquals } from "@std/assert";
-import {
-  append,
-  places,
-  type Point,
-  refined,
-  smooth,
-  stepsBetween,
-  summary,
-  trend,
-  truncate,
-} from "./series.js";
+import { append, places, type Point, refined, smooth, stepsBetween, summary, truncate } from "./series.js";
 
 /** A series with one value a step, from step 1 or `first` on. */
 function series(values: number[], first = 1, by = 1): Point[] {
@@ -57,18 +47,6 @@ Deno.test("smooth() takes the means of down-sampled points, for as many steps as
   const dense = smooth(series(means, 1, 1), 0.9).at(-1)!; // one unit is a step
   const sparse = smooth(series(means, 1, 100).map((p) => ({ ...p, value: 99 })), 0.9).at(-1)!; // 100 steps
   assertAlmostEquals(dense, sparse, 1e-9);
-});
-
-Deno.test("trend() tells falling, level and rising from noise", () => {
-  const wobble = (i: number) => 0.01 * (i % 3 - 1);
-  const falling = series(Array.from({ length: 200 }, (_, i) => 4 - i / 100 + wobble(i)));
-  assertEquals(trend(falling)?.isRising, false);
-  assertAlmostEquals(trend(falling)!.change, -0.2 / 2.3, 0.01);
-  assertEquals(trend(falling)?.steps, 20);
-  assertEquals(trend(series(Array.from({ length: 200 }, (_, i) => 2 + wobble(i))))?.isRising, false);
-  assertEquals(trend(series(Array.from({ length: 200 }, (_, i) => 2 + i / 100 + wobble(i))))?.isRising, true);
-  assertEquals(trend(series([1, 2, 3])), null);
-  assertEquals(trend(series(new Array(100).fill(NaN))), null);
 });
 
 Deno.test("places() puts steps on tokens and seconds, between and after what is known", () => {

@@ -1,0 +1,216 @@
+// Whether a run does well, in one sentence: what is wrong first, then how its loss, gradient and speed are.
+import { formatCount, formatSeconds } from "../base/format.ts";
+import type { Table } from "./table.ts";
+import type { Stats, Trend, Verdict } from "./types.ts";
+
+/** What the sentence is about: what /stats says of a run. */
+export type Facts = Pick<
+  Stats,
+  | "state"
+  | "error"
+  | "age_s"
+  | "step"
+  | "max_iters"
+  | "loss"
+  | "grad_norm"
+  | "val_loss"
+  | "best_val_loss"
+  | "best_step"
+  | "skipped"
+  | "eta_s"
+  | "bad_lines"
+  | "checkpoint"
+>;
+
+type Level = Verdict["level"];
+type Clause = { level: Level; text: string };
+
+const FEWEST = 5; // steps in a mean of the trend
+const RISEN = 0.02, MOVED = 0.001; // relative changes from which a loss has risen, and has changed at all
+const JUMPED = 0.1; // relative, of the last steps against those just before
+const OVERFITTED = 0.02; // relative, of a validation loss above its best
+const SPIKE = 5, WINDOW = 1000; // times the median of so many steps, at most
+const RECENT = 20; // steps whose speed counts as the present one
+const SLOWER = 0.8, FASTER = 1.25; // of the median
+const SAMPLED = 2000; // steps, evenly spread, whose median stands for that of all
+
+/** The sentence, and how urgent it is: bad if the run has failed, stands still or computes nothing; warn: worth a look. */
+export function verdictOf(facts: Facts, table: Table): Verdict {
+  const { state, step } = facts;
+  if (step === 0 && state === "running") return { level: "good", text: "It has begun: no step yet" };
+  const found = [
+    stateOf(facts),
+    ...lost(facts),
+    ...skipped(facts),
+    ...trendClause(facts, table),
+    ...validation(facts, table),
+    ...spikes(table),
+    ...state === "running" ? speed(table) : [],
+    ...unread(facts),
+    ...timeLeft(facts),
+  ];
+  const of = (level: Level) => found.filter((clause) => clause.level === level);
+  const level = of("bad").length > 0 ? "bad" : of("warn").length > 0 ? "warn" : "good";
+  const kept = level === "bad" ? [...of("bad"), ...of("warn")] : [...of("warn"), ...of("good")];
+  const lead = found[0]!,
+    others = kept.filter((clause) => clause !== lead).map(({ text }) => text).join("; ");
+  if (state !== "running") return { level, text: [lead.text, others].filter(Boolean).join("; ") };
+  return { level, text: `${LEADS[level]}: ${others || `${formatCount(step)} steps so far`}` };
+}
+const LEADS = { good: "Healthy", warn: "Worth a look", bad: "In trouble" };
+
+/** What the run does, or how it ended. */
+function stateOf(facts: Facts): Clause {
+  const { state, error, age_s, step, max_iters, checkpoint } = facts;
+  const where = `after step ${formatCount(step)}${max_iters === null ? "" : ` of ${formatCount(max_iters)}`}`;
+  const onward = checkpoint === null ? "no checkpoint was saved" : `--resume goes on from ${checkpoint}`;
+  switch (state) {
+    case "failed":
+      return { level: "bad", text: `Failed ${where}: ${error}; ${onward}` };
+    case "stalled":
+      return {
+        level: "bad",
+        text: `Stalled: no step for ${formatSeconds(age_s)}, but the trainer is still there`,
+      };
+    case "stopped":
+      return { level: "warn", text: `Stopped ${where}; ${onward}` };
+    case "finished":
+      return { level: "good", text: `Finished after ${formatCount(step)} steps` };
+    case "running":
+      return { level: "good", text: "" };
+  }
+}
+
+function lost({ step, loss, grad_norm }: Facts): Clause[] {
+  if (step === 0 || (loss !== null && grad_norm !== null)) return [];
+  const what = loss === null ? "loss" : "the gradient norm";
+  return [{ level: "bad", text: `${what} is not finite at step ${formatCount(step)}` }];
+}
+
+function skipped({ skipped }: Facts): Clause[] {
+  if (skipped === 0) return [];
+  const what = count(skipped, "update was", "updates were");
+  return [{ level: "warn", text: `${what} skipped, because loss or gradient norm was not finite` }];
+}
+
+/**
+ * How the loss of the last tenth of the steps compares with the tenth before; null before 50 steps, and where one of them is
+ * not finite throughout. It is rising only where it is 2% higher, and by more than its noise explains.
+ */
+export function trendOf(table: Table): Trend | null {
+  const loss = table.column("loss"), step = table.column("step"), n = Math.floor(loss.length / 10);
+  if (n < FEWEST) return null;
+  const newest = moments(loss.subarray(-n)), older = moments(loss.subarray(-2 * n, -n));
+  const difference = newest.mean - older.mean, change = difference / Math.abs(older.mean);
+  if (Number.isNaN(change)) return null;
+  const isNoise = Math.abs(difference) < 3 * Math.sqrt((newest.variance + older.variance) / n);
+  const is = isNoise ? "flat" : change > RISEN ? "rising" : change < -MOVED ? "falling" : "flat";
+  return { is, change, steps: step.at(-1)! - step.at(-1 - n)! };
+}
+
+function trendClause({ state, loss }: Facts, table: Table): Clause[] {
+  const trend = trendOf(table), jump = loss === null ? 0 : jumpOf(table);
+  if (jump > JUMPED) {
+    return [{
+      level: "warn",
+      text: `loss has jumped: ${percent(jump)} above what it was ${RECENT} steps ago`,
+    }];
+  }
+  if (!trend || loss === null) return [];
+  const { is, change, steps } = trend, how = `${percent(Math.abs(change))} in ${formatCount(steps)} steps`;
+  const verb = state === "running" ? "is" : "was";
+  if (is === "flat") return [{ level: "good", text: `loss ${verb} flat over ${formatCount(steps)} steps` }];
+  return [{ level: is === "rising" ? "warn" : "good", text: `loss ${verb} ${is}, ${how}` }];
+}
+
+/** How far the mean loss of the last steps lies above that of as many before, where noise does not explain it; else 0. */
+function jumpOf(table: Table): number {
+  const loss = table.column("loss").subarray(-5 * RECENT);
+  if (loss.length < 5 * RECENT) return 0;
+  const newest = moments(loss.subarray(-RECENT)), older = moments(loss.subarray(0, -RECENT));
+  const difference = newest.mean - older.mean;
+  return difference > 3 * Math.sqrt(older.variance) ? difference / Math.abs(older.mean) : 0;
+}
+
+/** The validation loss against its best, and else against the training loss around the step where it was measured. */
+function validation({ val_loss, best_val_loss, best_step }: Facts, table: Table): Clause[] {
+  if (val_loss === null || best_val_loss === null) return [];
+  const above = val_loss / best_val_loss - 1;
+  if (above > OVERFITTED) {
+    const best = `its best, of step ${formatCount(best_step ?? 0)}`;
+    const why = trendOf(table)?.is === "falling" ? ", while training loss falls: it overfits" : "";
+    return [{ level: "warn", text: `validation loss is ${percent(above)} above ${best}${why}` }];
+  }
+  const row = table.column("val_loss").findLastIndex(Number.isFinite), around = Math.ceil(table.length / 100);
+  const { mean } = moments(table.column("loss").subarray(Math.max(0, row - around), row + around + 1));
+  if (Number.isNaN(mean)) return [];
+  const gap = val_loss - mean, side = gap < 0 ? "below" : "above";
+  return [{ level: "good", text: `validation loss is ${Math.abs(gap).toFixed(2)} ${side} training loss` }];
+}
+
+/** Gradient norms of the last tenth of the steps that are many times their median. */
+function spikes(table: Table): Clause[] {
+  const n = Math.min(WINDOW, Math.max(100, Math.ceil(table.length / 10)));
+  const norms = table.column("grad_norm").subarray(-n), steps = table.column("step").subarray(-n);
+  const middle = median(norms);
+  if (table.length < 50 || Number.isNaN(middle)) return [];
+  const high = Array.from(norms.keys()).filter((i) =>
+    norms[i]! > SPIKE * middle && Number.isFinite(norms[i])
+  );
+  if (high.length === 0) return [{ level: "good", text: "the gradient norm is steady" }];
+  const highest = high.reduce((a, b) => norms[b]! > norms[a]! ? b : a);
+  const times = `${formatCount(norms[highest]! / middle)} times its median at step ${
+    formatCount(steps[highest]!)
+  }`;
+  const text = high.length === 1
+    ? `the gradient norm was ${times}`
+    : `the gradient norm jumped ${high.length} times in the last ${
+      formatCount(norms.length)
+    } steps, to ${times}`;
+  return [{ level: "warn", text }];
+}
+
+/** The speed of the last steps against the median of all. */
+function speed(table: Table): Clause[] {
+  const all = table.column("tokens_per_sec"), usual = median(all), now = median(all.subarray(-RECENT));
+  if (table.length < 2 * RECENT || Number.isNaN(now / usual)) return [];
+  const of = `its median of ${formatCount(usual)} tokens a second`,
+    change = percent(Math.abs(now / usual - 1));
+  if (now < SLOWER * usual) return [{ level: "warn", text: `speed is ${change} below ${of}` }];
+  if (now > FASTER * usual) return [{ level: "good", text: `speed is ${change} above ${of}` }];
+  return [{ level: "good", text: `speed is near ${of}` }];
+}
+
+function unread({ bad_lines }: Facts): Clause[] {
+  if (bad_lines === 0) return [];
+  return [{ level: "warn", text: `${count(bad_lines, "line", "lines")} of metrics.jsonl could not be read` }];
+}
+
+function timeLeft({ eta_s }: Facts): Clause[] {
+  return eta_s === null ? [] : [{ level: "good", text: `${formatSeconds(eta_s)} left` }];
+}
+
+/** Mean and variance of the finite values; NaN where there is none. */
+function moments(values: Float64Array): { mean: number; variance: number } {
+  let n = 0, sum = 0, squares = 0;
+  for (const value of values) if (Number.isFinite(value)) n++, sum += value;
+  const mean = sum / n;
+  for (const value of values) if (Number.isFinite(value)) squares += (value - mean) ** 2;
+  return { mean, variance: squares / n };
+}
+
+/** The median of the finite values, of long columns that of values evenly spread over them; NaN where there is none. */
+function median(values: Float64Array): number {
+  const every = Math.max(1, Math.ceil(values.length / SAMPLED));
+  const some = values.filter((value, i) => i % every === 0 && Number.isFinite(value)).sort();
+  return some[some.length >> 1] ?? NaN;
+}
+
+/** "5.1%", "120%". */
+function percent(share: number): string {
+  return `${(100 * share).toFixed(share < 1 ? 1 : 0)}%`;
+}
+
+function count(n: number, one: string, many: string): string {
+  return `${formatCount(n)} ${n === 1 ? one : many}`;
+}
