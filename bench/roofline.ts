@@ -22,6 +22,13 @@ import { allCases, type Case, type Sizes } from "./cases.ts";
 import { reportHead, saveReport } from "./report.ts";
 import { modelOf, SHAPES } from "./shapes.ts";
 
+const defaults = {
+  listing: "", // files that cuobjdump -sass -res-usage wrote, with commas; "" = it runs now
+  cuobjdump: "cuobjdump", // the program
+  card: "", // print every kernel on this one
+  json: "", // where the results go; "" = bench/results/predicted-DATE.json
+};
+
 // ---- cards
 
 /** Limits of a card: NVIDIA's published ones, but for the rates that it reaches. */
@@ -539,13 +546,6 @@ function rounded(value: unknown): unknown {
   return JSON.parse(JSON.stringify(value, (_, v) => typeof v === "number" ? Number(v.toPrecision(4)) : v));
 }
 
-const defaults = {
-  listing: "", // files that cuobjdump -sass -res-usage wrote, with commas; "" = it runs now
-  cuobjdump: "cuobjdump", // the program
-  card: "", // print every kernel on this one
-  json: "", // where the results go; "" = bench/results/predicted-DATE.json
-};
-
 /** The code of each architecture that a card needs. */
 async function readCode({ listing, cuobjdump }: typeof defaults): Promise<Map<string, Code>> {
   const archs = [...new Set(CARDS.map(({ arch }) => arch))], library = "build/libloam_cuda.so";
@@ -584,7 +584,8 @@ if (import.meta.main) {
       const about = "Predict the time of every kernel of a step on cards that are not at hand";
       return console.log(help(about, defaults, Deno.readTextFileSync(import.meta.filename!)));
     }
-    const o = { ...defaults, ...readFlags(args, defaults) }, code = await readCode(o);
+    const ranges = { card: ["", ...CARDS.map(({ name }) => name)] };
+    const o = { ...defaults, ...readFlags(args, defaults, { ranges }) }, code = await readCode(o);
     const cards = CARDS.filter(({ arch }) => code.has(arch));
     const predictions = cards.flatMap((card) =>
       settings(card).map(({ B, attention, large }) => {

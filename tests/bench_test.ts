@@ -110,12 +110,21 @@ for (
 }
 
 Deno.test("every benchmark explains its flags", async () => {
-  const scripts = ["dist", "generate", "loader", "serve", "prepare", "tokenizer", "train_tokenizer"];
+  const scripts = [
+    "dist",
+    "generate",
+    "loader",
+    "serve",
+    "prepare",
+    "roofline",
+    "tokenizer",
+    "train_tokenizer",
+  ];
   await Promise.all(scripts.map(async (script) => {
     const args = ["run", "-q", "-P=bench", `bench/${script}.ts`, "--help"];
     const { code, stdout } = await new Deno.Command(Deno.execPath(), { args, cwd: ROOT }).output();
     assertEquals(code, 0);
-    assertMatch(new TextDecoder().decode(stdout), /^Time [^\n]+\n\n( {2}--\w+=.*\n)+$/);
+    assertMatch(new TextDecoder().decode(stdout), /^(Time|Predict) [^\n]+\n\n( {2}--\w+=.*\n)+$/);
   }));
 });
 
