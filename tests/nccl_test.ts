@@ -177,7 +177,7 @@ Deno.test("a rank says which it is in front of an error of NCCL", async () => {
   const results = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclReduceScatter" });
   results.forEach(({ code, stderr }, rank) => {
     assertEquals(code, 75);
-    const text = "ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
+    const text = "step 1: ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
     assertEquals(errorLine(stderr), `rank ${rank}: ${text}`);
   });
   const [{ code, stderr }] = await torchrun([flags, flags], {
