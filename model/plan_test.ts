@@ -112,8 +112,8 @@ Deno.test("settingsThatFit() keeps the tokens of a step, changes one thing where
   assertEquals(fit(5e9), []);
 });
 
-/** What chooseBatch() makes of gpt-270m on a GPU of `ranks` with so many bytes free each. */
-async function choose(free: number[], change: Partial<typeof settings> = {}) {
+/** What chooseBatch() makes of gpt-270m, or of another model, on a GPU of `ranks` with so many bytes free each. */
+async function choose(free: number[], change: Partial<typeof settings> = {}, c = GPT_270M) {
   const own = { ...settings, recompute: "norm_swiglu", ...change }, world_size = free.length;
   const larger = largerBatches.map(({ from_bytes, ...batch }) => ({
     from_bytes,
@@ -122,7 +122,7 @@ async function choose(free: number[], change: Partial<typeof settings> = {}) {
   using _ = environment({ LOAM_EMU_MEMORY: `${free[0]! + 67_108_864}` }); // of which cuBLASLt's workspace takes some
   open("emu");
   const ranks = { world_size, least: (bytes: number) => Promise.resolve(Math.min(bytes, ...free.slice(1))) };
-  const made = await chooseBatch(own, larger, GPT_270M, ranks);
+  const made = await chooseBatch(own, larger, c, ranks);
   open("cpu");
   return made;
 }
@@ -164,6 +164,11 @@ Deno.test("chooseBatch() goes by the rank with the least memory, and by what a r
   assertMatch(reason, /, as 23\.5 GB are free on emulated GPU, the least of 2 ranks; a step takes 18\.0 GB$/);
   const sharded = await choose([79e9, 9e9], { zero_stage: 1 }); // half of the optimizer's 3.3 GB
   assertMatch(sharded.reason, /^batch_size 4, .* a step takes 7\.9 GB$/);
+});
+
+Deno.test("chooseBatch() leaves a model its batch where a larger one has no room", emu, async () => {
+  const { config, problem } = await choose([23.5e9], {}, { ...GPT_270M, n_layer: 40 });
+  assertEquals([config.batch_size, problem], [4, undefined]);
 });
 
 Deno.test(
