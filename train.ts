@@ -137,7 +137,9 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
 
   while (step < max_iters && !progress.stopping) {
     progress.begin(step + 1);
+    let left = micro_steps.length;
     for (const micro of micro_steps) {
+      if (stop.asked) break;
       const position = progress.position(step, micro);
       inputs.fill((x, y) => data.trainBatch(x, y, position));
       beginMasks(position); // of dropout()
@@ -145,15 +147,17 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
       optimizer.addLoss(l, grad_scale, micro === micro_steps[0]);
       backward(l);
       endStep();
+      left--;
       await stop.look();
     }
     if (config.debug === "tape") {
       log.lines(tapeListing());
       return "stopped";
     }
-    await optimizer.stepTogether(cosineSchedule(step, config), ranks, stop.asked !== "");
+    await optimizer.stepTogether(cosineSchedule(step, config), ranks, stop.wish(left === 0));
+    const done = await progress.after(step + 1);
+    if (progress.isLeftOut) break;
     step++;
-    const done = await progress.after(step);
     if (!done) continue; // a GPU is given the next step before this one is looked at
 
     const isLast = step === max_iters;

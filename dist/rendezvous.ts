@@ -146,7 +146,7 @@ async function ask(length: number, meeting: Meeting): Promise<Uint8Array<ArrayBu
       if (error instanceof Deno.errors.NotCapable) {
         throw new UserError(
           `Cannot reach rank 0 at ${address}:${port}: this program may not connect there; start the ranks with: ` +
-            "deno task train:dist",
+            "deno run -q -P=train --allow-ffi --allow-net train.ts",
         );
       }
       const why = (error as Error).message, isRefused = error instanceof Deno.errors.ConnectionRefused;

@@ -55,7 +55,9 @@ export class Progress {
   readonly best: { val_loss: number | null; step: number | null };
   /** All ranks end after the last step that was read. */
   stopping = false;
-  /** The last step that was read before the next one began. */
+  /** The step under way was left out: a rank was asked to stop amid it. What it read is read again when the run goes on. */
+  isLeftOut = false;
+  /** The last step that was read, of those that count. */
   last: Read | undefined;
   readonly #parts: ProgressParts;
   readonly #past: Consumed;
@@ -103,15 +105,18 @@ export class Progress {
 
   /**
    * Waits for the result of a step whose update is queued. Undefined where it is left for the next step to read, which is then
-   * queued first; else what came of it, for the caller to report().
+   * queued first, or the step was left out; else what came of it, for the caller to report().
    */
   async after(step: number): Promise<Read | undefined> {
     const { config, optimizer, log, facts } = this.#parts;
     optimizer.keepResult();
-    if (this.#isUnread) this.report(await this.#read(step - 1), false);
+    if (this.#isUnread) this.report(this.last = await this.#read(step - 1), false);
     if (step === this.before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
     this.#isUnread = this.#readsLate && !this.stopping && !isEventful(config, step);
-    return this.#isUnread ? undefined : this.last = await this.#read(step);
+    if (this.#isUnread) return undefined;
+    const read = await this.#read(step);
+    this.isLeftOut = read.result.stopping === Infinity;
+    return this.isLeftOut ? undefined : this.last = read;
   }
 
   async #read(step: number): Promise<Read> {

@@ -4,7 +4,7 @@ import { Ranks } from "../dist/ranks.ts";
 
 // SIGUSR1 and SIGUSR2 are for Slurm, before time is up; SIGHUP comes when a terminal is closed.
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as const;
-const LOOK_MS = 1000;
+const LOOK_MS = 200; // mpirun leaves a second between SIGTERM and SIGKILL
 
 /** A wish to end the run. Declare it with `using`: what comes after the run has its signals to itself. */
 export class Stop implements Disposable {
@@ -24,7 +24,7 @@ export class Stop implements Disposable {
       const listener = () => {
         this.asked = signal;
         this[Symbol.dispose]();
-        say(`${signal}: stopping after this step; once more stops at once`);
+        say(`${signal}: stopping after this micro-step; once more stops at once`);
       };
       Deno.addSignalListener(signal, listener);
       this.#listeners.push([signal, listener]);
@@ -37,6 +37,11 @@ export class Stop implements Disposable {
     this.#listeners = [];
   }
 
+  /** What this rank says in stepTogether() of a step whose micro-steps it has all done, or not. */
+  wish(isWhole: boolean): number {
+    return this.asked === "" ? 0 : isWhole ? 1 : Infinity;
+  }
+
   /** Whether all ranks end after a step that they did with `stopping` of them asked; one on its own need not wait for that. */
   isAgreed({ stopping }: { stopping: number }): boolean {
     return stopping > 0 || this.ranks.isAlone && this.asked !== "";
@@ -47,7 +52,7 @@ export class Stop implements Disposable {
     return (await this.ranks.sum(Number(await this.look())))[0]! > 0;
   }
 
-  /** Lets signals and timers in where work takes long, as on a CPU: once a second. Returns whether one has asked. */
+  /** Lets signals and timers in where work takes long, as on a CPU: five times a second. Returns whether one has asked. */
   async look(): Promise<boolean> {
     if (performance.now() - this.#looked_ms < LOOK_MS) return this.asked !== "";
     await synchronize();

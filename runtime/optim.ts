@@ -200,7 +200,7 @@ export type StepResult = {
   skipped: number;
   skipped_row: number;
   updates: number;
-  stopping: number; // ranks that were asked to stop, see stepTogether()
+  stopping: number; // ranks that were asked to stop, Infinity where one left out micro-steps; see stepTogether()
 };
 
 /** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
@@ -242,17 +242,19 @@ export class AdamW {
 
   /**
    * step() of all ranks together. The gradients that each made, and the losses that each added, are added up: with the scale
-   * 1 / (micro-steps of all ranks) everywhere, that is the mean. stopping: whether this rank was asked to stop; the result
-   * counts such ranks, so that all of them stop after the same step.
+   * 1 / (micro-steps of all ranks) everywhere, that is the mean. stopping: 1 if this rank was asked to stop, Infinity if it left
+   * out micro-steps over that; the result has the sum, so that all ranks stop after the same step. Where it is Infinity the update
+   * is skipped on all of them, as one that is not finite is.
    */
-  async stepTogether(learning_rate: number, exchange: Exchange, stopping = false): Promise<void> {
+  async stepTogether(learning_rate: number, exchange: Exchange, stopping = 0): Promise<void> {
     const { parameters: p } = this, { part, updated } = p, isSharded = length(updated) < p.total;
     this.#completeGradients();
     await exchange.reduceScatter(p.grads!.address, length(part));
     if (!isSharded) await exchange.allGather(p.grads!.address, 4 * length(part));
     this.#sumSquares(part);
     await exchange.allReduce(this.#sumsq.address, 1, "double");
-    k.init_constant(this.#at(CONTROL.grad_norm), 1n, stopping ? 1 : 0); // beside the loss; the norm is not known yet
+    k.init_constant(this.#at(CONTROL.grad_norm), 1n, stopping); // beside the loss; the norm is not known yet
+    if (stopping === Infinity) k.init_constant(this.#at(CONTROL.loss), 1n, NaN);
     await exchange.allReduce(this.#at(CONTROL.loss), 2, "float");
     k.copy_async(this.#at(CONTROL.stopping), this.#at(CONTROL.grad_norm), 4n);
     this.#update(learning_rate);

@@ -1,7 +1,7 @@
 import { assert, assertAlmostEquals, assertEquals, assertNotEquals } from "@std/assert";
 import * as k from "../ffi/kernels.ts";
 import { copyToHost, device } from "../ffi/library.ts";
-import { AdamW, type AdamWOptions, cosineSchedule, Parameters } from "./optim.ts";
+import { AdamW, type AdamWOptions, cosineSchedule, Parameters, type StepResult } from "./optim.ts";
 import * as ref from "./testing_reference.ts";
 import { readSafetensors, toFloat32 } from "./safetensors.ts";
 import { take } from "./memory.ts";
@@ -523,7 +523,7 @@ Deno.test("cosineSchedule() works without warm-up and without decay", () => {
 // ---- several ranks
 
 /** The model of the tests below on each of several ranks, after some steps; the gradients of the ranks add up to `normal`. */
-async function trainTogether(world_size: number, zero_stage: number, steps = 3) {
+async function trainTogether(world_size: number, zero_stage: number, steps = 3, wish = (_rank: number) => 1) {
   const exchanges = localExchanges(world_size);
   const rankOf = async (rank: number) => {
     const model = {
@@ -544,7 +544,7 @@ async function trainTogether(world_size: number, zero_stage: number, steps = 3) 
       });
       optimizer.addLoss(lossOf(rank + 1), 1 / world_size, true);
       endStep();
-      await optimizer.stepTogether(1e-2, exchanges[rank]!, step === 1 && rank > 0);
+      await optimizer.stepTogether(1e-2, exchanges[rank]!, step === 1 && rank > 0 ? wish(rank) : 0);
       results.push(optimizer.result());
     }
     const n = parameters.slots.at(-1)!.offset + 13; // without the padding behind, which depends on the world size
@@ -589,6 +589,18 @@ Deno.test("ranks start alike, end alike, and where one process would with the su
       });
       close(weights, alone!.weights, 1, `weights of ${world_size} ranks`, 4);
     }
+  }
+});
+
+Deno.test("a rank that has left out micro-steps has all ranks skip the update, and say so", async () => {
+  for (const zero_stage of [0, 1]) {
+    const before = await trainTogether(3, zero_stage, 1);
+    const ranks = await trainTogether(3, zero_stage, 2, (rank) => rank === 1 ? Infinity : 1);
+    ranks.forEach(({ weights, results }, rank) => {
+      assertEquals(weights, before[rank]!.weights);
+      const [{ updates, skipped }, { stopping, ...left }] = results as [StepResult, StepResult];
+      assertEquals([stopping, left.updates, left.skipped], [Infinity, updates, skipped + 1]);
+    });
   }
 });
 

@@ -56,6 +56,11 @@ class Job {
     }
   }
 
+  /** Sends mpirun a signal. */
+  signal(signal: Deno.Signal): void {
+    this.#child.kill(signal);
+  }
+
   async end(): Promise<Result> {
     const [stdout, stderr] = await this.#output, { code, signal } = await this.#child.status;
     return { code, signal, stdout, stderr };
@@ -147,6 +152,29 @@ Deno.test("a signal to one rank stops all of them after the same step, with a ch
   const step = Number(/^stopped by a signal to another rank after step (\d+); go on with/m.exec(stdout)?.[1]);
   assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
 });
+
+Deno.test(
+  "a signal amid a long step leaves it out, and the run goes on with the bits of none",
+  mpi,
+  async () => {
+    const flags = [...FLAGS, "--gradient_accumulation_steps=600", "--max_iters=3", "--save_interval=3"];
+    const whole = freshPath(), out = freshPath();
+    await mpirun(2, ...flags, `--out_dir=${whole}`);
+    for (const [signal, step] of [["SIGTERM", 1], ["SIGUSR2", 2]] as const) {
+      const job = new Job(Array(2).fill([...flags, `--out_dir=${out}`, "--resume=auto"]));
+      await job.printed(`step ${step}/`);
+      if (signal === "SIGUSR2") job.signal(signal); // which mpirun passes on
+      else for (const pid of pids(out)) Deno.kill(pid, signal); // as mpirun does, which then kills
+      const { code, stdout } = await job.end();
+      assertEquals(code, 0);
+      assertStringIncludes(stdout, `\nstopped by ${signal} after step ${step}; go on with: `);
+      assertEquals(list(`${out}/checkpoints`).at(-1), `step_00000${step}`);
+    }
+    await mpirun(2, ...flags, `--out_dir=${out}`, "--resume=auto");
+    assertEquals(numbers(out), numbers(whole));
+    assertEquals(state(out, 3), state(whole, 3));
+  },
+);
 
 Deno.test("a signal to one rank interrupts the evaluation of all of them", mpi, async () => {
   const out = freshPath(), flags = [...FLAGS, `--out_dir=${out}`, "--save_interval=100000"];

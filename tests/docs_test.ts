@@ -26,7 +26,7 @@ const UNTESTED: Record<string, string> = {
   "deno run -q -P=bench bench/roofline.ts": "needs cuobjdump; tests/bench_test.ts has code of its own",
   "torchrun":
     "needs PyTorch's launcher and GPUs; tests/nccl_test.ts runs such ranks with a stand-in for NCCL",
-  "env LOCAL_RANK=0 deno task train": "what torchrun starts where two ranks share a GPU",
+  "env LOCAL_RANK=0 deno run": "what torchrun starts where two ranks share a GPU",
   "mpirun -n 16 --hostfile hosts": "several machines",
   "mpirun.mpich": "one MPI at a time is installed",
   "srun": "a Slurm cluster",
@@ -357,7 +357,8 @@ Deno.test("what launchers start holds together for so many ranks, where it canno
   assert(launched.length > 6);
   for (const command of launched) {
     await t.step(command.split("\n")[0]!, async () => {
-      const line = command.replaceAll(/ *\\\n */g, " ");
+      const flagsOf = /^flags="(.*)"$/m.exec(command)?.[1] ?? ""; // of a script
+      const line = command.replaceAll(/ *\\\n */g, " ").replaceAll("$flags", flagsOf);
       const [, args = ""] = /(?:deno task train(?::dist)?|train\.ts)((?: --\S+)*)/.exec(line) ?? [];
       const preset = command.startsWith("torchrun") ? "gpt-270m" : "tiny"; // the default of the device
       const ranks = `RANK=0 LOCAL_RANK=0 WORLD_SIZE=${
