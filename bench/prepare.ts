@@ -1,9 +1,11 @@
 // Times prepare: first one of its encoders against Python's tiktoken on the same text, by turns, each in a fresh process; then
-// whole runs on corpora that bench/make_corpus.py makes, with their peak memory. Everything goes to bench/results/.
+// whole runs on corpora that bench/make_corpus.py makes, with their peak memory, beside tiktoken and Hugging Face's tokenizers
+// with as many threads. Everything goes to bench/results/.
 //
 //   LOAM_PYTHON=python3 deno run -P=bench bench/prepare.ts --sample=c4_validation_2k.parquet --parquet_mb=5000
 import { createHash } from "node:crypto";
 import { type EncodingName, rankFile } from "../data/tokenizers/tiktoken.ts";
+import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { median } from "./median.ts";
@@ -62,8 +64,10 @@ type Usage = {
   peak_rss_bytes: number;
 };
 
-/** One run of prepare. */
+/** One run of prepare, or of Python. */
 type WholeRun = Usage & {
+  /** "loam", "tiktoken 0.12.0", ... */
+  side: string;
   corpus: string;
   stored_bytes: number;
   text_bytes: number;
@@ -112,7 +116,7 @@ async function timeEncoders(o: Options): Promise<Encoding[]> {
   const long = o.long_mb > 0 ? await makeCorpus(o, "long", "parquet", o.long_mb, 1) : undefined;
   const cache = await tiktokenCache(o);
   const results: Encoding[] = [];
-  for (const tokenizer of o.tokenizers.split(",").filter((name) => name !== "")) {
+  for (const tokenizer of o.tokenizers.split(",")) {
     results.push(await compare(o, tokenizer, "sample", 2, o.sample, cache));
     if (long !== undefined) {
       results.push(await compare(o, tokenizer, "long", 1, `${long}/000.parquet`, cache));
@@ -175,7 +179,7 @@ async function compare(
 async function tiktokenCache(o: Options): Promise<string> {
   const dir = `${o.work_dir}/tiktoken`;
   Deno.mkdirSync(dir);
-  for (const tokenizer of o.tokenizers.split(",").filter((name) => name !== "")) {
+  for (const tokenizer of new Set([...o.tokenizers.split(","), o.tokenizer])) {
     const file = `${TIKTOKEN[tokenizer]}.tiktoken`;
     const name = createHash("sha1").update(`${ENCODINGS_URL}/${file}`).digest("hex");
     Deno.writeTextFileSync(`${dir}/${name}`, await vocabulary(tokenizer));
@@ -197,6 +201,11 @@ async function timeRuns(o: Options): Promise<WholeRun[]> {
     const corpus = await makeCorpus(o, format, format, mb, 8);
     for (const workers of o.workers.split(",").map(Number)) {
       runs.push(await timeRun(o, corpus, format, workers));
+      if (format !== "parquet" || !Object.hasOwn(TIKTOKEN, o.tokenizer)) continue;
+      const { stored_bytes } = runs.at(-1)!;
+      for (const library of ["tiktoken", "tokenizers"] as const) {
+        runs.push(await timePython(o, library, corpus, stored_bytes, workers));
+      }
     }
     Deno.removeSync(corpus, { recursive: true });
   }
@@ -218,18 +227,57 @@ async function timeRun(o: Options, corpus: string, format: string, workers: numb
   const { train, val, inputs } = JSON.parse(Deno.readTextFileSync(`${out}/meta.json`));
   Deno.removeSync(out, { recursive: true });
   const text_bytes = train.bytes + val.bytes, tokens = train.tokens + val.tokens;
-  const run: WholeRun = {
+  const stored_bytes = inputs.reduce((sum: number, { bytes }: { bytes: number }) => sum + bytes, 0);
+  return said({
+    side: "loam",
     corpus: format,
-    stored_bytes: inputs.reduce((sum: number, { bytes }: { bytes: number }) => sum + bytes, 0),
+    stored_bytes,
     text_bytes,
     tokens,
     workers,
     ...measured,
     mb_per_sec: text_bytes / measured.seconds / 1e6,
     tokens_per_sec: tokens / measured.seconds,
-  };
+  });
+}
+
+/** The same by one of Python's libraries with so many threads. */
+async function timePython(
+  o: Options,
+  library: "tiktoken" | "tokenizers",
+  corpus: string,
+  stored_bytes: number,
+  threads: number,
+): Promise<WholeRun> {
+  const json = `${o.work_dir}/tokenizer.json`, out = `${o.work_dir}/ids.bin`;
+  if (library === "tokenizers") {
+    Deno.writeTextFileSync(json, (await openTokenizer(o.tokenizer)).files()["tokenizer.json"]!);
+  }
+  const encoder = library === "tiktoken" ? `tiktoken:${TIKTOKEN[o.tokenizer]}` : `tokenizers:${json}`;
+  const files = Array.from(Deno.readDirSync(corpus), ({ name }) => `${corpus}/${name}`).sort();
+  const printed = `${o.work_dir}/printed.json`;
+  const args = ["bench/prepare_side.py", encoder, String(threads), out, ...files];
+  const env = { TIKTOKEN_CACHE_DIR: `${o.work_dir}/tiktoken`, LOAM_PRINTED: printed };
+  const measured: Usage = JSON.parse(await output(python(), ["bench/measure.py", python(), ...args], env));
+  const { bytes, tokens, version } = JSON.parse(Deno.readTextFileSync(printed));
+  Deno.removeSync(out);
+  return said({
+    side: `${library} ${version}`,
+    corpus: "parquet",
+    stored_bytes,
+    text_bytes: bytes,
+    tokens,
+    workers: threads,
+    ...measured,
+    mb_per_sec: bytes / measured.seconds / 1e6,
+    tokens_per_sec: tokens / measured.seconds,
+  });
+}
+
+/** Prints a run and returns it. */
+function said(run: WholeRun): WholeRun {
   console.log(
-    `prepare ${(run.stored_bytes / 1e6).toFixed(0)} MB ${format}, ${workers} workers: ` +
+    `${run.side} ${(run.stored_bytes / 1e6).toFixed(0)} MB ${run.corpus}, ${run.workers} threads: ` +
       `${run.seconds.toFixed(1)} s (${run.cpu_seconds.toFixed(1)} s of CPU), ` +
       `${run.mb_per_sec.toFixed(1)} MB/s of text, ${(run.tokens_per_sec / 1e6).toFixed(2)}M tokens/s, ` +
       `peak RSS ${(run.peak_rss_bytes / 1e6).toFixed(0)} MB`,

@@ -166,8 +166,16 @@ Deno.test({
     const { encodings, runs } = JSON.parse(Deno.readTextFileSync(json));
     assertEquals(encodings.length, 1);
     assertEquals(
-      runs.map(({ corpus, workers }: { corpus: string; workers: number }) => [corpus, workers]),
-      [["parquet", 1], ["parquet", 2], ["jsonl.zst", 1], ["jsonl.zst", 2]],
+      runs.map(({ side, corpus, workers }: { side: string; corpus: string; workers: number }) => {
+        return [side.split(" ")[0], corpus, workers];
+      }),
+      [
+        ...[1, 2].flatMap((threads) =>
+          ["loam", "tiktoken", "tokenizers"].map((side) => [side, "parquet", threads])
+        ),
+        ["loam", "jsonl.zst", 1],
+        ["loam", "jsonl.zst", 2],
+      ],
     );
     for (const { peak_rss_bytes, stored_bytes, mb_per_sec } of runs) {
       assert(peak_rss_bytes > 50e6 && stored_bytes > 1e5 && mb_per_sec > 0);
