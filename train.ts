@@ -22,6 +22,7 @@ import { howToGoOn } from "./model/run_directory.ts";
 import { Stop } from "./model/stop.ts";
 import { resolveCheckpoint } from "./runtime/checkpoint.ts";
 import { profileAfter, tapeListing } from "./runtime/debug.ts";
+import { Saver } from "./runtime/saver.ts";
 import { cosineSchedule } from "./runtime/optim.ts";
 import { backward, beginMasks, endStep } from "./runtime/tape.ts";
 import { ServerBeside } from "./serve/beside.ts";
@@ -126,7 +127,7 @@ const ranges: Ranges<TrainConfig> = {
 
 /** Trains up to max_iters, or to a signal. */
 async function loop(run: Run): Promise<"finished" | "stopped"> {
-  const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress } = run;
+  const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress, saver } = run;
   const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
   const micro_steps = ranks.share(config.gradient_accumulation_steps); // this rank's of those of a step
   const grad_scale = 1 / config.gradient_accumulation_steps;
@@ -158,6 +159,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
     const done = await progress.after(step + 1);
     if (progress.isLeftOut) break;
     step++;
+    saver.look();
     if (!done) continue; // a GPU is given the next step before this one is looked at
 
     const isLast = step === max_iters;
@@ -184,11 +186,12 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
 
   const { last } = progress;
   if (last) requireGoodEnd(config, last);
+  if (progress.stopping && last && config.save_interval > 0 && saved_step < step) await saveRun(run, last);
+  await saver.finish();
   if (!progress.stopping) {
     if (last) log.line(progress.summary());
     return "finished";
   }
-  if (last && config.save_interval > 0 && saved_step < step) await saveRun(run, last);
   log.line(
     `stopped by ${stop.asked || "a signal to another rank"} after step ${step}; ${howToGoOn(config, step)}`,
   );
@@ -238,7 +241,8 @@ async function trainIn(parts: Parts, stop: Stop, description: string, reason: st
   using log = await openLog(parts);
   ranks.onFailure = (error) => log.fail(error);
   try {
-    const run = begin(parts, stop, log, description, variables);
+    await using saver = new Saver((path) => log.line(`saved ${path}`));
+    const run = begin(parts, stop, log, saver, description, variables);
     if (reason) log.line(reason);
     for (const text of await takeChoices(run)) log.warn(text);
     server?.serve(config.out_dir, config.serve_port, (line) => log.line(line));

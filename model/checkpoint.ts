@@ -12,11 +12,11 @@ import {
   READ_BYTES,
   requireFinite,
   resolveCheckpoint,
-  saveCheckpoint,
   type SavedTensor,
   saveModelFiles,
   type Stretch,
 } from "../runtime/checkpoint.ts";
+import type { Saver } from "../runtime/saver.ts";
 import { readSafetensors, readWeights, type SafetensorsFile } from "../runtime/safetensors.ts";
 import { type AdamW, type LoadValues, Parameters, type Range, type Slot } from "../runtime/optim.ts";
 import { KERNELS, readSums, requireSum, requireSums } from "../runtime/sums.ts";
@@ -43,11 +43,12 @@ export type RunToSave = {
   ranks: Ranks;
   log: Log;
   progress: Progress;
+  saver: Saver;
 };
 
-/** Saves the checkpoint of a step, all ranks together. */
+/** Saves the checkpoint of a step, all ranks together; a process on its own may still be writing it when this returns. */
 export async function saveRun(
-  { config, c, dataset, tokenizer, optimizer, ranks, log, progress }: RunToSave,
+  { config, c, dataset, tokenizer, optimizer, ranks, log, progress, saver }: RunToSave,
   { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
 ): Promise<void> {
   const { best } = progress, choices = choicesNow(c.head_dim);
@@ -77,7 +78,7 @@ export async function saveRun(
     },
   };
   log.sync();
-  log.line(`saved ${await saveCheckpoint(config.out_dir, content, config.keep_checkpoints, ranks)}`);
+  await saver.save(config.out_dir, content, config.keep_checkpoints, ranks);
 }
 
 /** All weights, those of a Llama as Hugging Face tensors: row ranges of our stacked matrices. */

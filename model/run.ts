@@ -10,6 +10,7 @@ import { type DebugMode, setDebug } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { type Log, logOfRank, requireIdle } from "../runtime/metrics.ts";
 import { AdamW, Parameters, type Schedule } from "../runtime/optim.ts";
+import type { Saver } from "../runtime/saver.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
@@ -49,7 +50,7 @@ export type Parts = {
 };
 
 /** All that the loop of train.ts works with. */
-export type Run = Parts & { stop: Stop; log: Log; progress: Progress };
+export type Run = Parts & { stop: Stop; log: Log; progress: Progress; saver: Saver };
 
 /**
  * Takes memory for the model, and reads weights and optimizer from a checkpoint if the run goes on from one,
@@ -95,7 +96,14 @@ export async function openLog({ config, dataset, optimizer, ranks, saved }: Part
 }
 
 /** Says what will be trained, on what, and what differs from the defaults. From here on a signal ends the run in good order. */
-export function begin(parts: Parts, stop: Stop, log: Log, description: string, defaults: Values): Run {
+export function begin(
+  parts: Parts,
+  stop: Stop,
+  log: Log,
+  saver: Saver,
+  description: string,
+  defaults: Values,
+): Run {
   stop.listen();
   const { config, c, dataset, data, val, optimizer, ranks, saved } = parts;
   if (ranks.rank === 0) settle(config.out_dir, saved, config.keep_checkpoints);
@@ -105,5 +113,5 @@ export function begin(parts: Parts, stop: Stop, log: Log, description: string, d
   banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
   if (config.train) log.line(`training ${describeTrained(parts.model, config.train)}`);
   for (const line of dataLines(config, dataset, val)) log.line(line);
-  return { ...parts, stop, log, progress: new Progress({ ...parts, stop, log, peak, facts }) };
+  return { ...parts, stop, log, saver, progress: new Progress({ ...parts, stop, log, peak, facts }) };
 }

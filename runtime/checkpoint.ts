@@ -95,10 +95,40 @@ export async function saveCheckpoint(
   company: Company = ALONE,
   chunk_bytes: number = CHUNK_BYTES,
 ): Promise<string> {
+  requireSavable(runDir, content);
+  const { files, state } = content, [moments, metadata] = momentsOf(content.optimizer, company);
+  const toWrite = {
+    model: entries(content.model, chunk_bytes),
+    moments: entries(moments, chunk_bytes),
+    metadata,
+    files,
+    state,
+  };
+  return await writeCheckpoint(runDir, toWrite, keep, company);
+}
+
+/** Throws UserError unless all values of a checkpoint are finite. */
+export function requireSavable(runDir: string, { model, optimizer, state }: CheckpointContent): void {
+  requireAllFinite(`${runDir}/checkpoints/${checkpointName(state.step)}`, [...model, ...optimizer]);
+}
+
+/** A checkpoint as it is written: its tensors, those of the optimizer with the metadata of their file. */
+export type ToWrite = Pick<CheckpointContent, "files" | "state"> & {
+  model: Entry[];
+  moments: Entry[];
+  metadata: Record<string, string>;
+};
+
+/** saveCheckpoint() of what is known to be finite; uses no device. */
+export async function writeCheckpoint(
+  runDir: string,
+  content: ToWrite,
+  keep: number,
+  company: Company = ALONE,
+): Promise<string> {
   const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
   const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
   const isFirst = company.rank === 0, model = "model.safetensors", sums: Sums = new Map();
-  requireAllFinite(final, [...content.model, ...content.optimizer]);
   try {
     if (isFirst) {
       removeTree(temporary); // left by a kill
@@ -106,9 +136,10 @@ export async function saveCheckpoint(
     }
     await company.barrier();
     if (isFirst) {
-      sums.set(model, writeSafetensors(`${temporary}/${model}`, entries(content.model, chunk_bytes)));
+      sums.set(model, writeSafetensors(`${temporary}/${model}`, content.model));
     }
-    const sha256 = writeMoments(temporary, content.optimizer, company, chunk_bytes);
+    const file = `${temporary}/${momentsFile(company.rank, company.world_size)}`;
+    const sha256 = writeSafetensors(file, content.moments, content.metadata);
     for (let rank = 0; rank < company.world_size; rank++) {
       const own = wordsOf(sha256), words = rank === company.rank ? own : own.map(() => 0);
       sums.set(momentsFile(rank, company.world_size), hexOf(await company.sum(...words)));
@@ -146,7 +177,7 @@ function finishCheckpoint(
   runDir: string,
   temporary: string,
   final: string,
-  { files, state }: CheckpointContent,
+  { files, state }: ToWrite,
   keep: number,
   sums: Sums,
 ): void {
@@ -357,15 +388,13 @@ const MOMENTS = "optimizer.safetensors";
 const MOMENTS_OF_RANK = /^optimizer-(\d{5,})-of-(\d{5,})\.safetensors$/;
 
 /**
- * Writes the elements that this rank holds, and returns the sha256 of their file. Of a tensor that others have more of it is a
+ * What this rank writes of the optimizer's tensors, and the metadata of its file. Of a tensor that others have more of it is a
  * vector, whose place is in the metadata: "3 of 4,5" for its element 3 and those behind it.
  */
-function writeMoments(
-  directory: string,
+function momentsOf(
   tensors: SavedTensor[],
-  { rank, world_size }: Company,
-  chunk_bytes: number,
-): string {
+  { world_size }: Company,
+): [held: SavedTensor[], metadata: Record<string, string>] {
   const metadata: Record<string, string> = {};
   const held = tensors.flatMap((t) => {
     const { from, to } = t.range ?? whole(t.shape);
@@ -373,11 +402,7 @@ function writeMoments(
     if (to > from) metadata[t.name] = `${from} of ${t.shape}`;
     return to > from ? [{ ...t, shape: [to - from], range: { from: 0, to: to - from } }] : [];
   });
-  return writeSafetensors(
-    `${directory}/${momentsFile(rank, world_size)}`,
-    entries(held, chunk_bytes),
-    metadata,
-  );
+  return [held, metadata];
 }
 
 /** The files in which a checkpoint has the optimizer's tensors, whether they are there or not. */
@@ -512,13 +537,59 @@ function requireAllFinite(what: string, tensors: SavedTensor[]): void {
   for (const tensor of tensors) requireFinite(`Cannot save ${what}`, tensor, advice);
 }
 
+/**
+ * A copy in memory of this process of what writeCheckpoint() writes, for a process on its own: bytes by tensor, in the order of
+ * the files. buffers: memory of an earlier copy, which is used again where it is of the same sizes.
+ */
+export function copyOf(
+  content: CheckpointContent,
+  buffers: Uint8Array<ArrayBuffer>[],
+): Uint8Array<ArrayBuffer>[] {
+  return [...content.model, ...content.optimizer].map((t, i) => {
+    const bytes = bytesOf(t), old = buffers[i];
+    const copy = old?.length === bytes ? old : new Uint8Array(bytes);
+    if (!("masters" in t)) copyToHost(copy, t.address);
+    else {
+      let at = 0;
+      for (const piece of fromDevice(t, new Uint8Array(READ_BYTES))) {
+        copy.set(piece, at);
+        at += piece.length;
+      }
+    }
+    return copy;
+  });
+}
+
+/** The bytes that a tensor, or its range, has on disk. */
+export function bytesOf(t: SavedTensor): number {
+  return lengthOf(t) * bytesOfElement(t);
+}
+
+/** The entries of copies in the order of copyOf(), which writeSafetensors() takes a piece at a time. */
+export function entriesOf(
+  tensors: Described[],
+  copies: Uint8Array<ArrayBuffer>[],
+): Entry[] {
+  return tensors.map((t, i) => ({ ...t, bytes: () => piecesOf(copies[i]!) }));
+}
+
+function* piecesOf(bytes: Uint8Array): Generator<Uint8Array> {
+  for (let at = 0; at < bytes.length; at += READ_BYTES) yield bytes.subarray(at, at + READ_BYTES);
+}
+
+/** Name, type and shape of a tensor as they are on disk. */
+export type Described = Pick<Entry, "name" | "dtype" | "shape">;
+
+/** A tensor as it is on disk. */
+export function describeTensor(t: SavedTensor): Described {
+  return { name: t.name, dtype: bytesOfElement(t) === 2 ? "BF16" : "F32", shape: t.shape };
+}
+
 /** The tensors as writeSafetensors() wants them; they share one staging buffer. */
 function entries(tensors: SavedTensor[], chunk_bytes: number = CHUNK_BYTES): Entry[] {
   const staging = new Uint8Array(chunk_bytes);
   return tensors.map((t) => ({
-    name: t.name,
-    dtype: bytesOfElement(t) === 2 ? "BF16" : "F32",
-    shape: t.shape,
+    ...describeTensor(t),
     bytes: () => fromDevice(t, staging),
   }));
 }

@@ -111,6 +111,7 @@ for (
 
 Deno.test("every benchmark explains its flags", async () => {
   const scripts = [
+    "checkpoint",
     "dist",
     "generate",
     "loader",
@@ -201,6 +202,15 @@ Deno.test({
     assertMatch(text, /gpt2 +loam .*n\/a +27\n/); // "A", " text" and "." nine times
     assertMatch(text, /gpt2 +tiktoken .*n\/a +27\n/);
   },
+});
+
+Deno.test("checkpoint.ts times saving and resuming", async () => {
+  const json = freshPath(), text = await bench("checkpoint", "--mb=13", "--rounds=2", `--json=${json}`);
+  for (const line of ["save, all of it", "save beside training: stall", "resume, cached"]) {
+    assertMatch(text, new RegExp(`^${line} +\\d+\\.\\d\\d +\\d+\\.\\d\\d$`, "m"));
+  }
+  const { costs } = JSON.parse(Deno.readTextFileSync(json));
+  assertEquals(costs["read once, cached"].length, 2);
 });
 
 Deno.test("allCases() counts the FLOPs of gpt-270m", () => {

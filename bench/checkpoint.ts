@@ -1,0 +1,120 @@
+// Times checkpoints of a size: how long saving holds training up and how long it takes in all, resuming, and reading the files
+// once, from the disk where this may drop its cache (root on Linux). Prints a table; each line is the median of the rounds.
+//
+//   deno run -q -P=bench bench/checkpoint.ts --mb=1000
+import process from "node:process";
+import { runMain } from "../base/errors.ts";
+import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
+import { table } from "../base/format.ts";
+import { open } from "../ffi/library.ts";
+import { type CheckpointContent, loadCheckpoint, saveCheckpoint } from "../runtime/checkpoint.ts";
+import { Saver } from "../runtime/saver.ts";
+import { readSums } from "../runtime/sums.ts";
+import { fixed, writeFloats } from "../runtime/tensor.ts";
+import { median } from "./median.ts";
+import { reportHead, saveReport, warnOfLoad } from "./report.ts";
+
+const defaults = {
+  mb: 1000, // of a checkpoint: a third are weights, the others moments
+  rounds: 5, // of each line
+  threads: navigator.hardwareConcurrency, // of the CPU
+  work_dir: "/tmp", // gets a directory for the time of the run
+  json: "", // where the results go; "" = bench/results/checkpoint-DATE.json
+};
+type Options = typeof defaults;
+
+const ranges: Ranges<Options> = { mb: whole(1), rounds: whole(1, 1000), threads: whole(1, 1024) };
+const PIECE = 1 << 20; // floats
+
+type Cost = { seconds: number; cpu_seconds: number };
+
+/** A checkpoint of float32 tensors of a size in all. */
+function contentOf(mb: number): CheckpointContent {
+  const pieces = Math.max(1, Math.round(mb * 1e6 / 12 / PIECE));
+  const values = Float32Array.from({ length: PIECE }, (_, i) => Math.sin(i));
+  const tensor = (name: string) => {
+    const { address } = fixed([pieces, PIECE], "f32", "constants");
+    for (let i = 0; i < pieces; i++) writeFloats(address + BigInt(4 * i * PIECE), values, "f32");
+    return { name, shape: [pieces, PIECE], address, dtype: "f32" as const };
+  };
+  const counts = { step: 1, updates: 1, skipped: 0, skipped_row: 0, tokens: 1, order: "", samples: 1 };
+  const best = { val_loss: null, best_val_loss: null, best_step: null };
+  return {
+    model: [tensor("w")],
+    optimizer: [tensor("m"), tensor("v")],
+    files: { "config.json": "{}\n" },
+    state: { ...counts, ...best, tokenizer: null, data: {}, config: {}, versions: {} },
+  };
+}
+
+async function timed(act: () => unknown): Promise<Cost> {
+  const cpu = process.cpuUsage(), start = performance.now();
+  await act();
+  const { user, system } = process.cpuUsage(cpu);
+  return { seconds: (performance.now() - start) / 1000, cpu_seconds: (user + system) / 1e6 };
+}
+
+/** Reads the large files of a checkpoint and does nothing with them. */
+function readOnce(directory: string): void {
+  const buffer = new Uint8Array(1 << 21);
+  for (const name of ["model", "optimizer"]) {
+    using file = Deno.openSync(`${directory}/${name}.safetensors`);
+    while (file.readSync(buffer) !== null);
+  }
+}
+
+/** Has the next reads come from the disk; false where that is not allowed. */
+function dropCache(): boolean {
+  const args = ["-c", "echo 1 > /proc/sys/vm/drop_caches"];
+  return new Deno.Command("sh", { args, stderr: "null" }).outputSync().success;
+}
+
+async function main(o: Options): Promise<void> {
+  const head = reportHead("deno run -q -P=bench bench/checkpoint.ts");
+  warnOfLoad(head.load_before);
+  open("cpu", { threads: o.threads });
+  const run = Deno.makeTempDirSync({ dir: o.work_dir, prefix: "loam_checkpoint_" }),
+    content = contentOf(o.mb);
+  const costs: Record<string, Cost[]> = {};
+  const time = async (name: string, act: () => unknown) => (costs[name] ??= []).push(await timed(act));
+  const alone = { rank: 0, world_size: 1, barrier: () => Promise.resolve(), sum: () => Promise.resolve([]) };
+  try {
+    await using saver = new Saver(() => {}, 0);
+    for (let step = 1; step <= o.rounds; step++) {
+      content.state.step = 2 * step;
+      await time("save, all of it", () => saveCheckpoint(run, content, 2));
+      content.state.step++;
+      const stall = step === 1 ? "the first save beside training: stall" : "save beside training: stall";
+      await time(stall, () => saver.save(run, content, 2, alone));
+      await time("save beside training: the rest", () => saver.finish());
+      const directory = `${run}/checkpoints/step_${String(content.state.step).padStart(6, "0")}`;
+      const sums = readSums(directory),
+        resume = () => loadCheckpoint(directory, content.model, content.optimizer, sums);
+      await time("read once, cached", () => readOnce(directory));
+      await time("resume, cached", resume);
+      if (!dropCache()) continue;
+      await time("read once, from the disk", () => readOnce(directory));
+      dropCache();
+      await time("resume, from the disk", resume);
+    }
+  } finally {
+    Deno.removeSync(run, { recursive: true });
+  }
+  const rows = Object.entries(costs).map(([name, all]) => {
+    const of = (key: keyof Cost) => median(all.map((cost) => cost[key])).toFixed(2);
+    return [name, of("seconds"), of("cpu_seconds")];
+  });
+  console.log(`a checkpoint of ${o.mb} MB, ${o.threads} threads`);
+  console.log(table([["", "seconds", "CPU seconds"], ...rows]));
+  console.log(`written to ${saveReport({ ...head, options: o, costs }, `checkpoint-${head.date}`, o.json)}`);
+}
+
+if (import.meta.main) {
+  await runMain(async (args) => {
+    if (!args.includes("--help")) {
+      return await main({ ...defaults, ...readFlags(args, defaults, { ranges }) });
+    }
+    const source = Deno.readTextFileSync(import.meta.filename!);
+    console.log(help("Time saving checkpoints and resuming from them", defaults, source));
+  });
+}
