@@ -27,6 +27,7 @@ type Mutant = {
 const ROOT = new URL("../", import.meta.url).pathname;
 const TABLES = `${ROOT}tests/mutants`;
 const LIMIT_MS = 300_000; // a fault that makes a test wait for ever is caught
+const BUILD_LIMIT_MS = 3_600_000; // a build that is slow says nothing of a fault
 const SEEDS = [11, 0, 1]; // orders of threads on the emulator, those of emu_test.ts first; one that shows the fault is enough
 
 async function main(args: string[]): Promise<void> {
@@ -116,7 +117,8 @@ async function isCaught(copy: string, mutant: Mutant): Promise<boolean> {
 /** Builds the libraries that are not up to date; returns what is wrong, if anything. */
 async function build(copy: string): Promise<string | undefined> {
   const args = ["run", "-q", "-P=build", "tools/build.ts", "--only=cpu,emu"];
-  const { code, text } = await output(Deno.execPath(), args, copy);
+  const { code, signal, text } = await output(Deno.execPath(), args, copy, {}, BUILD_LIMIT_MS);
+  if (signal !== null) throw new UserError(`Cannot go on: the build was ended by ${signal}`);
   return code === 0 ? undefined : `does not compile: ${lastLine(text)}`;
 }
 
@@ -142,18 +144,23 @@ async function firstComplaint(copy: string, test: string, device: string): Promi
   return undefined;
 }
 
-async function output(program: string, args: string[], cwd: string, env: Record<string, string> = {}) {
-  const signal = AbortSignal.timeout(LIMIT_MS);
+async function output(
+  program: string,
+  args: string[],
+  cwd: string,
+  env: Record<string, string> = {},
+  limit_ms = LIMIT_MS,
+) {
   const command = new Deno.Command(program, {
     args,
     cwd,
     env: { NO_COLOR: "1", ...env },
-    signal,
+    signal: AbortSignal.timeout(limit_ms),
     stdin: "null",
   });
-  const { code, stdout, stderr } = await command.output();
+  const { code, signal, stdout, stderr } = await command.output();
   const text = new TextDecoder();
-  return { code, text: text.decode(stdout) + text.decode(stderr) };
+  return { code, signal, text: text.decode(stdout) + text.decode(stderr) };
 }
 
 /** The line that says most about a failure. */
