@@ -12,7 +12,16 @@ import { prometheusText } from "./prometheus.ts";
 import { explainFailure, Refusal } from "./refusal.ts";
 import type { Run } from "./runs.ts";
 import { statsOf, summaryOf, withoutHome } from "./stats.ts";
-import { type Health, type History, type Key, KEYS, type Log, type Runs, type Series } from "./types.ts";
+import {
+  type Health,
+  type History,
+  type Key,
+  KEYS,
+  type Log,
+  type Runs,
+  type Samples,
+  type Series,
+} from "./types.ts";
 
 /** What an app serves. */
 export type AppOptions = {
@@ -58,6 +67,10 @@ export function createApp({ runs, look = () => {}, model, token, origins }: AppO
   hono.get("/log", async (c) => {
     const run = await findRun(c), count = wholeNumber(c, "lines", 100, 1, MOST_LOG_LINES);
     return c.json({ run: run.name, lines: withoutHome(run.logLines(count)) } satisfies Log);
+  });
+  hono.get("/samples", async (c) => {
+    const run = await findRun(c);
+    return c.json({ run: run.name, samples: run.samples() } satisfies Samples);
   });
   hono.get("/events", async (c) => {
     const run = await findRun(c);

@@ -4,7 +4,7 @@ import { type App, createApp } from "./app.ts";
 import { ASSETS } from "./assets.ts";
 import { Run } from "./runs.ts";
 import { FACTS, FakeRun, metricsAt } from "./testing.ts";
-import type { Failure, Health, History, Log, Runs, Stats } from "./types.ts";
+import type { Failure, Health, History, Log, Runs, Samples, Stats } from "./types.ts";
 
 /** What a path answers: status and JSON, which other tests hold against the document. */
 async function get<T = Failure>(hono: App["hono"], path: string): Promise<[number, T]> {
@@ -69,6 +69,19 @@ Deno.test("GET /log gives the last lines, without home directories", async () =>
   const { hono } = createApp({ runs: [fake.run()] });
   assertEquals((await get<Log>(hono, "/log"))[1].lines, ["data_dir=~/data", "step 1", "step 2"]);
   assertEquals((await get<Log>(hono, "/log?lines=1"))[1].lines, ["step 2"]);
+});
+
+Deno.test("GET /samples gives all that the model wrote, the oldest first", async () => {
+  using fake = new FakeRun(1);
+  const { hono } = createApp({ runs: [fake.run()] });
+  assertEquals((await get<Samples>(hono, "/samples"))[1], { run: "fake", samples: [] });
+  fake.sample(1, "Once");
+  fake.append("samples.jsonl", "garbage\n");
+  fake.sample(2, "Once\nupon");
+  assertEquals((await get<Samples>(hono, "/samples?run=fake"))[1].samples, [
+    { step: 1, text: "Once" },
+    { step: 2, text: "Once\nupon" },
+  ]);
 });
 
 Deno.test("GET /healthz is 503 with the reason where a run has failed, and 200 again when it goes on", async () => {

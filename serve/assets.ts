@@ -11,6 +11,7 @@ import formatJs from "./dashboard/format.js" with { type: "text" };
 import iconSvg from "./dashboard/icon.svg" with { type: "text" };
 import indexHtml from "./dashboard/index.html" with { type: "text" };
 import nowJs from "./dashboard/now.js" with { type: "text" };
+import overviewJs from "./dashboard/overview.js" with { type: "text" };
 import panelsJs from "./dashboard/panels.js" with { type: "text" };
 import plotJs from "./dashboard/plot.js" with { type: "text" };
 import promptHtml from "./dashboard/prompt.html" with { type: "text" };
@@ -36,6 +37,7 @@ export const ASSETS: Record<string, Asset> = {
   "/icon.svg": { type: "image/svg+xml", text: iconSvg },
   "/": { type: "text/html", text: indexHtml },
   "/now.js": { type: "text/javascript", text: nowJs },
+  "/overview.js": { type: "text/javascript", text: overviewJs },
   "/panels.js": { type: "text/javascript", text: panelsJs },
   "/plot.js": { type: "text/javascript", text: plotJs },
   "/prompt": { type: "text/html", text: promptHtml },

@@ -32,7 +32,8 @@ const OVERFITTED = 0.02; // relative, of a validation loss above its best
 const SPIKE = 5, WINDOW = 1000; // times the median of so many steps, at most
 const RECENT = 20; // steps whose speed counts as the present one
 const SLOWER = 0.8, FASTER = 1.25; // of the median
-const SAMPLED = 2000; // steps, evenly spread, whose median stands for that of all
+const SAMPLED = 2000; // steps, evenly spread, that stand for all
+const TAIL = 0.02; // of the values at either end, that a mean leaves out
 
 /** The sentence, and how urgent it is: bad if the run has failed, stands still or computes nothing; warn: worth a look. */
 export function verdictOf(facts: Facts, table: Table): Verdict {
@@ -103,7 +104,7 @@ export function trendOf(table: Table): Trend | null {
   const newest = moments(loss.subarray(-n)), older = moments(loss.subarray(-2 * n, -n));
   const difference = newest.mean - older.mean, change = difference / Math.abs(older.mean);
   if (Number.isNaN(change)) return null;
-  const isNoise = Math.abs(difference) < 3 * Math.sqrt((newest.variance + older.variance) / n);
+  const isNoise = Math.abs(difference) < 3 * Math.sqrt(newest.variance / newest.n + older.variance / older.n);
   const is = isNoise ? "flat" : change > RISEN ? "rising" : change < -MOVED ? "falling" : "flat";
   return { is, change, steps: step.at(-1)! - step.at(-1 - n)! };
 }
@@ -190,20 +191,25 @@ function timeLeft({ eta_s }: Facts): Clause[] {
   return eta_s === null ? [] : [{ level: "good", text: `${formatSeconds(eta_s)} left` }];
 }
 
-/** Mean and variance of the finite values; NaN where there is none. */
-function moments(values: Float64Array): { mean: number; variance: number } {
-  let n = 0, sum = 0, squares = 0;
-  for (const value of values) if (Number.isFinite(value)) n++, sum += value;
-  const mean = sum / n;
-  for (const value of values) if (Number.isFinite(value)) squares += (value - mean) ** 2;
-  return { mean, variance: squares / n };
+/** Mean and variance of n finite values, without the outermost, such as a spike; NaN where there is none. */
+function moments(values: Float64Array): { mean: number; variance: number; n: number } {
+  const all = sorted(values),
+    tail = Math.floor(all.length * TAIL),
+    inner = all.subarray(tail, all.length - tail);
+  const n = inner.length, mean = inner.reduce((sum, value) => sum + value, 0) / n;
+  return { mean, variance: inner.reduce((sum, value) => sum + (value - mean) ** 2, 0) / n, n };
 }
 
-/** The median of the finite values, of long columns that of values evenly spread over them; NaN where there is none. */
+/** The median of the finite values; NaN where there is none. */
 function median(values: Float64Array): number {
+  const all = sorted(values);
+  return all[all.length >> 1] ?? NaN;
+}
+
+/** The finite values, ascending; of long columns some that are evenly spread over them. */
+function sorted(values: Float64Array): Float64Array {
   const every = Math.max(1, Math.ceil(values.length / SAMPLED));
-  const some = values.filter((value, i) => i % every === 0 && Number.isFinite(value)).sort();
-  return some[some.length >> 1] ?? NaN;
+  return values.filter((value, i) => i % every === 0 && Number.isFinite(value)).sort();
 }
 
 /** "5.1%", "120%". */

@@ -56,6 +56,10 @@ Deno.test("verdictOf() tells a rising, a flat and a jumping loss", () => {
   assertStringIncludes(about({}, flat), "good Healthy: loss is flat over 100 steps; ");
   const noisy = (step: number) => ({ loss: 2 + 0.3 * Math.sin(7 * step) });
   assertStringIncludes(about({}, noisy), "good Healthy: loss is flat over 100 steps; ");
+  const spiked = (step: number) => step === 850 ? { loss: 40 } : {};
+  assertStringIncludes(about({}, spiked), "good Healthy: loss is falling, 3.2% in 100 steps; ");
+  const wild = (step: number) => ({ loss: 2 + 1.5 * Math.sin(0.7 * step * step) }); // by chance 13% higher
+  assertStringIncludes(about({}, wild), "good Healthy: loss is flat over 100 steps; ");
   const rising = (step: number) => ({ loss: 2 + step / 1000 + wobble(step) });
   assertStringIncludes(about({}, rising), "warn Worth a look: loss is rising, 3.5% in 100 steps; ");
   const jump = (step: number) => step > 985 ? { loss: 5 } : {};

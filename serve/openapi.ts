@@ -59,6 +59,8 @@ const ETA_S = maybe(
   ),
 );
 
+const SAMPLE = { step: whole("After which step"), text: text("What the model wrote") };
+
 const STATS = object({
   run: text("Name of the run"),
   state: STATE,
@@ -106,9 +108,7 @@ const STATS = object({
   eta_s: ETA_S,
   bad_lines: whole("Lines of metrics.jsonl that could not be read"),
   checkpoint: maybe(text("Name of the newest checkpoint")),
-  sample: maybe(
-    object({ step: whole("After which step"), text: text("What the model wrote") }, "The latest sample"),
-  ),
+  sample: maybe(object(SAMPLE, "The latest sample")),
   gpu: maybe(object({
     utilization: maybe(number("Share of the time in which it was busy, 0 to 1")),
     power_w: maybe(number("Watts")),
@@ -160,6 +160,11 @@ const HISTORY = object({
 });
 
 const LOG = object({ run: text("Name of the run"), lines: list({ type: "string" }, "Oldest first") });
+
+const SAMPLES = object({
+  run: text("Name of the run"),
+  samples: list(object(SAMPLE), "Those in the last 64 kB of samples.jsonl, the oldest first"),
+});
 
 const HEALTH = object({
   healthy: { type: "boolean", description: "Whether no run is stalled or has failed" },
@@ -354,6 +359,7 @@ export const OPENAPI = {
       query("lines", { type: "integer", minimum: 1, maximum: 1000, default: 100 }, "How many at most"),
       RUN,
     ]),
+    "/samples": get("What the model wrote while it trained", json("Samples", SAMPLES), [RUN]),
     "/events": get("A run live", other(EVENTS, "text/event-stream"), [
       RUN,
       query("since", { type: "integer", minimum: 0 }, "Sends the steps after this one first"),

@@ -49,6 +49,7 @@ Deno.test("every answer is as the document says", async () => {
     "/runs",
     "/stats/history?key=loss&key=val_loss",
     "/log",
+    "/samples",
     "/healthz",
   ];
   for (const path of [...asked, "/v1/models", "/openapi.json", "/", "/metrics", "/events"]) {

@@ -15,6 +15,7 @@ const STALLED_STEPS = 10; // times the median step
 const STALLED_LEAST_S = 30; // evaluation, samples and checkpoints lie between steps too
 const STALLED_FIRST_S = 600; // before the first step
 const MEDIAN_OF = 101; // steps
+const MOST_SAMPLES = 1000;
 const KILLED = "its process ended without a word, as one that is killed does";
 
 /** One watched run directory. refresh() brings it up to date and tells the listeners what is new. */
@@ -59,6 +60,13 @@ export class Run {
   /** The last lines of log.txt. */
   logLines(count: number): string[] {
     return lastLines(`${this.dir}/log.txt`, count);
+  }
+
+  /** The samples in the last 64 kB of samples.jsonl, the oldest first. */
+  samples(): Sample[] {
+    return lastLines(`${this.dir}/samples.jsonl`, MOST_SAMPLES).map(parseSample).filter((sample) =>
+      sample !== undefined
+    );
   }
 
   /** Milliseconds of a step, the median of the last ones; NaN before the first. */

@@ -111,6 +111,9 @@ export type Series = { step: number[]; value: (number | null)[]; mean: (number |
 /** GET /stats/history */
 export type History = { run: string; series: Partial<Record<Key, Series>> };
 
+/** GET /samples: the oldest first */
+export type Samples = { run: string; samples: Sample[] };
+
 /** GET /log */
 export type Log = { run: string; lines: string[] };
 

@@ -323,7 +323,7 @@ test("the dashboard compares runs in different colours, by step, tokens or time"
   await using view = await open(server.url);
   const { page } = view;
   await view.drawn(200);
-  await page.getByText("Compare runs").click();
+  await page.click("#overview summary");
   await page.check('#runs input[value="b"]');
   await page.waitForFunction(() =>
     document.querySelectorAll("[data-chart=loss] .legend button").length === 4
@@ -355,6 +355,49 @@ test("the dashboard compares runs in different colours, by step, tokens or time"
     document.querySelectorAll("[data-chart=loss] .legend button").length === 4
   );
   assertEquals(await page.isChecked('input[value="time"]'), true);
+});
+
+test("the dashboard lists all runs: those that come, in any order, those with a word, and how they differ", async () => {
+  using a = new FakeRun(30, { name: "a" });
+  using b = new FakeRun(20, { name: "b", config: { learning_rate: 0.01 } });
+  using c = new FakeRun(10, { name: "c" });
+  const runs = [a.run(), b.run()], later = [c.run()];
+  await using server = serve({ runs, look: () => runs.push(...later.splice(0)) });
+  await using view = await open(server.url);
+  const { page } = view, names = () => page.locator("#runs a").allInnerTexts();
+  await view.drawn(30);
+  await page.click("#overview summary");
+  await page.locator("#counted", { hasText: "3 runs: 3 stopped" }).waitFor();
+  await page.getByRole("button", { name: "Step" }).click();
+  assertEquals(await names(), ["a", "b", "c"]);
+  await page.keyboard.press("Enter"); // the head keeps the focus
+  assertEquals(await names(), ["c", "b", "a"]);
+  assertEquals(await page.locator("#order [aria-sort=ascending]").innerText(), "Step");
+  await page.check('#runs input[value="b"]');
+  await page.locator("#differences tbody tr").waitFor();
+  assertEquals(await page.locator("#differences tbody tr").allInnerTexts(), ["learning_rate\t0.003\t0.01"]);
+  await page.fill("#find", "c stop");
+  assertEquals(await names(), ["c"]);
+  await page.locator("#runs a").click();
+  await view.drawn(10);
+});
+
+test("the dashboard shows earlier samples, and the latest one until then", async () => {
+  using run = new FakeRun(30);
+  run.sample(10, "def f(x):\n    return x\n");
+  run.sample(20, "Once upon a time");
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  const { page } = view,
+    font = () => page.evaluate(() => getComputedStyle(document.getElementById("sample")!).fontFamily);
+  await page.getByText("Once upon a time").waitFor();
+  assertEquals((await font()).includes("monospace"), false);
+  await page.selectOption("#sample-step", "10");
+  assertStringIncludes(await view.text("sample"), "    return x");
+  assertStringIncludes(await font(), "monospace"); // since it is a program
+  run.sample(30, "and the last");
+  await page.locator("#sample-step option", { hasText: "30" }).waitFor({ state: "attached" });
+  assertEquals(await page.inputValue("#sample-step"), "10"); // somebody reads it
 });
 
 test("the dashboard zooms all charts by dragging and by keys, and back", async () => {
@@ -545,7 +588,7 @@ test("the dashboard gives every control a name, and Tab reaches all in order wit
   await using view = await open(server.url);
   const { page } = view;
   await view.drawn(100);
-  await page.getByText("Compare runs").waitFor();
+  await page.locator("#overview summary").waitFor();
   const session = await page.context().newCDPSession(page);
   const { nodes } = await session.send("Accessibility.getFullAXTree");
   const focusable = nodes.filter(({ properties }) =>
@@ -574,7 +617,7 @@ test("the dashboard gives every control a name, and Tab reaches all in order wit
     if (seen.at(-1) !== at) seen.push(at);
   }
   assertEquals(seen, [
-    ...["skip", "run", "theme", "help-button", "INPUT", "smoothing", "log", "SUMMARY"],
+    ...["skip", "run", "theme", "help-button", "SUMMARY", "INPUT", "smoothing", "log"],
     ...CHARTS,
     ...["sample", "search", "scroll", "log-tail"],
   ]);

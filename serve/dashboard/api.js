@@ -91,6 +91,15 @@ export async function getLog(run) {
   return (await getJson("log", { run, lines: "200" })).lines;
 }
 
+/**
+ * What the model wrote, the oldest first.
+ * @param {string} run
+ * @returns {Promise<Sample[]>}
+ */
+export async function getSamples(run) {
+  return (await getJson("samples", { run })).samples;
+}
+
 /** Signs in with a token: the answer sets a cookie. @param {string} token */
 export function signIn(token) {
   return getJson("v1/models", { token });

@@ -1,15 +1,15 @@
 // @ts-check
 /// <reference lib="dom" />
 // The dashboard: loads a run, follows it live, and draws what has changed.
-import { follow, getHistory, getLog, getModel, getRuns, getStats, RequestError } from "./api.js";
+import { follow, getHistory, getLog, getModel, getRuns, getSamples, getStats, RequestError } from "./api.js";
 import { Chart } from "./chart.js";
 import { askForToken, bindChoices, bindKeys, bindTheme, keptChoices } from "./controls.js";
 import { chartInWords, CHARTS, curves } from "./curves.js";
 import { byId, setText, showProblem } from "./dom.js";
 import { clock } from "./format.js";
 import { showNow } from "./now.js";
-import { showConfig, showLog, showSample } from "./panels.js";
-import { MOST_RUNS, showRuns } from "./runs.js";
+import { showConfig, showLog, showSample, showSamples } from "./panels.js";
+import { bindOverview, MOST_RUNS, showRuns } from "./runs.js";
 import { append, refined, stepsBetween, truncate } from "./series.js";
 
 /** @typedef {import("./api.js").RunSummary} RunSummary */
@@ -37,6 +37,9 @@ let stats = /** @type {Stats | null} */ (null);
 let runs = /** @type {RunSummary[]} */ ([]);
 /** @type {Map<string, Measured>} */
 const measuredBy = new Map(); // name of a run
+/** @type {Map<string, Record<string, unknown>>} */
+const configBy = new Map();
+let sampledAt = -1; // the step of the last sample that was asked for
 /** @type {StepLine[]} */
 let recent = []; // since the connection stands: a history that was on its way may lack them
 let isFollowing = false; // the connection for events stands
@@ -162,14 +165,24 @@ async function refresh() {
   showProblem("");
 }
 
+async function loadSamples() {
+  sampledAt = stats?.sample?.step ?? -1;
+  showSamples(sampledAt < 0 ? [] : await getSamples(run));
+}
+
 /** Brings up to date what is beside the run: its log, the other runs. */
 async function refreshOthers() {
   await Promise.all([getLog(run).then(showLog), refreshRuns()]);
   const isLive = (/** @type {string} */ name) =>
     runs.find((other) => other.name === name)?.state === "running";
   const wanted = compared.filter((name) => isLive(name) || !measuredBy.has(name));
-  await Promise.all(wanted.map(async (name) => measuredBy.set(name, await getHistory(name))));
+  await Promise.all(wanted.map(async (name) => {
+    const [loaded, { config }] = await Promise.all([getHistory(name), getStats(name)]);
+    measuredBy.set(name, loaded);
+    configBy.set(name, config);
+  }));
   redraw();
+  listRuns();
 }
 
 async function refreshRuns() {
@@ -184,7 +197,8 @@ async function refreshRuns() {
 function showStats(now) {
   stats = now;
   run = now.run;
-  showSample(now.sample);
+  configBy.set(run, now.config);
+  if (now.sample?.step !== sampledAt) attempt(loadSamples);
   showConfig(now);
   redraw();
 }
@@ -237,13 +251,20 @@ function draw() {
 }
 
 function listRuns() {
-  showRuns(runs, run, compared, (name, isOn) => {
-    compared = compared.filter((other) => other !== name);
-    if (isOn) compared.push(name);
-    setAddress();
-    listRuns();
-    attempt(refreshOthers);
-  });
+  const configs = [run, ...compared].map((name) => ({ name, config: configBy.get(name) }));
+  showRuns({ runs, current: run, compared, configs, onCompare });
+}
+
+/**
+ * @param {string} name
+ * @param {boolean} isOn
+ */
+function onCompare(name, isOn) {
+  compared = compared.filter((other) => other !== name);
+  if (isOn) compared.push(name);
+  setAddress();
+  listRuns();
+  attempt(refreshOthers);
 }
 
 /** Keeps the choice of runs in the address, so that it can be sent to others. */
@@ -273,6 +294,8 @@ bindTheme(() => {
   draw();
 });
 bindKeys();
+bindOverview();
+byId("sample-step", HTMLSelectElement).addEventListener("change", showSample);
 byId("reset-zoom", HTMLButtonElement).addEventListener("click", () => setZoom(null));
 byId("run", HTMLSelectElement).addEventListener("change", ({ target }) => {
   if (target instanceof HTMLSelectElement) location.search = `?${new URLSearchParams({ run: target.value })}`;

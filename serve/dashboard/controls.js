@@ -33,8 +33,7 @@ export function bindChoices(choices, onChange) {
   setText("smoothing-value", choices.smoothing.toFixed(2));
 
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("input", ({ target }) => {
-    if (target instanceof HTMLInputElement && target.closest("#compare")) return; // see runs.js
+  form.addEventListener("input", () => {
     const axis = /** @type {XAxis} */ (axes.find((radio) => radio.checked)?.value);
     const chosen = { axis, smoothing: Number(smoothing.value), isLog: isLog.checked };
     setText("smoothing-value", chosen.smoothing.toFixed(2));
@@ -65,29 +64,18 @@ export function bindTheme(onChange) {
   system.addEventListener("change", onChange);
 }
 
-/** The keys / and ?, the search, and what closes by itself. */
+/** The keys / and ?, and the search. */
 export function bindKeys() {
   const field = byId("search", HTMLInputElement), help = byId("help", HTMLDialogElement);
-  const menu = byId("compare", HTMLDetailsElement);
   field.addEventListener("input", search);
   byId("help-button", HTMLButtonElement).addEventListener("click", () => help.showModal());
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && menu.open) closeMenu(menu);
     if (isTyping(event) || document.querySelector("dialog[open]")) return;
     if (event.key === "?") help.showModal();
     if (event.key !== "/") return;
     event.preventDefault(); // Firefox searches the page
     field.focus();
   });
-  document.addEventListener("click", ({ target }) => {
-    if (target instanceof Node && !menu.contains(target)) menu.open = false;
-  });
-}
-
-/** @param {HTMLDetailsElement} menu */
-function closeMenu(menu) {
-  menu.open = false;
-  menu.querySelector("summary")?.focus();
 }
 
 /** Whether a key belongs to a text field or to the browser. @param {KeyboardEvent} event */

@@ -92,3 +92,12 @@ export function clock(date, now = new Date()) {
   const day = days < 6 ? { weekday: "short" } : { day: "numeric", month: "short" };
   return `${date.toLocaleDateString("en-GB", day)} ${time}`;
 }
+
+/** Whether a text looks like a program, whose columns should stand below one another. @param {string} text */
+export function isCode(text) {
+  const lines = text.split("\n").filter((line) => line.trim() !== "");
+  const marked = lines.filter((line) =>
+    /^(\t| {2,})\S|[{};]\s*$|^\s*[})\]]|=>|==|\w\(.*\)|^\s*(#include|\/\/|import |def )/.test(line)
+  );
+  return lines.length > 1 && marked.length > lines.length / 2;
+}

@@ -24,3 +24,14 @@ Deno.test("clock() names the day where it is not today", () => {
   assertEquals(format.clock(new Date("2026-03-06T08:05:00"), now), "Fri 08:05");
   assertEquals(format.clock(new Date("2026-04-12T08:05:00"), now), "12 Apr 08:05");
 });
+
+Deno.test("isCode() tells a program from prose and verse", () => {
+  assertEquals(format.isCode("function f(x) {\n  return x;\n}\n"), true);
+  assertEquals(format.isCode("def f(x):\n    return x + 1\n\nprint(f(1))"), true);
+  assertEquals(format.isCode("And God said, Let there be light:\nand there was light."), false);
+  assertEquals(
+    format.isCode("First Citizen:\nBefore we proceed any further, hear me speak;\n\nAll:\nSpeak, speak."),
+    false,
+  );
+  assertEquals(format.isCode(""), false);
+});

@@ -72,8 +72,11 @@ function showTiles(stats) {
 function showTrend(trend) {
   byId("loss-note", HTMLElement).dataset.trend = trend?.is ?? "";
   if (!trend) return setText("loss-note", "");
-  const sign = { falling: "↓", flat: "→", rising: "↑" }[trend.is];
-  setText("loss-note", `${sign} ${percent(Math.abs(trend.change))} in ${integer(trend.steps)} steps`);
+  const { is, change, steps } = trend, how = `${percent(Math.abs(change))} in ${integer(steps)} steps`;
+  setText(
+    "loss-note",
+    is === "flat" ? `→ flat over ${integer(steps)} steps` : `${is === "falling" ? "↓" : "↑"} ${how}`,
+  );
 }
 
 /** @param {Stats["gpu"]} gpu */

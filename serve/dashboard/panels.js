@@ -2,16 +2,41 @@
 /// <reference lib="dom" />
 // Below the charts: the latest sample, the configuration with its search, the end of the log.
 import { byId, make, setText } from "./dom.js";
-import { bytes, integer } from "./format.js";
+import { bytes, integer, isCode } from "./format.js";
 import { facts } from "./now.js";
 
 /** @typedef {import("./api.js").Stats} Stats */
+/** @typedef {import("./api.js").Sample} Sample */
 
-/** @param {Stats["sample"]} sample */
-export function showSample(sample) {
-  setText("sample-step", sample ? `step ${integer(sample.step)}` : "");
+let samples = /** @type {Sample[]} */ ([]);
+
+/** The latest sample, unless somebody looks at an earlier one. @param {Sample[]} all the oldest first */
+export function showSamples(all) {
+  const select = byId("sample-step", HTMLSelectElement), latest = samples.at(-1)?.step;
+  const isAtLatest = select.value === "" || select.value === String(latest);
+  const text = JSON.stringify(all.map(({ step }) => step));
+  samples = all;
+  if (select.dataset.text !== text) {
+    select.dataset.text = text;
+    const chosen = isAtLatest ? "" : select.value;
+    const options = all.toReversed().map(({ step }) =>
+      make("option", { value: String(step) }, `step ${integer(step)}`)
+    );
+    select.replaceChildren(...options);
+    if (all.some(({ step }) => String(step) === chosen)) select.value = chosen;
+  }
+  select.hidden = all.length === 0;
+  showSample();
+}
+
+/** The sample that is chosen. */
+export function showSample() {
+  const { value } = byId("sample-step", HTMLSelectElement);
+  const sample = samples.find(({ step }) => String(step) === value);
   setText("sample", sample?.text ?? "No sample yet: --sample_interval says how often the model writes one");
-  byId("sample", HTMLElement).classList.toggle("muted", !sample);
+  const { classList } = byId("sample", HTMLElement);
+  classList.toggle("muted", !sample);
+  classList.toggle("code", isCode(sample?.text ?? ""));
 }
 
 /** @param {string[]} lines */
@@ -42,8 +67,8 @@ export function showConfig(stats) {
   search();
 }
 
-/** @param {unknown} value */
-function inWords(value) {
+/** A value of the configuration. @param {unknown} value */
+export function inWords(value) {
   return typeof value === "string" ? value || "–" : JSON.stringify(value);
 }
 
