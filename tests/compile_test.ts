@@ -66,7 +66,13 @@ async function fakedCompile(): Promise<Result> {
 Deno.test("compile puts the whole module graph, the workers and what they reach into the program", async () => {
   const embedded = pathsIn((await fakedCompile()).stdout), files = await graphOf("mod.ts");
   const workers = workersOf(files);
-  assertEquals(workers.sort(), ["data/prepare/encode_worker.ts", "serve/model_worker.ts", "serve/worker.ts"]);
+  assertEquals(workers.sort(), [
+    "base/sha256_worker.ts",
+    "data/prepare/encode_worker.ts",
+    "runtime/save_worker.ts",
+    "serve/model_worker.ts",
+    "serve/worker.ts",
+  ]);
   for (const worker of workers) files.push(...await graphOf(worker));
   const code = /^(export )?(async )?(const|let|function|class) /m; // a file of types leaves nothing to run
   const programs = files.filter((path) => code.test(Deno.readTextFileSync(new URL(path, ROOT))));
