@@ -97,6 +97,7 @@ export const variables = {
   // instead of training
   eval_only: false, // mean loss over the whole val split of the model to --resume
   dry_run: false, // model size, memory, FLOPs, speed and the first batch, then stop
+  ranks: 0, // with --dry_run: plan for one of so many; 0 = of those that the launcher started
   debug: "", // --debug: stop at the first non-finite value; --debug=tape|profile: list or time the ops
 };
 
@@ -110,7 +111,7 @@ const ranges: Ranges<TrainConfig> = {
   ...each(whole(0), "seed", "warmup_iters", "max_skipped", "sample_tokens", "dist_timeout_s"),
   ...each(whole(0), "log_interval", "eval_interval", "sample_interval", "save_interval"),
   ...each(whole(1, 2 ** 20), "n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"),
-  ...each(whole(0, 2 ** 20), "head_dim", "n_inner"),
+  ...each(whole(0, 2 ** 20), "head_dim", "n_inner", "ranks"),
   ...each(between(0), "learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"),
   ...each(between(0, 0.999999), "beta1", "beta2"),
   n_layer: whole(1, 10_000),
@@ -208,6 +209,7 @@ export async function train(args: string[]): Promise<void> {
   const world = findWorld((name) => Deno.env.get(name));
   const { checkpoint, larger, ...configured } = configure(variables, ranges, args, world);
   let { config } = configured;
+  if (config.dry_run && world.rank > 0) return; // one says it for all
   const dataset = openData(config.data_dir, openDataset);
   if (config.verify_data && world.local_rank === 0) await verifyShards(dataset);
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
@@ -215,7 +217,9 @@ export async function train(args: string[]): Promise<void> {
   const c = llamaConfig(config, dataset.vocab_size, base);
   const known = await tokenizerOf(dataset);
   const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
-  if (config.dry_run) return await dryRun(config, larger, c, dataset, tokenizer);
+  if (config.dry_run) {
+    return await dryRun(config, config.ranks || world.world_size, larger, c, dataset, tokenizer);
+  }
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
   using stop = new Stop(ranks); // until all ranks have left: a late signal must not fail one of them

@@ -20,6 +20,8 @@ export type RunVariables = Values & {
   init_from: string;
   train: string;
   eval_only: boolean;
+  dry_run: boolean;
+  ranks: number;
   device: string;
   debug: string;
   recompute: string;
@@ -51,6 +53,7 @@ export type Configured<T> = { config: T; checkpoint: string | undefined; larger?
 export type Larger<T> = { from_bytes: number; config: T };
 
 const BARE = { debug: "check" }; // what --debug alone means
+const NOT_KEPT = { eval_only: false, dry_run: false, ranks: 0, debug: "" }; // by a run that goes on
 
 /**
  * defaults, then what the run to resume was trained with or else the preset, then the command line. The preset where none is
@@ -67,7 +70,8 @@ export function configure<T extends RunVariables>(
   if (overrides.out_dir) overrides.out_dir = overrides.out_dir.replace(/(?<=.)\/+$/, ""); // as the checkpoints of a run have it
   if (overrides.init_from?.startsWith("hf://")) overrides.init_from = directoryOf(overrides.init_from);
   const resume = overrides.resume === "auto" ? newestOf(overrides.out_dir) : overrides.resume;
-  const check = (config: T) => checkConfig(config, ranges, world_size);
+  const planned = overrides.ranks || world_size; // ranks
+  const check = (config: T) => checkConfig(config, ranges, planned);
   if (overrides.resume === "") {
     throw new UserError("Cannot resume: --resume needs a run directory, such as --resume=runs/c4");
   }
@@ -82,7 +86,7 @@ export function configure<T extends RunVariables>(
         );
       }
     }
-    const config = { ...defaults, ...saved, eval_only: false, dry_run: false, debug: "", ...overrides };
+    const config = { ...defaults, ...saved, ...NOT_KEPT, ...overrides };
     if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, resume);
     return { config: check({ ...config, out_dir: runOfCheckpoint(resume) }), checkpoint };
   }
@@ -99,7 +103,7 @@ export function configure<T extends RunVariables>(
   );
   const made = { config: check({ ...config, out_dir }), checkpoint: undefined };
   if (config.preset !== "gpt-270m" || isGiven) return made;
-  const suiting = largerBatches.filter((batch) => batch.gradient_accumulation_steps % world_size === 0); // as much for each rank
+  const suiting = largerBatches.filter((batch) => batch.gradient_accumulation_steps % planned === 0); // as much for each rank
   const larger = suiting.map(({ from_bytes, ...batch }) => (
     { from_bytes, config: check({ ...config, ...batch, ...overrides, out_dir }) }
   ));
@@ -140,7 +144,7 @@ function savedConfig<T extends Values>(checkpoint: string, defaults: T, override
     );
   }
   for (const [name, like] of Object.entries(defaults)) {
-    if (Object.hasOwn(overrides, name) || fits(config[name], like)) continue;
+    if (Object.hasOwn(overrides, name) || Object.hasOwn(NOT_KEPT, name) || fits(config[name], like)) continue;
     const value = JSON.stringify(config[name])?.slice(0, 40) ?? "missing";
     throw wrong(`config.${name} is ${value}, should be a ${typeof like}; set it: --${name}=${like}`);
   }
@@ -203,6 +207,12 @@ function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world
   if (config.min_lr > config.learning_rate) {
     throw new UserError(
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
+    );
+  }
+  if (config.ranks > 0 && !config.dry_run) {
+    throw new UserError(
+      `Cannot start ${config.ranks} ranks: --ranks plans for them, with --dry_run; start them with torchrun, mpirun or srun, see ` +
+        "docs/distributed.md",
     );
   }
   const micro_steps = config.gradient_accumulation_steps as number;

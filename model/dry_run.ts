@@ -1,5 +1,5 @@
 // --dry_run: check data, check model, check memory, check speed. Trains nothing and writes nothing.
-import { formatCount } from "../base/format.ts";
+import { formatBytes, formatCount, formatSeconds } from "../base/format.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
@@ -18,7 +18,9 @@ import {
   memoryTable,
   modelSize,
   planMemory,
+  planShared,
   roomFor,
+  type Shared,
   type StepSettings,
   timeMicroStep,
 } from "./plan.ts";
@@ -28,10 +30,17 @@ export type DryRunSettings = StepSettings & OpenOptions & {
   device: string;
   block_size: number;
   init_from: string;
+  keep_checkpoints: number;
 };
 
 const LONGEST_S = 30; // a micro-step that would take longer is not timed
 const WINDOWS = 8; // of the first batch are shown
+const LINKS = [ // bytes a second, of one direction
+  ["NVLink, or eight 400G adapters a node", 350e9],
+  ["one 400G adapter a node", 45e9],
+  ["10G Ethernet", 1.2e9],
+] as const;
+const DISK = 1e9; // bytes a second that each rank is taken to write
 
 /**
  * Prints the data, the model, the memory plan by kind, FLOPs, the speed if a device answers, and the first batch decoded. larger:
@@ -39,6 +48,7 @@ const WINDOWS = 8; // of the first batch are shown
  */
 export async function dryRun<T extends DryRunSettings>(
   config: T,
+  world_size: number,
   larger: Larger<T>[] | undefined,
   c: LlamaConfig,
   dataset: Dataset,
@@ -48,7 +58,9 @@ export async function dryRun<T extends DryRunSettings>(
   const wanted = config.device || chooseDevice().name;
   const opened = tryToOpen(config);
   const isOpen = "description" in opened, none = { config, reason: "" };
-  const { config: s, reason } = isOpen ? await chooseBatch(config, larger, c) : none;
+  const ranks = { world_size, least: (n: number) => Promise.resolve(n) }; // all are taken to be like this one
+  const { config: chosen, reason } = isOpen ? await chooseBatch(config, larger, c, ranks) : none;
+  const s = { ...chosen, world_size };
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = measureModel(c).flops_per_token;
   const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
@@ -63,15 +75,18 @@ export async function dryRun<T extends DryRunSettings>(
     } TFLOP a step of ${step} tokens`,
   );
   if (reason) row("chosen", reason);
-  row("memory", `on ${wanted}, by kind`);
-  const plan = planMemory(c, s, wanted === "cpu" ? "f32" : "bf16");
+  const act = wanted === "cpu" ? "f32" : "bf16", shared = planShared(c, s, act);
+  row("memory", `on ${wanted}, by kind${world_size > 1 ? `, of one of ${world_size} ranks` : ""}`);
+  const plan = planMemory(c, s, act);
   console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
+  if (world_size > 1) row("comm", exchange(shared));
+  row("save", saving(shared, s));
   try {
     if ("error" in opened) throw opened.error;
     row("device", opened.description);
     const { fits, room } = roomFor(plan, c, s);
     row("free", room);
-    row("speed", fits ? speed(s, c, micro, flops) : "not measured");
+    row("speed", fits ? speed(s, c, micro, flops, shared) : "not measured");
   } catch (error) {
     row("speed", `not measured: ${(error as Error).message}`);
     open("plan");
@@ -92,11 +107,54 @@ function tryToOpen(s: DryRunSettings): { description: string } | { error: unknow
   }
 }
 
-function speed(s: DryRunSettings, c: LlamaConfig, micro: number, flops: number): string {
+/** What ranks send each other once a step, and how long computing waits for that. */
+function exchange({ exchanged }: Shared): string {
+  const times = LINKS.map(([link, rate]) =>
+    `${formatTime(exchanged / rate)} over ${link} (${rate / 1e9} GB/s)`
+  );
+  return `each rank sends and receives ${formatBytes(exchanged)} a step while none computes: ${
+    times.join(", ")
+  }`;
+}
+
+/** How large checkpoints are, and how long the slowest rank, the first one, writes its part. */
+function saving({ model, optimizer }: Shared, s: DryRunSettings): string {
+  const { world_size = 1, keep_checkpoints } = s, part = optimizer / world_size;
+  const parts = world_size > 1
+    ? ` by rank 0, optimizer ${formatBytes(optimizer)}, ${formatBytes(part)} by each rank`
+    : `, optimizer ${formatBytes(optimizer)}`;
+  return `a checkpoint has ${formatBytes(model + optimizer)}: model ${
+    formatBytes(model)
+  }${parts}; written in ` +
+    `${formatTime((model + part) / DISK)} at 1 GB/s a rank; ${keep_checkpoints} and the best are kept`;
+}
+
+function formatTime(seconds: number): string {
+  if (seconds >= 10) return formatSeconds(seconds);
+  return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+}
+
+function speed(
+  s: DryRunSettings,
+  c: LlamaConfig,
+  micro: number,
+  flops: number,
+  { exchanged }: Shared,
+): string {
   const expected_s = flops * micro / (0.5 * (peakFlops()?.flops ?? 1e12)); // at half the peak
   if (expected_s > LONGEST_S) {
     return `not measured: a micro-step would take about ${expected_s.toFixed(0)} s here`;
   }
-  const tokens_per_sec = Math.round(micro / timeMicroStep(c, s) * 1000);
-  return `${formatCount(tokens_per_sec)} tokens/s, forward and backward`;
+  const micro_s = timeMicroStep(c, s) / 1000, { world_size = 1 } = s;
+  const alone = `${formatCount(micro / micro_s)} tokens/s, forward and backward`;
+  if (world_size === 1) return alone;
+  const micro_steps = Math.ceil(s.gradient_accumulation_steps / world_size),
+    computing_s = micro_steps * micro_s;
+  const shares = LINKS.map(([, rate]) =>
+    `${(100 * exchanged / rate / (computing_s + exchanged / rate)).toFixed(1)}%`
+  );
+  return `${alone}, by one rank; it computes ${
+    formatTime(computing_s)
+  } of a step (${micro_steps} micro-steps), and the exchange ` +
+    `is ${shares.join(", ")} of the whole step`;
 }

@@ -69,6 +69,31 @@ export function planMemory(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
   });
 }
 
+/** What one of several ranks does in a step besides computing, and what all of them save, in bytes. */
+export type Shared = {
+  /** Sent by each rank, and as many received: gradients in float32, then weights; nothing where it is alone. */
+  exchanged: number;
+  /** model.safetensors, which rank 0 writes. */
+  model: number;
+  /** optimizer.safetensors, of which each rank writes its part: moments in float32, and the weights where others are bfloat16. */
+  optimizer: number;
+};
+
+/** Of the model that is trained so, on devices of that type. */
+export function planShared(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16"): Shared {
+  const { world_size = 1, zero_stage = 0 } = s, element = act === "bf16" ? 2 : 4;
+  return aside(act, () => {
+    const model = init({ ...c }), trains = trainsOf(model, s.train ?? "");
+    const p = new Parameters(model, { seed: 0, train: true, trains, world_size, zero_stage: 1 });
+    const bytes = (4 + (zero_stage === 1 ? element : 4)) * p.total; // reduce-scatter, all-gather
+    return {
+      exchanged: bytes * (world_size - 1) / world_size,
+      model: element * p.count(),
+      optimizer: (act === "bf16" ? 12 : 8) * p.count(p.trained),
+    };
+  });
+}
+
 /** Runs f on a device that only counts, also where a step has failed half-way: its tape and memory stay as they are. */
 function aside<T>(act: "f32" | "bf16", f: () => T): T {
   return withPlan(act, () => withOwnMemory(() => withOwnTape(f)));

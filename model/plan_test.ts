@@ -6,7 +6,15 @@ import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { fixed, readFloats } from "../runtime/tensor.ts";
 import { init, loss, type Recompute } from "./llama.ts";
-import { chooseBatch, measureModel, memoryTable, modelSize, planMemory, settingsThatFit } from "./plan.ts";
+import {
+  chooseBatch,
+  measureModel,
+  memoryTable,
+  modelSize,
+  planMemory,
+  planShared,
+  settingsThatFit,
+} from "./plan.ts";
 import { largerBatches } from "./presets.ts";
 import { GPT_270M } from "./testing.ts";
 
@@ -40,6 +48,21 @@ Deno.test("measureModel() counts the parameters and FLOPs of gpt-270m as publish
   assertEquals(untied, { parameters: 24 * layer + C + 2 * table, embeddings: 2 * table, flops_per_token });
   const matrices = 24 * (layer - 2 * C) + table; // six a weight, and causal attention
   assertEquals(flops_per_token, 6 * matrices + 6 * 24 * 16 * 64 * (2048 + 1));
+});
+
+Deno.test("planShared() counts what docs/distributed.md computes for gpt-270m, and what a checkpoint of it has", () => {
+  const P = 322.1e6,
+    of = (world_size: number, zero_stage: number, act: "bf16" | "f32") =>
+      planShared(GPT_270M, { ...settings, world_size, zero_stage }, act);
+  const close = (actual: number, expected: number) => assertAlmostEquals(actual / expected, 1, 1e-3);
+  close(of(8, 1, "bf16").exchanged, 6 * P * 7 / 8); // float32 gradients, bfloat16 weights
+  close(of(64, 1, "bf16").exchanged, 6 * P * 63 / 64);
+  close(of(8, 0, "bf16").exchanged, 8 * P * 7 / 8); // gradients twice
+  close(of(8, 1, "f32").exchanged, 8 * P * 7 / 8);
+  assertEquals(of(1, 1, "bf16").exchanged, 0);
+  close(of(8, 1, "bf16").model, 2 * P);
+  close(of(8, 1, "bf16").optimizer, 12 * P); // master, m, v
+  close(of(8, 1, "f32").optimizer, 8 * P);
 });
 
 Deno.test("measureModel() and planMemory() leave the open device, its memory and its tape as they were", () => {

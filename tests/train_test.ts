@@ -15,9 +15,11 @@ import {
   isInstalled,
   list,
   metrics,
+  refuse,
   ROOT,
   run,
   runOnTerminal,
+  runWith,
   SMALL,
   succeed,
 } from "./testing.ts";
@@ -288,6 +290,41 @@ Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batc
   assertMatch(stdout, /^speed {2}[\d,]+ tokens\/s, forward and backward$/m);
   const batch = Array.from(stdout.matchAll(/^batch {2}train_000000\.bin tokens \d+ to \d+: ".+"$/gm));
   assertEquals(batch.length, 4);
+});
+
+Deno.test("--dry_run --ranks plans for one of several, whose checkpoints have the sizes that are planned", async () => {
+  const data = await dataset(),
+    out = freshPath(),
+    flags = [`--data_dir=${data}`, ...SMALL, "--n_embd=128", "--n_inner=384"];
+  flags.push("--gradient_accumulation_steps=4");
+  const alone = await succeed("train", ...flags, "--dry_run");
+  const ranks = await succeed("train", ...flags, "--dry_run", "--ranks=3");
+  const megabytes = (text: string, name: string) =>
+    Number(new RegExp(`${name} +([\\d.]+) MB`).exec(text)![1]);
+  assertAlmostEquals(megabytes(ranks, "optimizer"), megabytes(alone, "optimizer") / 3, 0.1);
+  assertEquals(megabytes(ranks, "gradients"), megabytes(alone, "gradients"));
+  assertMatch(ranks, /^memory on cpu, by kind, of one of 3 ranks$/m);
+  assertMatch(ranks, /^comm {3}each rank sends and receives [\d.]+ MB a step while none computes: /m);
+  assertMatch(ranks, /^speed .*; it computes .* of a step \(2 micro-steps\), and the exchange is /m); // two, one and one
+  assertEquals(alone.includes("\ncomm "), false);
+  await succeed("train", ...flags, `--out_dir=${out}`, "--max_iters=1", "--save_interval=1");
+  const sizes = ["model", "optimizer"].map((name) =>
+    Deno.statSync(`${out}/checkpoints/step_000001/${name}.safetensors`).size / 1e6
+  );
+  const planned = ["model", "optimizer"].map((name) => megabytes(/^save.*$/m.exec(alone)![0], name));
+  sizes.forEach((size, i) => assertAlmostEquals(planned[i]! / size, 1, 0.05)); // 63 rows that pad the vocabulary are not saved
+  assertEquals(
+    await refuse("train", ...flags, "--ranks=3"),
+    "Cannot start 3 ranks: --ranks plans for them, with --dry_run; start them with torchrun, mpirun or srun, see " +
+      "docs/distributed.md",
+  );
+  const of = (rank: number) => ["WORLD_SIZE=2", `RANK=${rank}`, `LOCAL_RANK=${rank}`];
+  const [first, second] = [
+    await runWith(of(0), "train", ...flags, "--dry_run"),
+    await runWith(of(1), "train", ...flags, "--dry_run"),
+  ];
+  assertMatch(first.stdout, /^memory on cpu, by kind, of one of 2 ranks$/m);
+  assertEquals(second, { code: 0, signal: null, stdout: "", stderr: "" }); // one copy is enough
 });
 
 Deno.test("--dry_run counts gpt-270m as published", async () => {
