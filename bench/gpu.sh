@@ -73,8 +73,8 @@ stage_env() {
   echo "cpus: $(nproc)"
   echo "commit: $(git rev-parse HEAD 2>/dev/null || echo "${LOAM_COMMIT:-unknown}")"
   echo "changed_files: $(git status --porcelain 2>/dev/null | wc -l)"
-  "$LOAM_PYTHON" -c 'import torch; print("torch:", torch.__version__); print("nccl:", *torch.cuda.nccl.version())' \
-    2>/dev/null || echo "torch: with neither CUDA nor NCCL, or not there"
+  nccl='torch.cuda.is_available() and print("nccl:", *torch.cuda.nccl.version())'
+  "$LOAM_PYTHON" -c "import torch; print('torch:', torch.__version__); $nccl" 2>/dev/null || echo "torch: none"
   deno --version >/dev/null # without it no other stage can run
 }
 
