@@ -27,6 +27,7 @@ const defaults = {
   recompute: "norm_swiglu", // what loam's backward computes again; see train.ts
   bf16_too: false, // CPU: loam with bf16 GEMM inputs as one more side
   only: "", // some of the sides, such as loam or "loam,torch compile tuned"
+  markdown: false, // print a row for docs/speed.md too
   alone: false, // each side ends before the next one starts: for models of which three do not fit on a card
   json: "", // where the results go; "" = a name in bench/results/ that says what was measured
 };
@@ -266,6 +267,25 @@ function describe(settings: Record<string, string>): string {
   return all.length > 0 ? `(${all.join(", ")})` : "";
 }
 
+/** A row of the table in docs/speed.md: tokens/s of loam, with bf16 GEMMs and of the best PyTorch, ratios, memory. */
+function markdownRow(o: Options, { V, B, T }: Shape, results: Record<string, Result>): string {
+  const best = bestTorch(results), sides = [results.loam, results["loam bf16"], results[best?.name ?? ""]];
+  const rate = (r?: Result) =>
+    r ? r.tokens_per_sec.toLocaleString("en-US", { maximumFractionDigits: 0 }) : "-";
+  const ratio = (r?: Result) => r && best ? `${(r.tokens_per_sec / best.tokens_per_sec).toFixed(2)}x` : "-";
+  const memory = sides.map((r) => r ? (r.peak_bytes / 2 ** 30).toFixed(2) : "-").join(" / ");
+  const shape = `${o.preset}, V=${V}, B=${B}, T=${T}, ${o.dtype}`;
+  const cells = [
+    shape,
+    ...sides.map(rate),
+    best?.name ?? "-",
+    ratio(sides[0]),
+    ratio(sides[1]),
+    `${memory} GiB`,
+  ];
+  return `| ${cells.join(" | ")} |`;
+}
+
 /** Names of the sides whose step times vary too much for their median to mean anything. */
 function unsteady(results: Record<string, Result>): string[] {
   return Object.entries(results).filter(([, r]) => Math.max(...r.step_ms) > 1.5 * Math.min(...r.step_ms))
@@ -350,6 +370,7 @@ if (import.meta.main) {
 
     const { ran, results, failures, path } = outcome();
     console.log(`\n${table(results)}\n\nmedians of ${rounds} turns of ${steps} steps`);
+    if (options.markdown) console.log(`markdown: ${markdownRow(options, shape, results)}`);
     const best = bestTorch(results), noisy = unsteady(results);
     if (best) console.log(`best PyTorch: ${best.name} ${describe(best.settings)}`.trim());
     if (noisy.length > 0) {

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
 # Measures what docs/speed.md quotes of training on a CPU, loam beside the best-tuned PyTorch, on a machine that does nothing
-# else: a line for each shape into bench/results/, and all tables on the screen. 15 minutes on two cores, of which starting and
-# compiling PyTorch takes half; behind each line are its minutes there.
+# else: each shape into bench/results/, all tables on the screen, and at the end their rows for that page. 15 minutes on two
+# cores, half of which PyTorch takes to start and to compile; behind each line are its minutes there.
 #
 #   LOAM_PYTHON=python3 bench/speed.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
-failed=0
+failed=0 rows="" printed=$(mktemp)
+trap 'rm -f "$printed"' EXIT
 
 peer() {
   local began=$SECONDS
-  deno run -q -P=bench bench/peer.ts "$@" || failed=1
+  deno run -q -P=bench bench/peer.ts --markdown "$@" | tee "$printed" || failed=1
+  rows+=$(sed -n 's/^markdown: //p' "$printed")$'\n'
   echo "--- $((SECONDS - began)) s"
 }
 
@@ -22,4 +24,6 @@ peer --preset=small --rounds=5 --dtype=bfloat16                                 
 peer --preset=124m --rounds=2 --steps=2 --bf16_too --only="loam,loam bf16,$compiled"                      # 4.5
 peer --preset=small --T=1024 --B=2 --rounds=3 --bf16_too --only="loam,loam bf16,torch compile tuned"      # 1
 peer --preset=small --T=4096 --B=1 --rounds=2 --bf16_too --only="loam,loam bf16,torch compile tuned"      # 1
+echo "| | loam tok/s | with bf16 GEMMs | PyTorch, best | which | ratio | with bf16 | peak memory, loam / bf16 / PyTorch |"
+printf '%s' "$rows"
 exit $failed
