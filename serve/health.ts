@@ -56,7 +56,7 @@ export function verdictOf(facts: Facts, table: Table): Verdict {
   const lead = found[0]!,
     others = kept.filter((clause) => clause !== lead).map(({ text }) => text).join("; ");
   if (state !== "running") return { level, text: [lead.text, others].filter(Boolean).join("; ") };
-  return { level, text: `${LEADS[level]}: ${others || `${formatCount(step)} steps so far`}` };
+  return { level, text: `${LEADS[level]}: ${others || `${count(step, "step", "steps")} so far`}` };
 }
 const LEADS = { good: "Healthy", warn: "Worth a look", bad: "In trouble" };
 

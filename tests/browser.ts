@@ -131,6 +131,18 @@ export async function rgb(page: Page, variable: string): Promise<number[]> {
   }, variable);
 }
 
+/** What axe-core finds wrong with a page for people who cannot see or point, as "rule: element". */
+export async function axe(page: Page): Promise<string[]> {
+  const { default: source } = await import("axe-core/axe.min.js", { with: { type: "text" } });
+  await page.evaluate(source);
+  return await page.evaluate(async () => {
+    type Violation = { id: string; nodes: { target: string[] }[] };
+    const { run } = Reflect.get(globalThis, "axe") as { run: () => Promise<{ violations: Violation[] }> };
+    const { violations } = await run();
+    return violations.flatMap(({ id, nodes }) => nodes.map(({ target }) => `${id}: ${target.join(" ")}`));
+  });
+}
+
 // ---- colours
 
 /**

@@ -5,6 +5,7 @@ import { UserError } from "../base/errors.ts";
 import { Model } from "../serve/model.ts";
 import { FakeRun, metricsAt } from "../serve/testing.ts";
 import {
+  axe,
   CHROMIUM,
   contrast,
   faintTexts,
@@ -51,6 +52,7 @@ test("the dashboard says how the run is, how fast it is and when it ends", async
   await using view = await open(server.url);
   await view.drawn(300);
   assertEquals(await view.text("state"), "Running");
+  assertEquals(await view.text("device"), "cpu: a processor, 2 threads, avx2 · 0.8M parameters");
   assertEquals(await view.text("step"), "300");
   assertEquals(await view.text("of"), "of 1,000 steps · 30.0%");
   assertEquals(await view.text("speed"), "20,480");
@@ -257,6 +259,7 @@ test("the dashboard shows each step as it is done, and the curves grow", async (
   await view.page.getByText("A new text").waitFor({ timeout: 2000 });
   run.stop();
   await view.page.locator("#state", { hasText: "Stopped" }).waitFor({ timeout: 2000 });
+  assertMatch(await view.text("eta"), /^ended \d\d:\d\d$/);
 });
 
 test("the dashboard says that the server is gone, and shows what it missed when it is back", async () => {
@@ -530,6 +533,7 @@ test("the prompt page writes what the model writes, stops, and says why it canno
   await page.click("#write");
   await page.locator("#problem", { hasText: /^The prompt has \d+ tokens, the model reads/ }).waitFor();
   assertEquals(await page.evaluate(faintTexts), []);
+  assertEquals(await axe(page), []);
   assertEquals(await page.locator("#runs-link").isVisible(), false);
   model.close();
 });
@@ -640,6 +644,42 @@ test("the dashboard describes each chart in words, and has one heading, one main
   });
   assertEquals(facts, { twice: [], h1: 1, main: 1 });
   assertEquals(await page.getAttribute("html", "lang"), "en");
+});
+
+for (const colorScheme of ["light", "dark"] as const) {
+  test(`axe-core finds nothing wrong with the dashboard, in ${colorScheme}`, async () => {
+    const metrics = (step: number) => ({ ...metricsAt(step), grad_norm: step === 50 ? 80 : 1 });
+    using a = new FakeRun(100, { name: "a", metrics }), b = new FakeRun(120, { name: "b" });
+    a.sample(50, "Once upon a time");
+    await using server = serve({ runs: [a.run(), b.run()] });
+    await using view = await open(`${server.url}?run=a&compare=b`, { colorScheme });
+    const { page } = view;
+    await view.drawn(120);
+    await page.click("#overview summary");
+    assertEquals(await axe(page), []);
+    await page.locator("#help-button").click();
+    assertEquals(await axe(page), []);
+  });
+}
+
+test("the dashboard of several runs is less than six screens of a telephone long", async () => {
+  const runs = ["a", "b", "c"].map((name) => new FakeRun(100, { name, config: { [name]: 1 } }));
+  runs[0]!.sample(50, "Once upon a time\n".repeat(100));
+  runs[0]!.append("log.txt", "a line of the log\n".repeat(100));
+  await using server = serve({ runs: runs.map((run) => run.run()) });
+  await using view = await open(`${server.url}?run=a&compare=b&compare=c`, {
+    viewport: { width: 390, height: 844 },
+  });
+  await view.drawn(100);
+  await view.page.click("#overview summary");
+  await view.page.locator("#differences tbody tr").first().waitFor();
+  const { scrollHeight, scrollWidth } = await view.page.evaluate(() => {
+    const { scrollHeight, scrollWidth } = document.scrollingElement!;
+    return { scrollHeight, scrollWidth };
+  });
+  assertEquals(scrollWidth, 390);
+  assert(scrollHeight < 6 * 844, `${scrollHeight / 844} screens`);
+  runs.forEach((run) => run[Symbol.dispose]());
 });
 
 test("the dashboard fits 360 pixels and moves nothing where motion is not wanted", async () => {

@@ -128,9 +128,9 @@ function measured() {
 function addStep(line) {
   recent = [...recent.slice(-MOST_RECENT), line];
   addLine(measured(), line);
-  const wasLost = stats?.loss === null && stats.step > 0;
+  const isFirst = stats?.step === 0, wasLost = !isFirst && stats?.loss === null;
   if (stats && line.step > stats.step) stats = afterStep(stats, line);
-  if (line.loss === null && !wasLost) attempt(refresh); // at once, since it is bad news
+  if (isFirst || (line.loss === null && !wasLost)) attempt(refresh); // what /stats says is another thing now
   if (!isLoading && (measured().loss?.length ?? 0) > MOST_POINTS) attempt(loadHistory);
   redraw();
 }

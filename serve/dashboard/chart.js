@@ -14,6 +14,8 @@ import { reach } from "./scale.js";
 
 /** @typedef {{ lines: Line[], axis: XAxis, isLog: boolean, zoom: Zoom | null, summary: string }} Content */
 
+const NOTHING = "No step yet";
+
 /** What the cursor is at. */
 const PLACE = {
   step: (/** @type {number} */ x) => `step ${integer(x)}`,
@@ -47,7 +49,6 @@ export class Chart {
     this.spec = spec;
     this.onZoom = onZoom;
     const id = `chart-${spec.key}`;
-    this.#empty.textContent = spec.empty;
     parent.append(make(
       "figure",
       { "aria-labelledby": id, "data-chart": spec.key },
@@ -71,6 +72,7 @@ export class Chart {
   draw(content) {
     this.#content = content;
     const { lines, axis, isLog, summary } = content;
+    this.#empty.textContent = lines.some(({ y }) => y.length > 0) ? this.spec.empty ?? NOTHING : NOTHING;
     this.#empty.hidden = lines.some(({ y }) => y.some(Number.isFinite));
     this.#legend.hidden = !this.#empty.hidden;
     this.#frame.setAttribute("aria-label", `${this.spec.title}: ${summary}`);

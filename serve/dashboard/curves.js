@@ -14,15 +14,12 @@ import { places, smooth, summary } from "./series.js";
 /** @typedef {{ name: string, measured: Measured }} DrawnRun */
 /** @typedef {{ axis: XAxis, smoothing: number }} How */
 
-const NOTHING = "No step yet";
-
 /** @type {ChartSpec[]} The first one is large. */
 export const CHARTS = [
   {
     key: "loss",
     title: "Loss",
     unit: "nats a token",
-    empty: NOTHING,
     format: loss,
     isNoisy: true,
     marksLost: true,
@@ -31,17 +28,15 @@ export const CHARTS = [
     key: "grad_norm",
     title: "Gradient norm",
     unit: "before clipping",
-    empty: NOTHING,
     format: significant,
     isNoisy: true,
     marksLost: true,
   },
-  { key: "lr", title: "Learning rate", empty: NOTHING, format: significant, fromZero: true },
+  { key: "lr", title: "Learning rate", format: significant, fromZero: true },
   {
     key: "tokens_per_sec",
     title: "Speed",
     unit: "tokens a second",
-    empty: NOTHING,
     format: integer,
     fromZero: true,
     isNoisy: true,
@@ -56,12 +51,11 @@ export const CHARTS = [
     fromZero: true,
     isNoisy: true,
   },
-  { key: "memory_bytes", title: "Memory", empty: NOTHING, format: bytes, ticks: "bytes", fromZero: true },
+  { key: "memory_bytes", title: "Memory", format: bytes, ticks: "bytes", fromZero: true },
   {
     key: "skipped",
     title: "Skipped updates",
     unit: "so far",
-    empty: NOTHING,
     format: integer,
     fromZero: true,
     isStepped: true,

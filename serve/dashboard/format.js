@@ -101,3 +101,14 @@ export function isCode(text) {
   );
   return lines.length > 1 && marked.length > lines.length / 2;
 }
+
+/**
+ * A device and a model as the head of the page names them: "cpu: AMD EPYC, 2 threads, avx512 · 0.8M parameters". How it was
+ * chosen, and its library, stand in the list of the configuration.
+ * @param {string | null} device
+ * @param {string | null} model
+ */
+export function inShort(device, model) {
+  const short = device?.replace(/ \([^)]*\)(?=: )/, "").replace(/, (GEMM|attention): .*/, "");
+  return [short, model?.replace(/,.*/, "")].filter(Boolean).join(" · ");
+}

@@ -35,3 +35,13 @@ Deno.test("isCode() tells a program from prose and verse", () => {
   );
   assertEquals(format.isCode(""), false);
 });
+
+Deno.test("inShort() names device and model without the path of a library", () => {
+  const cpu =
+    "cpu (as asked): AMD EPYC, 2 threads, avx512, GEMM: onednn /usr/lib/x86_64-linux-gnu/libdnnl.so.2.6";
+  const model = "0.83M parameters, 0.79M without embeddings";
+  assertEquals(format.inShort(cpu, model), "cpu: AMD EPYC, 2 threads, avx512 · 0.83M parameters");
+  const gpu = "cuda (a GPU answers): NVIDIA H100 80GB HBM3 (PCIe), attention: hopper";
+  assertEquals(format.inShort(gpu, null), "cuda: NVIDIA H100 80GB HBM3 (PCIe)");
+  assertEquals(format.inShort(null, null), "");
+});

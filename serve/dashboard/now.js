@@ -7,6 +7,7 @@ import {
   clock,
   compact,
   duration,
+  inShort,
   integer,
   isKnown,
   loss,
@@ -36,17 +37,22 @@ export function showNow(stats) {
   showEnd(stats);
   showTiles(stats);
   showHealth(stats.health);
-  setText("device", [stats.device, stats.model].filter(Boolean).join(" · "));
+  setText("device", inShort(stats.device, stats.model));
+  byId("device", HTMLElement).title = stats.device ?? "";
   const title = [stats.loss === null ? "" : loss(stats.loss), percent(share), stats.run, "loam"];
   document.title = title.filter(Boolean).join(" · ");
 }
 
-/** @param {Stats} stats */
-function showEnd({ state, eta_s, elapsed_s }) {
-  const isKnownEnd = state === "running" && isKnown(eta_s);
-  setText("eta", isKnownEnd ? `${duration(eta_s)} left` : "");
-  if (isKnownEnd) setText("ends", `ends ${clock(new Date(Date.now() + 1000 * eta_s))}`);
-  else setText("ends", elapsed_s > 0 ? `${duration(elapsed_s)} of training` : "");
+/** When the run ends, or when it ended. @param {Stats} stats */
+function showEnd({ state, step, eta_s, ended_at, age_s, elapsed_s }) {
+  const spent = elapsed_s > 0 ? `${duration(elapsed_s)} of training` : "", now = Date.now();
+  if (state === "running") {
+    setText("eta", isKnown(eta_s) ? `${duration(eta_s)} left` : "");
+    return setText("ends", isKnown(eta_s) ? `ends ${clock(new Date(now + 1000 * eta_s))}` : spent);
+  }
+  const lastStep = step > 0 ? `last step ${clock(new Date(now - 1000 * age_s))}` : ""; // one that was killed says no more
+  setText("eta", ended_at ? `ended ${clock(new Date(ended_at))}` : lastStep);
+  setText("ends", spent);
 }
 
 /** @param {Stats} stats */

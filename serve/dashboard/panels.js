@@ -42,7 +42,7 @@ export function showSample() {
 /** @param {string[]} lines */
 export function showLog(lines) {
   const log = byId("log-tail", HTMLPreElement);
-  const text = lines.join("\n");
+  const text = lines.join("\n") || "No line yet";
   if (log.textContent === text) return;
   const isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 24;
   log.textContent = text;
