@@ -244,10 +244,10 @@ Deno.test(
     const lines = async (LOAM_FAKE_MPI_STALL: string) => {
       const flags = [...FLAGS, `--out_dir=${freshPath()}`, "--max_iters=1", "--dist_timeout_s=3"];
       const job = new Job([flags, flags], { LOAM_MPI, LOAM_FAKE_MPI_STALL });
-      const timer = setTimeout(() => job.signal("SIGKILL"), 30_000); // mpirun of 4.1 may hang itself then, in PMIx
-      const { code, signal, stderr } = await job.end();
+      const timer = setTimeout(() => job.signal("SIGKILL"), 30_000);
+      const { code, stderr } = await job.end();
       clearTimeout(timer);
-      assert(code === 75 || signal === "SIGKILL" && LOAM_FAKE_MPI_STALL === "MPI_Finalize", stderr);
+      assert(code === 75 || code !== 0 && LOAM_FAKE_MPI_STALL === "MPI_Finalize", stderr); // in which mpirun may hang or crash
       return stderr.split("\n").filter((line) => line.startsWith("error: "));
     };
     for (const name of ["MPI_Init_thread", "MPI_Finalize"]) { // mpirun may end rank 0 before it has said so too
