@@ -3,6 +3,9 @@
 //
 // loam's side is `deno task train` itself. What PyTorch is given: the float32 weights that the run began with, the run's
 // config.json, and the list of windows that its loader read; it reads the token files on its own (torch_curve.py).
+//
+// --bf16_seeds=1337,1338,1339 compares loam with itself instead, without PyTorch: for each seed a run with float32 and one
+// with bfloat16 matrix products (--bf16_gemm), and says how far they are apart beside how far the seeds are.
 import { openDataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import { runMain, UserError } from "../base/errors.ts";
@@ -17,7 +20,7 @@ import { writeSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 
 /** Flags of this program; every other flag goes to train.ts. */
-const OWN = { json: "", dtype: "", threads: navigator.hardwareConcurrency };
+const OWN = { json: "", dtype: "", threads: navigator.hardwareConcurrency, bf16_seeds: "" };
 
 /** Losses of both sides, step by step. relative differences are |loam - torch| / torch. */
 export type Curve = {
@@ -42,7 +45,17 @@ type Config = RunVariables & {
   max_iters: number;
 };
 
-type Losses = { losses: number[]; grad_norms: number[] };
+type Losses = { losses: number[]; grad_norms: number[]; val_losses: number[] };
+
+/** Losses with float32 and bfloat16 products, each a mean over the last steps of a run, by seed. */
+export type Bf16Comparison = {
+  seeds: number[];
+  float32: number[];
+  bfloat16: number[];
+  seed_range: number; // the largest less the smallest of float32
+  mean_difference: number; // bfloat16 - float32, over seeds
+  largest_difference: number; // of one seed
+};
 
 // ---- loam's side
 
@@ -57,8 +70,73 @@ async function trainHere(flags: string[], out_dir: string): Promise<Losses> {
   ];
   await finish("train.ts", Deno.execPath(), args);
   const lines = Deno.readTextFileSync(`${out_dir}/metrics.jsonl`).trimEnd().split("\n");
-  const steps = lines.map((line) => JSON.parse(line) as { loss: number; grad_norm: number });
-  return { losses: steps.map(({ loss }) => loss), grad_norms: steps.map(({ grad_norm }) => grad_norm) };
+  const steps = lines.map((line) =>
+    JSON.parse(line) as { loss: number; grad_norm: number; val_loss?: number }
+  );
+  return {
+    losses: steps.map(({ loss }) => loss),
+    grad_norms: steps.map(({ grad_norm }) => grad_norm),
+    val_losses: steps.flatMap(({ val_loss }) => val_loss ?? []),
+  };
+}
+
+// ---- loam with bfloat16 products beside loam with float32 ones
+
+const LAST_STEPS = 50;
+
+/** Compares runs of one model, one with each kind of product for every seed, by what `of` says of a run. */
+export function compareBf16(
+  seeds: number[],
+  float32: Losses[],
+  bfloat16: Losses[],
+  of: (run: Losses) => number,
+): Bf16Comparison {
+  const [a, b] = [float32.map(of), bfloat16.map(of)];
+  const differences = b.map((value, i) => value - a[i]!);
+  return {
+    seeds,
+    float32: a,
+    bfloat16: b,
+    seed_range: Math.max(...a) - Math.min(...a),
+    mean_difference: mean(differences),
+    largest_difference: Math.max(...differences.map(Math.abs)),
+  };
+}
+
+function mean(values: number[]): number {
+  return values.reduce((sum, value) => sum + value, 0) / values.length;
+}
+
+/** Trains with both kinds of products for every seed, prints how far they are apart and writes it down. */
+async function compareProducts(seeds: number[], flags: string[], dir: string, json: string): Promise<void> {
+  const runs: Record<"float32" | "bfloat16", Losses[]> = { float32: [], bfloat16: [] };
+  for (const seed of seeds) {
+    for (const dtype of ["float32", "bfloat16"] as const) {
+      const own = [`--seed=${seed}`, `--bf16_gemm=${dtype === "bfloat16"}`];
+      runs[dtype].push(await trainHere([...flags, "--device=cpu", ...own], `${dir}/${seed}-${dtype}`));
+    }
+  }
+  const { float32, bfloat16 } = runs;
+  const train = compareBf16(seeds, float32, bfloat16, ({ losses }) => mean(losses.slice(-LAST_STEPS)));
+  const val = float32[0]!.val_losses.length > 0
+    ? compareBf16(seeds, float32, bfloat16, ({ val_losses }) => val_losses.at(-1)!)
+    : undefined;
+  for (
+    const [name, c] of [[`mean loss of the last ${LAST_STEPS} steps`, train], ["val loss", val]] as const
+  ) {
+    if (!c) continue;
+    const rows = c.seeds.map((seed, i) => [`${seed}`, c.float32[i]!.toFixed(4), c.bfloat16[i]!.toFixed(4)]);
+    console.log(table([["seed", "float32", "bfloat16"], ...rows]));
+    console.log(
+      `${name}: bfloat16 - float32 is ${c.mean_difference.toFixed(4)} over the seeds, at most ` +
+        `${c.largest_difference.toFixed(4)} for one; float32 seeds are ${c.seed_range.toFixed(4)} apart`,
+    );
+  }
+  const command = `bench/curve.ts ${Deno.args.join(" ")}`;
+  const rounded = (curve: Losses) => ({ ...curve, losses: curve.losses.map((loss) => +loss.toFixed(5)) });
+  const strip = (all: Losses[]) => all.map(rounded).map(({ losses, val_losses }) => ({ losses, val_losses }));
+  const curves = { float32: strip(float32), bfloat16: strip(bfloat16) };
+  if (json) Deno.writeTextFileSync(json, JSON.stringify({ command, train, val, ...curves }) + "\n");
 }
 
 /** Writes what the run began with for PyTorch: weights.safetensors and windows.json. */
@@ -163,6 +241,9 @@ if (import.meta.main) {
     const flags = [...args.filter((arg) => !isOwn(arg)), `--threads=${own.threads}`];
     const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_curve_" });
     try {
+      if (own.bf16_seeds) {
+        return await compareProducts(own.bf16_seeds.split(",").map(Number), flags, dir, own.json);
+      }
       const loam = await trainHere(flags, `${dir}/run`);
       const config: Config = JSON.parse(Deno.readTextFileSync(`${dir}/run/config.json`));
       open((config.device || "cpu") as DeviceName, { threads: own.threads });
