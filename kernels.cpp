@@ -374,7 +374,35 @@ struct Blas {
 };
 
 static Blas blas;
-static bool use_bf16_gemm = false;
+static bool use_bf16_gemm = false;  // inputs of matrix products are rounded
+static bool use_pairs = false;      // and this file multiplies them itself in attention,
+static bool use_pair_gemm = false;  // and elsewhere
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#define HAS_PAIR_PRODUCTS 1  // compiled for every processor with AVX-512, used on those with AVX512-BF16
+#endif
+
+/// Whether the processor multiplies pairs of bfloat16 (AVX512-BF16).
+static bool has_bf16_pairs() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#else
+  return false;
+#endif
+}
+
+/// Whether it multiplies tiles of bfloat16 (AMX-TILE and AMX-BF16).
+static bool has_bf16_tiles() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> 22 & 1);
+#else
+  return false;
+#endif
+}
 
 static int one_dnn(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void* a, const void* b,
                    float beta, float* c) {
@@ -436,9 +464,10 @@ struct FoundText {
   }
 };
 
-/// The BLAS called `name`, or where name is "" the first one that will do.
-static int choose_blas(const char* name, bool bf16_wanted, Blas* chosen) {
+/// The BLAS called `name`, or where name is "" the first one that will do; of no kind where this file's own product will.
+static int choose_blas(const char* name, bool bf16_wanted, bool own_pairs, Blas* chosen) {
   bool any = !name[0], builtin = !strcmp(name, "builtin"), known = any || builtin;
+  if (any && bf16_wanted && own_pairs && !has_bf16_tiles()) return 0;  // as fast as the best of them, without packing twice
   for (const BlasKind& kind : BLAS_KINDS) {
     if (!any && strcmp(name, kind.name)) continue;
     known = true;
@@ -453,10 +482,10 @@ static int choose_blas(const char* name, bool bf16_wanted, Blas* chosen) {
   if (!any && !builtin && !chosen->kind) {
     FAIL("blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
   }
-  if (bf16_wanted && !chosen->bf16_gemm) {
+  if (bf16_wanted && !chosen->bf16_gemm && (chosen->kind || !own_pairs)) {
     const char* used = chosen->kind ? chosen->kind->name : "builtin";
-    FAIL("bf16_gemm=1 needs a BLAS with a bfloat16 GEMM for this processor, which %s is not; "
-                "found with one: %s", used, FoundText(true).text);
+    FAIL("bf16_gemm=1 needs a processor with AVX512-BF16, or a BLAS with a bfloat16 GEMM for this one, which %s is not; "
+         "found with one: %s", used, FoundText(true).text);
   }
   return 0;
 }
@@ -594,16 +623,11 @@ static bool may_use_tiles() {
 /// The fastest loop over bfloat16 that the processor has, else over float32.
 static PeakLoop choose_peak_loop(bool bf16_wanted) {
 #if defined(__x86_64__)
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  __builtin_cpu_init();
-  if (bf16_wanted && __builtin_cpu_supports("avx512f")) {
-    bool has_leaf = __get_cpuid_count(7, 0, &a, &b, &c, &d);
-    bool has_tiles = has_leaf && (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
-    if (has_tiles && may_use_tiles()) {
-      return {multiply_add_tiles, 2.0 * 16 * 16 * 32 * AMX_SUMS, "bfloat16 tile products (AMX)"};
-    }
-    bool has_dots = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-    if (has_dots) return {multiply_add_bf16, 2.0 * 32 * BF16_SUMS, "bfloat16 dot products (AVX512-BF16)"};
+  if (bf16_wanted && has_bf16_tiles() && may_use_tiles()) {
+    return {multiply_add_tiles, 2.0 * 16 * 16 * 32 * AMX_SUMS, "bfloat16 tile products (AMX)"};
+  }
+  if (bf16_wanted && has_bf16_pairs()) {
+    return {multiply_add_bf16, 2.0 * 32 * BF16_SUMS, "bfloat16 dot products (AVX512-BF16)"};
   }
 #endif
   (void)bf16_wanted;
@@ -651,10 +675,19 @@ int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* n
   if (!name) FAIL("the address of blas is 0; pass \"\" for the first one found");
   if (attention && *attention && strcmp(attention, "auto") && strcmp(attention, "portable"))
     FAIL("attention=%s: a CPU has one kind, leave it at auto", attention);
+  if (bf16_gemm < 0 || bf16_gemm > LOAM_AUTO) FAIL("bf16_gemm=%d must be 0, 1 or %d (auto)", bf16_gemm, LOAM_AUTO);
+#ifdef HAS_PAIR_PRODUCTS
+  const bool own_pairs = has_bf16_pairs();
+#else
+  const bool own_pairs = false;
+#endif
+  const bool named = name[0] && strcmp(name, "builtin"), is_auto = bf16_gemm == LOAM_AUTO;
   Blas chosen;
-  TRY(choose_blas(name, bf16_gemm != 0, &chosen));
+  TRY(choose_blas(name, is_auto ? own_pairs && !named : bf16_gemm, own_pairs, &chosen));
   blas = chosen;
-  use_bf16_gemm = bf16_gemm != 0;
+  use_bf16_gemm = is_auto ? own_pairs && (!named || chosen.bf16_gemm) : bf16_gemm;
+  use_pairs = use_bf16_gemm && own_pairs;
+  use_pair_gemm = use_pairs && !chosen.kind;
   thread_count = threads ? threads : default_threads();
   if (blas.set_threads) blas.set_threads(thread_count);
   return 0;
@@ -1085,6 +1118,211 @@ int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int3
   return 0;
 }
 
+// ---- products of bfloat16 pairs ---------------------------------------------------------------------------------------
+//
+// Where the processor multiplies pairs of bfloat16 (AVX512-BF16), twice as fast as floats: both operands are rounded while
+// they are copied into the order of use, sums stay float. A dword holds elements p and p + 1 of a row of op(a), or of a
+// column of op(b); an odd last one is paired with 0.
+
+#ifdef HAS_PAIR_PRODUCTS
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own headers
+#endif
+
+#define PAIRS __attribute__((target("avx512bf16")))
+
+enum { PAIR_ROWS = 6, PAIR_VECTORS = 4, PAIR_COLUMNS = 16 * PAIR_VECTORS };
+enum {
+  BLOCK_K = 768,   // depth that is summed in registers
+  BLOCK_N = 4096,  // columns of b that are packed at a time, for all threads
+  STRIP_M = 96,    // rows of a, by each thread
+  ROW_PAIRS = BLOCK_K / 2 + 16,  // dwords of a packed row of a: no power of two, which would share few sets of the cache
+};
+
+static inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << max(0, n)) - 1); }
+
+/// 32 floats as 16 pairs; those behind n are 0.
+PAIRS static inline __m512i pairs_along(const float* x, int64_t n) {
+  __m512 low = _mm512_maskz_loadu_ps(first_lanes(n), x), high = _mm512_maskz_loadu_ps(first_lanes(n - 16), x + 16);
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/// 16 pairs (even[i], odd[i]).
+PAIRS static inline __m512i pairs_across(__m512 even, __m512 odd) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                         20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+/// Rows become columns, of 16 x 16 dwords.
+static inline void transpose16(__m512i r[16]) {
+  __m512i t[16];
+  UNROLL for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  UNROLL for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  UNROLL for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  UNROLL for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+/// c (R, columns) = add + a b, columns <= 16 * NV; add may be 0, or c. Pair (i, p) of a lies at a[i * a_row + p * a_step],
+/// rows of b are b_row pairs apart.
+template <int R, int NV>
+PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
+                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last) {
+  __m512 sum[R][NV];
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < NV; j++) {
+      sum[i][j] = _mm512_setzero_ps();
+      if (add) __builtin_prefetch(add + i * add_row + j * 16);
+    }
+  }
+  for (int64_t p = 0; p < pairs; p++) {
+    __m512bh row[NV];
+    UNROLL for (int j = 0; j < NV; j++) row[j] = (__m512bh)_mm512_loadu_si512(b + p * b_row + j * 16);
+    UNROLL for (int i = 0; i < R; i++) {
+      __m512bh pair = (__m512bh)_mm512_set1_epi32((int)a[i * a_row + p * a_step]);
+      UNROLL for (int j = 0; j < NV; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], pair, row[j]);
+    }
+  }
+  UNROLL for (int i = 0; i < R; i++) {
+    UNROLL for (int j = 0; j < NV; j++) {
+      const __mmask16 lanes = j == NV - 1 ? last : (__mmask16)0xffff;
+      if (add) sum[i][j] = _mm512_add_ps(sum[i][j], _mm512_maskz_loadu_ps(lanes, add + i * add_row + j * 16));
+      _mm512_mask_storeu_ps(c + i * c_row + j * 16, lanes, sum[i][j]);
+    }
+  }
+}
+
+/// The same for any number of columns of which b has whole vectors.
+template <int R>
+PAIRS static void pair_strip_of(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
+                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs) {
+  int64_t j = 0;
+  for (; j + PAIR_COLUMNS <= columns; j += PAIR_COLUMNS) {
+    pair_tile<R, PAIR_VECTORS>(c + j, c_row, add ? add + j : nullptr, add_row, a, a_row, a_step, b + j, b_row, pairs, 0xffff);
+  }
+  const __mmask16 last = first_lanes((columns - 1) % 16 + 1);
+  const float* rest = add ? add + j : nullptr;
+  switch (divide_up(columns - j, 16)) {
+    case 1: return pair_tile<R, 1>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
+    case 2: return pair_tile<R, 2>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
+    case 3: return pair_tile<R, 3>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
+    case 4: return pair_tile<R, 4>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
+  }
+}
+
+/// The same for 1 to PAIR_ROWS rows.
+PAIRS static void pair_strip(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
+                             size_t a_step, const uint32_t* b, size_t b_row, int64_t rows, int64_t columns, int64_t pairs) {
+  switch (rows) {
+    case 1: return pair_strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+    case 2: return pair_strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+    case 3: return pair_strip_of<3>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+    case 4: return pair_strip_of<4>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+    case 5: return pair_strip_of<5>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+    default: return pair_strip_of<6>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+  }
+}
+
+/// to (divide_up(depth, 2), to_row) = pairs of rows of x (depth, n), floats x_row apart, in whole vectors.
+PAIRS static void pack_pairs_across(uint32_t* to, size_t to_row, const float* x, size_t x_row, int64_t depth, int64_t n) {
+  for (int64_t p = 0; p < depth; p += 2) {
+    for (int64_t j = 0; j < n; j += 16) {
+      const float* from = x + p * x_row + j;
+      __mmask16 lanes = first_lanes(n - j);
+      __m512 even = _mm512_maskz_loadu_ps(lanes, from);
+      __m512 odd = p + 1 < depth ? _mm512_maskz_loadu_ps(lanes, from + x_row) : _mm512_setzero_ps();
+      _mm512_storeu_si512(to + p / 2 * to_row + j, pairs_across(even, odd));
+    }
+  }
+}
+
+/// to (rows, to_row) = pairs along the rows of x (rows, depth), in whole vectors.
+PAIRS static void pack_pairs_along(uint32_t* to, size_t to_row, const float* x, size_t x_row, int64_t depth, int64_t rows) {
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t p = 0; p < depth; p += 32) {
+      _mm512_storeu_si512(to + i * to_row + p / 2, pairs_along(x + i * x_row + p, depth - p));
+    }
+  }
+}
+
+/// to (divide_up(depth, 2), to_row) = pairs along the rows of x (n, depth), transposed; in columns n to whole vectors 0.
+/// Writes whole vectors of rows, too: up to round_up(depth, 32) / 2 of them.
+PAIRS static void pack_pairs_transposed(uint32_t* to, size_t to_row, const float* x, size_t x_row, int64_t depth, int64_t n) {
+  for (int64_t j = 0; j < n; j += 16) {
+    for (int64_t p = 0; p < depth; p += 32) {
+      __m512i rows[16];
+      UNROLL for (int i = 0; i < 16; i++) {
+        rows[i] = j + i < n ? pairs_along(x + (j + i) * x_row + p, depth - p) : _mm512_setzero_si512();
+      }
+      transpose16(rows);
+      UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (p / 2 + i) * to_row + j, rows[i]);
+    }
+  }
+}
+
+/// c (m, n) = add + op(a) op(b), each rounded to bfloat16; add (m, n) may be 0, or c. See gemm().
+PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b, const float* add,
+                           float* c) {
+  const int threads = team(m * n * k / 64);
+  const int64_t block_k = round_up(divide_up(k, divide_up(k, BLOCK_K)), 32);  // of nearly one size
+  const int64_t strip_m = min(STRIP_M, round_up(divide_up(m, 4 * threads), PAIR_ROWS));  // four strips a thread at least
+  const int64_t a_pairs = STRIP_M * ROW_PAIRS, b_pairs = min(BLOCK_N, round_up(n, PAIR_COLUMNS)) * (BLOCK_K / 2);
+  uint32_t* packed_b = (uint32_t*)workspace((b_pairs + threads * a_pairs) * sizeof(uint32_t));
+  if (!packed_b) return 1;
+#pragma omp parallel num_threads(threads)
+  for (int64_t j0 = 0; j0 < n; j0 += BLOCK_N) {
+    uint32_t* packed_a = packed_b + b_pairs + omp_get_thread_num() * a_pairs;
+    const int64_t columns = min(BLOCK_N, n - j0);
+    for (int64_t p0 = 0; p0 < k; p0 += block_k) {
+      const int64_t depth = min(block_k, k - p0), pairs = divide_up(depth, 2);
+      const float* before = p0 > 0 ? c : add;
+#pragma omp for
+      for (int64_t j = 0; j < columns; j += PAIR_COLUMNS) {
+        uint32_t* to = packed_b + j * (BLOCK_K / 2);
+        const int64_t width = min(PAIR_COLUMNS, columns - j);
+        if (tb) pack_pairs_transposed(to, PAIR_COLUMNS, b + (j0 + j) * k + p0, k, depth, width);
+        else pack_pairs_across(to, PAIR_COLUMNS, b + p0 * n + j0 + j, n, depth, width);
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t i0 = 0; i0 < m; i0 += strip_m) {
+        const int64_t rows = min(strip_m, m - i0);
+        if (ta) pack_pairs_across(packed_a, STRIP_M, a + p0 * m + i0, m, depth, rows);
+        else pack_pairs_along(packed_a, ROW_PAIRS, a + i0 * k + p0, k, depth, rows);
+        for (int64_t j = 0; j < columns; j += PAIR_COLUMNS) {
+          for (int64_t i = 0; i < rows; i += PAIR_ROWS) {
+            const size_t at = (i0 + i) * n + j0 + j;
+            pair_strip(c + at, n, before ? before + at : nullptr, n, packed_a + i * (ta ? 1 : ROW_PAIRS), ta ? 1 : ROW_PAIRS,
+                       ta ? STRIP_M : 1, packed_b + j * (BLOCK_K / 2), PAIR_COLUMNS, min(PAIR_ROWS, rows - i),
+                       min(PAIR_COLUMNS, columns - j), pairs);
+          }
+        }
+      }
+    }
+  }
+  return 0;
+}
+
+#endif
+
 // ---- attention: causal, grouped-query, online softmax ---------------------------------------------------------------
 //
 // Queries and keys are taken in blocks of BLOCK rows. The scores of a pair of blocks are kept transposed, S^T (keys,
@@ -1284,10 +1522,163 @@ static void attend_all(float* out, float* lse, const float* qkv, const float* k,
   }
 }
 
+// ---- attention by bfloat16 pairs ------------------------------------------------------------------------------------
+//
+// As above, with every product of bfloat16 pairs: the operands are rounded where they are read in another order anyway, P
+// and dS where they are computed. Scores, softmax and sums stay float.
+
+#ifdef HAS_PAIR_PRODUCTS
+
+/// Keys and values of all heads (B, K, T) as pairs along D and across keys: each head is `along` or `across` dwords.
+struct PairedHeads {
+  int64_t row, wide, along, across;  // dwords of a row of pairs along D, of one across; of a head
+  explicit PairedHeads(const AttentionSize& size) {
+    row = round_up(size.D, 32) / 2, wide = round_up(size.D, 16);
+    along = size.T * row, across = divide_up(size.T, 2) * wide;
+  }
+};
+
+/// Scratch memory of one thread for one block of queries.
+struct PairScratch {
+  float *scores, *dscores;       // (BLOCK keys, BLOCK queries)
+  float *rows, *result;          // (BLOCK, D): queries times the scale; out in the forward pass, dq in the backward pass
+  uint32_t *qt, *dout_t;         // pairs along D, transposed: (D / 2, BLOCK)
+  uint32_t *q, *dout;            // pairs across queries: (BLOCK / 2, D)
+  uint32_t *p_across, *ds_across;  // pairs across keys: (BLOCK / 2, BLOCK queries)
+  uint32_t *p_along, *ds_along;    // pairs across queries: (BLOCK keys, BLOCK / 2)
+  static size_t dwords(int64_t D) { return 4 * BLOCK * BLOCK + 4 * BLOCK * round_up(D, 32); }
+  PairScratch(uint32_t* memory, int64_t D) {
+    const int64_t square = BLOCK * BLOCK, half = square / 2, block = BLOCK * round_up(D, 32);
+    scores = (float*)memory, dscores = scores + square;
+    p_across = memory + 2 * square, ds_across = p_across + half, p_along = ds_across + half, ds_along = p_along + half;
+    rows = (float*)(ds_along + half), result = rows + block;
+    qt = (uint32_t*)(result + block), dout_t = qt + block / 2, q = dout_t + block / 2, dout = q + block / 2;
+  }
+};
+
+/// scores (keys, BLOCK) = x (keys, D) yt (D, queries), as multiply_scores().
+PAIRS static void pair_scores(float* scores, const uint32_t* x, int64_t x_row, const uint32_t* yt, int64_t keys,
+                              int64_t queries, int64_t D, int64_t shift) {
+  for (int64_t n = 0; n < keys; n += PAIR_ROWS) {
+    int64_t first = min(queries, max(0, n - shift) / W * W);
+    if (first == queries) break;
+    pair_strip(scores + n * BLOCK + first, BLOCK, nullptr, 0, x + n * x_row, x_row, 1, yt + first, BLOCK,
+               min(PAIR_ROWS, keys - n), queries - first, D / 2);
+  }
+}
+
+/// out (queries, D) (+)= scores^T x (keys, D), of pairs across keys, as multiply_queries().
+PAIRS static void pair_queries(float* out, const uint32_t* scores, const uint32_t* x, int64_t x_row, int64_t keys,
+                               int64_t queries, int64_t D, int64_t shift, bool accumulate) {
+  for (int64_t m = 0; m < queries; m += PAIR_ROWS) {
+    int64_t seen = max(0, min(keys, m + PAIR_ROWS + shift));
+    float* to = out + m * D;
+    pair_strip(to, D, accumulate ? to : nullptr, D, scores + m, 1, BLOCK, x, x_row, min(PAIR_ROWS, queries - m), D,
+               divide_up(seen, 2));
+  }
+}
+
+/// out (keys, D) += scores x (queries, D), of pairs across queries, as multiply_keys().
+PAIRS static void pair_keys(float* out, const uint32_t* scores, const uint32_t* x, int64_t x_row, int64_t keys,
+                            int64_t queries, int64_t D, int64_t shift) {
+  const int64_t pairs = divide_up(queries, 2);
+  for (int64_t n = 0; n < keys; n += PAIR_ROWS) {
+    int64_t first = min(pairs, max(0, n - shift) / 2);
+    float* to = out + n * D;
+    pair_strip(to, D, to, D, scores + n * (BLOCK / 2) + first, BLOCK / 2, 1, x + first * x_row, x_row,
+               min(PAIR_ROWS, keys - n), D, pairs - first);
+  }
+}
+
+/// online_softmax() whose exponentials are left as pairs across keys.
+PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, int64_t keys, int64_t queries, int64_t shift) {
+  for (int64_t m = 0; m < queries; m += W) {
+    int64_t end = mask(scores, -INFINITY, keys, m, shift);
+    const float* column = scores + m;
+    vec before = load(state->top + m), even = before, odd = before;
+    for (int64_t n = 0; n + 1 < end; n += 2) {
+      even = larger(load(column + n * BLOCK), even);
+      odd = larger(load(column + (n + 1) * BLOCK), odd);
+    }
+    if (end % 2) even = larger(load(column + (end - 1) * BLOCK), even);
+    vec top = larger(even, odd), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
+    for (int64_t n = 0; n < keys; n += 2) {
+      vec p = {}, next = {};
+      if (n < end) p = fast_exp(load(column + n * BLOCK) - top);
+      if (n + 1 < end) next = fast_exp(load(column + (n + 1) * BLOCK) - top);
+      sum += p;
+      sum += next;
+      _mm512_storeu_si512(pairs + n / 2 * BLOCK + m, pairs_across((__m512)p, (__m512)next));
+    }
+    store(state->top + m, top);
+    store(state->sum + m, sum);
+    store(state->factor + m, factor);
+  }
+}
+
+/// attend() from paired keys and values of one head.
+PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const uint32_t* k,
+                              const uint32_t* v, const PairedHeads& heads, int64_t queries, int64_t position, int64_t D,
+                              uint32_t* memory) {
+  PairScratch scratch(memory, D);
+  Softmax state;
+  for (int m = 0; m < BLOCK; m++) state.top[m] = -INFINITY, state.sum[m] = 0.0f;
+  for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * q_row, D, 1.0f / sqrtf((float)D));
+  pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
+  int64_t columns = round_up(queries, W), all_keys = position + queries;
+  for (int64_t key = 0; key < all_keys; key += BLOCK) {
+    int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
+    pair_scores(scratch.scores, k + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);
+    pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift);
+    for (int64_t m = 0; key > 0 && m < queries; m++) {
+      float* sums = scratch.result + m * D;
+      if (state.factor[m] != 1.0f) scale_row(sums, sums, D, state.factor[m]);
+    }
+    pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, queries, D, shift, key > 0);
+  }
+  for (int64_t m = 0; m < queries; m++) {
+    scale_row(out + m * out_row, scratch.result + m * D, D, 1.0f / state.sum[m]);
+    if (lse) lse[m] = state.top[m] + logf(state.sum[m]);
+  }
+}
+
+PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv, const AttentionSize& size) {
+  const int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks(), row = size.qkv_row();
+  const PairedHeads heads(size);
+  const size_t scratch = PairScratch::dwords(D);
+  uint32_t* memory = (uint32_t*)workspace((thread_count * scratch + B * K * (heads.along + heads.across)) * sizeof(uint32_t));
+  if (!memory) return 1;
+  uint32_t *k = memory + thread_count * scratch, *v = k + B * K * heads.along;
+#pragma omp parallel num_threads(team(size.work() * D / 16))
+  {
+#pragma omp for
+    for (int64_t pair = 0; pair < B * K; pair++) {
+      const float* from = qkv + pair / K * T * row + (H + pair % K) * D;
+      pack_pairs_along(k + pair * heads.along, heads.row, from, row, D, T);
+      pack_pairs_across(v + pair * heads.across, heads.wide, from + K * D, row, T, D);
+    }
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < n_blocks * B * H; task++) {
+      int64_t b = task / n_blocks / H, head = task / n_blocks % H;
+      int64_t t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
+      int64_t at = b * T + t, pair = b * K + size.kv_head(head);
+      pair_attend(out + at * size.out_row() + head * D, size.out_row(), lse + (b * H + head) * T + t,
+                  qkv + at * row + head * D, row, k + pair * heads.along, v + pair * heads.across, heads, min(BLOCK, T - t), t,
+                  D, memory + omp_get_thread_num() * scratch);
+    }
+  }
+  return 0;
+}
+
+#endif
+
 int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
+#ifdef HAS_PAIR_PRODUCTS
+  if (use_pairs) return pair_attention_forward(out, lse, qkv, size);
+#endif
   size_t thread_floats = thread_count * AttentionScratch::floats(D);
   float* memory = (float*)workspace((thread_floats + 2 * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
@@ -1313,15 +1704,15 @@ static void softmax_backward(float* scores, float* dscores, const float* lse, co
   }
 }
 
-/// Addresses of one query head of one batch row and of its dense key/value head.
+/// Addresses of one query head of one batch row, and of the dense gradients of the keys and values that it reads.
 struct AttentionHead {
-  const float *q, *dout, *out, *lse, *k, *v;
+  const float *q, *dout, *out, *lse;
   float *dq, *dk, *dv, *delta;
 };
 
-/// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see.
-static void attend_backward(const AttentionHead& head, const AttentionSize& size, int64_t t, int64_t queries,
-                            float* memory) {
+/// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see. k, v (T, D) are dense.
+static void attend_backward(const AttentionHead& head, const float* k, const float* v, const AttentionSize& size, int64_t t,
+                            int64_t queries, float* memory) {
   int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
   AttentionScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
@@ -1340,12 +1731,12 @@ static void attend_backward(const AttentionHead& head, const AttentionSize& size
   }
   for (int64_t key = 0; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
-    multiply_scores(scratch.scores, head.k + key * D, scratch.qt, keys, columns, D, shift);         // S = Q K^T again
-    multiply_scores(scratch.dscores, head.v + key * D, scratch.dout_t, keys, columns, D, shift);    // dP = dO V^T
+    multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);         // S = Q K^T again
+    multiply_scores(scratch.dscores, v + key * D, scratch.dout_t, keys, columns, D, shift);    // dP = dO V^T
     softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, scale);     // P and dS
     multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, queries, D, shift);        // dV += P^T dO
     multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, queries, D, shift);          // dK += dS^T Q
-    multiply_queries(scratch.result, scratch.dscores, head.k + key * D, keys, queries, D, shift, key > 0);  // dQ += dS K
+    multiply_queries(scratch.result, scratch.dscores, k + key * D, keys, queries, D, shift, key > 0);  // dQ += dS K
   }
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
@@ -1368,22 +1759,20 @@ static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize
   }
 }
 
+/// The backward pass over all queries, a block at a time: block(head, pair, t, queries) for those from t on of a query head
+/// that reads key/value head `pair` of (B, K).
+///
 /// A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
-/// that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart, to be added in order.
-int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
-                       const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
-  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
-  TRY(check_attention(B, T, H, K, D));
-  AttentionSize size = {B, T, H, K, D};
-  int64_t n_blocks = size.n_blocks(), group = H / K, pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
-  int64_t parts = pairs >= 4 * thread_count ? 1 : min(group * n_blocks, divide_up(4 * thread_count, pairs));
-  size_t thread_floats = thread_count * AttentionScratch::floats(D);
-  float* memory = (float*)workspace((thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
-  if (!memory) return 1;
-  float *k = memory + thread_floats, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
-  copy_kv_heads(k, v, qkv, size, 0, T);
+/// that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart in `partials`, to be added
+/// in order.
+template <class Block>
+static void attend_backward_all(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
+                                const float* qkv, const AttentionSize& size, int64_t parts, float* partials,
+                                const Block& block) {
+  int64_t T = size.T, H = size.H, K = size.K, D = size.D;
+  int64_t n_blocks = size.n_blocks(), group = H / K, head_floats = T * D;
 #pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
-  for (int64_t task = 0; task < pairs * parts; task++) {
+  for (int64_t task = 0; task < size.B * K * parts; task++) {
     int64_t pair = task / parts, b = pair / K;
     float* dk = partials + task * 2 * head_floats;
     memset(dk, 0, 2 * head_floats * sizeof(float));
@@ -1391,13 +1780,126 @@ int attention_backward(float* dqkv, float* delta, const float* dout, const float
       int64_t head = pair % K * group + item / n_blocks, t = item % n_blocks * BLOCK;
       int64_t q_at = b * T * size.qkv_row() + head * D, out_at = b * T * size.out_row() + head * D;
       int64_t row_at = (b * H + head) * T;
-      AttentionHead addresses = {qkv + q_at, dout + out_at, out + out_at, lse + row_at, k + pair * head_floats,
-                                 v + pair * head_floats, dqkv + q_at, dk, dk + head_floats, delta + row_at};
-      attend_backward(addresses, size, t, min(BLOCK, T - t),
-                      memory + omp_get_thread_num() * AttentionScratch::floats(D));
+      block(AttentionHead{qkv + q_at, dout + out_at, out + out_at, lse + row_at, dqkv + q_at, dk, dk + head_floats,
+                          delta + row_at},
+            pair, t, min(BLOCK, T - t));
     }
   }
   sum_kv_parts(dqkv, partials, size, parts);
+}
+
+#ifdef HAS_PAIR_PRODUCTS
+
+/// softmax_backward() that leaves P as pairs across queries and dS as pairs both ways.
+PAIRS static void pair_softmax_backward(const PairScratch& scratch, const float* lse, const float* delta, int64_t keys,
+                                        int64_t queries, int64_t shift, float scale) {
+  for (int64_t m = 0; m < queries; m += W) {
+    vec l = load(lse + m), d = load(delta + m);
+    int64_t end = mask(scratch.scores, -INFINITY, keys, m, shift);
+    mask(scratch.dscores, 0.0f, keys, m, shift);
+    for (int64_t n = 0; n < keys; n += 2) {
+      vec p[2] = {}, ds[2] = {};
+      UNROLL for (int i = 0; i < 2; i++) {
+        if (n + i < end) {
+          p[i] = fast_exp(load(scratch.scores + (n + i) * BLOCK + m) - l);
+          ds[i] = p[i] * (load(scratch.dscores + (n + i) * BLOCK + m) - d) * scale;
+        }
+        const int64_t at = ((n + i) * BLOCK + m) / 2;
+        _mm256_storeu_si256((__m256i*)(scratch.p_along + at), (__m256i)_mm512_cvtneps_pbh((__m512)p[i]));
+        _mm256_storeu_si256((__m256i*)(scratch.ds_along + at), (__m256i)_mm512_cvtneps_pbh((__m512)ds[i]));
+      }
+      _mm512_storeu_si512(scratch.ds_across + n / 2 * BLOCK + m, pairs_across((__m512)ds[0], (__m512)ds[1]));
+    }
+  }
+}
+
+/// Keys and values of one head as pairs.
+struct PairedHead {
+  const uint32_t *k_along, *k_across, *v_along;
+};
+
+/// attend_backward() from paired keys and values.
+PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHead& paired, const PairedHeads& heads,
+                                       const AttentionSize& size, int64_t t, int64_t queries, uint32_t* memory) {
+  int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
+  PairScratch scratch(memory, D);
+  alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
+  const float scale = 1.0f / sqrtf((float)D), *q = head.q + t * qkv_row, *dout = head.dout + t * out_row;
+  for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * qkv_row, D, scale);
+  pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
+  pack_pairs_transposed(scratch.dout_t, BLOCK, dout, out_row, D, queries);
+  pack_pairs_across(scratch.q, heads.wide, q, qkv_row, queries, D);
+  pack_pairs_across(scratch.dout, heads.wide, dout, out_row, queries, D);
+  for (int64_t m = 0; m < queries; m++) {
+    const float* out = head.out + (t + m) * out_row;
+    piece sums = {};  // delta = rowsum(dout * out), which is rowsum(P * dP)
+    for (int64_t d = 0; d < D; d += PIECE) sums += load<piece>(dout + m * out_row + d) * load<piece>(out + d);
+    for (int i = 0; i < PIECE; i++) delta[m] += sums[i];
+    head.delta[t + m] = delta[m];
+    lse[m] = head.lse[t + m];
+  }
+  for (int64_t key = 0; key < t + queries; key += BLOCK) {
+    int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
+    pair_scores(scratch.scores, paired.k_along + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);       // S
+    pair_scores(scratch.dscores, paired.v_along + key * heads.row, heads.row, scratch.dout_t, keys, columns, D, shift);  // dP
+    pair_softmax_backward(scratch, lse, delta, keys, columns, shift, scale);  // P and dS
+    pair_keys(head.dv + key * D, scratch.p_along, scratch.dout, heads.wide, keys, queries, D, shift);   // dV += P^T dO
+    pair_keys(head.dk + key * D, scratch.ds_along, scratch.q, heads.wide, keys, queries, D, shift);     // dK += dS^T Q
+    pair_queries(scratch.result, scratch.ds_across, paired.k_across + key / 2 * heads.wide, heads.wide, keys, queries, D,
+                 shift, key > 0);  // dQ += dS K
+  }
+  copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
+}
+
+/// attention_backward() by pairs; `parts` as it says.
+PAIRS static int pair_attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
+                                         const float* qkv, const AttentionSize& size, int64_t parts) {
+  const int64_t K = size.K, T = size.T, D = size.D, row = size.qkv_row(), heads_in_all = size.B * K;
+  const PairedHeads heads(size);
+  const size_t scratch = PairScratch::dwords(D), part_floats = 2 * parts * size.kv_floats();
+  const size_t head_dwords = heads_in_all * (2 * heads.along + heads.across);
+  uint32_t* memory = (uint32_t*)workspace((thread_count * scratch + part_floats + head_dwords) * sizeof(uint32_t));
+  if (!memory) return 1;
+  float* partials = (float*)(memory + thread_count * scratch);
+  uint32_t* k_along = (uint32_t*)(partials + part_floats);
+  uint32_t *v_along = k_along + heads_in_all * heads.along, *k_across = v_along + heads_in_all * heads.along;
+#pragma omp parallel for num_threads(team(size.kv_floats()))
+  for (int64_t pair = 0; pair < heads_in_all; pair++) {
+    const float* from = qkv + pair / K * T * row + (size.H + pair % K) * D;
+    pack_pairs_along(k_along + pair * heads.along, heads.row, from, row, D, T);
+    pack_pairs_along(v_along + pair * heads.along, heads.row, from + K * D, row, D, T);
+    pack_pairs_across(k_across + pair * heads.across, heads.wide, from, row, T, D);
+  }
+  auto block = [&](const AttentionHead& head, int64_t pair, int64_t t, int64_t queries) {
+    PairedHead paired = {k_along + pair * heads.along, k_across + pair * heads.across, v_along + pair * heads.along};
+    pair_attend_backward(head, paired, heads, size, t, queries, memory + omp_get_thread_num() * scratch);
+  };
+  attend_backward_all(dqkv, delta, dout, out, lse, qkv, size, parts, partials, block);
+  return 0;
+}
+
+#endif
+
+int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
+                       const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+  BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
+  TRY(check_attention(B, T, H, K, D));
+  AttentionSize size = {B, T, H, K, D};
+  int64_t pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
+  int64_t parts = pairs >= 4 * thread_count ? 1 : min(H / K * size.n_blocks(), divide_up(4 * thread_count, pairs));
+#ifdef HAS_PAIR_PRODUCTS
+  if (use_pairs) return pair_attention_backward(dqkv, delta, dout, out, lse, qkv, size, parts);
+#endif
+  size_t scratch = AttentionScratch::floats(D), thread_floats = thread_count * scratch;
+  float* memory = (float*)workspace((thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
+  if (!memory) return 1;
+  float *k = memory + thread_floats, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
+  copy_kv_heads(k, v, qkv, size, 0, T);
+  attend_backward_all(dqkv, delta, dout, out, lse, qkv, size, parts, partials,
+                      [&](const AttentionHead& head, int64_t pair, int64_t t, int64_t queries) {
+                        attend_backward(head, k + pair * head_floats, v + pair * head_floats, size, t, queries,
+                                        memory + omp_get_thread_num() * scratch);
+                      });
   return 0;
 }
 
@@ -1532,6 +2034,9 @@ static int blas_gemm(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t
 /// (n, k) where tb.
 static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
                 bool accumulate, float* c) {
+#ifdef HAS_PAIR_PRODUCTS
+  if (use_pair_gemm) return pair_gemm(ta, tb, m, n, k, a, b, accumulate ? c : nullptr, c);
+#endif
   if (!blas.kind) return builtin_gemm(ta, tb, m, n, k, a, b, accumulate, c);
   if (!use_bf16_gemm) return blas_gemm(blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
   bf16* a16 = (bf16*)workspace((m * k + k * n) * sizeof(bf16));
@@ -1623,10 +2128,13 @@ int linear_forward(float* out, const float* x, const float* weight, const float*
                    int32_t OUT) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
   if (residual == out) FAIL("residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
-  if (N <= FEW_ROWS && !use_bf16_gemm) {
+  if (N <= FEW_ROWS) {
     few_rows(out, x, weight, residual, N, IN, OUT);
     return 0;
   }
+#ifdef HAS_PAIR_PRODUCTS
+  if (use_pair_gemm) return pair_gemm(false, true, N, OUT, IN, x, weight, residual, out);
+#endif
   if (residual) {
 #pragma omp parallel for num_threads(team((int64_t)N * OUT))
     for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));
@@ -1643,7 +2151,7 @@ int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, i
 int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));
-  const int64_t step = 512;  // of the rows: columns of dout and x that are read row by row then stay in the cache
+  const int64_t step = use_pair_gemm ? N : 512;  // of the rows: columns of dout and x that a BLAS reads row by row then stay in the cache
   for (int64_t start = 0; start < N; start += step) {
     TRY(gemm(true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
                          accumulate || start > 0, dweight));

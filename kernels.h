@@ -33,6 +33,7 @@ typedef float act;
 #define LOAM_ABI_VERSION 6
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
+#define LOAM_AUTO 2   // of bf16_gemm in device_open()
 #define LOAM_SCALE 0  // kinds of unary_forward()
 #define LOAM_GELU 1
 #define LOAM_GELU_TANH 2
@@ -68,7 +69,8 @@ int last_error(HOST char* text, int32_t capacity);
 
 /// Opens device `index` (a GPU; 0 on a CPU) before any other function but the two above. threads: CPU threads, 0 = as many
 /// as there are processors that this process may run on, or its quota of them, rounded up.
-/// bf16_gemm 1: the CPU library rounds GEMM inputs to bfloat16 (sums stay float); ignored on CUDA.
+/// bf16_gemm 1: the CPU library rounds the inputs of matrix products, attention's too, to bfloat16 (sums stay float), but for
+/// few rows; LOAM_AUTO: where the processor has a unit for it (AVX512-BF16); ignored on CUDA.
 /// blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
 /// "accelerate". attention: which kernels a GPU uses for it: "portable", "hopper" (sm_90, H100 and H200, for head sizes 64 and
 /// 128), or "auto" and "" = Hopper's where they agree with the portable ones when the device opens. The CPU has one kind.

@@ -13,6 +13,7 @@ import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
 import { tokenizerOfModel } from "./model/init_from.ts";
+import { device } from "./ffi/library.ts";
 import { loss, RECOMPUTE, type Recompute } from "./model/llama.ts";
 import { chooseBatch, orDoesNotFit } from "./model/plan.ts";
 import { usage } from "./model/presets.ts";
@@ -80,7 +81,7 @@ export const variables = {
 
   // machine
   threads: 0, // CPU threads, 0 = one for each CPU that this process may use
-  bf16_gemm: false, // CPU: round GEMM inputs to bfloat16 where the BLAS can
+  bf16_gemm: "auto", // CPU: round the inputs of matrix products to bfloat16: true, false, or auto = where it has a unit for it
   blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
   attention: "", // GPU: portable or hopper kernels; "" = hopper on H100 and H200 where it agrees with portable at start
   self_check: true, // GPU: compare every kernel of a step with the CPU's at start, in about a second
@@ -123,6 +124,7 @@ const ranges: Ranges<TrainConfig> = {
   serve_port: whole(0, 65535),
   attention: ["", "auto", "portable", "hopper"],
   recompute: RECOMPUTE,
+  bf16_gemm: ["auto", "true", "false"],
   debug: ["", "check", "tape", "profile"],
 };
 
@@ -221,6 +223,7 @@ export async function train(args: string[]): Promise<void> {
     return await dryRun(config, config.ranks || world.world_size, larger, c, dataset, tokenizer);
   }
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
+  config.bf16_gemm = `${device.bf16_gemm ?? config.bf16_gemm}`; // what a resumed run has to keep
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
   using stop = new Stop(ranks); // until all ranks have left: a late signal must not fail one of them
   try {

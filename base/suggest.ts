@@ -62,7 +62,7 @@ const USUAL: [flag: string, others: string, advice?: string][] = [
   [
     "bf16_gemm",
     "dtype precision bf16 fp16 float16 bfloat16 amp mixed_precision",
-    "weights are bfloat16 on a GPU and float32 on a CPU; there, --bf16_gemm rounds the inputs of matrix products",
+    "weights are bfloat16 on a GPU and float32 on a CPU; there, --bf16_gemm=true rounds the inputs of matrix products, as auto does where it is fast",
   ],
   ["device", "gpu gpus cuda use_cuda use_gpu", "one GPU is --device=cuda, several are started by torchrun"],
   ["device", "cpu", "it is --device=cpu"],

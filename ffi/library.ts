@@ -17,6 +17,7 @@ export type DeviceInfo = {
   threads?: number;
   blas?: string;
   arch?: string;
+  bf16_gemm?: boolean; // of a CPU: inputs of matrix products are rounded to bfloat16
   attention?: string; // of a GPU: which kernels, and why
   uuid?: string; // of a GPU
 };
@@ -25,7 +26,7 @@ export type DeviceInfo = {
 export type OpenOptions = {
   index?: number; // which GPU
   threads?: number; // CPU threads, 0 = all
-  bf16_gemm?: boolean; // CPU: round GEMM inputs to bfloat16
+  bf16_gemm?: boolean | "auto"; // CPU: round the inputs of matrix products to bfloat16; auto = where it has a unit for it
   blas?: string; // CPU: "" = the first found; see kernels.h
   attention?: string; // GPU: portable, hopper, "" or auto = the faster that is right; see kernels.h
   act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
@@ -46,6 +47,7 @@ export const UNARY = {
   sigmoid: 4,
   softcap: 5,
 } as const;
+const AUTO = 2; // LOAM_AUTO in kernels.h
 const BAD_FILE = 2; // LOAM_BAD_FILE in kernels.h
 /** Places in the control block of a step, in floats: CONTROL_* in kernels.h, where each is explained. */
 export const CONTROL = {
@@ -109,7 +111,7 @@ export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
     s.device_open(
       options.index ?? 0,
       options.threads ?? 0,
-      options.bf16_gemm ? 1 : 0,
+      options.bf16_gemm === "auto" ? AUTO : options.bf16_gemm ? 1 : 0,
       cString(blas),
       cString(attention),
     ),

@@ -206,11 +206,6 @@ Deno.test("open() throws KernelError with the library's own words", loads, () =>
   assertThrows(() => open("cpu", { blas: "accelerate" }), KernelError, "not found on this machine; found:");
   assertThrows(() => open("cpu", { index: 1 }), KernelError, "index=1");
   assertThrows(() => open("cpu", { threads: -1 }), KernelError, "threads=-1");
-  assertThrows(
-    () => open("cpu", { blas: "builtin", bf16_gemm: true }),
-    KernelError,
-    "bf16_gemm=1 needs a BLAS",
-  );
 });
 
 Deno.test("open() with bf16_gemm rounds the inputs of matrix products to bfloat16", loads, () => {
@@ -218,16 +213,37 @@ Deno.test("open() with bf16_gemm rounds the inputs of matrix products to bfloat1
     open("cpu", { threads: 2, bf16_gemm: true });
   } catch (error) {
     if (!(error instanceof KernelError)) throw error;
-    return assertMatch(error.message, /needs a BLAS with a bfloat16 GEMM for this processor/);
+    return assertMatch(error.message, /needs a processor with AVX512-BF16, or a BLAS with a bfloat16 GEMM/);
   }
-  const [out, x, weight] = [allocate(4), allocate(8), allocate(8)] as const, result = new Float32Array(1);
-  copyToDevice(x, Float32Array.of(1 + 2 ** -9, 3)); // the first is a tie: it rounds to the even 1
+  const N = 9, [out, x, weight] = [allocate(4 * N), allocate(8 * N), allocate(8)] as const; // fewer rows stay float
+  const result = new Float32Array(N), row = [1 + 2 ** -9, 3]; // the first is a tie: it rounds to the even 1
+  copyToDevice(x, Float32Array.from(Array(N).fill(row).flat()));
   copyToDevice(weight, Float32Array.of(256, 1 + 2 ** -6));
-  k.linear_forward(out, x, weight, 0n, 1, 2, 1);
+  k.linear_forward(out, x, weight, 0n, N, 2, 1);
   copyToHost(result, out);
-  assertEquals(result[0], 256 + 3 * (1 + 2 ** -6)); // the sum is float
+  assertEquals(Array.from(result), Array(N).fill(256 + 3 * (1 + 2 ** -6))); // the sum is float
   for (const address of [out, x, weight]) free(address);
   open("cpu", { threads: 2 });
+});
+
+/** What Linux says of the processor: Deno lets only a program with all permissions read it. */
+function cpuinfo(): string {
+  return new TextDecoder().decode(new Deno.Command("cat", { args: ["/proc/cpuinfo"] }).outputSync().stdout);
+}
+
+Deno.test("open() with bf16_gemm auto rounds where the processor has a unit for it, and no BLAS is named that cannot", () => {
+  const here = open("cpu", { threads: 2, bf16_gemm: "auto" });
+  if (Deno.build.os === "linux" && here.isa === "avx512") {
+    assertEquals(here.bf16_gemm, / avx512_bf16\b/.test(cpuinfo()));
+  }
+  const builtin = open("cpu", { threads: 2, bf16_gemm: "auto", blas: "builtin" });
+  assertEquals(builtin.bf16_gemm, here.bf16_gemm);
+  try {
+    assertEquals(open("cpu", { threads: 2, bf16_gemm: "auto", blas: "blis" }).bf16_gemm, false); // it has none
+  } catch (error) {
+    assertMatch((error as Error).message, /not found on this machine/);
+  }
+  assertEquals(open("cpu", { threads: 2 }).bf16_gemm, false);
 });
 
 // ---- memory

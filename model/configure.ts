@@ -52,7 +52,7 @@ export type Configured<T> = { config: T; checkpoint: string | undefined; larger?
 /** A configuration for GPUs with at least so many bytes free. */
 export type Larger<T> = { from_bytes: number; config: T };
 
-const BARE = { debug: "check" }; // what --debug alone means
+const BARE = { debug: "check", bf16_gemm: "true" }; // what --debug and --bf16_gemm alone mean
 const NOT_KEPT = { eval_only: false, dry_run: false, ranks: 0, debug: "" }; // by a run that goes on
 
 /**
@@ -130,9 +130,10 @@ function withPreset<T extends RunVariables>(defaults: T, overrides: Partial<T>, 
 
 /** What the run was trained with. Every variable is there with its type and no other is, but for those that are given anew. */
 function savedConfig<T extends Values>(checkpoint: string, defaults: T, overrides: Partial<T>): T {
-  const { config } = readTrainerState(checkpoint),
-    fits = (value: unknown, like: unknown) =>
-      typeof value === typeof like && (typeof value !== "number" || Number.isFinite(value));
+  const { config } = readTrainerState(checkpoint);
+  if (typeof config.bf16_gemm === "boolean") config.bf16_gemm = `${config.bf16_gemm}`; // as it was before there was auto
+  const fits = (value: unknown, like: unknown) =>
+    typeof value === typeof like && (typeof value !== "number" || Number.isFinite(value));
   const wrong = (what: string) =>
     new UserError(`Cannot resume ${checkpoint}: in its trainer_state.json ${what}`);
   for (const name of Object.keys(config)) {

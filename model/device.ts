@@ -46,13 +46,21 @@ export function requireRightKernels(name: string, gpu: Symbols): string {
   return `kernels agree with the CPU's, checked in ${((performance.now() - t0) / 1000).toFixed(1)} s`;
 }
 
+/** OpenOptions as the variables of train.ts have them: bf16_gemm is auto, true or false. */
+export type DeviceSettings = Omit<OpenOptions, "bf16_gemm"> & { bf16_gemm?: string; self_check?: boolean };
+
 /**
  * Opens a device like openDevice() and describes it: "cpu (as asked): Intel Xeon, 2 threads, avx512, GEMM: onednn 2.6". With
  * self_check the kernels of a GPU are compared with the CPU's first.
  */
-export function openAndDescribe(named: string, options: OpenOptions & { self_check?: boolean }): string {
-  const { library, reason, name, threads, isa, blas, attention } = openDevice(named, options);
-  const how = library === "cpu" ? `${threads} threads, ${isa}, GEMM: ${blas}` : `attention: ${attention}`;
-  const check = options.self_check && library === "cuda" ? `, ${requireRightKernels(name, s)}` : "";
+export function openAndDescribe(named: string, settings: DeviceSettings): string {
+  const bf16_gemm = settings.bf16_gemm === "auto" ? "auto" : settings.bf16_gemm === "true";
+  const opened = openDevice(named, { ...settings, bf16_gemm });
+  const { library, reason, name, threads, isa, blas, attention } = opened;
+  const inputs = opened.bf16_gemm ? " of bfloat16 (--bf16_gemm=false: of float32)" : "";
+  const how = library === "cpu"
+    ? `${threads} threads, ${isa}, GEMM${inputs}: ${blas}`
+    : `attention: ${attention}`;
+  const check = settings.self_check && library === "cuda" ? `, ${requireRightKernels(name, s)}` : "";
   return `${library} (${reason}): ${name}, ${how}${check}`;
 }

@@ -3,12 +3,12 @@ import { formatBytes, formatCount, formatSeconds } from "../base/format.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
-import { chooseDevice, open, type OpenOptions, tokenSource } from "../ffi/library.ts";
+import { chooseDevice, open, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
 import type { Larger } from "./configure.ts";
-import { openAndDescribe } from "./device.ts";
+import { type DeviceSettings, openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 import { describeTrained } from "./trained.ts";
 import { dataFacts } from "./report.ts";
@@ -26,7 +26,7 @@ import {
 } from "./plan.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
-export type DryRunSettings = StepSettings & OpenOptions & {
+export type DryRunSettings = StepSettings & DeviceSettings & {
   device: string;
   block_size: number;
   init_from: string;

@@ -1,7 +1,7 @@
 // Every op against the float64 reference and against finite differences, on odd shapes; then causality, wrong shapes, values
 // that are not finite, equal bits, and the same tests on every instruction set. What ops do together is in tape_test.ts.
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { libraryExists } from "../ffi/library.ts";
+import { libraryExists, open } from "../ffi/library.ts";
 import {
   add,
   attention,
@@ -882,6 +882,83 @@ Deno.test("every op gives the same bits twice", () => {
     return results;
   };
   assertEquals(step(), step());
+});
+
+// ---- products of bfloat16 pairs
+
+/** Opens the CPU with matrix products of bfloat16 inputs for as long as f runs, where it has a unit for them. */
+function withPairs(f: (reopen: (threads: number) => void) => void): void {
+  const opened = device.library === "cpu" ? open("cpu", { threads: 2, bf16_gemm: "auto" }) : undefined;
+  if (!opened?.bf16_gemm) return;
+  try {
+    f((threads) => open("cpu", { threads, bf16_gemm: true }));
+  } finally {
+    openTestDevice();
+  }
+}
+
+Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number, for every edge of a block", () => {
+  withPairs(() => {
+    const small = (n: number, seed: number) => Float32Array.from(integers(n, 17, seed), (x) => x - 8);
+    const shapes = [[9, 1, 1], [17, 13, 7], [97, 33, 66], [13, 771, 31], [10, 97, 129], [9, 3, 4130], [
+      1600,
+      5,
+      3,
+    ]];
+    for (const [N, IN, OUT] of shapes as [number, number, number][]) {
+      const [x, w, residual, dout] = [
+        small(N * IN, 1),
+        small(OUT * IN, 2),
+        small(N * OUT, 3),
+        small(N * OUT, 4),
+      ];
+      const inputs = [tensor([N, IN], x, true), weight([OUT, IN], w)] as const;
+      const r = tensor([N, OUT], residual, true), { dx, dw } = ref.linearBackward(dout, x, w, IN);
+      const { out, grads } = forwardBackward(() => linear(...inputs, r), [...inputs], dout);
+      assertEquals(out, Float32Array.from(ref.linear(x, w, IN, residual)), `out of ${N} ${IN} ${OUT}`);
+      assertEquals(grads[0], Float32Array.from(dx), `dx of ${N} ${IN} ${OUT}`);
+      assertEquals(grads[1], Float32Array.from(dw), `dw of ${N} ${IN} ${OUT}`);
+    }
+  });
+});
+
+Deno.test("attention() of bfloat16 pairs agrees with float64 but for the rounding of P and dS", () => {
+  withPairs(() => {
+    for (
+      const [T, H, K, D] of [[1, 1, 1, 8], [17, 2, 1, 24], [66, 2, 2, 64], [131, 3, 1, 40], [
+        65,
+        1,
+        1,
+        136,
+      ]] as const
+    ) {
+      const size = { B: 2, T, H, K, D }, toBf16 = (x: number) => Math.fround(Math.round(x * 64) / 64); // few bits: exact
+      const values = normal(2 * T * (H + 2 * K) * D, 1).map(toBf16),
+        dout = normal(2 * T * H * D, 2).map(toBf16);
+      const qkv = tensor([2, T, (H + 2 * K) * D], values, true);
+      const { out, grads } = forwardBackward(() => attention(qkv, heads(size)), [qkv], dout);
+      const rounded = (expected: ref.Numbers) => {
+        const mean_square = Array.from(expected).reduce((sum, e) => sum + e * e, 0) / expected.length;
+        return { rtol: 2 ** -7, atol: 2 ** -5 * Math.sqrt(mean_square) };
+      };
+      const expected = ref.attention(values, size), dqkv = ref.attentionBackward(dout, values, size);
+      assertClose(out, expected, rounded(expected), `out of T=${T} D=${D}`);
+      assertClose(grads[0]!, dqkv, rounded(dqkv), `dqkv of T=${T} D=${D}`);
+    }
+  });
+});
+
+Deno.test("bfloat16 pairs give the same bits for any number of threads", () => {
+  withPairs((reopen) => {
+    const H = { n_head: 6, n_kv_head: 2, head_dim: 40 }, T = 130, C = 96;
+    const runs = [1, 2, 3].map((threads) => {
+      reopen(threads);
+      const x = leaf([6, T, C], 1), w = normalWeight([10 * 40, C], 2), dout = normal(6 * T * 6 * 40, 3);
+      return forwardBackward(() => attention(linear(x.t, w.t), H), [x.t, w.t], dout);
+    });
+    assertEquals(runs[1], runs[0]);
+    assertEquals(runs[2], runs[0]);
+  });
 });
 
 // ---- the same on every instruction set

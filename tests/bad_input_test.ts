@@ -81,7 +81,7 @@ const mistakes: [string, string][] = [
   ["--norm_eps=-1", "Cannot use --norm_eps=-1: it should be a number of at least 1e-12"],
   ["--head_chunk=0", "Cannot use --head_chunk=0: it should be a whole number of at least 1"],
   ["--keep_checkpoints=0", "Cannot use --keep_checkpoints=0: it should be a whole number of at least 1"],
-  ["--bf16_gemm=yes", "Cannot use --bf16_gemm=yes: it should be true or false"],
+  ["--bf16_gemm=yes", "Cannot use --bf16_gemm=yes: it should be auto, true or false"],
   ["--preset=smal", "Cannot use preset smal: there is none of that name; did you mean small?"],
   ["--debug=all", "Cannot use --debug=all: it should be check, tape or profile"],
   ["--device=tpu", 'Cannot use device "tpu": it must be cpu or cuda'],
