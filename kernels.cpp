@@ -268,6 +268,17 @@ typedef uint16_t bf16;
 
 static inline float from_bf16(bf16 x) { return bit_cast<float>((uint32_t)x << 16); }
 
+static inline float as_float(float x) { return x; }
+static inline float as_float(bf16 x) { return from_bf16(x); }
+
+/// W values of bfloat16 as floats.
+static inline vec load(const bf16* address) {
+  typedef bf16 halves __attribute__((vector_size(W * sizeof(bf16))));
+  halves v;
+  memcpy(&v, address, sizeof v);
+  return bit_cast<vec>(__builtin_convertvector(v, Lanes<W>::bits) << 16);
+}
+
 /// Rounds to nearest, ties to even; NaN stays NaN.
 static inline bf16 to_bf16(float x) {
   uint32_t bits = bit_cast<uint32_t>(x);
@@ -926,6 +937,18 @@ int embedding_forward(float* out, const int32_t* ids, const float* weight, int32
   TRY(check_ids(ids, N, V));
 #pragma omp parallel for num_threads(team((int64_t)N * C))
   for (int i = 0; i < N; i++) memcpy(out + (size_t)i * C, weight + (size_t)ids[i] * C, C * sizeof(float));
+  return 0;
+}
+
+int embedding_forward_bf16(float* out, const int32_t* ids, const void* weight, int32_t N, int32_t V, int32_t C) {
+  BEGIN(SIZES(N, V, C), ADDRESSES(out, ids, weight));
+  TRY(check_ids(ids, N, V));
+#pragma omp parallel for num_threads(team((int64_t)N * C))
+  for (int64_t i = 0; i < N; i++) {
+    const bf16* row = (const bf16*)weight + (size_t)ids[i] * C;
+#pragma omp simd
+    for (int c = 0; c < C; c++) out[i * C + c] = from_bf16(row[c]);
+  }
   return 0;
 }
 
@@ -2062,16 +2085,17 @@ static inline float sum_of(V v) {
   return sum_of(halves.low + halves.high);
 }
 
-/// OUTS columns of R rows of out = x weight^T (+ residual). What a row gets does not depend on R or OUTS.
-template <int R, int OUTS>
-static inline void dots(float* out, const float* x, const float* weight, const float* residual, int64_t IN, int64_t OUT) {
+/// OUTS columns of R rows of out = x weight^T (+ residual), the weight of float or bf16. What a row gets does not depend on R
+/// or OUTS.
+template <int R, int OUTS, class T>
+static inline void dots(float* out, const float* x, const T* weight, const float* residual, int64_t IN, int64_t OUT) {
   vec sum[R][OUTS] = {};
   int64_t i = 0;
   for (; i + W <= IN; i += W) {
     vec w[OUTS];
     UNROLL for (int o = 0; o < OUTS; o++) {
       w[o] = load(weight + o * IN + i);
-      if (OUTS > 1) __builtin_prefetch(weight + o * IN + i + 4096, 0, 2);  // the processor's own sees only one stream
+      if (OUTS > 1) __builtin_prefetch(weight + o * IN + i + 16384 / sizeof(T), 0, 2);  // the processor's own sees only one stream
     }
     UNROLL for (int r = 0; r < R; r++) {
       vec part = load(x + r * IN + i);
@@ -2081,15 +2105,15 @@ static inline void dots(float* out, const float* x, const float* weight, const f
   for (int r = 0; r < R; r++) {
     for (int o = 0; o < OUTS; o++) {
       float total = sum_of(sum[r][o]);
-      for (int64_t rest = i; rest < IN; rest++) total += x[r * IN + rest] * weight[o * IN + rest];
+      for (int64_t rest = i; rest < IN; rest++) total += x[r * IN + rest] * as_float(weight[o * IN + rest]);
       out[r * OUT + o] = residual ? residual[r * OUT + o] + total : total;
     }
   }
 }
 
 /// One row of the weight at a time streams from memory three times as fast as several, but loads all of x for each.
-template <int R>
-static void dots_of(float* out, const float* x, const float* weight, const float* residual, int64_t IN, int64_t OUT,
+template <int R, class T>
+static void dots_of(float* out, const float* x, const T* weight, const float* residual, int64_t IN, int64_t OUT,
                     int64_t columns) {
   const int OUTS = R > 3 ? 3 : 1;
   int64_t o = 0;
@@ -2101,14 +2125,16 @@ static void dots_of(float* out, const float* x, const float* weight, const float
 
 /// out (N, OUT) = x (N, IN) weight^T (+ residual) for few rows: the weight is read once, in order, which is all the time it
 /// takes, where a BLAS would first copy it.
-static void few_rows(float* out, const float* x, const float* weight, const float* residual, int64_t N, int64_t IN,
+template <class T>
+static void few_rows(float* out, const float* x, const T* weight, const float* residual, int64_t N, int64_t IN,
                      int64_t OUT) {
   const int64_t block = 24;
 #pragma omp parallel for num_threads(team(N * IN * OUT / 4)) schedule(static)
   for (int64_t start = 0; start < OUT; start += block) {
     for (int64_t row = 0; row < N; row += FEW_ROWS_AT_ONCE) {
       float* to = out + row * OUT + start;
-      const float *from = x + row * IN, *w = weight + start * IN, *add = residual ? residual + row * OUT + start : nullptr;
+      const float *from = x + row * IN, *add = residual ? residual + row * OUT + start : nullptr;
+      const T* w = weight + start * IN;
       int64_t columns = min(block, OUT - start);
       switch (min(FEW_ROWS_AT_ONCE, N - row)) {
         case 1: dots_of<1>(to, from, w, add, IN, OUT, columns); break;
@@ -2140,6 +2166,14 @@ int linear_forward(float* out, const float* x, const float* weight, const float*
     for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));
   }
   return gemm(false, true, N, OUT, IN, x, weight, residual != nullptr, out);
+}
+
+int linear_forward_bf16(float* out, const float* x, const void* weight, const float* residual, int32_t N, int32_t IN,
+                        int32_t OUT) {
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
+  if (residual == out) FAIL("residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
+  few_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
+  return 0;
 }
 
 int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT,

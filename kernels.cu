@@ -685,6 +685,11 @@ int embedding_forward(act* out, const int32_t* ids, const act* weight, int32_t N
   return 0;
 }
 
+int embedding_forward_bf16(act* out, const int32_t* ids, const void* weight, int32_t N, int32_t V, int32_t C) {
+  BEGIN(SIZES(N, V, C), ADDRESSES(out, ids, weight));
+  return embedding_forward(out, ids, (const act*)weight, N, V, C);  // act is bfloat16
+}
+
 /// Without atomics: the block of the first place where a token stands sums over all its places, in order; the others
 /// leave. Each chunk of blockDim.x places is searched in parallel into a list, then each thread sums its own columns
 /// over the list. (N = 8192 ids are 32 KB and stay in the caches.)
@@ -1950,6 +1955,11 @@ int linear_forward(act* out, const act* x, const act* weight, const act* residua
   CHECK(residual != out, "residual may not be out (%s)", SIZE_TEXT(N, IN, OUT));
   return multiply_matrices({true, false, OUT, N, IN, false, residual != nullptr}, weight, x, residual ? residual : out,
                            out);
+}
+
+int linear_forward_bf16(act* out, const act* x, const void* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT) {
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
+  return linear_forward(out, x, (const act*)weight, residual, N, IN, OUT);  // act is bfloat16
 }
 
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate) {

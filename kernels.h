@@ -30,7 +30,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 6
+#define LOAM_ABI_VERSION 7
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_AUTO 2   // of bf16_gemm in device_open()
@@ -136,6 +136,13 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
 
 /// *index = place of the first element of x that is NaN or infinite, or -1. Waits. type is LOAM_F32 or LOAM_BF16.
 int find_nonfinite(HOST int64_t* index, const void* x, int32_t type, int64_t n);
+
+// ---- weights of two bytes beside float activations, to write text on a CPU -----------------------------------------------
+
+/// embedding_forward() and linear_forward() whose weight is bfloat16 whatever act is. Nothing else is rounded: they give what a
+/// float weight of these values gives, by the sums that linear_forward() has for few rows on the CPU.
+int embedding_forward_bf16(act* out, const int32_t* ids, const void* weight, int32_t N, int32_t V, int32_t C);
+int linear_forward_bf16(act* out, const act* x, const void* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT);
 
 // ---- random numbers --------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 // and never needs the trainer. createApp() makes the Hono app; serve/ holds its parts.
 import { runMain } from "./base/errors.ts";
 import { oneLine } from "./base/visible.ts";
+import type { WeightType } from "./model/checkpoint.ts";
 import { requireToken } from "./serve/access.ts";
 import { createApp } from "./serve/app.ts";
 import { listen } from "./serve/listen.ts";
@@ -16,7 +17,9 @@ export async function serve(args: string[]): Promise<void> {
   const options = parseOptions(args), { host: hostname, port } = options;
   const token = requireToken(hostname, Deno.env.get("LOAM_TOKEN"));
   const { runs, look } = openRuns(options.run);
-  const model = options.checkpoint ? await Model.load(options.checkpoint, options.device) : undefined;
+  const model = options.checkpoint
+    ? await Model.load(options.checkpoint, options.device, options.dtype as WeightType)
+    : undefined;
   await Promise.all(runs.map((run) => run.refresh())); // a run of a million steps takes seconds, but only once
   const server = listen(createApp({ runs, look, model, token, origins: options.cors }), {
     hostname,

@@ -244,7 +244,7 @@ if (import.meta.main) {
       if (own.bf16_seeds) {
         return await compareProducts(own.bf16_seeds.split(",").map(Number), flags, dir, own.json);
       }
-      const loam = await trainHere(flags, `${dir}/run`);
+      const loam = await trainHere([`--bf16_gemm=${own.dtype === "bfloat16"}`, ...flags], `${dir}/run`);
       const config: Config = JSON.parse(Deno.readTextFileSync(`${dir}/run/config.json`));
       open((config.device || "cpu") as DeviceName, { threads: own.threads });
       writeStart(config, dir);

@@ -1,5 +1,6 @@
 // Reads prompts and writes tokens with the same random weights in loam, transformers and llama.cpp, by turns, so that a change in
-// clock speed or load meets all of them. Prints medians; bfloat16 and the rest are llama.cpp's files of those types.
+// clock speed or load meets all of them. Prints medians; bf16 of loam is bfloat16 weights (--dtype of sample), f16 and q8_0 are
+// llama.cpp's files of those types.
 //
 //   LOAM_PYTHON=python3 LOAM_LLAMA_CPP=DIR deno run -q -P=bench bench/generate.ts --preset=124m
 import { runMain, UserError } from "../base/errors.ts";
@@ -80,7 +81,7 @@ function promptOf(o: Options, c: LlamaConfig, text = 0): number[] {
 }
 
 /** loam, with so many texts at a time. */
-function loam(m: Llama, c: LlamaConfig, o: Options, texts: number): Side {
+function loam(name: string, m: Llama, c: LlamaConfig, o: Options, texts: number): Side {
   const options = { max_new_tokens: o.tokens, temperature: 0, top_k: 0, top_p: 1, seed: 1 };
   const orders = Array.from({ length: texts }, (_, i) => ({ prompt: promptOf(o, c, i), options }));
   const turn = () => {
@@ -91,7 +92,7 @@ function loam(m: Llama, c: LlamaConfig, o: Options, texts: number): Side {
     }
     return Promise.resolve(turnOf(times));
   };
-  return { name: texts === 1 ? "loam" : `loam, ${texts} texts`, turn, stop: () => {}, texts };
+  return { name, turn, stop: () => {}, texts };
 }
 
 /** A turn from the moment of its beginning and those of its tokens. */
@@ -214,7 +215,9 @@ async function main(args: string[]): Promise<void> {
     await writeModel(config, directory);
     open(o.device as DeviceName, { threads: o.threads });
     const { model, config: loaded } = loadModel(directory), prompt = promptOf(o, config);
-    sides.push(loam(model, loaded, o, 1), loam(model, loaded, o, 8));
+    sides.push(loam("loam", model, loaded, o, 1), loam("loam, 8 texts", model, loaded, o, 8));
+    const half = loadModel(directory, { dtype: "bfloat16" }).model;
+    sides.push(loam("loam bf16", half, loaded, o, 1), loam("loam bf16, 8 texts", half, loaded, o, 8));
     const { threads, tokens } = o, input = { directory, prompt, tokens, threads };
     if (python) sides.push(program("transformers", python, ["-c", TRANSFORMERS], input));
     for (const dtype of llama ? o.llama_dtypes.split(",") : []) {
@@ -254,7 +257,7 @@ function report(
   for (const [name, { prompt_tokens_per_sec, tokens_per_sec }] of Object.entries(results)) {
     const read = prompt_tokens_per_sec.toFixed(0).padStart(8),
       written = tokens_per_sec.toFixed(1).padStart(8);
-    console.log(`${name.padEnd(16)} prompt ${read}  writing ${written}`);
+    console.log(`${name.padEnd(18)} prompt ${read}  writing ${written}`);
   }
   const chosen = Object.entries(sampler_ms).map(([name, ms]) => `${name} ${ms.toFixed(3)}`);
   console.log(

@@ -21,6 +21,33 @@ export function convert(dst: Address, src: Address, dst_type: number, src_type: 
   check(s.convert(dst, src, dst_type, src_type, n));
 }
 
+// ---- weights of two bytes beside float activations, to write text on a CPU
+
+/** out (N, C) = weight (V, C), bfloat16, at ids (N). */
+export function embedding_forward_bf16(
+  out: Address,
+  ids: Address,
+  weight: Address,
+  N: number,
+  V: number,
+  C: number,
+): void {
+  check(s.embedding_forward_bf16(out, ids, weight, N, V, C));
+}
+
+/** out (N, OUT) = x (N, IN) weight (OUT, IN)^T (+ residual), of a bfloat16 weight. residual may be 0n. */
+export function linear_forward_bf16(
+  out: Address,
+  x: Address,
+  weight: Address,
+  residual: Address,
+  N: number,
+  IN: number,
+  OUT: number,
+): void {
+  check(s.linear_forward_bf16(out, x, weight, residual, N, IN, OUT));
+}
+
 // ---- random numbers
 /** dst (n) = std * z, float, z standard normal: element i follows from seed and offset + i alone. */
 export function init_normal(dst: Address, n: bigint, std: number, seed: bigint, offset: bigint): void {

@@ -51,7 +51,12 @@ const SIZES: Record<string, number> = {
   src_stride: 5,
   bytes: 32,
 };
-const OPTIONAL = ["rmsnorm_backward out", "linear_forward residual", "swiglu_backward h"]; // addresses that may be 0
+const OPTIONAL = [
+  "rmsnorm_backward out",
+  "linear_forward residual",
+  "linear_forward_bf16 residual",
+  "swiglu_backward h",
+]; // addresses that may be 0
 const UNUSED = /^(split_master|join_master|adamw) (rest|ties)$/; // by the CPU library
 
 /** Arguments that a function accepts, each address in zeroed memory of its own. */

@@ -217,6 +217,15 @@ export function weightsFor(model: Llama, c: LlamaConfig, { directory, weights }:
   };
 }
 
+/** What matrices are in memory on a CPU; auto: bfloat16 where the files hold nothing else, so that no value is rounded. */
+export type WeightType = "auto" | "float32" | "bfloat16";
+
+/** What --dtype of sample and serve may be. */
+export const WEIGHT_TYPES: readonly WeightType[] = ["auto", "float32", "bfloat16"];
+
+/** Options of loadModel(). train: with gradients, for an AdamW; then weights are float32, or on a GPU bfloat16. */
+export type LoadOptions = { train?: boolean; dtype?: WeightType };
+
 /** A model in memory, and where it comes from. */
 export type LoadedModel = { model: Llama; config: LlamaConfig; parameters: Parameters; directory: string };
 
@@ -225,10 +234,15 @@ export type LoadedModel = { model: Llama; config: LlamaConfig; parameters: Param
  * computes; with `train` its parameters have gradients, for an AdamW. Throws UserError for what is missing, damaged or not
  * computed.
  */
-export function loadModel(path: string, { train = false }: { train?: boolean } = {}): LoadedModel {
-  const stored = openModel(path), { directory, config } = stored, model = init(config);
+export function loadModel(path: string, { train = false, dtype = "float32" }: LoadOptions = {}): LoadedModel {
+  const stored = openModel(path), { directory, config, weights } = stored, model = init(config);
   const load = weightsFor(model, config, stored);
-  return { model, config, parameters: new Parameters(model, { seed: 0, train, load }), directory };
+  const matrices = Array.from(weights, ([name, { tensors }]) => tensors.get(name)!).filter(({ shape }) =>
+    shape.length > 1
+  );
+  const isStoredSo = matrices.every(({ dtype }) => dtype === "BF16");
+  const half = dtype === "bfloat16" || dtype === "auto" && isStoredSo;
+  return { model, config, parameters: new Parameters(model, { seed: 0, train, load, half }), directory };
 }
 
 /**

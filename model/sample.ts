@@ -3,7 +3,7 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { visible } from "../base/visible.ts";
 import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
-import { endsOf, loadModel } from "./checkpoint.ts";
+import { endsOf, loadModel, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { generateAll } from "./generate.ts";
 
@@ -18,6 +18,7 @@ const defaults = {
   top_p: 1, // of the likeliest tokens only so many that their probabilities add up to this; 1 = all
   seed: 1, // the same seed writes the same text
   device: "", // "" = cuda if it answers, else cpu
+  dtype: "auto", // of weights on a CPU: float32, bfloat16 (half the memory), or auto = bfloat16 where the files are
 };
 
 const ranges: Ranges<typeof defaults> = {
@@ -25,6 +26,7 @@ const ranges: Ranges<typeof defaults> = {
   num_samples: whole(1),
   temperature: between(0),
   top_p: between(0, 1, 0), // without 0
+  dtype: WEIGHT_TYPES,
 };
 
 /** The command line: writes what the flags ask for. */
@@ -40,7 +42,7 @@ export async function main(args: string[]): Promise<void> {
   }
   requireDevice(o.device);
   openDevice(o.device);
-  const { model, config, directory } = loadModel(o.checkpoint);
+  const { model, config, directory } = loadModel(o.checkpoint, { dtype: o.dtype as WeightType });
   const tokenizer = await openTokenizer(directory);
   if (tokenizer.vocab_size > config.vocab_size) {
     throw new UserError(

@@ -12,7 +12,8 @@ export function embedding(ids: Tensor, w: Tensor): Tensor {
   const [V, C] = matrix("embedding", w);
   checkIds("embedding", "ids", ids);
   const out = empty([...ids.shape, C]);
-  k.embedding_forward(out.address, ids.address, w.address, ids.size, V, C);
+  const look = w.buf.isHalf ? k.embedding_forward_bf16 : k.embedding_forward;
+  look(out.address, ids.address, w.address, ids.size, V, C);
   return record("embedding", out, [w], () => {
     const add = claim(w);
     k.embedding_backward(grad(w), grad(out), ids.address, ids.size, V, C, add);
@@ -73,7 +74,7 @@ export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
     );
   }
   const out = empty(shape);
-  k.linear_forward(out.address, x.address, w.address, residual?.address ?? 0n, N, IN, OUT);
+  multiply(out.address, x.address, w, residual?.address ?? 0n, N);
   return record("linear", out, residual ? [x, w, residual] : [x, w], () => {
     if (x.buf.needsGrad) {
       const add = claim(x);
@@ -82,6 +83,13 @@ export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
     productGrad(w, grad(out), x.address, N);
     if (residual) passOn(residual, out);
   }, { flops: 2 * N * IN * OUT });
+}
+
+/** out (N, OUT) = x (N, IN) w^T (+ residual, or 0n). w (OUT, IN) may be bfloat16 where activations are float32. */
+function multiply(out: Address, x: Address, w: Tensor, residual: Address, N: number): void {
+  const [OUT, IN] = w.shape as [number, number],
+    product = w.buf.isHalf ? k.linear_forward_bf16 : k.linear_forward;
+  product(out, x, w.address, residual, N, IN, OUT);
 }
 
 /** Writes the gradient of w (OUT, IN), or adds to it, where one is wanted: dout^T x of dout (N, OUT) and x (N, IN). */
@@ -272,7 +280,7 @@ export function normLinear(x: Tensor, norm: Tensor, w: Tensor, eps: number, keep
   const out = empty([...x.shape.slice(0, -1), OUT]);
   const rstd = take(4 * N), rows = take(x.bytes);
   k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
-  k.linear_forward(out.address, rows.address, w.address, 0n, N, C, OUT);
+  multiply(out.address, rows.address, w, 0n, N);
   if (!keep) release(rows);
   return record("normLinear", out, [x, norm, w], () => {
     const drows = take(x.bytes), again = keep ? rows : take(x.bytes);
@@ -302,7 +310,7 @@ export function swigluLinear(gate_up: Tensor, w: Tensor, residual: Tensor, keep 
   const out = empty([...gate_up.shape.slice(0, -1), C]);
   const h = take(gate_up.bytes / 2); // (N, F)
   k.swiglu_forward(h.address, gate_up.address, N, F);
-  k.linear_forward(out.address, h.address, w.address, residual.address, N, F, C);
+  multiply(out.address, h.address, w, residual.address, N);
   if (!keep) release(h);
   return record("swigluLinear", out, [gate_up, w, residual], () => {
     const dh = take(h.bytes), again = keep ? h : take(h.bytes);

@@ -35,7 +35,8 @@ import {
 } from "./ops.ts";
 import * as ref from "./testing_reference.ts";
 import { backward, beginMasks, checkpoint, endStep, noGrad } from "./tape.ts";
-import { fixed, type Tensor, tensor, writeFloats } from "./tensor.ts";
+import { Parameters } from "./optim.ts";
+import { fixed, param, type Tensor, tensor, writeFloats } from "./tensor.ts";
 import {
   assertClose,
   checkGrad,
@@ -137,6 +138,36 @@ Deno.test("linear() of few rows agrees with float64, and each row gets what it g
         if (device.act === "f32" && N <= 8) assertEquals(Array.from(out), alone.slice(0, N).flat());
       }
     }
+    endStep();
+  }
+});
+
+Deno.test("linear() and embedding() of a bfloat16 weight give the bits of a float32 weight of these values (float32)", () => {
+  if (device.act !== "f32") return;
+  for (const [IN, OUT] of [[1, 1], [7, 5], [33, 50], [160, 25]] as const) {
+    const toBf16 = (x: number) => Math.round(x * 16) / 16,
+      values = normal(OUT * IN, 1).map(toBf16); // few bits
+    const vector = normal(IN, 5),
+      half = { w: param([OUT, IN], { value: 0 }), norm: param([IN], { value: 1 }) };
+    new Parameters(half, {
+      ...{ seed: 0, train: false, half: true },
+      load: (name, at) => writeFloats(at, name === "w" ? values : vector, "f32"),
+    });
+    const w = weight([OUT, IN], values),
+      x = normal(11 * IN, 2),
+      residual = normal(11 * OUT, 3),
+      ids = [OUT - 1, 0];
+    const run = (w: Tensor, from: number, to: number) =>
+      noGrad(() => {
+        const rows = tensor([to - from, IN], x.slice(from * IN, to * IN));
+        return linear(rows, w, tensor([to - from, OUT], residual.slice(from * OUT, to * OUT))).toArray();
+      });
+    const alone = Array.from({ length: 11 }, (_, row) => Array.from(run(w, row, row + 1))).flat();
+    for (const N of [1, 2, 5, 8, 11]) {
+      assertEquals(Array.from(run(half.w, 0, N)), alone.slice(0, N * OUT), `${N} rows`);
+    }
+    assertEquals(embedding(tokens([2], ids), half.w).toArray(), embedding(tokens([2], ids), w).toArray());
+    assertEquals(half.norm.toArray(), vector, "vectors stay float32");
     endStep();
   }
 });
@@ -932,7 +963,7 @@ Deno.test("attention() of bfloat16 pairs agrees with float64 but for the roundin
         136,
       ]] as const
     ) {
-      const size = { B: 2, T, H, K, D }, toBf16 = (x: number) => Math.fround(Math.round(x * 64) / 64); // few bits: exact
+      const size = { B: 2, T, H, K, D }, toBf16 = (x: number) => Math.round(x * 16) / 16; // few bits: exact
       const values = normal(2 * T * (H + 2 * K) * D, 1).map(toBf16),
         dout = normal(2 * T * H * D, 2).map(toBf16);
       const qkv = tensor([2, T, (H + 2 * K) * D], values, true);

@@ -22,6 +22,7 @@ export type ParameterOptions = {
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
   load?: LoadValues | undefined; // instead of initial values
+  half?: boolean; // matrices are bfloat16 beside float32 activations: to write text on a CPU, not to train or save
   trains?: ((name: string) => boolean) | undefined; // the others are frozen: no gradient, master weights or moments
 };
 
@@ -54,6 +55,7 @@ export class Parameters {
   readonly rest: { halves: Block; ties: Block } | undefined;
   /** float32; only when training. */
   readonly grads: Block | undefined;
+  readonly #half: boolean;
 
   /**
    * Gives the parameters of model memory, and initial values. Those that have values already, such as those of loadModel(), move
@@ -82,7 +84,8 @@ export class Parameters {
     frozen.forEach(place);
 
     const element = bytesPerElement("act");
-    this.weights = permanent(offset * element, "weights");
+    this.#half = options.half === true && element === 4 && !train;
+    this.weights = permanent(this.#bytesBefore(offset), "weights");
     this.rest = element === 4 || !train ? undefined : {
       halves: permanent(length(this.updated) * 2, "optimizer"),
       ties: permanent(length(this.updated) / 8, "optimizer"),
@@ -92,12 +95,20 @@ export class Parameters {
     for (const { name, tensor, offset, size } of this.slots) {
       tensor.buf.name = name;
       const isTrained = train && offset < this.total;
-      tensor.buf.block = part(this.weights, offset, size, element);
+      const at = this.#bytesBefore(offset), end = this.#bytesBefore(offset + size);
+      tensor.buf.block = { address: this.weights.address + BigInt(at), bytes: end - at };
+      tensor.buf.isHalf = this.#half && offset < this.decayed;
       if (this.grads && isTrained) tensor.buf.grad = part(this.grads, offset, size, 4);
       tensor.buf.gradIsEmpty = isTrained;
       tensor.buf.needsGrad = isTrained;
     }
     this.#initialise(BigInt(options.seed), values, options.load);
+  }
+
+  /** Bytes of the weights before an element. */
+  #bytesBefore(element: number): number {
+    if (!this.#half) return element * bytesPerElement("act");
+    return 2 * Math.min(element, this.decayed) + 4 * Math.max(0, element - this.decayed);
   }
 
   /** kept: where the values are of those parameters that have some. */
@@ -119,7 +130,8 @@ export class Parameters {
 
   /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
   #setValues(offset: number, size: number, write: (values: Address) => void): void {
-    if (bytesPerElement("act") === 4) return write(this.weightAt(offset));
+    const isHalf = this.#half && offset < this.decayed;
+    if (bytesPerElement("act") === 4 && !isHalf) return write(this.weightAt(offset));
     const staging = take(4 * size), { from, to } = this.updated;
     k.fill_zero(staging.address, BigInt(4 * size));
     write(staging.address);
@@ -129,9 +141,9 @@ export class Parameters {
     release(staging);
   }
 
-  /** Where the weight of an element is, in the act type. */
+  /** Where the weight of an element is, in the act type, or bfloat16 where it is half of that. */
   weightAt(element: number): Address {
-    return this.weights.address + BigInt(bytesPerElement("act") * element);
+    return this.weights.address + BigInt(this.#bytesBefore(element));
   }
 
   /** Where rest.halves and rest.ties of an element are; 0 where there is none. It must be in `updated`, and a multiple of 8. */

@@ -36,6 +36,8 @@ export class Buffer {
   uses = 0;
   /** Parameters: their path, "layers.3.qkv_proj". */
   name = "";
+  /** Parameters: bfloat16 beside float32 activations, which linear() and embedding() alone read. */
+  isHalf = false;
   /** Parameters: how they start. */
   init: Init | undefined;
   /** A buffer over a block of memory. */

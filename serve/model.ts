@@ -2,7 +2,7 @@
 import { basename } from "node:path";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
-import { endsOf } from "../model/checkpoint.ts";
+import { endsOf, type WeightType } from "../model/checkpoint.ts";
 import { type GenerateOptions, type Logprobs, MOST_TEXTS, type Telling } from "../model/generate.ts";
 import { resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import type { Asked, News, Said, Start } from "./model_worker.ts";
@@ -46,11 +46,11 @@ export class Model {
 
   /**
    * Loads the model at a path, which is a run, a checkpoint or a Hugging Face directory, on a device, "" for the
-   * best. Throws UserError if there is none, or the device does not open.
+   * best, its weights of a type as loadModel() has it. Throws UserError if there is none, or the device does not open.
    */
-  static async load(path: string, device: string): Promise<Model> {
+  static async load(path: string, device: string, dtype: WeightType = "auto"): Promise<Model> {
     const checkpoint = resolveCheckpoint(path), tokenizer = await openTokenizer(checkpoint);
-    const worker = newWorker(), start = { checkpoint, device };
+    const worker = newWorker(), start = { checkpoint, device, dtype };
     try {
       const ready = await firstWord(worker, start);
       if (tokenizer.vocab_size <= ready.vocab_size) return new Model(start, tokenizer, worker, ready);

@@ -2,7 +2,7 @@
 // to go on with or one that nobody wants any more. Texts share each pass over the weights; it answers with their tokens.
 import { explain, UserError } from "../base/errors.ts";
 import { workerScope } from "../base/worker_scope.ts";
-import { loadModel } from "../model/checkpoint.ts";
+import { loadModel, type WeightType } from "../model/checkpoint.ts";
 import { openDevice } from "../model/device.ts";
 import {
   begin,
@@ -17,7 +17,7 @@ import {
 import type { Llama, LlamaConfig } from "../model/llama.ts";
 
 /** The first message. */
-export type Start = { checkpoint: string; device: string };
+export type Start = { checkpoint: string; device: string; dtype: WeightType };
 
 /** Later messages: a text to go on with, by a number that no other one has, or one to leave off. */
 export type Asked =
@@ -40,7 +40,7 @@ let model: Llama, config: LlamaConfig, isTurning = false;
 worker.onmessage = ({ data }: MessageEvent<Start>) => {
   attempt([], () => {
     openDevice(data.device);
-    ({ model, config } = loadModel(data.checkpoint));
+    ({ model, config } = loadModel(data.checkpoint, { dtype: data.dtype }));
     say({ kind: "ready", block_size: config.block_size, vocab_size: config.vocab_size });
   });
   worker.onmessage = ({ data }: MessageEvent<Asked>) => hear(data);

@@ -2,6 +2,7 @@
 import { UserError } from "../base/errors.ts";
 import { lookedIn } from "../base/files.ts";
 import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
+import { WEIGHT_TYPES } from "../model/checkpoint.ts";
 import { holdsRun } from "../runtime/checkpoint.ts";
 import { Run } from "./runs.ts";
 
@@ -10,13 +11,14 @@ export const defaults = {
   run: [] as string[], // run directories, or directories of runs, also as plain words; nothing else is read
   checkpoint: "", // a run, one of its checkpoints, its best (RUN/best), or a model directory of Hugging Face
   device: "", // of the model: cuda or cpu; "" = cuda if it answers, else cpu
+  dtype: "auto", // of its weights on a CPU: float32, bfloat16 (half the memory), or auto = bfloat16 where the files are
   port: 8000, // 0 takes any that is free
   host: "127.0.0.1", // where to listen; beyond this machine it needs a token in LOAM_TOKEN, which requests then
   // carry as Authorization: Bearer or ?token=
   cors: [] as string[], // whose pages may use the server beside its own, such as http://localhost:3000; again for more
 };
 
-const ranges: Ranges<typeof defaults> = { port: whole(0, 65535) };
+const ranges: Ranges<typeof defaults> = { port: whole(0, 65535), dtype: WEIGHT_TYPES };
 
 /** Text of --help. */
 export async function helpText(): Promise<string> {

@@ -12,6 +12,7 @@ export const FLAGS = [
   ...["--block_size=16", "--threads=1", `--seed=${expected.seed}`, `--data_dir=${GOLDEN}`],
   ...["--learning_rate=0.01", "--min_lr=0.001", "--warmup_iters=5", "--max_iters=17"],
   ...["--eval_interval=4", "--sample_interval=0", "--save_interval=1000"],
+  "--bf16_gemm=false",
 ];
 /** Of one process. */
 export const ALONE = ["--batch_size=4", "--gradient_accumulation_steps=3"];

@@ -49,6 +49,17 @@ Deno.test("sample prints the same text for the same seed and another for another
   assertNotEquals(await sample(...flags, "--seed=6"), first);
 });
 
+Deno.test("sample writes the same text from bfloat16 weights in memory as from the same values in float32", async () => {
+  const out = freshPath(),
+    flags = ["--device=cpu", "--prompt=long", "--temperature=0", "--max_new_tokens=60"];
+  await succeed("export", "--checkpoint", await model(), "--format=hf", "--dtype=bf16", `--out=${out}`);
+  const texts = ["auto", "bfloat16", "float32"].map((dtype) =>
+    succeed("sample", `--checkpoint=${out}`, `--dtype=${dtype}`, ...flags)
+  );
+  const [auto, bfloat16, float32] = await Promise.all(texts);
+  assertEquals([auto, bfloat16], [float32, float32]);
+});
+
 Deno.test("sample at temperature 0 or with --top_k=1 is the same for every seed", async () => {
   const first = await sample("--prompt=long", "--temperature=0", "--seed=1");
   assertEquals(await sample("--prompt=long", "--temperature=0", "--seed=2"), first);
