@@ -1214,6 +1214,7 @@ PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, siz
   UNROLL for (int i = 0; i < R; i++) {
     UNROLL for (int j = 0; j < NV; j++) {
       sum[i][j] = _mm512_setzero_ps();
+      __builtin_prefetch(c + i * c_row + j * 16, 1);  // 4% of a product's time: it is there when the sums are
       if (add) __builtin_prefetch(add + i * add_row + j * 16);
     }
   }
@@ -1479,18 +1480,23 @@ struct Softmax {
   alignas(64) float factor[BLOCK];
 };
 
+/// Of W queries and the first `end` keys, and of what was there before.
+static inline vec largest_score(const float* column, int64_t end, vec before) {
+  vec even = before, odd = before;  // two maxima, as each waits for the one before it
+  for (int64_t n = 0; n + 1 < end; n += 2) {
+    even = larger(load(column + n * BLOCK), even);
+    odd = larger(load(column + (n + 1) * BLOCK), odd);
+  }
+  if (end % 2) even = larger(load(column + (end - 1) * BLOCK), even);
+  return larger(even, odd);
+}
+
 /// scores become exp(score - top), 0 where masked.
 static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift) {
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift);
     float* column = scores + m;
-    vec before = load(state->top + m), even = before, odd = before;  // two maxima, as each waits for the one before it
-    for (int64_t n = 0; n + 1 < end; n += 2) {
-      even = larger(load(column + n * BLOCK), even);
-      odd = larger(load(column + (n + 1) * BLOCK), odd);
-    }
-    if (end % 2) even = larger(load(column + (end - 1) * BLOCK), even);
-    vec top = larger(even, odd), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
+    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < end; n++) {
       vec p = fast_exp(load(column + n * BLOCK) - top);
       sum += p;
@@ -1506,6 +1512,13 @@ static void scale_row(float* to, const float* x, int64_t D, float factor) {
   for (int64_t d = 0; d < D; d += PIECE) store(to + d, load<piece>(x + d) * factor);
 }
 
+/// What was summed before a block of keys, by the factor that the block brought.
+static void rescale(float* sums, const Softmax& state, int64_t queries, int64_t D) {
+  for (int64_t m = 0; m < queries; m++) {
+    if (state.factor[m] != 1.0f) scale_row(sums + m * D, sums + m * D, D, state.factor[m]);
+  }
+}
+
 /// Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
 static void attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const float* k, const float* v,
                    int64_t queries, int64_t position, int64_t D, float* memory) {
@@ -1518,10 +1531,7 @@ static void attend(float* out, size_t out_row, float* lse, const float* q, size_
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
     multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);
     online_softmax(&state, scratch.scores, keys, columns, shift);
-    for (int64_t m = 0; key > 0 && m < queries; m++) {
-      float* sums = scratch.result + m * D;
-      if (state.factor[m] != 1.0f) scale_row(sums, sums, D, state.factor[m]);
-    }
+    if (key > 0) rescale(scratch.result, state, queries, D);
     multiply_queries(scratch.result, scratch.scores, v + key * D, keys, queries, D, shift, key > 0);
   }
   for (int64_t m = 0; m < queries; m++) {
@@ -1618,13 +1628,7 @@ PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, i
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift);
     const float* column = scores + m;
-    vec before = load(state->top + m), even = before, odd = before;
-    for (int64_t n = 0; n + 1 < end; n += 2) {
-      even = larger(load(column + n * BLOCK), even);
-      odd = larger(load(column + (n + 1) * BLOCK), odd);
-    }
-    if (end % 2) even = larger(load(column + (end - 1) * BLOCK), even);
-    vec top = larger(even, odd), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
+    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < keys; n += 2) {
       vec p = {}, next = {};
       if (n < end) p = fast_exp(load(column + n * BLOCK) - top);
@@ -1653,10 +1657,7 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
     pair_scores(scratch.scores, k + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);
     pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift);
-    for (int64_t m = 0; key > 0 && m < queries; m++) {
-      float* sums = scratch.result + m * D;
-      if (state.factor[m] != 1.0f) scale_row(sums, sums, D, state.factor[m]);
-    }
+    if (key > 0) rescale(scratch.result, state, queries, D);
     pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, queries, D, shift, key > 0);
   }
   for (int64_t m = 0; m < queries; m++) {
@@ -1947,10 +1948,11 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
 /// Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
 enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 256, TILE_COLUMNS = TILE_VECTORS * W };
 
-/// Copies rows [0, depth) of op(b) into panels of TILE_COLUMNS columns; columns from n on become 0.
-static void pack_b_panel(float* to, const float* b, size_t row, size_t step, int64_t depth, int64_t n) {
+/// Copies rows [0, depth) of op(b), of float or bf16, into panels of TILE_COLUMNS columns; columns from n on become 0.
+template <class T>
+static void pack_b_panel(float* to, const T* b, size_t row, size_t step, int64_t depth, int64_t n) {
   for (int64_t p = 0; p < depth; p++) {
-    for (int64_t j = 0; j < TILE_COLUMNS; j++) to[p * TILE_COLUMNS + j] = j < n ? b[p * row + j * step] : 0.0f;
+    for (int64_t j = 0; j < TILE_COLUMNS; j++) to[p * TILE_COLUMNS + j] = j < n ? as_float(b[p * row + j * step]) : 0.0f;
   }
 }
 
@@ -1977,9 +1979,10 @@ static void packed_tile(float* c, size_t c_row, const float* a, const float* b, 
   }
 }
 
-/// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS.
-static int builtin_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a,
-                        const float* b, bool accumulate, float* c) {
+/// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS, and for a b of bf16.
+template <class T>
+static int builtin_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, bool accumulate,
+                        float* c) {
   const size_t a_floats = PANEL_M * PANEL_K, b_floats = PANEL_N * PANEL_K;
   float* packed_b = (float*)workspace((b_floats + thread_count * a_floats) * sizeof(float));
   if (!packed_b) return 1;
@@ -2085,27 +2088,34 @@ static inline float sum_of(V v) {
   return sum_of(halves.low + halves.high);
 }
 
+/// The first n < W values; the others are 0.
+template <class T>
+static vec load_first(const T* address, int64_t n) {
+  T values[W] = {};
+  for (int64_t i = 0; i < n; i++) values[i] = address[i];
+  return load(values);
+}
+
 /// OUTS columns of R rows of out = x weight^T (+ residual), the weight of float or bf16. What a row gets does not depend on R
 /// or OUTS.
 template <int R, int OUTS, class T>
 static inline void dots(float* out, const float* x, const T* weight, const float* residual, int64_t IN, int64_t OUT) {
   vec sum[R][OUTS] = {};
-  int64_t i = 0;
-  for (; i + W <= IN; i += W) {
+  for (int64_t i = 0; i < IN; i += W) {
+    const bool whole = i + W <= IN;
     vec w[OUTS];
     UNROLL for (int o = 0; o < OUTS; o++) {
-      w[o] = load(weight + o * IN + i);
+      w[o] = whole ? load(weight + o * IN + i) : load_first(weight + o * IN + i, IN - i);
       if (OUTS > 1) __builtin_prefetch(weight + o * IN + i + 16384 / sizeof(T), 0, 2);  // the processor's own sees only one stream
     }
     UNROLL for (int r = 0; r < R; r++) {
-      vec part = load(x + r * IN + i);
+      vec part = whole ? load(x + r * IN + i) : load_first(x + r * IN + i, IN - i);
       UNROLL for (int o = 0; o < OUTS; o++) sum[r][o] += part * w[o];
     }
   }
   for (int r = 0; r < R; r++) {
     for (int o = 0; o < OUTS; o++) {
       float total = sum_of(sum[r][o]);
-      for (int64_t rest = i; rest < IN; rest++) total += x[r * IN + rest] * as_float(weight[o * IN + rest]);
       out[r * OUT + o] = residual ? residual[r * OUT + o] + total : total;
     }
   }
@@ -2150,6 +2160,12 @@ static void few_rows(float* out, const float* x, const T* weight, const float* r
   }
 }
 
+static void copy_floats(float* to, const float* from, int64_t n) {
+  const int64_t step = 1 << 18;
+#pragma omp parallel for num_threads(team(n))
+  for (int64_t i = 0; i < n; i += step) memcpy(to + i, from + i, min(step, n - i) * sizeof(float));
+}
+
 int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN,
                    int32_t OUT) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
@@ -2161,10 +2177,7 @@ int linear_forward(float* out, const float* x, const float* weight, const float*
 #ifdef HAS_PAIR_PRODUCTS
   if (use_pair_gemm) return pair_gemm(false, true, N, OUT, IN, x, weight, residual, out);
 #endif
-  if (residual) {
-#pragma omp parallel for num_threads(team((int64_t)N * OUT))
-    for (int i = 0; i < N; i++) memcpy(out + (size_t)i * OUT, residual + (size_t)i * OUT, OUT * sizeof(float));
-  }
+  if (residual) copy_floats(out, residual, (int64_t)N * OUT);
   return gemm(false, true, N, OUT, IN, x, weight, residual != nullptr, out);
 }
 
@@ -2172,8 +2185,12 @@ int linear_forward_bf16(float* out, const float* x, const void* weight, const fl
                         int32_t OUT) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
   if (residual == out) FAIL("residual may not be out (N=%d IN=%d OUT=%d)", N, IN, OUT);
-  few_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
-  return 0;
+  if (N <= FEW_ROWS) {
+    few_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
+    return 0;
+  }
+  if (residual) copy_floats(out, residual, (int64_t)N * OUT);
+  return builtin_gemm(false, true, N, OUT, IN, x, (const bf16*)weight, residual != nullptr, out);
 }
 
 int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT,

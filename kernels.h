@@ -140,7 +140,7 @@ int find_nonfinite(HOST int64_t* index, const void* x, int32_t type, int64_t n);
 // ---- weights of two bytes beside float activations, to write text on a CPU -----------------------------------------------
 
 /// embedding_forward() and linear_forward() whose weight is bfloat16 whatever act is. Nothing else is rounded: they give what a
-/// float weight of these values gives, by the sums that linear_forward() has for few rows on the CPU.
+/// float weight of these values gives, to the bit up to 8 rows.
 int embedding_forward_bf16(act* out, const int32_t* ids, const void* weight, int32_t N, int32_t V, int32_t C);
 int linear_forward_bf16(act* out, const act* x, const void* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT);
 

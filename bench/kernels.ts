@@ -17,7 +17,7 @@ import {
   synchronizeNow,
 } from "../ffi/library.ts";
 import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
-import { table } from "../base/format.ts";
+import { formatFlops, table } from "../base/format.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
 import { allCases, type Arrays, type Case } from "./cases.ts";
@@ -32,6 +32,7 @@ const defaults = {
   head_chunk: 2048, // as in train.ts
   device: "", // cuda, cpu or emu; "" = the one that answers
   threads: 0, // of the CPU, 0 = all
+  bf16_gemm: "auto", // of the CPU, as in train.ts
   filter: "", // only ops whose name holds this
   copy_mb: 1000, // size of the copy that bandwidth is read from
   rotate_mb: 512, // arrays of a call and its copies together, where memory is larger than that; 0 = no copies
@@ -44,6 +45,7 @@ const ranges: Ranges<typeof defaults> = {
   ...each(whole(0, 2 ** 20), "B", "T", "V", "n_layer"),
   ...each(whole(1, 2 ** 20), "head_chunk", "batches"),
   threads: whole(0, 1024),
+  bf16_gemm: ["auto", "true", "false"],
   copy_mb: between(0.01, 1e6),
   ...each(between(0, 1e6), "rotate_mb", "batch_ms"),
 };
@@ -183,6 +185,7 @@ export type Report = {
   peak_how: string | null;
   copy_gb_per_sec: number | null;
   micro_step_ms: number;
+  wall_ms: number | null; // the least that they could take by peak and bandwidth; null where no peak is known
   failed: { op: string; message: string }[];
   timings: Timing[];
 };
@@ -195,7 +198,8 @@ if (import.meta.main) {
       );
     }
     const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
-    open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads });
+    const bf16_gemm = o.bf16_gemm === "auto" ? "auto" : o.bf16_gemm === "true";
+    open((o.device || chooseDevice().name) as DeviceName, { threads: o.threads, bf16_gemm });
     o.preset ||= device.library === "cuda" ? "gpt-270m" : "small";
     const preset = SHAPES[o.preset];
     if (!preset) {
@@ -206,10 +210,13 @@ if (import.meta.main) {
     const { B = preset.B, T = preset.T, V = preset.V, n_layer = preset.n_layer } = onlySet(o);
     const s = { ...preset, B, T, V, n_layer, head_chunk: o.head_chunk, act: bytesPerElement("act") };
     const peak = peakFlops(), limits: Limits = { flops: peak?.flops, bytes: undefined };
-    console.log(`${device.name} (${device.library}), ${device.act}, GEMM: ${device.blas}`);
+    const inputs = device.bf16_gemm ? " of bfloat16" : "";
+    console.log(`${device.name} (${device.library}), ${device.act}, GEMM${inputs}: ${device.blas}`);
     if (device.attention) console.log(`attention: ${device.attention}`);
     console.log(
-      `${o.preset}: B=${B} T=${T} V=${V}, ${s.n_layer} layers; ${peak ? peak.how : "no known peak"}`,
+      `${o.preset}: B=${B} T=${T} V=${V}, ${s.n_layer} layers; ${
+        peak ? `${formatFlops(peak.flops)}, ${peak.how}` : "no known peak"
+      }`,
     );
 
     const timings: Timing[] = [], failed: Report["failed"] = [];
@@ -223,6 +230,7 @@ if (import.meta.main) {
         peak_how: peak?.how ?? null,
         copy_gb_per_sec: limits.bytes ? limits.bytes / 1e9 : null,
         micro_step_ms: micro_step_ms(),
+        wall_ms: wallOf(timings),
         failed,
         timings,
       };
@@ -242,9 +250,23 @@ if (import.meta.main) {
     const header = ["op", "shape", "ms", "GFLOP/s", "GB/s", "bound", "of roofline", "ms a micro-step"];
     console.log(table([header, ...timings.map(row)]));
     console.log(`${micro_step_ms().toFixed(2)} ms for the calls of a micro-step one after the other`);
+    const wall_ms = wallOf(timings);
+    if (wall_ms !== null) {
+      const share = (100 * wall_ms / micro_step_ms()).toFixed(0);
+      console.log(
+        `${wall_ms.toFixed(2)} ms is the wall: the roofline of each call; ${share}% of it is reached`,
+      );
+    }
     for (const { op, message } of failed) console.error(`failed: ${op}: ${message}`);
     if (failed.length > 0) Deno.exit(1);
   });
+}
+
+/** ms that the calls of a micro-step would take at their rooflines, one after the other. */
+export function wallOf(timings: Pick<Timing, "count" | "roofline_ms">[]): number | null {
+  const steps = timings.filter(({ count }) => count > 0);
+  if (steps.some(({ roofline_ms }) => roofline_ms === null)) return null;
+  return steps.reduce((sum, { count, roofline_ms }) => sum + count * roofline_ms!, 0);
 }
 
 /** The sizes that the command line sets, without those left at 0. */

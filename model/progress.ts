@@ -16,6 +16,7 @@ import { type BatchConfig, consume, type Consumed, consumedBefore } from "./cons
 import { keepChoices } from "./choices.ts";
 import { guard, type GuardConfig, ofStep, type Outcome, placesOf } from "./guard.ts";
 import type { LlamaConfig } from "./llama.ts";
+import { measureModel } from "./plan.ts";
 import { StepLines, stepMetrics } from "./report.ts";
 
 /** What is read here of the variables of train.ts. */
@@ -71,11 +72,16 @@ export class Progress {
 
   /** Begins where the saved state ends. */
   constructor(parts: ProgressParts) {
-    const { config, data, val, ranks, saved } = this.#parts = parts;
+    const { config, c, data, val, ranks, saved } = this.#parts = parts;
     this.before = this.#read_step = saved?.step ?? 0;
     this.best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
     this.#past = consumedBefore(saved, data.order(config.seed));
-    this.#lines = new StepLines({ ...config, before: this.before, evaluates: val !== undefined });
+    this.#lines = new StepLines({
+      ...config,
+      flops_per_token: measureModel(c).flops_per_token,
+      before: this.before,
+      evaluates: val !== undefined,
+    });
     // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
     // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
     this.#readsLate = device.library !== "cpu" && config.debug === "" && ranks.isAlone;

@@ -177,9 +177,12 @@ export class StepLines {
   #peak = 0; // time times mfu
   #finite = { steps: 0, loss: 0, grad_norm: 0 };
 
-  /** before: the step that the run goes on after. evaluates: whether some steps have a val_loss. now: the time in ms. */
+  /**
+   * before: the step that the run goes on after. evaluates: whether some steps have a val_loss. flops_per_token: as MFU counts
+   * them. now: the time in ms.
+   */
   constructor(
-    readonly run: { max_iters: number; before: number; evaluates: boolean },
+    readonly run: { max_iters: number; before: number; evaluates: boolean; flops_per_token: number },
     readonly now: () => number = () => performance.now(),
   ) {
     this.#begun_ms = now();
@@ -199,8 +202,8 @@ export class StepLines {
   }
 
   /**
-   * "step  220/3000 | loss 1.5562 | val 1.6102 | norm 0.48 | 28,731 tok/s | 38% MFU | 58 min left" after a step that was
-   * added: loss, norm, speed and MFU of all steps since the line before. A step whose loss or norm is not finite counts as
+   * "step  220/3000 | loss 1.5562 | val 1.6102 | norm 0.48 | 28,731 tok/s | 38% MFU, 89 GFLOP/s | 58 min left" after a step
+   * that was added: loss, norm, speed and MFU of all steps since the line before. A step whose loss or norm is not finite counts as
    * skipped, and in the means only where there is no other.
    */
   line(last: StepMetrics): string {
@@ -212,7 +215,8 @@ export class StepLines {
 
   /** The same in between: the next line still has these steps. */
   text({ step, loss, grad_norm, val_loss, mfu, skipped }: StepMetrics): string {
-    const { max_iters, before, evaluates } = this.run, { steps, ...sums } = this.#finite;
+    const { max_iters, before, evaluates, flops_per_token } = this.run, { steps, ...sums } = this.#finite;
+    const tokens_per_sec = this.#tokens / this.#seconds, rate = formatFlops(flops_per_token * tokens_per_sec);
     const seconds = (this.now() - this.#begun_ms) / 1000,
       left = seconds * (max_iters - step) / (step - before);
     const cells = [
@@ -220,8 +224,8 @@ export class StepLines {
       `loss ${(steps > 0 ? sums.loss / steps : loss).toFixed(4)}`,
       ...(evaluates ? [val_loss === undefined ? "".padEnd(10) : `val ${val_loss.toFixed(4)}`] : []),
       `norm ${(steps > 0 ? sums.grad_norm / steps : grad_norm).toFixed(2)}`,
-      `${formatCount(this.#tokens / this.#seconds)} tok/s`,
-      mfu === null ? "MFU n/a" : `${(100 * this.#peak / this.#seconds).toFixed(0)}% MFU`,
+      `${formatCount(tokens_per_sec)} tok/s`,
+      `${mfu === null ? "MFU n/a" : `${(100 * this.#peak / this.#seconds).toFixed(0)}% MFU`}, ${rate}`,
       ...(step < max_iters ? [`${formatSeconds(left)} left`] : [formatSeconds(seconds)]),
       ...(skipped > 0 ? [`${skipped} skipped`] : []),
     ];

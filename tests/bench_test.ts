@@ -80,6 +80,9 @@ for (const device of ["cpu", "emu"] as const) {
       }
       const sum = report.timings.reduce((sum, { ms, count }) => sum + ms * count, 0);
       assertAlmostEquals(report.micro_step_ms, sum, 1e-9);
+      assertEquals(report.wall_ms === null, device === "emu"); // which has no peak
+      const wall = report.timings.reduce((sum, { roofline_ms, count }) => sum + roofline_ms! * count, 0);
+      if (report.wall_ms !== null) assertAlmostEquals(report.wall_ms, wall, 1e-9);
     },
   });
 }

@@ -58,7 +58,7 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
   assertEquals(Deno.readTextFileSync(`${out}/log.txt`), stdout);
   assertMatch(
     stdout,
-    /^step 3\/7 \| loss \d\.\d{4} \| val \d\.\d{4} \| norm \S+ +\| \S+ tok\/s +\| \d+% MFU +\| \d+ s left$/m,
+    /^step 3\/7 \| loss \d\.\d{4} \| val \d\.\d{4} \| norm \S+ +\| \S+ tok\/s +\| \d+% MFU, [\d.]+ GFLOP\/s +\| \d+ s left$/m,
   );
   assertMatch(
     stdout,
