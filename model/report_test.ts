@@ -45,7 +45,7 @@ Deno.test("StepLines.line() has the means since the last line, of time where it 
   step(5, 6, 3, 100, null);
   assertEquals(
     lines.line(step(6, NaN, Infinity, 100, 0.5, 1)), // aligned with the widest before
-    "step  6/12 | loss 6.0000 |            | norm 3.00  | 10,000 tok/s | 25% MFU, 20 GFLOP/s | 2 s left | 1 skipped",
+    "step  6/12 | loss 6.0000 |            | norm 3.00  | 10,000 tok/s | 25% MFU, 20 GFLOP/s  | 2 s left | 1 skipped",
   );
   assertMatch(
     lines.line(step(7, NaN, Infinity, 100, null, 2)),
