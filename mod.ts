@@ -140,7 +140,13 @@ export {
 } from "./model/llama.ts";
 export { type RopeScaling, ropeTable, type Rotary } from "./model/rope.ts";
 export { generate, type GenerateOptions, type Sampling } from "./model/generate.ts";
-export { type LoadedModel, loadModel, saveModel } from "./model/checkpoint.ts";
+export {
+  type LoadedModel,
+  loadModel,
+  type LoadOptions,
+  saveModel,
+  type WeightType,
+} from "./model/checkpoint.ts";
 export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bins.ts";
 export { type Mix, openData, type Part } from "./data/mix.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
