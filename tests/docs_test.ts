@@ -19,6 +19,7 @@ const UNTESTED: Record<string, string> = {
   "deno task compile": "needs Deno's runtime; tests/compile_test.ts runs it",
   "deno task test:": "ten minutes the one, hours the other",
   "LOAM_TEST_DEVICE=emu deno task test": "tests/emu_test.ts runs it",
+  "deno task screenshots": "needs Chromium; tests/dashboard_test.ts looks at the page",
   "deno task download": "the hub is far; model/download_test.ts has one of its own",
   "deno unlink": "needs the JSR registry; tests/std_test.ts runs with either package",
   "wandb sync": "a program of others, with an account",
@@ -66,6 +67,16 @@ Deno.test("docs/code.md and mod.ts have every op", () => {
   for (const name of ops) {
     assertStringIncludes(read("docs/code.md"), `${name}(`);
     assertStringIncludes(read("mod.ts"), `  ${name},\n`);
+  }
+});
+
+Deno.test("every picture in the pages is there, and small", () => {
+  for (const page of PAGES) {
+    const text = Deno.readTextFileSync(new URL(page, ROOT));
+    for (const [, path] of text.matchAll(/(?:!\[[^\]]*\]\(|src(?:set)?=")([^)"]+)/g)) {
+      const { size } = Deno.statSync(new URL(path!, new URL(page, ROOT)));
+      assert(size < 250_000, `${path}: ${size} bytes`);
+    }
   }
 });
 

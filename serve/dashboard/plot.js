@@ -58,7 +58,7 @@ export function plotOptions(spec, { lines, axis, isLog, width, height }, links) 
     width,
     height,
     legend: { show: false },
-    padding: [8, 16, 0, 0],
+    padding: [8, 20, 0, 0],
     scales: {
       x: { time: false, range: (_plot, min, max) => xRange(min, max, links.zoom()) },
       y: { distr: isLog ? 3 : 1, range: () => yRange(links.reached(), spec, isLog) },
