@@ -189,7 +189,9 @@ DEVICE void report_fault(Fault* fault, int kind, int row, int value, int limit) 
 static struct {
   bool open;
   int index;
-  cudaStream_t stream;
+  cudaStream_t stream, side;
+  cudaEvent_t side_done;
+  cudaEvent_t marks[MARKS];  // made when they are set first
   cudaDeviceProp properties;
   char* workspace;
   Fault* fault;
@@ -387,6 +389,8 @@ static int create_resources() {
   cudaError_t e = cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking);
   TRY(check_room(e));
   CUDA(e);
+  CUDA(cudaStreamCreateWithFlags(&gpu.side, cudaStreamNonBlocking));
+  CUDA(cudaEventCreateWithFlags(&gpu.side_done, cudaEventDisableTiming));
   CUDA(cudaHostAlloc((void**)&gpu.fault, sizeof(Fault), cudaHostAllocDefault));
   *gpu.fault = {};
   for (auto& s : gpu.snapshots) {
@@ -461,6 +465,41 @@ int device_peak(double* flops, char* how, int32_t capacity) {
 int device_stream(uint64_t* stream) {
   BEGIN(SIZES(), ADDRESSES(stream));
   *stream = (uint64_t)gpu.stream;
+  return 0;
+}
+
+int mark(int32_t at) {
+  BEGIN(SIZES(at), ADDRESSES());
+  CHECK(at < MARKS, "mark %d, at most %d", at, MARKS - 1);
+  if (!gpu.marks[at]) CUDA(cudaEventCreate(&gpu.marks[at]));
+  CUDA(cudaEventRecord(gpu.marks[at], gpu.stream));
+  return 0;
+}
+
+int mark_ms(float* ms, int32_t from, int32_t to) {
+  BEGIN(SIZES(from, to), ADDRESSES(ms));
+  CHECK(from < MARKS && to < MARKS && gpu.marks[from] && gpu.marks[to], "marks %d and %d were not set", from, to);
+  CUDA(cudaEventElapsedTime(ms, gpu.marks[from], gpu.marks[to]));
+  return 0;
+}
+
+int side_stream(uint64_t* stream) {
+  BEGIN(SIZES(), ADDRESSES(stream));
+  *stream = (uint64_t)gpu.side;
+  return 0;
+}
+
+int side_wait(int32_t at) {
+  BEGIN(SIZES(at), ADDRESSES());
+  CHECK(at < MARKS && gpu.marks[at], "mark %d was not set", at);
+  CUDA(cudaStreamWaitEvent(gpu.side, gpu.marks[at], 0));
+  return 0;
+}
+
+int side_join() {
+  BEGIN(SIZES(), ADDRESSES());
+  CUDA(cudaEventRecord(gpu.side_done, gpu.side));
+  CUDA(cudaStreamWaitEvent(gpu.stream, gpu.side_done, 0));
   return 0;
 }
 

@@ -30,7 +30,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 7
+#define LOAM_ABI_VERSION 8
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_AUTO 2   // of bf16_gemm in device_open()
@@ -103,6 +103,18 @@ int device_peak(HOST double* flops, HOST char* how, int32_t capacity);
 /// *stream = the cudaStream_t that work is queued on, for libraries that queue work of their own, such as NCCL; 0 on a CPU.
 int device_stream(HOST uint64_t* stream);
 
+/// mark() queues a mark, 0 < at < MARKS; the same number again replaces it. mark_ms(): *ms = milliseconds from one mark to
+/// another, both of which work has passed.
+#define MARKS 16384
+int mark(int32_t at);
+int mark_ms(HOST float* ms, int32_t from, int32_t to);
+
+/// *stream = a second stream, for work beside: side_wait() lets it wait for a mark, side_join() the library's own stream for all
+/// that the second one was given. 0 on a CPU, where both do nothing.
+int side_stream(HOST uint64_t* stream);
+int side_wait(int32_t at);
+int side_join(void);
+
 /// Waits until all queued work is done and reports its failures.
 int synchronize(void);
 
@@ -124,7 +136,7 @@ int copy_async(void* dst, const void* src, int64_t bytes);
 
 /// snapshot() queues a copy of at most SNAPSHOT_BYTES, for the host to read while later work runs. snapshot_read() waits for
 /// the oldest one that has not been read, and for nothing queued behind it. At most SNAPSHOTS may wait to be read.
-#define SNAPSHOT_BYTES 256
+#define SNAPSHOT_BYTES 65536
 #define SNAPSHOTS 2
 int snapshot(const void* src, int64_t bytes);
 int snapshot_read(HOST void* dst, int64_t bytes);

@@ -117,6 +117,8 @@ export {
   type AdamWOptions,
   cosineSchedule,
   type Exchange,
+  type OfRank,
+  type OfRanks,
   Parameters,
   type Range,
   type Schedule,

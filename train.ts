@@ -158,7 +158,8 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
       log.lines(tapeListing());
       return "stopped";
     }
-    await optimizer.stepTogether(cosineSchedule(step, config), ranks, stop.wish(left === 0));
+    const own = progress.arrive(step + 1);
+    await optimizer.stepTogether(cosineSchedule(step, config), ranks, stop.wish(left === 0), own);
     const done = await progress.after(step + 1);
     if (progress.isLeftOut) break;
     step++;

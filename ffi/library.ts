@@ -33,7 +33,7 @@ export type OpenOptions = {
 };
 
 /** LOAM_ABI_VERSION in kernels.h; a library with another one does not open. */
-export const ABI_VERSION = 7;
+export const ABI_VERSION = 8;
 /** Element types in kernels.h: float32. */
 export const F32 = 0;
 /** bfloat16. */
@@ -240,6 +240,35 @@ export function deviceStream(): bigint {
   return stream[0]!;
 }
 
+/** A second stream, for collectives that go on beside kernels; 0 on a CPU. See sideWait() and sideJoin(). */
+export function sideStream(): bigint {
+  const stream = new BigUint64Array(1);
+  check(s.side_stream(stream));
+  return stream[0]!;
+}
+
+/** Queues a mark, of a number from 1 to 16383: a place in the stream that sideWait() waits for, and markMs() knows the time of. */
+export function mark(at: number): void {
+  check(s.mark(at));
+}
+
+/** Milliseconds from one mark to another, which work must have passed. */
+export function markMs(from: number, to: number): number {
+  const ms = new Float32Array(1);
+  check(s.mark_ms(ms, from, to));
+  return ms[0]!;
+}
+
+/** Lets the second stream wait for a mark. */
+export function sideWait(at: number): void {
+  check(s.side_wait(at));
+}
+
+/** Lets what is queued from here on wait for all that the second stream was given. */
+export function sideJoin(): void {
+  check(s.side_join());
+}
+
 /** Waits for all queued work on another thread: timers, signals and servers of this process are served meanwhile. */
 export async function synchronize(): Promise<void> {
   check(await s.synchronize_async());
@@ -355,7 +384,7 @@ export function copyToHost(dst: Bytes, src: Address): void {
   check(s.copy_to_host(dst, src, BigInt(dst.byteLength)));
 }
 
-/** Queues a copy of at most 256 bytes for readSnapshot(); two may wait to be read. */
+/** Queues a copy of at most 64 KB for readSnapshot(); two may wait to be read. */
 export function snapshot(src: Address, bytes: number): void {
   check(s.snapshot(src, BigInt(bytes)));
 }

@@ -372,8 +372,21 @@ Deno.test("readSnapshot() gives the oldest snapshot as it was when it was taken"
   assertEquals(Array.from(read), [4, 4]);
   const message = "snapshot_read: none was taken since the last one was read";
   await assertRejects(() => library.readSnapshot(read), KernelError, message);
-  assertThrows(() => library.snapshot(address, 257), KernelError, "snapshot: 257 bytes");
+  assertThrows(() => library.snapshot(address, 65_537), KernelError, "snapshot: 65537 bytes");
   free(address);
+});
+
+Deno.test("mark() and the second stream: work beside waits for a mark, and what joins it for that work", async () => {
+  const { mark, markMs, sideJoin, sideStream, sideWait, synchronize } = library;
+  mark(3);
+  mark(4);
+  assertEquals(sideStream() === 0n, library.deviceStream() === 0n);
+  sideWait(4);
+  sideJoin();
+  await synchronize();
+  assert(markMs(3, 4) >= 0 && markMs(3, 4) < 10_000);
+  assertThrows(() => mark(16_384), KernelError, "mark: mark 16384, at most 16383");
+  assertThrows(() => markMs(3, 16_384), KernelError, "mark_ms: marks 3 and 16384");
 });
 
 Deno.test("the first failure is reported, and only once", () => {

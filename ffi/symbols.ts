@@ -24,6 +24,11 @@ export const symbols = {
   end_after: fn(I64, I32, HOST),
   device_peak: fn(HOST, HOST, I32),
   device_stream: fn(HOST),
+  mark: fn(I32),
+  mark_ms: fn(HOST, I32, I32),
+  side_stream: fn(HOST),
+  side_wait: fn(I32),
+  side_join: fn(),
   synchronize: fn(),
   // memory
   mem_alloc: fn(HOST, I64),

@@ -2,13 +2,13 @@
 import { asTyped } from "../base/command.ts";
 import { formatBytes, formatSeconds } from "../base/format.ts";
 import type { Loader, Position } from "../data/loader.ts";
-import { device } from "../ffi/library.ts";
+import { device, mark, markMs } from "../ffi/library.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import { debug } from "../runtime/debug.ts";
 import type { Ranks } from "../dist/ranks.ts";
 import { memoryByKind } from "../runtime/memory.ts";
 import type { Log, RunFacts, StepMetrics } from "../runtime/metrics.ts";
-import type { AdamW } from "../runtime/optim.ts";
+import type { AdamW, OfRank, StepResult } from "../runtime/optim.ts";
 import type { Peak } from "../runtime/peak.ts";
 import type { Stop } from "./stop.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
@@ -67,6 +67,7 @@ export class Progress {
   #isUnread = false; // the result of the last step
   #read_step: number; // the last one whose result was read
   #memory_bytes = 0; // most of all steps
+  #own: OfRank = { step_ms: 0, memory_bytes: 0 }; // of the last step that was read
   readonly #begun_ms = performance.now();
   #read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
 
@@ -103,10 +104,17 @@ export class Progress {
     return { seed: this.#parts.config.seed, sample: this.consumed(step).samples, micro };
   }
 
-  /** Says that a step begins, for messages. */
+  /** Says that a step begins, for messages and for its time. */
   begin(step: number): void {
     debug.step = step;
     this.#parts.ranks.beat(step);
+    if (!this.#parts.ranks.isAlone) mark(marksOf(step)[0]);
+  }
+
+  /** Says that this rank has done its own part of a step. Returns what it says of itself to the others: of an earlier step. */
+  arrive(step: number): OfRank {
+    if (!this.#parts.ranks.isAlone) mark(marksOf(step)[1]);
+    return this.#own;
   }
 
   /**
@@ -133,18 +141,24 @@ export class Progress {
     const step_ms = performance.now() - this.#read_ms;
     this.#read_ms = performance.now();
     const { tokens } = this.consumed(step);
-    return { step, result, metrics: stepMetrics(config, c, peak, step, tokens, step_ms, result) };
+    const metrics = stepMetrics(config, c, peak, step, tokens, step_ms, result);
+    if (!ranks.isAlone) {
+      this.#own = { step_ms: markMs(...marksOf(step)), memory_bytes: metrics.memory_bytes };
+    }
+    return { step, result, metrics };
   }
 
   /** Writes a step down, in a line of the log too where one is due. Throws UserError after too many that are not finite. */
   report(read: Read, always: boolean): void {
     const { config, c, data, log, ranks } = this.#parts, { step, metrics } = read;
     const isFirst = step === this.before + 1;
+    const isLine = always || step % config.log_interval === 0;
+    if (isLine) Object.assign(metrics, ranksOf(read.result));
     if (ranks.rank === 0 && (always || isFirst)) keepChoices(config.out_dir, c.head_dim); // an evaluation may have met new shapes
     log.step(metrics);
     this.#lines.add(metrics);
     this.#memory_bytes = Math.max(this.#memory_bytes, metrics.memory_bytes);
-    if (always || step % config.log_interval === 0) log.line(this.#lines.line(metrics));
+    if (isLine) log.line(this.#lines.line(metrics));
     else log.live(() => this.#lines.text(metrics));
     guard(config, read, () => placesOf(data, config, this.consumed(step - 1).samples), log);
   }
@@ -164,6 +178,18 @@ export class Progress {
   skipTime(): void {
     this.#read_ms = performance.now();
   }
+}
+
+/** Marks before and behind this rank's own part of a step; those of four steps are kept apart. */
+function marksOf(step: number): [number, number] {
+  return [1 + 2 * (step % 4), 2 + 2 * (step % 4)];
+}
+
+/** What the ranks said of themselves, for a line of metrics.jsonl; nothing before they have, or where there is one. */
+function ranksOf({ ranks }: StepResult): Pick<StepMetrics, "ranks"> {
+  if (!ranks || ranks.step_ms.includes(0)) return {};
+  const { step_ms, memory_bytes } = ranks;
+  return { ranks: { step_ms: step_ms.map((ms) => Number(ms.toPrecision(4))), memory_bytes } };
 }
 
 /** Whether something that happens every `interval` steps (0 = never) happens after this one. */

@@ -21,6 +21,7 @@ export type StepMetrics = {
   memory_bytes: number; // CPU: resident set of the process; GPU: peak allocated
   skipped: number; // updates skipped so far because loss or norm was not finite
   val_loss?: number; // mean over the evaluation windows, where evaluated
+  ranks?: { step_ms: number[]; memory_bytes: number[] }; // of several, in steps that have a line of log.txt: of the step before, or of the one before that
 };
 
 /** run.json: what trains the run now, or trained it last. */

@@ -213,7 +213,17 @@ export type StepResult = {
   skipped_row: number;
   updates: number;
   stopping: number; // ranks that were asked to stop, Infinity where one left out micro-steps; see stepTogether()
+  ranks?: OfRanks; // where there are several
 };
+
+/** What each rank said of itself in a step, in order of their numbers. */
+export type OfRanks = {
+  step_ms: number[]; // of its own work in a step, without waiting for the others; 0 = not known yet
+  memory_bytes: number[]; // as its own line of metrics.jsonl would have it
+};
+
+/** What a rank says of itself: of the last step whose result it has read. */
+export type OfRank = { step_ms: number; memory_bytes: number };
 
 /** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
 export type Exchange = {
@@ -231,11 +241,14 @@ export class AdamW {
   readonly m: Block;
   /** Second moments. */
   readonly v: Block;
-  readonly #control: Block = permanent(4 * CONTROL.size, "optimizer");
+  readonly #world_size: number;
+  readonly #control: Block; // and behind it, of several ranks, what they say: loss, stopping, step_ms and memory of each
   readonly #sumsq: Block = permanent(8, "optimizer");
 
   /** Allocates the moments. */
   constructor(readonly parameters: Parameters, readonly options: AdamWOptions) {
+    this.#world_size = parameters.total / length(parameters.part);
+    this.#control = permanent(4 * (CONTROL.size + this.#said), "optimizer");
     this.m = permanent(4 * length(parameters.updated), "optimizer");
     this.v = permanent(4 * length(parameters.updated), "optimizer");
   }
@@ -256,21 +269,44 @@ export class AdamW {
    * step() of all ranks together. The gradients that each made, and the losses that each added, are added up: with the scale
    * 1 / (micro-steps of all ranks) everywhere, that is the mean. stopping: 1 if this rank was asked to stop, Infinity if it left
    * out micro-steps over that; the result has the sum, so that all ranks stop after the same step. Where it is Infinity the update
-   * is skipped on all of them, as one that is not finite is.
+   * is skipped on all of them, as one that is not finite is. own: what this rank says of itself.
    */
-  async stepTogether(learning_rate: number, exchange: Exchange, stopping = 0): Promise<void> {
+  async stepTogether(
+    learning_rate: number,
+    exchange: Exchange,
+    stopping = 0,
+    own: OfRank = { step_ms: 0, memory_bytes: 0 },
+  ): Promise<void> {
     const { parameters: p } = this, { part, updated } = p, isSharded = length(updated) < p.total;
     this.#completeGradients();
     await exchange.reduceScatter(p.grads!.address, length(part));
     if (!isSharded) await exchange.allGather(p.grads!.address, 4 * length(part));
     this.#sumSquares(part);
     await exchange.allReduce(this.#sumsq.address, 1, "double");
-    k.init_constant(this.#at(CONTROL.grad_norm), 1n, stopping); // beside the loss; the norm is not known yet
     if (stopping === Infinity) k.init_constant(this.#at(CONTROL.loss), 1n, NaN);
-    await exchange.allReduce(this.#at(CONTROL.loss), 2, "float");
-    k.copy_async(this.#at(CONTROL.stopping), this.#at(CONTROL.grad_norm), 4n);
+    await this.#sayTogether(exchange, stopping, own);
     this.#update(learning_rate);
     if (isSharded) await exchange.allGather(p.weights.address, bytesPerElement("act") * length(part));
+  }
+
+  /** Floats that ranks exchange beside gradients and weights; a rank on its own says nothing. */
+  get #said(): number {
+    return this.#world_size === 1 ? 0 : 2 + 2 * this.#world_size;
+  }
+
+  /** The loss becomes the sum over all ranks, as does what they say; each has its own places for step_ms and memory. */
+  async #sayTogether(exchange: Exchange, stopping: number, own: OfRank): Promise<void> {
+    if (this.#world_size === 1) return k.init_constant(this.#at(CONTROL.stopping), 1n, stopping);
+    const at = (i: number) => this.#at(CONTROL.size + i), { part } = this.parameters;
+    const rank = part.from / length(part);
+    k.fill_zero(at(0), BigInt(4 * this.#said));
+    k.copy_async(at(0), this.#at(CONTROL.loss), 4n);
+    k.init_constant(at(1), 1n, stopping);
+    k.init_constant(at(2 + rank), 1n, own.step_ms);
+    k.init_constant(at(2 + this.#world_size + rank), 1n, own.memory_bytes);
+    await exchange.allReduce(at(0), this.#said, "float");
+    k.copy_async(this.#at(CONTROL.loss), at(0), 4n);
+    k.copy_async(this.#at(CONTROL.stopping), at(1), 4n);
   }
 
   /** Parameters that took no part in the step have no gradient: it is zero. */
@@ -327,21 +363,21 @@ export class AdamW {
 
   /** Loss, gradient norm and counters of the last step. Waits for everything that is queued. */
   result(): StepResult {
-    const control = new Float32Array(CONTROL.size);
+    const control = new Float32Array(CONTROL.size + this.#said);
     copyToHost(control, this.#control.address);
-    return stepResult(control);
+    return stepResult(control, this.#world_size);
   }
 
   /** Keeps the result of the last step for nextResult(), so that the next step may be queued before this one is read. */
   keepResult(): void {
-    snapshot(this.#control.address, 4 * CONTROL.size);
+    snapshot(this.#control.address, this.#control.bytes);
   }
 
   /** The oldest result kept and not yet read. Waits for its step, but not for a step queued behind it. */
   async nextResult(): Promise<StepResult> {
-    const control = new Float32Array(CONTROL.size);
+    const control = new Float32Array(CONTROL.size + this.#said);
     await readSnapshot(control);
-    return stepResult(control);
+    return stepResult(control, this.#world_size);
   }
 
   /** Puts back the counters of a checkpoint: Adam's bias correction and the guard go on where they stood. */
@@ -354,8 +390,12 @@ export class AdamW {
   }
 }
 
-function stepResult(control: Float32Array): StepResult {
+function stepResult(control: Float32Array, world_size: number): StepResult {
+  const first = CONTROL.size + 2; // of what ranks say of themselves
+  const said = (i: number) =>
+    Array.from(control.subarray(first + i * world_size, first + (i + 1) * world_size));
   return {
+    ...(world_size > 1 ? { ranks: { step_ms: said(0), memory_bytes: said(1) } } : {}),
     loss: control[CONTROL.loss]!,
     learning_rate: control[CONTROL.learning_rate]!,
     grad_norm: control[CONTROL.grad_norm]!,

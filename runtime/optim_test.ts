@@ -544,7 +544,10 @@ async function trainTogether(world_size: number, zero_stage: number, steps = 3, 
       });
       optimizer.addLoss(lossOf(rank + 1), 1 / world_size, true);
       endStep();
-      await optimizer.stepTogether(1e-2, exchanges[rank]!, step === 1 && rank > 0 ? wish(rank) : 0);
+      await optimizer.stepTogether(1e-2, exchanges[rank]!, step === 1 && rank > 0 ? wish(rank) : 0, {
+        step_ms: 10 * step + rank,
+        memory_bytes: 1e9 * (rank + 1),
+      });
       results.push(optimizer.result());
     }
     const n = parameters.slots.at(-1)!.offset + 13; // without the padding behind, which depends on the world size
@@ -583,6 +586,13 @@ Deno.test("ranks start alike, end alike, and where one process would with the su
       assertEquals(weights, ranks[0]!.weights);
       assertEquals(results, ranks[0]!.results);
       assertEquals(results.map(({ stopping }) => stopping), [0, world_size - 1, 0]);
+      assertEquals(
+        results.map(({ ranks }) => ranks),
+        [0, 1, 2].map((step) => ({
+          step_ms: [0, 1, 2].slice(0, world_size).map((rank) => 10 * step + rank),
+          memory_bytes: [1e9, 2e9, 3e9].slice(0, world_size),
+        })),
+      );
       results.forEach(({ loss, grad_norm }, i) => {
         assertAlmostEquals(loss, (world_size + 1) / 2, 1e-6);
         assertAlmostEquals(grad_norm, alone!.results[i]!.grad_norm, 1e-4);

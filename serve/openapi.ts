@@ -103,6 +103,14 @@ const STATS = object({
     additionalProperties: { type: "number" },
     description: "Bytes by what they are used for",
   }),
+  ranks: maybe(object({
+    slowest: whole("The rank whose own work took longest"),
+    step_ms: list(
+      { type: "number" },
+      "Milliseconds of each one's own work in a step, without waiting for the others",
+    ),
+    memory_bytes: list({ type: "number" }, "As memory_bytes above, of each"),
+  }, "The processes that train together, in order of their numbers; null for one")),
   skipped: whole("Updates left out because loss or gradient norm was not finite"),
   elapsed_s: number("Seconds spent in steps, by all processes that trained the run"),
   eta_s: ETA_S,

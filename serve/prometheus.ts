@@ -1,7 +1,7 @@
 // GET /metrics: the runs in Prometheus' text format, base units throughout.
 import { statsOf } from "./stats.ts";
 import type { Run } from "./runs.ts";
-import { STATES, type Stats } from "./types.ts";
+import { type RanksSeen, STATES, type Stats } from "./types.ts";
 
 /** A metric; value gives null where a run does not know it. */
 type Metric = {
@@ -101,6 +101,30 @@ const METRICS: Metric[] = [
   },
 ];
 
+/** A metric of each rank of a run. */
+type RankMetric = Omit<Metric, "value"> & { values: (ranks: RanksSeen) => number[] };
+
+const RANK_METRICS: RankMetric[] = [
+  {
+    name: "loam_rank_step_duration_seconds",
+    type: "gauge",
+    help: "Duration of a rank's own work in a step, without waiting for the others.",
+    values: ({ step_ms }) => step_ms.map((ms) => ms / 1000),
+  },
+  {
+    name: "loam_rank_memory_bytes",
+    type: "gauge",
+    help: "Memory of a rank, as loam_memory_bytes.",
+    values: ({ memory_bytes }) => memory_bytes,
+  },
+  {
+    name: "loam_rank_slowest",
+    type: "gauge",
+    help: "Whether a rank's own work took longest: 1 for one of them, else 0.",
+    values: ({ step_ms, slowest }) => step_ms.map((_, rank) => Number(rank === slowest)),
+  },
+];
+
 /** The text for some runs as they stand at their last refresh. */
 export function prometheusText(runs: Run[]): string {
   const stats = runs.map(statsOf);
@@ -108,11 +132,21 @@ export function prometheusText(runs: Run[]): string {
     const samples = stats.flatMap((s) => sample(metric.name, { run: s.run }, metric.value(s)));
     return block(metric, samples);
   });
+  const ofRanks = RANK_METRICS.map((metric) => {
+    const samples = stats.flatMap(({ run, ranks }) =>
+      ranks
+        ? metric.values(ranks).flatMap((value, rank) =>
+          sample(metric.name, { run, rank: String(rank) }, value)
+        )
+        : []
+    );
+    return block(metric, samples);
+  });
   const states = stats.flatMap((s) =>
     STATES.flatMap((state) => sample("loam_run_state", { run: s.run, state }, Number(s.state === state)))
   );
   const help = "Whether the run is in this state: 1 for one of them, else 0.";
-  return [...blocks, block({ name: "loam_run_state", type: "gauge", help }, states)].join("");
+  return [...blocks, ...ofRanks, block({ name: "loam_run_state", type: "gauge", help }, states)].join("");
 }
 
 /** The lines of a metric; none where no run knows its value. */

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { prometheusText } from "./prometheus.ts";
-import { FakeRun } from "./testing.ts";
+import { FakeRun, metricsAt } from "./testing.ts";
 import { isInstalled } from "../tests/testing.ts";
 
 type Sample = { name: string; labels: Record<string, string>; value: number };
@@ -60,6 +60,26 @@ Deno.test("prometheusText() is read back as what was meant", async () => {
   assertEquals(value("loam_run_state", 'a "b" \\ c', { state: "running" }), 0);
   assertEquals(value("loam_steps_total", "other"), 0);
   assertEquals(value("loam_loss", "other"), undefined); // not known, so not there
+});
+
+Deno.test("prometheusText() has a series of each rank where there are several", async () => {
+  const ranks = { step_ms: [90, 80], memory_bytes: [3e9, 1e9] };
+  using several = new FakeRun(3, { name: "several", metrics: (step) => ({ ...metricsAt(step), ranks }) });
+  using alone = new FakeRun(3, { name: "alone" });
+  const runs = [several.run(), alone.run()];
+  for (const run of runs) await run.refresh();
+  const found = parse(prometheusText(runs)).filter(({ name }) => name.startsWith("loam_rank_"));
+  assertEquals(
+    found.map(({ name, samples }) => [name, ...samples.map(({ labels, value }) => ({ ...labels, value }))]),
+    [
+      ["loam_rank_step_duration_seconds", of("0", 0.09), of("1", 0.08)],
+      ["loam_rank_memory_bytes", of("0", 3e9), of("1", 1e9)],
+      ["loam_rank_slowest", of("0", 1), of("1", 0)],
+    ],
+  );
+  function of(rank: string, value: number) {
+    return { run: "several", rank, value };
+  }
 });
 
 Deno.test("prometheusText() keeps the rules of promtool", async () => {

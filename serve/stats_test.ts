@@ -43,6 +43,7 @@ Deno.test("statsOf() says all there is to know of a run", async () => {
     mfu: 0.5,
     memory_bytes: 123_000_000,
     memory: FACTS.memory,
+    ranks: null,
     skipped: 0,
     elapsed_s: run.table.last("elapsed_s"),
     eta_s: null,
@@ -71,6 +72,23 @@ Deno.test("statsOf() of a run of another program has null for what is not known"
     null,
   ]);
   assertEquals(summaryOf(run).preset, null);
+});
+
+Deno.test("statsOf() shows the ranks of the last line that has them, and which is slowest", async () => {
+  const said = { step_ms: [90, 97.5, 91], memory_bytes: [3e9, 1e9, 2e9] };
+  using fake = new FakeRun(11, {
+    metrics: (step) => ({ ...metricsAt(step), ...(step % 5 === 0 ? { ranks: said } : {}) }),
+  });
+  const run = fake.run();
+  await run.refresh();
+  assertEquals(statsOf(run).ranks, { slowest: 1, ...said });
+  for (
+    const ranks of [{}, 3, { step_ms: [1], memory_bytes: [] }, { step_ms: [1, "a"], memory_bytes: [1, 2] }]
+  ) {
+    fake.append("metrics.jsonl", JSON.stringify({ ...metricsAt(run.table.last("step") + 1), ranks }) + "\n");
+    await run.refresh(); // of another program: the step counts, what it says of ranks does not
+  }
+  assertEquals([statsOf(run).step, statsOf(run).ranks!.slowest], [15, 1]);
 });
 
 Deno.test("eta_s counts evaluation and checkpoints, not the steps of earlier processes", async () => {

@@ -1,5 +1,5 @@
 // The lines of metrics.jsonl as columns of numbers, with the sums that every answer needs.
-import { type Key, KEYS } from "./types.ts";
+import { type Key, KEYS, type RanksSeen } from "./types.ts";
 
 /** A line as it stands in metrics.jsonl. */
 export type Line = { step: number; text: string };
@@ -16,6 +16,8 @@ export class Table {
   best: { step: number; val_loss: number } | null = null;
   /** The last val_loss, nats a token. */
   lastValLoss: number | null = null;
+  /** What its ranks said last; null of a run that has one. */
+  ranks: RanksSeen | null = null;
   #recent: Line[] = [];
   #columns = KEYS.map(() => new Float64Array(1024));
 
@@ -32,6 +34,7 @@ export class Table {
     KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] === null ? Infinity : row[key] ?? NaN);
     this.length++;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
+    this.ranks = ranksOf(row) ?? this.ranks;
     const line = { step: row.step, text };
     this.#recent.push(line);
     if (this.#recent.length >= 2 * RECENT) this.#recent = this.#recent.slice(-RECENT);
@@ -86,6 +89,20 @@ function parse(text: string): Row | undefined {
   const numbers = row as Record<string, unknown>;
   const isRow = KEYS.every((key) => numbers[key] == null || typeof numbers[key] === "number"); // null: not finite
   return isRow && Number.isSafeInteger(numbers.step) ? row as Row : undefined;
+}
+
+function ranksOf(row: Row & { ranks?: unknown }): RanksSeen | undefined {
+  if (typeof row.ranks !== "object" || row.ranks === null) return undefined;
+  const { step_ms, memory_bytes } = row.ranks as Record<string, unknown>;
+  if (!isNumbers(step_ms) || !isNumbers(memory_bytes) || step_ms.length !== memory_bytes.length) {
+    return undefined;
+  }
+  const slowest = step_ms.reduce((most, ms, rank) => ms > step_ms[most]! ? rank : most, 0);
+  return { slowest, step_ms, memory_bytes };
+}
+
+function isNumbers(value: unknown): value is number[] {
+  return Array.isArray(value) && value.length > 0 && value.every(Number.isFinite);
 }
 
 function twice(column: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {

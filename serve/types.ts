@@ -42,6 +42,13 @@ export type Verdict = { level: "good" | "warn" | "bad"; text: string };
 /** How the loss of the last steps compares with as many before. change: relative, -0.02 is 2% lower. */
 export type Trend = { is: "falling" | "flat" | "rising"; change: number; steps: number };
 
+/** The ranks of a run, in order of their numbers. */
+export type RanksSeen = {
+  slowest: number; // whose own work took longest, which the others wait for
+  step_ms: number[]; // of each one's own work in a step, without waiting for the others
+  memory_bytes: number[];
+};
+
 /** GET /stats: a run as it stands. A value that is not known, or not finite, is null. */
 export type Stats = {
   run: string;
@@ -70,6 +77,7 @@ export type Stats = {
   mfu: number | null; // 0 to 1
   memory_bytes: number | null;
   memory: Record<string, number> | null; // bytes by kind
+  ranks: RanksSeen | null; // of a run on several, when a line of log.txt was written last
   skipped: number;
   elapsed_s: number; // spent in steps, by all processes that trained the run
   eta_s: number | null; // only while it is running

@@ -1,6 +1,7 @@
 // Several ranks on one machine, started by mpirun as a user starts them.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { findCompiler } from "../tools/build.ts";
+import type { OfRanks } from "../runtime/optim.ts";
 import settings from "../deno.json" with { type: "json" };
 import {
   AS_ROOT,
@@ -98,6 +99,16 @@ Deno.test("two ranks follow one process over 20 steps, with either zero_stage", 
 
   assertEquals(printed.match(/^step 20\/20 /gm)?.length, 1); // one rank writes
   assertEquals(numbers(whole), numbers(two)); // to the last bit
+  const said = metrics(two).map(({ ranks }) => ranks);
+  assertEquals(said[0], undefined); // of the step before, as all later ones
+  for (const { step_ms, memory_bytes } of said.slice(1) as unknown as OfRanks[]) {
+    assertEquals([step_ms.length, memory_bytes.length], [2, 2]);
+    assert(
+      [...step_ms, ...memory_bytes.map((bytes) => bytes / 1e7)].every((n) => n > 0),
+      `${step_ms} ${memory_bytes}`,
+    );
+  }
+  assert(metrics(one).every((line) => !("ranks" in line)));
   assertEquals(state(whole, 20), state(two, 20));
   const expected = numbers(one);
   assertEquals(numbers(two).length, 20);

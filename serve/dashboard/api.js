@@ -15,6 +15,7 @@
  *   val_loss: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
  *   grad_norm: number | null, tokens_per_sec: number | null, step_ms: number | null, mfu: number | null,
  *   memory_bytes: number | null, memory: Record<string, number> | null, skipped: number, elapsed_s: number,
+ *   ranks: { slowest: number, step_ms: number[], memory_bytes: number[] } | null,
  *   eta_s: number | null, bad_lines: number, checkpoint: string | null, sample: Sample | null,
  *   gpu: { utilization: number | null, power_w: number | null, temperature_c: number | null } | null,
  *   versions: Record<string, string>, config: Record<string, unknown>,

@@ -2,7 +2,7 @@
 /// <reference lib="dom" />
 // Below the charts: the latest sample, the configuration with its search, the end of the log.
 import { byId, make, setText } from "./dom.js";
-import { bytes, integer, isCode } from "./format.js";
+import { bytes, integer, isCode, stepTime } from "./format.js";
 import { facts } from "./now.js";
 
 /** @typedef {import("./api.js").Stats} Stats */
@@ -54,6 +54,7 @@ export function showConfig(stats) {
   const groups = {
     Run: facts(stats),
     Memory: Object.entries(stats.memory ?? {}).map(([kind, size]) => [kind, bytes(size)]),
+    Ranks: ranks(stats.ranks),
     Versions: Object.entries(stats.versions),
     Variables: Object.entries(stats.config).map(([name, value]) => [name, inWords(value)]),
   };
@@ -65,6 +66,14 @@ export function showConfig(stats) {
   );
   table.replaceChildren(...table.querySelectorAll("caption"), ...bodies);
   search();
+}
+
+/** The time of each rank's own work in a step, and its memory. @param {Stats["ranks"]} ranks */
+function ranks(ranks) {
+  return (ranks?.step_ms ?? []).map((ms, rank) => [
+    `rank ${rank}${rank === ranks?.slowest ? ", the slowest" : ""}`,
+    `${stepTime(ms)} · ${bytes(ranks?.memory_bytes[rank] ?? null)}`,
+  ]);
 }
 
 /** A value of the configuration. @param {unknown} value */

@@ -248,6 +248,10 @@ inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
   return e->stream ? emu::run_until(e->stream, e->at) : emu::use_device();
 }
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
+  emu::Event now = *e;  // as it is: it may be recorded again
+  return emu::enqueue(s, [now] { emu::run_until(now.stream, now.at); });
+}
 inline cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t start, cudaEvent_t stop) {
   return *ms = (float)(*stop->ms - *start->ms), cudaSuccess;
 }
