@@ -254,12 +254,7 @@ Deno.test(
     assert((await new Deno.Command(command, { args, cwd: ROOT }).output()).success);
     const lines = async (LOAM_FAKE_MPI_STALL: string) => {
       const flags = [...FLAGS, `--out_dir=${freshPath()}`, "--max_iters=1", "--dist_timeout_s=3"];
-      const job = new Job([flags, flags], { LOAM_MPI, LOAM_FAKE_MPI_STALL });
-      const timer = setTimeout(() => job.signal("SIGKILL"), 30_000);
-      const { code, stderr } = await job.end();
-      clearTimeout(timer);
-      assert(code === 75 || code !== 0 && LOAM_FAKE_MPI_STALL === "MPI_Finalize", stderr); // in which mpirun may hang or crash
-      return stderr.split("\n").filter((line) => line.startsWith("error: "));
+      return await failing(new Job([flags, flags], { LOAM_MPI, LOAM_FAKE_MPI_STALL }), 75);
     };
     for (const name of ["MPI_Init_thread", "MPI_Finalize"]) { // mpirun may end rank 0 before it has said so too
       const line = (rank: number) =>
