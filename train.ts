@@ -5,7 +5,7 @@ import { openDataset, tokenizerOf } from "./data/bins.ts";
 import { openData, verifyShards } from "./data/mix.ts";
 import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { findWorld } from "./dist/world.ts";
-import { saveRun, storedConfig } from "./model/checkpoint.ts";
+import { prepareToSave, saveRun, storedConfig } from "./model/checkpoint.ts";
 import { takeChoices } from "./model/choices.ts";
 import { configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
@@ -137,6 +137,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
   let step = progress.before, saved_step = step;
   if (step >= max_iters) log.line(`nothing to do: step ${step} of max_iters ${max_iters} is done`);
   if (step > log.sampled && due(step, config.sample_interval, step >= max_iters)) await sample(run, step); // it was stopped
+  if (config.save_interval > 0 && step < max_iters) prepareToSave(run);
   progress.skipTime();
 
   while (step < max_iters && !progress.stopping) {

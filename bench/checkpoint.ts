@@ -80,6 +80,7 @@ async function main(o: Options): Promise<void> {
   const alone = { rank: 0, world_size: 1, barrier: () => Promise.resolve(), sum: () => Promise.resolve([]) };
   try {
     await using saver = new Saver(() => {}, 0);
+    saver.prepare(content, alone);
     for (let step = 1; step <= o.rounds; step++) {
       content.state.step = 2 * step;
       await time("save, all of it", () => saveCheckpoint(run, content, 2));

@@ -46,6 +46,12 @@ export type RunToSave = {
   saver: Saver;
 };
 
+/** Makes ready what saveRun() needs in memory, beside the first steps. */
+export function prepareToSave({ c, optimizer, ranks, saver }: RunToSave): void {
+  const model = modelTensors(optimizer.parameters, c);
+  saver.prepare({ model, optimizer: optimizerTensors(optimizer) }, ranks);
+}
+
 /** Saves the checkpoint of a step, all ranks together; a process on its own may still be writing it when this returns. */
 export async function saveRun(
   { config, c, dataset, tokenizer, optimizer, ranks, log, progress, saver }: RunToSave,

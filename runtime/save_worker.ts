@@ -14,7 +14,10 @@ export type ToSave = Pick<CheckpointContent, "files" | "state"> & {
   keep: number;
 };
 
-/** An answer. */
+/** Memory to make and to touch, for the copies of the first checkpoint: bytes of each. */
+export type ToMake = { sizes: number[] };
+
+/** An answer; path is "" where memory was made. */
 export type Saved = { path: string; copies: Uint8Array<ArrayBuffer>[] } | {
   error: string;
   isUserError: boolean;
@@ -25,19 +28,24 @@ const NICENESS = 10; // a weight of 110 against 1024
 const worker = workerScope();
 if (Deno.build.os === "linux") beNice(); // there it is of this thread alone, elsewhere of the process
 
-worker.onmessage = async ({ data }: MessageEvent<ToSave>) => {
+worker.onmessage = async ({ data }: MessageEvent<ToSave | ToMake>) => {
+  if ("sizes" in data) return give("", data.sizes.map((bytes) => new Uint8Array(bytes).fill(1))); // 0 might touch nothing
   const { runDir, copies, files, state, keep } = data;
   try {
     const model = entriesOf(data.model, copies),
       moments = entriesOf(data.moments, copies.slice(model.length));
     const path = await writeCheckpoint(runDir, { model, moments, metadata: {}, files, state }, keep);
-    worker.postMessage({ path, copies } satisfies Saved, copies.map(({ buffer }) => buffer));
+    give(path, copies);
   } catch (error) {
     const mistake = mistakeOf(error);
     const text = mistake ?? explain(error);
     worker.postMessage({ error: text, isUserError: mistake !== undefined } satisfies Saved);
   }
 };
+
+function give(path: string, copies: Uint8Array<ArrayBuffer>[]): void {
+  worker.postMessage({ path, copies } satisfies Saved, copies.map(({ buffer }) => buffer));
+}
 
 function beNice(): void {
   try {

@@ -10,7 +10,7 @@ import {
   requireSavable,
   saveCheckpoint,
 } from "./checkpoint.ts";
-import type { Saved, ToSave } from "./save_worker.ts";
+import type { Saved, ToMake, ToSave } from "./save_worker.ts";
 
 const LARGE_BYTES = 1 << 26; // a smaller checkpoint is written before a Worker would have started
 const SPARE = 1.25; // free memory over the bytes of a copy, for what the system keeps of files
@@ -21,6 +21,7 @@ export class Saver implements AsyncDisposable {
   readonly #large_bytes: number;
   #worker: Worker | undefined;
   #copies: Uint8Array<ArrayBuffer>[] = []; // of the last checkpoint, for the next one
+  #preparing: Promise<void> | undefined;
   #pending: Promise<void> | undefined;
   #failure: unknown;
 
@@ -30,6 +31,13 @@ export class Saver implements AsyncDisposable {
     this.#large_bytes = large_bytes;
   }
 
+  /** Has the Worker make the memory of the first copy, which takes longer than the copy, where save() will use one. */
+  prepare(content: Pick<CheckpointContent, "model" | "optimizer">, company: Company): void {
+    if (!this.#writesBeside(content, company)) return;
+    const sizes = [...content.model, ...content.optimizer].map(bytesOf);
+    this.#preparing = this.#ask({ sizes }).then(({ copies }) => void (this.#copies = copies), () => {});
+  }
+
   /**
    * saveCheckpoint(), of which only the copy is made when this returns, unless the checkpoint is small, there is no memory for
    * the copy, or several ranks write it together. Waits for the one before. Throws UserError as saveCheckpoint(), and as
@@ -37,10 +45,8 @@ export class Saver implements AsyncDisposable {
    */
   async save(runDir: string, content: CheckpointContent, keep: number, company: Company): Promise<void> {
     await this.finish();
-    const tensors = [...content.model, ...content.optimizer];
-    const bytes = tensors.reduce((sum, t) => sum + bytesOf(t), 0);
-    const hasRoom = this.#copies.length > 0 || hostLimits().free > SPARE * bytes;
-    if (company.world_size > 1 || bytes < this.#large_bytes || !hasRoom) {
+    await this.#preparing;
+    if (!this.#writesBeside(content, company)) {
       return this.#tell(await saveCheckpoint(runDir, content, keep, company));
     }
     requireSavable(runDir, content);
@@ -50,6 +56,12 @@ export class Saver implements AsyncDisposable {
     this.#pending = this.#write({ runDir, model, moments, copies, files, state, keep }).catch((error) => {
       this.#failure = error;
     });
+  }
+
+  #writesBeside(content: Pick<CheckpointContent, "model" | "optimizer">, { world_size }: Company): boolean {
+    const bytes = [...content.model, ...content.optimizer].reduce((sum, t) => sum + bytesOf(t), 0);
+    const hasRoom = () => this.#copies.length > 0 || hostLimits().free > SPARE * bytes;
+    return world_size === 1 && bytes >= this.#large_bytes && hasRoom();
   }
 
   /** Throws what made the save under way fail, if it has; does not wait for it. */
@@ -73,6 +85,12 @@ export class Saver implements AsyncDisposable {
   }
 
   async #write(order: ToSave): Promise<void> {
+    const { path, copies } = await this.#ask(order);
+    this.#copies = copies;
+    this.#tell(path);
+  }
+
+  async #ask(order: ToSave | ToMake): Promise<Extract<Saved, { path: string }>> {
     const worker = this.#worker ??= new Worker(new URL("./save_worker.ts", import.meta.url), {
       type: "module",
     });
@@ -83,10 +101,9 @@ export class Saver implements AsyncDisposable {
       event.preventDefault();
       reject(new Error(`The Worker that saves failed: ${event.message}`));
     };
-    worker.postMessage(order, order.copies.map(({ buffer }) => buffer));
+    worker.postMessage(order, "copies" in order ? order.copies.map(({ buffer }) => buffer) : []);
     const answer = await promise;
-    if ("error" in answer) throw answer.isUserError ? new UserError(answer.error) : new Error(answer.error);
-    this.#copies = answer.copies;
-    this.#tell(answer.path);
+    if (!("error" in answer)) return answer;
+    throw answer.isUserError ? new UserError(answer.error) : new Error(answer.error);
   }
 }

@@ -46,6 +46,7 @@ Deno.test("Saver writes the values of the moment, the same bytes as saveCheckpoi
   const run = freshPath(), other = freshPath(), told: string[] = [];
   {
     await using saver = new Saver((path) => told.push(path), 0);
+    saver.prepare(content(1), ALONE);
     for (const step of [1, 2, 3]) {
       fill(w, step);
       await saveCheckpoint(other, content(step), 3);
