@@ -12,6 +12,7 @@ export type Facts = Pick<
   | "step"
   | "max_iters"
   | "loss"
+  | "trend"
   | "grad_norm"
   | "val_loss"
   | "best_val_loss"
@@ -32,7 +33,7 @@ const OVERFITTED = 0.02; // relative, of a validation loss above its best
 const SPIKE = 5, WINDOW = 1000; // times the median of so many steps, at most
 const RECENT = 20; // steps whose speed counts as the present one
 const SLOWER = 0.8, FASTER = 1.25; // of the median
-const SAMPLED = 2000; // steps, evenly spread, that stand for all
+const SAMPLED = 500; // steps, evenly spread, that stand for all
 const TAIL = 0.02; // of the values at either end, that a mean leaves out
 
 /** The sentence, and how urgent it is: bad if the run has failed, stands still or computes nothing; warn: worth a look. */
@@ -109,8 +110,8 @@ export function trendOf(table: Table): Trend | null {
   return { is, change, steps: step.at(-1)! - step.at(-1 - n)! };
 }
 
-function trendClause({ state, loss }: Facts, table: Table): Clause[] {
-  const trend = trendOf(table), jump = loss === null ? 0 : jumpOf(table);
+function trendClause({ state, loss, trend }: Facts, table: Table): Clause[] {
+  const jump = loss === null ? 0 : jumpOf(table);
   if (jump > JUMPED) {
     return [{
       level: "warn",
@@ -134,12 +135,12 @@ function jumpOf(table: Table): number {
 }
 
 /** The validation loss against its best, and else against the training loss around the step where it was measured. */
-function validation({ val_loss, best_val_loss, best_step }: Facts, table: Table): Clause[] {
+function validation({ val_loss, best_val_loss, best_step, trend }: Facts, table: Table): Clause[] {
   if (val_loss === null || best_val_loss === null) return [];
   const above = val_loss / best_val_loss - 1;
   if (above > OVERFITTED) {
     const best = `its best, of step ${formatCount(best_step ?? 0)}`;
-    const why = trendOf(table)?.is === "falling" ? ", while training loss falls: it overfits" : "";
+    const why = trend?.is === "falling" ? ", while training loss falls: it overfits" : "";
     return [{ level: "warn", text: `validation loss is ${percent(above)} above ${best}${why}` }];
   }
   const row = table.column("val_loss").findLastIndex(Number.isFinite), around = Math.ceil(table.length / 100);
@@ -208,8 +209,10 @@ function median(values: Float64Array): number {
 
 /** The finite values, ascending; of long columns some that are evenly spread over them. */
 function sorted(values: Float64Array): Float64Array {
-  const every = Math.max(1, Math.ceil(values.length / SAMPLED));
-  return values.filter((value, i) => i % every === 0 && Number.isFinite(value)).sort();
+  const every = Math.max(1, Math.ceil(values.length / SAMPLED)), some = new Float64Array(SAMPLED);
+  let n = 0;
+  for (let i = 0; i < values.length; i += every) if (Number.isFinite(values[i])) some[n++] = values[i]!;
+  return some.subarray(0, n).sort();
 }
 
 /** "5.1%", "120%". */

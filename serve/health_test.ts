@@ -31,7 +31,7 @@ function about(facts: Partial<Facts>, change?: (step: number) => Partial<Line>, 
   const table = tableOf(steps, change);
   const { level, text } = verdictOf({
     ...{ state: "running", error: null, age_s: 1, step: steps, max_iters: 5000, loss: 3, grad_norm: 1 },
-    ...{ val_loss: table.lastValLoss, best_val_loss: table.best?.val_loss ?? null },
+    ...{ trend: trendOf(table), val_loss: table.lastValLoss, best_val_loss: table.best?.val_loss ?? null },
     ...{ best_step: table.best?.step ?? null, skipped: 0, eta_s: null, bad_lines: 0, checkpoint: null },
     ...facts,
   }, table);
