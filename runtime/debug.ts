@@ -1,10 +1,11 @@
 // --debug: what the tape does after each op when asked to.
 //   --debug           synchronise after each op and stop at the first value that is not finite
 //   --debug=tape      list the ops of one micro-step with shapes, bytes and time
-//   --debug=profile   add up time by op and by layer, with GFLOP/s and GB/s
+//   --debug=profile   add up time by op and by layer, with GFLOP/s and GB/s, and write it all to profile.json for Perfetto
 // Activations stay readable after backward() in every debug mode (nothing is reused within a step), at the price of memory.
 import { table } from "../base/format.ts";
 import { UserError } from "../base/errors.ts";
+import { writeAtomic } from "../base/files.ts";
 import { BF16, device, F32, findNonFinite, synchronizeNow, waitForEach } from "../ffi/library.ts";
 import { readFloats, type Tensor } from "./tensor.ts";
 
@@ -29,8 +30,10 @@ export type Op = {
 
 type Timed = {
   name: string;
-  layer: string;
-  pass: "forward" | "backward";
+  layer: string; // "" where it is none's
+  pass: "forward" | "backward" | "update";
+  step: number;
+  begin: number; // ms since the process began
   shape: string;
   bytes: number;
   flops: number;
@@ -125,6 +128,8 @@ function time(op: Op, pass: Timed["pass"]): void {
     name: op.name,
     layer: layerOf(op),
     pass,
+    step: debug.step,
+    begin: lastMark,
     shape: `(${op.out.shape.join(", ")})`,
     bytes,
     flops,
@@ -145,7 +150,9 @@ export function timeOther(name: string, bytes: number): void {
   timed.push({
     name,
     layer: "",
-    pass: "forward",
+    pass: "update",
+    step: debug.step,
+    begin: lastMark,
     shape: "",
     bytes,
     flops: 0,
@@ -170,6 +177,64 @@ export function tapeListing(): string {
     i,
   ) => [`${i}`, t.pass, t.name, t.layer, t.shape, megabytes(t.bytes), t.ms.toFixed(3)]);
   return table([["", "pass", "op", "layer", "output", "MB moved", "ms"], ...rows]);
+}
+
+/** What chrome://tracing and ui.perfetto.dev show as a bar. ts, dur: microseconds. */
+type TraceEvent = {
+  name: string;
+  cat: string;
+  ph: "X";
+  ts: number;
+  dur: number;
+  pid: number;
+  tid: number;
+  args: Record<string, string | number>;
+};
+
+/** Writes the ops timed since startTiming() to profile.json in a directory: Chrome's trace format. Returns its path. */
+export function writeTrace(dir: string): string {
+  const path = `${dir}/profile.json`;
+  writeAtomic(path, JSON.stringify({ displayTimeUnit: "ms", traceEvents: traceEvents() }) + "\n");
+  return path;
+}
+
+/** Bars that lie in one another: steps, their passes, the layers of a pass, the ops of a layer. */
+export function traceEvents(): TraceEvent[] {
+  const first = timed[0]?.begin ?? 0;
+  const bar = (name: string, cat: string, run: Timed[], args: TraceEvent["args"] = {}): TraceEvent => {
+    const last = run.at(-1)!,
+      [ts, end] = [run[0]!.begin - first, last.begin + last.ms - first].map(toMicroseconds);
+    return { name, cat, ph: "X", ts: ts!, dur: end! - ts!, pid: 0, tid: 0, args };
+  };
+  return runsOf(timed, ({ step }) => `step ${step}`).flatMap(([step, ofStep]) => [
+    bar(step, "step", ofStep),
+    ...runsOf(ofStep, ({ pass }) => pass).flatMap(([pass, ofPass]) => [
+      bar(pass, "pass", ofPass),
+      ...runsOf(ofPass, ({ layer }) => layer).flatMap(([layer, ofLayer]) => [
+        ...layer ? [bar(layer, "layer", ofLayer)] : [],
+        ...ofLayer.map((t) => {
+          const { shape, bytes, flops } = t;
+          return bar(t.name, pass, [t], { ...shape && { shape }, bytes, ...flops > 0 && { flops } });
+        }),
+      ]),
+    ]),
+  ]);
+}
+
+/** Neighbours that have a key in common, with it. */
+function runsOf(list: Timed[], key: (t: Timed) => string): [string, Timed[]][] {
+  const runs: [string, Timed[]][] = [];
+  for (const each of list) {
+    const last = runs.at(-1);
+    if (last && last[0] === key(each)) last[1].push(each);
+    else runs.push([key(each), [each]]);
+  }
+  return runs;
+}
+
+/** Whole nanoseconds, so that sums are exact enough for bars to lie in one another. */
+function toMicroseconds(ms: number): number {
+  return Math.round(1e6 * ms) / 1000;
 }
 
 /** Time by op and by layer since startTiming(), longest first, divided by the number of steps. */
@@ -200,7 +265,7 @@ export function profileReport(steps: number): string {
     ]);
   };
   return [
-    section("op", (t) => t.flops || t.layer ? `${t.name} ${t.pass}` : t.name),
+    section("op", (t) => t.pass === "update" ? t.name : `${t.name} ${t.pass}`),
     section("layer", (t) => t.layer),
     `all ops: ${(total / steps).toFixed(2)} ms a step, synchronised after each`,
   ].join("\n\n");

@@ -8,6 +8,9 @@ import {
   setDebug,
   startTiming,
   tapeListing,
+  timeOther,
+  traceEvents,
+  writeTrace,
 } from "./debug.ts";
 import { add, attention, embedding, linear, linearCrossEntropy, rmsnorm, rope, swiglu } from "./ops.ts";
 import { AdamW, Parameters } from "./optim.ts";
@@ -163,6 +166,63 @@ Deno.test("--debug=profile adds up every op, every layer and the optimizer", () 
   const sum = rows.reduce((a, b) => a + b, 0);
   assertAlmostEquals(sum, total, 0.006 * rows.length); // each is rounded to 0.01
   assert(total > 0.1, report);
+});
+
+Deno.test("traceEvents() are bars in one another: steps, passes, layers, ops", () => {
+  const { loss } = twoLayers(), dir = Deno.makeTempDirSync({ prefix: "loam_" });
+  let report = "";
+  const events = inMode("profile", () => {
+    startTiming();
+    for (const step of [7, 8]) {
+      debug.step = step;
+      backward(loss());
+      timeOther("adamw", 28);
+      endStep();
+    }
+    assertEquals(JSON.parse(Deno.readTextFileSync(writeTrace(dir))), {
+      displayTimeUnit: "ms",
+      traceEvents: traceEvents(),
+    });
+    report = profileReport(1);
+    return traceEvents();
+  });
+  Deno.removeSync(dir, { recursive: true });
+  const names = (cat: string) => events.filter((event) => event.cat === cat).map(({ name }) => name);
+  assertEquals(names("step"), ["step 7", "step 8"]);
+  assertEquals(names("pass"), ["forward", "backward", "update", "forward", "backward", "update"]);
+  assertEquals(names("forward").slice(0, 3), ["embedding", "rmsnorm", "linear"]);
+  assertEquals(names("update"), ["adamw", "adamw"]);
+  assertEquals(names("layer").filter((name) => name === "layers.1").length, 4); // of each pass of each step
+  assertEquals([events[0]!.ts, new Set(events.map(({ ph, pid, tid }) => `${ph} ${pid} ${tid}`))], [
+    0,
+    new Set(["X 0 0"]),
+  ]);
+
+  const open: typeof events = []; // the bars around one: each lies in the one before, whose kind is the next larger
+  for (const event of events) {
+    const end = event.ts + event.dur, depth = ["step", "pass", "layer"].indexOf(event.cat);
+    assert(event.dur >= 0);
+    while (open.length > 0 && open.at(-1)!.ts + open.at(-1)!.dur <= event.ts + 1e-6 && event.dur > 0) {
+      open.pop();
+    }
+    const around = open.at(-1);
+    if (around) {
+      assert(
+        around.ts <= event.ts && end <= around.ts + around.dur + 1e-6,
+        `${event.name} in ${around.name}`,
+      );
+    }
+    if (depth > 0) assertEquals(around?.cat, ["step", "pass"][depth - 1]);
+    if (depth >= 0) open.push(event);
+  }
+  const sum = (cat: string) =>
+    events.filter((event) => event.cat === cat).reduce((total, { dur }) => total + dur, 0);
+  const ops_us = sum("forward") + sum("backward") + sum("update");
+  assert(ops_us <= sum("step") + 1e-3);
+  assertAlmostEquals(ops_us / 1000, Number(/all ops: ([\d.]+) ms/.exec(report)![1]), 0.006);
+  const { args } = events.find(({ name }) => name === "linear")!;
+  assertEquals(args.shape, `(2, 5, ${3 * C})`);
+  assertEquals(args.flops, 2 * 10 * 3 * C * C);
 });
 
 Deno.test("callSite() is the line that calls", () => {

@@ -453,6 +453,11 @@ Deno.test("--debug=profile adds up the time of training steps by op and by layer
     assertEquals(calls("attention backward"), "2");
     assertEquals(calls("adamw"), "1");
     assert(calls("layers.1") !== undefined, stdout);
+    const path = `${place.split("=")[1]}/profile.json`;
+    assertStringIncludes(stdout, `every op in ${path}: open it in ui.perfetto.dev\n`);
+    const { traceEvents } = JSON.parse(Deno.readTextFileSync(path));
+    const steps = traceEvents.filter(({ cat }: { cat: string }) => cat === "step");
+    assertEquals(steps.length, 4);
   }
 });
 
