@@ -1440,6 +1440,16 @@ static void copy_kv_heads(float* k, float* v, const float* qkv, const AttentionS
 #define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, Lanes<4>::ints{i, j, k, l})
 #endif
 
+/// to (4, 4), of rows to_row apart, = rows transposed.
+static inline void store_transposed(float* to, size_t to_row, const vec4 rows[4]) {
+  vec4 low01 = PICK(rows[0], rows[1], 0, 4, 1, 5), high01 = PICK(rows[0], rows[1], 2, 6, 3, 7);
+  vec4 low23 = PICK(rows[2], rows[3], 0, 4, 1, 5), high23 = PICK(rows[2], rows[3], 2, 6, 3, 7);
+  store(to, PICK(low01, low23, 0, 1, 4, 5));
+  store(to + to_row, PICK(low01, low23, 2, 3, 6, 7));
+  store(to + 2 * to_row, PICK(high01, high23, 0, 1, 4, 5));
+  store(to + 3 * to_row, PICK(high01, high23, 2, 3, 6, 7));
+}
+
 /// to (D, BLOCK) = factor * x (rows, D) transposed; the columns after `rows`, up to a whole vector, become 0.
 static void transpose(float* to, const float* x, size_t x_row, int64_t rows, int64_t D, float factor) {
   for (int64_t m = 0; m < round_up(rows, W); m += 4) {
@@ -1448,12 +1458,7 @@ static void transpose(float* to, const float* x, size_t x_row, int64_t rows, int
       for (int i = 0; i < 4; i++) {
         if (m + i < rows) in[i] = factor * load<vec4>(x + (m + i) * x_row + d);
       }
-      vec4 low01 = PICK(in[0], in[1], 0, 4, 1, 5), high01 = PICK(in[0], in[1], 2, 6, 3, 7);
-      vec4 low23 = PICK(in[2], in[3], 0, 4, 1, 5), high23 = PICK(in[2], in[3], 2, 6, 3, 7);
-      store(to + (d + 0) * BLOCK + m, PICK(low01, low23, 0, 1, 4, 5));
-      store(to + (d + 1) * BLOCK + m, PICK(low01, low23, 2, 3, 6, 7));
-      store(to + (d + 2) * BLOCK + m, PICK(high01, high23, 0, 1, 4, 5));
-      store(to + (d + 3) * BLOCK + m, PICK(high01, high23, 2, 3, 6, 7));
+      store_transposed(to + d * BLOCK + m, BLOCK, in);
     }
   }
 }
@@ -1974,18 +1979,46 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
 // ---- linear: out = x weight^T ---------------------------------------------------------------------------------------
 
 /// Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
-enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 256, TILE_COLUMNS = TILE_VECTORS * W };
+enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 384, TILE_COLUMNS = TILE_VECTORS * W };
+
+/// Four floats, from float or bf16.
+static inline vec4 load4(const float* x) { return load<vec4>(x); }
+static inline vec4 load4(const bf16* x) { return vec4{as_float(x[0]), as_float(x[1]), as_float(x[2]), as_float(x[3])}; }
 
 /// Copies rows [0, depth) of op(b), of float or bf16, into panels of TILE_COLUMNS columns; columns from n on become 0.
 template <class T>
 static void pack_b_panel(float* to, const T* b, size_t row, size_t step, int64_t depth, int64_t n) {
-  for (int64_t p = 0; p < depth; p++) {
+  int64_t p = 0;
+  if (step == 1 && n >= TILE_COLUMNS) {
+    for (; p < depth; p++) {
+      UNROLL for (int j = 0; j < TILE_COLUMNS; j += W) store(to + p * TILE_COLUMNS + j, load(b + p * row + j));
+    }
+  } else if (row == 1 && n >= TILE_COLUMNS) {
+    for (; p + 4 <= depth; p += 4) {
+      for (int64_t j = 0; j < TILE_COLUMNS; j += 4) {
+        vec4 in[4];
+        for (int i = 0; i < 4; i++) in[i] = load4(b + p + (j + i) * step);
+        store_transposed(to + p * TILE_COLUMNS + j, TILE_COLUMNS, in);
+      }
+    }
+  }
+  for (; p < depth; p++) {
     for (int64_t j = 0; j < TILE_COLUMNS; j++) to[p * TILE_COLUMNS + j] = j < n ? as_float(b[p * row + j * step]) : 0.0f;
   }
 }
 
+/// Likewise columns [0, depth) of op(a), into panels of TILE_ROWS rows.
 static void pack_a_panel(float* to, const float* a, size_t row, size_t step, int64_t depth, int64_t m) {
-  for (int64_t p = 0; p < depth; p++) {
+  int64_t p = 0;
+  for (; step == 1 && m >= TILE_ROWS && p + 4 <= depth; p += 4) {
+    vec4 in[4];
+    for (int i = 0; i < 4; i++) in[i] = load<vec4>(a + i * row + p);
+    store_transposed(to + p * TILE_ROWS, TILE_ROWS, in);
+    for (int64_t i = 4; i < TILE_ROWS; i++) {
+      for (int64_t q = p; q < p + 4; q++) to[q * TILE_ROWS + i] = a[i * row + q];
+    }
+  }
+  for (; p < depth; p++) {
     for (int64_t i = 0; i < TILE_ROWS; i++) to[p * TILE_ROWS + i] = i < m ? a[i * row + p * step] : 0.0f;
   }
 }
@@ -1994,6 +2027,9 @@ static void pack_a_panel(float* to, const float* a, size_t row, size_t step, int
 static void packed_tile(float* c, size_t c_row, const float* a, const float* b, int64_t m, int64_t n, int64_t depth,
                         bool accumulate) {
   if (m == TILE_ROWS && n == TILE_COLUMNS) {
+    for (int64_t i = 0; i < TILE_ROWS; i++) {
+      for (int64_t j = 0; j < TILE_COLUMNS; j += 16) __builtin_prefetch(c + i * c_row + j, 1);
+    }
     tile<vec, TILE_ROWS, TILE_VECTORS>(c, c_row, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, accumulate);
     return;
   }
