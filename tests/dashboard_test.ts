@@ -235,6 +235,7 @@ test("the dashboard offers the other runs where the one in the address is gone",
   await using server = serve({ runs: [run.run()] });
   await using view = await open(`${server.url}?run=old`, { expected: /404/ });
   await view.page.getByText('There is no run "old" here').waitFor();
+  assertEquals(await view.text("state"), "No run");
   await view.page.selectOption("#run", "other");
   await view.drawn(60);
 });
@@ -409,13 +410,15 @@ test("the dashboard zooms all charts by dragging and by keys, and back", async (
   await using view = await open(server.url);
   const { page } = view;
   await view.drawn(1000);
-  const whole = await picture(page, "lr");
+  const whole = await picture(page, "lr"), trend = await view.text("loss-note");
+  assertMatch(trend, /^↓ \d\.\d% in 100 steps$/);
   const box = (await page.locator("[data-chart=loss] .u-over").boundingBox())!;
   await page.mouse.move(box.x + box.width / 4, box.y + 40);
   await page.mouse.down();
   await page.mouse.move(box.x + box.width / 2, box.y + 60, { steps: 4 });
   await page.mouse.up();
   await page.getByText("Reset zoom").waitFor();
+  assertEquals(await view.text("loss-note"), trend); // that of the whole run
   assert(await picture(page, "lr") !== whole, "the other charts zoom too");
   await page.getByText("Reset zoom").click();
   await page.mouse.move(0, 0);

@@ -55,9 +55,11 @@ async function start() {
   } catch (error) {
     showFailure(error);
     if (needsToken(error)) return; // signing in loads the page anew
+    if (error instanceof RequestError) setText("state", "No run");
     setTimeout(start, RETRY_MS);
     return attempt(refreshRuns); // there may be others to look at
   }
+  showProblem("");
   follow(run, {
     connected(isConnected) {
       isFollowing = isConnected;

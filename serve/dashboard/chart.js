@@ -33,8 +33,8 @@ export class Chart {
   #hidden = new Set(); // labels of curves
   #isWhole = false; // outliers are shown too
   #legend = make("ul", { class: "legend" });
-  #average = make("p", { class: "muted" }, "smoothed");
-  #beyond = make("button", { type: "button", class: "beyond" });
+  #average = make("p", { class: "muted", hidden: "" }, "smoothed");
+  #beyond = make("button", { type: "button", class: "beyond", hidden: "" });
   #place = make("p", { class: "place muted" });
   #frame = make("div", { class: "plot", role: "img", tabindex: "0" });
   #empty = make("p", { class: "empty muted" });
