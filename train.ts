@@ -90,6 +90,7 @@ export const variables = {
 
   // several processes, started by torchrun, mpirun or srun
   zero_stage: 1, // 1: each rank keeps optimizer state of a part of the weights; 0: of all
+  overlap: true, // add up gradients of the ranks while the backward pass goes on; false: after it, to the same bits
   dist_timeout_s: 600, // a rank that the others wait for so long ends the run; 0 = never
 
   // a dashboard, /stats and /metrics at http://127.0.0.1:<serve_port>/ while it trains; see docs/serve.md
@@ -133,6 +134,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
   const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress, saver } = run;
   const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
   const micro_steps = ranks.share(config.gradient_accumulation_steps); // this rank's of those of a step
+  const reduces = config.overlap && !ranks.isAlone;
   const grad_scale = 1 / config.gradient_accumulation_steps;
   let step = progress.before, saved_step = step;
   if (step >= max_iters) log.line(`nothing to do: step ${step} of max_iters ${max_iters} is done`);
@@ -150,9 +152,9 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
       beginMasks(position); // of dropout()
       const l = loss(model, inputs.idx, inputs.targets, c, { grad_scale, head_chunk, recompute });
       optimizer.addLoss(l, grad_scale, micro === micro_steps[0]);
-      backward(l);
-      endStep();
       left--;
+      backward(l, left === 0 && reduces ? optimizer.reducing(ranks) : undefined);
+      endStep();
       await stop.look();
     }
     if (config.debug === "tape") {

@@ -41,7 +41,7 @@ type Row = {
   two_ranks_ms: number[];
   /** Throughput of two ranks over that of one process, medians of the turns. */
   ratio: number;
-  /** Reduce-scatter of float32 gradients and all-gather of weights. */
+  /** Sum of float32 gradients and all-gather of weights. */
   exchange_ms: number;
   exchange_gb_per_sec: number;
   exchange_share_of_step: number;
@@ -130,7 +130,8 @@ async function timeExchange(parameters: number): Promise<void> {
   for (let i = 0; i < EXCHANGES; i++) {
     await ranks.barrier();
     const t0 = performance.now();
-    await ranks.reduceScatter(address, n);
+    ranks.beginReduce([0, 1].map((owner) => ({ address: address + BigInt(4 * n * owner), n, owner })));
+    await ranks.reduced();
     await ranks.allGather(address, 4 * n);
     times.push(performance.now() - t0);
   }

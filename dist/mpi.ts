@@ -1,9 +1,8 @@
 // MPI, opened at run time: how CPU ranks exchange gradients and weights. Open MPI 4 and 5, and MPICH and its relatives, whose
 // handles are numbers instead of addresses. Calls that may wait run on another thread, so that timers and signals go on.
 import { KernelError, UserError } from "../base/errors.ts";
-import { copy_async } from "../ffi/kernels.ts";
-import { allocateHost } from "../ffi/library.ts";
 import type { Address } from "../ffi/symbols.ts";
+import type { Piece } from "../runtime/optim.ts";
 import { type Waiting, within } from "./deadline.ts";
 
 const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
@@ -21,11 +20,12 @@ const symbols = {
     result: INT,
     nonblocking: true,
   },
-  MPI_Reduce_scatter_block: {
-    parameters: ["usize", "usize", INT, HANDLE, HANDLE, HANDLE],
+  MPI_Ireduce: {
+    parameters: ["usize", "usize", INT, HANDLE, HANDLE, INT, HANDLE, "buffer"],
     result: INT,
-    nonblocking: true,
   },
+  MPI_Test: { parameters: ["buffer", "buffer", "usize"], result: INT },
+  MPI_Wait: { parameters: ["buffer", "usize"], result: INT, nonblocking: true },
   MPI_Allgather: {
     parameters: ["usize", INT, HANDLE, "usize", INT, HANDLE, HANDLE],
     result: INT,
@@ -46,6 +46,7 @@ type Handles = {
   double: bigint;
   sum: bigint;
   inPlace: bigint;
+  statusIgnore: bigint;
 };
 
 const LIBRARIES = {
@@ -61,6 +62,7 @@ const MPICH: Handles = {
   double: 0x4c00080bn,
   sum: 0x58000003n,
   inPlace: (1n << 64n) - 1n,
+  statusIgnore: 1n,
 };
 
 /** All processes that mpirun started, and what they do together. */
@@ -72,7 +74,7 @@ export class Mpi {
   readonly #library: Library;
   readonly #handles: Handles;
   readonly #waiting: Waiting;
-  #scratch = { address: 0n, n: 0 };
+  readonly #requests: BigUint64Array<ArrayBuffer>[] = []; // of what was begun, the oldest first
 
   private constructor(library: Library, handles: Handles, waiting: Waiting) {
     this.#library = library;
@@ -109,20 +111,36 @@ export class Mpi {
     return new Mpi(library, openMpiHandles(name) ?? MPICH, waiting);
   }
 
-  /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
-  async reduceScatter(all: Address, n: number): Promise<void> {
-    const { float, sum, world } = this.#handles, own = all + BigInt(4 * n * this.rank);
-    if (this.#scratch.n < n) this.#scratch = { address: allocateHost(4 * n), n }; // MPI wants two buffers
-    const code = await this.#library.MPI_Reduce_scatter_block(
-      all,
-      this.#scratch.address,
-      n,
-      float,
-      sum,
-      world,
-    );
-    this.#check("MPI_Reduce_scatter_block", code);
-    copy_async(own, this.#scratch.address, BigInt(4 * n));
+  /** Begins to add up pieces, each for its owner; they get on within calls of MPI, of which progress() is one. */
+  beginReduce(pieces: Piece[]): void {
+    const { float, sum, inPlace, world } = this.#handles;
+    for (const { address, n, owner } of pieces) {
+      const request = new BigUint64Array(1); // an int in MPICH: its lower half
+      const [send, receive] = owner === this.rank ? [inPlace, address] : [address, 0n];
+      const code = this.#library.MPI_Ireduce(send, receive, n, float, sum, owner, world, request);
+      this.#check("MPI_Ireduce", code);
+      this.#requests.push(request);
+    }
+  }
+
+  /** Lets what was begun get on. */
+  progress(): void {
+    while (this.#requests.length > 0) {
+      const isDone = new Int32Array(1);
+      const code = this.#library.MPI_Test(this.#requests[0]!, isDone, this.#handles.statusIgnore);
+      this.#check("MPI_Ireduce", code);
+      if (!isDone[0]) return;
+      this.#requests.shift();
+    }
+  }
+
+  /** Waits until all that was begun is added up. */
+  async reduced(): Promise<void> {
+    while (this.#requests.length > 0) {
+      const code = await this.#library.MPI_Wait(this.#requests[0]!, this.#handles.statusIgnore);
+      this.#check("MPI_Ireduce", code);
+      this.#requests.shift();
+    }
   }
 
   /** all: size parts of so many bytes, a multiple of 4. Each rank has its own part and receives the others. */
@@ -216,5 +234,6 @@ function openMpiHandles(name: string): Handles | undefined {
     double: address("ompi_mpi_double"),
     sum: address("ompi_mpi_op_sum"),
     inPlace: 1n,
+    statusIgnore: 0n,
   };
 }

@@ -1,7 +1,18 @@
 // NCCL, opened at run time: how GPU ranks exchange gradients and weights. Collectives are queued on the library's own stream,
 // behind the kernels whose results they read, and nothing waits for them but what reads their results.
 import { KernelError, UserError } from "../base/errors.ts";
-import { allocate, copyToDevice, copyToHost, deviceStream, synchronize } from "../ffi/library.ts";
+import {
+  allocate,
+  copyToDevice,
+  copyToHost,
+  deviceStream,
+  mark,
+  sideJoin,
+  sideStream,
+  sideWait,
+  synchronize,
+} from "../ffi/library.ts";
+import type { Piece } from "../runtime/optim.ts";
 import { within } from "./deadline.ts";
 import { type Meeting, share } from "./rendezvous.ts";
 import type { Address } from "../ffi/symbols.ts";
@@ -13,7 +24,9 @@ const symbols = {
   ncclGetVersion: { parameters: ["buffer"], result: INT },
   ncclGetUniqueId: { parameters: ["buffer"], result: INT },
   ncclCommInitRankConfig: { parameters: ["buffer", INT, UNIQUE_ID, INT, "buffer"], result: INT }, // on this thread: it takes its GPU
-  ncclReduceScatter: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
+  ncclGroupStart: { parameters: [], result: INT },
+  ncclGroupEnd: { parameters: [], result: INT },
+  ncclReduce: { parameters: [POINTER, POINTER, SIZE, INT, INT, INT, POINTER, POINTER], result: INT },
   ncclAllGather: { parameters: [POINTER, POINTER, SIZE, INT, POINTER, POINTER], result: INT },
   ncclAllReduce: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
   ncclBroadcast: { parameters: [POINTER, POINTER, SIZE, INT, INT, POINTER, POINTER], result: INT },
@@ -30,6 +43,7 @@ type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
 const UNIQUE_ID_BYTES = 128;
 const INT8 = 0, FLOAT32 = 7, FLOAT64 = 8, SUM = 0; // ncclDataType_t, ncclRedOp_t
 const IN_PROGRESS = 7; // ncclResult_t
+const FIRST_MARK = 16; // of those in kernels.h; model/progress.ts has the ones before
 const SPIN_MS = 1; // for a call to be done before timers get their turn: most are in some 20 us
 
 /** An ncclConfig_t of version 2.14, the first one, of which later ones read that much: size, magic, version, blocking = 0. */
@@ -45,6 +59,8 @@ export class Nccl {
   readonly version: string;
   readonly #library: Library;
   readonly #stream: bigint;
+  readonly #side: bigint; // for what goes on beside kernels
+  #begun: Piece[][] = [];
   #communicator = 0n;
   #staging = { address: 0n, bytes: 0 };
 
@@ -54,6 +70,7 @@ export class Nccl {
     this.size = world_size;
     this.version = version(library);
     this.#stream = deviceStream();
+    this.#side = sideStream();
   }
 
   /**
@@ -82,13 +99,40 @@ export class Nccl {
     return nccl;
   }
 
-  /** all: size parts of n floats. Part `rank` becomes its sum over all ranks; the others stay. */
-  reduceScatter(all: Address, n: number): Promise<void> {
-    const own = all + BigInt(4 * n * this.rank); // NCCL knows this as in place
-    return this.#finished(
-      "ncclReduceScatter",
-      this.#library.ncclReduceScatter(all, own, BigInt(n), FLOAT32, SUM, this.#communicator, this.#stream),
-    );
+  /**
+   * Begins to add up pieces, each for its owner: marks the place behind the kernels that made them. reduced() queues the rest,
+   * since a call may take until ranks are connected; by then the kernels of a backward pass are queued, but hardly begun.
+   */
+  beginReduce(pieces: Piece[]): void {
+    mark(FIRST_MARK + this.#begun.length);
+    this.#begun.push(pieces);
+  }
+
+  /** What was begun needs no call to get on. */
+  progress(): void {}
+
+  /** Queues all that was begun on the second stream, where each waits for its mark alone; later kernels wait for all of it. */
+  async reduced(): Promise<void> {
+    const { ncclGroupStart, ncclGroupEnd, ncclReduce } = this.#library;
+    for (const [i, pieces] of this.#begun.splice(0).entries()) {
+      sideWait(FIRST_MARK + i);
+      this.#check("ncclGroupStart", ncclGroupStart());
+      for (const { address, n, owner } of pieces) {
+        const code = ncclReduce(
+          address,
+          address,
+          BigInt(n),
+          FLOAT32,
+          SUM,
+          owner, // of the sum
+          this.#communicator,
+          this.#side,
+        );
+        if (code !== IN_PROGRESS) this.#check("ncclReduce", code);
+      }
+      await this.#finished("ncclReduce", ncclGroupEnd());
+    }
+    sideJoin();
   }
 
   /** all: size parts of so many bytes. Each rank has its own part and receives the others. */

@@ -5,7 +5,7 @@ import { listCheckpoints } from "../runtime/checkpoint.ts";
 import { makeDirectory } from "../base/files.ts";
 import { allocate, copyToDevice, copyToHost, device, endAfter, synchronize } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
-import type { Exchange } from "../runtime/optim.ts";
+import type { Exchange, Piece } from "../runtime/optim.ts";
 import { hostname } from "../runtime/owner.ts";
 import { within } from "./deadline.ts";
 import { RollCall } from "./roll_call.ts";
@@ -28,7 +28,9 @@ export type Engine = Exchange & {
 
 /** Carries nothing: there is one rank. */
 const NOTHING: Engine = {
-  reduceScatter: () => Promise.resolve(),
+  beginReduce: () => {},
+  progress: () => {},
+  reduced: () => Promise.resolve(),
   allGather: () => Promise.resolve(),
   allReduce: () => Promise.resolve(),
   broadcast: () => Promise.resolve(),
@@ -83,9 +85,19 @@ export class Ranks implements Exchange {
     return Array.from({ length: Math.ceil((n - rank) / world_size) }, (_, i) => i * world_size + rank);
   }
 
-  /** Adds gradients up over all ranks: Exchange.reduceScatter(). */
-  reduceScatter(all: Address, n: number): Promise<void> {
-    return this.meet("reduce-scatter of gradients", () => this.#engine.reduceScatter(all, n));
+  /** Begins to add up gradients over all ranks: Exchange.beginReduce(). */
+  beginReduce(pieces: Piece[]): void {
+    this.#engine.beginReduce(pieces);
+  }
+
+  /** Lets that get on: Exchange.progress(). */
+  progress(): void {
+    this.#engine.progress();
+  }
+
+  /** Waits for it: Exchange.reduced(). */
+  reduced(): Promise<void> {
+    return this.meet("reduce-scatter of gradients", () => this.#engine.reduced());
   }
 
   /** Gives every rank the parts of all: Exchange.allGather(). */

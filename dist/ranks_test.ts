@@ -22,7 +22,9 @@ function ranksOf(n: number, timeout_s: number, afterBarrier = (_rank: number) =>
     let received = 0, barriers = 0;
     const nothing = () => Promise.resolve();
     const engine: Engine = {
-      reduceScatter: nothing,
+      beginReduce() {},
+      progress() {},
+      reduced: nothing,
       allGather: nothing,
       allReduce: nothing,
       async broadcast(bytes) {
@@ -120,7 +122,7 @@ async function waiting(
     import { Ranks } from "${new URL("ranks.ts", import.meta.url)}";
     open("cpu", { threads: 1, blas: "builtin" });
     const nothing = () => Promise.resolve(), ever = () => new Promise(() => {});
-    const engine = { reduceScatter: nothing, allGather: nothing, allReduce: nothing, broadcast: nothing, barrier: ever };
+    const engine = { reduced: nothing, allGather: nothing, allReduce: nothing, broadcast: nothing, barrier: ever };
     const more = { failure: () => ${
     JSON.stringify(failure)
   }, abort: () => console.error("aborted"), finalize: () => {} };

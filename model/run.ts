@@ -27,6 +27,7 @@ export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & S
   preset: string;
   train: string;
   zero_stage: number;
+  overlap: boolean;
   eval_batches: number;
   sample_tokens: number;
   sample_temperature: number;

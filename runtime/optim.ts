@@ -4,7 +4,8 @@ import * as k from "../ffi/kernels.ts";
 import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
 import { type Block, permanent, release, take } from "./memory.ts";
-import { type Address, bytesPerElement, isPlaced, named, type Tensor } from "./tensor.ts";
+import type { Follower } from "./tape.ts";
+import { type Address, type Buffer, bytesPerElement, isPlaced, named, type Tensor } from "./tensor.ts";
 
 /** Where one parameter lies in the flat buffers. */
 export type Slot = { name: string; tensor: Tensor; offset: number; size: number }; // in elements
@@ -225,10 +226,17 @@ export type OfRanks = {
 /** What a rank says of itself: of the last step whose result it has read. */
 export type OfRank = { step_ms: number; memory_bytes: number };
 
+/** n floats that all ranks have, whose sum one of them is to have in their place. */
+export type Piece = { address: Address; n: number; owner: number };
+
 /** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
 export type Exchange = {
-  /** all: one part of n floats for each rank. Part `rank` becomes its sum over all ranks; the others are undefined then. */
-  reduceScatter(all: Address, n: number): Promise<void>;
+  /** Begins to add up pieces over all ranks, each of which its owner will have. Work on this rank goes on beside. */
+  beginReduce(pieces: Piece[]): void;
+  /** Lets what was begun get on, where that takes a call; it does not wait. */
+  progress(): void;
+  /** All pieces that were begun are added up for what is queued from here on. What others own is undefined then. */
+  reduced(): Promise<void>;
   /** all: one part of `bytes` bytes for each rank. Each rank has its own part and receives the others. */
   allGather(all: Address, bytes: number): Promise<void>;
   /** x (n values) becomes its sum over all ranks, the same bits on each. */
@@ -242,12 +250,16 @@ export class AdamW {
   /** Second moments. */
   readonly v: Block;
   readonly #world_size: number;
+  readonly #buckets: Bucket[]; // all gradients, in the order in which they are added up
+  #left: Set<Buffer>[] = []; // of each bucket of this step the parameters without their gradient yet
+  #begun = 0; // buckets of this step that are being added up
   readonly #control: Block; // and behind it, of several ranks, what they say: loss, stopping, step_ms and memory of each
   readonly #sumsq: Block = permanent(8, "optimizer");
 
   /** Allocates the moments. */
   constructor(readonly parameters: Parameters, readonly options: AdamWOptions) {
     this.#world_size = parameters.total / length(parameters.part);
+    this.#buckets = bucketsOf(parameters);
     this.#control = permanent(4 * (CONTROL.size + this.#said), "optimizer");
     this.m = permanent(4 * length(parameters.updated), "optimizer");
     this.v = permanent(4 * length(parameters.updated), "optimizer");
@@ -256,6 +268,33 @@ export class AdamW {
   /** Adds a micro-step's loss (1) to the mean loss of this step: scale is 1 / gradient_accumulation_steps. */
   addLoss(loss: Tensor, scale: number, isFirst: boolean): void {
     k.sum_scaled(this.#at(CONTROL.loss), loss.address, 1, scale, isFirst ? 0 : 1);
+  }
+
+  /**
+   * For the last backward pass before stepTogether(): the gradients of a block are added up over the ranks as soon as it has
+   * them, while the blocks before it go backward. To the same bits as without.
+   */
+  reducing(exchange: Exchange): Follower {
+    this.#left = this.#buckets.map(({ slots }) => new Set(slots.map(({ tensor }) => tensor.buf)));
+    return {
+      finished: (parameter) => {
+        for (const left of this.#left) left.delete(parameter);
+        while (this.#left[this.#begun]?.size === 0) this.#beginBucket(exchange);
+      },
+      afterOp: () => exchange.progress(),
+    };
+  }
+
+  #beginBucket(exchange: Exchange): void {
+    const { from, to } = this.#buckets[this.#begun++]!,
+      size = length(this.parameters.part),
+      pieces: Piece[] = [];
+    for (let at = from; at < to;) {
+      const owner = Math.floor(at / size), end = Math.min(to, (owner + 1) * size);
+      pieces.push({ address: this.#gradAt(at), n: end - at, owner });
+      at = end;
+    }
+    exchange.beginReduce(pieces);
   }
 
   /** One update with the gradients of the micro-steps since the last one. */
@@ -279,7 +318,9 @@ export class AdamW {
   ): Promise<void> {
     const { parameters: p } = this, { part, updated } = p, isSharded = length(updated) < p.total;
     this.#completeGradients();
-    await exchange.reduceScatter(p.grads!.address, length(part));
+    while (this.#begun < this.#buckets.length) this.#beginBucket(exchange);
+    this.#begun = 0;
+    await exchange.reduced();
     if (!isSharded) await exchange.allGather(p.grads!.address, 4 * length(part));
     this.#sumSquares(part);
     await exchange.allReduce(this.#sumsq.address, 1, "double");
@@ -388,6 +429,22 @@ export class AdamW {
     c[CONTROL.skipped_row] = state.skipped_row;
     copyToDevice(this.#control.address, c);
   }
+}
+
+/** Gradients that are added up together: those of a block's matrices, of another matrix, or of all vectors. */
+type Bucket = Range & { slots: Slot[] };
+
+/**
+ * All gradients in pieces, the matrices from the last one on, since backward() comes to that first. The order is the same on all
+ * ranks, and so in all of them at any time the same reductions are under way.
+ */
+function bucketsOf({ trained, decayed, total }: Parameters): Bucket[] {
+  const blockOf = ({ name, offset }: Slot) =>
+    offset >= decayed ? "vectors" : /^(.*?\.\d+)\./.exec(name)?.[1] ?? name;
+  const groups = [...Map.groupBy(trained, blockOf).values()], begins = groups.map(([first]) => first!.offset);
+  const buckets = groups.map((slots, i) => ({ from: begins[i]!, to: begins[i + 1] ?? total, slots }));
+  const matrices = buckets.filter(({ from }) => from < decayed), vectors = buckets.slice(matrices.length);
+  return [...matrices.reverse(), ...vectors];
 }
 
 function stepResult(control: Float32Array, world_size: number): StepResult {

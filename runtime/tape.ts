@@ -8,12 +8,21 @@ import { afterBackward, afterForward, callSite, debug, type Op } from "./debug.t
 import { type Block, release, releaseAll, take, takenBy } from "./memory.ts";
 import { type Address, Buffer, bytesPerElement, Tensor } from "./tensor.ts";
 
-/** An op of the forward pass, and how to go back through it. */
-type Entry = Op & { backward: () => void };
+/** An op of the forward pass, how to go back through it, and parameters that it reads beside its inputs. */
+type Entry = Op & { backward: () => void; reads: Iterable<Buffer> };
+
+/** Is told how a backward pass gets on. */
+export type Follower = {
+  /** The gradient of a parameter is whole: nothing of this pass adds to it any more. */
+  finished(parameter: Buffer): void;
+  /** An op has gone backward. */
+  afterOp(): void;
+};
 
 let tape: Entry[] = [];
 let recording = true;
 let dropping = true; // dropout() drops: everywhere but in noGrad()
+let read: Set<Buffer> | undefined; // parameters that checkpoint() has seen ops read
 let flopsRun = 0; // by all forward passes so far
 
 /** Whether ops are to keep what their backward pass needs. */
@@ -62,8 +71,8 @@ export function flopsOf(f: () => void): number {
   return flopsRun - before;
 }
 
-/** flops: of the forward pass, for profiles and MFU. inPlace: out is one of the inputs. */
-export type RecordOptions = { flops?: number; inPlace?: boolean };
+/** flops: of the forward pass, for profiles and MFU. inPlace: out is one of the inputs. reads: parameters beside the inputs. */
+export type RecordOptions = { flops?: number; inPlace?: boolean; reads?: Iterable<Buffer> };
 
 /** Puts an op that just ran on the tape, if any of its inputs needs a gradient. Returns out. */
 export function record(
@@ -81,10 +90,12 @@ export function record(
     backward,
     flops: options.flops ?? 0,
     inPlace: options.inPlace ?? false,
+    reads: options.reads ?? [],
     where,
   };
   flopsRun += entry.flops;
   if (debug.on) afterForward(entry);
+  if (read) { for (const { buf } of inputs) if (buf.init) read.add(buf); }
   if (!recording || !inputs.some((t) => t.buf.needsGrad)) return out;
   if (!entry.inPlace) { for (const t of inputs) t.buf.uses++; }
   out.buf.needsGrad = true;
@@ -104,7 +115,9 @@ export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
     );
   }
   const firstMask = masks;
+  const reads = read = new Set<Buffer>();
   const { result: out, blocks } = takenBy(() => unrecorded(() => f(x)));
+  read = undefined;
   for (const block of blocks) if (block !== out.buf.block) release(block);
   return record("checkpoint", out, [x], () => {
     const outer = tape, input = new Tensor(x.shape, x.dtype, new Buffer(x.buf.block));
@@ -123,7 +136,7 @@ export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
     masks = lastMask;
     for (const block of blocks) if (block !== input.buf.grad) release(block);
     give(x, input.buf.grad!);
-  });
+  }, { reads });
 }
 
 // ---- dropout: which random words the next mask is made of
@@ -198,8 +211,9 @@ export function passOn(x: Tensor, out: Tensor): void {
  * Walks the tape from its end. The gradients of parameters and leaves remain; every other buffer goes back to step memory as
  * soon as its producer's backward pass has run, so do not read activations after this (debug mode keeps them readable).
  */
-export function backward(loss: Tensor): void {
+export function backward(loss: Tensor, follower?: Follower): void {
   loss.buf.isLoss = true;
+  const firstRead = follower ? firstReads() : [];
   for (let i = tape.length - 1; i >= 0; i--) {
     const entry = tape[i]!, { out } = entry;
     const overwritten = out.buf.grad === out.buf.block; // the gradient took the place of the values
@@ -208,12 +222,26 @@ export function backward(loss: Tensor): void {
       entry.backward();
       if (debug.on) afterBackward(entry);
     }
+    follower?.afterOp();
+    for (const parameter of firstRead[i] ?? []) if (!parameter.gradIsEmpty) follower!.finished(parameter);
     if (entry.inPlace || debug.on) continue; // its first producer releases it; debug keeps everything
     if (out.buf.grad) release(out.buf.grad); // else it was handed on
     out.buf.grad = undefined;
     if (!isLoss && !overwritten) release(out.buf.block);
   }
   tape.length = 0;
+}
+
+/** For each op on the tape the trained parameters that none before it reads. */
+function firstReads(): Buffer[][] {
+  const seen = new Set<Buffer>();
+  return tape.map(({ inputs, reads }) =>
+    [...inputs.map(({ buf }) => buf), ...reads].filter((buf) => {
+      if (!buf.init || !buf.needsGrad || seen.has(buf)) return false;
+      seen.add(buf);
+      return true;
+    })
+  );
 }
 
 /** Forgets the tape and takes back all step memory. Call it after every micro-step, evaluation batch and generated token. */

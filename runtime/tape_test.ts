@@ -235,6 +235,30 @@ Deno.test("checkpoint() changes no bit of output or gradients, nested or not", (
   assertEquals(nested, plain);
 });
 
+Deno.test("backward() tells of each parameter once its gradient is whole, what checkpoint() reads too", () => {
+  const C = 16, N = 9, { f, g, parameters } = smallBlock(C), names = ["norm", "up", "down", "first", "last"];
+  const first = normalWeight([C, C], 6).t,
+    last = normalWeight([C, C], 7).t,
+    all = [...parameters, first, last];
+  const y = linear(f(checkpoint(g, linear(leaf([N, C], 5).t, first))), last);
+  claim(y);
+  writeFloats(grad(y), normal(N * C, 4), "act");
+  const told: [string, Float32Array][] = [], ops: number[] = [];
+  let n = 0;
+  backward(y, {
+    finished: (buf) => {
+      const i = all.findIndex((t) => t.buf === buf);
+      told.push([names[i]!, gradient(all[i]!)]);
+      ops.push(n);
+    },
+    afterOp: () => n++,
+  });
+  assertEquals(told.map(([name]) => name), ["last", "norm", "up", "down", "first"]); // f and g share their parameters
+  assertEquals([ops[0], ops.at(-1)], [1, n]);
+  for (const [name, values] of told) assertEquals(values, gradient(all[names.indexOf(name)]!), name);
+  endStep();
+});
+
 Deno.test("checkpoint() leaves its input for other readers", () => {
   const C = 6, N = 5, x = leaf([N, 4], 1), w = normalWeight([2 * C, 4], 2), w2 = normalWeight([C, 2 * C], 3);
   const dout = normal(N * C, 4);

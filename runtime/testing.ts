@@ -4,7 +4,7 @@ import * as k from "../ffi/kernels.ts";
 import { copyToDevice, copyToHost, device, type DeviceInfo, type DeviceName, open } from "../ffi/library.ts";
 import type { Company } from "./checkpoint.ts";
 import { release, take } from "./memory.ts";
-import { type Exchange, Parameters } from "./optim.ts";
+import { type Exchange, Parameters, type Piece } from "./optim.ts";
 import type { Numbers } from "./testing_reference.ts";
 import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
 import { type Address, fixed, param, readFloats, type Tensor, tensor, writeFloats } from "./tensor.ts";
@@ -301,13 +301,21 @@ export function localExchanges(n: number): Exchange[] {
     }
     return total;
   };
+  const begun: Piece[][] = Array.from({ length: n }, () => []); // by each rank
   return Array.from({ length: n }, (_, rank) => ({
-    reduceScatter: (address, size) =>
-      meet(rank, address, (all) =>
-        all.forEach((own, i) => {
-          const part = BigInt(4 * size * i);
-          writeFloats(own + part, sum(all, part, size), "f32");
-        })),
+    beginReduce: (pieces) => void begun[rank]!.push(...pieces),
+    progress: () => {},
+    reduced: () =>
+      meet(rank, 0n, () => {
+        begun[0]!.forEach(({ n: size, owner }, i) => {
+          const all = begun.map((pieces) => pieces[i]!);
+          if (all.some((piece) => piece.n !== size || piece.owner !== owner)) {
+            throw new AssertionError("other pieces");
+          }
+          writeFloats(all[owner]!.address, sum(all.map(({ address }) => address), 0n, size), "f32");
+        });
+        for (const pieces of begun) pieces.length = 0;
+      }),
     allGather: (address, bytes) =>
       meet(rank, address, (all) => {
         all.forEach((owner, i) => {

@@ -124,6 +124,24 @@ Deno.test("two ranks follow one process over 20 steps, with either zero_stage", 
   );
 });
 
+Deno.test(
+  "overlap gives the bits of sums after the backward pass, where blocks are recomputed too",
+  mpi,
+  async () => {
+    const flags = [...FLAGS, "--recompute=block", "--n_layer=3", "--max_iters=3", "--save_interval=3"];
+    const beside = freshPath(), after = freshPath();
+    await mpirun(3, ...flags, `--out_dir=${beside}`);
+    await mpirun(3, ...flags, `--out_dir=${after}`, "--overlap=false");
+    assertEquals(numbers(beside), numbers(after));
+    for (const file of ["model.safetensors", "optimizer-00002-of-00003.safetensors"]) {
+      const [a, b] = [beside, after].map((run) =>
+        Deno.readFileSync(`${run}/checkpoints/step_000003/${file}`)
+      );
+      assertEquals(a, b, file);
+    }
+  },
+);
+
 Deno.test("ranks that talk over TCP, as those on several machines do, end in good order", mpi, async () => {
   const out = freshPath(), flags = [...FLAGS, "--max_iters=1", "--save_interval=1"];
   assertStringIncludes(await mpirunOver("self,tcp", 2, ...flags, `--out_dir=${out}`), "\nfinished in ");

@@ -105,7 +105,8 @@ Deno.test("a rank on its own exchanges with itself", { sanitizeResources: false 
     address = allocate(256),
     after = new Float32Array(64);
   copyToDevice(address, values);
-  await ranks.reduceScatter(address, 64);
+  ranks.beginReduce([{ address, n: 64, owner: 0 }]);
+  await ranks.reduced();
   await ranks.allGather(address, 256);
   await ranks.allReduce(address, 64, "float");
   copyToHost(after, address);
@@ -152,12 +153,37 @@ Deno.test("two ranks of the emulated GPU go on bit by bit from their shares of t
   }
 });
 
+Deno.test("overlap on the second stream of an emulated GPU gives the bits of sums after the backward pass", async () => {
+  const beside = freshPath(), after = freshPath();
+  const flags = [
+    `--data_dir=${data}`,
+    ...SMALL,
+    "--device=emu",
+    "--head_dim=32",
+    "--max_iters=2",
+    "--save_interval=2",
+  ];
+  flags.push("--gradient_accumulation_steps=2", "--batch_size=2", "--self_check=false");
+  for (const more of [[`--out_dir=${beside}`], [`--out_dir=${after}`, "--overlap=false"]]) {
+    const results = await torchrun(Array(2).fill([...flags, ...more]), { LOAM_EMU_FASTEST: "2" });
+    for (const { code, stderr } of results) assertEquals({ code, stderr }, { code: 0, stderr: "" });
+  }
+  compare(beside, after, 0);
+  const [a, b] = [beside, after].map((run) =>
+    Deno.readFileSync(`${run}/checkpoints/step_000002/model.safetensors`)
+  );
+  assertEquals(a, b);
+});
+
 Deno.test("an error of NCCL names the collective and its text", { sanitizeResources: false }, async () => {
   open("cpu");
   Deno.env.set("LOAM_NCCL", library);
   const ranks = await joinRanks(findWorld(() => undefined), 10), address = allocate(256);
   const calls = {
-    ncclReduceScatter: () => ranks.reduceScatter(address, 64),
+    ncclReduce: () => {
+      ranks.beginReduce([{ address, n: 64, owner: 0 }]);
+      return ranks.reduced();
+    },
     ncclAllGather: () => ranks.allGather(address, 256),
     ncclAllReduce: () => ranks.allReduce(address, 64, "float"),
     ncclBroadcast: () => ranks.fromFirst({ a: "b" }),
@@ -174,10 +200,10 @@ Deno.test("an error of NCCL names the collective and its text", { sanitizeResour
 
 Deno.test("a rank says which it is in front of an error of NCCL", async () => {
   const flags = [...FLAGS, `--out_dir=${freshPath()}`];
-  const results = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclReduceScatter" });
+  const results = await torchrun([flags, flags], { LOAM_FAKE_NCCL_FAULT: "ncclReduce" });
   results.forEach(({ code, stderr }, rank) => {
     assertEquals(code, 75);
-    const text = "step 1: ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
+    const text = "step 1: ncclReduce failed: internal error: said the stand-in (NCCL 2.30.7)";
     assertEquals(errorLine(stderr), `rank ${rank}: ${text}`);
   });
   const [{ code, stderr }] = await torchrun([flags, flags], {
@@ -207,7 +233,9 @@ async function stalled(name: string, rank: number, fault = ""): Promise<string[]
       try {
         await ranks.enter(Deno.args[0]!);
         ranks.beat(3);
-        await ranks.reduceScatter(allocate(512), 64);
+        const address = allocate(512);
+        ranks.beginReduce([0, 1].map((owner) => ({ address: address + BigInt(256 * owner), n: 64, owner })));
+        await ranks.reduced();
         await ranks.finalize();
       } catch (error) {
         ranks.fail(error);
@@ -241,17 +269,17 @@ Deno.test("a call of NCCL that never returns, or what it began and never ends, e
   const reduce = "the reduce-scatter of gradients of step 3";
   const hangs = (rank: number) =>
     `error: rank ${rank}: all ranks came to ${reduce}, but it did not end ${within}: one of them hangs on ...; ${again}`;
-  const failed = "error: rank 1: ncclReduceScatter failed: internal error: said the stand-in (NCCL 2.30.7)";
+  const failed = "error: rank 1: ncclReduce failed: internal error: said the stand-in (NCCL 2.30.7)";
   const cases: [string, string[]][] = [
     ["ncclCommInitRankConfig", [init(0), call("ncclCommInitRankConfig")]],
     ["async ncclCommInitRankConfig", [init(0), init(1)]],
     ["ncclBroadcast", [missing(0), call("the broadcast at the start")]],
     ["async ncclBroadcast", [missing(0), missing(1)]],
-    ["ncclReduceScatter", [late(reduce), call(reduce)]],
-    ["async ncclReduceScatter", [hangs(0), hangs(1)]],
+    ["ncclReduce", [late(reduce), call(reduce)]],
+    ["async ncclReduce", [hangs(0), hangs(1)]],
     ["ncclCommFinalize", [late("the end of the run"), call("the end of the run")]],
   ];
-  const abort = stalled("ncclCommAbort", 1, "ncclReduceScatter");
+  const abort = stalled("ncclCommAbort", 1, "ncclReduce");
   const ends = await Promise.all(cases.map(([name]) => stalled(name, 1)));
   cases.forEach(([name, lines], i) => assertEquals(ends[i], lines, name));
   assertEquals(await abort, [

@@ -17,6 +17,7 @@
 #include <functional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -139,13 +140,36 @@ EXPORT int ncclCommInitRankConfig(Communicator** communicator, int size, UniqueI
   });
 }
 
-EXPORT int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int op, Communicator* c, void* stream) {
+/** The calls of a group begin together, at its end. */
+static bool is_group;
+static std::vector<std::function<int()>> group;
+static Communicator* group_of;
+
+EXPORT int ncclGroupStart() {
+  is_group = true;
+  return OK;
+}
+EXPORT int ncclReduce(const void* send, void* receive, size_t count, int type, int op, int root, Communicator* c, void* stream) {
   finish(stream);
-  if (int code = fault("ncclReduceScatter")) return code;
-  if (type != FLOAT32 || op != SUM) return INVALID_ARGUMENT;
-  if (receive != (const char*)send + 4 * count * c->rank) return INVALID_ARGUMENT;  // in place
-  return begin(c, "ncclReduceScatter",
-               [=] { return reduce(c, send, count * c->size, receive, count * c->rank, count, type); });
+  if (int code = fault("ncclReduce")) return code;
+  if (!is_group || type != FLOAT32 || op != SUM || root < 0 || root >= c->size) return INVALID_ARGUMENT;
+  group_of = c;
+  group.push_back([=] {
+    std::vector<float> others(c->rank == root ? 0 : count);  // what is no root's stays
+    return reduce(c, send, count, c->rank == root ? receive : others.data(), 0, count, type);
+  });
+  return IN_PROGRESS;
+}
+EXPORT int ncclGroupEnd() {
+  is_group = false;
+  auto work = std::move(group);
+  group.clear();
+  if (work.empty()) return OK;
+  return begin(group_of, "ncclReduce", [work] {
+    for (auto& call : work)
+      if (int code = call()) return code;
+    return OK;
+  });
 }
 
 EXPORT int ncclAllGather(const void* send, void* receive, size_t count, int type, Communicator* c, void* stream) {
