@@ -180,7 +180,7 @@ export function tapeListing(): string {
 }
 
 /** What chrome://tracing and ui.perfetto.dev show as a bar. ts, dur: microseconds. */
-type TraceEvent = {
+export type TraceEvent = {
   name: string;
   cat: string;
   ph: "X";
