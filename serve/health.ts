@@ -68,6 +68,7 @@ function stateOf(facts: Facts): Clause {
   const onward = checkpoint === null ? "no checkpoint was saved" : `--resume goes on from ${checkpoint}`;
   switch (state) {
     case "failed":
+      if (error?.includes("--resume")) return { level: "bad", text: `Failed ${where}: ${error}` }; // it says so itself
       return { level: "bad", text: `Failed ${where}: ${error}; ${onward}` };
     case "stalled":
       return {

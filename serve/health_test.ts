@@ -131,6 +131,8 @@ Deno.test("verdictOf() names what is bad alone, the worst first", () => {
     about({ ...failed, checkpoint: "step_000800" }),
     `bad ${text}--resume goes on from step_000800`,
   );
+  const told = { ...failed, error: "Lost a rank; go on with --resume=auto", checkpoint: "step_000800" };
+  assertEquals(about(told), "bad Failed after step 1,000 of 5,000: Lost a rank; go on with --resume=auto");
   assertEquals(
     about({ ...failed, loss: null, max_iters: null }),
     "bad Failed after step 1,000: The disk is full; no checkpoint was saved; loss is not finite at step 1,000",
