@@ -2316,7 +2316,8 @@ constexpr int CROSS_ENTROPY_THREADS = 512;
 
 /// One block per row. The row is read twice; it is at most 128 KB and the second reading comes from the L2 cache. All is
 /// in powers of 2, e^x = 2^(x LOG2E), so that an element takes one multiply-add before its exp2; columns behind V and the
-/// target are looked for once in VEC elements.
+/// target are looked for once in VEC elements. Both readings make the same powers, so that their sum is 1 however large
+/// the logits are: `offset`, about the largest x LOG2E, is rounded.
 template <int VEC>
 static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
     cross_entropy_kernel(act* logits, float* losses, const int* targets, int V, int V_stride, float grad_scale,
@@ -2327,33 +2328,36 @@ static __global__ void __launch_bounds__(CROSS_ENTROPY_THREADS)
     if (threadIdx.x == 0) report_fault(fault, FAULT_TARGET, (int)blockIdx.x, target, V);
     target = -1;
   }
-  float maximum = -INFINITY, sum = 0;  // of exp(logit - maximum) over this thread's logits
+  float maximum = -1e30f;  // finite: where all logits are -infinity so far, their distance to it is not NaN
+  float offset = maximum * LOG2E, sum = 0;  // of 2^(logit LOG2E - offset) over this thread's logits
   for (int c = threadIdx.x * VEC; c < V; c += CROSS_ENTROPY_THREADS * VEC) {
-    float x[VEC], highest = maximum, part = 0;
+    float x[VEC], part = 0;
     load<VEC>(x, row + c);
     if (c + VEC > V)
 #pragma unroll
       for (int e = 0; e < VEC; e++)
         if (c + e >= V) x[e] = -INFINITY;
 #pragma unroll
-    for (int e = 0; e < VEC; e++) highest = fmaxf(highest, x[e]);
-    float offset = highest * LOG2E;
+    for (int e = 0; e < VEC; e++) maximum = fmaxf(maximum, x[e]);
+    float before = offset;
+    offset = maximum * LOG2E;
 #pragma unroll
-    for (int e = 0; e < VEC; e++) part += exp2_approx(x[e] * LOG2E - offset);
-    sum = sum * exp2_approx(maximum * LOG2E - offset) + part;
-    maximum = highest;
+    for (int e = 0; e < VEC; e++) part += exp2_approx(fmaf(x[e], LOG2E, -offset));
+    sum = sum * exp2_approx(before - offset) + part;
   }
   // Read before the barriers inside block_max: after them another thread overwrites it.
   float target_logit = target >= 0 ? to_float(row[target]) : 0.0f;
-  float offset = block_max(maximum) * LOG2E;
-  float log2_sum = offset + log2f(block_sum(sum * exp2_approx(maximum * LOG2E - offset)));
-  if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? log2_sum / LOG2E - target_logit : 0.0f;
+  float highest = block_max(offset);
+  sum = block_sum(sum * exp2_approx(offset - highest));
+  float target_bits = log2f(sum) - fmaf(target_logit, LOG2E, -highest);  // -log2 of its probability
+  if (threadIdx.x == 0) losses[blockIdx.x] = target >= 0 ? target_bits / LOG2E : 0.0f;
   if (!backward) return;
+  float factor = grad_scale / sum;
   for (int c = threadIdx.x * VEC; c < V_stride; c += CROSS_ENTROPY_THREADS * VEC) {
     float x[VEC];
     load<VEC>(x, row + c);
 #pragma unroll
-    for (int e = 0; e < VEC; e++) x[e] = exp2_approx(x[e] * LOG2E - log2_sum) * grad_scale;
+    for (int e = 0; e < VEC; e++) x[e] = exp2_approx(fmaf(x[e], LOG2E, -highest)) * factor;
     if ((unsigned)(target - c) < VEC)
 #pragma unroll
       for (int e = 0; e < VEC; e++)

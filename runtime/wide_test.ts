@@ -138,15 +138,21 @@ Deno.test("embedding() names a negative id, and one behind the vocabulary", () =
 Deno.test("cross_entropy() of rows wider than a block's first pass, with padding, and its gradient", () => {
   const N = 3, scale = 0.5;
   for (
-    const [V, V_stride, shift] of [ // e^90 is no float; rows of 1103 are read one logit at a time
-      [9000, 9024, 0],
-      [9000, 9024, 90],
-      [9000, 9024, -90],
-      [1101, 1103, 90],
+    const [V, V_stride, shift, hidden] of [ // e^90 is no float; rows of 1103 are read one logit at a time
+      [9000, 9024, 0, 0],
+      [9000, 9024, 90, 0],
+      [9000, 9024, -90, 0],
+      [1101, 1103, 90, 0],
+      [9000, 9024, 1.1e9, 0], // its product with LOG2E is rounded by 49
+      [9000, 9024, 0, 4500], // columns of -Infinity, all that a thread reads at first
+      [1101, 1103, 0, 520],
     ] as const
   ) {
-    const targets = [5, V - 1, V >> 1];
-    const values = normal(N * V_stride, 1).map((x, i) => x + i % V_stride / 1000 + shift); // the largest lie in the last pass
+    const targets = [hidden + 5, V - 1, V >> 1];
+    const values = normal(N * V_stride, 1).map((x, i) =>
+      // the largest lie in the last pass
+      i % V_stride < hidden ? -Infinity : x + i % V_stride / 1000 + shift
+    );
     const x = tensor([N, V_stride], values),
       read = x.toArray(),
       losses = allocate(4 * N),
