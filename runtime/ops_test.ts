@@ -933,7 +933,11 @@ function withPairs(f: (reopen: (threads: number) => void) => void): void {
 Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number, for every edge of a block", () => {
   withPairs(() => {
     const small = (n: number, seed: number) => Float32Array.from(integers(n, 17, seed), (x) => x - 8);
-    const shapes = [[9, 1, 1], [17, 13, 7], [97, 33, 66], [13, 771, 31], [10, 97, 129], [9, 3, 4130], [
+    const shapes = [[9, 1, 1], [17, 13, 7], [97, 33, 66], [13, 771, 31], [11, 23, 9], [10, 97, 129], [
+      9,
+      3,
+      4130,
+    ], [
       1600,
       5,
       3,
