@@ -206,6 +206,16 @@ Deno.test("a signal amid a step leaves it out: its windows come when the run goe
   assertEquals(numbers(out), numbers(whole));
 });
 
+Deno.test("a signal does not wait for the end of a long step", async () => {
+  const given = await flags("--gradient_accumulation_steps=1000000", "--save_interval=1"); // minutes
+  const running = new Running("train", `--out_dir=${freshPath()}`, ...given);
+  await running.line("writing to");
+  running.signal("SIGINT");
+  const { code, stdout } = await running.end();
+  assertEquals(code, 0);
+  assertMatch(stdout, /^stopped by SIGINT after step 0; nothing was saved$/m);
+});
+
 Deno.test("a run goes on with the data that it began with, or with other data that is named", async () => {
   const data = copy(await dataset()), out = freshPath();
   const given = [...SMALL, `--data_dir=${data}`, "--save_interval=2"];
