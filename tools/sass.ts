@@ -44,8 +44,11 @@ export function parseSass(listing: string): { arch: string; kernels: KernelCode[
   return { arch, kernels };
 }
 
+/** Its address and words, without what some versions of cuobjdump add for sm_120: `&wr=0x2 ?trans4`. */
+const INSTRUCTION = /^\s+\/\*([0-9a-f]{4,})\*\/\s+([^;]*?)(?:\s+[&?][^;]*)?;/gm;
+
 function instructionsOf(text: string): Instruction[] {
-  return Array.from(text.matchAll(/^\s+\/\*([0-9a-f]{4,})\*\/\s+([^;]*);/gm), ([, at, words]) => {
+  return Array.from(text.matchAll(INSTRUCTION), ([, at, words]) => {
     const [, guard, opcode, rest] = /^(@\S+ )?(\S+)(.*)$/.exec(words!.trim())!;
     const target = opcode!.startsWith("BRA") ? /0x([0-9a-f]+)$/.exec(rest!.trim())?.[1] : undefined;
     return {

@@ -79,6 +79,16 @@ Deno.test("parseSass() counts a loop by hand: its units, without the mask of the
   });
 });
 
+Deno.test("parseSass() passes over what cuobjdump 12.8 says of waiting behind each instruction", () => {
+  const waits = (line: string, i: number) =>
+    `${line}   ${i % 2 ? "&req={1} &wr=0x3   " : ""}?trans${i % 11};`;
+  const lines = LISTING.split("\n"),
+    told = lines.map((line, i) =>
+      line.includes(" ;") ? line.replace(/^([^;]*?) ;/, (_, code) => waits(code, i)) : line
+    );
+  assertEquals(parseSass(told.join("\n")), parseSass(LISTING));
+});
+
 Deno.test("parseSass() refuses what is no listing", () => {
   assertThrows(() => parseSass("cuobjdump fatal"), UserError, "Cannot read the listing: it should be what");
 });
