@@ -2,13 +2,14 @@
 //
 // One process with two threads and two processes with one thread each, under mpirun, train the same preset on the demo data by
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
-import { lines } from "./lines.ts";
+import { lines as linesOf } from "./lines.ts";
 import { median } from "./median.ts";
 import { reportHead, saveReport } from "./report.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { allocate, open } from "../ffi/library.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { joinRanks } from "../dist/ranks.ts";
+import type { StepMetrics } from "../runtime/metrics.ts";
 import { findWorld } from "../dist/world.ts";
 import settings from "../deno.json" with { type: "json" };
 
@@ -17,6 +18,7 @@ const defaults = {
   turns: 3, // runs of each kind, by turns
   gradient_accumulation_steps: 8,
   presets: "tiny,small",
+  link_mbit: 0, // instead: two ranks over a link of so many Mbit/s, with and without --overlap; as root, see Link
   exchange: 0, // instead: under mpirun, time exchanges of so many parameters
   json: "", // where the results go; "" = bench/results/dist-<date>.json
 };
@@ -27,6 +29,7 @@ const EXCHANGES = 20;
 const ranges: Ranges<typeof defaults> = {
   ...each(whole(1), "turns", "gradient_accumulation_steps"),
   steps: whole(WARM_UP + 1),
+  link_mbit: whole(0),
   exchange: whole(0),
 };
 
@@ -59,6 +62,10 @@ async function main(args: string[]): Promise<void> {
   }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (o.exchange > 0) return await timeExchange(o.exchange);
+  if (o.link_mbit > 0) {
+    for (const preset of o.presets.split(",")) await measureLink(preset, o);
+    return;
+  }
   const head = reportHead("bench/dist.ts"), rows: Row[] = [];
   for (const preset of o.presets.split(",")) rows.push(await measure(preset, o));
   console.log(`written to ${saveReport({ ...head, rows }, `dist-${head.date}`, o.json)}`);
@@ -92,24 +99,89 @@ async function measure(preset: string, o: typeof defaults): Promise<Row> {
   return row;
 }
 
+/** Two hosts, network namespaces that a cable connects, of which each sends so many Mbit/s; 0 = as fast as it goes. */
+class Link implements Disposable {
+  readonly #hosts = ["a", "b"].map((name) => `loam${Deno.pid}${name}`);
+  readonly #agent = Deno.makeTempFileSync(); // takes the place of ssh
+  /** Starts a rank on each. */
+  readonly mpirun: string[];
+
+  /** Needs root, ip and tc (Debian: iproute2). */
+  constructor(mbit: number) {
+    const [a, b] = this.#hosts as [string, string], addresses = ["10.78.0.1", "10.78.0.2"];
+    for (const host of this.#hosts) call("ip", "netns", "add", host);
+    call("ip", "link", "add", "cable", "netns", a, "type", "veth", "peer", "name", "cable", "netns", b);
+    this.#hosts.forEach((host, i) => {
+      call("ip", "-n", host, "addr", "add", `${addresses[i]}/24`, "dev", "cable");
+      for (const link of ["cable", "lo"]) call("ip", "-n", host, "link", "set", link, "up");
+      const filter = ["tbf", "rate", `${mbit}mbit`, "burst", "64kb", "limit", "4mb"];
+      if (mbit > 0) call("tc", "-n", host, "qdisc", "add", "dev", "cable", "root", ...filter);
+    });
+    const cases = this.#hosts.map((host, i) => `${addresses[i]}) host=${host};;`).join(" ");
+    const script = `#!/bin/sh\ncase $1 in ${cases} esac\nshift\nexec ip netns exec $host sh -c "$*"\n`;
+    Deno.writeTextFileSync(this.#agent, script);
+    Deno.chmodSync(this.#agent, 0o755);
+    const agent = ["--mca", "plm_rsh_agent", this.#agent, "--mca", "btl", "self,tcp"];
+    this.mpirun = ["ip", "netns", "exec", a, "mpirun", "-n", "2", "--host", addresses.join(",")];
+    this.mpirun.push("--bind-to", "none", ...agent);
+  }
+
+  [Symbol.dispose](): void {
+    for (const host of this.#hosts) call("ip", "netns", "del", host);
+    Deno.removeSync(this.#agent);
+  }
+}
+
+function call(program: string, ...args: string[]): void {
+  const { success, stderr } = new Deno.Command(program, { args }).outputSync();
+  if (!success) throw new UserError(`Cannot make two hosts: ${new TextDecoder().decode(stderr).trim()}`);
+}
+
+/**
+ * Prints what a step takes over a slow link, and what of it is no rank's own work: communication that nothing hides. Of each run
+ * the fastest quarter of the steps counts, in which other programs of the machine have disturbed least.
+ */
+async function measureLink(preset: string, o: typeof defaults): Promise<void> {
+  for (const overlap of [false, true]) {
+    const steps: number[] = [], exposed: number[] = [];
+    for (let turn = 0; turn < o.turns; turn++) {
+      using link = new Link(o.link_mbit);
+      const { lines } = await train(2, preset, o, link.mpirun, [`--overlap=${overlap}`]);
+      lines.forEach(({ step_ms }, i) => { // what ranks say of a step stands in the next line
+        const own_ms = lines[i + 1]?.ranks?.step_ms;
+        if (own_ms) steps.push(step_ms), exposed.push(step_ms - Math.max(...own_ms));
+      });
+    }
+    const quarter = (values: number[]) => values.sort((a, b) => a - b)[values.length >> 2]!.toFixed(0);
+    console.log(
+      `${preset} --overlap=${overlap}: ${quarter(steps)} ms a step at ${o.link_mbit} Mbit/s, ${
+        quarter(exposed)
+      } ms exposed`,
+    );
+  }
+}
+
 async function train(
   ranks: number,
   preset: string,
   o: typeof defaults,
-): Promise<{ step_ms: number; parameters: number }> {
+  mpirun: string[] = ["mpirun", ...MPIRUN],
+  more: string[] = [],
+): Promise<{ step_ms: number; parameters: number; lines: StepMetrics[] }> {
   const out = Deno.makeTempDirSync({ dir: "/tmp" });
   const flags = [
     ...[`--preset=${preset}`, "--device=cpu", `--out_dir=${out}/run`, `--max_iters=${o.steps}`],
     ...[`--gradient_accumulation_steps=${o.gradient_accumulation_steps}`, `--threads=${ranks === 1 ? 2 : 1}`],
     ...["--eval_interval=0", "--sample_interval=0", "--save_interval=0", "--data_dir=data/demo"],
+    ...more,
   ];
   const command = [Deno.execPath(), ...settings.tasks["train:dist"].command.split(" ").slice(1), ...flags];
   try {
-    await run(ranks === 1 ? command : ["mpirun", ...MPIRUN, ...command]);
+    await run(ranks === 1 ? command : [...mpirun, ...command]);
     const text = Deno.readTextFileSync(`${out}/run/metrics.jsonl`).trimEnd();
-    const times = text.split("\n").map((line) => JSON.parse(line).step_ms as number);
+    const lines: StepMetrics[] = text.split("\n").map((line) => JSON.parse(line)).slice(WARM_UP);
     const { parameters } = JSON.parse(Deno.readTextFileSync(`${out}/run/run.json`));
-    return { step_ms: median(times.slice(WARM_UP)), parameters };
+    return { step_ms: median(lines.map(({ step_ms }) => step_ms)), parameters, lines };
   } finally {
     Deno.removeSync(out, { recursive: true });
   }
@@ -150,7 +222,7 @@ async function run(command: string[]): Promise<string> {
   }).spawn();
   const stderr = new Response(child.stderr).text();
   let printed = "";
-  for await (const line of lines(child.stdout)) printed += line + "\n";
+  for await (const line of linesOf(child.stdout)) printed += line + "\n";
   if (!(await child.status).success) {
     throw new UserError(`Cannot measure: ${command.join(" ")} failed: ${(await stderr).trim()}`);
   }

@@ -107,14 +107,14 @@ function tryToOpen(s: DryRunSettings): { description: string } | { error: unknow
   }
 }
 
-/** What ranks send each other once a step, and how long computing waits for that. */
+/** What ranks send each other once a step, and how long that takes. */
 function exchange({ exchanged }: Shared): string {
   const times = LINKS.map(([link, rate]) =>
     `${formatTime(exchanged / rate)} over ${link} (${rate / 1e9} GB/s)`
   );
-  return `each rank sends and receives ${formatBytes(exchanged)} a step while none computes: ${
-    times.join(", ")
-  }`;
+  return `each rank sends and receives ${
+    formatBytes(exchanged)
+  } a step, gradients beside the last backward pass: ${times.join(", ")}`;
 }
 
 /** How large checkpoints are, and how long the slowest rank, the first one, writes its part. */
