@@ -22,7 +22,7 @@ type Instruction = { at: number; opcode: string; text: string; guarded: boolean;
 
 /** The kernels of a listing and their architecture, "90a". Throws UserError if it is no such listing. */
 export function parseSass(listing: string): { arch: string; kernels: KernelCode[] } {
-  const arch = /^\s*code for sm_(\w+)/m.exec(listing)?.[1];
+  const arch = /^(?:arch =|\s*code for) sm_(\w+)/m.exec(listing)?.[1]; // 12.8 has code for sm_90 below arch = sm_90a
   const usage = new Map(
     Array.from(
       listing.matchAll(/^ Function (\w+):\s+REG:(\d+).*? SHARED:(\d+)/gm),
