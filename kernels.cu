@@ -206,13 +206,16 @@ static struct {
   std::map<void*, int64_t> sizes;  // of mem_alloc()
 } gpu;
 
-/// What CUDA refused. A kernel that fails ends all work on the GPU, and any later call is told.
-static int cuda_failure(cudaError_t e, int line) {
+/// What CUDA refused, or cuBLASLt. A kernel that fails ends all work on the GPU, and any later call is told.
+static const char* whose_failure() {
   cudaGetLastError();  // clears it, where it can be: or the next launch would be told, too
   cudaError_t now = gpu.stream ? cudaStreamQuery(gpu.stream) : cudaSuccess;
   bool is_dead = now != cudaSuccess && now != cudaErrorNotReady;
-  FAIL("%s%s: %s (kernels.cu:%d)", is_dead ? "the GPU failed in this op or one queued before it: " : "",
-       cudaGetErrorName(e), cudaGetErrorString(e), line);
+  return is_dead ? "the GPU failed in this op or one queued before it: " : "";
+}
+static int cuda_failure(cudaError_t e, int line) {
+  const char* whose = whose_failure();
+  FAIL("%s%s: %s (kernels.cu:%d)", whose, cudaGetErrorName(e), cudaGetErrorString(e), line);
 }
 
 static int use_device() {
@@ -1765,7 +1768,8 @@ static bool is_timed(const Product& p) { return (double)p.m * p.n * p.k >= TIMED
   do {                                                                                            \
     cublasStatus_t status_ = (call);                                                              \
     if (status_ != CUBLAS_STATUS_SUCCESS)                                                         \
-      FAIL("cuBLASLt status %d for m=%d n=%d k=%d (%s, kernels.cu:%d)", (int)status_, p.m, p.n, p.k, blas.path, __LINE__); \
+      FAIL("%scuBLASLt status %d for m=%d n=%d k=%d (%s, kernels.cu:%d)", whose_failure(), (int)status_, p.m, p.n, p.k, \
+           blas.path, __LINE__);                                                                  \
   } while (0)
 
 static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,

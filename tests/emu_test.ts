@@ -197,7 +197,13 @@ Deno.test("an error inside of a step is one line with the op and the step", emu,
   );
   assertStringIncludes(line, `); to name the op: deno task train --resume=${out} --debug`);
   assertEquals(ending(out), { state: "failed", error: line });
-  using __ = environment({ LOAM_EMU_FAILS: "swiglu_backward 1" });
+  using __ = environment({ LOAM_EMU_FAILS: "cross_entropy 1" }); // a matrix product is the first to be told
+  const told = errorLine((await run("train", ...flags, `--out_dir=${freshPath()}`)).stderr);
+  assertMatch(
+    told,
+    /^Cannot go on: step 1: linear_\w+: the GPU failed in this op or one queued before it: cuBLASLt /,
+  );
+  using ___ = environment({ LOAM_EMU_FAILS: "swiglu_backward 1" });
   const named = errorLine((await run("train", `--resume=${out}`, "--debug")).stderr);
   assertMatch(
     named,
