@@ -157,8 +157,7 @@ export type Chosen<T> = { config: T; reason: string; problem?: string };
 
 /**
  * The first of `larger` whose plan the open GPU has room for, and which is meant for so much free memory, else `config`, as on a
- * CPU and without `larger`. Of
- * several ranks, the one with the least decides.
+ * CPU and without `larger`. Of several ranks, the one with the least decides.
  */
 export async function chooseBatch<T extends StepSettings>(
   config: T,
