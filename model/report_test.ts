@@ -51,7 +51,10 @@ Deno.test("StepLines.line() has the means since the last line, of time where it 
     lines.line(step(7, NaN, Infinity, 100, null, 2)),
     /^step {2}7\/12 \| loss NaN {4}\| .* norm Infinity \| /,
   );
-  assertMatch(lines.line(step(12, 1, 1, 200, null)), / \| 5,000 tok\/s {2}\| MFU n\/a, 10 GFLOP\/s \| 2 s$/); // what it took
+  assertMatch(
+    lines.line(step(12, 1, 1, 200, null)),
+    / \| 5,000 tok\/s {2}\| MFU n\/a, 10 GFLOP\/s {2}\| 2 s$/,
+  ); // what it took
 });
 
 Deno.test("StepLines counts the time left from the steps of this process, and has no val where none is computed", () => {

@@ -424,6 +424,7 @@ export async function loadCheckpoint(
   sums: Sums | undefined,
   chunk_bytes: number = READ_BYTES,
 ): Promise<void> {
+  readSafetensors(`${directory}/model.safetensors`); // that it was cut short says more than its sum
   const parts = momentsFiles(directory).map((path) => ({ path, tensors: partsIn(path, moments) }));
   const files = [{ path: `${directory}/model.safetensors`, tensors: model }, ...parts];
   const wanted = files.filter(({ tensors }) => tensors.length > 0);
