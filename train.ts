@@ -7,13 +7,13 @@ import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { findWorld } from "./dist/world.ts";
 import { prepareToSave, saveRun, storedConfig } from "./model/checkpoint.ts";
 import { takeChoices } from "./model/choices.ts";
-import { configure, llamaConfig, presetOf } from "./model/configure.ts";
+import { chunkOf, configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
 import { tokenizerOfModel } from "./model/init_from.ts";
-import { device } from "./ffi/library.ts";
+import { chooseDevice, device } from "./ffi/library.ts";
 import { loss, RECOMPUTE, type Recompute } from "./model/llama.ts";
 import { chooseBatch, orDoesNotFit } from "./model/plan.ts";
 import { usage } from "./model/presets.ts";
@@ -85,7 +85,7 @@ export const variables = {
   blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
   attention: "", // GPU: portable or hopper kernels; "" = hopper on H100 and H200 where it agrees with portable at start
   self_check: true, // GPU: compare every kernel of a step with the CPU's at start, in about a second
-  head_chunk: 2048, // rows whose logits are in memory at a time
+  head_chunk: 2048, // rows whose logits are in memory at a time; 512 on a CPU for more than 8192 tokens, where none is given
   recompute: "norm_swiglu", // what backward computes again to save memory: none, norm_swiglu, gate_up, block
 
   // several processes, started by torchrun, mpirun or srun
@@ -214,7 +214,7 @@ export async function train(args: string[]): Promise<void> {
     return console.log(help(usage(values.preset), values, source));
   }
   const world = findWorld((name) => Deno.env.get(name));
-  const { checkpoint, larger, ...configured } = configure(variables, ranges, args, world);
+  const { checkpoint, larger, isChunkGiven, ...configured } = configure(variables, ranges, args, world);
   let { config } = configured;
   if (config.dry_run && world.rank > 0) return; // one says it for all
   const dataset = openData(config.data_dir, openDataset);
@@ -222,6 +222,8 @@ export async function train(args: string[]): Promise<void> {
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
   const base = from ? storedConfig(from) : undefined;
   const c = llamaConfig(config, dataset.vocab_size, base);
+  const isCpu = (config.device || chooseDevice(world.local_rank).name) === "cpu";
+  if (isCpu && !isChunkGiven) config.head_chunk = chunkOf(config.head_chunk, c.vocab_size);
   const known = await tokenizerOf(dataset);
   const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
   if (config.dry_run) {

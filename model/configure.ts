@@ -45,9 +45,15 @@ export type RunVariables = Values & {
 
 /**
  * A configuration and where it comes from: checkpoint is set when a run goes on. larger: what may take its place, the first that
- * suits, where a GPU has so many bytes free; undefined where the batch does not follow the memory.
+ * suits, where a GPU has so many bytes free; undefined where the batch does not follow the memory. isChunkGiven: head_chunk is
+ * that of the command line or of the run that goes on.
  */
-export type Configured<T> = { config: T; checkpoint: string | undefined; larger?: Larger<T>[] };
+export type Configured<T> = {
+  config: T;
+  checkpoint: string | undefined;
+  isChunkGiven: boolean;
+  larger?: Larger<T>[];
+};
 
 /** A configuration for GPUs with at least so many bytes free. */
 export type Larger<T> = { from_bytes: number; config: T };
@@ -88,7 +94,7 @@ export function configure<T extends RunVariables>(
     }
     const config = { ...defaults, ...saved, ...NOT_KEPT, ...overrides };
     if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, resume);
-    return { config: check({ ...config, out_dir: runOfCheckpoint(resume) }), checkpoint };
+    return { config: check({ ...config, out_dir: runOfCheckpoint(resume) }), checkpoint, isChunkGiven: true };
   }
   if (overrides.eval_only && !overrides.init_from) {
     throw new UserError(
@@ -101,13 +107,22 @@ export function configure<T extends RunVariables>(
   const isGiven = (["batch_size", "gradient_accumulation_steps"] as const).some((name) =>
     Object.hasOwn(overrides, name)
   );
-  const made = { config: check({ ...config, out_dir }), checkpoint: undefined };
+  const isChunkGiven = Object.hasOwn(overrides, "head_chunk");
+  const made = { config: check({ ...config, out_dir }), checkpoint: undefined, isChunkGiven };
   if (config.preset !== "gpt-270m" || isGiven) return made;
   const suiting = largerBatches.filter((batch) => batch.gradient_accumulation_steps % planned === 0); // as much for each rank
   const larger = suiting.map(({ from_bytes, ...batch }) => (
     { from_bytes, config: check({ ...config, ...batch, ...overrides, out_dir }) }
   ));
   return { ...made, larger };
+}
+
+/**
+ * How many rows of logits a new run on a CPU has in memory at a time where none are given: fewer of a large vocabulary, of
+ * which 2048 rows take much memory for little time (docs/speed.md).
+ */
+export function chunkOf(head_chunk: number, vocab_size: number): number {
+  return vocab_size > 8192 ? Math.min(head_chunk, 512) : head_chunk;
 }
 
 /** The values of the variables that a new run with these arguments has, for --help. Throws UserError as configure(). */

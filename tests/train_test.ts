@@ -3,6 +3,7 @@ import { assert, assertAlmostEquals, assertEquals, assertMatch, assertStringIncl
 import { openDataset, readTokens } from "../data/bins.ts";
 import { chooseDevice, copyToDevice, open } from "../ffi/library.ts";
 import { loadModel } from "../model/checkpoint.ts";
+import { chunkOf } from "../model/configure.ts";
 import { forward, logits, paddedVocab } from "../model/llama.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty } from "../runtime/tensor.ts";
@@ -328,6 +329,21 @@ Deno.test("--dry_run --ranks plans for one of several, whose checkpoints have th
   ];
   assertMatch(first.stdout, /^memory on cpu, by kind, of one of 2 ranks$/m);
   assertEquals(second, { code: 0, signal: null, stdout: "", stderr: "" }); // one copy is enough
+});
+
+Deno.test("a run on a CPU has 512 rows of a large vocabulary's logits at a time, or as many as are given, also as it goes on", async () => {
+  const data = await dataset({ words: 5000, tokenizer: "gpt2" }); // 50,257 tokens
+  const trained = async (...flags: string[]) => {
+    await succeed("train", ...SMALL, "--device=cpu", "--save_interval=1", ...flags);
+  };
+  const chunk = (out: string) => JSON.parse(Deno.readTextFileSync(`${out}/config.json`)).head_chunk;
+  const usual = freshPath(), given = freshPath();
+  await trained(`--data_dir=${data}`, "--max_iters=1", `--out_dir=${usual}`);
+  await trained(`--data_dir=${data}`, "--max_iters=1", `--out_dir=${given}`, "--head_chunk=1024");
+  assertEquals([chunk(usual), chunk(given)], [512, 1024]);
+  await succeed("train", `--resume=${given}`, "--max_iters=2");
+  assertEquals(chunk(given), 1024);
+  assertEquals(chunkOf(2048, 257), 2048);
 });
 
 Deno.test("--dry_run counts gpt-270m as published", async () => {
