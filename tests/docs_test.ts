@@ -38,6 +38,7 @@ const UNTESTED: Record<string, string> = {
 
 /** What is added to commands that begin so: it makes them short, or says what the page leaves to the reader. */
 const ADDED: [start: RegExp, flags: string[]][] = [
+  [/--ranks=64/, ["--gradient_accumulation_steps=64"]],
   [/deno task train\b|train\.ts/, [...SMALL, "--max_iters=4", "--save_interval=2"]],
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
   [/^deno task (sample|serve) /, ["--device=cpu"]],

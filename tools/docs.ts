@@ -1,7 +1,8 @@
 // Writes docs/reference.md, the flags of every command and the fields of every file, and docs/architecture.svg, the parts of the
 // program and what they import, from the source. A test compares both with the source.
-import { literalOf } from "../base/flags.ts";
+import { runMain } from "../base/errors.ts";
 import { writeAtomic } from "../base/files.ts";
+import { literalOf, readFlags } from "../base/flags.ts";
 
 const ROOT = new URL("../", import.meta.url);
 const read = (path: string) => Deno.readTextFileSync(new URL(path, ROOT));
@@ -239,10 +240,14 @@ const STYLE =
   ".arrow{stroke:#7a8699;stroke-width:1.5;fill:none;marker-end:url(#head)}.head{fill:#7a8699}" +
   "@media(prefers-color-scheme:dark){text{fill:#e6ebf2}.part{fill:#1d2a3d}.library{fill:#3a2d16}}";
 
-/** Writes both. */
-export function main(): void {
+/** The command line: writes both. */
+export function main(args: string[]): void {
+  if (args.includes("--help")) {
+    return console.log("Write docs/reference.md and docs/architecture.svg from the source");
+  }
+  readFlags(args, {}); // there are none
   writeAtomic(new URL("docs/reference.md", ROOT).pathname, reference());
   writeAtomic(new URL("docs/architecture.svg", ROOT).pathname, architecture());
 }
 
-if (import.meta.main) main();
+if (import.meta.main) await runMain(main);
