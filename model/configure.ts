@@ -6,6 +6,7 @@ import { holdsRun, listCheckpoints, resolveCheckpoint, runOfCheckpoint } from ".
 import { chooseDevice } from "../ffi/library.ts";
 import { type Ranges, readFlags, requireRanges, type Values } from "../base/flags.ts";
 import { readTrainerState } from "../runtime/trainer_state.ts";
+import { requireIdle } from "../runtime/metrics.ts";
 import type { World } from "../dist/world.ts";
 import { requireDevice } from "./device.ts";
 import { directoryOf } from "./download.ts";
@@ -201,6 +202,7 @@ function findCheckpoint(path: string): string {
 function requireNewest(checkpoint: string, resume: string): void {
   const run = runOfCheckpoint(resume), newest = `${run}/checkpoints/${listCheckpoints(run).at(-1)}`;
   if (basename(checkpoint) === basename(newest)) return;
+  requireIdle(run); // the newer one may be of a process that trains there
   throw new UserError(
     `Cannot go on from ${checkpoint}: the run holds newer checkpoints, up to ${newest}; remove them first`,
   );

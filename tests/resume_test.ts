@@ -297,7 +297,7 @@ Deno.test("a run that is being trained cannot be resumed or started by a second 
     const who = /^Cannot train in (\S+): process \d+ on .+ is training there; choose another --out_dir$/.exec(
       errorLine(stderr),
     );
-    assertEquals(who?.[1], out);
+    assertEquals(who?.[1], out, stderr);
   }
 });
 
