@@ -223,7 +223,7 @@ class World {
       " ",
     );
     await world.run(`${train} --out_dir=runs/c4`);
-    for (const name of ["a", "b"]) copyInto(`${root}/runs/c4`, `${root}/runs/${name}`);
+    for (const name of ["a", "b", "kjv"]) copyInto(`${root}/runs/c4`, `${root}/runs/${name}`);
     Deno.mkdirSync(`${root}/models/HuggingFaceTB`, { recursive: true });
     copyInto(`${root}/runs/c4/checkpoints/step_000002`, `${root}/models/HuggingFaceTB/SmolLM2-135M`);
     for (const path of ["data/c4", "data/fineweb", "data/code", "runs"]) {
