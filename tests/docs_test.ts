@@ -173,7 +173,7 @@ Deno.test("the script for Slurm queues a job again over what another start may m
 
 // ---- the world in which they run
 
-const SOURCES = /\.(ts|js|json|html|css|svg|lock|md|so|dylib)$/;
+const SOURCES = /\.(ts|js|json|html|css|svg|lock|md|so|dylib|diff)$/;
 
 /** A copy of the program without its tests, data and runs. Outside of /tmp, to which every task may write. */
 function copyOfProgram(): string {
