@@ -172,11 +172,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
     const isLast = step === max_iters;
     const saves = due(step, config.save_interval, isLast) && isGood(done);
     const evaluates = val && !progress.stopping && due(step, config.eval_interval, isLast || saves);
-    if (evaluates) {
-      const val_loss = await evaluate(run, val, config.eval_batches, () => stop.agree());
-      if (val_loss === undefined) progress.stopping = true;
-      else done.val_loss = done.metrics.val_loss = val_loss;
-    }
+    if (evaluates) await evaluate(run, val, done);
     progress.report(done, evaluates || isLast || progress.stopping);
     if (saves && isGood(done) && !progress.stopping) {
       await saveRun(run, done);

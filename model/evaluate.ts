@@ -7,13 +7,25 @@ import { rows } from "../runtime/tensor.ts";
 import { takeChoices } from "./choices.ts";
 import { generate } from "./generate.ts";
 import { loss } from "./llama.ts";
+import type { Read } from "./progress.ts";
 import type { Parts, Run } from "./run.ts";
+
+/**
+ * Measures the val_loss of a step, over eval_batches batches of the val split. Where a rank is asked to stop meanwhile there is
+ * none, and the run ends.
+ */
+export async function evaluate(run: Run, val: Loader, done: Read): Promise<void> {
+  const { config: { eval_batches }, stop, progress } = run;
+  const val_loss = await meanLoss(run, val, eval_batches, () => stop.agree());
+  if (val_loss === undefined) progress.stopping = true;
+  else done.val_loss = done.metrics.val_loss = val_loss;
+}
 
 /**
  * Mean loss over the first `batches` batches of the val split, in file order: the same windows every time. Ranks share them.
  * Undefined when isAsked(), which all ranks call after each of their batches, tells them to stop.
  */
-export async function evaluate(
+async function meanLoss(
   { config: { head_chunk }, c, model, inputs, ranks }: Parts,
   val: Loader,
   batches: number,
@@ -40,7 +52,7 @@ export async function evaluate(
 /** --eval_only: prints the mean loss over all windows of the val split. */
 export async function evaluateAll(parts: Parts): Promise<void> {
   for (const text of await takeChoices(parts)) console.error(`warning: ${oneLine(text)}`);
-  const val = parts.val!, mean = await evaluate(parts, val, Infinity);
+  const val = parts.val!, mean = await meanLoss(parts, val, Infinity);
   if (mean === undefined || parts.ranks.rank > 0) return;
   console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${parts.c.block_size} tokens`);
 }
