@@ -22,7 +22,7 @@ import { begin, makeParts, openLog, type Parts, type Run } from "./model/run.ts"
 import { howToGoOn } from "./model/run_directory.ts";
 import { Stop } from "./model/stop.ts";
 import { resolveCheckpoint } from "./runtime/checkpoint.ts";
-import { profileAfter, tapeListing, writeTrace } from "./runtime/debug.ts";
+import { tapeListing } from "./runtime/debug.ts";
 import { Saver } from "./runtime/saver.ts";
 import { cosineSchedule } from "./runtime/optim.ts";
 import { backward, beginMasks, endStep } from "./runtime/tape.ts";
@@ -179,12 +179,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
       saved_step = step;
     }
     if (due(step, config.sample_interval, isLast) && !progress.stopping) await sample(run, step);
-    const profile = profileAfter(step - progress.before);
-    if (profile !== undefined) {
-      log.lines(profile);
-      if (ranks.rank === 0) log.line(`every op in ${writeTrace(config.out_dir)}: open it in ui.perfetto.dev`);
-      return "stopped";
-    }
+    if (progress.reportProfile(step)) return "stopped";
     progress.skipTime();
   }
 

@@ -4,7 +4,7 @@ import { formatBytes, formatSeconds } from "../base/format.ts";
 import type { Loader, Position } from "../data/loader.ts";
 import { device, mark, markMs } from "../ffi/library.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
-import { debug } from "../runtime/debug.ts";
+import { debug, profileAfter, writeTrace } from "../runtime/debug.ts";
 import type { Ranks } from "../dist/ranks.ts";
 import { memoryByKind } from "../runtime/memory.ts";
 import type { Log, RunFacts, StepMetrics } from "../runtime/metrics.ts";
@@ -161,6 +161,15 @@ export class Progress {
     if (isLine) log.line(this.#lines.line(metrics));
     else log.live(() => this.#lines.text(metrics));
     guard(config, read, () => placesOf(data, config, this.consumed(step - 1).samples), log);
+  }
+
+  /** Prints the profile and writes profile.json where --debug=profile has all steps it wants. Returns whether: the run ends then. */
+  reportProfile(step: number): boolean {
+    const { config, log, ranks } = this.#parts, profile = profileAfter(step - this.before);
+    if (profile === undefined) return false;
+    log.lines(profile);
+    if (ranks.rank === 0) log.line(`every op in ${writeTrace(config.out_dir)}: open it in ui.perfetto.dev`);
+    return true;
   }
 
   /** The last line of a run that has come to its end. */
