@@ -7,6 +7,7 @@ import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Log } from "../runtime/metrics.ts";
 import type { StepResult } from "../runtime/optim.ts";
 import { checkpointName } from "../runtime/trainer_state.ts";
+import { isOfMemory } from "./plan.ts";
 
 /** What is read here of the variables of train.ts. */
 export type GuardConfig = {
@@ -51,7 +52,7 @@ export function ofStep(
   first: number,
   last: number,
 ): unknown {
-  if (!(error instanceof KernelError) || / MB do not fit/.test(error.message)) return error; // plan.ts has more to say of that
+  if (!(error instanceof KernelError) || isOfMemory(error)) return error; // orDoesNotFit() has more to say of that
   const step = first < last ? `step ${first} or ${last}` : `step ${last}`;
   const flags = listCheckpoints(config.out_dir).length > 0 ? `--resume=${config.out_dir}` : "...";
   const isNamed = config.debug !== "" || !error.message.includes("the GPU failed");

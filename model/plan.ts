@@ -193,8 +193,12 @@ export async function chooseBatch<T extends StepSettings>(
 
 /** The error; if it is that the open device has too little memory for a run, how much is missing and what would fit. */
 export function orDoesNotFit(error: unknown, c: LlamaConfig, s: StepSettings): unknown {
-  const isMemory = error instanceof KernelError && / MB do not fit/.test(error.message);
-  return isMemory ? doesNotFit(error, c, s) : error;
+  return error instanceof KernelError && isOfMemory(error) ? doesNotFit(error, c, s) : error;
+}
+
+/** Whether the error is that the open device has too little memory. */
+export function isOfMemory({ message }: KernelError): boolean {
+  return / MB do not fit/.test(message);
 }
 
 function doesNotFit(error: KernelError, c: LlamaConfig, s: StepSettings): UserError {
