@@ -12,7 +12,7 @@ import { requireDevice } from "./device.ts";
 import { directoryOf } from "./download.ts";
 import { shapeOf } from "./init_from.ts";
 import type { LlamaConfig } from "./llama.ts";
-import { largerBatches, type PresetName, presets } from "./presets.ts";
+import { type Larger, largerBatches, type PresetName, presets } from "./presets.ts";
 
 /** The variables that configure() itself reads; train.ts has more. */
 export type RunVariables = Values & {
@@ -55,9 +55,6 @@ export type Configured<T> = {
   isChunkGiven: boolean;
   larger?: Larger<T>[];
 };
-
-/** A configuration for GPUs with at least so many bytes free. */
-export type Larger<T> = { from_bytes: number; config: T };
 
 const BARE = { debug: "check", bf16_gemm: "true" }; // what --debug and --bf16_gemm alone mean
 const NOT_KEPT = { eval_only: false, dry_run: false, ranks: 0, debug: "" }; // by a run that goes on

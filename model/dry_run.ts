@@ -7,7 +7,6 @@ import { chooseDevice, open, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
-import type { Larger } from "./configure.ts";
 import { type DeviceSettings, openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 import { describeTrained } from "./trained.ts";
@@ -24,6 +23,7 @@ import {
   type StepSettings,
   timeMicroStep,
 } from "./plan.ts";
+import type { Larger } from "./presets.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
 export type DryRunSettings = StepSettings & DeviceSettings & {

@@ -10,6 +10,7 @@ import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape
 import { fixed } from "../runtime/tensor.ts";
 import { forgetMemory, memoryByKind, withOwnMemory } from "../runtime/memory.ts";
 import { trainsOf } from "./trained.ts";
+import type { Larger } from "./presets.ts";
 import { init, type LlamaConfig, loss, paddedVocab, RECOMPUTE, type Recompute } from "./llama.ts";
 
 /** The variables of train.ts that decide memory and speed. */
@@ -161,7 +162,7 @@ export type Chosen<T> = { config: T; reason: string; problem?: string };
  */
 export async function chooseBatch<T extends StepSettings>(
   config: T,
-  larger: { from_bytes: number; config: T }[] | undefined,
+  larger: Larger<T>[] | undefined,
   c: LlamaConfig,
   ranks: Pick<Ranks, "world_size" | "least"> = Ranks.alone(),
 ): Promise<Chosen<T>> {

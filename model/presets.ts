@@ -61,6 +61,9 @@ export const largerBatches = [
   { from_bytes: 20e9, batch_size: 8, gradient_accumulation_steps: 16, recompute: "none", head_chunk: 8192 },
 ] as const;
 
+/** A configuration for GPUs with at least so many bytes free. */
+export type Larger<T> = { from_bytes: number; config: T };
+
 /** The name of a preset. */
 export type PresetName = keyof typeof presets;
 
