@@ -18,7 +18,7 @@ import { table } from "../base/format.ts";
 import { answer } from "../base/programs.ts";
 import { measureModel } from "../model/plan.ts";
 import { type KernelCode, type Loop, parseSass, type Use } from "../tools/sass.ts";
-import { allCases, type Case, type Sizes } from "./cases.ts";
+import { allCases, type Case, type Sizes, weightCount } from "./cases.ts";
 import { reportHead, saveReport } from "./report.ts";
 import { modelOf, SHAPES } from "./shapes.ts";
 
@@ -148,7 +148,7 @@ type Attention = "hopper" | "portable";
 /** Kernels of the ops of a step, but for matrix products. */
 function launches(s: Sizes, card: Card, attention: Attention): Record<string, (Even | Tiled)[]> {
   const { B, T, n_embd: C, n_inner: F, n_head: H, n_kv_head: K, V } = s, N = B * T, D = C / H;
-  const n = Math.min(N, s.head_chunk), weights = 322_094_080;
+  const n = Math.min(N, s.head_chunk), weights = weightCount(s);
   const even = (kernel: string, warps: number, passes: Pass[] = [], block = 8, shared = 0): Even => ({
     ...{ kernel, warps: Math.ceil(warps), block, passes, shared },
   });
