@@ -7,7 +7,7 @@ import { peakOfGpu } from "../runtime/peak.ts";
 import { table } from "../base/format.ts";
 import type { Curve } from "./curve.ts";
 import type { Report as KernelReport } from "./kernels.ts";
-import type { Prediction } from "./roofline.ts";
+import { isOfStep, type Prediction } from "./roofline.ts";
 import { modelOf, type Shape } from "./shapes.ts";
 
 /** What a stage left behind. code 0: it succeeded; 124 or 137: it ran into its time limit; 129 and more: a signal; -1: it has begun. */
@@ -137,11 +137,6 @@ function predictionOf(
 /** ms of a step of so many micro-steps. */
 function predictedStep({ ops }: Prediction, accum: number): number {
   return ops.reduce((sum, { op, ms, count }) => sum + (isOfStep(op) ? ms : accum * count * ms), 0);
-}
-
-/** Whether an op runs once a step, not once a micro-step. */
-function isOfStep(op: string): boolean {
-  return op === "adamw" || op === "grad_sumsq";
 }
 
 // ---- printing

@@ -421,12 +421,17 @@ export function floorMs(
   return Math.max(flops / card.tflops / 1e9, bytes / card.tb_per_sec / 1e9);
 }
 
+/** Whether an op runs once a step, not once a micro-step. */
+export function isOfStep(op: string): boolean {
+  return op === "adamw" || op === "grad_sumsq";
+}
+
 /** Predicts every op of a micro-step; those of the optimizer count as one part of so many micro-steps. */
 export function predict(s: Sizes, card: Card, code: Code, attention: Attention): Prediction {
   const launched = launches(s, card, attention), tokens = s.B * s.T;
   const micro_steps = ACCUMULATION * 4 / s.B;
   const ops = allCases(s, 0).flatMap((c): PredictedOp[] => {
-    const of = launched[c.op], once = c.op === "adamw" || c.op === "grad_sumsq";
+    const of = launched[c.op];
     if (!of && !c.product) return [];
     const kernels = (of ?? []).map((launch, i) =>
       "kinds" in launch
@@ -434,7 +439,7 @@ export function predict(s: Sizes, card: Card, code: Code, attention: Attention):
         : even(launch, card, codeOf(code, launch.kernel), launch.bytes ?? (i === 0 ? c.bytes : 0))
     );
     const ms = c.product ? productMs(c.product, c.bytes, card) : kernels.reduce((sum, { ms }) => sum + ms, 0);
-    const count = once ? 1 / micro_steps : c.count;
+    const count = isOfStep(c.op) ? 1 / micro_steps : c.count;
     const op = { op: c.op, count, ms, micro_step_ms: count * ms, share: 0 };
     return [{ ...op, floor_ms: floorMs(c, card), launches: kernels }];
   });
