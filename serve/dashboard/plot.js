@@ -261,6 +261,7 @@ function drawMarks(plot, lines, marksLost = false) {
   const { ctx, bbox } = plot, size = MARK * devicePixelRatio, bottom = bbox.top + bbox.height;
   const { min: left = -Infinity, max: right = Infinity } = plot.scales.x ?? {};
   const { min: low = -Infinity, max: high = Infinity } = plot.scales.y ?? {};
+  const lostColor = marksLost ? cssColor("bad") : ""; // asked once, not for each mark: it adds to the page
   ctx.save();
   lines.forEach((line, i) => {
     if (line.isAverage || !plot.series[i + 1]?.show) return; // what was measured has the marks
@@ -272,7 +273,7 @@ function drawMarks(plot, lines, marksLost = false) {
       const at = plot.valToPos(x, "x", true);
       if (at < last[kind] + size) return;
       last[kind] = at;
-      if (kind === "lost") cross(ctx, at, bottom - size, size, cssColor("bad"));
+      if (kind === "lost") cross(ctx, at, bottom - size, size, lostColor);
       else if (kind === "above") triangle(ctx, at, bbox.top, size, line.color);
       else triangle(ctx, at, bottom, -size, line.color);
     });
