@@ -98,7 +98,8 @@ function skipped({ skipped }: Facts): Clause[] {
 
 /**
  * How the loss of the last tenth of the steps compares with the tenth before; null before 50 steps, and where one of them is
- * not finite throughout. It is rising only where it is 2% higher, and by more than its noise explains.
+ * not finite throughout. It is rising only where it is 2% higher, falling where it is 0.1% lower, and either by more than its
+ * noise explains.
  */
 export function trendOf(table: Table): Trend | null {
   const loss = table.column("loss"), step = table.column("step"), n = Math.floor(loss.length / 10);

@@ -81,7 +81,7 @@ const STATS = object({
     object({
       is: {
         enum: ["falling", "flat", "rising"],
-        description: "flat: within its noise, or less than 2% higher",
+        description: "flat: within its noise, or from 0.1% lower to 2% higher",
       },
       change: number("Relative; -0.02 is 2% lower"),
       steps: whole("Steps between the two"),
