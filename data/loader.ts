@@ -111,7 +111,8 @@ export class Loader {
   /**
    * The windows of a training batch, for messages and for looking at the data.
    *
-   * A step takes the next batch_size * micro-steps samples of the run, however ranks share the micro-steps. Sample i of a dataset is place i % n in the order of its epoch floor(i / n), n its windows.
+   * A step takes the next batch_size * micro-steps samples of the run, however ranks share the micro-steps. Sample i of a
+   * dataset is place i % n in the order of its epoch floor(i / n), n its windows.
    */
   trainWindows({ seed, sample, micro }: Position): Window[] {
     const { batch_size } = this.options;
