@@ -2,9 +2,9 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { findCompiler } from "../tools/build.ts";
 import type { OfRanks } from "../runtime/optim.ts";
-import settings from "../deno.json" with { type: "json" };
 import {
   AS_ROOT,
+  command,
   dataset,
   freshPath,
   isInstalled,
@@ -17,6 +17,7 @@ import {
   ROOT,
   SMALL,
   succeed,
+  taskArgs,
 } from "./testing.ts";
 
 const hasMpirun = isInstalled("mpirun"), mpi = { ignore: !hasMpirun };
@@ -31,16 +32,9 @@ class Job {
   stdout = "";
 
   constructor(ranks: string[][], env: Record<string, string> = {}) {
-    const task = [Deno.execPath(), ...settings.tasks["train:dist"].command.split(" ").slice(1)];
-    const apps = ranks.flatMap((flags, i) => [...(i > 0 ? [":"] : []), "-n", "1", ...task, ...flags]);
-    this.#child = new Deno.Command("mpirun", {
-      args: [...MPIRUN, ...apps],
-      cwd: ROOT,
-      env: { ...AS_ROOT, ...env },
-      stdin: "null",
-      stdout: "piped",
-      stderr: "piped",
-    }).spawn();
+    const task = (flags: string[]) => [Deno.execPath(), ...taskArgs("train:dist", flags)];
+    const apps = ranks.flatMap((flags, i) => [...(i > 0 ? [":"] : []), "-n", "1", ...task(flags)]);
+    this.#child = command("mpirun", [...MPIRUN, ...apps], { ...AS_ROOT, ...env }).spawn();
     this.#output = Promise.all([this.#read(), new Response(this.#child.stderr).text()]);
   }
 

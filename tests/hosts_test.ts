@@ -1,9 +1,9 @@
 // Ranks on several hosts: network namespaces with an address each, which only root can make. mpirun starts the ranks of other
 // hosts through a script in the place of ssh; links are slowed and cut. The file system is one, as docs/distributed.md wants it.
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import settings from "../deno.json" with { type: "json" };
 import {
   AS_ROOT,
+  command,
   dataset,
   freshPath,
   isInstalled,
@@ -13,9 +13,9 @@ import {
   ncclStandIn,
   type Result,
   resultOf,
-  ROOT,
   Running,
   SMALL,
+  taskArgs,
 } from "./testing.ts";
 
 /** Runs a command to its end; returns whether it succeeded. */
@@ -71,13 +71,9 @@ class Hosts implements Disposable {
       ...["--bind-to", "none", "--mca", "plm_rsh_agent", this.#ssh],
       ...Object.entries(keepalives).flatMap(([key, n]) => ["--mca", `oob_tcp_keepalive_${key}`, String(n)]),
       Deno.execPath(),
-      ...settings.tasks["train:dist"].command.split(" ").slice(1),
-      ...flags,
+      ...taskArgs("train:dist", flags),
     ];
-    const env = { ...AS_ROOT, OMPI_MCA_btl: "self,tcp" };
-    return new Running(
-      new Deno.Command("ip", { args, env, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" }),
-    );
+    return new Running(command("ip", args, { ...AS_ROOT, OMPI_MCA_btl: "self,tcp" }));
   }
 
   /** Whether the hosts have addresses of IPv6. */
@@ -87,10 +83,9 @@ class Hosts implements Disposable {
   }
 
   /** Runs a command on each host, of the i-th host with its own variables, to the end of both. */
-  onEach(command: string[], env: (i: number) => Record<string, string>): Promise<Result[]> {
+  onEach(words: string[], env: (i: number) => Record<string, string>): Promise<Result[]> {
     return Promise.all(this.names.map(async (name, i) => {
-      const args = ["netns", "exec", name, ...command];
-      return resultOf(await new Deno.Command("ip", { args, env: env(i), cwd: ROOT, stdin: "null" }).output());
+      return resultOf(await command("ip", ["netns", "exec", name, ...words], env(i)).output());
     }));
   }
 
@@ -209,8 +204,6 @@ Deno.test({
   },
 });
 
-const TRAIN = [Deno.execPath(), ...settings.tasks["train:dist"].command.split(" ").slice(1)];
-
 Deno.test({
   name: "ranks that meet over a network, as NCCL's do, train on two hosts",
   ignore,
@@ -222,7 +215,7 @@ Deno.test({
       const out = freshPath(),
         meeting = { MASTER_ADDR, MASTER_PORT: "29400", WORLD_SIZE: "2", LOCAL_RANK: "0" };
       const ranks = await hosts.onEach(
-        [...TRAIN, ...FLAGS, `--out_dir=${out}`],
+        [Deno.execPath(), ...taskArgs("train:dist", [...FLAGS, `--out_dir=${out}`])],
         (i) => ({ ...meeting, LOAM_NCCL, RANK: String(i) }),
       );
       assertEquals(ranks.map(({ code, stderr }) => [code, stderr]), [[0, ""], [0, ""]]);
@@ -239,11 +232,12 @@ Deno.test({
   async fn() {
     const out = freshPath(), LOAM_NCCL = await ncclStandIn();
     using hosts = new Hosts();
-    const torchrun = [
+    const torchrun = [ // and what each of its ranks runs
       ...[python!, "-m", "torch.distributed.run", "--no-python", "--nnodes=2", "--nproc-per-node=1"],
       ...["--rdzv-backend=c10d", `--rdzv-endpoint=${hosts.addresses[0]}:29400`, "--rdzv-id=7"],
+      ...[Deno.execPath(), ...taskArgs("train:dist", [...FLAGS, `--out_dir=${out}`])],
     ];
-    const ranks = await hosts.onEach([...torchrun, ...TRAIN, ...FLAGS, `--out_dir=${out}`], (i) => ({
+    const ranks = await hosts.onEach(torchrun, (i) => ({
       LOAM_NCCL,
       PET_LOCAL_ADDR: hosts.addresses[i]!, // these two: the hosts have one name
       PET_RDZV_CONF: `is_host=${i === 0}`,

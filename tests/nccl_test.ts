@@ -2,13 +2,13 @@
 // GPUs: every call is made, and what it does to memory is checked against MPI's.
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { KernelError } from "../base/errors.ts";
-import settings from "../deno.json" with { type: "json" };
 import { allocate, copyToDevice, copyToHost, libraryExists, open } from "../ffi/library.ts";
 import { Nccl } from "../dist/nccl.ts";
 import { joinRanks } from "../dist/ranks.ts";
 import { findWorld } from "../dist/world.ts";
 import * as golden from "./golden_run.ts";
 import {
+  command,
   dataset,
   errorLine,
   freshPath,
@@ -17,9 +17,9 @@ import {
   ncclStandIn,
   type Result,
   resultOf,
-  ROOT,
   SMALL,
   succeed,
+  taskArgs,
 } from "./testing.ts";
 
 const data = await dataset({ words: 2000 });
@@ -45,13 +45,8 @@ function torchrun(
     },
     of = (rank: number) => typeof env === "function" ? env(rank) : env;
   return Promise.all(ranks.map(async (flags, rank) => {
-    const command = new Deno.Command(Deno.execPath(), {
-      args: [...settings.tasks["train:dist"].command.split(" ").slice(1), ...flags],
-      cwd: ROOT,
-      env: { ...common, RANK: String(rank), LOCAL_RANK: String(rank), ...of(rank) },
-      stdin: "null",
-    });
-    return resultOf(await command.output());
+    const own = { ...common, RANK: String(rank), LOCAL_RANK: String(rank), ...of(rank) };
+    return resultOf(await command(Deno.execPath(), taskArgs("train:dist", flags), own).output());
   }));
 }
 
@@ -248,7 +243,7 @@ async function stalled(name: string, rank: number, fault = ""): Promise<string[]
     const faults = i === rank ? { LOAM_FAKE_NCCL_STALL: name, LOAM_FAKE_NCCL_FAULT: fault } : {};
     const args = ["eval", "-q", "--ext=ts", program, out],
       env = { ...common, ...faults, RANK: `${i}`, LOCAL_RANK: `${i}` };
-    return resultOf(await new Deno.Command(Deno.execPath(), { args, cwd: ROOT, env }).output());
+    return resultOf(await command(Deno.execPath(), args, env).output());
   }));
   for (const { code, stderr } of results) assertEquals(code, 75, stderr);
   return results.map(({ stderr }) =>

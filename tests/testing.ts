@@ -50,7 +50,7 @@ export function emptyDirectory(): string {
 }
 
 /** The command that a task runs, without the name of the program. */
-function taskArgs(task: Task, args: string[]): string[] {
+export function taskArgs(task: Task, args: string[]): string[] {
   return [...settings.tasks[task].command.split(" ").slice(1), ...args];
 }
 
@@ -218,7 +218,8 @@ export class Running {
   }
 }
 
-function command(program: string, args: string[], env: Record<string, string> = {}): Deno.Command {
+/** A program to be started from the repository root with these variables more, whose output is read. */
+export function command(program: string, args: string[], env: Record<string, string> = {}): Deno.Command {
   return new Deno.Command(program, { args, env, cwd: ROOT, stdin: "null", stdout: "piped", stderr: "piped" });
 }
 
