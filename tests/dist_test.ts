@@ -1,6 +1,5 @@
 // Several ranks on one machine, started by mpirun as a user starts them.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { findCompiler } from "../tools/build.ts";
 import type { OfRanks } from "../runtime/optim.ts";
 import {
   AS_ROOT,
@@ -16,6 +15,7 @@ import {
   type Result,
   ROOT,
   SMALL,
+  standIn,
   succeed,
   taskArgs,
 } from "./testing.ts";
@@ -261,17 +261,7 @@ Deno.test(
   "a call of MPI that never returns ends the job with a line of each rank that waits",
   mpi,
   async () => {
-    const { command } = await findCompiler(), LOAM_MPI = `${freshPath()}.so`;
-    const args = [
-      "-shared",
-      "-fPIC",
-      "tests/emu/mpi.cpp",
-      "-Wl,--no-as-needed",
-      "-l:libmpi.so.40",
-      "-o",
-      LOAM_MPI,
-    ];
-    assert((await new Deno.Command(command, { args, cwd: ROOT }).output()).success);
+    const LOAM_MPI = await standIn("mpi", "-Wl,--no-as-needed", "-l:libmpi.so.40");
     const lines = async (LOAM_FAKE_MPI_STALL: string) => {
       const flags = [...FLAGS, `--out_dir=${freshPath()}`, "--max_iters=1", "--dist_timeout_s=3"];
       return await failing(new Job([flags, flags], { LOAM_MPI, LOAM_FAKE_MPI_STALL }), 75);

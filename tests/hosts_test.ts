@@ -10,11 +10,11 @@ import {
   list,
   metrics,
   mpirun,
-  ncclStandIn,
   type Result,
   resultOf,
   Running,
   SMALL,
+  standIn,
   taskArgs,
 } from "./testing.ts";
 
@@ -208,7 +208,7 @@ Deno.test({
   name: "ranks that meet over a network, as NCCL's do, train on two hosts",
   ignore,
   async fn() {
-    const LOAM_NCCL = await ncclStandIn();
+    const LOAM_NCCL = await standIn("nccl");
     using hosts = new Hosts();
     if (!hosts.hasIPv6) console.log("no IPv6 here: not tested");
     for (const MASTER_ADDR of [hosts.addresses[0]!, ...hosts.hasIPv6 ? ["fd77::1", "[fd77::1]"] : []]) {
@@ -230,7 +230,7 @@ Deno.test({
   name: "torchrun starts ranks on two hosts (LOAM_PYTHON)",
   ignore: ignore || python === undefined,
   async fn() {
-    const out = freshPath(), LOAM_NCCL = await ncclStandIn();
+    const out = freshPath(), LOAM_NCCL = await standIn("nccl");
     using hosts = new Hosts();
     const torchrun = [ // and what each of its ranks runs
       ...[python!, "-m", "torch.distributed.run", "--no-python", "--nnodes=2", "--nproc-per-node=1"],

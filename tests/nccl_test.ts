@@ -14,16 +14,16 @@ import {
   freshPath,
   list,
   metrics,
-  ncclStandIn,
   type Result,
   resultOf,
   SMALL,
+  standIn,
   succeed,
   taskArgs,
 } from "./testing.ts";
 
 const data = await dataset({ words: 2000 });
-const library = await ncclStandIn();
+const library = await standIn("nccl");
 
 /** Two ports next to each other that nothing listens at: torchrun's own and ours. */
 function masterPort(): string {

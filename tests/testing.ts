@@ -1,6 +1,6 @@
 // Runs loam's command lines as a user does: the tasks of deno.json, from the repository root, in directories below /tmp
 // that are removed after the tests of a file.
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { findCompiler } from "../tools/build.ts";
 import { sha256OfFile } from "../base/files.ts";
@@ -276,12 +276,12 @@ export async function mpirunOver(OMPI_MCA_btl: string, n: number, ...flags: stri
   return stdout;
 }
 
-/** Compiles the stand-in for NCCL, which needs no GPU: the path of a library for LOAM_NCCL. */
-export async function ncclStandIn(): Promise<string> {
-  const { command } = await findCompiler(), out = `${freshPath()}.so`;
-  const args = ["-std=c++17", "-O1", "-shared", "-fPIC", "tests/emu/nccl.cpp", "-o", out];
-  const { success, stderr } = await new Deno.Command(command, { args, cwd: ROOT, stderr: "piped" }).output();
-  assert(success, new TextDecoder().decode(stderr));
+/** Compiles a stand-in, for which flags may name libraries: the path of one for LOAM_NCCL, which needs no GPU, or LOAM_MPI. */
+export async function standIn(name: "nccl" | "mpi", ...flags: string[]): Promise<string> {
+  const compiler = await findCompiler(), out = `${freshPath()}.so`;
+  const args = ["-std=c++17", "-O1", "-shared", "-fPIC", `tests/emu/${name}.cpp`, ...flags, "-o", out];
+  const { code, stderr } = resultOf(await command(compiler.command, args).output());
+  assertEquals(code, 0, stderr);
   return out;
 }
 
