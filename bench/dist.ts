@@ -2,6 +2,7 @@
 //
 // One process with two threads and two processes with one thread each, under mpirun, train the same preset on the demo data by
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
+import { Hosts } from "./hosts.ts";
 import { lines as linesOf } from "./lines.ts";
 import { median } from "./median.ts";
 import { reportHead, saveReport } from "./report.ts";
@@ -18,7 +19,7 @@ const defaults = {
   turns: 3, // runs of each kind, by turns
   gradient_accumulation_steps: 8,
   presets: "tiny,small",
-  link_mbit: 0, // instead: two ranks over a link of so many Mbit/s, with and without --overlap; as root, see Link
+  link_mbit: 0, // instead: two ranks over a link of so many Mbit/s, with and without --overlap; as root
   exchange: 0, // instead: under mpirun, time exchanges of so many parameters
   json: "", // where the results go; "" = bench/results/dist-<date>.json
 };
@@ -99,44 +100,6 @@ async function measure(preset: string, o: typeof defaults): Promise<Row> {
   return row;
 }
 
-/** Two hosts, network namespaces that a cable connects, of which each sends so many Mbit/s; 0 = as fast as it goes. */
-class Link implements Disposable {
-  readonly #hosts = ["a", "b"].map((name) => `loam${Deno.pid}${name}`);
-  readonly #agent = Deno.makeTempFileSync(); // takes the place of ssh
-  /** Starts a rank on each. */
-  readonly mpirun: string[];
-
-  /** Needs root, ip and tc (Debian: iproute2). */
-  constructor(mbit: number) {
-    const [a, b] = this.#hosts as [string, string], addresses = ["10.78.0.1", "10.78.0.2"];
-    for (const host of this.#hosts) call("ip", "netns", "add", host);
-    call("ip", "link", "add", "cable", "netns", a, "type", "veth", "peer", "name", "cable", "netns", b);
-    this.#hosts.forEach((host, i) => {
-      call("ip", "-n", host, "addr", "add", `${addresses[i]}/24`, "dev", "cable");
-      for (const link of ["cable", "lo"]) call("ip", "-n", host, "link", "set", link, "up");
-      const filter = ["tbf", "rate", `${mbit}mbit`, "burst", "64kb", "limit", "4mb"];
-      if (mbit > 0) call("tc", "-n", host, "qdisc", "add", "dev", "cable", "root", ...filter);
-    });
-    const cases = this.#hosts.map((host, i) => `${addresses[i]}) host=${host};;`).join(" ");
-    const script = `#!/bin/sh\ncase $1 in ${cases} esac\nshift\nexec ip netns exec $host sh -c "$*"\n`;
-    Deno.writeTextFileSync(this.#agent, script);
-    Deno.chmodSync(this.#agent, 0o755);
-    const agent = ["--mca", "plm_rsh_agent", this.#agent, "--mca", "btl", "self,tcp"];
-    this.mpirun = ["ip", "netns", "exec", a, "mpirun", "-n", "2", "--host", addresses.join(",")];
-    this.mpirun.push("--bind-to", "none", ...agent);
-  }
-
-  [Symbol.dispose](): void {
-    for (const host of this.#hosts) call("ip", "netns", "del", host);
-    Deno.removeSync(this.#agent);
-  }
-}
-
-function call(program: string, ...args: string[]): void {
-  const { success, stderr } = new Deno.Command(program, { args }).outputSync();
-  if (!success) throw new UserError(`Cannot make two hosts: ${new TextDecoder().decode(stderr).trim()}`);
-}
-
 /**
  * Prints what a step takes over a slow link, and what of it is no rank's own work: communication that nothing hides. Of each run
  * the fastest quarter of the steps counts, in which other programs of the machine have disturbed least.
@@ -145,8 +108,9 @@ async function measureLink(preset: string, o: typeof defaults): Promise<void> {
   for (const overlap of [false, true]) {
     const steps: number[] = [], exposed: number[] = [];
     for (let turn = 0; turn < o.turns; turn++) {
-      using link = new Link(o.link_mbit);
-      const { lines } = await train(2, preset, o, link.mpirun, [`--overlap=${overlap}`]);
+      using hosts = new Hosts();
+      hosts.slow(o.link_mbit, 64);
+      const { lines } = await train(2, preset, o, hosts.mpirun, [`--overlap=${overlap}`]);
       lines.forEach(({ step_ms }, i) => { // what ranks say of a step stands in the next line
         const own_ms = lines[i + 1]?.ranks?.step_ms;
         if (own_ms) steps.push(step_ms), exposed.push(step_ms - Math.max(...own_ms));

@@ -1,6 +1,7 @@
-// Ranks on several hosts: network namespaces with an address each, which only root can make. mpirun starts the ranks of other
-// hosts through a script in the place of ssh; links are slowed and cut. The file system is one, as docs/distributed.md wants it.
+// Ranks on several hosts, those of bench/hosts.ts, which only root can make; links are slowed and cut. The file system is one,
+// as docs/distributed.md wants it.
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { Hosts } from "../bench/hosts.ts";
 import {
   AS_ROOT,
   command,
@@ -36,93 +37,25 @@ if (ignore) {
   );
 }
 
-/** Two hosts that a cable connects. */
-class Hosts implements Disposable {
-  readonly names = [0, 1].map((i) => `${NAME}_${++count}${i}`);
-  readonly addresses = ["10.77.0.1", "10.77.0.2"];
-  readonly #ssh = freshPath();
+/** A job of one rank on each host, which all run `train` with these flags, as docs/distributed.md starts it. */
+function start(hosts: Hosts, ...flags: string[]): Running {
+  const keepalives = { time: 3, intvl: 1, probes: 5 }, [program, ...args] = hosts.mpirun;
+  args.push(
+    ...Object.entries(keepalives).flatMap(([key, n]) => ["--mca", `oob_tcp_keepalive_${key}`, String(n)]),
+  );
+  args.push(Deno.execPath(), ...taskArgs("train:dist", flags));
+  return new Running(command(program!, args, AS_ROOT));
+}
 
-  constructor() {
-    const [a, b] = this.names as [string, string];
-    for (const name of this.names) this.#ip("netns", "add", name);
-    this.#ip("link", "add", "cable", "netns", a, "type", "veth", "peer", "name", "cable", "netns", b);
-    this.names.forEach((name, i) => {
-      this.#ip("-n", name, "addr", "add", `${this.addresses[i]}/24`, "dev", "cable");
-      does("ip", "-n", name, "addr", "add", `fd77::${i + 1}/64`, "dev", "cable", "nodad"); // where there is IPv6
-      for (const link of ["cable", "lo"]) this.#ip("-n", name, "link", "set", link, "up");
-    });
-    const cases = this.names.map((name, i) => `${this.addresses[i]}) host=${name};;`).join(" ");
-    Deno.writeTextFileSync(
-      this.#ssh,
-      `#!/bin/sh\ncase $1 in ${cases} esac\nshift\nexec ip netns exec $host sh -c "$*"\n`,
-    );
-    Deno.chmodSync(this.#ssh, 0o755);
-  }
-
-  #ip(...args: string[]): void {
-    assert(does("ip", ...args), `ip ${args.join(" ")}`);
-  }
-
-  /** A job of one rank on each host, which all run `train` with these flags, as docs/distributed.md starts it. */
-  mpirun(...flags: string[]): Running {
-    const keepalives = { time: 3, intvl: 1, probes: 5 };
-    const args = [
-      ...["netns", "exec", this.names[0]!, "mpirun", "-n", "2", "--host", this.addresses.join(",")],
-      ...["--bind-to", "none", "--mca", "plm_rsh_agent", this.#ssh],
-      ...Object.entries(keepalives).flatMap(([key, n]) => ["--mca", `oob_tcp_keepalive_${key}`, String(n)]),
-      Deno.execPath(),
-      ...taskArgs("train:dist", flags),
-    ];
-    return new Running(command("ip", args, { ...AS_ROOT, OMPI_MCA_btl: "self,tcp" }));
-  }
-
-  /** Whether the hosts have addresses of IPv6. */
-  get hasIPv6(): boolean {
-    const { stdout } = new Deno.Command("ip", { args: ["-n", this.names[0]!, "-6", "addr"] }).outputSync();
-    return new TextDecoder().decode(stdout).includes("fd77::1");
-  }
-
-  /** Runs a command on each host, of the i-th host with its own variables, to the end of both. */
-  onEach(words: string[], env: (i: number) => Record<string, string>): Promise<Result[]> {
-    return Promise.all(this.names.map(async (name, i) => {
-      return resultOf(await command("ip", ["netns", "exec", name, ...words], env(i)).output());
-    }));
-  }
-
-  /** Lets 8 Mbit/s leave each host, a thousandth of what it could be. */
-  slow(): void {
-    for (const name of this.names) {
-      const rate = ["rate", "8mbit", "burst", "16kb", "limit", "1mb"];
-      assert(does("tc", "-n", name, "qdisc", "add", "dev", "cable", "root", "tbf", ...rate));
-    }
-  }
-
-  /** Pulls the cable out. */
-  cut(): void {
-    this.#ip("-n", this.names[1]!, "link", "set", "cable", "down");
-  }
-
-  /** Processes of a host. */
-  processes(host: number): number[] {
-    const { stdout } = new Deno.Command("ip", { args: ["netns", "pids", this.names[host]!] }).outputSync();
-    return new TextDecoder().decode(stdout).split("\n").filter(Boolean).map(Number);
-  }
-
-  /** Ends all processes of a host, as when its power fails. */
-  kill(host: number): void {
-    for (const pid of this.processes(host)) {
-      try {
-        Deno.kill(pid, "SIGKILL");
-      } catch (error) {
-        if (!(error instanceof Deno.errors.NotFound)) throw error; // it ended meanwhile
-      }
-    }
-  }
-
-  [Symbol.dispose](): void {
-    for (const host of [0, 1]) this.kill(host);
-    for (const name of this.names) this.#ip("netns", "del", name);
-  }
+/** Runs a command on each host, of the i-th host with its own variables, to the end of both. */
+function onEach(
+  { names }: Hosts,
+  words: string[],
+  env: (i: number) => Record<string, string>,
+): Promise<Result[]> {
+  return Promise.all(names.map(async (name, i) => {
+    return resultOf(await command("ip", ["netns", "exec", name, ...words], env(i)).output());
+  }));
 }
 
 /** Lines that the ranks printed, without those of mpirun, which may warn about how it started another host's. */
@@ -138,7 +71,6 @@ async function untilSaved(run: string): Promise<void> {
   }
 }
 
-let count = 0;
 const data = ignore ? "" : await dataset({ words: 3000 });
 const FLAGS = [
   `--data_dir=${data}`,
@@ -157,12 +89,13 @@ Deno.test({
     const one = freshPath(), two = freshPath(), died = freshPath();
     await mpirun(2, ...FLAGS, `--out_dir=${one}`);
     using hosts = new Hosts();
-    hosts.slow();
-    const { code, stderr } = await hosts.mpirun(...FLAGS, `--out_dir=${two}`).end();
+    hosts.slow(8, 16); // a thousandth of what it could be
+    const { code, stderr } = await start(hosts, ...FLAGS, `--out_dir=${two}`).end();
     assertEquals([code, ownLines(stderr)], [0, []]);
     assertEquals(numbers(two), numbers(one));
 
-    const job = hosts.mpirun(
+    const job = start(
+      hosts,
       ...FLAGS,
       `--out_dir=${died}`,
       "--resume=auto",
@@ -176,7 +109,7 @@ Deno.test({
     assertEquals(hosts.processes(0), []);
     const saved = Number(list(`${died}/checkpoints`).at(-1)!.slice("step_".length));
     const more = [...FLAGS, "--min_lr=0.01", `--max_iters=${saved + 3}`]; // a rate that does not depend on max_iters
-    const again = await hosts.mpirun(...more, `--out_dir=${died}`, "--resume=auto").end();
+    const again = await start(hosts, ...more, `--out_dir=${died}`, "--resume=auto").end();
     assertEquals([again.code, ownLines(again.stderr)], [0, []]);
     const whole = freshPath();
     await mpirun(2, ...more, `--out_dir=${whole}`);
@@ -191,9 +124,9 @@ Deno.test({
   async fn() {
     const out = freshPath();
     using hosts = new Hosts();
-    const job = hosts.mpirun(...FLAGS, `--out_dir=${out}`, "--max_iters=1000000");
+    const job = start(hosts, ...FLAGS, `--out_dir=${out}`, "--max_iters=1000000");
     await untilSaved(out);
-    hosts.cut();
+    assert(does("ip", "-n", hosts.names[1]!, "link", "set", "cable", "down")); // pulls it out
     const { code, stderr } = await job.end();
     assert(code > 1, stderr); // 1 would say that it is not worth another start
     assertStringIncludes(stderr, "lost communication with a remote daemon");
@@ -210,11 +143,15 @@ Deno.test({
   async fn() {
     const LOAM_NCCL = await standIn("nccl");
     using hosts = new Hosts();
-    if (!hosts.hasIPv6) console.log("no IPv6 here: not tested");
-    for (const MASTER_ADDR of [hosts.addresses[0]!, ...hosts.hasIPv6 ? ["fd77::1", "[fd77::1]"] : []]) {
+    const hasIPv6 = hosts.names.map((name, i) =>
+      does("ip", "-n", name, "addr", "add", `fd77::${i + 1}/64`, "dev", "cable", "nodad")
+    ).every(Boolean);
+    if (!hasIPv6) console.log("no IPv6 here: not tested");
+    for (const MASTER_ADDR of [hosts.addresses[0]!, ...hasIPv6 ? ["fd77::1", "[fd77::1]"] : []]) {
       const out = freshPath(),
         meeting = { MASTER_ADDR, MASTER_PORT: "29400", WORLD_SIZE: "2", LOCAL_RANK: "0" };
-      const ranks = await hosts.onEach(
+      const ranks = await onEach(
+        hosts,
         [Deno.execPath(), ...taskArgs("train:dist", [...FLAGS, `--out_dir=${out}`])],
         (i) => ({ ...meeting, LOAM_NCCL, RANK: String(i) }),
       );
@@ -237,7 +174,7 @@ Deno.test({
       ...["--rdzv-backend=c10d", `--rdzv-endpoint=${hosts.addresses[0]}:29400`, "--rdzv-id=7"],
       ...[Deno.execPath(), ...taskArgs("train:dist", [...FLAGS, `--out_dir=${out}`])],
     ];
-    const ranks = await hosts.onEach(torchrun, (i) => ({
+    const ranks = await onEach(hosts, torchrun, (i) => ({
       LOAM_NCCL,
       PET_LOCAL_ADDR: hosts.addresses[i]!, // these two: the hosts have one name
       PET_RDZV_CONF: `is_host=${i === 0}`,
