@@ -11,6 +11,7 @@ import { type CheckpointContent, loadCheckpoint, saveCheckpoint } from "../runti
 import { Saver } from "../runtime/saver.ts";
 import { readSums } from "../runtime/sums.ts";
 import { fixed, writeFloats } from "../runtime/tensor.ts";
+import { checkpointName } from "../runtime/trainer_state.ts";
 import { median } from "./median.ts";
 import { reportHead, saveReport, warnOfLoad } from "./report.ts";
 
@@ -88,7 +89,7 @@ async function main(o: Options): Promise<void> {
       const stall = step === 1 ? "the first save beside training: stall" : "save beside training: stall";
       await time(stall, () => saver.save(run, content, 2, alone));
       await time("save beside training: the rest", () => saver.finish());
-      const directory = `${run}/checkpoints/step_${String(content.state.step).padStart(6, "0")}`;
+      const directory = `${run}/checkpoints/${checkpointName(content.state.step)}`;
       const sums = readSums(directory),
         resume = () => loadCheckpoint(directory, content.model, content.optimizer, sums);
       await time("read once, cached", () => readOnce(directory));
