@@ -240,8 +240,7 @@ const STYLE =
   ".arrow{stroke:#7a8699;stroke-width:1.5;fill:none;marker-end:url(#head)}.head{fill:#7a8699}" +
   "@media(prefers-color-scheme:dark){text{fill:#e6ebf2}.part{fill:#1d2a3d}.library{fill:#3a2d16}}";
 
-/** The command line: writes both. */
-export function main(args: string[]): void {
+function main(args: string[]): void {
   if (args.includes("--help")) {
     return console.log("Write docs/reference.md and docs/architecture.svg from the source");
   }
