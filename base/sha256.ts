@@ -1,7 +1,7 @@
 // Checksums of several files at a time.
-import { UserError } from "./errors.ts";
 import { isFile, sha256OfFile } from "./files.ts";
 import type { Summed } from "./sha256_worker.ts";
+import { errorOf } from "./worker_scope.ts";
 
 const MANY_BYTES = 1 << 28; // that take longer than it takes to start a Worker
 
@@ -36,7 +36,7 @@ async function sumInWorker(paths: string[], sums: Map<string, string>): Promise<
       };
       worker.postMessage(path);
       const answer = await promise;
-      if ("error" in answer) throw new UserError(answer.error);
+      if ("error" in answer) throw errorOf(answer);
       sums.set(path, answer.sha256);
     }
   } finally {

@@ -1,10 +1,9 @@
 // A Worker that sums up files: each message is a path, each answer its sha256, or why it cannot be read.
-import { explain, mistakeOf } from "./errors.ts";
 import { sha256OfFile } from "./files.ts";
-import { workerScope } from "./worker_scope.ts";
+import { type Failed, failedBy, workerScope } from "./worker_scope.ts";
 
 /** An answer. */
-export type Summed = { sha256: string } | { error: string };
+export type Summed = { sha256: string } | Failed;
 
 const worker = workerScope();
 
@@ -12,6 +11,6 @@ worker.onmessage = ({ data }: MessageEvent<string>) => {
   try {
     worker.postMessage({ sha256: sha256OfFile(data) } satisfies Summed);
   } catch (error) {
-    worker.postMessage({ error: mistakeOf(error) ?? explain(error) } satisfies Summed);
+    worker.postMessage(failedBy(error) satisfies Summed);
   }
 };

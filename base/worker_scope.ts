@@ -1,4 +1,5 @@
 // The messages of a Worker, typed for modules that are checked without the types of Workers.
+import { explain, mistakeOf, UserError } from "./errors.ts";
 
 /** The Worker that a module runs in, seen from within. */
 export type WorkerScope = {
@@ -17,4 +18,18 @@ export function workerScope(): WorkerScope {
 
 function isWorkerScope(scope: object): scope is WorkerScope {
   return "postMessage" in scope && "onmessage" in scope;
+}
+
+/** What failed in a Worker, as a message to the thread that made it. */
+export type Failed = { error: string; isUserError: boolean };
+
+/** The message of an error: in the words of mistakeOf(), or of explain() where it is a bug. */
+export function failedBy(error: unknown): Failed {
+  const mistake = mistakeOf(error);
+  return { error: mistake ?? explain(error), isUserError: mistake !== undefined };
+}
+
+/** The error of such a message: a UserError, or one that is a bug. */
+export function errorOf({ error, isUserError }: Failed): Error {
+  return isUserError ? new UserError(error) : new Error(error);
 }

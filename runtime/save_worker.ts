@@ -1,8 +1,7 @@
 // The Worker of a Saver: writes each checkpoint that it is sent, gives the memory back, and says what came of it. It leaves the
 // cores to training: a tenth of one goes to it while all are busy, and all that nobody else wants.
 import os from "node:os";
-import { explain, mistakeOf } from "../base/errors.ts";
-import { workerScope } from "../base/worker_scope.ts";
+import { type Failed, failedBy, workerScope } from "../base/worker_scope.ts";
 import { type CheckpointContent, type Described, entriesOf, writeCheckpoint } from "./checkpoint.ts";
 
 /** What to save: writeCheckpoint() with the tensors of the model and then those of the optimizer in `copies`. */
@@ -18,10 +17,7 @@ export type ToSave = Pick<CheckpointContent, "files" | "state"> & {
 export type ToMake = { sizes: number[] };
 
 /** An answer; path is "" where memory was made. */
-export type Saved = { path: string; copies: Uint8Array<ArrayBuffer>[] } | {
-  error: string;
-  isUserError: boolean;
-};
+export type Saved = { path: string; copies: Uint8Array<ArrayBuffer>[] } | Failed;
 
 const NICENESS = 10; // a weight of 110 against 1024
 
@@ -37,9 +33,7 @@ worker.onmessage = async ({ data }: MessageEvent<ToSave | ToMake>) => {
     const path = await writeCheckpoint(runDir, { model, moments, metadata: {}, files, state }, keep);
     give(path, copies);
   } catch (error) {
-    const mistake = mistakeOf(error);
-    const text = mistake ?? explain(error);
-    worker.postMessage({ error: text, isUserError: mistake !== undefined } satisfies Saved);
+    worker.postMessage(failedBy(error) satisfies Saved);
   }
 };
 

@@ -1,5 +1,5 @@
 // Saves checkpoints beside training: a copy of what is saved is made at once, and a Worker writes it while the next steps run.
-import { UserError } from "../base/errors.ts";
+import { errorOf } from "../base/worker_scope.ts";
 import { hostLimits } from "../ffi/library.ts";
 import {
   bytesOf,
@@ -104,6 +104,6 @@ export class Saver implements AsyncDisposable {
     worker.postMessage(order, "copies" in order ? order.copies.map(({ buffer }) => buffer) : []);
     const answer = await promise;
     if (!("error" in answer)) return answer;
-    throw answer.isUserError ? new UserError(answer.error) : new Error(answer.error);
+    throw errorOf(answer);
   }
 }

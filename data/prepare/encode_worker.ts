@@ -1,6 +1,5 @@
 // A worker of prepare: opens the tokenizer that its first message names, then answers each block with its token ids, in order.
-import { explain, mistakeOf } from "../../base/errors.ts";
-import { workerScope } from "../../base/worker_scope.ts";
+import { type Failed, failedBy, workerScope } from "../../base/worker_scope.ts";
 import type { Block } from "../read/block.ts";
 import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import { openTokenizer } from "../tokenizer.ts";
@@ -13,8 +12,8 @@ export type Start = {
   options: SplitOptions;
 };
 
-/** A message from a worker: the ids of a block, or what is in the way. Text of a UserError is meant for the user alone. */
-export type Answer = { encoded: Encoded } | { error: string; isUserError: boolean };
+/** A message from a worker: the ids of a block, or what is in the way. */
+export type Answer = { encoded: Encoded } | Failed;
 
 const worker = workerScope();
 let encoder: Promise<BlockEncoder>;
@@ -31,8 +30,6 @@ async function answerBlock({ data }: MessageEvent<Pick<Block, "text" | "ends">>)
     const buffers = [encoded.train, encoded.val].flatMap(({ ids, ends }) => [ids.buffer, ends.buffer]);
     worker.postMessage({ encoded } satisfies Answer, buffers);
   } catch (error) {
-    const mistake = mistakeOf(error);
-    const text = mistake ?? explain(error);
-    worker.postMessage({ error: text, isUserError: mistake !== undefined } satisfies Answer);
+    worker.postMessage(failedBy(error) satisfies Answer);
   }
 }

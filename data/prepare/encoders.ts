@@ -1,6 +1,6 @@
 // Encodes blocks on several threads. Blocks go to the workers in turn and every worker answers in order, so that the results
 // are the same for any number of workers.
-import { UserError } from "../../base/errors.ts";
+import { errorOf } from "../../base/worker_scope.ts";
 import type { Block } from "../read/block.ts";
 import { BlockEncoder, type Encoded, type SplitOptions } from "./encode.ts";
 import type { Answer, Start } from "./encode_worker.ts";
@@ -64,7 +64,7 @@ class EncodeWorker {
     this.#worker.onmessage = ({ data }: MessageEvent<Answer>) => {
       const answer = this.#waiting.shift();
       if ("encoded" in data) answer?.resolve(data.encoded);
-      else answer?.reject(data.isUserError ? new UserError(data.error) : new Error(data.error));
+      else answer?.reject(errorOf(data));
     };
     this.#worker.onmessageerror = () => this.#fail("it said what cannot be read");
     this.#worker.onerror = (event) => { // such as a worker that ran out of memory: there will be no more answers
