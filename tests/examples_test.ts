@@ -74,6 +74,12 @@ Deno.test("the cells of docs/notebook.ipynb run as a script, and the notebook ha
   assertMatch(JSON.stringify(code.at(-2)), /image\/svg\+xml/);
 });
 
+// deno.json leaves it out: Deno 2.9.6's `deno fmt --check` refuses every notebook until `deno fmt` has seen it.
+Deno.test("docs/notebook.ipynb is formatted", async () => {
+  const notebook = read("docs/notebook.ipynb");
+  assertEquals(await succeed("deno fmt -q --ext=ipynb -", notebook), notebook);
+});
+
 const jupyter = Deno.env.get("LOAM_JUPYTER");
 
 Deno.test({
