@@ -213,8 +213,9 @@ export async function train(args: string[]): Promise<void> {
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
   const base = from ? storedConfig(from) : undefined;
   const c = llamaConfig(config, dataset.vocab_size, base);
-  const isCpu = (config.device || chooseDevice(world.local_rank).name) === "cpu";
-  if (isCpu && !isChunkGiven) config.head_chunk = chunkOf(config.head_chunk, c.vocab_size);
+  if (!isChunkGiven && (config.device || chooseDevice(world.local_rank).name) === "cpu") {
+    config.head_chunk = chunkOf(config.head_chunk, c.vocab_size);
+  }
   const known = await tokenizerOf(dataset);
   const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
   if (config.dry_run) {
