@@ -2120,13 +2120,21 @@ static int blas_gemm(void* gemm, bool ta, bool tb, int64_t m, int64_t n, int64_t
   return 0;
 }
 
-/// c (m, n) = op(a) op(b), or += where accumulate. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored
+static void copy_floats(float* to, const float* from, int64_t n) {
+  const int64_t step = 1 << 18;
+#pragma omp parallel for num_threads(team(n))
+  for (int64_t i = 0; i < n; i += step) memcpy(to + i, from + i, min(step, n - i) * sizeof(float));
+}
+
+/// c (m, n) = add + op(a) op(b); add (m, n) may be 0, or c. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored
 /// (n, k) where tb.
-static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b,
-                bool accumulate, float* c) {
+static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b, const float* add,
+                float* c) {
 #ifdef HAS_PAIR_PRODUCTS
-  if (use_pair_gemm) return pair_gemm(ta, tb, m, n, k, a, b, accumulate ? c : nullptr, c);
+  if (use_pair_gemm) return pair_gemm(ta, tb, m, n, k, a, b, add, c);
 #endif
+  const bool accumulate = add != nullptr;
+  if (add && add != c) copy_floats(c, add, m * n);
   if (!blas.kind) return builtin_gemm(ta, tb, m, n, k, a, b, accumulate, c);
   if (!use_bf16_gemm) return blas_gemm(blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
   bf16* a16 = (bf16*)workspace((m * k + k * n) * sizeof(bf16));
@@ -2224,12 +2232,6 @@ static void few_rows(float* out, const float* x, const T* weight, const float* r
   }
 }
 
-static void copy_floats(float* to, const float* from, int64_t n) {
-  const int64_t step = 1 << 18;
-#pragma omp parallel for num_threads(team(n))
-  for (int64_t i = 0; i < n; i += step) memcpy(to + i, from + i, min(step, n - i) * sizeof(float));
-}
-
 int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN,
                    int32_t OUT) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
@@ -2238,11 +2240,7 @@ int linear_forward(float* out, const float* x, const float* weight, const float*
     few_rows(out, x, weight, residual, N, IN, OUT);
     return 0;
   }
-#ifdef HAS_PAIR_PRODUCTS
-  if (use_pair_gemm) return pair_gemm(false, true, N, OUT, IN, x, weight, residual, out);
-#endif
-  if (residual) copy_floats(out, residual, (int64_t)N * OUT);
-  return gemm(false, true, N, OUT, IN, x, weight, residual != nullptr, out);
+  return gemm(false, true, N, OUT, IN, x, weight, residual, out);
 }
 
 int linear_forward_bf16(float* out, const float* x, const void* weight, const float* residual, int32_t N, int32_t IN,
@@ -2260,16 +2258,17 @@ int linear_forward_bf16(float* out, const float* x, const void* weight, const fl
 int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dx, dout, weight));
-  return gemm(false, false, N, IN, OUT, dout, weight, accumulate, dx);
+  return gemm(false, false, N, IN, OUT, dout, weight, accumulate ? dx : nullptr, dx);
 }
 
 int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));
-  const int64_t step = use_pair_gemm ? N : 512;  // of the rows: columns of dout and x that a BLAS reads row by row then stay in the cache
+  // Of the rows: columns of dout and x that a BLAS reads row by row then stay in the cache.
+  const int64_t step = use_pair_gemm ? N : 512;
   for (int64_t start = 0; start < N; start += step) {
     TRY(gemm(true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
-                         accumulate || start > 0, dweight));
+             accumulate || start > 0 ? dweight : nullptr, dweight));
   }
   return 0;
 }
