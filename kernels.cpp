@@ -1511,6 +1511,9 @@ struct Softmax {
   alignas(64) float top[BLOCK];
   alignas(64) float sum[BLOCK];
   alignas(64) float factor[BLOCK];
+  Softmax() {
+    for (int m = 0; m < BLOCK; m++) top[m] = -INFINITY, sum[m] = 0.0f;
+  }
 };
 
 /// Of W queries and the first `end` keys, and of what was there before.
@@ -1529,7 +1532,8 @@ static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t 
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift);
     float* column = scores + m;
-    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
+    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top);
+    vec sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < end; n++) {
       vec p = fast_exp(load(column + n * BLOCK) - top);
       sum += p;
@@ -1552,12 +1556,20 @@ static void rescale(float* sums, const Softmax& state, int64_t queries, int64_t 
   }
 }
 
+/// out (queries, D), of rows out_row apart, = sums of all keys over those of the exponentials. lse may be 0.
+static void divide_by_sums(float* out, size_t out_row, float* lse, const float* sums, const Softmax& state, int64_t queries,
+                           int64_t D) {
+  for (int64_t m = 0; m < queries; m++) {
+    scale_row(out + m * out_row, sums + m * D, D, 1.0f / state.sum[m]);
+    if (lse) lse[m] = state.top[m] + logf(state.sum[m]);
+  }
+}
+
 /// Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
 static void attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const float* k, const float* v,
                    int64_t queries, int64_t position, int64_t D, float* memory) {
   AttentionScratch scratch(memory, D);
   Softmax state;
-  for (int m = 0; m < BLOCK; m++) state.top[m] = -INFINITY, state.sum[m] = 0.0f;
   transpose(scratch.qt, q, q_row, queries, D, 1.0f / sqrtf((float)D));
   int64_t columns = round_up(queries, W), all_keys = position + queries;
   for (int64_t key = 0; key < all_keys; key += BLOCK) {
@@ -1567,10 +1579,7 @@ static void attend(float* out, size_t out_row, float* lse, const float* q, size_
     if (key > 0) rescale(scratch.result, state, queries, D);
     multiply_queries(scratch.result, scratch.scores, v + key * D, keys, queries, D, shift, key > 0);
   }
-  for (int64_t m = 0; m < queries; m++) {
-    scale_row(out + m * out_row, scratch.result + m * D, D, 1.0f / state.sum[m]);
-    if (lse) lse[m] = state.top[m] + logf(state.sum[m]);
-  }
+  divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
 
 /// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
@@ -1661,7 +1670,8 @@ PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, i
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift);
     const float* column = scores + m;
-    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top), sum = load(state->sum + m) * factor;
+    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top);
+    vec sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < keys; n += 2) {
       vec p = {}, next = {};
       if (n < end) p = fast_exp(load(column + n * BLOCK) - top);
@@ -1682,7 +1692,6 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
                               uint32_t* memory) {
   PairScratch scratch(memory, D);
   Softmax state;
-  for (int m = 0; m < BLOCK; m++) state.top[m] = -INFINITY, state.sum[m] = 0.0f;
   for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * q_row, D, 1.0f / sqrtf((float)D));
   pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
   int64_t columns = round_up(queries, W), all_keys = position + queries;
@@ -1693,10 +1702,7 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
     if (key > 0) rescale(scratch.result, state, queries, D);
     pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, queries, D, shift, key > 0);
   }
-  for (int64_t m = 0; m < queries; m++) {
-    scale_row(out + m * out_row, scratch.result + m * D, D, 1.0f / state.sum[m]);
-    if (lse) lse[m] = state.top[m] + logf(state.sum[m]);
-  }
+  divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
 
 PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv, const AttentionSize& size) {
@@ -1767,6 +1773,20 @@ struct AttentionHead {
   float *dq, *dk, *dv, *delta;
 };
 
+/// lse and delta of the queries [t, t + queries), of which head.delta becomes a copy.
+static void read_stats(float* lse, float* delta, const AttentionHead& head, int64_t t, int64_t queries, int64_t out_row,
+                       int64_t D) {
+  for (int64_t m = 0; m < queries; m++) {
+    const float *dout = head.dout + (t + m) * out_row, *out = head.out + (t + m) * out_row;
+    piece sums = {};  // delta = rowsum(dout * out), which is rowsum(P * dP)
+    for (int64_t d = 0; d < D; d += PIECE) sums += load<piece>(dout + d) * load<piece>(out + d);
+    delta[m] = 0.0f;
+    for (int i = 0; i < PIECE; i++) delta[m] += sums[i];
+    head.delta[t + m] = delta[m];
+    lse[m] = head.lse[t + m];
+  }
+}
+
 /// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see. k, v (T, D) are dense.
 static void attend_backward(const AttentionHead& head, const float* k, const float* v, const AttentionSize& size, int64_t t,
                             int64_t queries, float* memory) {
@@ -1778,14 +1798,7 @@ static void attend_backward(const AttentionHead& head, const float* k, const flo
   copy_rows(scratch.dout, D, head.dout + t * out_row, out_row, queries, D);
   transpose(scratch.qt, scratch.q, D, queries, D, scale);
   transpose(scratch.dout_t, scratch.dout, D, queries, D, 1.0f);
-  for (int64_t m = 0; m < queries; m++) {
-    const float *dout = scratch.dout + m * D, *out = head.out + (t + m) * out_row;
-    piece sums = {};  // delta = rowsum(dout * out), which is rowsum(P * dP)
-    for (int64_t d = 0; d < D; d += PIECE) sums += load<piece>(dout + d) * load<piece>(out + d);
-    for (int i = 0; i < PIECE; i++) delta[m] += sums[i];
-    head.delta[t + m] = delta[m];
-    lse[m] = head.lse[t + m];
-  }
+  read_stats(lse, delta, head, t, queries, out_row, D);
   for (int64_t key = 0; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
     multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);         // S = Q K^T again
@@ -1887,14 +1900,7 @@ PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHe
   pack_pairs_transposed(scratch.dout_t, BLOCK, dout, out_row, D, queries);
   pack_pairs_across(scratch.q, heads.wide, q, qkv_row, queries, D);
   pack_pairs_across(scratch.dout, heads.wide, dout, out_row, queries, D);
-  for (int64_t m = 0; m < queries; m++) {
-    const float* out = head.out + (t + m) * out_row;
-    piece sums = {};  // delta = rowsum(dout * out), which is rowsum(P * dP)
-    for (int64_t d = 0; d < D; d += PIECE) sums += load<piece>(dout + m * out_row + d) * load<piece>(out + d);
-    for (int i = 0; i < PIECE; i++) delta[m] += sums[i];
-    head.delta[t + m] = delta[m];
-    lse[m] = head.lse[t + m];
-  }
+  read_stats(lse, delta, head, t, queries, out_row, D);
   for (int64_t key = 0; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
     pair_scores(scratch.scores, paired.k_along + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);       // S
