@@ -149,7 +149,8 @@ export type MaskPlace = { seed: number; sample: number; micro: number };
 
 /**
  * Begins the masks of a micro-step: those of dropout() follow from its place and their number in it alone, so that a run that
- * was resumed, or has another number of ranks, goes on with the same. Without it masks differ from each other and are the same in the next process.
+ * was resumed, or has another number of ranks, goes on with the same. Without it masks differ from each other and are the same
+ * in the next process.
  */
 export function beginMasks({ seed, sample, micro }: MaskPlace): void {
   place = [seed, sample, micro].reduce((mixed, part) => mix(mixed + BigInt(part)), 0n);
