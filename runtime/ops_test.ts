@@ -41,6 +41,7 @@ import {
   assertClose,
   checkGrad,
   close,
+  compareAttention,
   forwardBackward,
   gradient,
   headSize,
@@ -213,11 +214,7 @@ const GROUP_OF_3 = HEAD_SIZES.map((D) => ({ H: 3, K: 1, D })); // enough for the
 Deno.test("attention() agrees with float64 for head groups of 1, 2, 3 and every length of block", () => {
   for (const T of [1, 17, 65, 130]) {
     for (const { H, K, D } of T === 130 ? GROUP_OF_3 : HEADS.filter(({ H }) => T < 65 || H === 6)) {
-      const B = T === 130 ? 1 : 2, size = { B, T, H, K, D }, qkv = leaf([B, T, (H + 2 * K) * D], 1);
-      const dout = normal(B * T * H * D, 2), what = `of T=${T} H=${H} K=${K} D=${D}`;
-      const { out, grads } = forwardBackward(() => attention(qkv.t, heads(size)), [qkv.t], dout);
-      close(out, ref.attention(qkv.values, size), T + D, `out ${what}`, 2); // scores, then values
-      close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv ${what}`, 3);
+      compareAttention({ B: T === 130 ? 1 : 2, T, H, K, D });
     }
   }
 });

@@ -5,7 +5,9 @@ import { copyToDevice, copyToHost, device, type DeviceInfo, type DeviceName, ope
 import type { Company } from "./checkpoint.ts";
 import { release, take } from "./memory.ts";
 import { type Exchange, Parameters, type Piece } from "./optim.ts";
+import { attention } from "./ops.ts";
 import type { Numbers } from "./testing_reference.ts";
+import * as ref from "./testing_reference.ts";
 import { backward, claim, endStep, grad, noGrad } from "./tape.ts";
 import { type Address, fixed, param, readFloats, type Tensor, tensor, writeFloats } from "./tensor.ts";
 
@@ -254,6 +256,19 @@ export function close(actual: Numbers, expected: Numbers, n: number, what: strin
 /** The sum of arrays of one length, element by element. */
 export function plus(...terms: Numbers[]): Float64Array {
   return Float64Array.from(terms[0]!, (_, i) => terms.reduce((sum, term) => sum + term[i]!, 0));
+}
+
+// ---- attention
+
+/** Compares attention(), out (B, T, H D) and the gradient of qkv (B, T, (H + 2K) D), with float64, but for rounding. */
+export function compareAttention(size: ref.HeadSizes): void {
+  const { B, T, H, K, D } = size,
+    heads = { n_head: H, n_kv_head: K, head_dim: D },
+    what = JSON.stringify(size);
+  const qkv = leaf([B, T, (H + 2 * K) * D], 1), dout = normal(B * T * H * D, 2);
+  const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+  close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2); // scores, then values
+  close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
 }
 
 // ---- float32 master weights

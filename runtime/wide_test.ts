@@ -18,7 +18,6 @@ import {
 } from "../ffi/library.ts";
 import {
   add,
-  attention,
   bias,
   concat,
   dropout,
@@ -39,6 +38,7 @@ import { readFloats, tensor, writeFloats } from "./tensor.ts";
 import {
   assertClose,
   close,
+  compareAttention,
   forwardBackward,
   integers,
   leaf,
@@ -368,16 +368,7 @@ Deno.test(
       { B: 1, T: 70, H: 2, K: 1, D: 256 },
       { B: 1, T: 193, H: 1, K: 1, D: 48 },
     ];
-    for (const size of sizes) {
-      const { B, T, H, K, D } = size,
-        width = (H + 2 * K) * D,
-        qkv = leaf([B, T, width], 1),
-        dout = normal(B * T * H * D, 2);
-      const heads = { n_head: H, n_kv_head: K, head_dim: D }, what = JSON.stringify(size);
-      const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
-      close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2);
-      close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
-    }
+    sizes.forEach(compareAttention);
   },
 );
 
@@ -421,15 +412,7 @@ Deno.test("findNonFinite() looks at every value, and names the first", () => {
 });
 
 Deno.test("attention() with heads of 128 that end inside a tile, and more heads than one group", () => {
-  for (const T of [65, 129]) {
-    const size = { B: 1, T, H: 4, K: 2, D: 128 },
-      qkv = leaf([1, T, 8 * 128], 1),
-      dout = normal(T * 4 * 128, 2);
-    const heads = { n_head: 4, n_kv_head: 2, head_dim: 128 };
-    const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
-    close(out, ref.attention(qkv.values, size), T + 128, `out of T=${T}`, 2);
-    close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + 128, `dqkv of T=${T}`, 3);
-  }
+  for (const T of [65, 129]) compareAttention({ B: 1, T, H: 4, K: 2, D: 128 });
 });
 
 Deno.test("rope() of more pairs than a block has threads", () => {

@@ -40,6 +40,7 @@ import { attention } from "../runtime/ops.ts";
 import {
   close,
   companies,
+  compareAttention,
   forwardBackward,
   integers,
   leaf,
@@ -48,7 +49,6 @@ import {
   tokens,
   writeMasters,
 } from "../runtime/testing.ts";
-import * as ref from "../runtime/testing_reference.ts";
 import {
   copy,
   dataset,
@@ -440,14 +440,7 @@ Deno.test(
   () => {
     open("emu", { attention: "portable" });
     forgetMemory();
-    for (const [T, H, K] of LENGTHS) {
-      const D = 64, size = { B: 1, T, H, K, D }, what = JSON.stringify(size);
-      const qkv = leaf([1, T, (H + 2 * K) * D], 1), dout = normal(T * H * D, 2);
-      const heads = { n_head: H, n_kv_head: K, head_dim: D };
-      const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
-      close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2);
-      close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
-    }
+    for (const [T, H, K] of LENGTHS) compareAttention({ B: 1, T, H, K, D: 64 });
   },
 );
 

@@ -9,7 +9,7 @@ import { attention } from "../runtime/ops.ts";
 import * as ref from "../runtime/testing_reference.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { tensor } from "../runtime/tensor.ts";
-import { close, forwardBackward, leaf, normal } from "../runtime/testing.ts";
+import { close, compareAttention, normal } from "../runtime/testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
 
@@ -41,19 +41,6 @@ const SIZES: [number, number, number, number][] = [
   [1, 193, 4, 2],
   [1, 577, 1, 1],
 ];
-
-/** Compares out and dqkv of heads of D with float64. */
-function compare(D: number): void {
-  for (const [B, T, H, K] of SIZES) {
-    const size = { B, T, H, K, D },
-      heads = { n_head: H, n_kv_head: K, head_dim: D },
-      what = JSON.stringify(size);
-    const qkv = leaf([B, T, (H + 2 * K) * D], 1), dout = normal(B * T * H * D, 2);
-    const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
-    close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2);
-    close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
-  }
-}
 
 /** Scores of hundreds, of which one takes all the weight. */
 function compareLarge(D: number): void {
@@ -92,7 +79,7 @@ for (const [D, seed] of [[64, "0"], [128, "7"]] as [number, string][]) {
       using _ = asHopper(D === 64 ? "" : "hopper", { LOAM_EMU_SEED: asked ?? seed });
       assertEquals(device.attention, "hopper, which agrees with the portable kernels");
       assertEquals([choicesNow(D)!.attention, choicesNow(32)!.attention], ["hopper", "portable"]);
-      compare(D);
+      for (const [B, T, H, K] of SIZES) compareAttention({ B, T, H, K, D });
       compareLarge(D);
       spreadNaN(D);
     },
