@@ -97,7 +97,8 @@ constexpr float LOG2E = 1.4426950408889634f;
 DEVICE int lane_id() { return threadIdx.x % WARP; }
 DEVICE int warp_id() { return threadIdx.x / WARP; }
 
-template <int VEC> struct alignas(VEC * sizeof(act)) Pack { act v[VEC]; };
+template <class T, int VEC> struct alignas(VEC * sizeof(T)) Vector { T v[VEC]; };
+template <int VEC> using Pack = Vector<act, VEC>;
 
 /// Reads VEC neighbouring elements at once.
 template <int VEC> DEVICE void load(float* f, const act* p) {
@@ -2686,8 +2687,6 @@ int join_master(float* master, const act* weight, const uint16_t* rest, const ui
   return 0;
 }
 
-template <class T, int VEC> struct alignas(VEC * sizeof(T)) Vector { T v[VEC]; };
-
 template <int VEC>
 static __global__ void adamw_kernel(act* weight, uint16_t* rest, uint8_t* ties, float* m, float* v, const float* grad,
                                     const float* control, size_t n, float beta1, float beta2, float eps,
@@ -2703,7 +2702,7 @@ static __global__ void adamw_kernel(act* weight, uint16_t* rest, uint8_t* ties, 
     if (i >= n) break;
     auto g = *(const Vector<float, VEC>*)(grad + i);
     auto m1 = *(Vector<float, VEC>*)(m + i), m2 = *(Vector<float, VEC>*)(v + i);
-    auto w = *(Vector<act, VEC>*)(weight + i);
+    auto w = *(Pack<VEC>*)(weight + i);
     auto r = *(Vector<uint16_t, VEC>*)(rest + i);
 #pragma unroll
     for (int e = 0; e < VEC; e++) {
@@ -2719,7 +2718,7 @@ static __global__ void adamw_kernel(act* weight, uint16_t* rest, uint8_t* ties, 
     }
     *(Vector<float, VEC>*)(m + i) = m1;
     *(Vector<float, VEC>*)(v + i) = m2;
-    *(Vector<act, VEC>*)(weight + i) = w;
+    *(Pack<VEC>*)(weight + i) = w;
     *(Vector<uint16_t, VEC>*)(rest + i) = r;
   }
   ties[first / BITS] = (uint8_t)new_tie;
