@@ -3,6 +3,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import type { OfRanks } from "../runtime/optim.ts";
 import {
   AS_ROOT,
+  checkpointOf,
   command,
   dataset,
   freshPath,
@@ -76,7 +77,7 @@ const FLAGS = [
 ];
 const numbers = (run: string) => metrics(run).map((m) => [m.step, m.loss, m.grad_norm, m.val_loss]);
 const state = (run: string, step: number) => {
-  const directory = `${run}/checkpoints/step_${String(step).padStart(6, "0")}`;
+  const directory = `${run}/checkpoints/${checkpointOf(step)}`;
   const files = list(directory).filter((file) => file.endsWith(".safetensors"));
   assertEquals(files.map((file) => file.split("-")[0]), ["model.safetensors", "optimizer", "optimizer"]);
   return files.map((file) => Deno.readFileSync(`${directory}/${file}`));
@@ -176,7 +177,7 @@ Deno.test("a signal to one rank stops all of them after the same step, with a ch
   const { code, stdout } = await job.end();
   assertEquals(code, 0);
   const step = Number(/^stopped by a signal to another rank after step (\d+); go on with/m.exec(stdout)?.[1]);
-  assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
+  assertEquals(list(`${out}/checkpoints`), [checkpointOf(step)]);
 });
 
 Deno.test("a signal amid a step leaves it out, and the run goes on with the bits of none", mpi, async () => {
@@ -197,7 +198,7 @@ Deno.test("a signal amid a step leaves it out, and the run goes on with the bits
     const { code, stdout } = await job.end();
     assertEquals(code, 0);
     step = Number(new RegExp(`^stopped by ${signal} after step (\\d+); go on with: `, "m").exec(stdout)![1]);
-    assertEquals(list(`${out}/checkpoints`).at(-1), `step_${String(step).padStart(6, "0")}`);
+    assertEquals(list(`${out}/checkpoints`).at(-1), checkpointOf(step));
     assertEquals(metrics(out).length, step);
   }
   const whole = freshPath(), more = [`--max_iters=${++step}`, `--save_interval=${step}`];

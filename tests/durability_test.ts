@@ -14,7 +14,7 @@ import { readSums, requireSums, SUMS } from "../runtime/sums.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { train, type TrainConfig } from "../train.ts";
 import { crashes, failing, inEach, type State, unsynced } from "./disk.ts";
-import { dataset, freshPath, list, metrics, ROOT, SMALL } from "./testing.ts";
+import { checkpointOf, dataset, freshPath, list, metrics, ROOT, SMALL } from "./testing.ts";
 
 open("cpu", { threads: 1 });
 
@@ -57,19 +57,18 @@ function requireWhole(run: string): TrainerState | undefined {
 
 /** Checkpoints that are neither among the newest nor the best. */
 function superfluous(run: string, state: TrainerState | undefined): string[] {
-  return listCheckpoints(run).slice(0, -KEEP).filter((name) => name !== nameOf(state?.best_step ?? 0));
-}
-
-function nameOf(step: number): string {
-  return `step_${String(step).padStart(6, "0")}`;
+  return listCheckpoints(run).slice(0, -KEEP).filter((name) => name !== checkpointOf(state?.best_step ?? 0));
 }
 
 /** What a start has to leave: pointers to the newest and the best, nothing temporary, and no more checkpoints than wanted. */
 function requireSettled(run: string, state: TrainerState | undefined): void {
   const pointer = (file: string) =>
     isFile(`${run}/${file}`) ? Deno.readTextFileSync(`${run}/${file}`) : undefined;
-  assertEquals(pointer("latest"), state && `checkpoints/${nameOf(state.step)}\n`);
-  assertEquals(pointer("best"), state?.best_step ? `checkpoints/${nameOf(state.best_step)}\n` : undefined);
+  assertEquals(pointer("latest"), state && `checkpoints/${checkpointOf(state.step)}\n`);
+  assertEquals(
+    pointer("best"),
+    state?.best_step ? `checkpoints/${checkpointOf(state.best_step)}\n` : undefined,
+  );
   assertEquals(superfluous(run, state), []);
   assertEquals(list(`${run}/checkpoints`), listCheckpoints(run));
   assertEquals(list(run).filter((file) => /tmp/.test(file)), []);
@@ -134,7 +133,7 @@ Deno.test("train may be killed or lose power before any change of a file, and go
     assertEquals(losses(run), losses(whole));
     for (const file of ["model.safetensors", "optimizer.safetensors"]) {
       const [is, should] = [run, whole].map((run) =>
-        Deno.readFileSync(`${run}/checkpoints/${nameOf(STEPS)}/${file}`)
+        Deno.readFileSync(`${run}/checkpoints/${checkpointOf(STEPS)}/${file}`)
       );
       assertEquals(is, should);
     }

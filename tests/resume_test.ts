@@ -3,6 +3,7 @@ import { assert, assertEquals, assertMatch, assertNotEquals, assertStringInclude
 import { openDataset } from "../data/bins.ts";
 import { permute } from "../data/order.ts";
 import {
+  checkpointOf,
   copy,
   dataset,
   ending,
@@ -110,7 +111,7 @@ for (const signal of ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"] as co
     });
     const step = metrics(out).length;
     assertEquals([metrics(out).at(-1)!.val_loss, stdout.includes("--- sample")], [undefined, false]);
-    assertEquals(list(`${out}/checkpoints`), [`step_${String(step).padStart(6, "0")}`]);
+    assertEquals(list(`${out}/checkpoints`), [checkpointOf(step)]);
     assertEquals(ending(out), { state: "stopped", error: null });
     assertStringIncludes(
       stdout,
@@ -145,7 +146,7 @@ Deno.test("a run that saves nothing says so when a signal ends it", async () => 
 
 /** The run was stopped after a step and saved. */
 async function assertStopped(running: Running, out: string, step: number): Promise<void> {
-  const { code, stdout } = await running.end(), saved = `step_${String(step).padStart(6, "0")}`;
+  const { code, stdout } = await running.end(), saved = checkpointOf(step);
   assertEquals(code, 0, stdout);
   assertEquals(list(`${out}/checkpoints`), [saved]);
   const command = `deno task train --resume=${out}`;
@@ -193,7 +194,7 @@ Deno.test("a signal amid a step leaves it out: its windows come when the run goe
   assertEquals(code, 0);
   const step = Number(/^stopped by SIGTERM after step (\d+); go on with: /m.exec(stdout)![1]);
   assertEquals([metrics(out).length, list(`${out}/checkpoints`)], [step, [
-    `step_${String(step).padStart(6, "0")}`,
+    checkpointOf(step),
   ]]);
   const more = `--max_iters=${step + 1}`;
   assertStringIncludes(

@@ -360,6 +360,11 @@ export function ending(run: string): { state: string; error: string | null } {
   return { state, error };
 }
 
+/** What the checkpoint of a step is called, said apart from the program. */
+export function checkpointOf(step: number): string {
+  return `step_${String(step).padStart(6, "0")}`;
+}
+
 /** The names in a directory, sorted; none where it is missing. */
 export function list(dir: string): string[] {
   try {
