@@ -14,7 +14,7 @@ import {
   mpirun,
   mpirunOver,
   type Result,
-  ROOT,
+  resultOf,
   SMALL,
   standIn,
   succeed,
@@ -319,12 +319,10 @@ Deno.test(
   mpi,
   async () => {
     const run = async (program: string, ...args: string[]) => {
-      const options = { args, cwd: ROOT, env: AS_ROOT };
-      const { code, stdout, stderr } = await new Deno.Command(program, options).output();
-      return [code, new TextDecoder().decode(stdout), new TextDecoder().decode(stderr)] as const;
+      return resultOf(await command(program, args, AS_ROOT).output());
     };
     const bench = ["run", "-q", "--allow-all", "bench/dist.ts"];
-    const [code, printed] = await run(
+    const { code, stdout } = await run(
       "mpirun",
       ...MPIRUN,
       "-n",
@@ -334,14 +332,14 @@ Deno.test(
       "--exchange=1000",
     );
     assertEquals(code, 0);
-    assertMatch(printed, /^exchange [\d.]+ ms\n$/);
+    assertMatch(stdout, /^exchange [\d.]+ ms\n$/);
     for (
       const [flag, message] of [["turns=0", "--turns=0: .* at least 1"], [
         "steps=15",
         "--steps=15: .* at least 16",
       ]]
     ) {
-      const [code, , stderr] = await run(Deno.execPath(), ...bench, `--${flag}`);
+      const { code, stderr } = await run(Deno.execPath(), ...bench, `--${flag}`);
       assertEquals(code, 1);
       assertMatch(stderr, new RegExp(`^error: Cannot use ${message}\n$`));
     }

@@ -6,6 +6,7 @@ import {
   AS_ROOT,
   command,
   dataset,
+  does,
   freshPath,
   isInstalled,
   list,
@@ -18,15 +19,6 @@ import {
   standIn,
   taskArgs,
 } from "./testing.ts";
-
-/** Runs a command to its end; returns whether it succeeded. */
-function does(program: string, ...args: string[]): boolean {
-  try {
-    return new Deno.Command(program, { args, stdout: "null", stderr: "null" }).outputSync().success;
-  } catch {
-    return false;
-  }
-}
 
 const NAME = `loam${Deno.pid}`;
 const canMakeHosts = does("ip", "netns", "add", NAME) && does("ip", "netns", "del", NAME);

@@ -235,14 +235,18 @@ export function freePort(): number {
   return listener.addr.port;
 }
 
-/** Whether a program is on PATH. */
-export function isInstalled(program: string): boolean {
+/** Runs a program to its end; returns whether it was found and succeeded. */
+export function does(program: string, ...args: string[]): boolean {
   try {
-    return new Deno.Command(program, { args: ["--version"], stdout: "null", stderr: "null" }).outputSync()
-      .success;
+    return new Deno.Command(program, { args, stdout: "null", stderr: "null" }).outputSync().success;
   } catch {
     return false;
   }
+}
+
+/** Whether a program is on PATH. */
+export function isInstalled(program: string): boolean {
+  return does(program, "--version");
 }
 
 // ---- several ranks
