@@ -111,7 +111,10 @@ EXPORT int ncclGetVersion(int* version) { return *version = 23007, OK; }
 EXPORT int ncclGetUniqueId(UniqueId* id) {
   if (int code = fault("ncclGetUniqueId")) return code;
   memset(id->name, 'x', sizeof id->name);  // all 128 bytes must arrive
-  int length = snprintf(id->name, sizeof id->name, "/dev/shm/loam_nccl_%d", (int)getpid());
+  timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);  // a job that was killed leaves its file, and numbers of processes come again
+  const char* path = "/dev/shm/loam_nccl_%d_%ld_%ld";
+  int length = snprintf(id->name, sizeof id->name, path, (int)getpid(), (long)now.tv_sec, now.tv_nsec);
   return length > 0 ? OK : INTERNAL_ERROR;
 }
 
