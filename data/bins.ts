@@ -50,6 +50,8 @@ export type Dataset = {
   train: Shard[];
   /** Shards to evaluate on. */
   val: Shard[];
+  /** UTF-8 text in the documents of val; undefined where it is not known, as of llm.c's and nanoGPT's. */
+  val_bytes?: number | undefined;
   /** Identifies the data: SHA-256 by file name, as meta.json has it. Empty for llm.c's and nanoGPT's. */
   sha256: Record<string, string>;
 };
@@ -60,6 +62,15 @@ export type Assumed = Dataset["assumed"][number];
 /** Bytes of one token on disk for a vocabulary. */
 export function tokenBytes(vocab_size: number): 2 | 4 {
   return vocab_size > 65_535 ? 4 : 2;
+}
+
+/**
+ * Bits per byte of text that a loss on the val split is: nats a token / ln 2 * tokens / bytes. tokens are all of the split, with
+ * those that begin and end documents. Undefined where the bytes are not known.
+ */
+export function bitsPerByte(loss: number, { val, val_bytes }: Dataset): number | undefined {
+  if (!val_bytes) return undefined;
+  return loss / Math.LN2 * val.reduce((sum, { tokens }) => sum + tokens, 0) / val_bytes;
 }
 
 /**
@@ -228,6 +239,7 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
     eot: meta.eot,
     train: ofSplit("train_"),
     val: ofSplit("val_"),
+    val_bytes: Number.isSafeInteger(meta.val?.bytes) ? meta.val.bytes : undefined,
     sha256: Object.fromEntries(meta.shards.map(({ file, sha256 }) => [file, sha256])),
   };
 }

@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { sha256OfFile } from "../base/files.ts";
-import { openDataset, readTokens, shardHeader, tokenBytes, verifyDataset } from "./bins.ts";
+import { bitsPerByte, openDataset, readTokens, shardHeader, tokenBytes, verifyDataset } from "./bins.ts";
 import { jsonl, runPrepare, TEXTS } from "./prepare/testing.ts";
 import { inDirectory } from "./testing.ts";
 
@@ -62,6 +62,7 @@ for (const vocab_size of [300, 65_535, 65_536]) {
           { path: `${dir}/train_000001.bin`, tokens: 8, header_bytes, token_bytes },
         ],
         val: [{ path: `${dir}/val_000000.bin`, tokens: 3, header_bytes, token_bytes }],
+        val_bytes: 6,
         sha256: Object.fromEntries(
           Object.keys(SHARDS).map((file) => [file, sha256OfFile(`${dir}/${file}`)]),
         ),
@@ -70,6 +71,21 @@ for (const vocab_size of [300, 65_535, 65_536]) {
       assertEquals(Array.from(readTokens(dataset.train[0]!, 1, 3)), [0, 1, 2]);
     }));
 }
+
+Deno.test("bitsPerByte() spreads a loss in nats a token over the bytes of the val split, where they are known", () =>
+  inDirectory((dir) => {
+    writeDataset(dir, SHARDS);
+    const dataset = openDataset(dir); // 3 tokens of val, 6 bytes
+    assertEquals(bitsPerByte(4 * Math.log(2), dataset), 2);
+    for (const val_bytes of [undefined, 0]) {
+      assertEquals(bitsPerByte(1, { ...dataset, val_bytes }), undefined);
+    }
+    const meta = JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`));
+    for (const val of [undefined, {}, { bytes: "6" }]) {
+      Deno.writeTextFileSync(`${dir}/meta.json`, JSON.stringify({ ...meta, val }));
+      assertEquals(openDataset(dir).val_bytes, undefined);
+    }
+  }));
 
 Deno.test("openDataset() refuses what prepare has not finished", () =>
   inDirectory((dir) => {

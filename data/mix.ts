@@ -90,6 +90,7 @@ function mixOf(data_dir: string, parts: Part[]): Mix {
     eot,
     train: datasets.flatMap(({ train }) => train),
     val: datasets.flatMap(({ val }) => val),
+    val_bytes: sumOfAll(datasets.filter(({ val }) => val.length > 0).map(({ val_bytes }) => val_bytes)),
     sha256: Object.fromEntries(
       datasets.flatMap(({ dir, sha256 }) =>
         Object.entries(sha256).map(([file, hash]) => [`${dir}/${file}`, hash])
@@ -97,6 +98,14 @@ function mixOf(data_dir: string, parts: Part[]): Mix {
     ),
     parts,
   };
+}
+
+/** The sum, undefined where one of them is. */
+function sumOfAll(values: (number | undefined)[]): number | undefined {
+  return values.reduce<number | undefined>(
+    (sum, value) => sum === undefined || value === undefined ? undefined : sum + value,
+    0,
+  );
 }
 
 /** Ids of both datasets have to mean the same. */

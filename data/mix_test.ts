@@ -57,6 +57,14 @@ Deno.test("openData() joins datasets to one whose checksums cover all of them", 
   });
 });
 
+Deno.test("openData() knows the bytes of a mix where those of each part with a val split are known", () => {
+  const bytes: Record<string, number> = { "data/a": 30, "data/b": 12 };
+  const open = (dir: string) => fake(dir, { val_bytes: bytes[dir], ...dir === "data/d" && { val: [] } });
+  assertEquals(openData("data/a:3,data/b:1", open).val_bytes, 42);
+  assertEquals(openData("data/a:3,data/d:1", open).val_bytes, 30);
+  assertEquals(openData("data/a:3,data/c:1", open).val_bytes, undefined);
+});
+
 Deno.test("openData() takes a name with a colon or a comma for a directory if there is one", () => {
   const dir = Deno.makeTempDirSync();
   try {

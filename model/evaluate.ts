@@ -1,4 +1,5 @@
 // How good a model is: its loss on the validation split, and a text that it writes.
+import { bitsPerByte } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { oneLine } from "../base/visible.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
@@ -11,14 +12,19 @@ import type { Read } from "./progress.ts";
 import type { Parts, Run } from "./run.ts";
 
 /**
- * Measures the val_loss of a step, over eval_batches batches of the val split. Where a rank is asked to stop meanwhile there is
+ * Measures the val_loss and val_bpb of a step, over eval_batches batches of the val split. Where a rank is asked to stop meanwhile there is
  * none, and the run ends.
  */
 export async function evaluate(run: Run, val: Loader, done: Read): Promise<void> {
   const { config: { eval_batches }, stop, progress } = run;
   const val_loss = await meanLoss(run, val, eval_batches, () => stop.agree());
-  if (val_loss === undefined) progress.stopping = true;
-  else done.val_loss = done.metrics.val_loss = val_loss;
+  if (val_loss === undefined) {
+    progress.stopping = true;
+    return;
+  }
+  const val_bpb = bitsPerByte(val_loss, run.dataset);
+  done.val_loss = val_loss;
+  Object.assign(done.metrics, { val_loss, ...val_bpb !== undefined && { val_bpb } });
 }
 
 /**
@@ -54,7 +60,11 @@ export async function evaluateAll(parts: Parts): Promise<void> {
   for (const text of await takeChoices(parts)) console.error(`warning: ${oneLine(text)}`);
   const val = parts.val!, mean = await meanLoss(parts, val, Infinity);
   if (mean === undefined || parts.ranks.rank > 0) return;
-  console.log(`val loss ${mean.toFixed(6)} over ${val.n_windows} windows of ${parts.c.block_size} tokens`);
+  const bpb = bitsPerByte(mean, parts.dataset),
+    bits = bpb === undefined ? "" : `, ${bpb.toFixed(6)} bits per byte,`;
+  console.log(
+    `val loss ${mean.toFixed(6)}${bits} over ${val.n_windows} windows of ${parts.c.block_size} tokens`,
+  );
 }
 
 /** Has the model write a text, on the first rank. The others go on: of a signal that comes meanwhile they hear in the next step. */

@@ -2,7 +2,7 @@
 import { formatCount, formatFlops, formatSeconds } from "../base/format.ts";
 import loam from "../deno.json" with { type: "json" };
 import type { Values } from "../base/flags.ts";
-import type { Assumed, Dataset } from "../data/bins.ts";
+import { type Assumed, bitsPerByte, type Dataset } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
@@ -150,6 +150,9 @@ export function dataLines(
   const lines = [`data ${dataFacts(dataset)}`];
   if (config.eval_interval === 0) return lines;
   if (val === undefined) return [...lines, "no val split: val_loss is not computed"];
+  if (bitsPerByte(0, dataset) === undefined) {
+    lines.push("val_bpb is not computed: the dataset does not say how many bytes of text its val split has");
+  }
   const { eval_batches, batch_size, block_size } = config, wanted = eval_batches * batch_size;
   if (val.n_windows < wanted) {
     lines.push(
@@ -202,7 +205,7 @@ export class StepLines {
   }
 
   /**
-   * "step  220/3000 | loss 1.5562 | val 1.6102 | norm 0.48 | 28,731 tok/s | 38% MFU, 89 GFLOP/s | 58 min left" after a step
+   * "step  220/3000 | loss 1.5562 | val 1.6102, 0.9843 bpb | norm 0.48 | 28,731 tok/s | 38% MFU, 89 GFLOP/s | 58 min left" after a step
    * that was added: loss, norm, speed and MFU of all steps since the line before. A step whose loss or norm is not finite counts as
    * skipped, and in the means only where there is no other.
    */
@@ -214,15 +217,16 @@ export class StepLines {
   }
 
   /** The same in between: the next line still has these steps. */
-  text({ step, loss, grad_norm, val_loss, mfu, skipped }: StepMetrics): string {
+  text({ step, loss, grad_norm, val_loss, val_bpb, mfu, skipped }: StepMetrics): string {
     const { max_iters, before, evaluates, flops_per_token } = this.run, { steps, ...sums } = this.#finite;
     const tokens_per_sec = this.#tokens / this.#seconds, rate = formatFlops(flops_per_token * tokens_per_sec);
+    const bpb = val_bpb === undefined ? "" : `, ${val_bpb.toFixed(4)} bpb`;
     const seconds = (this.now() - this.#begun_ms) / 1000,
       left = seconds * (max_iters - step) / (step - before);
     const cells = [
       `step ${String(step).padStart(String(max_iters).length)}/${max_iters}`,
       `loss ${(steps > 0 ? sums.loss / steps : loss).toFixed(4)}`,
-      ...(evaluates ? [val_loss === undefined ? "".padEnd(10) : `val ${val_loss.toFixed(4)}`] : []),
+      ...(evaluates ? [val_loss === undefined ? "".padEnd(10) : `val ${val_loss.toFixed(4)}${bpb}`] : []),
       `norm ${(steps > 0 ? sums.grad_norm / steps : grad_norm).toFixed(2)}`,
       `${formatCount(tokens_per_sec)} tok/s`,
       `${mfu === null ? "MFU n/a" : `${(100 * this.#peak / this.#seconds).toFixed(0)}% MFU`}, ${rate}`,

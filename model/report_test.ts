@@ -55,6 +55,7 @@ Deno.test("StepLines.line() has the means since the last line, of time where it 
     lines.line(step(12, 1, 1, 200, null)),
     / \| 5,000 tok\/s {2}\| MFU n\/a, 10 GFLOP\/s {2}\| 2 s$/,
   ); // what it took
+  assertMatch(lines.text({ ...third, val_bpb: 0.98765 }), / \| val 2\.0000, 0\.9877 bpb \| /);
 });
 
 Deno.test("StepLines counts the time left from the steps of this process, and has no val where none is computed", () => {

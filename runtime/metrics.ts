@@ -21,6 +21,7 @@ export type StepMetrics = {
   memory_bytes: number; // CPU: resident set of the process; GPU: peak allocated
   skipped: number; // updates skipped so far because loss or norm was not finite
   val_loss?: number; // mean over the evaluation windows, where evaluated
+  val_bpb?: number; // the same in bits per byte of text, where the dataset says its bytes
   ranks?: { step_ms: number[]; memory_bytes: number[] }; // of several, in steps that have a line of log.txt: of the step before, or of the one before that
 };
 
@@ -300,6 +301,7 @@ function scalars(m: StepMetrics): Record<string, number> {
   return {
     "loss/train": m.loss,
     ...(m.val_loss === undefined ? {} : { "loss/val": m.val_loss }),
+    ...(m.val_bpb === undefined ? {} : { "loss/val_bpb": m.val_bpb }),
     "optimizer/lr": m.lr,
     "optimizer/grad_norm": m.grad_norm,
     "optimizer/skipped": m.skipped,

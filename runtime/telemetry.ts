@@ -6,6 +6,7 @@ import type { StepMetrics } from "./metrics.ts";
 const GAUGES = {
   loss: ["loam.loss", "1"],
   val_loss: ["loam.val_loss", "1"],
+  val_bpb: ["loam.val_bits_per_byte", "1"],
   lr: ["loam.learning_rate", "1"],
   grad_norm: ["loam.grad_norm", "1"],
   tokens_per_sec: ["loam.tokens_per_second", "{token}/s"],

@@ -23,7 +23,7 @@ Deno.test("several runs are told apart by ?run=, the first is meant without", as
   assertEquals(first, {
     health: { level: "warn", text: "Stopped after step 3 of 1,000; no checkpoint was saved" },
     ...{ name: "a", state: "stopped", error: null, started: FACTS.started, step: 3, max_iters: 1000 },
-    ...{ loss, val_loss: null, tokens_per_sec, eta_s: null, preset: "tiny" },
+    ...{ loss, val_loss: null, val_bpb: null, tokens_per_sec, eta_s: null, preset: "tiny" },
   });
   assertEquals([runs[1]?.name, runs[1]?.state], ["b", "finished"]);
   for (const [path, run] of [["/stats", "a"], ["/stats?run=a", "a"], ["/stats?run=b", "b"]] as const) {

@@ -20,7 +20,7 @@ const USAGE = `List runs with step, loss, speed and state, the latest last
   deno task runs                 those in runs/
   deno task runs /mnt/runs       those in other directories`;
 
-const HEAD = ["run", "state", "step", "loss", "val loss", "tok/s", "left", "preset", "started"];
+const HEAD = ["run", "state", "step", "loss", "val loss", "bpb", "tok/s", "left", "preset", "started"];
 
 /** The command line: prints a table, or a JSON object. */
 export async function main(args: string[]): Promise<void> {
@@ -70,6 +70,7 @@ function row(run: RunSummary): string[] {
     `${run.step}/${run.max_iters ?? "?"}`,
     number(run.loss, 4),
     number(run.val_loss, 4),
+    number(run.val_bpb, 4),
     run.tokens_per_sec === null ? "-" : formatCount(run.tokens_per_sec),
     run.eta_s === null ? "-" : formatSeconds(run.eta_s),
     run.preset ?? "-",

@@ -31,7 +31,7 @@ function writeRun(name: string, started: string, steps: number, max_iters: numbe
     tokens: 100 * (i + 1),
     tokens_per_sec: 12345.6,
     step_ms: 10,
-    ...(i === steps - 1 ? { val_loss: 4.25 } : {}),
+    ...(i === steps - 1 ? { val_loss: 4.25, val_bpb: 1.5 } : {}),
   }));
   Deno.writeTextFileSync(`${run}/metrics.jsonl`, lines.map((line) => JSON.stringify(line) + "\n").join(""));
 }
@@ -43,9 +43,42 @@ Deno.test("main() lists runs by when they started, with what became of them", as
   const [head, first, second, ...more] = (await printed(dir)).split("\n").map((line) =>
     line.trim().split(/ {2,}/)
   );
-  assertEquals(head, ["run", "state", "step", "loss", "val loss", "tok/s", "left", "preset", "started"]);
-  const b = [`${dir}/b`, "finished", "20/20", "3.1000", "4.2500", "12,346", "-", "tiny", "2026-01-01 10:00"];
-  const a = [`${dir}/a`, "stopped", "3/20", "4.8000", "4.2500", "12,346", "-", "tiny", "2026-02-01 10:00"];
+  assertEquals(head, [
+    "run",
+    "state",
+    "step",
+    "loss",
+    "val loss",
+    "bpb",
+    "tok/s",
+    "left",
+    "preset",
+    "started",
+  ]);
+  const b = [
+    `${dir}/b`,
+    "finished",
+    "20/20",
+    "3.1000",
+    "4.2500",
+    "1.5000",
+    "12,346",
+    "-",
+    "tiny",
+    "2026-01-01 10:00",
+  ];
+  const a = [
+    `${dir}/a`,
+    "stopped",
+    "3/20",
+    "4.8000",
+    "4.2500",
+    "1.5000",
+    "12,346",
+    "-",
+    "tiny",
+    "2026-02-01 10:00",
+  ];
   assertEquals([first, second, more], [b, a, []]);
 });
 

@@ -50,6 +50,9 @@ const LOSS = maybe(number("Mean training cross entropy of the last step, nats a 
 const VAL_LOSS = maybe(
   number("Mean cross entropy over the evaluation windows when last measured, nats a token"),
 );
+const VAL_BPB = maybe(
+  number("The same in bits per byte of text; null where the dataset does not say its bytes"),
+);
 const SPEED = maybe(number("Tokens per second in the last step"));
 const STARTED = maybe(text("When the process began that trains the run, or trained it last; ISO 8601"));
 const AGE_S = number("Seconds since the last step was written");
@@ -88,6 +91,7 @@ const STATS = object({
     }, "Mean loss of the last tenth of the steps against the tenth before; null before 50 steps"),
   ),
   val_loss: VAL_LOSS,
+  val_bpb: VAL_BPB,
   best_val_loss: maybe(number("The least val_loss so far")),
   best_step: maybe(whole("Step of best_val_loss")),
   lr: maybe(number("Learning rate of the last step")),
@@ -145,6 +149,7 @@ const RUNS = object({
     max_iters: MAX_ITERS,
     loss: LOSS,
     val_loss: VAL_LOSS,
+    val_bpb: VAL_BPB,
     tokens_per_sec: SPEED,
     eta_s: ETA_S,
     preset: maybe(text("Preset that it was configured with")),

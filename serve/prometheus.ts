@@ -39,6 +39,12 @@ const METRICS: Metric[] = [
     value: (s) => s.val_loss,
   },
   {
+    name: "loam_validation_bits_per_byte",
+    type: "gauge",
+    help: "The same in bits per byte of text.",
+    value: (s) => s.val_bpb,
+  },
+  {
     name: "loam_best_validation_loss",
     type: "gauge",
     help: "The least so far.",

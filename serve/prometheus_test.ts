@@ -55,6 +55,7 @@ Deno.test("prometheusText() is read back as what was meant", async () => {
     families.find((family) => family.name === name)?.samples
       .find(({ labels }) => JSON.stringify(labels) === JSON.stringify({ run, ...more }))?.value;
   assertEquals(value("loam_steps_total", 'a "b" \\ c'), 25);
+  assertEquals(value("loam_validation_bits_per_byte", 'a "b" \\ c'), metricsAt(20).val_bpb);
   assertEquals(value("loam_step_duration_seconds", 'a "b" \\ c'), 0.1);
   assertEquals(value("loam_run_state", 'a "b" \\ c', { state: "stopped" }), 1);
   assertEquals(value("loam_run_state", 'a "b" \\ c', { state: "running" }), 0);

@@ -35,6 +35,7 @@ function withoutVerdict(run: Run): Omit<Stats, "health"> {
     loss: last("loss"),
     trend: trendOf(table),
     val_loss: table.lastValLoss,
+    val_bpb: table.lastValBpb,
     best_val_loss: table.best?.val_loss ?? null,
     best_step: table.best?.step ?? null,
     lr: last("lr"),
@@ -60,10 +61,10 @@ function withoutVerdict(run: Run): Omit<Stats, "health"> {
 /** A run in a list of runs. */
 export function summaryOf(run: Run): RunSummary {
   const { state, error, health, started, ended_at, ...stats } = statsOf(run);
-  const { step, max_iters, loss, val_loss, tokens_per_sec, eta_s } = stats;
+  const { step, max_iters, loss, val_loss, val_bpb, tokens_per_sec, eta_s } = stats;
   return {
     ...{ name: run.name, state, error, health, started, ended_at, step, max_iters, loss, val_loss },
-    ...{ tokens_per_sec, eta_s, preset: text(run.config.preset) },
+    ...{ val_bpb, tokens_per_sec, eta_s, preset: text(run.config.preset) },
   };
 }
 

@@ -34,6 +34,7 @@ Deno.test("statsOf() says all there is to know of a run", async () => {
     tokens: 51_200,
     loss: last.loss,
     val_loss: evaluated.val_loss!,
+    val_bpb: evaluated.val_bpb!,
     best_val_loss: evaluated.val_loss!,
     best_step: 20,
     lr: last.lr,

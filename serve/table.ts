@@ -16,6 +16,8 @@ export class Table {
   best: { step: number; val_loss: number } | null = null;
   /** The last val_loss, nats a token. */
   lastValLoss: number | null = null;
+  /** The same in bits per byte of text, where that is known. */
+  lastValBpb: number | null = null;
   /** What its ranks said last; null of a run that has one. */
   ranks: RanksSeen | null = null;
   #recent: Line[] = [];
@@ -34,6 +36,7 @@ export class Table {
     KEYS.forEach((key, i) => this.#columns[i]![this.length] = row[key] === null ? Infinity : row[key] ?? NaN);
     this.length++;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
+    this.lastValBpb = row.val_bpb ?? this.lastValBpb;
     this.ranks = ranksOf(row) ?? this.ranks;
     const line = { step: row.step, text };
     this.#recent.push(line);

@@ -57,6 +57,15 @@ Deno.test("Table takes null for what was not finite, and does not take it for th
   assertEquals([table.last("loss"), table.lastValLoss, table.best?.step], [Infinity, 3, 1]);
 });
 
+Deno.test("Table knows the last val_bpb, null where there is none", () => {
+  const table = new Table();
+  table.append(line(1, { val_loss: 3 }));
+  assertEquals(table.lastValBpb, null);
+  table.append(line(2, { val_loss: 3, val_bpb: 1.5 }));
+  table.append(line(3));
+  assertEquals([table.lastValBpb, [...table.column("val_bpb")]], [1.5, [NaN, 1.5, NaN]]);
+});
+
 Deno.test("Table knows the best evaluation, the first of equal ones", () => {
   const table = new Table();
   for (const [i, val_loss] of [5, 3, 4, 3].entries()) table.append(line(i + 1, { val_loss }));

@@ -24,7 +24,7 @@ export const FACTS: RunFacts = {
 
 /** A line of metrics.jsonl: a loss that falls, evaluated every tenth step. */
 export function metricsAt(step: number): StepMetrics {
-  const val_loss = step % 10 === 0 ? { val_loss: lossAt(step) + 0.1 } : {};
+  const val_loss = step % 10 === 0 ? { val_loss: lossAt(step) + 0.1, val_bpb: (lossAt(step) + 0.1) / 3 } : {};
   return {
     step,
     loss: lossAt(step),

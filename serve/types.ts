@@ -21,6 +21,7 @@ export const KEYS = [
   "memory_bytes",
   "skipped",
   "val_loss",
+  "val_bpb",
   "elapsed_s",
 ] as const;
 /** The name of such a column. */
@@ -68,6 +69,7 @@ export type Stats = {
   loss: number | null; // nats a token, as are the next two
   trend: Trend | null; // of the loss
   val_loss: number | null; // the last one measured
+  val_bpb: number | null; // the same in bits per byte of text
   best_val_loss: number | null;
   best_step: number | null;
   lr: number | null;
@@ -102,6 +104,7 @@ export type RunSummary =
     | "max_iters"
     | "loss"
     | "val_loss"
+    | "val_bpb"
     | "tokens_per_sec"
     | "eta_s"
   >

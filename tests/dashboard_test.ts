@@ -61,7 +61,11 @@ test("the dashboard says how the run is, how fast it is and when it ends", async
   assertMatch(await view.text("eta"), /^1 min \d+ s left$/); // 700 steps of 0.1 s
   assertMatch(await view.text("ends"), /^ends \d\d:\d\d$/);
   assertMatch(await view.text("loss-note"), /^↓ \d+\.\d% in 30 steps$/);
-  assertEquals(await view.text("val-loss-note"), `best ${(1.1 + 4 / Math.sqrt(300)).toFixed(4)} at step 300`);
+  const best = 1.1 + 4 / Math.sqrt(300);
+  assertEquals(
+    await view.text("val-loss-note"),
+    `best ${best.toFixed(4)} at step 300 · ${(best / 3).toFixed(4)} bits/byte`,
+  );
   assertEquals(await view.text("sample"), "Once upon a time");
   assertMatch(
     await view.text("health"),
@@ -254,7 +258,7 @@ test("the dashboard shows each step as it is done, and the curves grow", async (
     await view.page.locator("#step", { hasText: String(step) }).waitFor();
     await view.drawn(step);
   }
-  assertMatch(await view.text("val-loss-note"), /at step 110$/);
+  assertMatch(await view.text("val-loss-note"), /at step 110 · /);
   assert(await picture(view.page, "loss") !== before);
   run.sample(110, "A new text");
   await view.page.getByText("A new text").waitFor({ timeout: 2000 });

@@ -101,7 +101,7 @@ Deno.test("weights that model/llama.ts has more are saved, loaded, resumed to th
 
   const last = metrics(whole).at(-1)!.val_loss!;
   const all = await succeedIn(edited, "train", `--resume=${whole}`, "--eval_only");
-  assertStringIncludes(all, `val loss ${last.toFixed(6)} over `);
+  assertStringIncludes(all, `val loss ${last.toFixed(6)}, `);
   assert((await succeedIn(edited, "sample", "--device=cpu", `--checkpoint=${whole}`)).length > 10);
 
   for (const [task, flag] of [["sample", `--checkpoint=${whole}`], ["train", `--resume=${whole}`]] as const) {

@@ -49,7 +49,7 @@ Deno.test("train --init_from begins with the weights and the shape of a director
   const all = await succeed("train", `--resume=${out}`, "--eval_only");
   const same = ["--eval_only", `--init_from=${out}`, `--data_dir=${data}`, ...FLAGS, "--block_size=16"];
   assertEquals(await succeed("train", ...same), all);
-  assertMatch(all, /^val loss \d\.\d{6} over \d+ windows of 16 tokens\n$/);
+  assertMatch(all, /^val loss \d\.\d{6}, \d\.\d{6} bits per byte, over \d+ windows of 16 tokens\n$/);
 });
 
 Deno.test("train --init_from --dry_run says what will be trained, and checks all weights", async () => {

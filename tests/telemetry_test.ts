@@ -59,7 +59,13 @@ Deno.test("OTEL_DENO=true sends a gauge for each metric of a step", async () => 
       "loam.skipped",
       "loam.step",
     ],
-    ...["loam.step.duration", "loam.tokens", "loam.tokens_per_second", "loam.val_loss"],
+    ...[
+      "loam.step.duration",
+      "loam.tokens",
+      "loam.tokens_per_second",
+      "loam.val_bits_per_byte",
+      "loam.val_loss",
+    ],
   ]);
   const last = JSON.parse(Deno.readTextFileSync(`${out}/metrics.jsonl`).trimEnd().split("\n").at(-1)!);
   const { unit, gauge } = found.get("loam.tokens_per_second")!;

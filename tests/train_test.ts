@@ -42,7 +42,7 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
   ];
   for (const m of lines) {
     const evaluated = m.step! % 3 === 0 || m.step === 7;
-    assertEquals(Object.keys(m), evaluated ? [...always, "val_loss"] : always);
+    assertEquals(Object.keys(m), evaluated ? [...always, "val_loss", "val_bpb"] : always);
     assert(Object.values(m).every(Number.isFinite), JSON.stringify(m));
     assertEquals([m.tokens, m.skipped], [m.step! * 4 * 16 * 2, 0]);
     assertAlmostEquals(m.tokens_per_sec!, 4 * 16 * 2 / (m.step_ms! / 1000), 1e-6 * m.tokens_per_sec!);
@@ -59,7 +59,7 @@ Deno.test("train writes metrics, a log, its configuration and checkpoints", asyn
   assertEquals(Deno.readTextFileSync(`${out}/log.txt`), stdout);
   assertMatch(
     stdout,
-    /^step 3\/7 \| loss \d\.\d{4} \| val \d\.\d{4} \| norm \S+ +\| \S+ tok\/s +\| \d+% MFU, [\d.]+ GFLOP\/s +\| \d+ s left$/m,
+    /^step 3\/7 \| loss \d\.\d{4} \| val \d\.\d{4}, \d\.\d{4} bpb \| norm \S+ +\| \S+ tok\/s +\| \d+% MFU, [\d.]+ GFLOP\/s +\| \d+ s left$/m,
   );
   assertMatch(
     stdout,
@@ -237,10 +237,14 @@ Deno.test("--eval_only prints the loss over the whole val split, computed here o
   const before = list(out), stdout = await succeed("train", `--resume=${out}`, "--eval_only");
   assertEquals(await succeed("train", `--resume=${out}`, "--eval_only"), stdout);
   assertEquals(list(out), before);
-  const [, loss, windows] = /^val loss (\d\.\d{6}) over (\d+) windows of 16 tokens\n$/.exec(stdout)!;
+  const [, loss, bpb, windows] =
+    /^val loss (\d\.\d{6}), (\d\.\d{6}) bits per byte, over (\d+) windows of 16 tokens\n$/.exec(stdout)!;
   const expected = lossOfSplit(out, data);
   assertEquals(Number(windows), expected.windows);
   assertAlmostEquals(Number(loss), expected.loss, 2e-6);
+  const shard = openDataset(data).val[0]!, tokens = readTokens(shard, 0, shard.tokens);
+  const bytes = tokens.filter((id) => id < 256).length; // of the tokenizer "bytes" a token is one, or the end of a document
+  assertAlmostEquals(Number(bpb), expected.loss / Math.LN2 * tokens.length / bytes, 2e-6);
 });
 
 /** Mean cross entropy over the val split from logits, window by window, with the softmax in float64. */

@@ -12,7 +12,7 @@
  *   run: string, state: State, error: string | null, health: Health, trend: Trend | null, started: string | null, ended_at: string | null, age_s: number,
  *   device: string | null, model: string | null,
  *   step: number, max_iters: number | null, epoch: number | null, tokens: number | null, loss: number | null,
- *   val_loss: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
+ *   val_loss: number | null, val_bpb: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
  *   grad_norm: number | null, tokens_per_sec: number | null, step_ms: number | null, mfu: number | null,
  *   memory_bytes: number | null, memory: Record<string, number> | null, skipped: number, elapsed_s: number,
  *   ranks: { slowest: number, step_ms: number[], memory_bytes: number[] } | null,

@@ -63,7 +63,8 @@ function showTiles(stats) {
   showTrend(isLost ? null : stats.trend); // a loss that is lost does not fall
   setText("val-loss", loss(stats.val_loss));
   const best = `best ${loss(stats.best_val_loss)} at step ${integer(stats.best_step)}`;
-  setText("val-loss-note", isKnown(stats.best_val_loss) ? best : "");
+  const bits = isKnown(stats.val_bpb) ? ` · ${loss(stats.val_bpb)} bits/byte` : "";
+  setText("val-loss-note", isKnown(stats.best_val_loss) ? best + bits : "");
   setText("speed", integer(stats.tokens_per_sec));
   setText("speed-note", isKnown(stats.step_ms) ? `${stepTime(stats.step_ms)} a step` : "");
   setText("mfu", percent(stats.mfu));
