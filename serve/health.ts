@@ -33,6 +33,7 @@ const OVERFITTED = 0.02; // relative, of a validation loss above its best
 const SPIKE = 5, WINDOW = 1000; // times the median of so many steps, at most
 const RECENT = 20; // steps whose speed counts as the present one
 const SLOWER = 0.8, FASTER = 1.25; // of the median
+const SLOW_RANK = 1.2; // times what the middle one of the others takes
 const SAMPLED = 500; // steps, evenly spread, that stand for all
 const TAIL = 0.02; // of the values at either end, that a mean leaves out
 
@@ -47,7 +48,7 @@ export function verdictOf(facts: Facts, table: Table): Verdict {
     ...trendClause(facts, table),
     ...validation(facts, table),
     ...spikes(table),
-    ...state === "running" ? speed(table) : [],
+    ...state === "running" ? [...speed(table), ...slowRank(table)] : [],
     ...unread(facts),
     ...timeLeft(facts),
   ];
@@ -183,6 +184,21 @@ function speed(table: Table): Clause[] {
   if (now < SLOWER * usual) return [{ level: "warn", text: `speed is ${change} below ${of}` }];
   if (now > FASTER * usual) return [{ level: "good", text: `speed is ${change} above ${of}` }];
   return [{ level: "good", text: `speed is near ${of}` }];
+}
+
+/** A rank that takes longer than the others, which wait for it, in each of the last lines that say so. */
+function slowRank({ ranks }: Table): Clause[] {
+  const slowest = ranks[0]?.slowest;
+  if (slowest === undefined || ranks.length < FEWEST) return [];
+  const factors = ranks.map(({ step_ms }) =>
+    step_ms[slowest]! / median(Float64Array.from(step_ms.filter((_, rank) => rank !== slowest)))
+  );
+  const least = Math.min(...factors);
+  if (!(least > SLOW_RANK)) return [];
+  return [{
+    level: "warn",
+    text: `the other ranks wait for rank ${slowest}, whose own work takes ${percent(least - 1)} longer`,
+  }];
 }
 
 function unread({ bad_lines }: Facts): Clause[] {

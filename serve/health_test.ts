@@ -6,6 +6,7 @@ import { metricsAt } from "./testing.ts";
 type Line = Omit<ReturnType<typeof metricsAt>, "loss" | "grad_norm"> & {
   loss: number | null;
   grad_norm: number | null;
+  ranks: { step_ms: number[]; memory_bytes: number[] };
 };
 
 const wobble = (step: number) => 0.01 * (step % 3 - 1);
@@ -113,6 +114,18 @@ Deno.test("verdictOf() holds the speed against its median; a single slow step is
   assertStringIncludes(about({}, (step) => step === 990 ? { tokens_per_sec: 10 } : {}), "good Healthy");
   const fast = (step: number) => step > 970 ? { tokens_per_sec: 30_720 } : {};
   assertStringIncludes(about({}, fast), "speed is 50.0% above its median");
+});
+
+Deno.test("verdictOf() names a rank that the others wait for, where it is slow in each of the last lines", () => {
+  const said = (...step_ms: number[]) => ({ ranks: { step_ms, memory_bytes: step_ms.map(() => 1e9) } });
+  const slow = () => said(100, 102, 135, 98);
+  const text = "the other ranks wait for rank 2, whose own work takes 35.0% longer";
+  assertStringIncludes(about({}, slow), `warn Worth a look: ${text}; `);
+  assertStringIncludes(about({}, () => said(131, 100)), "wait for rank 0, whose own work takes 31.0% longer");
+  assertStringIncludes(about({}, () => said(100, 102, 115, 98)), "good Healthy");
+  assertStringIncludes(about({}, (step) => step === 998 ? said(100, 100, 100, 100) : slow()), "good Healthy");
+  assertStringIncludes(about({}, (step) => step > 996 ? slow() : {}), "good Healthy"); // too few lines
+  assertEquals(about({ state: "stopped" }, slow).includes(text), false);
 });
 
 Deno.test("verdictOf() names what is bad alone, the worst first", () => {

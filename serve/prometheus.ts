@@ -1,7 +1,7 @@
 // GET /metrics: the runs in Prometheus' text format, base units throughout.
 import { statsOf } from "./stats.ts";
 import type { Run } from "./runs.ts";
-import { type RanksSeen, STATES, type Stats } from "./types.ts";
+import { type RanksSeen, STATES, type Stats, type Verdict } from "./types.ts";
 
 /** A metric; value gives null where a run does not know it. */
 type Metric = {
@@ -107,6 +107,8 @@ const METRICS: Metric[] = [
   },
 ];
 
+const LEVELS: Verdict["level"][] = ["good", "warn", "bad"];
+
 /** A metric of each rank of a run. */
 type RankMetric = Omit<Metric, "value"> & { values: (ranks: RanksSeen) => number[] };
 
@@ -151,8 +153,16 @@ export function prometheusText(runs: Run[]): string {
   const states = stats.flatMap((s) =>
     STATES.flatMap((state) => sample("loam_run_state", { run: s.run, state }, Number(s.state === state)))
   );
-  const help = "Whether the run is in this state: 1 for one of them, else 0.";
-  return [...blocks, ...ofRanks, block({ name: "loam_run_state", type: "gauge", help }, states)].join("");
+  const levels = stats.flatMap(({ run, health }) =>
+    LEVELS.flatMap((level) => sample("loam_run_health", { run, level }, Number(health.level === level)))
+  );
+  const oneOf = (name: string, what: string, samples: string[]) =>
+    block({ name, type: "gauge", help: `Whether the run ${what}: 1 for one of them, else 0.` }, samples);
+  const ofRuns = [
+    oneOf("loam_run_state", "is in this state", states),
+    oneOf("loam_run_health", "does so well, as the sentence of /stats says", levels),
+  ];
+  return [...blocks, ...ofRanks, ...ofRuns].join("");
 }
 
 /** The lines of a metric; none where no run knows its value. */

@@ -59,6 +59,8 @@ Deno.test("prometheusText() is read back as what was meant", async () => {
   assertEquals(value("loam_step_duration_seconds", 'a "b" \\ c'), 0.1);
   assertEquals(value("loam_run_state", 'a "b" \\ c', { state: "stopped" }), 1);
   assertEquals(value("loam_run_state", 'a "b" \\ c', { state: "running" }), 0);
+  assertEquals(value("loam_run_health", 'a "b" \\ c', { level: "warn" }), 1); // it was stopped
+  assertEquals(value("loam_run_health", 'a "b" \\ c', { level: "good" }), 0);
   assertEquals(value("loam_steps_total", "other"), 0);
   assertEquals(value("loam_loss", "other"), undefined); // not known, so not there
 });

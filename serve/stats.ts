@@ -45,7 +45,7 @@ function withoutVerdict(run: Run): Omit<Stats, "health"> {
     mfu: last("mfu"),
     memory_bytes: last("memory_bytes"),
     memory: numbers(facts.memory),
-    ranks: table.ranks,
+    ranks: table.ranks[0] ?? null,
     skipped: last("skipped") ?? 0,
     elapsed_s: last("elapsed_s") ?? 0,
     eta_s: eta_s(run),

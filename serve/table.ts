@@ -5,6 +5,7 @@ import { type Key, KEYS, type RanksSeen } from "./types.ts";
 export type Line = { step: number; text: string };
 
 const RECENT = 500; // lines kept as text, for clients that connect again
+const RECENT_OF_RANKS = 5; // what ranks said in so many lines tells a slow one from a slow step
 
 /** Rows of metrics in order of their steps. A value that is missing is NaN; one that was not finite, Infinity. */
 export class Table {
@@ -18,8 +19,8 @@ export class Table {
   lastValLoss: number | null = null;
   /** The same in bits per byte of text, where that is known. */
   lastValBpb: number | null = null;
-  /** What its ranks said last; null of a run that has one. */
-  ranks: RanksSeen | null = null;
+  /** What its ranks said last, the newest first; nothing of a run that has one. */
+  ranks: RanksSeen[] = [];
   #recent: Line[] = [];
   #columns = KEYS.map(() => new Float64Array(1024));
 
@@ -37,7 +38,8 @@ export class Table {
     this.length++;
     if (row.val_loss !== undefined && row.val_loss !== null) this.#evaluated(row.step, row.val_loss);
     this.lastValBpb = row.val_bpb ?? this.lastValBpb;
-    this.ranks = ranksOf(row) ?? this.ranks;
+    const ranks = ranksOf(row);
+    if (ranks) this.ranks = [ranks, ...this.ranks].slice(0, RECENT_OF_RANKS);
     const line = { step: row.step, text };
     this.#recent.push(line);
     if (this.#recent.length >= 2 * RECENT) this.#recent = this.#recent.slice(-RECENT);

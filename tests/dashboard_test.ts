@@ -494,6 +494,27 @@ test("the dashboard finds a variable with / and explains itself with ?", async (
   assertEquals(await page.locator("#help").isVisible(), false);
 });
 
+test("the dashboard lists the ranks of a run, which is slowest, and that the others wait for it", async () => {
+  const ranks = { step_ms: [90, 121.5, 88], memory_bytes: [3e9, 1e9, 2e9] };
+  using run = new FakeRun(10, { metrics: (step) => ({ ...metricsAt(step), ranks }) });
+  run.start(10);
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(10);
+  await view.page.keyboard.press("/");
+  await view.page.keyboard.type("rank");
+  assertEquals(await view.page.locator("#config tr:visible").allInnerTexts(), [
+    "Ranks",
+    "rank 0\t90 ms · 3.00 GB",
+    "rank 1, the slowest\t122 ms · 1.00 GB",
+    "rank 2\t88 ms · 2.00 GB",
+  ]);
+  assertStringIncludes(
+    await view.text("health"),
+    "the other ranks wait for rank 1, whose own work takes 35.0% longer",
+  );
+});
+
 test("the dashboard asks for the token and keeps it", async () => {
   using run = new FakeRun(100);
   await using server = serve({ runs: [run.run()], token: TOKEN });
