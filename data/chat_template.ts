@@ -1,0 +1,275 @@
+// Renders conversations with a tokenizer's own chat template, as transformers' apply_chat_template() does, and says which of
+// the text the assistant wrote. Jinja itself is the library @huggingface/jinja.
+import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
+import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
+import { isObject } from "../base/json.ts";
+
+/** One turn of a conversation. What else it has, such as tool_calls, goes to the template as it is. */
+export type Message = { role: string; content: string; [more: string]: unknown };
+
+/** What a template may know besides the messages. */
+export type RenderOptions = {
+  /** Whether the text ends with the beginning of an answer, for a model to go on from. */
+  add_generation_prompt?: boolean;
+  /** JSON schemas of the functions that the assistant may call. */
+  tools?: unknown[];
+  /** The time that the template's strftime_now() tells: now, if nothing else is said. */
+  now?: Date;
+};
+
+/** A part of a text: from its first character to the one behind its last. */
+export type TextSpan = [from: number, to: number];
+
+/** A rendered conversation, and what in it the assistant wrote. */
+export type Rendered = { text: string; spans: TextSpan[] };
+
+/**
+ * ChatML, for a tokenizer without a template of its own. Its end-of-text token stands in the place of <|im_end|>, so that every
+ * program stops at the end of an answer; <|im_start|> is text like any other where it is no token of the vocabulary.
+ */
+export const DEFAULT_TEMPLATE =
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}" +
+  "{% if message['role'] == 'assistant' %}" +
+  "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}" +
+  "{% else %}{{ message['content'] + eos_token }}{% endif %}{{ '\\n' }}{% endfor %}" +
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/** The names under which templates find special tokens in tokenizer_config.json. */
+const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/** What marks the beginning and the end of the assistant's words in a text: noncharacters, which no text has. */
+const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
+
+const GENERATION_TAG = /\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}/g;
+
+/** A chat template, parsed. */
+export class ChatTemplate {
+  /** The Jinja text. */
+  readonly source: string;
+  readonly #name: string;
+  readonly #program: ReturnType<typeof parse>;
+  readonly #marks: boolean;
+  readonly #specialTokens: Record<string, string>;
+
+  /**
+   * specialTokens: bos_token, eos_token and the like, as they are written. name: what errors call it. Throws UserError if the
+   * source is no Jinja.
+   */
+  constructor(source: string, specialTokens: Record<string, string>, name = "the chat template") {
+    this.source = source;
+    this.#name = name;
+    this.#specialTokens = specialTokens;
+    const tags = Array.from(
+      source.matchAll(GENERATION_TAG),
+      ([, , end]) => end === undefined ? "begin" : "end",
+    );
+    this.#marks = tags.length > 0;
+    if (tags.some((tag, i) => tag !== (i % 2 === 0 ? "begin" : "end")) || tags.length % 2 === 1) {
+      throw new UserError(
+        `Cannot use ${name}: its {% generation %} and {% endgeneration %} do not alternate`,
+      );
+    }
+    try {
+      this.#program = parse(tokenize(withMarks(source), { trim_blocks: true, lstrip_blocks: true }));
+    } catch (error) {
+      throw new UserError(`Cannot use ${name}: it is not the Jinja of chat templates: ${reasonOf(error)}`);
+    }
+  }
+
+  /**
+   * The template of a tokenizer's directory: chat_template.jinja, or else what tokenizer_config.json has, or else ChatML. Throws
+   * UserError if it is no Jinja.
+   */
+  static read(dir: string): ChatTemplate {
+    const file = `${dir}/chat_template.jinja`, path = `${dir}/tokenizer_config.json`;
+    const config = isFile(path) ? readConfig(path) : {};
+    const tokens = specialTokensOf(config);
+    if (isFile(file)) return new ChatTemplate(Deno.readTextFileSync(file), tokens, `"${file}"`);
+    const source = templateOf(config, path);
+    if (source !== undefined) return new ChatTemplate(source, tokens, `the chat_template of "${path}"`);
+    return new ChatTemplate(DEFAULT_TEMPLATE, tokens, "loam's own chat template");
+  }
+
+  /** Whether the template tells the date or the time, so that its text is another one every day. */
+  get hasTime(): boolean {
+    return this.source.includes("strftime_now");
+  }
+
+  /** The text of a conversation. Throws UserError with the template's own reason if it refuses the messages. */
+  render(messages: Message[], options: RenderOptions = {}): string {
+    return this.#run(messages, options, "", "");
+  }
+
+  /**
+   * The text of a conversation, and what of it the assistant wrote: what is between {% generation %} and {% endgeneration %}, or
+   * where the template has none, what each of the assistant's messages adds behind the generation prompt. Throws UserError with
+   * the template's own reason if it refuses the messages, and where a message adds nothing that could be found.
+   */
+  renderWithSpans(messages: Message[], options: RenderOptions = {}): Rendered {
+    if (this.#marks) return readMarks(this.#run(messages, options, BEGIN, END));
+    const text = this.render(messages, options), spans: TextSpan[] = [];
+    for (const [i, { role }] of messages.entries()) {
+      if (role === "assistant") spans.push(this.#turnOf(messages, i, text, options));
+    }
+    return { text, spans };
+  }
+
+  /** Where message i is in the text of all: it begins behind the prompt for it. */
+  #turnOf(messages: Message[], i: number, text: string, options: RenderOptions): TextSpan {
+    const refused = `Cannot find message ${i + 1} in what ${this.#name} makes of the conversation`;
+    const advice =
+      "put {% generation %} and {% endgeneration %} around the assistant's words in the template";
+    const before = this.render(messages.slice(0, i), { ...options, add_generation_prompt: true });
+    if (!text.startsWith(before)) {
+      throw new UserError(`${refused}: the text before it changes with what follows; ${advice}`);
+    }
+    // A template may leave out of an earlier turn what the last one has, such as its thoughts: the rest of the turn, with which
+    // the text of the messages up to it ends, is then what the whole text goes on with.
+    const upTo = this.render(messages.slice(0, i + 1), { ...options, add_generation_prompt: false });
+    for (let from = before.length; from < upTo.length; from++) {
+      const turn = upTo.slice(from);
+      if (text.startsWith(turn, before.length) && turn.trim() !== "") {
+        return [before.length, before.length + turn.length];
+      }
+    }
+    throw new UserError(`${refused}: its own text changes with what follows; ${advice}`);
+  }
+
+  #run(messages: Message[], options: RenderOptions, begin: string, end: string): string {
+    const environment = new Environment(), now = options.now ?? new Date();
+    const variables = {
+      ...GLOBALS,
+      strftime_now: (format: string) => strftime(now, format),
+      ...this.#specialTokens,
+      messages,
+      tools: options.tools ?? null,
+      documents: null,
+      add_generation_prompt: options.add_generation_prompt ?? false,
+      loam_begin: begin,
+      loam_end: end,
+    };
+    for (const [name, value] of Object.entries(variables)) environment.set(name, value);
+    try {
+      return (new Interpreter(environment).run(this.#program) as unknown as { value: string }).value;
+    } catch (error) {
+      throw new UserError(`Cannot render a conversation: ${this.#name} says: ${reasonOf(error)}`);
+    }
+  }
+}
+
+/** What every template may use. The names of Python's constants are in both spellings, as in Jinja. */
+const GLOBALS = {
+  true: true,
+  True: true,
+  false: false,
+  False: false,
+  none: null,
+  None: null,
+  range,
+  raise_exception(message: string) {
+    throw new Error(message);
+  },
+};
+
+/** Python's range(). */
+function range(first: number, second?: number, step = 1): number[] {
+  const [from, to] = second === undefined || second === null ? [0, first] : [first, second];
+  if (step === 0) throw new RangeError("the step of range() is 0");
+  const length = Math.max(0, Math.ceil((to - from) / step));
+  return Array.from({ length }, (_, i) => from + i * step);
+}
+
+/** The template with variables in the places of the tags, which act on the blanks around them as the tags do. */
+function withMarks(source: string): string {
+  return source.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
+    return `{%${left} if true %}{{ ${end === undefined ? "loam_begin" : "loam_end"} }}{% endif ${right}%}`;
+  });
+}
+
+/** Takes the marks out of a text. */
+function readMarks(marked: string): Rendered {
+  const spans: TextSpan[] = [];
+  let text = "", at = 0;
+  for (;;) {
+    const begin = marked.indexOf(BEGIN, at), end = marked.indexOf(END, begin + BEGIN.length);
+    if (begin < 0 || end < 0) return { text: text + marked.slice(at), spans };
+    text += marked.slice(at, begin);
+    const from = text.length;
+    text += marked.slice(begin + BEGIN.length, end);
+    if (spans.at(-1)?.[1] === from) spans.at(-1)![1] = text.length;
+    else if (text.length > from) spans.push([from, text.length]);
+    at = end + END.length;
+  }
+}
+
+function reasonOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+function readConfig(path: string): Record<string, unknown> {
+  let json: unknown;
+  try {
+    json = JSON.parse(Deno.readTextFileSync(path));
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+    throw new UserError(`Cannot read "${path}": ${error.message}`);
+  }
+  if (isObject(json)) return json;
+  throw new UserError(
+    `Cannot read "${path}": it is ${JSON.stringify(json).slice(0, 40)}, should be an object`,
+  );
+}
+
+/** A token is a text, or an object with the text in `content`. */
+function specialTokensOf(config: Record<string, unknown>): Record<string, string> {
+  return Object.fromEntries(SPECIAL.flatMap((name) => {
+    const value = config[name], text = isObject(value) ? value.content : value;
+    return typeof text === "string" ? [[name, text]] : [];
+  }));
+}
+
+/** chat_template is a text, or a list of them with names. */
+function templateOf({ chat_template }: Record<string, unknown>, path: string): string | undefined {
+  if (chat_template === undefined || chat_template === null) return undefined;
+  if (typeof chat_template === "string") return chat_template;
+  const named = Array.isArray(chat_template)
+    ? chat_template.find(({ name }) => name === "default")
+    : undefined;
+  if (typeof named?.template === "string") return named.template;
+  throw new UserError(
+    `Cannot use "${path}": its chat_template is ${
+      JSON.stringify(chat_template).slice(0, 40)
+    }, should be a text, or a list with one of name "default"`,
+  );
+}
+
+const MONTHS = ["January", "February", "March", "April", "May", "June", "July"].concat(
+  ["August", "September", "October", "November", "December"],
+);
+const DAYS = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+
+/** Python's strftime() for what templates ask for. */
+function strftime(date: Date, format: string): string {
+  const two = (n: number) => String(n).padStart(2, "0");
+  const month = MONTHS[date.getMonth()]!,
+    day = DAYS[date.getDay()]!,
+    values: Record<string, string> = {
+      Y: String(date.getFullYear()),
+      m: two(date.getMonth() + 1),
+      d: two(date.getDate()),
+      B: month,
+      b: month.slice(0, 3),
+      A: day,
+      a: day.slice(0, 3),
+      H: two(date.getHours()),
+      M: two(date.getMinutes()),
+      S: two(date.getSeconds()),
+      "%": "%",
+    };
+  return format.replace(/%(.)/g, (code, letter: string) => {
+    const value = values[letter];
+    if (value === undefined) throw new RangeError(`strftime_now() does not know ${code}`);
+    return value;
+  });
+}
