@@ -116,17 +116,16 @@ export {
 export {
   AdamW,
   type AdamWOptions,
-  cosineSchedule,
   type Exchange,
   type OfRank,
   type OfRanks,
   Parameters,
   type Piece,
   type Range,
-  type Schedule,
   type Slot,
   type StepResult,
 } from "./runtime/optim.ts";
+export { type CosineSchedule, cosineSchedule, learningRate, type Schedule } from "./runtime/schedule.ts";
 export { Inputs } from "./runtime/inputs.ts";
 export {
   type Family,

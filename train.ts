@@ -24,7 +24,7 @@ import { Stop } from "./model/stop.ts";
 import { resolveCheckpoint } from "./runtime/checkpoint.ts";
 import { tapeListing } from "./runtime/debug.ts";
 import { Saver } from "./runtime/saver.ts";
-import { cosineSchedule } from "./runtime/optim.ts";
+import { learningRate, SCHEDULES } from "./runtime/schedule.ts";
 import { backward, beginMasks, endStep } from "./runtime/tape.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
@@ -56,8 +56,10 @@ export const variables = {
 
   // optimizer
   learning_rate: 3e-4, // highest, after the warm-up
-  min_lr: 3e-5, // where the cosine ends
+  schedule: "cosine", // how it falls after that: cosine, wsd (stable, then a line in the last cooldown_iters), linear, constant
+  min_lr: 3e-5, // where it ends
   warmup_iters: 2000, // steps in which it rises from 0
+  cooldown_iters: 0, // of wsd; 0 = a fifth of max_iters
   max_iters: 100_000, // steps in all
   beta1: 0.9, // decay of Adam's mean of gradients
   beta2: 0.95, // and of their squares
@@ -110,7 +112,8 @@ export type TrainConfig = typeof variables;
 const ranges: Ranges<TrainConfig> = {
   ...each(whole(1), "block_size", "batch_size", "max_iters"),
   ...each(whole(1), "head_chunk", "eval_batches", "keep_checkpoints"),
-  ...each(whole(0), "seed", "warmup_iters", "max_skipped", "sample_tokens", "dist_timeout_s"),
+  ...each(whole(0), "seed", "max_skipped", "sample_tokens", "dist_timeout_s"),
+  ...each(whole(0), "warmup_iters", "cooldown_iters"),
   ...each(whole(0), "log_interval", "eval_interval", "sample_interval", "save_interval"),
   ...each(whole(1, 2 ** 20), "n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"),
   ...each(whole(0, 2 ** 20), "head_dim", "n_inner", "ranks"),
@@ -123,6 +126,7 @@ const ranges: Ranges<TrainConfig> = {
   threads: whole(0, 1024),
   zero_stage: whole(0, 1),
   serve_port: whole(0, 65535),
+  schedule: SCHEDULES,
   attention: ["", "auto", "portable", "hopper"],
   recompute: RECOMPUTE,
   bf16_gemm: ["auto", "true", "false"],
@@ -162,7 +166,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
       return "stopped";
     }
     const own = progress.arrive(step + 1);
-    await optimizer.stepTogether(cosineSchedule(step, config), ranks, stop.wish(left === 0), own);
+    await optimizer.stepTogether(learningRate(step, config), ranks, stop.wish(left === 0), own);
     const done = await progress.after(step + 1);
     if (progress.isLeftOut) break;
     step++;

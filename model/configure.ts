@@ -7,6 +7,7 @@ import { chooseDevice } from "../ffi/library.ts";
 import { type Ranges, readFlags, requireRanges, type Values } from "../base/flags.ts";
 import { readTrainerState } from "../runtime/trainer_state.ts";
 import { requireIdle } from "../runtime/metrics.ts";
+import { cooldownOf, learningRate, type Schedule } from "../runtime/schedule.ts";
 import type { World } from "../dist/world.ts";
 import { requireDevice } from "./device.ts";
 import { directoryOf } from "./download.ts";
@@ -15,7 +16,7 @@ import type { LlamaConfig } from "./llama.ts";
 import { type Larger, largerBatches, type PresetName, presets } from "./presets.ts";
 
 /** The variables that configure() itself reads; train.ts has more. */
-export type RunVariables = Values & {
+export type RunVariables = Values & Schedule & {
   preset: string;
   resume: string;
   init_from: string;
@@ -37,8 +38,6 @@ export type RunVariables = Values & {
   block_size: number;
   rope_theta: number;
   norm_eps: number;
-  learning_rate: number;
-  min_lr: number;
   eval_interval: number;
   sample_interval: number;
   save_interval: number;
@@ -92,6 +91,7 @@ export function configure<T extends RunVariables>(
     }
     const config = { ...defaults, ...saved, ...NOT_KEPT, ...overrides };
     if (!config.eval_only && !config.dry_run) requireNewest(checkpoint, resume);
+    requireSameCooldown(checkpoint, saved, config);
     return { config: check({ ...config, out_dir: runOfCheckpoint(resume) }), checkpoint, isChunkGiven: true };
   }
   if (overrides.eval_only && !overrides.init_from) {
@@ -205,6 +205,26 @@ function requireNewest(checkpoint: string, resume: string): void {
   );
 }
 
+/**
+ * A wsd schedule is made longer before its cooldown, never amid it: its rate would jump. The rate of the last step done is to be
+ * the same with the number of steps that the run had and with that which it gets.
+ */
+function requireSameCooldown(checkpoint: string, saved: Schedule, config: Schedule): void {
+  if (saved.schedule !== "wsd" || config.schedule !== "wsd") return;
+  const { step } = readTrainerState(checkpoint), { max_iters, cooldown_iters } = saved;
+  const before = { ...config, max_iters, cooldown_iters };
+  const rate = (s: Schedule) => Number(learningRate(step - 1, s).toPrecision(3));
+  if (rate(before) === rate(config)) return;
+  const begins = (s: Schedule) => `at step ${s.max_iters - cooldownOf(s)} of ${s.max_iters}`;
+  throw new UserError(
+    `Cannot resume ${checkpoint}: its cooldown begins ${begins(before)}, now ${begins(config)}, and after ` +
+      `step ${step} the learning rate would jump from ${rate(before)} to ${
+        rate(config)
+      }; leave max_iters and ` +
+      `cooldown_iters as they were, or begin a run with --init_from=${checkpoint}`,
+  );
+}
+
 function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world_size: number): T {
   requireRanges(config, ranges);
   if (config.head_dim === 0 && config.n_embd % config.n_head !== 0) {
@@ -219,7 +239,19 @@ function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world
         `than ${2 ** 24}; use --gradient_accumulation_steps for larger batches`,
     );
   }
-  if (config.min_lr > config.learning_rate) {
+  const { schedule, warmup_iters, cooldown_iters, max_iters } = config, cooldown = cooldownOf(config);
+  if (cooldown_iters > 0 && schedule !== "wsd") {
+    throw new UserError(
+      `Cannot use cooldown_iters ${cooldown_iters} with schedule ${schedule}: only wsd has a cooldown; set --schedule=wsd, or leave it out`,
+    );
+  }
+  if (schedule === "wsd" && warmup_iters + cooldown > max_iters) {
+    throw new UserError(
+      `Cannot use cooldown_iters ${cooldown}: with warmup_iters ${warmup_iters} that is more than max_iters ${max_iters}; set ` +
+        "--warmup_iters or --cooldown_iters lower",
+    );
+  }
+  if (config.min_lr > config.learning_rate && schedule !== "constant") {
     throw new UserError(
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
     );

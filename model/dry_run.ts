@@ -9,6 +9,7 @@ import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
 import { type DeviceSettings, openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
+import { plotSchedule, type Schedule } from "../runtime/schedule.ts";
 import { describeTrained } from "./trained.ts";
 import { dataFacts } from "./report.ts";
 import {
@@ -26,7 +27,7 @@ import {
 import type { Larger } from "./presets.ts";
 
 /** What --dry_run reads of the variables of train.ts. */
-export type DryRunSettings = StepSettings & DeviceSettings & {
+export type DryRunSettings = StepSettings & DeviceSettings & Schedule & {
   device: string;
   block_size: number;
   init_from: string;
@@ -74,6 +75,8 @@ export async function dryRun<T extends DryRunSettings>(
       (flops * step / 1e12).toFixed(2)
     } TFLOP a step of ${step} tokens`,
   );
+  row("rate", `${s.schedule} schedule, by steps`);
+  console.log(plotSchedule(s, terminalWidth() - 7).join("\n").replaceAll(/^/gm, "       "));
   if (reason) row("chosen", reason);
   const act = wanted === "cpu" ? "f32" : "bf16", shared = planShared(c, s, act);
   row("memory", `on ${wanted}, by kind${world_size > 1 ? `, of one of ${world_size} ranks` : ""}`);
@@ -97,6 +100,11 @@ export async function dryRun<T extends DryRunSettings>(
     const text = tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : "";
     row("batch", data.placeOf(window) + text);
   }
+}
+
+/** Columns to draw in; 80 where it is not a terminal, or one that does not say. */
+function terminalWidth(): number {
+  return Deno.stdout.isTerminal() && Deno.consoleSize().columns || 80;
 }
 
 function tryToOpen(s: DryRunSettings): { description: string } | { error: unknown } {

@@ -1,4 +1,4 @@
-// Parameters in flat buffers, AdamW over them, gradient clipping, the learning-rate schedule.
+// Parameters in flat buffers, AdamW over them, gradient clipping.
 import { createHash } from "node:crypto";
 import * as k from "../ffi/kernels.ts";
 import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
@@ -461,15 +461,4 @@ function stepResult(control: Float32Array, world_size: number): StepResult {
     updates: control[CONTROL.updates]!,
     stopping: control[CONTROL.stopping]!,
   };
-}
-
-/** Settings of cosineSchedule(). */
-export type Schedule = { learning_rate: number; min_lr: number; warmup_iters: number; max_iters: number };
-
-/** Learning rate of a step (from 0): linear warm-up over warmup_iters, then half a cosine down to min_lr at max_iters. */
-export function cosineSchedule(step: number, s: Schedule): number {
-  if (step < s.warmup_iters) return s.learning_rate * (step + 1) / s.warmup_iters;
-  if (step >= s.max_iters) return s.min_lr;
-  const progress = (step - s.warmup_iters) / Math.max(1, s.max_iters - s.warmup_iters);
-  return s.min_lr + 0.5 * (1 + Math.cos(Math.PI * progress)) * (s.learning_rate - s.min_lr);
 }

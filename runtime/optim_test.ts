@@ -1,7 +1,7 @@
 import { assert, assertAlmostEquals, assertEquals, assertNotEquals } from "@std/assert";
 import * as k from "../ffi/kernels.ts";
 import { copyToHost, device } from "../ffi/library.ts";
-import { AdamW, type AdamWOptions, cosineSchedule, Parameters, type StepResult } from "./optim.ts";
+import { AdamW, type AdamWOptions, Parameters, type StepResult } from "./optim.ts";
 import * as ref from "./testing_reference.ts";
 import { readSafetensors, toFloat32 } from "./safetensors.ts";
 import { take } from "./memory.ts";
@@ -496,29 +496,6 @@ Deno.test("init_normal() is normal over a million numbers", () => {
 function correlation(a: Float32Array, b: Float32Array): number {
   return a.reduce((sum, x, i) => sum + x * b[i]!, 0) / a.length;
 }
-
-// ---- schedule
-
-Deno.test("cosineSchedule() warms up, falls along half a cosine and stays at the minimum", () => {
-  const s = { learning_rate: 1, min_lr: 0.1, warmup_iters: 10, max_iters: 110 };
-  const expected: [number, number][] = [[0, 0.1], [4, 0.5], [9, 1], [10, 1], [60, 0.55], [110, 0.1], [
-    10_000,
-    0.1,
-  ]];
-  for (const [step, rate] of expected) {
-    assertAlmostEquals(cosineSchedule(step, s), rate, 1e-12, `step ${step}`);
-  }
-  assertAlmostEquals(cosineSchedule(35, s), 0.1 + 0.45 * (1 + Math.SQRT1_2), 1e-12); // a quarter of the way
-});
-
-Deno.test("cosineSchedule() works without warm-up and without decay", () => {
-  const none = { learning_rate: 1, min_lr: 0.1, warmup_iters: 0, max_iters: 10 };
-  assertEquals(cosineSchedule(0, none), 1);
-  const constant = { learning_rate: 1, min_lr: 1, warmup_iters: 2, max_iters: 5 };
-  assertEquals([0, 1, 2, 4, 5, 9].map((step) => cosineSchedule(step, constant)), [0.5, 1, 1, 1, 1, 1]);
-  const warmupOnly = { learning_rate: 1, min_lr: 0.1, warmup_iters: 5, max_iters: 5 };
-  assertEquals([4, 5].map((step) => cosineSchedule(step, warmupOnly)), [1, 0.1]);
-});
 
 // ---- several ranks
 

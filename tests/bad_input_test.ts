@@ -73,6 +73,11 @@ const mistakes: [string, string][] = [
     "--learning_rate=1e-5",
     "Cannot use min_lr 0.0003: it is above learning_rate 0.00001, which falls to it; set --min_lr too",
   ],
+  ["--schedule=cos", "Cannot use --schedule=cos: it should be cosine, wsd, linear or constant"],
+  [
+    "--cooldown_iters=5",
+    "Cannot use cooldown_iters 5 with schedule cosine: only wsd has a cooldown; set --schedule=wsd, or leave it out",
+  ],
   ["--eps=0", "Cannot use --eps=0: it should be a number of at least 1e-30"],
   ["--beta1=1", "Cannot use --beta1=1: it should be a number from 0 to 0.999999"],
   ["--seed=1.5", "Cannot use --seed=1.5: it should be a whole number of at least 0"],

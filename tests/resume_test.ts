@@ -84,6 +84,31 @@ Deno.test("a run that is killed again and again, also while it saves, ends with 
   assertEquals(list(`${killed}/checkpoints`), ["step_000059", "step_000060"]); // nothing half-written is left
 });
 
+Deno.test("a wsd run is made longer before its cooldown, bit by bit, and not amid it", async () => {
+  const whole = freshPath(), parts = freshPath();
+  const wsd = ["--schedule=wsd", "--cooldown_iters=4", "--save_interval=6", "--keep_checkpoints=9"];
+  const given = await flags(...wsd);
+  await succeed("train", `--out_dir=${whole}`, ...given, "--max_iters=18");
+  await succeed("train", `--out_dir=${parts}`, ...given, "--max_iters=12"); // its cooldown begins after step 8
+  assertEquals(losses(parts).slice(0, 9), losses(whole).slice(0, 9));
+  const checkpoint = (step: number) => `${parts}/checkpoints/${checkpointOf(step)}`;
+  assertStringIncludes(
+    await refuse("train", `--resume=${parts}`, "--max_iters=18"),
+    `Cannot resume ${
+      checkpoint(12)
+    }: its cooldown begins at step 8 of 12, now at step 14 of 18, and after step 12 ` +
+      "the learning rate would jump from 0.00272 to 0.01; leave max_iters and cooldown_iters as they were, or begin a run with " +
+      `--init_from=${checkpoint(12)}`,
+  );
+  Deno.removeSync(checkpoint(12), { recursive: true });
+  assertStringIncludes(
+    await refuse("train", `--resume=${parts}`, "--max_iters=7"),
+    "its cooldown begins at step 8 of 12, now at step 3 of 7, and after step 6 the learning rate would jump",
+  );
+  await succeed("train", `--resume=${parts}`, "--max_iters=18");
+  assertSameRun(parts, whole);
+});
+
 function leftovers(run: string): string[] {
   return list(`${run}/checkpoints`).filter((name) => name.startsWith(".tmp_"));
 }

@@ -291,6 +291,10 @@ Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batc
   assertAlmostEquals(table.get("optimizer")!, 8 * parameters / 1000, 1);
   assertEquals(table.get("inputs"), 0.5);
   assert(table.get("step")! > 100, stdout);
+  assertMatch(
+    stdout,
+    /^rate {3}cosine schedule, by steps\n {7}0\.01 \| '+\.+\n {12}\|.*\n(.*\n)* {10}0 \|.*\n {13}1 +1000$/m,
+  );
   assertMatch(stdout, /^free {3}[\d.]+ [MG]B of [\d.]+ [MG]B \((the machine's memory|\S+ of cgroup \S+)\)$/m);
   assertMatch(stdout, /^speed {2}[\d,]+ tokens\/s, forward and backward$/m);
   const batch = Array.from(stdout.matchAll(/^batch {2}train_000000\.bin tokens \d+ to \d+: ".+"$/gm));
@@ -384,12 +388,12 @@ Deno.test("--help lists the variables with comments and the values of the preset
   const tiny = await succeed("train", "--help", "--device=cpu");
   assertMatch(
     tiny,
-    /^Train a Llama\n\n {2}deno task train .*\n\npresets\n {2}gpt-270m +322M .*\n(.*\n)+\nvariables, as tiny has them here\n\n {2}--preset=tiny .*\n(.*\n)+ {2}--min_lr=0\.0003 +where the cosine ends\n/,
+    /^Train a Llama\n\n {2}deno task train .*\n\npresets\n {2}gpt-270m +322M .*\n(.*\n)+\nvariables, as tiny has them here\n\n {2}--preset=tiny .*\n(.*\n)+ {2}--min_lr=0\.0003 +where it ends\n/,
   );
   const large = await succeed("train", "--preset=gpt-270m", "--n_layer=5", "--help");
   assertMatch(
     large,
-    /\nvariables, as gpt-270m has them here\n(.*\n)+ {2}--n_layer=5 .*\n(.*\n)+ {2}--min_lr=0\.00003 +where the cosine/,
+    /\nvariables, as gpt-270m has them here\n(.*\n)+ {2}--n_layer=5 .*\n(.*\n)+ {2}--min_lr=0\.00003 +where it ends/,
   );
   assertMatch(
     await succeed("sample", "--help"),
