@@ -155,6 +155,16 @@ export { type Mix, openData, type Part } from "./data/mix.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
 export { TokenBuffer } from "./data/tokenizers/token_buffer.ts";
 export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer.ts";
+export type { AddedToken } from "./data/tokenizers/added_tokens.ts";
+export type { Written } from "./data/tokenizers/types.ts";
+export {
+  ChatTemplate,
+  type Message,
+  type Rendered,
+  type RenderOptions,
+  type TextSpan,
+} from "./data/chat_template.ts";
+export { type EncodedConversation, RenderedEncoder } from "./data/tokenizers/rendered.ts";
 
 // As a program: the command line. A program that imports this module gets none of it.
 if (import.meta.main) {

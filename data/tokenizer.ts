@@ -2,6 +2,7 @@
 // Text never turns into a special token: "<|endoftext|>" inside a document is thirteen characters like any others.
 import { UserError } from "../base/errors.ts";
 import { isFile, lookedIn } from "../base/files.ts";
+import { specialTokens } from "./tokenizers/added_tokens.ts";
 import { byteLevelTokenizer } from "./tokenizers/byte_level.ts";
 import { byteLevelFiles } from "./tokenizers/byte_level_files.ts";
 import { ByteStrings } from "./tokenizers/byte_strings.ts";
@@ -52,6 +53,7 @@ function bytesTokenizer(): Tokenizer {
     vocab_size: 257,
     eot: 256,
     start: 256,
+    added: specialTokens(special),
     encodeUtf8(bytes, from, to, out) {
       out.reserve(to - from);
       out.ids.set(bytes.subarray(from, to), out.length);

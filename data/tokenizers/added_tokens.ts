@@ -10,6 +10,11 @@ export type AddedToken = {
   special: boolean;
 };
 
+/** Special tokens by how they are written, as added tokens. */
+export function specialTokens(ids: Record<string, number>): AddedToken[] {
+  return Object.entries(ids).map(([content, id]) => ({ id, content, special: true }));
+}
+
 /**
  * Added tokens with the ids that tokenizers gives them, whatever the file says: that of the token in the vocabulary, or else
  * the next one behind the vocabulary and the added tokens before it.

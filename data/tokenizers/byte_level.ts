@@ -1,4 +1,5 @@
 // What the tokenizers have in common whose tokens are byte strings: encoding piece by piece, and decoding.
+import type { AddedToken } from "./added_tokens.ts";
 import type { Bpe } from "./bpe.ts";
 import { beginning } from "./post_processor.ts";
 import type { Scanner } from "./scanners.ts";
@@ -16,6 +17,10 @@ export type EncodeSegment = (
 
 /** What makes a tokenizer whose tokens are byte strings. */
 export type ByteLevelOptions = Pick<Tokenizer, "name" | "vocab_size" | "eot" | "encodeUtf8" | "files"> & {
+  /** The tokens that are found where they are written out. */
+  added: readonly AddedToken[];
+  /** Whether text is brought to Unicode's form NFC first. */
+  composes?: boolean;
   /** The id that the tokenizer begins a text with by itself, undefined if there is none. */
   start: number | undefined;
   /** The bytes of an id below vocab_size: none for one that stands for nothing, the text of a special token. */
@@ -23,7 +28,9 @@ export type ByteLevelOptions = Pick<Tokenizer, "name" | "vocab_size" | "eot" | "
 };
 
 /** A tokenizer whose tokens are byte strings. */
-export function byteLevelTokenizer({ bytesOf, start, ...options }: ByteLevelOptions): Tokenizer {
+export function byteLevelTokenizer(
+  { bytesOf, start, added, composes = false, ...options }: ByteLevelOptions,
+): Tokenizer {
   const { vocab_size, eot } = options, nothing = new Uint8Array(0);
   const encode = (text: string) => encodeText(text, options.encodeUtf8);
 
@@ -43,6 +50,7 @@ export function byteLevelTokenizer({ bytesOf, start, ...options }: ByteLevelOpti
   return {
     ...options,
     ...beginning(start, { eot, encode }),
+    written: { added, composes, widthOf: (id) => checkedBytesOf(id).length },
     encode,
     stream,
     decode(ids) {

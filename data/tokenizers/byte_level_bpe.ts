@@ -52,6 +52,10 @@ export type ByteLevelBpe = {
   bytesOf(id: number): Uint8Array;
   /** The id of a token as it is written, undefined if there is none. */
   idOf(token: string): number | undefined;
+  /** The tokens that are found where they are written out. */
+  added: AddedToken[];
+  /** Whether text is brought to Unicode's form NFC first. */
+  composes: boolean;
 };
 
 /**
@@ -82,7 +86,8 @@ export function byteLevelBpe(file: TokenizerFile): ByteLevelBpe {
   encodeUtf8 = withAddedTokens(new AddedTokens(normalized), encodeUtf8);
   if (composes) encodeUtf8 = withNfc(encodeUtf8);
   encodeUtf8 = withAddedTokens(new AddedTokens(added.filter((token) => !token.normalized)), encodeUtf8);
-  return { ...decoding(tokens, others, added), encodeUtf8 };
+  const written = added.filter((token) => token.special || !token.normalized);
+  return { ...decoding(tokens, others, added), added: written, composes, encodeUtf8 };
 }
 
 /** Everything of the tokenizer but encoding. */
@@ -90,7 +95,7 @@ function decoding(
   tokens: ByteStrings,
   others: Map<number, string>,
   added: AddedToken[],
-): Omit<ByteLevelBpe, "encodeUtf8"> {
+): Omit<ByteLevelBpe, "encodeUtf8" | "added" | "composes"> {
   const names = new Map([...others, ...added.map(({ id, content }) => [id, content] as const)]);
   const bytes = new Map<number, Uint8Array>(), ids = new Map<string, number>(), utf8 = new TextEncoder();
   let vocab_size = tokens.length;

@@ -1,4 +1,5 @@
 // A tokenizer of single characters, as nanoGPT's first example has it.
+import { specialTokens } from "./added_tokens.ts";
 import { PLAIN_BPE } from "./byte_level_files.ts";
 import { UserError } from "../../base/errors.ts";
 import { byteLevelTokenizer } from "./byte_level.ts";
@@ -30,6 +31,7 @@ export function characterTokenizer(name: string, characters: readonly string[]):
     vocab_size: texts.length,
     eot,
     start: undefined, // nanoGPT's texts have no token between them
+    added: specialTokens({ [END_OF_TEXT]: eot }),
     bytesOf: (id) => texts[id]!,
     encodeUtf8(bytes, from, to, out) {
       out.reserve(to - from);

@@ -2,6 +2,7 @@
 // Mistral and Gemma. Their text is encoded by character_bpe.ts, and decoded by the library @huggingface/tokenizers, which also
 // encodes for what is like them but for a step or two. Its ids are those of Python's tokenizers here; for Unigram, WordPiece and
 // other normalizers they are not always (it breaks ties differently and has another Unicode).
+import { Buffer } from "node:buffer";
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { type AddedToken, withIds } from "./added_tokens.ts";
 import { encodeText, requireId } from "./byte_level.ts";
@@ -20,10 +21,12 @@ type Step = {
 };
 
 /** How the library encodes and decodes, and which ids it knows. */
-export type LibraryBpe = Pick<Tokenizer, "vocab_size" | "encode" | "encodeUtf8" | "decode" | "stream"> & {
-  /** The id of a token as it is written, undefined if there is none. */
-  idOf(token: string): number | undefined;
-};
+export type LibraryBpe =
+  & Pick<Tokenizer, "vocab_size" | "written" | "encode" | "encodeUtf8" | "decode" | "stream">
+  & {
+    /** The id of a token as it is written, undefined if there is none. */
+    idOf(token: string): number | undefined;
+  };
 
 /**
  * Reads a tokenizer.json of BPE over characters, and the tokenizer_config.json that belongs to it. Throws RangeError
@@ -52,11 +55,26 @@ export function libraryBpe(json: Json, config: Json): LibraryBpe {
 
   return {
     vocab_size,
+    written: { added, composes: false, widthOf: widths(vocab, vocab_size) },
     idOf: (token) => added.find(({ content }) => content === token)?.id ?? idOf(token),
     encode: (text) => encodeText(text, encodeUtf8),
     encodeUtf8,
     decode,
     stream: () => textStream(decode),
+  };
+}
+
+/** Bytes of text that an id stands for: "▁" is a blank, "<0x0A>" a byte. */
+function widths(vocab: Record<string, number>, vocab_size: number): (id: number) => number {
+  let bytes: Uint16Array | undefined;
+  return (id) => {
+    if (bytes === undefined) {
+      bytes = new Uint16Array(vocab_size);
+      for (const [token, id] of Object.entries(vocab)) {
+        bytes[id] = /^<0x[0-9A-F]{2}>$/.test(token) ? 1 : Buffer.byteLength(token.replaceAll("▁", " "));
+      }
+    }
+    return bytes[id] ?? 0;
   };
 }
 

@@ -1,5 +1,6 @@
 // OpenAI's encodings: gpt2 (r50k_base), cl100k and o200k, with the ids of tiktoken's encode_ordinary. Text is cut into pieces
 // by a scanner, each piece is byte-pair encoded; both work on UTF-8 bytes.
+import { specialTokens } from "./added_tokens.ts";
 import { Bpe } from "./bpe.ts";
 import { appendTo, byteLevelTokenizer, scanPieces } from "./byte_level.ts";
 import { byteLevelFiles, mergesOf } from "./byte_level_files.ts";
@@ -40,6 +41,7 @@ export async function tiktokenTokenizer(name: EncodingName): Promise<Tokenizer> 
     vocab_size,
     eot,
     start: eot,
+    added: specialTokens(special),
     encodeUtf8: appendTo(scanPieces([scannerOf(pattern)!], bpe)),
     bytesOf: (id) => id < tokens.length ? tokens.at(id) : specialBytes.get(id) ?? nothing,
     files: () => byteLevelFiles({ name, tokens, special, eot, merges: merges ??= mergesOf(tokens), pattern }),

@@ -1,4 +1,5 @@
 // What a tokenizer does, of whatever kind it is.
+import type { AddedToken } from "./added_tokens.ts";
 import type { TokenBuffer } from "./token_buffer.ts";
 
 /** Turns text into ids and back. */
@@ -11,6 +12,8 @@ export type Tokenizer = {
   readonly bos: number;
   /** Id of the end-of-text token, which ends every document; where it is bos too, one stands between two documents. */
   readonly eot: number;
+  /** What a text is encoded by in which special tokens are written out, as chat templates write them (rendered.ts). */
+  readonly written: Written;
   /** The ids of a text, without special tokens. A lone surrogate counts as U+FFFD. */
   encode(text: string): Uint32Array;
   /**
@@ -35,6 +38,16 @@ export type Tokenizer = {
    * bos nor eot.
    */
   files(start?: number): Record<string, string>;
+};
+
+/** How tokens are found where they are written out. */
+export type Written = {
+  /** The tokens that are looked for before the text between them is encoded. */
+  added: readonly AddedToken[];
+  /** Bytes of UTF-8 text that an id stands for. */
+  widthOf(id: number): number;
+  /** Whether text is brought to Unicode's form NFC first. */
+  composes: boolean;
 };
 
 /** Text that grows id by id; a character whose bytes come in several tokens is returned when it is whole. */

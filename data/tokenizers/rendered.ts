@@ -1,0 +1,116 @@
+// Encodes rendered conversations: their special tokens are written out in the text, and what the assistant wrote is known by its
+// place there. Gives the ids and the mask of transformers' apply_chat_template(), for which the text between special tokens is
+// encoded as ever.
+import { UserError } from "../../base/errors.ts";
+import type { Rendered } from "../chat_template.ts";
+import { AddedTokens } from "./added_tokens.ts";
+import { normalizeNfc } from "./nfc.ts";
+import { TokenBuffer } from "./token_buffer.ts";
+import type { Tokenizer } from "./types.ts";
+
+/** A conversation in tokens. */
+export type EncodedConversation = {
+  /** Its ids. */
+  ids: Uint32Array;
+  /** For each id 1 where it holds something that the assistant wrote, else 0. */
+  mask: Uint8Array;
+};
+
+/** Encodes rendered conversations with one tokenizer. */
+export class RenderedEncoder {
+  readonly #tokenizer: Tokenizer;
+  readonly #added: AddedTokens;
+  readonly #ids = new TokenBuffer();
+  #mask = new Uint8Array();
+  #bytes = new Uint8Array();
+
+  /** Throws UserError for a tokenizer whose special tokens take in the blanks around them, which is not done here. */
+  constructor(tokenizer: Tokenizer) {
+    const { name, written: { added } } = tokenizer;
+    for (const token of added) {
+      const flag = ["lstrip", "rstrip", "single_word"].find((flag) =>
+        (token as Record<string, unknown>)[flag]
+      );
+      if (flag === undefined) continue;
+      throw new UserError(
+        `Cannot encode conversations with "${name}": its token ${token.content} has ${flag}, should not have it`,
+      );
+    }
+    this.#tokenizer = tokenizer;
+    this.#added = new AddedTokens(added.map((token) => ({ ...token, special: false })));
+  }
+
+  /** The ids of a conversation and which of them are the assistant's: views that hold until the next call. */
+  encode({ text, spans }: Rendered): EncodedConversation {
+    const marks = spans.flat(), { composes } = this.#tokenizer.written;
+    let n = 0, at = 0;
+    const places = [...marks, text.length].map((mark) => { // in bytes
+      const part = text.slice(at, at = mark);
+      return n = this.#append(composes ? normalizeNfc(part) : part, n);
+    });
+    this.#ids.length = 0;
+    for (let from = 0; from < n;) {
+      const found = this.#added.any && this.#added.next(this.#bytes, from, n);
+      const { start, end, id } = this.#added, to = found ? start : n;
+      if (to > from) this.#encodeText(from, to, places);
+      if (found) this.#push(id, start, end, places);
+      from = found ? end : n;
+    }
+    const { ids, length } = this.#ids;
+    return { ids: ids.subarray(0, length), mask: this.#mask.subarray(0, length) };
+  }
+
+  /** Writes a text as UTF-8 to #bytes from n on; returns where it ends. */
+  #append(text: string, n: number): number {
+    if (n + 3 * text.length > this.#bytes.length) { // the most that it may take
+      const larger = new Uint8Array(2 * (n + 3 * text.length));
+      larger.set(this.#bytes.subarray(0, n));
+      this.#bytes = larger;
+    }
+    return n + utf8.encodeInto(text, this.#bytes.subarray(n)).written;
+  }
+
+  /** Encodes text in which no token is written out. */
+  #encodeText(from: number, to: number, places: number[]): void {
+    const ids = this.#ids, first = ids.length;
+    this.#tokenizer.encodeUtf8(this.#bytes, from, to, ids);
+    this.#reserve();
+    const { widthOf } = this.#tokenizer.written;
+    if (!places.some((place) => place > from && place < to)) {
+      this.#mask.fill(isIn(places, from, to), first, ids.length);
+      return;
+    }
+    let width = 0;
+    for (let i = first; i < ids.length; i++) width += widthOf(ids.ids[i]!);
+    let at = to - width; // before `from` where the tokenizer begins the text with a blank
+    for (let i = first; i < ids.length; i++) {
+      const end = at + widthOf(ids.ids[i]!);
+      this.#mask[i] = isIn(places, Math.max(at, from), end);
+      at = end;
+    }
+  }
+
+  #push(id: number, from: number, to: number, places: number[]): void {
+    this.#ids.push(id);
+    this.#reserve();
+    this.#mask[this.#ids.length - 1] = isIn(places, from, to);
+  }
+
+  /** Makes room in the mask for each id. */
+  #reserve(): void {
+    if (this.#mask.length >= this.#ids.length) return;
+    const larger = new Uint8Array(this.#ids.ids.length);
+    larger.set(this.#mask);
+    this.#mask = larger;
+  }
+}
+
+const utf8 = new TextEncoder();
+
+/** 1 where bytes [from, to) have one in common with a span: places are where these begin and end, in turn. */
+function isIn(places: number[], from: number, to: number): 0 | 1 {
+  for (let i = 0; i + 1 < places.length; i += 2) {
+    if (from < places[i + 1]! && to > places[i]!) return 1;
+  }
+  return 0;
+}
