@@ -97,11 +97,33 @@ export type Step = {
   isLast: boolean; // the text has ended
 };
 
-/** A text to give to step(), until end(). */
-export function begin(c: LlamaConfig, prompt: readonly number[], options: GenerateOptions & Telling): Text {
-  const cache = takeCache(c, Math.min(c.block_size, prompt.length + options.max_new_tokens));
-  const fresh = prompt.slice(-c.block_size);
+/**
+ * A text to give to step(), until end(). earlier: one that is not gone on with, and is given back: what the two have in common at
+ * their start is read from its cache.
+ */
+export function begin(
+  c: LlamaConfig,
+  prompt: readonly number[],
+  options: GenerateOptions & Telling,
+  earlier?: Text,
+): Text {
+  const room = Math.min(c.block_size, prompt.length + options.max_new_tokens);
+  const goesOn = earlier !== undefined && earlier.cache.room >= room;
+  if (earlier && !goesOn) end(c, earlier);
+  const cache = goesOn
+    ? { ...earlier.cache, pos: inCommon(c, prompt, earlier) }
+    : takeCache(c, Math.min(c.block_size, earlier ? 2 * room : room)); // more than that, for a text that grows
+  const fresh = prompt.slice(-c.block_size).slice(cache.pos);
   return { options, random: randomNumbers(options.seed), tokens: [...prompt], cache, fresh, written: 0 };
+}
+
+/** How many tokens at the start of a prompt a text has in its cache, but for the last one, whose logits are wanted. */
+function inCommon(c: LlamaConfig, prompt: readonly number[], { tokens, cache }: Text): number {
+  if (Math.max(prompt.length, tokens.length) > c.block_size) return 0; // the cache does not hold its start
+  const most = Math.min(cache.pos, prompt.length - 1);
+  let n = 0;
+  while (n < most && prompt[n] === tokens[n]) n++;
+  return n;
 }
 
 /** Gives back what a text holds. */

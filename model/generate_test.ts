@@ -16,6 +16,7 @@ import {
   type Order,
   randomNumbers,
   step,
+  type Text,
 } from "./generate.ts";
 import { forward, init, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
@@ -259,6 +260,34 @@ Deno.test("texts take caches of their own length, which are used again", () => {
   assertEquals(run(200), bytesOf(256));
   assertEquals(run(300), bytesOf(256) + bytesOf(512));
   assertEquals(run(10), bytesOf(256) + bytesOf(512));
+});
+
+Deno.test("a text that begins like an earlier one reads the rest alone, and is what it would be without it", () => {
+  const go = (prompt: number[], options: GenerateOptions, earlier?: Text) => {
+    const text = begin(config, prompt, options, earlier), read = text.fresh.length;
+    while (!step(model, config, [text])[0]!.isLast);
+    return { text, read, written: text.tokens.slice(prompt.length) };
+  };
+  const few = { ...greedy, max_new_tokens: 4 }, alone = (tokens: number[]) => go(tokens, few).written;
+  const first = go(prompt, few), answered = [...first.text.tokens, 7, 8]; // the last of them was drawn, and not read
+  const second = go(answered, few, first.text);
+  assertEquals([second.read, second.written], [3, alone(answered)]);
+  const other = [...answered.slice(0, 7), 9, ...answered.slice(7, 10)]; // the eighth differs
+  const third = go(other, few, second.text);
+  assertEquals([third.read, third.written], [4, alone(other)]);
+  const again = go(other, few, third.text); // of a text that is known the last token is read, for its logits
+  assertEquals([again.read, again.written], [1, third.written]);
+  const long = go(prompt, greedy, again.text); // goes past block_size: the cache no longer has its start
+  const after = go(prompt, few, long.text);
+  assertEquals([after.read, after.written], [prompt.length, first.written]);
+  end(config, after.text);
+});
+
+Deno.test("a text that outgrows its cache takes one of twice its length, and the old one is used again", () => {
+  const long: LlamaConfig = { ...config, block_size: 4096 }, options = { ...plain, max_new_tokens: 200 };
+  const small = begin(long, prompt, options), large = begin(long, Array(300).fill(1), options, small);
+  assertEquals([small.cache.room, large.cache.room, large.cache.pos], [256, 1024, 0]);
+  assertEquals(begin(long, prompt, options).cache.layers, small.cache.layers);
 });
 
 Deno.test("choose() gives the token that sorting gives, ties, zeros of both signs and extremes included", () => {

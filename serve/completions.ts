@@ -5,7 +5,7 @@ import { type CompletionRequest, misfit, parseRequest, type Prompt } from "./com
 import { MOST_TEXTS } from "../model/generate.ts";
 import type { Model, Order } from "./model.ts";
 import { Refusal } from "./refusal.ts";
-import { StopStrings } from "./stop.ts";
+import { StopStrings } from "../model/stop_strings.ts";
 import { joined, Told, type ToldTokens } from "./told.ts";
 
 /** stop: the model ended the text, or a stop string came; length: max_tokens are written. */

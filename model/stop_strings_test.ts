@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { StopStrings } from "./stop.ts";
+import { StopStrings } from "./stop_strings.ts";
 
 /** What comes through, piece by piece, and whether a stop string was found. */
 function pieces(stop: string[], texts: string[]): [string[], boolean] {
