@@ -3,7 +3,7 @@
 // One process with two threads and two processes with one thread each, under mpirun, train the same preset on the demo data by
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
 import { Hosts } from "./hosts.ts";
-import { lines as linesOf } from "./lines.ts";
+import { lines as linesOf } from "../base/lines.ts";
 import { median } from "./median.ts";
 import { reportHead, saveReport } from "./report.ts";
 import { runMain, UserError } from "../base/errors.ts";

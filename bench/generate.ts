@@ -15,7 +15,7 @@ import { configToHF } from "../model/hf_config.ts";
 import type { Llama, LlamaConfig } from "../model/llama.ts";
 import { writeSafetensors } from "../runtime/safetensors.ts";
 import { fixed, writeFloats } from "../runtime/tensor.ts";
-import { lines } from "./lines.ts";
+import { lines } from "../base/lines.ts";
 import { median } from "./median.ts";
 import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
 import { modelOf, type Shape, SHAPES } from "./shapes.ts";

@@ -9,7 +9,7 @@ import { readFlags } from "../base/flags.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
-import { lines } from "./lines.ts";
+import { lines } from "../base/lines.ts";
 import { modelOf } from "./shapes.ts";
 
 const WARMUP = 3; // steps before anything is timed; memory is allocated in the first

@@ -7,7 +7,7 @@
 import os from "node:os";
 import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
-import { lines } from "./lines.ts";
+import { lines } from "../base/lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";
 import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";

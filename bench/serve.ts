@@ -6,7 +6,7 @@ import { runMain, UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { FakeRun } from "../serve/testing.ts";
-import { lines } from "./lines.ts";
+import { lines } from "../base/lines.ts";
 import { median } from "./median.ts";
 import { reportHead, saveReport, warnOfLoad } from "./report.ts";
 

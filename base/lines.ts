@@ -1,4 +1,4 @@
-// Text lines from a stream of bytes: what the processes of a peer comparison say to each other.
+// Text lines from a stream of bytes: what a person types, and what programs say to each other.
 
 /** Yields each line of a stream without its line end. */
 export async function* lines(stream: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<string, void> {
