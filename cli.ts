@@ -31,6 +31,10 @@ const subcommands: Record<Name, { what: string; load: () => Main | Promise<Main>
     what: "Write text with a trained model",
     load: async () => (await import("./model/sample.ts")).main,
   },
+  chat: {
+    what: "Talk to a trained model in the terminal",
+    load: async () => (await import("./model/chat.ts")).main,
+  },
   export: {
     what: "Write a model for llama.cpp (GGUF) or transformers",
     load: async () => (await import("./model/export.ts")).main,

@@ -8,6 +8,7 @@ export const SUBCOMMANDS = [
   "download",
   "train",
   "sample",
+  "chat",
   "export",
   "serve",
   "runs",

@@ -1,7 +1,7 @@
 // A Llama as a checkpoint: which ranges of memory are which Hugging Face tensors, which files stand beside them, and back.
 import { basename } from "node:path";
 import type { Dataset } from "../data/bins.ts";
-import type { Tokenizer } from "../data/tokenizer.ts";
+import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { orMistake } from "../base/system_error.ts";
@@ -168,6 +168,19 @@ export function endsOf(directory: string, tokenizer: Pick<Tokenizer, "eot">): re
     );
   }
   return [tokenizer.eot];
+}
+
+/** The tokenizer in the directory of a model. Throws UserError, which says what cannot be done, where it is of another one. */
+export async function tokenizerFor(
+  doing: string,
+  directory: string,
+  { vocab_size }: LlamaConfig,
+): Promise<Tokenizer> {
+  const tokenizer = await openTokenizer(directory);
+  if (tokenizer.vocab_size <= vocab_size) return tokenizer;
+  throw new UserError(
+    `Cannot ${doing}: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${vocab_size}`,
+  );
 }
 
 /** A model in files: what its config.json says and where its weights are. */

@@ -14,11 +14,11 @@ import {
 import { help, type Ranges, readFlags, requireRanges } from "../base/flags.ts";
 import { formatBytes, formatCount } from "../base/format.ts";
 import { orMistake } from "../base/system_error.ts";
-import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
 import { runOfCheckpoint, writeModelFiles } from "../runtime/checkpoint.ts";
 import { type Dtype, type Entry, fromFloat32, toFloat32 } from "../runtime/safetensors.ts";
 import { json, readJson } from "../runtime/trainer_state.ts";
-import { endsOf, openModel, type StoredModel } from "./checkpoint.ts";
+import { endsOf, openModel, type StoredModel, tokenizerFor } from "./checkpoint.ts";
 import {
   type Architecture,
   ARCHITECTURES,
@@ -99,12 +99,7 @@ async function openSource(path: string): Promise<Source> {
       `Cannot export ${directory}: it has no tokenizer.json, without which nobody can give it text; put that of its data there`,
     );
   }
-  const tokenizer = await openTokenizer(directory);
-  if (tokenizer.vocab_size > config.vocab_size) {
-    throw new UserError(
-      `Cannot export: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
-    );
-  }
+  const tokenizer = await tokenizerFor("export", directory, config);
   const tensors = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) }));
   requireWeights(directory, stored.weights, tensors, config);
   return { ...stored, json, tokenizer, tensors };

@@ -1,9 +1,8 @@
 // deno task sample: writes text with a trained model to stdout, token by token. Everything else goes to stderr.
-import { openTokenizer } from "../data/tokenizer.ts";
 import { runMain, UserError } from "../base/errors.ts";
 import { visible } from "../base/visible.ts";
 import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
-import { endsOf, loadModel, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
+import { endsOf, loadModel, tokenizerFor, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { generateAll } from "./generate.ts";
 
@@ -43,12 +42,7 @@ export async function main(args: string[]): Promise<void> {
   requireDevice(o.device);
   openDevice(o.device);
   const { model, config, directory } = loadModel(o.checkpoint, { dtype: o.dtype as WeightType });
-  const tokenizer = await openTokenizer(directory);
-  if (tokenizer.vocab_size > config.vocab_size) {
-    throw new UserError(
-      `Cannot sample: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
-    );
-  }
+  const tokenizer = await tokenizerFor("sample", directory, config);
   const prompts = o.prompt_file ? promptsOf(o.prompt_file) : [o.prompt];
   const texts = prompts.flatMap((text) => {
     const prompt = tokenizer.prompt(text);
@@ -109,7 +103,7 @@ const BETWEEN = "---\n"; // a line between texts
  * Writes to stdout at once: to a terminal without what would steer it, to a file or a program as it is. Ends the program when
  * nobody reads on, as in `... | head`.
  */
-function print(text: string): void {
+export function print(text: string): void {
   const bytes = new TextEncoder().encode(Deno.stdout.isTerminal() ? visible(text) : text);
   try {
     for (let done = 0; done < bytes.length;) done += Deno.stdout.writeSync(bytes.subarray(done));

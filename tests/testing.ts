@@ -13,7 +13,16 @@ import { type Entry, writeSafetensors } from "../runtime/safetensors.ts";
 
 export const ROOT = new URL("../", import.meta.url);
 
-type Task = "prepare" | "tokenizer" | "train" | "train:dist" | "sample" | "export" | "serve" | "runs";
+type Task =
+  | "prepare"
+  | "tokenizer"
+  | "train"
+  | "train:dist"
+  | "sample"
+  | "chat"
+  | "export"
+  | "serve"
+  | "runs";
 export type Result = { code: number; signal: Deno.Signal | null; stdout: string; stderr: string };
 
 /**
@@ -73,6 +82,13 @@ export async function runWithFullDisk(bytes: number, task: Task, ...args: string
 /** Runs a task of a checkout in another directory. */
 export async function runIn(directory: string, task: Task, ...args: string[]): Promise<Result> {
   return await runInShell('cd "$0" && exec "$@"', directory, taskArgs(task, args));
+}
+
+/** Runs a task to which this is typed, or piped. */
+export async function runTyping(text: string, task: Task, ...args: string[]): Promise<Result> {
+  const path = freshPath();
+  Deno.writeTextFileSync(path, text);
+  return await runInShell('exec "$@" < "$0"', path, taskArgs(task, args));
 }
 
 /** Runs a shell script that ends with what "$@" is. */

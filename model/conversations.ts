@@ -1,0 +1,53 @@
+// How a model talks: the template of its conversations, and what ends an answer.
+import { UserError } from "../base/errors.ts";
+import { ChatTemplate, DEFAULT_TEMPLATE, type Message } from "../data/chat_template.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { RenderedEncoder } from "../data/tokenizers/rendered.ts";
+import { endsOf } from "./checkpoint.ts";
+
+/** The conversations of a model. */
+export type Conversations = {
+  /** The tokens of a conversation in which the assistant is next. Throws UserError where the template cannot say it. */
+  prompt(messages: Message[], tools?: unknown[]): number[];
+  /** Tokens of which each ends an answer. */
+  ends: readonly number[];
+  /** Texts that do, where the template ends an answer with what is no token. */
+  stops: readonly string[];
+  /** Whether the template is the model's own, and not ChatML. */
+  isOwn: boolean;
+};
+
+/** The conversations of the model in a directory. Throws UserError where its template or its tokens are not of the usual kind. */
+export function openConversations(directory: string, tokenizer: Tokenizer): Conversations {
+  const template = ChatTemplate.read(directory), encoder = new RenderedEncoder(tokenizer);
+  const end = endOfAnswer(template), ends = endsOf(directory, tokenizer);
+  const tokens = tokenizer.written.added.filter(({ content }) => end.startsWith(content)).map(({ id }) => id);
+  return {
+    prompt(messages, tools) {
+      const text = template.render(messages, { add_generation_prompt: true, ...tools && { tools } });
+      requireAll(messages, text);
+      return Array.from(encoder.encode({ text, spans: [] }).ids);
+    },
+    ends: [...new Set([...ends, ...tokens])],
+    stops: tokens.length > 0 || end === "" ? [] : [end],
+    isOwn: template.source !== DEFAULT_TEMPLATE,
+  };
+}
+
+/** What a template puts behind an answer. */
+function endOfAnswer(template: ChatTemplate): string {
+  const answer = "the answer",
+    turns = [{ role: "user", content: "a question" }, { role: "assistant", content: answer }];
+  return template.render(turns).split(answer).at(-1)!.trim();
+}
+
+/** Throws UserError for a message of a role that the template passes over without a word. */
+function requireAll(messages: Message[], text: string): void {
+  const usual = ["user", "assistant", "tool"]; // whose texts may be left out in part, such as thoughts
+  const lost = messages.find(({ role, content }) => !usual.includes(role) && !text.includes(content.trim()));
+  if (lost) {
+    throw new UserError(
+      `Cannot render a conversation: its template leaves out the role ${JSON.stringify(lost.role)}`,
+    );
+  }
+}
