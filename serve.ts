@@ -28,7 +28,7 @@ export async function serve(args: string[]): Promise<void> {
   });
   console.log(`serving at ${server.url}${token ? "?token=$LOAM_TOKEN" : ""}`);
   if (model) {
-    console.log(`model ${oneLine(model.name)} at ${server.url}prompt and ${server.url}v1/completions`);
+    console.log(`model ${oneLine(model.name)} at ${server.url}prompt and ${server.url}v1`);
   }
   await stopSignal();
   await server.close();

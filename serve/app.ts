@@ -2,6 +2,7 @@
 import { type Context, Hono } from "hono";
 import { access, HEALTH } from "./access.ts";
 import { ASSETS } from "./assets.ts";
+import { chatCompletions } from "./chat_completions.ts";
 import { noModel } from "./completion_request.ts";
 import { completions } from "./completions.ts";
 import { Events } from "./events.ts";
@@ -101,10 +102,12 @@ export function createApp({ runs, look = () => {}, model, token, origins }: AppO
     if (name !== model?.name) throw noModel(JSON.stringify(name), model?.name);
     return c.json(cardOf(model));
   });
-  hono.post("/v1/completions", (c) => {
-    if (!model) throw new Refusal(404, "There is no model here: deno task serve --checkpoint PATH has one");
-    return completions(c, model);
-  });
+  for (const [path, answer] of Object.entries({ completions, "chat/completions": chatCompletions })) {
+    hono.post(`/v1/${path}`, (c) => {
+      if (!model) throw new Refusal(404, "There is no model here: deno task serve --checkpoint PATH has one");
+      return answer(c, model);
+    });
+  }
   return { hono, close: () => events.close() };
 }
 

@@ -152,10 +152,12 @@ Deno.test("a path that takes another method says which, one that is unknown take
     if (path !== "/events") assertEquals(await ask("HEAD", path), [200, null, false], path);
   }
   for (const method of ["GET", "PUT"]) {
-    assertEquals(await ask(method, "/v1/completions"), [405, "POST", true]);
+    for (const path of ["/v1/completions", "/v1/chat/completions"]) {
+      assertEquals(await ask(method, path), [405, "POST", true]);
+    }
   }
   for (const method of ["GET", "POST", "PUT", "OPTIONS"]) {
-    for (const path of ["/none", "/v1/chat/completions", "/stats/", "/v1"]) {
+    for (const path of ["/none", "/v1/chat", "/stats/", "/v1"]) {
       assertEquals(await ask(method, path), [404, null, true], `${method} ${path}`);
     }
     assertEquals((await ask("HEAD", "/none"))[0], 404);

@@ -1,4 +1,5 @@
-// POST /v1/completions: lets any client of OpenAI's completions API talk to a model.
+// POST /v1/completions: lets any client of OpenAI's completions API talk to a model. What POST /v1/chat/completions shares with it
+// is here too: how texts are written, whole or piece by piece.
 import type { Context } from "hono";
 import { UserError } from "../base/errors.ts";
 import { type CompletionRequest, misfit, parseRequest, type Prompt } from "./completion_request.ts";
@@ -9,7 +10,7 @@ import { StopStrings } from "../model/stop_strings.ts";
 import { joined, Told, type ToldTokens } from "./told.ts";
 
 /** stop: the model ended the text, or a stop string came; length: max_tokens are written. */
-type FinishReason = "stop" | "length";
+export type FinishReason = "stop" | "length";
 type Usage = { prompt_tokens: number; completion_tokens: number; total_tokens: number };
 
 /** Who is told about the texts of a request: their pieces, some maybe empty, their ends, the end of all, or an error. */
@@ -21,10 +22,31 @@ type Reader = {
 };
 
 /** A piece of a text, and what is told of its tokens where that was asked for. */
-type Piece = { text: string; logprobs: ToldTokens | null };
+export type Piece = { text: string; logprobs: ToldTokens | null };
 
 /** A text to write: what was asked to go on with, its tokens, and a seed. */
 type Text = { asked: Prompt; prompt: number[]; seed: number };
+
+/** How texts are written, beside their prompts. ends: the tokens that end them. */
+export type Settings = Omit<CompletionRequest, "prompts"> & { ends: readonly number[] };
+
+/** How one of the two words its answers: what they are called, and a text or a piece of it. begins: the first piece of a stream. */
+export type Wording = {
+  id: string;
+  object: string;
+  chunk: string;
+  whole(index: number, piece: Piece, reason: FinishReason | null): unknown;
+  piece(index: number, piece: Piece, reason: FinishReason | null): unknown;
+  begins?(index: number): unknown;
+};
+
+const WORDING: Wording = {
+  id: "cmpl",
+  object: "text_completion",
+  chunk: "text_completion",
+  whole: choice,
+  piece: choice,
+};
 
 /**
  * Answers a request for texts: at once when they are whole, or piece by piece.
@@ -32,28 +54,47 @@ type Text = { asked: Prompt; prompt: number[]; seed: number };
  * @internal since `deno doc --lint` takes Context, a type of the package hono, for a private one
  */
 export async function completions(c: Context, model: Model): Promise<Response> {
-  const request = parseRequest(await bodyOf(c), model.name), { n, seed } = request;
-  // Each is what it would be alone; of the n texts of a prompt each has a seed of its own.
-  const texts = request.prompts.flatMap((asked) => {
-    const prompt = tokensOf(asked, model);
-    return Array.from({ length: n }, (_, i) => ({ asked, prompt, seed: seed + i }));
-  });
-  return request.stream ? streamed(c, model, request, texts) : await atOnce(c, model, request, texts);
+  const { prompts, ...request } = parseRequest(await bodyOf(c), model.name);
+  const texts = prompts.map((asked) => ({ asked, prompt: tokensOf(asked, model) }));
+  return await reply(c, model, { ...request, ends: model.ends }, texts, WORDING);
+}
+
+/**
+ * Answers with n texts of each prompt: each is what it would be alone, with a seed of its own.
+ *
+ * @internal as completions()
+ */
+export async function reply(
+  c: Context,
+  model: Model,
+  settings: Settings,
+  prompts: Omit<Text, "seed">[],
+  wording: Wording,
+): Promise<Response> {
+  const { n, seed, stream } = settings;
+  const texts = prompts.flatMap((prompt) =>
+    Array.from({ length: n }, (_, i) => ({ ...prompt, seed: seed + i }))
+  );
+  return await (stream ? streamed : atOnce)(c, model, settings, texts, wording);
 }
 
 /** The tokens that the model reads: of a text with what the tokenizer begins texts with; tokens are read as they are. */
 function tokensOf(prompt: Prompt, model: Model): number[] {
   const { block_size, vocab_size } = model;
   const tokens = typeof prompt === "string" ? encoded(prompt, model) : prompt;
-  if (tokens.length > block_size) {
-    throw new Refusal(400, `The prompt has ${tokens.length} tokens, the model reads ${block_size} at most`, {
-      param: "prompt",
-      code: "context_length_exceeded",
-    });
-  }
+  if (tokens.length > block_size) throw tooLong("prompt", tokens.length, block_size);
   const unknown = typeof prompt === "string" ? undefined : prompt.find((id) => id >= vocab_size);
   if (unknown === undefined) return tokens;
   throw misfit("prompt", `holds the token ${unknown}, the model knows those below ${vocab_size}`);
+}
+
+/** The answer to a prompt of more tokens than the model reads. */
+export function tooLong(param: "prompt" | "messages", tokens: number, most: number): Refusal {
+  const [what, have] = param === "prompt" ? ["prompt", "has"] : ["messages", "have"];
+  return new Refusal(400, `The ${what} ${have} ${tokens} tokens, the model reads ${most} at most`, {
+    param,
+    code: "context_length_exceeded",
+  });
 }
 
 /** The tokens of a text; a tokenizer of characters may lack one. */
@@ -65,7 +106,12 @@ function encoded(prompt: string, { tokenizer }: Model): number[] {
   }
 }
 
-async function bodyOf(c: Context): Promise<unknown> {
+/**
+ * The JSON that a request holds.
+ *
+ * @internal as completions()
+ */
+export async function bodyOf(c: Context): Promise<unknown> {
   if (!/^application\/json\b/i.test(c.req.header("Content-Type") ?? "")) { // which pages from elsewhere cannot send
     throw new Refusal(415, "The body must be JSON, with Content-Type: application/json");
   }
@@ -80,15 +126,16 @@ async function bodyOf(c: Context): Promise<unknown> {
 async function atOnce(
   c: Context,
   model: Model,
-  request: CompletionRequest,
+  settings: Settings,
   texts: Text[],
+  wording: Wording,
 ): Promise<Response> {
   const { promise, resolve, reject } = Promise.withResolvers<Response>();
-  const pieces = texts.map((): Piece[] => []), choices: ReturnType<typeof choice>[] = [];
-  const stop = write(model, request, texts, {
+  const pieces = texts.map((): Piece[] => []), choices: unknown[] = [];
+  const stop = write(model, settings, texts, {
     onText: (index, piece) => pieces[index]!.push(piece),
-    onEnd: (index, reason) => choices[index] = choice(index, whole(pieces[index]!), reason),
-    onDone: (usage) => resolve(c.json({ ...answer(model, choices), usage })),
+    onEnd: (index, reason) => choices[index] = wording.whole(index, whole(pieces[index]!), reason),
+    onDone: (usage) => resolve(c.json({ ...answer(model, wording, wording.object), choices, usage })),
     onError: reject,
   });
   const leave = () => {
@@ -101,8 +148,14 @@ async function atOnce(
 }
 
 /** The answer as server-sent events, as OpenAI's: pieces of text, the reasons of their ends, [DONE]. */
-function streamed(c: Context, model: Model, request: CompletionRequest, texts: Text[]): Response {
-  const encoder = new TextEncoder(), head = answer(model, []);
+function streamed(
+  c: Context,
+  model: Model,
+  settings: Settings,
+  texts: Text[],
+  wording: Wording,
+): Response {
+  const encoder = new TextEncoder(), head = answer(model, wording, wording.chunk), { begins } = wording;
   let stop: () => void;
   const body = new ReadableStream<Uint8Array>({
     start(controller) {
@@ -111,15 +164,14 @@ function streamed(c: Context, model: Model, request: CompletionRequest, texts: T
         controller.enqueue(encoder.encode("data: [DONE]\n\n"));
         controller.close();
       };
-      stop = write(model, request, texts, {
+      const sendChoice = (choice: unknown) => send({ ...head, choices: [choice] });
+      stop = write(model, settings, texts, {
         onText: (index, piece) => {
-          if (piece.text || piece.logprobs?.tokens.length) {
-            send({ ...head, choices: [choice(index, piece, null)] });
-          }
+          if (piece.text || piece.logprobs?.tokens.length) sendChoice(wording.piece(index, piece, null));
         },
-        onEnd: (index, reason) => send({ ...head, choices: [choice(index, NOTHING, reason)] }),
+        onEnd: (index, reason) => sendChoice(wording.piece(index, NOTHING, reason)),
         onDone: (usage) => {
-          if (request.include_usage) send({ ...head, usage });
+          if (settings.include_usage) send({ ...head, choices: [], usage });
           close();
         },
         onError: (refusal) => {
@@ -127,6 +179,7 @@ function streamed(c: Context, model: Model, request: CompletionRequest, texts: T
           close();
         },
       });
+      if (begins) texts.forEach((_, index) => sendChoice(begins(index)));
     },
     cancel: () => stop(),
   });
@@ -138,8 +191,8 @@ function streamed(c: Context, model: Model, request: CompletionRequest, texts: T
  * Has the texts of a request written, up to MOST_TEXTS at a time, the next where one ends, so that others come between them. Returns
  * what ends that.
  */
-function write(model: Model, request: CompletionRequest, texts: Text[], reader: Reader): () => void {
-  const { n } = request, prompts = texts.filter((_, index) => index % n === 0);
+function write(model: Model, settings: Settings, texts: Text[], reader: Reader): () => void {
+  const { n } = settings, prompts = texts.filter((_, index) => index % n === 0);
   const prompt_tokens = prompts.reduce((sum, { prompt }) => sum + prompt.length, 0);
   const orders = new Set<Order>();
   let begun = 0, ended = 0, completion_tokens = 0;
@@ -147,7 +200,7 @@ function write(model: Model, request: CompletionRequest, texts: Text[], reader: 
   const begin = () => {
     const index = begun++, text = texts[index];
     if (!text) return;
-    const order = orderOf(model, request, text, {
+    const order = orderOf(model, settings, text, {
       onText: (piece) => reader.onText(index, piece),
       onEnd: (reason, tokens) => {
         orders.delete(order);
@@ -173,7 +226,7 @@ function write(model: Model, request: CompletionRequest, texts: Text[], reader: 
 /** An order whose tokens become text up to a stop string. */
 function orderOf(
   model: Model,
-  request: CompletionRequest,
+  settings: Settings,
   { asked, prompt, seed }: Text,
   reader: {
     onText(piece: Piece): void;
@@ -181,8 +234,8 @@ function orderOf(
     onError(error: Refusal): void;
   },
 ): Order {
-  const { tokenizer } = model, { max_tokens, temperature, top_p, logprobs, echo } = request;
-  const text = tokenizer.stream(), stops = new StopStrings(request.stop), told = new Told(tokenizer);
+  const { tokenizer } = model, { max_tokens, temperature, top_p, logprobs, echo, ends } = settings;
+  const text = tokenizer.stream(), stops = new StopStrings(settings.stop), told = new Told(tokenizer);
   let tokens = 0, length = 0, given = 0; // written tokens; characters of all tokens, and of those that were given away
   const give = (piece: string, isEnd = false) => {
     given += piece.length;
@@ -192,7 +245,7 @@ function orderOf(
   const order: Order = {
     prompt,
     options: {
-      ...{ max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: model.ends, echo },
+      ...{ max_new_tokens: max_tokens, temperature, top_p, top_k: 0, seed, stop: ends, echo },
       ...logprobs !== undefined && { logprobs },
     },
     onEcho(of) {
@@ -225,14 +278,13 @@ function orderOf(
   return order;
 }
 
-/** OpenAI's text_completion object. */
-function answer(model: Model, choices: ReturnType<typeof choice>[]) {
+/** The head of an answer, or of each piece of one. */
+function answer(model: Model, { id }: Wording, object: string) {
   return {
-    id: `cmpl-${crypto.randomUUID()}`,
-    object: "text_completion",
+    id: `${id}-${crypto.randomUUID()}`,
+    object,
     created: Math.floor(Date.now() / 1000),
     model: model.name,
-    choices,
   };
 }
 

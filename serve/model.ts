@@ -3,6 +3,7 @@ import { basename } from "node:path";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { endsOf, type WeightType } from "../model/checkpoint.ts";
+import { type Conversations, openConversations } from "../model/conversations.ts";
 import { type GenerateOptions, type Logprobs, MOST_TEXTS, type Telling } from "../model/generate.ts";
 import { resolveCheckpoint, runOfCheckpoint } from "../runtime/checkpoint.ts";
 import type { Asked, News, Said, Start } from "./model_worker.ts";
@@ -35,6 +36,8 @@ export class Model {
   readonly vocab_size: number;
   /** Tokens that end a text. */
   readonly ends: readonly number[];
+  /** How it talks, or why it does not. */
+  readonly conversations: Conversations | UserError;
   /** Where it computes. */
   worker: Worker;
   readonly #start: Start;
@@ -71,6 +74,7 @@ export class Model {
     this.block_size = ready.block_size;
     this.vocab_size = ready.vocab_size;
     this.ends = endsOf(start.checkpoint, tokenizer);
+    this.conversations = orReason(() => openConversations(start.checkpoint, tokenizer));
     this.#listen();
   }
 
@@ -211,6 +215,16 @@ function firstWord(worker: Worker, start: Start): Promise<Ready> {
   };
   worker.postMessage(start);
   return promise;
+}
+
+/** What a function gives, or why it does not: a model without conversations writes texts all the same. */
+function orReason<T>(get: () => T): T | UserError {
+  try {
+    return get();
+  } catch (error) {
+    if (error instanceof UserError) return error;
+    throw error;
+  }
 }
 
 function errorOf({ message, isUserError }: Extract<Said, { kind: "error" }>): Error {

@@ -206,6 +206,33 @@ const MODELS = object({ object: { const: "list" }, data: list(MODEL) });
 
 const TOKENS: Schema = { type: "array", items: { type: "integer", minimum: 0 }, minItems: 1 };
 
+/** Fields of requests of both kinds. */
+const SHARED = {
+  temperature: {
+    type: "number",
+    minimum: 0,
+    maximum: 2,
+    default: 1,
+    description: "0: always the likeliest token",
+  },
+  top_p: { type: "number", exclusiveMinimum: 0, maximum: 1, default: 1 },
+  seed: whole("The same seed writes the same text; a random one if left out"),
+  stop: {
+    anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, maxItems: 4 }],
+    description: "The text ends before the first of these",
+  },
+  stream: {
+    type: "boolean",
+    default: false,
+    description: "Pieces as server-sent events, the last one is [DONE]",
+  },
+  stream_options: {
+    type: "object",
+    properties: { include_usage: { type: "boolean", description: "Counts as the last piece but one" } },
+  },
+  user: text("Not used"),
+};
+
 const COMPLETION_REQUEST: Schema = {
   type: "object",
   properties: {
@@ -247,61 +274,128 @@ const COMPLETION_REQUEST: Schema = {
       default: false,
       description: "Begin the text with its prompt, whose tokens logprobs tells of too",
     },
-    temperature: {
-      type: "number",
-      minimum: 0,
-      maximum: 2,
-      default: 1,
-      description: "0: always the likeliest token",
-    },
-    top_p: { type: "number", exclusiveMinimum: 0, maximum: 1, default: 1 },
-    seed: whole("The same seed writes the same text; a random one if left out"),
-    stop: {
-      anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, maxItems: 4 }],
-      description: "The text ends before the first of these",
-    },
-    stream: {
-      type: "boolean",
-      default: false,
-      description: "Pieces as server-sent events, the last one is [DONE]",
-    },
-    stream_options: {
-      type: "object",
-      properties: { include_usage: { type: "boolean", description: "Counts as the last piece but one" } },
-    },
-    user: text("Not used"),
+    ...SHARED,
   },
   description: "best_of, suffix, logit_bias and penalties are refused unless they ask for nothing",
 };
 
+const FINISH_REASON: Schema = {
+  enum: ["stop", "length", null],
+  description: "Why the text ends; null in a piece of a stream",
+};
+const USAGE = object({
+  prompt_tokens: whole("With the token that begins a text"),
+  completion_tokens: whole("Tokens written"),
+  total_tokens: whole("Their sum"),
+});
+
+/** The answers of one of the two: what they are called, and a text. */
+const answers = (name: string, choice: Record<string, Schema>): Schema =>
+  object({
+    id: text("Different for each answer"),
+    object: { const: name },
+    created: whole("Seconds since 1970"),
+    model: text("Name of the model"),
+    choices: list(
+      object({ index: whole("Which of the texts: those of the first prompt come first"), ...choice }),
+    ),
+    usage: USAGE,
+  });
+
 /** An answer of POST /v1/completions. */
-export const COMPLETION: Schema = object({
-  id: text("Different for each answer"),
-  object: { const: "text_completion" },
-  created: whole("Seconds since 1970"),
-  model: text("Name of the model"),
-  choices: list(object({
-    index: whole("Which of the texts: those of the first prompt come first"),
-    text: text("What the model wrote"),
-    logprobs: maybe(object({
-      tokens: list({ type: "string" }, "What each reads as; of a part of a character token_id: and its id"),
-      token_logprobs: list(
-        { type: ["number", "null"] },
-        "Natural logarithms; null for the first of a prompt",
-      ),
-      top_logprobs: list({ type: ["object", "null"] }, "The likeliest tokens, and the one that is there"),
-      text_offset: list(whole("Where it begins in the text")),
-    })),
-    finish_reason: {
-      enum: ["stop", "length", null],
-      description: "Why the text ends; null in a piece of a stream",
-    },
+export const COMPLETION: Schema = answers("text_completion", {
+  text: text("What the model wrote"),
+  logprobs: maybe(object({
+    tokens: list({ type: "string" }, "What each reads as; of a part of a character token_id: and its id"),
+    token_logprobs: list(
+      { type: ["number", "null"] },
+      "Natural logarithms; null for the first of a prompt",
+    ),
+    top_logprobs: list({ type: ["object", "null"] }, "The likeliest tokens, and the one that is there"),
+    text_offset: list(whole("Where it begins in the text")),
   })),
-  usage: object({
-    prompt_tokens: whole("With the token that begins a text"),
-    completion_tokens: whole("Tokens written"),
-    total_tokens: whole("Their sum"),
+  finish_reason: FINISH_REASON,
+});
+
+// ---- conversations, as OpenAI has them
+
+const CHAT_REQUEST: Schema = {
+  type: "object",
+  properties: {
+    model: text("Name of the model; may be left out"),
+    messages: {
+      ...list({
+        type: "object",
+        properties: {
+          role: text("system, user, assistant, tool, or whatever else the template knows"),
+          content: {
+            anyOf: [
+              { type: ["string", "null"] },
+              list({ type: "object", properties: { type: { const: "text" }, text: { type: "string" } } }),
+            ],
+            description: "A text, or parts of one. What else a message has is for the template",
+          },
+        },
+        required: ["role"],
+      }, "The conversation so far; the assistant is next"),
+      minItems: 1,
+    },
+    tools: list(
+      { type: "object" },
+      "Functions of which the template tells the model; what it writes of them is text of the answer",
+    ),
+    n: {
+      type: "integer",
+      minimum: 1,
+      maximum: 32,
+      default: 1,
+      description: "Answers; each has a seed of its own",
+    },
+    max_completion_tokens: {
+      type: "integer",
+      minimum: 1,
+      maximum: 4096,
+      default: 4096,
+      description: "Of an answer, which ends before where its context is full",
+    },
+    max_tokens: { type: "integer", minimum: 1, maximum: 4096, description: "The same by its earlier name" },
+    logprobs: { type: "boolean", default: false, description: "Tell the probability of each token" },
+    top_logprobs: {
+      type: "integer",
+      minimum: 0,
+      maximum: 20,
+      default: 0,
+      description: "And of so many of the likeliest in its place",
+    },
+    ...SHARED,
+  },
+  required: ["messages"],
+  description:
+    "tool_choice, response_format, logit_bias and penalties are refused unless they ask for nothing",
+};
+
+const TOLD_TOKEN = {
+  token: text("What it reads as; of a part of a character token_id: and its id"),
+  logprob: number("Natural logarithm of its probability"),
+  bytes: {
+    type: ["array", "null"],
+    items: { type: "integer" },
+    description: "UTF-8; null for a part of a character",
+  },
+};
+
+/** An answer of POST /v1/chat/completions. */
+export const CHAT_COMPLETION: Schema = answers("chat.completion", {
+  message: object({
+    role: { const: "assistant" },
+    content: text("What the model wrote"),
+    refusal: { type: "null" },
   }),
+  logprobs: maybe(object({
+    content: list(object({ ...TOLD_TOKEN, top_logprobs: list(object(TOLD_TOKEN), "The likeliest") })),
+    refusal: { type: "null" },
+  })),
+  finish_reason: FINISH_REASON,
 });
 
 // ---- parameters and answers
@@ -330,6 +424,19 @@ const other = (description: string, type: string): Schema => ({
 /** A route that takes GET: its answer, its parameters, and what else it may answer. */
 const get = (summary: string, answer: Schema, parameters: Schema[] = [], failures: Schema = {}): Schema => ({
   get: { summary, parameters, responses: { 200: answer, ...failures, default: json("A failure", FAILURE) } },
+});
+
+/** A route that takes POST: what the model is asked for, and its answer. */
+const ask = (summary: string, request: Schema, answer: Schema): Schema => ({
+  post: {
+    summary,
+    requestBody: { required: true, content: { "application/json": { schema: request } } },
+    responses: {
+      200: json("As OpenAI's; where stream is true, server-sent events without usage", answer),
+      429: json("9 requests are under way; Retry-After says when to try again", FAILURE),
+      default: json("A failure", FAILURE),
+    },
+  },
 });
 
 const EVENTS =
@@ -396,20 +503,11 @@ export const OPENAPI = {
       "The dashboard; the page of /prompt where there is a model and no run",
       other("A page; its files lie beside it", "text/html"),
     ),
-    "/v1/models": get("The model of POST /v1/completions", json("As OpenAI's", MODELS)),
+    "/v1/models": get("The model of the routes below", json("As OpenAI's", MODELS)),
     "/v1/models/{name}": get("The model of this name", json("As OpenAI's", MODEL), [
       { name: "name", in: "path", required: true, schema: { type: "string" }, description: "Of the model" },
     ]),
-    "/v1/completions": {
-      post: {
-        summary: "A text by the model",
-        requestBody: { required: true, content: { "application/json": { schema: COMPLETION_REQUEST } } },
-        responses: {
-          200: json("As OpenAI's; where stream is true, server-sent events without usage", COMPLETION),
-          429: json("9 requests are under way; Retry-After says when to try again", FAILURE),
-          default: json("A failure", FAILURE),
-        },
-      },
-    },
+    "/v1/completions": ask("A text by the model", COMPLETION_REQUEST, COMPLETION),
+    "/v1/chat/completions": ask("What the model answers in a conversation", CHAT_REQUEST, CHAT_COMPLETION),
   },
 };

@@ -31,7 +31,7 @@ const USAGE = `Show runs in a browser and to programs, and let others talk to a 
   deno task serve runs/c4                             http://127.0.0.1:8000/, while it trains or afterwards
   deno task serve runs/a runs/b                       side by side
   deno task serve runs                                all in a directory, and those that come
-  deno task serve --checkpoint runs/c4                a page to talk to a model, and OpenAI's /v1/completions
+  deno task serve --checkpoint runs/c4                a page to talk to a model, and OpenAI's API
 
 More in docs/serve.md.`;
 

@@ -27,16 +27,17 @@ Deno.test({
   name: "openai, ai and langchain from npm get what the server writes (LOAM_NPM_CLIENTS)",
   ignore: !NPM,
   async fn() {
-    const { model, server } = await serving();
-    const ask = async (body: Record<string, unknown>) => {
+    const { model, server } = await serving("--block_size=256");
+    const post = async (route: string, body: Record<string, unknown>) => {
       const headers = { "Content-Type": "application/json" };
-      const response = await fetch(`${server.url}v1/completions`, {
+      const response = await fetch(`${server.url}v1/${route}`, {
         method: "POST",
         headers,
         body: JSON.stringify({ max_tokens: 12, ...body }),
       });
-      return (await response.json()).choices;
+      return await response.json();
     };
+    const ask = async (body: Record<string, unknown>) => (await post("completions", body)).choices;
     const script = new URL("npm_clients.mjs", import.meta.url).pathname;
     const args = ["run", "-A", "-q", "--no-config", script, NPM!, server.url, model.name];
     const got = JSON.parse(await printed(Deno.execPath(), args));
@@ -54,6 +55,19 @@ Deno.test({
     const chat = (await ask({ prompt: framed, temperature: 0, stop: "\nuser:" }))[0];
     assertEquals(got.sdk, { text: chat.text, finishReason: chat.finish_reason, tokens: 12 });
     assertEquals(got.sdkStreamed, chat.text);
+
+    const messages = [{ role: "system", content: "Be kind" }, { role: "user", content: "Hi" }];
+    const answer = async (body: Record<string, unknown>) => {
+      return (await post("chat/completions", { messages, ...body })).choices[0];
+    };
+    const talked = await answer({ temperature: 0.9, seed: 4, logprobs: true, top_logprobs: 2 });
+    assertEquals(got.chat, [talked]);
+    assertEquals([got.chatStreamed, got.chatTools.completion_tokens], [talked.message.content, 12]);
+    assertEquals(got.chatRefused, { status: 400, type, param: "messages", code: null });
+    const likeliest = await answer({ temperature: 0 }), { content } = likeliest.message;
+    assertEquals(got.sdkChat, { text: content, finishReason: likeliest.finish_reason, tokens: 12 });
+    assertEquals(got.sdkChatStreamed, content);
+    assertEquals([got.langchainChat, got.langchainChatStreamed], [content, content]);
     await server.close();
     model.close();
   },

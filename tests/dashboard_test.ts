@@ -535,7 +535,71 @@ test("the dashboard asks for the token and keeps it", async () => {
 
 // ---- a model
 
-test("the prompt page writes what the model writes, stops, and says why it cannot", async () => {
+/** A model by chance, whose conversations have the template of Qwen 3. */
+async function chatModel(): Promise<Model> {
+  const directory = await modelDirectory({ vocab_size: 362, block_size: 512 });
+  const golden = new URL("golden/chat/", import.meta.url).pathname;
+  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
+    Deno.copyFileSync(`${golden}bytes/${file}`, `${directory}/${file}`);
+  }
+  Deno.copyFileSync(`${golden}qwen3.jinja`, `${directory}/chat_template.jinja`);
+  return await Model.load(directory, "cpu");
+}
+
+for (const colorScheme of ["light", "dark"] as const) {
+  test(`the page of a model answers in view of what was said, stops, and begins anew, in ${colorScheme}`, async () => {
+    const model = await chatModel();
+    await using server = serve({ runs: [], model });
+    const settings = { max_tokens: 12, temperature: 0.5, top_p: 0.9, seed: 3 };
+    const ask = async (...messages: string[]) => {
+      const roles = ["system", "user", "assistant", "user"];
+      const said = messages.map((content, i) => ({ role: roles[i], content })).filter(({ content }) =>
+        content
+      );
+      const body = JSON.stringify({ ...settings, messages: said }),
+        headers = { "Content-Type": "application/json" };
+      const answer = await fetch(`${server.url}v1/chat/completions`, { method: "POST", headers, body });
+      return (await answer.json()).choices[0].message.content;
+    };
+    const first = await ask("", "Hi"), second = await ask("Be kind", "Hi", first, "And\nyou?");
+    await using view = await open(server.url, { colorScheme, expected: /400/ });
+    const { page } = view, turns = () => page.locator("#turns p").allTextContents();
+    const done = page.locator("#status", { hasText: /^12 tokens, [\d.]+ a second$/ });
+    await page.locator("#model", { hasText: model.name }).waitFor();
+    for (const [id, value] of Object.entries(settings)) await page.fill(`#${id}`, `${value}`);
+    await page.focus("#prompt");
+    await page.keyboard.type("Hi");
+    await page.keyboard.press("Enter");
+    await done.waitFor();
+    assertEquals(await turns(), ["Hi", first]);
+    await page.fill("#system", "Be kind");
+    await page.focus("#prompt");
+    await page.keyboard.type("And");
+    await page.keyboard.press("Shift+Enter");
+    await page.keyboard.type("you?");
+    await page.keyboard.press("Enter");
+    await page.locator("#turns p").nth(3).waitFor();
+    await done.waitFor();
+    assertEquals(await turns(), ["Hi", first, "And\nyou?", second]);
+    assertEquals(await page.evaluate(faintTexts), []);
+    assertEquals(await axe(page), []);
+    await page.fill("#prompt", "x".repeat(900));
+    await page.keyboard.press("Enter");
+    await page.locator("#problem", { hasText: /^The messages have \d+ tokens, the model reads 511/ })
+      .waitFor();
+    assertEquals([await page.inputValue("#prompt"), (await turns()).length], ["x".repeat(900), 4]); // to be mended
+    model.worker.postMessage = () => {}; // no text comes to an end any more
+    await page.fill("#prompt", "Go");
+    await page.click("#write");
+    await page.click("#cancel");
+    await page.locator("#status", { hasText: /^Stopped$/ }).waitFor();
+    await page.click("#reset");
+    assertEquals(await turns(), []);
+    model.close();
+  });
+}
+
+test("the page of a model writes what the model writes, stops, and says why it cannot", async () => {
   const model = await Model.load(await modelDirectory({ vocab_size: 257 }), "cpu");
   await using server = serve({ runs: [], model, token: TOKEN });
   const asked = { prompt: "Once", max_tokens: 12, temperature: 0.5, top_p: 0.9, seed: 3 };
@@ -548,6 +612,7 @@ test("the prompt page writes what the model writes, stops, and says why it canno
   await page.fill("#token", TOKEN);
   await page.keyboard.press("Enter");
   await page.locator("#model", { hasText: model.name }).waitFor();
+  await page.check("[name=mode][value=text]");
   for (const [id, value] of Object.entries(asked)) await page.fill(`#${id}`, `${value}`);
   await page.keyboard.press("Control+Enter");
   await page.locator("#status", { hasText: /^12 tokens, [\d.]+ a second$/ }).waitFor();

@@ -42,6 +42,8 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/deno task train\b|train\.ts/, [...SMALL, "--max_iters=4", "--save_interval=2"]],
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
   [/^deno task (sample|serve) /, ["--device=cpu"]],
+  [/deno task chat\b/, ["--device=cpu", "--max_new_tokens=4"]],
+  [/^deno task chat$/, ["--checkpoint=runs/c4"]],
   [/^deno task export$/, ["--checkpoint=runs/c4", "--out=model.gguf"]],
   [/^deno task serve$/, ["--run", "runs/c4"]],
   [/^deno task serve\b/, ["--port=0"]],

@@ -113,13 +113,14 @@ export async function getModel() {
 
 /**
  * Has the model write a text. Throws RequestError where it is refused, or fails on the way.
- * @param {Record<string, unknown>} body of POST /v1/completions
+ * @param {"completions" | "chat/completions"} route
+ * @param {Record<string, unknown>} body of POST to it
  * @param {(text: string) => void} onText called with each piece
  * @param {AbortSignal} signal ends the text
  * @returns {Promise<{ tokens: number, reason: string }>} how many tokens were written, and why no more
  */
-export async function writeText(body, onText, signal) {
-  const response = await fetch("v1/completions", {
+export async function writeText(route, body, onText, signal) {
+  const response = await fetch(`v1/${route}`, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
@@ -138,7 +139,7 @@ export async function writeText(body, onText, signal) {
       if (data === "[DONE]") continue;
       const { error, choices, usage } = JSON.parse(data), choice = choices?.[0];
       if (error) throw new RequestError(500, error.message);
-      if (choice) onText(choice.text);
+      if (choice) onText(choice.text ?? choice.delta.content ?? "");
       written.reason = choice?.finish_reason ?? written.reason;
       written.tokens = usage?.completion_tokens ?? written.tokens;
     }

@@ -1,12 +1,15 @@
 // @ts-check
 /// <reference lib="dom" />
-// The prompt page: sends what is typed to the model and shows its text as it comes.
+// The page of a model: a conversation with it, or a text that it goes on with, shown as it comes.
 import { getModel, getRuns, RequestError, writeText } from "./api.js";
 import { askForToken, bindTheme } from "./controls.js";
-import { byId, setText, showProblem } from "./dom.js";
+import { byId, make, setText, showProblem } from "./dom.js";
+
+/** @typedef {{ role: string, content: string }} Message */
 
 const form = byId("ask", HTMLFormElement), prompt = byId("prompt", HTMLTextAreaElement);
-const cancel = byId("cancel", HTMLButtonElement), written = byId("written", HTMLElement);
+const cancel = byId("cancel", HTMLButtonElement), turns = byId("turns", HTMLElement);
+let messages = /** @type {Message[]} */ ([]); // of the conversation
 let writing = /** @type {AbortController | null} */ (null);
 
 /** Shows which model is here, and whether there are runs to look at. */
@@ -21,17 +24,38 @@ async function start() {
   }
 }
 
-/** Has a text written. What is typed in the meantime is for the next. */
+/** Whether the model answers, or goes on with a text. */
+function isChat() {
+  return document.body.dataset.mode === "chat";
+}
+
+/** Shows what there is for a conversation, or for a text. */
+function setMode() {
+  document.body.dataset.mode =
+    form.ownerDocument.querySelector("[name=mode]:checked")?.getAttribute("value") ?? "chat";
+  writing?.abort();
+  showProblem("");
+  setText("status", "");
+  turns.hidden = !isChat();
+  byId("text", HTMLElement).hidden = isChat();
+  setText("said-title", isChat() ? "Conversation" : "Text");
+  setText("prompt-label", isChat() ? "Message" : "Prompt");
+  setText("write", isChat() ? "Send" : "Write");
+  byId("write", HTMLElement).title = isChat() ? "Enter; Shift+Enter begins a line" : "Ctrl+Enter";
+  prompt.placeholder = isChat()
+    ? "Enter sends it, Shift+Enter begins a line"
+    : "The model goes on from here; without a prompt it begins a document";
+}
+
+/** Has an answer or a text written. What is typed in the meantime is for the next. */
 async function write() {
   writing?.abort();
   const mine = writing = new AbortController(), begun = performance.now();
   showProblem("");
-  setText("given", prompt.value);
-  setText("written", "");
   setText("status", "Writing");
   cancel.hidden = false;
   try {
-    const { tokens, reason } = await writeText(request(), (text) => written.append(text), mine.signal);
+    const { tokens, reason } = await (isChat() ? answer(mine.signal) : goOn(mine.signal));
     const seconds = (performance.now() - begun) / 1000, ends = reason === "stop" ? ", then it ended" : "";
     setText("status", `${tokens} tokens${ends}, ${(tokens / seconds).toFixed(1)} a second`);
   } catch (error) {
@@ -42,12 +66,66 @@ async function write() {
   if (mine === writing) cancel.hidden = true;
 }
 
-/** The body of the request that the form asks for. */
-function request() {
+/** Goes on with a text. @param {AbortSignal} signal */
+function goOn(signal) {
+  setText("given", prompt.value);
+  setText("written", "");
+  const body = { ...settings(), prompt: prompt.value }, written = byId("written", HTMLElement);
+  return writeText("completions", body, (text) => written.append(text), signal);
+}
+
+/**
+ * Answers a message. One whose answer is stopped stays with what there is of it; one that is refused goes back to its field.
+ * @param {AbortSignal} signal
+ */
+async function answer(signal) {
+  const system = byId("system", HTMLTextAreaElement).value, mine = messages;
+  const asked = { role: "user", content: prompt.value }, answered = { role: "assistant", content: "" };
+  const shown = [show(asked), show(answered)], place = shown[1]?.lastElementChild;
+  const all = [...system ? [{ role: "system", content: system }] : [], ...messages, asked];
+  prompt.value = "";
+  try {
+    return await writeText("chat/completions", { ...settings(), messages: all }, (text) => {
+      answered.content += text;
+      place?.append(text);
+      turns.scrollTop = turns.scrollHeight;
+    }, signal);
+  } catch (error) {
+    if (!signal.aborted) prompt.value ||= asked.content;
+    if (answered.content === "") shown.forEach((turn) => turn.remove());
+    throw error;
+  } finally {
+    if (answered.content !== "") mine.push(asked, answered);
+  }
+}
+
+/** Adds a message to those that are seen. @param {Message} message */
+function show({ role, content }) {
+  const who = role === "user" ? "You" : "Model";
+  const turn = make(
+    "article",
+    { class: "turn", "data-role": role },
+    make("h3", {}, who),
+    make("p", { class: "prose" }, content),
+  );
+  turns.append(turn);
+  return turn;
+}
+
+/** Begins a new conversation. */
+function reset() {
+  writing?.abort();
+  messages = [];
+  turns.replaceChildren();
+  setText("status", "");
+  prompt.focus();
+}
+
+/** How texts are written, as the form says. */
+function settings() {
   const number = (/** @type {string} */ id) => byId(id, HTMLInputElement).valueAsNumber;
   const seed = number("seed"), stop = byId("stop", HTMLInputElement).value;
   return {
-    prompt: prompt.value,
     max_tokens: number("max_tokens"),
     temperature: number("temperature"),
     top_p: number("top_p"),
@@ -65,11 +143,17 @@ function showFailure(error) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  write();
+  if (!isChat() || cancel.hidden && prompt.value.trim() !== "") write(); // an answer ends before the next
 });
 form.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  const sends = event.target === prompt && isChat() && !event.shiftKey && !event.isComposing;
+  if (event.key !== "Enter" || !(sends || event.ctrlKey || event.metaKey)) return;
+  event.preventDefault();
+  form.requestSubmit();
 });
+for (const radio of document.querySelectorAll("[name=mode]")) radio.addEventListener("change", setMode);
 cancel.addEventListener("click", () => writing?.abort());
+byId("reset", HTMLButtonElement).addEventListener("click", reset);
 bindTheme(() => {});
+setMode();
 start();
