@@ -20,18 +20,27 @@ export type Conversations = {
 /** The conversations of the model in a directory. Throws UserError where its template or its tokens are not of the usual kind. */
 export function openConversations(directory: string, tokenizer: Tokenizer): Conversations {
   const template = ChatTemplate.read(directory), encoder = new RenderedEncoder(tokenizer);
-  const end = endOfAnswer(template), ends = endsOf(directory, tokenizer);
-  const tokens = tokenizer.written.added.filter(({ content }) => end.startsWith(content)).map(({ id }) => id);
+  const end = endOfAnswer(template), tokens = tokensAtStart(end, tokenizer);
   return {
     prompt(messages, tools) {
       const text = template.render(messages, { add_generation_prompt: true, ...tools && { tools } });
       requireAll(messages, text);
       return Array.from(encoder.encode({ text, spans: [] }).ids);
     },
-    ends: [...new Set([...ends, ...tokens])],
+    ends: [...new Set([...endsOf(directory, tokenizer), ...tokens])],
     stops: tokens.length > 0 || end === "" ? [] : [end],
     isOwn: template.source !== DEFAULT_TEMPLATE,
   };
+}
+
+/** The tokens that end a text or an answer of the model in a directory, which may have a template that does not work. */
+export function allEnds(directory: string, tokenizer: Tokenizer): readonly number[] {
+  try {
+    return openConversations(directory, tokenizer).ends;
+  } catch (error) {
+    if (error instanceof UserError) return endsOf(directory, tokenizer);
+    throw error;
+  }
 }
 
 /** What a template puts behind an answer. */
@@ -39,6 +48,11 @@ function endOfAnswer(template: ChatTemplate): string {
   const answer = "the answer",
     turns = [{ role: "user", content: "a question" }, { role: "assistant", content: answer }];
   return template.render(turns).split(answer).at(-1)!.trim();
+}
+
+/** The tokens, written out, with which a text begins. */
+function tokensAtStart(text: string, { written }: Tokenizer): number[] {
+  return written.added.filter(({ content }) => text.startsWith(content)).map(({ id }) => id);
 }
 
 /** Throws UserError for a message of a role that the template passes over without a word. */

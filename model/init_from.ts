@@ -4,7 +4,9 @@ import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { isDirectory, isFile, noDirectory } from "../base/files.ts";
 import { resolveCheckpoint } from "../runtime/checkpoint.ts";
+import { json, readJson } from "../runtime/trainer_state.ts";
 import { storedConfig } from "./checkpoint.ts";
+import { allEnds } from "./conversations.ts";
 import type { LlamaConfig } from "./llama.ts";
 
 /** Those that the model itself has. */
@@ -72,18 +74,27 @@ export async function tokenizerOfModel(
     : eot !== own.eot
     ? `texts end with token ${eot} in the data and with ${own.eot} for the model`
     : dataTokenizer && differenceOf(dataTokenizer, own);
-  if (different === undefined) return withTemplate(directory, own);
+  if (different === undefined) return withChats(directory, own);
   throw new UserError(
     `${cannot} on ${dir}: ${different}; prepare the data with its tokenizer: --tokenizer ${directory}`,
   );
 }
 
-/** The tokenizer of a directory, whose files are also the template of chats that lies there beside tokenizer_config.json. */
-function withTemplate(directory: string, tokenizer: Tokenizer): Tokenizer {
-  const name = "chat_template.jinja", path = `${directory}/${name}`;
-  if (!isFile(path)) return tokenizer;
-  const template = { [name]: Deno.readTextFileSync(path) };
-  return { ...tokenizer, files: (start) => ({ ...tokenizer.files(start), ...template }) };
+/**
+ * The tokenizer of a directory, whose files are also what lies there of how the model talks: the template of chats, and
+ * generation_config.json with every token that ends a text, that of an answer too.
+ */
+function withChats(directory: string, tokenizer: Tokenizer): Tokenizer {
+  const generation = "generation_config.json", template = "chat_template.jinja";
+  const path = `${directory}/${generation}`, settings = isFile(path) ? readJson(path) : {};
+  const ends = allEnds(directory, tokenizer), eos_token_id = ends.length === 1 ? ends[0] : ends;
+  const source = isFile(`${directory}/${template}`) && Deno.readTextFileSync(`${directory}/${template}`);
+  const files = (start = tokenizer.bos) => ({
+    ...tokenizer.files(start),
+    ...source && { [template]: source },
+    [generation]: json({ ...settings, bos_token_id: start, eos_token_id }),
+  });
+  return { ...tokenizer, files };
 }
 
 /** Text of several kinds and scripts, on which tokenizers with equal vocabularies and other rules differ. */

@@ -46,7 +46,7 @@ async function answersTo(directory: string, said: Message[][]): Promise<string> 
     const messages: Message[] = [];
     for (const message of conversation) {
       messages.push(message);
-      if (message.role !== "user") continue;
+      if (message.role !== "user" || conversation[messages.length]?.role === "assistant") continue;
       const content = tokenizer.decode(generate(model, config, prompt(messages), options));
       messages.push({ role: "assistant", content });
       answers += `${content}\n`;
@@ -74,12 +74,14 @@ Deno.test("chat answers the lines of stdin, each in view of those before, as if 
 });
 
 Deno.test("chat forgets the oldest turns where a conversation no longer fits, and says so", async () => {
-  const directory = await modelWith("chatml", 96), typed = ["What is it", "And then", "What else"].map(user);
+  const directory = await modelWith("chatml", 128),
+    typed = ["What is the capital of France? ".repeat(4), "And then", "What else"].map(user); // the first is long
   const { code, stdout, stderr } = await chat(directory, typed.map(({ content }) => `${content}\n`).join(""));
   assertEquals(code, 0);
-  assertEquals(stderr, "note: the oldest 2 messages are forgotten: the model reads 96 tokens at most\n");
-  const whole = (await answersTo(directory, [typed.slice(0, 2)])).split("\n");
-  assertEquals(stdout.split("\n").slice(0, 2), whole.slice(0, 2));
+  assertEquals(stderr, "note: the oldest 2 messages are forgotten: the model reads 128 tokens at most\n");
+  const [first, second] = (await answersTo(directory, [typed.slice(0, 2)])).split("\n");
+  const left = [typed[1]!, { role: "assistant", content: second! }, typed[2]!];
+  assertEquals(stdout, `${first}\n${second}\n${await answersTo(directory, [left])}`);
 });
 
 Deno.test("chat ends an answer where the context is full, and refuses a message that does not fit", async () => {

@@ -15,6 +15,9 @@ function weights(directory: string): Record<string, Uint8Array> {
 Deno.test("train --init_from begins with the weights and the shape of a directory, and goes on without it", async () => {
   const data = await dataset(), model = await modelDirectory(SHAPE), out = freshPath();
   const flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...FLAGS, "--save_interval=1"];
+  const talks = { eos_token_id: [256, 5], temperature: 0.6 }, template = "{{ messages[0].content }}"; // as instruct models do
+  Deno.writeTextFileSync(`${model}/generation_config.json`, JSON.stringify(talks));
+  Deno.writeTextFileSync(`${model}/chat_template.jinja`, template);
   const still = ["--learning_rate=0", "--min_lr=0", "--max_iters=1"]; // a step that changes nothing
   const said = await succeed("train", ...flags, ...still, `--init_from=${model}`, "--block_size=16");
   assertStringIncludes(said, `beginning with the weights in ${model}\n`);
@@ -45,6 +48,13 @@ Deno.test("train --init_from begins with the weights and the shape of a director
   await succeed("train", `--resume=${out}`, ...again);
   assertEquals(metrics(out).map(({ step, lr }) => [step, lr]), [[1, 0], [2, 0.004], [3, 0.006]]);
   assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002", "step_000003"]);
+  const exported = freshPath();
+  await succeed("export", `--checkpoint=${out}`, "--format=hf", `--out=${exported}`);
+  for (const directory of [`${out}/checkpoints/step_000003`, exported]) {
+    const kept = JSON.parse(Deno.readTextFileSync(`${directory}/generation_config.json`));
+    assertEquals(kept, { ...talks, bos_token_id: 256 });
+    assertEquals(Deno.readTextFileSync(`${directory}/chat_template.jinja`), template);
+  }
   // A run of loam's own is a directory of weights too, and its val loss is what it is there.
   const all = await succeed("train", `--resume=${out}`, "--eval_only");
   const same = ["--eval_only", `--init_from=${out}`, `--data_dir=${data}`, ...FLAGS, "--block_size=16"];
