@@ -80,6 +80,7 @@ export {
   writeFloats,
 } from "./runtime/tensor.ts";
 export {
+  type Adapter,
   add,
   attention,
   bias,
@@ -137,6 +138,8 @@ export {
   type Llama,
   type LlamaConfig,
   logits,
+  type Lora,
+  type LoraTarget,
   loss,
   type LossOptions,
   type Recompute,

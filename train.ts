@@ -67,6 +67,9 @@ export const variables = {
   weight_decay: 0.1, // on matrices, never on norms
   grad_clip: 1.0, // 0 = off
   train: "", // weights to train, such as layers.*.qkv_proj,layers.*.o_proj; the others are frozen; "" = all
+  lora_rank: 0, // LoRA: columns of the adapters that are trained beside the weights of --init_from, which are frozen; 0 = off
+  lora_alpha: 32, // what an adapter adds is multiplied by lora_alpha / lora_rank
+  lora_targets: "qkv_proj,o_proj,gate_up_proj,down_proj", // matrices that get one
   max_skipped: 10, // stop after so many non-finite steps in a row
 
   // what happens how often, in steps; 0 = never
@@ -116,9 +119,10 @@ const ranges: Ranges<TrainConfig> = {
   ...each(whole(0), "warmup_iters", "cooldown_iters"),
   ...each(whole(0), "log_interval", "eval_interval", "sample_interval", "save_interval"),
   ...each(whole(1, 2 ** 20), "n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"),
-  ...each(whole(0, 2 ** 20), "head_dim", "n_inner", "ranks"),
+  ...each(whole(0, 2 ** 20), "head_dim", "n_inner", "ranks", "lora_rank"),
   ...each(between(0), "learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"),
   ...each(between(0, 0.999999), "beta1", "beta2"),
+  lora_alpha: between(0, 1e6, 0),
   n_layer: whole(1, 10_000),
   rope_theta: between(1),
   norm_eps: between(1e-12),

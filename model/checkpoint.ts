@@ -15,11 +15,12 @@ import {
   type SavedTensor,
   saveModelFiles,
   type Stretch,
+  weightsFile,
 } from "../runtime/checkpoint.ts";
 import type { Saver } from "../runtime/saver.ts";
-import { readSafetensors, readWeights, type SafetensorsFile } from "../runtime/safetensors.ts";
+import { readSafetensors, readWeights, type SafetensorsFile, weightsIn } from "../runtime/safetensors.ts";
 import { type AdamW, type LoadValues, Parameters, type Range, type Slot } from "../runtime/optim.ts";
-import { KERNELS, readSums, requireSum, requireSums } from "../runtime/sums.ts";
+import { KERNELS, readSums, requireSum, requireSums, type Sums } from "../runtime/sums.ts";
 import { bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
@@ -32,11 +33,21 @@ import { VERSIONS } from "./report.ts";
 import { type Declared, differences, fileTensors, requireWeights } from "./hf.ts";
 import { configFromHF, configToHF, generationConfig } from "./hf_config.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
+import {
+  adapterFiles,
+  type Base,
+  baseOf,
+  readAdapterConfig,
+  requireBaseAt,
+  requireSameBase,
+} from "./lora.ts";
+import { isAdapter, trainsOf } from "./trained.ts";
 
 /** What is saved of a run, and read here of the variables of train.ts. */
 export type RunToSave = {
   config: ProgressConfig & { out_dir: string; keep_checkpoints: number };
   c: LlamaConfig;
+  base: Base | undefined; // of adapters
   dataset: Dataset;
   tokenizer: Tokenizer | undefined;
   optimizer: AdamW;
@@ -54,7 +65,7 @@ export function prepareToSave({ c, optimizer, ranks, saver }: RunToSave): void {
 
 /** Saves the checkpoint of a step, all ranks together; a process on its own may still be writing it when this returns. */
 export async function saveRun(
-  { config, c, dataset, tokenizer, optimizer, ranks, log, progress, saver }: RunToSave,
+  { config, c, base, dataset, tokenizer, optimizer, ranks, log, progress, saver }: RunToSave,
   { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
 ): Promise<void> {
   const { best } = progress, choices = choicesNow(c.head_dim);
@@ -66,6 +77,7 @@ export async function saveRun(
     optimizer: optimizerTensors(optimizer),
     files: {
       ...modelFiles(optimizer.parameters, c, dataset, tokenizer),
+      ...c.lora && base ? adapterFiles(c.lora, base) : {},
       ...choices ? { [KERNELS]: choicesText(choices) } : {},
     },
     state: {
@@ -87,10 +99,14 @@ export async function saveRun(
   await saver.save(config.out_dir, content, config.keep_checkpoints, ranks);
 }
 
-/** All weights, those of a Llama as Hugging Face tensors: row ranges of our stacked matrices. */
+/**
+ * What is saved of the weights: all, those of a Llama as Hugging Face tensors, row ranges of our stacked matrices; of LoRA the
+ * adapters alone.
+ */
 export function modelTensors(parameters: Parameters, c: LlamaConfig): (SavedTensor & Stretch)[] {
   const offsets = new Map(parameters.slots.map(({ name, offset }) => [name, offset]));
-  return fileTensors(declaredBy(parameters.slots), c).map(({ name, shape, ours, first }) => {
+  const saved = parameters.slots.filter(({ name }) => !c.lora || isAdapter(name));
+  return fileTensors(declaredBy(saved), c).map(({ name, shape, ours, first }) => {
     const bytes = (offsets.get(ours)! + first) * bytesPerElement("act");
     return { name, shape, address: parameters.weights.address + BigInt(bytes), dtype: "act" };
   });
@@ -183,11 +199,13 @@ export async function tokenizerFor(
   );
 }
 
-/** A model in files: what its config.json says and where its weights are. */
+/** A model in files: what its config.json says and where its weights are. base: where those are that its adapters are for. */
 export type StoredModel = {
   directory: string;
   config: LlamaConfig;
   weights: Map<string, SafetensorsFile>;
+  sums: Sums | undefined;
+  base?: Base;
 };
 
 /**
@@ -197,16 +215,30 @@ export type StoredModel = {
 export function openModel(path: string): StoredModel {
   const directory = resolveCheckpoint(path), sums = readSums(directory);
   if (sums) requireSums(directory, sums, (name) => /\.json$/.test(name) && isFile(`${directory}/${name}`));
-  const config = storedConfig(directory), weights = readWeights(directory);
+  const config = storedConfig(directory), adapter = readAdapterConfig(directory);
+  const weights = adapter ? weightsIn(weightsFile(directory)) : readWeights(directory);
   if (sums) {
     for (const { path } of new Set(weights.values())) requireSum(path, sums.get(basename(path)));
   }
-  return { directory, config, weights };
+  const stored = { directory, config, weights, sums };
+  return adapter ? withBase(stored, adapter.path) : stored;
 }
 
-/** The model that the config.json of a directory describes. Throws UserError for what is not computed. */
+/** Adapters with the weights of the model at `path`, which must be the one that they were trained with. */
+function withBase(adapters: StoredModel, path: string): StoredModel {
+  const { directory } = adapters;
+  requireBaseAt(directory, path);
+  const model = openModel(path), base = baseOf(path, model.weights, model.sums);
+  if (model.base) throw new UserError(`Cannot load ${directory}: its base in ${path} is an adapter itself`);
+  requireSameBase(directory, base);
+  return { ...adapters, weights: new Map([...model.weights, ...adapters.weights]), base };
+}
+
+/** The model that the config.json of a directory describes, with its adapters. Throws UserError for what is not computed. */
 export function storedConfig(directory: string): LlamaConfig {
-  return configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  const lora = readAdapterConfig(directory)?.lora;
+  return lora ? { ...config, lora } : config;
 }
 
 /** What a model directory holds, in words. Throws UserError as openModel(), and as weightsFor() at first. */
@@ -218,14 +250,17 @@ export function describeStored(path: string): string {
 }
 
 /**
- * What gives Parameters the stored weights of a model. Throws UserError where the files hold others than the model declares,
- * and then for a value that is not finite.
+ * What gives Parameters the stored weights of a model, of which adapters may be new. Throws UserError where the files hold others
+ * than the model declares, and then for a value that is not finite.
  */
-export function weightsFor(model: Llama, c: LlamaConfig, { directory, weights }: StoredModel): LoadValues {
-  const wanted = fileTensors(declaredBy(named(model).map(([name, tensor]) => ({ name, tensor }))), c);
+export function weightsFor(model: Llama, c: LlamaConfig, stored: StoredModel): LoadValues {
+  const { directory, weights } = stored;
+  const declared = named(model).filter(([name]) => stored.config.lora || !isAdapter(name));
+  const wanted = fileTensors(declaredBy(declared.map(([name, tensor]) => ({ name, tensor }))), c);
   requireWeights(directory, weights, wanted, c);
   const parts = Map.groupBy(wanted, ({ ours }) => ours), piece = new Uint8Array(READ_BYTES);
   return (name, address) => {
+    if (!parts.has(name)) return false;
     const tensors = parts.get(name)!.map(({ name, shape, first }) => (
       { name, shape, address: address + BigInt(4 * first), dtype: "f32" as const }
     ));
@@ -233,6 +268,7 @@ export function weightsFor(model: Llama, c: LlamaConfig, { directory, weights }:
     for (const tensor of tensors) {
       requireFinite(`Cannot load ${weights.get(tensor.name)!.path}`, tensor, "use another copy of the model");
     }
+    return undefined;
   };
 }
 
@@ -256,12 +292,17 @@ export type LoadedModel = { model: Llama; config: LlamaConfig; parameters: Param
 export function loadModel(path: string, { train = false, dtype = "float32" }: LoadOptions = {}): LoadedModel {
   const stored = openModel(path), { directory, config, weights } = stored, model = init(config);
   const load = weightsFor(model, config, stored);
-  const matrices = Array.from(weights, ([name, { tensors }]) => tensors.get(name)!).filter(({ shape }) =>
-    shape.length > 1
-  );
+  const matrices = Array.from(weights, ([name, { tensors }]) => ({ name, ...tensors.get(name)! }))
+    .filter(({ name, shape }) => shape.length > 1 && !/\.lora_[AB]\./.test(name));
   const isStoredSo = matrices.every(({ dtype }) => dtype === "BF16");
   const half = dtype === "bfloat16" || dtype === "auto" && isStoredSo;
-  return { model, config, parameters: new Parameters(model, { seed: 0, train, load, half }), directory };
+  const trains = trainsOf(model, "");
+  return {
+    model,
+    config,
+    parameters: new Parameters(model, { seed: 0, train, trains, load, half }),
+    directory,
+  };
 }
 
 /**
@@ -277,6 +318,11 @@ export function saveModel(
   if (isFile(`${directory}/trainer_state.json`)) {
     throw new UserError(
       `Cannot write ${directory}: it holds a checkpoint of a run; choose another directory`,
+    );
+  }
+  if (c.lora) {
+    throw new UserError(
+      `Cannot write ${directory}: the model has adapters beside its weights; merge them: deno task export --merge`,
     );
   }
   orMistake(`Cannot write ${directory}`, () => {
@@ -315,7 +361,7 @@ export async function resumeFrom(directory: string, c: LlamaConfig, optimizer: A
   const sums = readSums(directory);
   const model = modelTensors(p, c), moments = optimizerTensors(optimizer, p.updated);
   await loadCheckpoint(directory, model, moments, sums);
-  refuseMore(`${directory}/model.safetensors`, model);
+  refuseMore(weightsFile(directory), model);
   for (const path of momentsFiles(directory)) refuseMore(path, moments);
   optimizer.restore(state);
 }

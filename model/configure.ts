@@ -13,6 +13,7 @@ import { requireDevice } from "./device.ts";
 import { directoryOf } from "./download.ts";
 import { shapeOf } from "./init_from.ts";
 import type { LlamaConfig } from "./llama.ts";
+import { loraOf } from "./lora.ts";
 import { type Larger, largerBatches, type PresetName, presets } from "./presets.ts";
 
 /** The variables that configure() itself reads; train.ts has more. */
@@ -21,6 +22,9 @@ export type RunVariables = Values & Schedule & {
   resume: string;
   init_from: string;
   train: string;
+  lora_rank: number;
+  lora_alpha: number;
+  lora_targets: string;
   eval_only: boolean;
   dry_run: boolean;
   ranks: number;
@@ -56,6 +60,7 @@ export type Configured<T> = {
 };
 
 const BARE = { debug: "check", bf16_gemm: "true" }; // what --debug and --bf16_gemm alone mean
+const KEPT = ["preset", "out_dir", "init_from", "train", "lora_rank", "lora_alpha", "lora_targets"] as const; // always, by a run that goes on
 const NOT_KEPT = { eval_only: false, dry_run: false, ranks: 0, debug: "" }; // by a run that goes on
 
 /**
@@ -81,9 +86,12 @@ export function configure<T extends RunVariables>(
   if (resume) {
     const checkpoint = findCheckpoint(resume);
     const saved = savedConfig(checkpoint, defaults, overrides);
-    for (const name of ["preset", "out_dir", "init_from", "train"] as const) {
+    for (const name of KEPT) {
       const isItself = name === "out_dir" && overrides.out_dir === runOfCheckpoint(resume);
-      if (overrides[name] !== undefined && overrides[name] !== saved[name] && !isItself) {
+      if (
+        Object.hasOwn(saved, name) && overrides[name] !== undefined && overrides[name] !== saved[name] &&
+        !isItself
+      ) {
         throw new UserError(
           `Cannot set ${name} with --resume: the run in ${resume} keeps its own; leave --${name} out`,
         );
@@ -131,7 +139,13 @@ export function presetOf<T extends RunVariables>(defaults: T, args: string[]): T
 /** defaults, the preset, then overrides. */
 function withPreset<T extends RunVariables>(defaults: T, overrides: Partial<T>, local_rank: number): T {
   const device = (overrides.device ?? defaults.device) || chooseDevice(local_rank).name;
-  const usual = overrides.init_from ? "finetune" : device === "cpu" ? "tiny" : "gpt-270m";
+  const usual = overrides.lora_rank
+    ? "lora"
+    : overrides.init_from
+    ? "finetune"
+    : device === "cpu"
+    ? "tiny"
+    : "gpt-270m";
   const preset = overrides.preset || usual;
   if (!Object.hasOwn(presets, preset)) {
     throw new UserError(
@@ -256,6 +270,16 @@ function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world
       `Cannot use min_lr ${config.min_lr}: it is above learning_rate ${config.learning_rate}, which falls to it; set --min_lr too`,
     );
   }
+  if (config.lora_rank > 0 && config.train) {
+    throw new UserError(
+      `Cannot train ${config.train} with LoRA: its adapters alone are trained; leave --train or --lora_rank out`,
+    );
+  }
+  if (config.lora_rank > 0 && !config.init_from) {
+    throw new UserError(
+      "Cannot train adapters without a base: LoRA is for a model that has learned something; name it with --init_from=DIRECTORY",
+    );
+  }
   if (config.ranks > 0 && !config.dry_run) {
     throw new UserError(
       `Cannot start ${config.ranks} ranks: --ranks plans for them, with --dry_run; start them with torchrun, mpirun or srun, see ` +
@@ -292,9 +316,10 @@ function fewMicroSteps({ batch_size }: Values, micro_steps: number, world_size: 
  * what no variable says; a model that came with --init_from keeps its vocabulary and its longest sequence.
  */
 export function llamaConfig(c: RunVariables, vocab_size: number, base?: LlamaConfig): LlamaConfig {
-  const longest = base?.max_position_embeddings ?? base?.block_size ?? 0;
+  const longest = base?.max_position_embeddings ?? base?.block_size ?? 0, lora = loraOf(c);
   return {
     ...base,
+    ...(lora ? { lora } : {}),
     vocab_size: c.init_from && base ? base.vocab_size : vocab_size,
     n_layer: c.n_layer,
     n_embd: c.n_embd,

@@ -68,7 +68,7 @@ export async function dryRun<T extends DryRunSettings>(
   row("data", dataFacts(dataset));
   row("model", modelSize(c));
   if (s.init_from) row("from", describeStored(s.init_from));
-  if (s.train) row("train", describeTrained(model, s.train));
+  if (s.train || c.lora) row("train", describeTrained(model, s.train ?? ""));
   row(
     "FLOPs",
     `${(flops / 1e9).toFixed(4)} GFLOP a token, ${

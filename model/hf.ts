@@ -60,6 +60,23 @@ export function hfTensors(config: LlamaConfig): HFTensor[] {
   return tensors;
 }
 
+/**
+ * The tensors of adapter_model.safetensors under the names of PEFT: of each matrix that is a part of one of ours, its rows of B,
+ * and A, which the parts share and the file has for each of them.
+ */
+export function adapterTensors(config: LlamaConfig): HFTensor[] {
+  const { lora } = config;
+  return hfTensors(config).flatMap(({ hf, ours, row, rows, cols }) => {
+    const [layer, name] = ours.split(/\.(?=\w+$)/);
+    if (!lora?.targets.some((target) => target === name)) return [];
+    const path = `base_model.model.${hf.replace(/\.weight$/, "")}`, own = `${layer}.lora.${name}`;
+    return [
+      { hf: `${path}.lora_A.weight`, ours: `${own}.A`, row: 0, rows: lora.rank, cols },
+      { hf: `${path}.lora_B.weight`, ours: `${own}.B`, row, rows, cols: lora.rank },
+    ];
+  });
+}
+
 /** The shape on disk: [rows, cols], or [rows] for a vector. */
 export function hfShape(tensor: HFTensor): number[] {
   return tensor.cols === 0 ? [tensor.rows] : [tensor.rows, tensor.cols];
@@ -79,18 +96,22 @@ export function fileTensors(declared: Declared[], config: LlamaConfig): FileTens
   const own = new Map(notInHF(declared, config).map(({ name, shape }) => [name, shape]));
   const known = new Set(declared.map(({ name }) => name));
   return [
-    ...hfTensors(config).filter(({ ours }) => known.has(ours) && !own.has(ours)).map((t) => (
+    ...allTensors(config).filter(({ ours }) => known.has(ours) && !own.has(ours)).map((t) => (
       { name: t.hf, shape: hfShape(t), ours: t.ours, first: t.row * Math.max(1, t.cols) }
     )),
     ...Array.from(own, ([name, shape]) => ({ name, shape: [...shape], ours: name, first: 0 })),
   ];
 }
 
+function allTensors(config: LlamaConfig): HFTensor[] {
+  return [...hfTensors(config), ...adapterTensors(config)];
+}
+
 /** The parameters that the model's family has not in transformers, or not in this shape. */
 function notInHF(declared: Declared[], config: LlamaConfig): Declared[] {
-  const parts = Map.groupBy(hfTensors(config), ({ ours }) => ours);
+  const parts = Map.groupBy(allTensors(config), ({ ours }) => ours);
   return declared.filter(({ name, shape }) => {
-    const all = parts.get(name) ?? [], rows = all.reduce((sum, t) => sum + t.rows, 0);
+    const all = parts.get(name) ?? [], rows = Math.max(...all.map((t) => t.row + t.rows));
     return `${shape}` !== `${hfShape({ ...all[0]!, rows })}` || all.length === 0;
   });
 }
@@ -124,6 +145,7 @@ export function requireWeights(
   config: LlamaConfig,
 ): void {
   requireTensors(directory, weights, wanted);
+  requireSharedAs(weights, config);
   const names = new Set(wanted.map(({ name }) => name));
   for (const [name, file] of weights) {
     if (names.has(name) || HARMLESS_TENSOR.test(name)) continue;
@@ -139,6 +161,21 @@ export function requireWeights(
       `Cannot load ${file.path}: it has ${name} (${
         file.tensors.get(name)!.shape
       }), which loam does not compute with`,
+    );
+  }
+}
+
+/** Throws UserError where adapters of matrices that are stacked here do not share their A. */
+function requireSharedAs(weights: Map<string, SafetensorsFile>, config: LlamaConfig): void {
+  const first = new Map<string, string>(); // names in the file, by ours
+  for (const { hf, ours } of adapterTensors(config)) {
+    const file = weights.get(hf), one = first.get(ours) ?? hf;
+    if (!file || !ours.endsWith(".A")) continue;
+    first.set(ours, one);
+    if (one === hf || areSame(file, one, file, hf)) continue;
+    throw new UserError(
+      `Cannot load ${file.path}: ${hf} is not ${one}, but loam adapts these matrices together, with one A; merge them into ` +
+        "the base with PEFT",
     );
   }
 }

@@ -4,10 +4,10 @@ import { isObject } from "../base/json.ts";
 import { type Family, type LlamaConfig, VARIANT } from "./llama.ts";
 import type { RopeScaling } from "./rope.ts";
 
-/** The settings of each LlamaConfig that config.json has under Hugging Face's names. */
+/** The settings of each LlamaConfig that the files have under the names of others: lora in adapter_config.json. */
 const SETTINGS =
   ("family vocab_size n_layer n_embd n_head n_kv_head head_dim n_inner block_size max_position_embeddings rope_theta " +
-    "rope_scaling norm_eps tie_word_embeddings").split(" ");
+    "rope_scaling norm_eps tie_word_embeddings lora").split(" ");
 
 /** The settings of a model that config.json has no names for: those of an edited model/llama.ts. */
 export function ownSettings(config: LlamaConfig): string[] {

@@ -31,6 +31,12 @@ export function shapeOf(path: string, given: Partial<ShapeVariables>, usual: num
   }
   const model = storedConfig(resolveCheckpoint(path)),
     { block_size = Math.min(usual, model.block_size) } = given;
+  if (model.lora) {
+    throw new UserError(
+      `Cannot begin with the weights in ${path}: they are adapters; merge them into their base: ` +
+        `deno task export --checkpoint ${path} --merge --out ${path}-merged`,
+    );
+  }
   for (const name of SHAPE) {
     if (given[name] === undefined || given[name] === model[name]) continue;
     throw new UserError(

@@ -5,6 +5,7 @@
 import { UserError } from "../base/errors.ts";
 import { device } from "../ffi/library.ts";
 import {
+  type Adapter,
   attention,
   bias,
   cachedAttention,
@@ -53,7 +54,17 @@ export type LlamaConfig = {
   sliding_window?: number; // Mistral's, of at least block_size: it attends to all tokens
   norm_eps: number;
   tie_word_embeddings: boolean;
+  lora?: Lora; // what is trained beside the weights, which are frozen then
 };
+
+/** A matrix of a layer that goes with an adapter below. */
+export type LoraTarget = "qkv_proj" | "o_proj" | "gate_up_proj" | "down_proj";
+
+/** All of them. */
+export const LORA_TARGETS: readonly LoraTarget[] = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"];
+
+/** LoRA: alpha / rank B A is added to each target, B and A having so many columns and rows. */
+export type Lora = { rank: number; alpha: number; targets: readonly LoraTarget[] };
 
 /** vocab_size rounded up to a multiple of 64: GEMMs are faster on even shapes. */
 export function paddedVocab(c: LlamaConfig): number {
@@ -106,6 +117,7 @@ export type Layer = {
   post_attention_layernorm: Tensor; // (C)
   gate_up_proj: Tensor; // (2F, C), rows: gates, ups
   down_proj: Tensor; // (C, F)
+  lora?: Partial<Record<LoraTarget, Adapter>>;
 };
 
 /** All weights of a model. lm_head is there only if it is not tied to embed_tokens. */
@@ -117,7 +129,7 @@ export function init(c: LlamaConfig): Llama {
   const { n_embd: C, n_head: H, n_kv_head: K, head_dim: D, n_inner: F, vocab_size: V } = c;
   const std = 0.02; // GPT-2's
   const residual_std = 0.02 / Math.sqrt(2 * c.n_layer); // keeps the residual stream's variance independent of depth
-  return {
+  return adapted({
     embed_tokens: param([paddedVocab(c), C], { std, rows: V }),
     layers: Array.from({ length: c.n_layer }, () => ({
       input_layernorm: param([C], { value: 1 }),
@@ -131,7 +143,29 @@ export function init(c: LlamaConfig): Llama {
     })),
     norm: param([C], { value: 1 }),
     ...(c.tie_word_embeddings ? {} : { lm_head: param([paddedVocab(c), C], { std, rows: V }) }),
-  };
+  }, c.lora);
+}
+
+/** The model with an adapter at each target: A spread as PEFT spreads it, and B zero, so that nothing changes at first. */
+function adapted(m: Llama, lora: Lora | undefined): Llama {
+  if (!lora) return m;
+  const { rank, alpha, targets } = lora;
+  for (const layer of m.layers) {
+    layer.lora = {};
+    for (const name of targets) {
+      const [OUT, IN] = layer[name].shape as [number, number];
+      if (rank > Math.min(OUT, IN)) {
+        throw new UserError(
+          `Cannot use lora_rank ${rank}: ${name} is (${OUT}, ${IN}), the rank must be ${
+            Math.min(OUT, IN)
+          } at most`,
+        );
+      }
+      const A = param([rank, IN], { std: 1 / Math.sqrt(3 * IN) }), B = param([OUT, rank], { value: 0 });
+      layer.lora[name] = { A, B, scale: alpha / rank };
+    }
+  }
+  return m;
 }
 
 /** Keys and values of earlier tokens: pos[b] tokens of row b of the batch are cached, in one LayerCache a layer. */
@@ -154,17 +188,18 @@ function selfAttention(
   i: number, // of the layer
   past?: { layer: LayerCache; pos: readonly number[] },
 ): Tensor {
-  let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps, keep); // (B, T, (H + 2K) * D)
+  let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps, keep, w.lora?.qkv_proj); // (B, T, (H + 2K) * D)
   if (w.qkv_bias) qkv = bias(qkv, w.qkv_bias); // Qwen 2
   if (w.q_norm && w.k_norm) qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps); // Qwen 3
   if (c.no_rope_layers?.[i] !== 0) qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0); // all layers but a few of SmolLM 3
   const y = past ? cachedAttention(qkv, c, past.layer, past.pos) : attention(qkv, c); // (B, T, H * D)
-  return linear(y, w.o_proj, x); // x + y w^T
+  return linear(y, w.o_proj, x, w.lora?.o_proj); // x + y w^T
 }
 
 function mlp(x: Tensor, w: Layer, c: LlamaConfig, keep: boolean): Tensor {
-  const gate_up = normLinear(x, w.post_attention_layernorm, w.gate_up_proj, c.norm_eps, keep); // (B, T, 2F)
-  return swigluLinear(gate_up, w.down_proj, x, keep); // x + swiglu(gate_up) w^T, (B, T, C)
+  const { post_attention_layernorm: norm, gate_up_proj, lora } = w;
+  const gate_up = normLinear(x, norm, gate_up_proj, c.norm_eps, keep, lora?.gate_up_proj); // (B, T, 2F)
+  return swigluLinear(gate_up, w.down_proj, x, keep, lora?.down_proj); // x + swiglu(gate_up) w^T, (B, T, C)
 }
 
 /** Options of forward(). */
@@ -189,7 +224,7 @@ export function forward(
     const layer = cache?.layers[i];
     x = selfAttention(x, w, c, keep, i, layer && { layer, pos });
     if (recompute === "gate_up") {
-      return feedForward(x, w.post_attention_layernorm, w.gate_up_proj, w.down_proj, c.norm_eps);
+      return feedForward(x, w.post_attention_layernorm, w.gate_up_proj, w.down_proj, c.norm_eps, w.lora);
     }
     return mlp(x, w, c, keep);
   };

@@ -74,7 +74,7 @@ export function planMemory(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
 export type Shared = {
   /** Sent by each rank, and as many received: gradients in float32, then weights; nothing where it is alone. */
   exchanged: number;
-  /** model.safetensors, which rank 0 writes. */
+  /** model.safetensors, or LoRA's adapter_model.safetensors, which rank 0 writes. */
   model: number;
   /** optimizer.safetensors, of which each rank writes its part: moments in float32, and the weights where others are bfloat16. */
   optimizer: number;
@@ -89,7 +89,7 @@ export function planShared(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
     const bytes = (4 + (zero_stage === 1 ? element : 4)) * p.total; // reduce-scatter, all-gather
     return {
       exchanged: bytes * (world_size - 1) / world_size,
-      model: element * p.count(),
+      model: element * p.count(c.lora ? p.trained : p.slots),
       optimizer: (act === "bf16" ? 12 : 8) * p.count(p.trained),
     };
   });

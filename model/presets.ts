@@ -32,6 +32,19 @@ export const presets = {
     sample_interval: 100,
     save_interval: 100,
   },
+  lora: {
+    block_size: 1024,
+    batch_size: 1,
+    gradient_accumulation_steps: 16,
+    lora_rank: 16,
+    learning_rate: 2e-4,
+    min_lr: 2e-5,
+    warmup_iters: 20,
+    max_iters: 500,
+    eval_interval: 50,
+    sample_interval: 100,
+    save_interval: 100,
+  },
   tiny: {
     n_layer: 4,
     n_embd: 128,
@@ -73,6 +86,7 @@ export const purposes: Record<PresetName, string> = {
     "322M parameters (271M without embeddings) in 9.5 GB, or more that is free; the default on a GPU",
   small: "11M parameters without embeddings: an hour on a laptop to readable English",
   finetune: "small steps from good weights, 16,384 tokens each; the default with --init_from",
+  lora: "finetune with adapters beside frozen weights; the default with --lora_rank",
   tiny: "0.8M parameters: the demo, three minutes on two cores; the default on a CPU",
 };
 

@@ -15,6 +15,7 @@ import type { Schedule } from "../runtime/schedule.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
+import { type Base, baseOf } from "./lora.ts";
 import type { StepSettings } from "./plan.ts";
 import { Progress } from "./progress.ts";
 import { banner, dataLines, peakOfAll, runFacts, VERSIONS } from "./report.ts";
@@ -39,6 +40,7 @@ export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & S
 export type Parts = {
   config: RunConfig;
   c: LlamaConfig;
+  base: Base | undefined; // that adapters are for
   dataset: Dataset;
   tokenizer: Tokenizer | undefined;
   data: Loader;
@@ -74,8 +76,10 @@ export async function makeParts(
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
   const inputs = new Inputs(batch_size, block_size, ranks.share(config.gradient_accumulation_steps).length);
-  const model = init(c), isNew = checkpoint === undefined && config.init_from !== "";
-  const load = isNew ? weightsFor(model, c, openModel(config.init_from)) : undefined;
+  const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
+  const stored = from ? openModel(from) : undefined; // of LoRA that goes on: its base too
+  const load = stored && weightsFor(model, c, stored);
+  const base = c.lora && stored && (stored.base ?? baseOf(stored.directory, stored.weights, stored.sums));
   const trains = trainsOf(model, config.train);
   const parameters = new Parameters(model, { seed, train: true, trains, load, rank, world_size, zero_stage });
   const optimizer = new AdamW(parameters, config);
@@ -85,7 +89,21 @@ export async function makeParts(
     requireSameData(config, dataset, saved);
     await resumeFrom(checkpoint, c, optimizer);
   }
-  return { config, c, dataset, tokenizer, data, val, inputs, model, optimizer, ranks, checkpoint, saved };
+  return {
+    config,
+    c,
+    base,
+    dataset,
+    tokenizer,
+    data,
+    val,
+    inputs,
+    model,
+    optimizer,
+    ranks,
+    checkpoint,
+    saved,
+  };
 }
 
 /** The log of the first rank in the run directory, which it opens; that of another one. All must begin alike. */
@@ -113,7 +131,7 @@ export function begin(
   const facts = runFacts(config, c, description, optimizer.parameters, data, peak, saved?.step ?? 0);
   log.describe(facts);
   banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
-  if (config.train) log.line(`training ${describeTrained(parts.model, config.train)}`);
+  if (config.train || c.lora) log.line(`training ${describeTrained(parts.model, config.train)}`);
   for (const line of dataLines(config, dataset, val)) log.line(line);
   return { ...parts, stop, log, saver, progress: new Progress({ ...parts, stop, log, peak, facts }) };
 }

@@ -1,4 +1,4 @@
-// --train: which weights of a model are trained, by their names. The others are frozen.
+// Which weights of a model are trained, by their names: those of --train, or LoRA's adapters. The others are frozen.
 import { UserError } from "../base/errors.ts";
 import { meant } from "../base/suggest.ts";
 import { formatCount } from "../base/format.ts";
@@ -6,11 +6,11 @@ import { named } from "../runtime/tensor.ts";
 
 /**
  * Whether a weight is among those that --train lists, such as "layers.*.qkv_proj,norm": dot paths of model/llama.ts, in which a
- * star is any part between dots. Undefined for "", which is all. Throws UserError for a name that no weight has.
+ * star is any part between dots. Undefined for "", which is all; where there are adapters, they alone. Throws UserError for a name that no weight has.
  */
 export function trainsOf(model: unknown, list: string): ((name: string) => boolean) | undefined {
-  if (list === "") return undefined;
   const names = named(model).map(([name]) => name);
+  if (list === "") return names.some(isAdapter) ? isAdapter : undefined;
   const patterns = list.split(",").map((text) => {
     const parts = text.trim().split(".");
     const fits = (name: string) => {
@@ -22,6 +22,11 @@ export function trainsOf(model: unknown, list: string): ((name: string) => boole
     throw new UserError(`Cannot train "${text}": no weight has that name; ${meant(text, Array.from(kinds))}`);
   });
   return (name) => patterns.some((fits) => fits(name));
+}
+
+/** Whether a parameter of that name is one of an adapter of LoRA. */
+export function isAdapter(name: string): boolean {
+  return name.includes(".lora.");
 }
 
 /** "2 of 12 tensors, 4.1k of 36.0k values; the others are frozen" */

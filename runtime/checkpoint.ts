@@ -27,6 +27,7 @@ import {
   readSafetensors,
   type SafetensorsFile,
   toFloat32,
+  weightsIn,
   writeSafetensors,
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
@@ -62,6 +63,15 @@ const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 3
 
 /** Staging the other way, in bytes: what stays in a processor's cache until it is converted. */
 export const READ_BYTES: number = 1 << 21;
+
+const MODEL = "model.safetensors";
+const ADAPTERS = "adapter_model.safetensors"; // the weights of a checkpoint whose base lies elsewhere
+
+/** The file with the weights that a directory has, where they are in one file. */
+export function weightsFile(directory: string): string {
+  const adapters = `${directory}/${ADAPTERS}`;
+  return isFile(adapters) ? adapters : `${directory}/${MODEL}`;
+}
 
 /** What ranks that save one checkpoint together need of each other. */
 export type Company = {
@@ -128,7 +138,8 @@ export async function writeCheckpoint(
 ): Promise<string> {
   const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
   const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
-  const isFirst = company.rank === 0, model = "model.safetensors", sums: Sums = new Map();
+  const isFirst = company.rank === 0, sums: Sums = new Map();
+  const model = "adapter_config.json" in content.files ? ADAPTERS : MODEL;
   try {
     if (isFirst) {
       removeTree(temporary); // left by a kill
@@ -244,7 +255,7 @@ export function holdsRun(dir: string): boolean {
 /** The directory that holds the weights: path itself, the newest checkpoint of the run at path, or what RUN/best names. */
 export function resolveCheckpoint(given: string): string {
   const path = behindPointer(given);
-  if (isFile(`${path}/model.safetensors`) || isFile(`${path}/${INDEX}`)) return path;
+  if (isFile(weightsFile(path)) || isFile(`${path}/${INDEX}`)) return path;
   const newest = listCheckpoints(path).at(-1);
   if (newest) return `${path}/checkpoints/${newest}`;
   throw new UserError(
@@ -298,13 +309,12 @@ function runOfPointer(path: string): string | undefined {
 /** The run directory of a path given to --resume: a run, one of its checkpoints, or RUN/latest or RUN/best. */
 export function runOfCheckpoint(path: string): string {
   const clean = (runOfPointer(path) ?? path).replace(/\/+$/, "");
-  return isFile(`${clean}/model.safetensors`) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
+  return isFile(weightsFile(clean)) ? clean.replace(/\/checkpoints\/[^/]+$/, "") : clean;
 }
 
 /** Fills tensors from a file. Every tensor must be there with the same shape. Throws UserError naming file, tensor and difference. */
 export function loadTensors(path: string, tensors: SavedTensor[], chunk_bytes: number = READ_BYTES): void {
-  const file = readSafetensors(path);
-  const weights = new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
+  const weights = weightsIn(path);
   requireTensors(path, weights, tensors);
   fillTensors(weights, tensors, new Uint8Array(chunk_bytes));
 }
@@ -424,9 +434,10 @@ export async function loadCheckpoint(
   sums: Sums | undefined,
   chunk_bytes: number = READ_BYTES,
 ): Promise<void> {
-  readSafetensors(`${directory}/model.safetensors`); // that it was cut short says more than its sum
+  const weights = weightsFile(directory);
+  readSafetensors(weights); // that it was cut short says more than its sum
   const parts = momentsFiles(directory).map((path) => ({ path, tensors: partsIn(path, moments) }));
-  const files = [{ path: `${directory}/model.safetensors`, tensors: model }, ...parts];
+  const files = [{ path: weights, tensors: model }, ...parts];
   const wanted = files.filter(({ tensors }) => tensors.length > 0);
   const check = requireSumsOf(wanted.map(({ path }) => path), sums);
   check.catch(() => {}); // it is waited for below
@@ -502,7 +513,7 @@ export function writeModelFiles(
   files: Record<string, string>,
   gone: string[] = [],
 ): void {
-  const model = "model.safetensors", names = [...Object.keys(files), model];
+  const model = MODEL, names = [...Object.keys(files), model];
   const temporary = (name: string) => `${directory}/${name}.${Deno.pid}.tmp`;
   makeDirectory(directory);
   removeTemporary(directory);

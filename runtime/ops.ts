@@ -57,8 +57,11 @@ function weightGrad(w: Tensor, f: (dw: Address, add: 0 | 1) => void): void {
   release(unwanted);
 }
 
-/** y = x w^T (+ residual). x (..., IN), w (OUT, IN), residual (..., OUT) -> (..., OUT) */
-export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
+/** What is added to a weight w (OUT, IN) that may be frozen: scale B A, of low rank R. A (R, IN), B (OUT, R) */
+export type Adapter = { A: Tensor; B: Tensor; scale: number };
+
+/** y = x w^T (+ residual), w + scale B A in the place of w with an adapter. x (..., IN), w (OUT, IN), residual (..., OUT) -> (..., OUT) */
+export function linear(x: Tensor, w: Tensor, residual?: Tensor, adapter?: Adapter): Tensor {
   const [OUT, IN] = matrix("linear", w), N = x.size / IN;
   const shape = [...x.shape.slice(0, -1), OUT];
   checkActivation("linear", "x", x);
@@ -73,23 +76,40 @@ export function linear(x: Tensor, w: Tensor, residual?: Tensor): Tensor {
       `linear: residual must be (${shape}) to be added to x w^T, but it is (${residual.shape})`,
     );
   }
+  const low = lowRank("linear", w, adapter, N);
   const out = empty(shape);
-  multiply(out.address, x.address, w, residual?.address ?? 0n, N);
-  return record("linear", out, residual ? [x, w, residual] : [x, w], () => {
+  multiply(out.address, x.address, w, residual?.address ?? 0n, N, low);
+  return record("linear", out, [x, w, ...residual ? [residual] : [], ...weightsOf(low)], () => {
+    if (low) outerGrad(low, grad(out), N);
     if (x.buf.needsGrad) {
       const add = claim(x);
-      k.linear_dgrad(grad(x), grad(out), w.address, N, IN, OUT, add);
+      inputGrad(grad(x), grad(out), w, N, add, low);
     }
     productGrad(w, grad(out), x.address, N);
+    if (low) innerGrad(low, x.address, N);
     if (residual) passOn(residual, out);
-  }, { flops: 2 * N * IN * OUT });
+  }, { flops: productFlops(w, N, low) });
 }
 
-/** out (N, OUT) = x (N, IN) w^T (+ residual, or 0n). w (OUT, IN) may be bfloat16 where activations are float32. */
-function multiply(out: Address, x: Address, w: Tensor, residual: Address, N: number): void {
+/** out (N, OUT) = x (N, IN) w^T (+ residual, or 0n), with what is added to w. w (OUT, IN) may be bfloat16 where activations are float32. */
+function multiply(out: Address, x: Address, w: Tensor, residual: Address, N: number, low?: LowRank): void {
   const [OUT, IN] = w.shape as [number, number],
     product = w.buf.isHalf ? k.linear_forward_bf16 : k.linear_forward;
-  product(out, x, w.address, residual, N, IN, OUT);
+  const added = low && take(N * OUT * bytesPerElement("act"));
+  if (low) {
+    multiply(low.u.address, x, low.A, 0n, N);
+    scaleInPlace(low, N);
+    multiply(added!.address, low.u.address, low.B, residual, N);
+  }
+  product(out, x, w.address, added?.address ?? residual, N, IN, OUT);
+  if (added) release(added);
+}
+
+/** dx = dout w, or adds that, for what multiply() did; outerGrad() comes before. dout (N, OUT), dx (N, IN) */
+function inputGrad(dx: Address, dout: Address, w: Tensor, N: number, add: 0 | 1, low?: LowRank): void {
+  const [OUT, IN] = w.shape as [number, number];
+  k.linear_dgrad(dx, dout, w.address, N, IN, OUT, add);
+  if (low) k.linear_dgrad(dx, low.u.address, low.A.address, N, IN, low.A.shape[0]!, 1);
 }
 
 /** Writes the gradient of w (OUT, IN), or adds to it, where one is wanted: dout^T x of dout (N, OUT) and x (N, IN). */
@@ -97,6 +117,49 @@ function productGrad(w: Tensor, dout: Address, x: Address, N: number): void {
   if (!w.buf.needsGrad) return;
   const [OUT, IN] = w.shape as [number, number], add = claim(w);
   k.linear_wgrad(grad(w), dout, x, N, IN, OUT, add);
+}
+
+/** An adapter at work: u (N, R) is scale x A^T, and in the backward pass becomes the gradient of x A^T. */
+type LowRank = Adapter & { u: Block };
+
+/** Takes the memory that an adapter of w needs for N rows. */
+function lowRank(op: string, w: Tensor, adapter: Adapter | undefined, N: number): LowRank | undefined {
+  if (!adapter) return undefined;
+  const [OUT, IN] = w.shape as [number, number], [R, inner] = matrix(op, adapter.A);
+  const outer = matrix(op, adapter.B);
+  if (inner !== IN || outer.join() !== `${OUT},${R}`) {
+    throw new RangeError(
+      `${op}: A must be (R,${IN}) and B (${OUT},R) for w (${w.shape}), but they are (${adapter.A.shape}) and (${adapter.B.shape})`,
+    );
+  }
+  return { ...adapter, u: take(N * R * bytesPerElement("act")) };
+}
+
+function weightsOf(low: LowRank | undefined): Tensor[] {
+  return low ? [low.A, low.B] : [];
+}
+
+/** FLOPs of multiply(). */
+function productFlops(w: Tensor, N: number, low?: LowRank): number {
+  return 2 * N * [w, ...weightsOf(low)].reduce((sum, { size }) => sum + size, 0);
+}
+
+function scaleInPlace({ u, A, scale }: LowRank, N: number): void {
+  k.unary_forward(u.address, u.address, UNARY.scale, scale, BigInt(N * A.shape[0]!));
+}
+
+/** The gradient of B, and that of x A^T in the place of u. dout (N, OUT) */
+function outerGrad(low: LowRank, dout: Address, N: number): void {
+  const { u, B } = low, [OUT, R] = B.shape as [number, number];
+  productGrad(B, dout, u.address, N);
+  k.linear_dgrad(u.address, dout, B.address, N, R, OUT, 0);
+  scaleInPlace(low, N);
+}
+
+/** The gradient of A, after outerGrad(). x (N, IN) */
+function innerGrad({ u, A }: LowRank, x: Address, N: number): void {
+  productGrad(A, u.address, x, N);
+  release(u);
 }
 
 /** H query heads and K key/value heads of size D, side by side in the last two axes of qkv: (B, T, H + 2K, D). */
@@ -266,9 +329,16 @@ function swigluBackward(gate_up: Tensor, dh: Address, again: Address): void {
 
 /**
  * linear(rmsnorm(x, norm, eps), w). x (..., C), norm (C), w (OUT, C) -> (..., OUT). keep: hold the normalised rows for
- * backward; otherwise the backward pass of rmsnorm writes them again before the gradient of w needs them.
+ * backward; otherwise the backward pass of rmsnorm writes them again before the gradient of w needs them. adapter: as in linear().
  */
-export function normLinear(x: Tensor, norm: Tensor, w: Tensor, eps: number, keep = false): Tensor {
+export function normLinear(
+  x: Tensor,
+  norm: Tensor,
+  w: Tensor,
+  eps: number,
+  keep = false,
+  adapter?: Adapter,
+): Tensor {
   const [OUT, C] = matrix("normLinear", w), N = x.size / C;
   checkActivation("normLinear", "x", x);
   checkWeight("normLinear", norm);
@@ -278,25 +348,33 @@ export function normLinear(x: Tensor, norm: Tensor, w: Tensor, eps: number, keep
     );
   }
   const out = empty([...x.shape.slice(0, -1), OUT]);
-  const rstd = take(4 * N), rows = take(x.bytes);
+  const rstd = take(4 * N), low = lowRank("normLinear", w, adapter, N), rows = take(x.bytes);
   k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
-  multiply(out.address, rows.address, w, 0n, N);
+  multiply(out.address, rows.address, w, 0n, N, low);
   if (!keep) release(rows);
-  return record("normLinear", out, [x, norm, w], () => {
+  return record("normLinear", out, [x, norm, w, ...weightsOf(low)], () => {
     const drows = take(x.bytes), again = keep ? rows : take(x.bytes);
-    k.linear_dgrad(drows.address, grad(out), w.address, N, C, OUT, 0);
+    if (low) outerGrad(low, grad(out), N);
+    inputGrad(drows.address, grad(out), w, N, 0, low);
     rmsnormBackward(x, norm, rstd, drows.address, keep ? 0n : again.address);
     productGrad(w, grad(out), again.address, N);
+    if (low) innerGrad(low, again.address, N);
     release(again);
     release(drows);
-  }, { flops: 2 * N * C * OUT });
+  }, { flops: productFlops(w, N, low) });
 }
 
 /**
  * linear(swiglu(gate_up), w, residual). gate_up (..., 2F), w (C, F), residual (..., C) -> (..., C). keep as in normLinear():
- * otherwise the backward pass of swiglu writes its output again.
+ * otherwise the backward pass of swiglu writes its output again. adapter: as in linear().
  */
-export function swigluLinear(gate_up: Tensor, w: Tensor, residual: Tensor, keep = false): Tensor {
+export function swigluLinear(
+  gate_up: Tensor,
+  w: Tensor,
+  residual: Tensor,
+  keep = false,
+  adapter?: Adapter,
+): Tensor {
   const [C, F] = matrix("swigluLinear", w), N = gate_up.size / (2 * F);
   checkActivation("swigluLinear", "gate_up", gate_up);
   checkActivation("swigluLinear", "residual", residual);
@@ -308,26 +386,36 @@ export function swigluLinear(gate_up: Tensor, w: Tensor, residual: Tensor, keep 
     );
   }
   const out = empty([...gate_up.shape.slice(0, -1), C]);
-  const h = take(gate_up.bytes / 2); // (N, F)
+  const low = lowRank("swigluLinear", w, adapter, N), h = take(gate_up.bytes / 2); // (N, F)
   k.swiglu_forward(h.address, gate_up.address, N, F);
-  multiply(out.address, h.address, w, residual.address, N);
+  multiply(out.address, h.address, w, residual.address, N, low);
   if (!keep) release(h);
-  return record("swigluLinear", out, [gate_up, w, residual], () => {
+  return record("swigluLinear", out, [gate_up, w, residual, ...weightsOf(low)], () => {
     const dh = take(h.bytes), again = keep ? h : take(h.bytes);
-    k.linear_dgrad(dh.address, grad(out), w.address, N, F, C, 0);
+    if (low) outerGrad(low, grad(out), N);
+    inputGrad(dh.address, grad(out), w, N, 0, low);
     swigluBackward(gate_up, dh.address, keep ? 0n : again.address);
     release(dh);
     productGrad(w, grad(out), again.address, N);
+    if (low) innerGrad(low, again.address, N);
     release(again);
     passOn(residual, out);
-  }, { flops: 2 * N * F * C });
+  }, { flops: productFlops(w, N, low) });
 }
 
 /**
  * The whole feed-forward block, x + linear(swiglu(linear(rmsnorm(x), gate_up)), down), that keeps nothing but x: backward
  * repeats the norm and the gate/up product, half again the block's forward FLOPs. x (..., C), gate_up (2F, C), down (C, F).
+ * adapters: of the two, as in linear().
  */
-export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: number): Tensor {
+export function feedForward(
+  x: Tensor,
+  norm: Tensor,
+  gate_up: Tensor,
+  down: Tensor,
+  eps: number,
+  adapters: { gate_up_proj?: Adapter; down_proj?: Adapter } = {},
+): Tensor {
   const [F2, C] = matrix("feedForward", gate_up), N = x.size / C, F = F2 / 2, act = bytesPerElement("act");
   matrix("feedForward", down);
   checkActivation("feedForward", "x", x);
@@ -339,32 +427,39 @@ export function feedForward(x: Tensor, norm: Tensor, gate_up: Tensor, down: Tens
     );
   }
   const out = empty(x.shape), rstd = take(4 * N);
+  const low = lowRank("feedForward", gate_up, adapters.gate_up_proj, N);
+  const lowDown = lowRank("feedForward", down, adapters.down_proj, N);
   const gates = () => { // the normalised rows (N, C) and gates and ups (N, 2F)
     const rows = take(x.bytes), gu = take(N * F2 * act);
     k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
-    k.linear_forward(gu.address, rows.address, gate_up.address, 0n, N, C, F2);
+    multiply(gu.address, rows.address, gate_up, 0n, N, low);
     return { rows, gu };
   };
   const { rows, gu } = gates(), h = take(N * F * act);
   k.swiglu_forward(h.address, gu.address, N, F);
-  k.linear_forward(out.address, h.address, down.address, x.address, N, F, C);
+  multiply(out.address, h.address, down, x.address, N, lowDown);
   for (const block of [h, gu, rows]) release(block);
-  return record("feedForward", out, [x, norm, gate_up, down], () => {
+  const inputs = [x, norm, gate_up, down, ...weightsOf(low), ...weightsOf(lowDown)];
+  return record("feedForward", out, inputs, () => {
     const { rows, gu } = gates(), dh = take(N * F * act), h = take(N * F * act);
-    k.linear_dgrad(dh.address, grad(out), down.address, N, F, C, 0);
+    if (lowDown) outerGrad(lowDown, grad(out), N);
+    inputGrad(dh.address, grad(out), down, N, 0, lowDown);
     k.swiglu_backward(gu.address, h.address, dh.address, gu.address, N, F); // gu becomes its own gradient
     release(dh);
     productGrad(down, grad(out), h.address, N);
+    if (lowDown) innerGrad(lowDown, h.address, N);
     release(h);
     const drows = take(x.bytes);
     productGrad(gate_up, gu.address, rows.address, N);
-    k.linear_dgrad(drows.address, gu.address, gate_up.address, N, C, F2, 0);
+    if (low) outerGrad(low, gu.address, N);
+    inputGrad(drows.address, gu.address, gate_up, N, 0, low);
+    if (low) innerGrad(low, rows.address, N);
     release(gu);
     release(rows);
     passOn(x, out); // the residual; rmsnorm adds to it
     rmsnormBackward(x, norm, rstd, drows.address, 0n);
     release(drows);
-  }, { flops: 6 * N * C * F });
+  }, { flops: productFlops(gate_up, N, low) + productFlops(down, N, lowDown) });
 }
 
 // ---- element-wise ops. Where backward may, it writes over the gradient that it was given, which becomes that of x.

@@ -123,6 +123,40 @@ Deno.test("linear() agrees with float64, with and without a residual", () => {
   }
 });
 
+Deno.test("linear() with an adapter agrees with float64, and with the weight w + scale B A", () => {
+  for (const [N, IN, OUT, R] of [[1, 1, 1, 1], [17, 13, 7, 3], [65, 40, 33, 16], [130, 96, 65, 8]] as const) {
+    const x = leaf([1, N, IN], 1), w = normalWeight([OUT, IN], 2), r = leaf([1, N, OUT], 3), scale = 1.75;
+    const A = normalWeight([R, IN], 4), B = normalWeight([OUT, R], 5), dout = normal(N * OUT, 6);
+    const { out, grads } = forwardBackward(
+      () => linear(x.t, w.t, r.t, { A: A.t, B: B.t, scale }),
+      [x.t, w.t, r.t, A.t, B.t],
+      dout,
+    );
+    const of = (n: number, f: (i: number) => number) => Float64Array.from({ length: n }, (_, i) => f(i));
+    const sum = (n: number, f: (i: number) => number) => of(n, f).reduce((all, value) => all + value, 0);
+    const whole = of(OUT * IN, (i) => {
+      const [row, column] = [Math.floor(i / IN), i % IN];
+      return w.values[i]! + scale * sum(R, (k) => B.values[row * R + k]! * A.values[k * IN + column]!);
+    });
+    const { dx, dw } = ref.linearBackward(dout, x.values, whole, IN);
+    const dA = of(
+      R * IN,
+      (i) => scale * sum(OUT, (o) => B.values[o * R + Math.floor(i / IN)]! * dw[o * IN + i % IN]!),
+    );
+    const dB = of(
+      OUT * R,
+      (i) => scale * sum(IN, (k) => dw[Math.floor(i / R) * IN + k]! * A.values[i % R * IN + k]!),
+    );
+    const parts = 2 * R; // w + scale B A has so many more roundings than w
+    close(out, ref.linear(x.values, whole, IN, r.values), IN * parts, "out", 2);
+    close(grads[0]!, dx, OUT * parts, "dx", 2);
+    close(grads[1]!, dw, N, "dw");
+    assertEquals(grads[2], dout, "dresidual");
+    close(grads[3]!, dA, N * OUT, "dA", 2);
+    close(grads[4]!, dB, N * IN, "dB", 2);
+  }
+});
+
 Deno.test("linear() of few rows agrees with float64, and each row gets what it gets alone (float32)", () => {
   for (const [IN, OUT] of [[1, 1], [7, 5], [33, 2], [96, 50], [160, 25]] as const) {
     const w = normalWeight([OUT, IN], 1), x = normal(9 * IN, 2), residual = normal(9 * OUT, 3);
@@ -599,11 +633,15 @@ Deno.test("linearCrossEntropy() leaves out targets below 0 and still divides by 
 // ---- each op against finite differences
 
 Deno.test("the gradient of each op is that of finite differences", () => {
+  const frozen = normalWeight([7, 13], 3).t;
   const ids = tokens([2, 5], integers(10, 6, 1)), table = rotations(17, 8), H = { H: 6, K: 2, D: 8 };
   checkGrad((w) => embedding(ids, w), { weight: [6, 7] });
   checkGrad((x, w) => rmsnorm(x, w, EPS), [5, 33], { weight: [33] });
   checkGrad((x, w) => linear(x, w), [17, 13], { weight: [7, 13] });
   checkGrad((x, w, residual) => linear(x, w, residual), [17, 13], { weight: [7, 13] }, [17, 7]);
+  checkGrad((x, A, B) => linear(x, frozen, undefined, { A, B, scale: 0.5 }), [17, 13], { weight: [3, 13] }, {
+    weight: [7, 3],
+  });
   checkGrad((qkv) => rope(qkv, table.t, heads(H)), [2, 17, 80]);
   checkGrad((qkv) => attention(qkv, heads(H)), [2, 17, 80]);
   checkGrad((x) => swiglu(x), [17, 14]);
@@ -636,37 +674,44 @@ Deno.test("the gradient of each op is that of finite differences", () => {
 // ---- fused ops against those they stand for
 
 Deno.test("fused ops give the bits of the ops they stand for, whatever is kept for backward", () => {
-  const N = 37, C = 24, F = 40;
+  const N = 37, C = 24, F = 40, R = 8;
   const norm = normalWeight([C], 1).t,
     gate_up = normalWeight([2 * F, C], 2).t,
     down = normalWeight([C, F], 3).t;
-  const parameters = [norm, gate_up, down];
-  const same = (fused: (x: Tensor) => Tensor, plain: (x: Tensor) => Tensor, what: string) => {
-    const [actual, expected] = [fused, plain].map((f) => {
-      parameters.forEach((w) => w.buf.gradIsEmpty = true);
-      const x = leaf([1, N, C], 4).t, dout = normal(noGrad(() => f(x)).size, 5);
-      return forwardBackward(() => f(x), [x, ...parameters], dout);
-    });
-    assertEquals(actual, expected, what);
-  };
-  const up = (x: Tensor) => linear(x, gate_up);
-  for (const keep of [false, true]) {
+  const adapter = (OUT: number, IN: number, seed: number) => ({
+    ...{ A: normalWeight([R, IN], seed).t, B: normalWeight([OUT, R], seed + 1).t, scale: 0.5 },
+  });
+  const both = { gate_up_proj: adapter(2 * F, C, 6), down_proj: adapter(C, F, 8) };
+  const parameters = [norm, gate_up, down, ...Object.values(both).flatMap(({ A, B }) => [A, B])];
+  for (const low of [{}, both, { gate_up_proj: both.gate_up_proj }] as Partial<typeof both>[]) {
+    const used = parameters.slice(0, 3).concat(Object.values(low).flatMap(({ A, B }) => [A, B]));
+    const same = (fused: (x: Tensor) => Tensor, plain: (x: Tensor) => Tensor, what: string) => {
+      const [actual, expected] = [fused, plain].map((f) => {
+        parameters.forEach((w) => w.buf.gradIsEmpty = true);
+        const x = leaf([1, N, C], 4).t, dout = normal(noGrad(() => f(x)).size, 5);
+        return forwardBackward(() => f(x), [x, ...used], dout);
+      });
+      assertEquals(actual, expected, `${what}, adapters of ${Object.keys(low)}`);
+    };
+    const up = (x: Tensor) => linear(x, gate_up, undefined, low.gate_up_proj);
+    for (const keep of [false, true]) {
+      same(
+        (x) => normLinear(x, norm, gate_up, EPS, keep, low.gate_up_proj),
+        (x) => up(rmsnorm(x, norm, EPS)),
+        `normLinear, keep ${keep}`,
+      );
+      same(
+        (x) => swigluLinear(up(x), down, x, keep, low.down_proj),
+        (x) => linear(swiglu(up(x)), down, x, low.down_proj),
+        `swigluLinear, keep ${keep}`,
+      );
+    }
     same(
-      (x) => normLinear(x, norm, gate_up, EPS, keep),
-      (x) => up(rmsnorm(x, norm, EPS)),
-      `normLinear, keep ${keep}`,
-    );
-    same(
-      (x) => swigluLinear(up(x), down, x, keep),
-      (x) => linear(swiglu(up(x)), down, x),
-      `swigluLinear, keep ${keep}`,
+      (x) => feedForward(x, norm, gate_up, down, EPS, low),
+      (x) => linear(swiglu(up(rmsnorm(x, norm, EPS))), down, x, low.down_proj),
+      "feedForward",
     );
   }
-  same(
-    (x) => feedForward(x, norm, gate_up, down, EPS),
-    (x) => linear(swiglu(up(rmsnorm(x, norm, EPS))), down, x),
-    "feedForward",
-  );
 });
 
 Deno.test("swigluLinear() leaves an input without gradient as it is", () => {
@@ -709,6 +754,10 @@ Deno.test("every op names both shapes when they do not fit", () => {
     [() => rmsnorm(x, vector, EPS), "rmsnorm: w must be (6) to scale x (2,3,6), but w is (7)"],
     [() => linear(x, vector), "linear: w must be a matrix, but it is (7)"],
     [() => linear(x, w), "linear: w must be (O, 6) to multiply x (2,3,6), but w is (5,7)"],
+    [
+      () => linear(tensor([2, 7], normal(14, 1)), w, undefined, { A: w, B: w, scale: 1 }),
+      "linear: A must be (R,7) and B (5,R) for w (5,7), but they are (5,7) and (5,7)",
+    ],
     [
       () => linear(tensor([2, 7], normal(14, 1)), w, x),
       "residual must be (2,5) to be added to x w^T, but it is (2,3,6)",

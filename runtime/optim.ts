@@ -23,12 +23,15 @@ export type ParameterOptions = {
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
   load?: LoadValues | undefined; // instead of initial values
-  half?: boolean; // matrices are bfloat16 beside float32 activations: to write text on a CPU, not to train or save
+  half?: boolean; // matrices, or only frozen ones, are bfloat16 beside float32 activations: on a CPU, to write text
   trains?: ((name: string) => boolean) | undefined; // the others are frozen: no gradient, master weights or moments
 };
 
-/** Puts the float32 values of the parameter of that name at an address, where everything is zero before. */
-export type LoadValues = (name: string, address: Address) => void;
+/**
+ * Puts the float32 values of the parameter of that name at an address, where everything is zero before; false where there are
+ * none, and it begins as declared.
+ */
+export type LoadValues = (name: string, address: Address) => void | false;
 
 /**
  * All weights of a model in one buffer, matrices first (they decay), then vectors (they do not), then what is frozen; gradients
@@ -56,7 +59,7 @@ export class Parameters {
   readonly rest: { halves: Block; ties: Block } | undefined;
   /** float32; only when training. */
   readonly grads: Block | undefined;
-  readonly #half: boolean;
+  readonly #half: Range; // elements whose weights are bfloat16 beside others of float32
 
   /**
    * Gives the parameters of model memory, and initial values. Those that have values already, such as those of loadModel(), move
@@ -66,6 +69,7 @@ export class Parameters {
     const { rank = 0, world_size = 1, zero_stage = 0 } = options;
     const all = named(model), { train, trains = () => true } = options;
     const trained = all.filter(([name]) => trains(name)), frozen = all.filter(([name]) => !trains(name));
+    if (options.half) frozen.sort(([, a], [, b]) => b.shape.length - a.shape.length); // matrices first here too
     const matrices = trained.filter(([, t]) => t.shape.length > 1),
       vectors = trained.filter(([, t]) => t.shape.length === 1);
     let offset = 0;
@@ -85,7 +89,9 @@ export class Parameters {
     frozen.forEach(place);
 
     const element = bytesPerElement("act");
-    this.#half = options.half === true && element === 4 && !train;
+    this.#half = options.half && element === 4
+      ? this.#matrices(train || frozen.length > 0)
+      : { from: 0, to: 0 };
     this.weights = permanent(this.#bytesBefore(offset), "weights");
     this.rest = element === 4 || !train ? undefined : {
       halves: permanent(length(this.updated) * 2, "optimizer"),
@@ -98,7 +104,7 @@ export class Parameters {
       const isTrained = train && offset < this.total;
       const at = this.#bytesBefore(offset), end = this.#bytesBefore(offset + size);
       tensor.buf.block = { address: this.weights.address + BigInt(at), bytes: end - at };
-      tensor.buf.isHalf = this.#half && offset < this.decayed;
+      tensor.buf.isHalf = this.#isHalf(offset);
       if (this.grads && isTrained) tensor.buf.grad = part(this.grads, offset, size, 4);
       tensor.buf.gradIsEmpty = isTrained;
       tensor.buf.needsGrad = isTrained;
@@ -106,10 +112,21 @@ export class Parameters {
     this.#initialise(BigInt(options.seed), values, options.load);
   }
 
+  /** Where matrices are: those that are frozen, or those that are trained. */
+  #matrices(areFrozen: boolean): Range {
+    if (!areFrozen) return { from: 0, to: this.decayed };
+    const vector = this.slots.find(({ offset, tensor }) => offset >= this.total && tensor.shape.length === 1);
+    return { from: this.total, to: vector?.offset ?? Infinity };
+  }
+
+  #isHalf(element: number): boolean {
+    return element >= this.#half.from && element < this.#half.to;
+  }
+
   /** Bytes of the weights before an element. */
   #bytesBefore(element: number): number {
-    if (!this.#half) return element * bytesPerElement("act");
-    return 2 * Math.min(element, this.decayed) + 4 * Math.max(0, element - this.decayed);
+    const { from, to } = this.#half, halves = Math.min(Math.max(element - from, 0), to - from);
+    return element * bytesPerElement("act") - 2 * halves;
   }
 
   /** kept: where the values are of those parameters that have some. */
@@ -117,7 +134,7 @@ export class Parameters {
     for (const { name, tensor, offset, size } of this.slots) {
       const init = tensor.buf.init!, rows = tensor.shape[0]!, from = kept.get(tensor);
       this.#setValues(offset, size, (values) => {
-        if (load) return load(name, values);
+        if (load && load(name, values) !== false) return;
         if (from !== undefined) {
           if (bytesPerElement("act") === 4) return k.copy_async(values, from, BigInt(4 * size));
           return k.convert(values, from, F32, BF16, BigInt(size));
@@ -131,8 +148,7 @@ export class Parameters {
 
   /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
   #setValues(offset: number, size: number, write: (values: Address) => void): void {
-    const isHalf = this.#half && offset < this.decayed;
-    if (bytesPerElement("act") === 4 && !isHalf) return write(this.weightAt(offset));
+    if (bytesPerElement("act") === 4 && !this.#isHalf(offset)) return write(this.weightAt(offset));
     const staging = take(4 * size), { from, to } = this.updated;
     k.fill_zero(staging.address, BigInt(4 * size));
     write(staging.address);

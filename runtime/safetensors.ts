@@ -117,6 +117,11 @@ export const INDEX = "model.safetensors.index.json";
 export function readWeights(directory: string): Map<string, SafetensorsFile> {
   const path = `${directory}/model.safetensors`;
   if (!isFile(path) && isFile(`${directory}/${INDEX}`)) return readShards(`${directory}/${INDEX}`);
+  return weightsIn(path);
+}
+
+/** The tensors of one file by name, each with the file. */
+export function weightsIn(path: string): Map<string, SafetensorsFile> {
   const file = readSafetensors(path);
   return new Map(Array.from(file.tensors.keys(), (name) => [name, file]));
 }

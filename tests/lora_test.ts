@@ -1,0 +1,104 @@
+// LoRA from the command line: what is trained, saved, refused, and how a run goes on with its base.
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { sha256OfFile } from "../base/files.ts";
+import { readSafetensors } from "../runtime/safetensors.ts";
+import { dataset, freshPath, list, modelDirectory, refuse, SMALL, succeed } from "./testing.ts";
+
+const SHAPE = { n_layer: 2, n_head: 4, n_kv_head: 2, head_dim: 8, n_inner: 48 }; // (64, 32), (32, 32), (96, 32), (32, 48)
+const FLAGS = SMALL.filter((flag) => !/--(n_|block_size|head_dim)/.test(flag)).concat("--min_lr=0.01");
+const LORA = ["--lora_rank=4", "--lora_alpha=8", "--block_size=16", "--gradient_accumulation_steps=2"];
+
+const step = (out: string, n: number) => `${out}/checkpoints/step_00000${n}`;
+
+/** The bytes of all tensors of a file by name. */
+function tensorsOf(path: string): Record<string, Uint8Array> {
+  const { tensors, read } = readSafetensors(path);
+  return Object.fromEntries(Array.from(tensors.keys(), (name) => [name, read(name)]));
+}
+
+Deno.test("train --lora_rank saves adapters alone, and goes on from them and the base to the same bits", async () => {
+  const data = await dataset(),
+    base = await modelDirectory(SHAPE),
+    [whole, parts] = [freshPath(), freshPath()];
+  const flags = [`--data_dir=${data}`, ...FLAGS, `--init_from=${base}`, ...LORA, "--save_interval=2"];
+  const said = await succeed("train", ...flags, `--out_dir=${whole}`, "--max_iters=4");
+  // of each layer ranks of 4 for the four
+  const values = 2 * 4 * (64 + 32 + 32 + 32 + 96 + 32 + 32 + 48);
+  assertMatch(
+    said,
+    new RegExp(`^training 16 of 31 tensors, ${values.toLocaleString("en-US")} of .* values;`, "m"),
+  );
+  await succeed("train", ...flags, `--out_dir=${parts}`, "--max_iters=2");
+  await succeed("train", `--resume=${parts}`, "--max_iters=4");
+  for (const file of ["adapter_model.safetensors", "optimizer.safetensors"]) {
+    assertEquals(tensorsOf(`${step(whole, 4)}/${file}`), tensorsOf(`${step(parts, 4)}/${file}`), file);
+  }
+  const files = list(step(whole, 4));
+  assert(files.includes("adapter_config.json") && files.includes("base.json"));
+  assert(!files.includes("model.safetensors"));
+  const { sha256 } = JSON.parse(Deno.readTextFileSync(`${step(whole, 4)}/base.json`));
+  assertEquals(sha256, { "model.safetensors": sha256OfFile(`${base}/model.safetensors`) });
+
+  const adapters = tensorsOf(`${step(whole, 4)}/adapter_model.safetensors`);
+  const path = "base_model.model.model.layers.1.self_attn.";
+  assertEquals(adapters[`${path}q_proj.lora_A.weight`], adapters[`${path}v_proj.lora_A.weight`]);
+  assert(Object.values(adapters).every((bytes) => bytes.some((byte) => byte !== 0)), "B has moved");
+  assertEquals(Object.keys(adapters).length, 2 * 2 * 7);
+
+  // What the text is written with, and the loss measured, is the base with its adapters.
+  const before = await succeed("train", ...flags, "--eval_only", "--lora_rank=0");
+  const after = await succeed("train", `--resume=${whole}`, "--eval_only");
+  const loss = (text: string) => Number(/^val loss ([\d.]+)/.exec(text)![1]);
+  assert(loss(after) < loss(before) - 0.01, `${after}${before}`);
+  const sample = ["--device=cpu", "--max_new_tokens=8", "--temperature=0"];
+  await succeed("sample", `--checkpoint=${whole}`, ...sample);
+});
+
+Deno.test("adapters are refused without their base, with another one, and with other settings", async () => {
+  const data = await dataset({ words: 500 }), base = await modelDirectory(SHAPE), out = freshPath();
+  const flags = [`--data_dir=${data}`, ...FLAGS, ...LORA, "--save_interval=1", "--max_iters=1"];
+  const from = [...flags, `--init_from=${base}`];
+  assertStringIncludes(await refuse("train", ...flags), "Cannot train adapters without a base: ");
+  assertStringIncludes(
+    await refuse("train", ...from, "--lora_targets=q_proj"),
+    'Cannot adapt "q_proj": lora_targets are of qkv_proj, o_proj, gate_up_proj, down_proj; ',
+  );
+  assertStringIncludes(
+    await refuse("train", ...from, "--lora_rank=33"),
+    "Cannot use lora_rank 33: qkv_proj is (64, 32), the rank must be 32 at most",
+  );
+  assertStringIncludes(
+    await refuse("train", ...from, "--train=norm"),
+    "Cannot train norm with LoRA: its adapters alone are trained; leave --train or --lora_rank out",
+  );
+  assertEquals(list(out), []);
+
+  await succeed("train", ...from, `--out_dir=${out}`);
+  const resume = `--resume=${out}`;
+  for (const other of ["--lora_rank=2", "--lora_alpha=16", "--lora_targets=o_proj", "--lora_rank=0"]) {
+    const name = /--(\w+)/.exec(other)![1];
+    assertStringIncludes(
+      await refuse("train", resume, other),
+      `Cannot set ${name} with --resume: the run in`,
+    );
+  }
+  assertStringIncludes(
+    await refuse("train", ...flags, `--init_from=${out}`),
+    "they are adapters; merge them into their base: deno task export --checkpoint ",
+  );
+
+  const weights = `${base}/model.safetensors`, bytes = Deno.readFileSync(weights), other = bytes.slice();
+  other[other.length - 4]! ^= 1;
+  Deno.writeFileSync(weights, other);
+  const sample = ["sample", `--checkpoint=${out}`, "--device=cpu"] as const;
+  for (const said of [await refuse(...sample), await refuse("train", resume, "--max_iters=2")]) {
+    assertMatch(said, /it is an adapter for another base: \S+\/model\.safetensors has the sha256 /);
+  }
+  Deno.writeFileSync(weights, bytes);
+  await succeed(...sample, "--max_new_tokens=1");
+  Deno.renameSync(base, `${base}.gone`);
+  assertStringIncludes(
+    await refuse(...sample),
+    `it holds adapters for the model in ${base}, which is not there; put it there, a link does`,
+  );
+});
