@@ -35,6 +35,10 @@ const subcommands: Record<Name, { what: string; load: () => Main | Promise<Main>
     what: "Talk to a trained model in the terminal",
     load: async () => (await import("./model/chat.ts")).main,
   },
+  eval: {
+    what: "Score models on tasks: multiple choice, perplexity of texts",
+    load: async () => (await import("./model/eval.ts")).main,
+  },
   export: {
     what: "Write a model for llama.cpp (GGUF) or transformers",
     load: async () => (await import("./model/export.ts")).main,

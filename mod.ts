@@ -145,6 +145,15 @@ export {
   type Recompute,
 } from "./model/llama.ts";
 export { type RopeScaling, ropeTable, type Rotary } from "./model/rope.ts";
+export {
+  type Pair,
+  type PreparedTask,
+  prepareTask,
+  type Score,
+  scoreTasks,
+  type Sharing,
+  type Unit,
+} from "./model/tasks.ts";
 export { generate, type GenerateOptions, type Sampling } from "./model/generate.ts";
 export {
   type LoadedModel,
@@ -157,6 +166,7 @@ export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bin
 export { type Mix, openData, type Part } from "./data/mix.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
 export { TokenBuffer } from "./data/tokenizers/token_buffer.ts";
+export { type Passage, type Question, readTasks, type Task, type TokenQuestion } from "./data/tasks.ts";
 export { openTokenizer, type TextStream, type Tokenizer } from "./data/tokenizer.ts";
 export type { AddedToken } from "./data/tokenizers/added_tokens.ts";
 export type { Written } from "./data/tokenizers/types.ts";

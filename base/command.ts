@@ -9,6 +9,7 @@ export const SUBCOMMANDS = [
   "train",
   "sample",
   "chat",
+  "eval",
   "export",
   "serve",
   "runs",

@@ -141,6 +141,7 @@ const NOT_THERE: [string[], string][] = [
     ["sample", "--checkpoint=runs/a"],
     "Cannot find a checkpoint in runs/a: there is no such directory in CWD",
   ],
+  [["eval", "--checkpoint=runs/a", "t.jsonl"], 'Cannot read "t.jsonl": there is no such file in CWD'],
   [["serve", "--run=runs/a"], "Cannot serve runs/a: there is no such directory in CWD"],
   [["serve", "--checkpoint=runs/a"], "Cannot find a checkpoint in runs/a: there is no such directory in CWD"],
   [["runs", "mine"], "Cannot list the runs in mine: No such file or directory in CWD"],
@@ -211,7 +212,8 @@ Deno.test("every subcommand works in any directory, on paths relative to it", as
 });
 
 Deno.test("the permissions of the binary cover those of each subcommand", () => {
-  const { loam, ...own } = settings.permissions, sets = { ...own, tokenizer: own.prepare, chat: own.sample };
+  const { loam, ...own } = settings.permissions;
+  const sets = { ...own, tokenizer: own.prepare, chat: own.sample, eval: own.sample };
   const refused = SUBCOMMANDS.flatMap((name) => Object.keys(sets[name]).filter((kind) => !(kind in loam)));
   assertEquals(refused, []);
   assert(Object.values(loam).every((grant) => grant === true));

@@ -44,7 +44,7 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/--ranks=64/, ["--gradient_accumulation_steps=64"]],
   [/deno task train\b|train\.ts/, [...SHORT, "--max_iters=4", "--save_interval=2"]],
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
-  [/^deno task (sample|serve) /, ["--device=cpu"]],
+  [/^deno task (sample|serve|eval) /, ["--device=cpu"]],
   [/deno task chat\b/, ["--device=cpu", "--max_new_tokens=4"]],
   [/^deno task chat$/, ["--checkpoint=runs/c4"]],
   [/^deno task export$/, ["--checkpoint=runs/c4", "--out=model.gguf"]],
@@ -218,6 +218,8 @@ class World {
     }
     const loam = `#!/bin/sh\nexec "${Deno.execPath()}" run -q -P=loam "${root}/mod.ts" "$@"\n`;
     Deno.writeTextFileSync(`${root}/bin/loam`, loam, { mode: 0o755 });
+    const question = { context: "The sky is", choices: ["blue", "square"], label: 0 };
+    Deno.writeTextFileSync(`${root}/tasks.jsonl`, JSON.stringify(question));
     for (const path of ["corpus/a.parquet", "c4/a.parquet", "c4_validation_2k.parquet"]) {
       Deno.copyFileSync(new URL("tests/fixtures/texts_zstd.parquet", ROOT), `${root}/${path}`);
     }

@@ -20,6 +20,7 @@ type Task =
   | "train:dist"
   | "sample"
   | "chat"
+  | "eval"
   | "export"
   | "serve"
   | "runs";

@@ -1,0 +1,244 @@
+// How well a model does on tasks (data/tasks.ts): which choice it finds likeliest, and how likely it finds texts. Tokens, windows
+// and scores are those of lm-eval.
+import { UserError } from "../base/errors.ts";
+import { GPT_2_VOCABULARY, type Task } from "../data/tasks.ts";
+import type { Tokenizer } from "../data/tokenizer.ts";
+import { copyToDevice, logprobs } from "../ffi/library.ts";
+import { release } from "../runtime/memory.ts";
+import { embedding } from "../runtime/ops.ts";
+import { endStep, noGrad } from "../runtime/tape.ts";
+import { empty, rows, type Tensor } from "../runtime/tensor.ts";
+import { forward, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
+
+/** What a task gave. A standard error of one question is NaN. */
+export type Score = {
+  task: string;
+  n: number; // questions or texts
+  acc?: number; // share of the questions whose right choice has the highest probability
+  acc_stderr?: number;
+  acc_norm?: number; // the same with the logarithm of each divided by the characters of the choice; of a .bin by its tokens
+  acc_norm_stderr?: number;
+  word_perplexity?: number; // of the texts; words are what white space separates
+  byte_perplexity?: number; // bytes of UTF-8
+  bits_per_byte?: number;
+};
+
+/** Who shares the work, such as Ranks: this process, of how many, and the sums of numbers over all of them. */
+export type Sharing = {
+  rank: number;
+  world_size: number;
+  sum: (...values: number[]) => Promise<number[]>;
+};
+
+const ALONE: Sharing = { rank: 0, world_size: 1, sum: (...values) => Promise.resolve(values) };
+
+/** Tokens, and those behind them whose probability is asked for. */
+export type Pair = { context: number[]; continuation: number[] };
+
+/** What is scored together: the choices of a question, or a window of a text. */
+export type Unit = { pairs: Pair[]; tally: (logprobs: number[]) => number[] };
+
+/** A task in tokens of a model. */
+export type PreparedTask = {
+  name: string;
+  units: Unit[];
+  cut: number; // contexts that lost their beginning, since they are longer than block_size
+  score: (sums: number[]) => Score; // from the sums over the tallies of all units
+};
+
+/** Tokenizes a task for a model. Throws UserError for what does not fit into it, and for tokens of another vocabulary. */
+export function prepareTask(task: Task, tokenizer: Tokenizer, c: LlamaConfig): PreparedTask {
+  if (task.kind === "texts") return ofTexts(task.name, task.items.map(({ text }) => text), tokenizer, c);
+  if (task.kind === "questions") {
+    const questions = task.items.map(({ place, context, choices, target_delimiter, label }) => {
+      const pairs = choices.map((choice) => pairOf(tokenizer, context, target_delimiter + choice));
+      return { place, pairs, tally: tallyOf(label, choices.map((choice) => [...choice].length)) };
+    });
+    return ofQuestions(task.name, questions, c);
+  }
+  if (tokenizer.vocab_size !== GPT_2_VOCABULARY) {
+    throw new UserError(
+      `Cannot evaluate on ${task.name}.bin: it holds GPT-2's tokens, of ${GPT_2_VOCABULARY}, the model's tokenizer has ` +
+        `${tokenizer.vocab_size}; use JSON lines, which are for any tokenizer`,
+    );
+  }
+  const questions = task.items.map(({ place, context, choices, label }) => {
+    const pairs = choices.map((continuation) => ({ context, continuation }));
+    return { place, pairs, tally: tallyOf(label, choices.map(({ length }) => length)) };
+  });
+  return ofQuestions(task.name, questions, c);
+}
+
+function ofQuestions(
+  name: string,
+  questions: (Unit & { place: string })[],
+  { block_size }: LlamaConfig,
+): PreparedTask {
+  for (const { place, pairs } of questions) {
+    for (const [i, { continuation: { length } }] of pairs.entries()) {
+      if (length > 0 && length <= block_size) continue;
+      const should = `should have from 1 to ${block_size}, the model's block_size`;
+      throw new UserError(
+        `Cannot evaluate on ${place}: choice ${i} has ${length} tokens behind the context, ${should}`,
+      );
+    }
+  }
+  const n = questions.length,
+    isCut = (pair: Pair) => pair.context.length + pair.continuation.length > block_size + 1;
+  const cut = questions.filter(({ pairs }) => pairs.some(isCut)).length,
+    stderr = (p: number) => Math.sqrt(p * (1 - p) / (n - 1));
+  const score = ([sum = NaN, norms = NaN]: number[]) => {
+    const acc = sum / n, acc_norm = norms / n;
+    return { task: name, n, acc, acc_stderr: stderr(acc), acc_norm, acc_norm_stderr: stderr(acc_norm) };
+  };
+  return { name, units: questions, cut, score };
+}
+
+function ofTexts(
+  name: string,
+  texts: string[],
+  tokenizer: Tokenizer,
+  { block_size }: LlamaConfig,
+): PreparedTask {
+  const units = texts.flatMap((text) =>
+    windows(Array.from(tokenizer.encode(text)), tokenizer.bos, block_size)
+  )
+    .map((pair) => ({ pairs: [pair], tally: (logprobs: number[]) => logprobs }));
+  const total = (size: (text: string) => number) => texts.reduce((sum, text) => sum + size(text), 0);
+  const words = total((text) => text.split(/\s+/).length),
+    bytes = total((text) => new TextEncoder().encode(text).length);
+  const score = ([sum = NaN]: number[]) => ({
+    task: name,
+    n: texts.length,
+    word_perplexity: Math.exp(-sum / words),
+    byte_perplexity: Math.exp(-sum / bytes),
+    bits_per_byte: -sum / bytes / Math.LN2,
+  });
+  return { name, units, cut: 0, score };
+}
+
+/** A context and what follows it in tokens. Blanks at the end of the context belong to the word behind them. */
+function pairOf(tokenizer: Tokenizer, context: string, continuation: string): Pair {
+  const end = context.trimEnd().length,
+    before = context.slice(0, end),
+    behind = context.slice(end) + continuation;
+  if (before === "") return { context: [tokenizer.bos], continuation: Array.from(tokenizer.encode(behind)) };
+  const tokens = tokenizer.prompt(before);
+  return { context: tokens, continuation: tokenizer.prompt(before + behind).slice(tokens.length) };
+}
+
+/**
+ * A text in stretches of block_size tokens, of which the last may be shorter. The model sees block_size tokens before the last of
+ * each, where there are so many: it begins behind the start of a text, and each token counts once.
+ */
+function windows(tokens: number[], start: number, block_size: number): Pair[] {
+  return Array.from({ length: Math.ceil(tokens.length / block_size) }, (_, i) => {
+    const from = i * block_size, to = Math.min(from + block_size, tokens.length);
+    const context = i === 0 ? [start] : tokens.slice(to - block_size - 1, from);
+    return { context, continuation: tokens.slice(from, to) };
+  });
+}
+
+/** Whether the right choice of a question is the likeliest, and the likeliest for its length. The first of equal ones counts. */
+function tallyOf(label: number, lengths: number[]): Unit["tally"] {
+  return (logprobs) => {
+    if (!logprobs.every(Number.isFinite)) return [NaN, NaN];
+    const norms = logprobs.map((logprob, i) => logprob / lengths[i]!);
+    return [logprobs, norms].map((values) => Number(values.indexOf(Math.max(...values)) === label));
+  };
+}
+
+// ---- running the model
+
+const TOKENS_AT_ONCE = 4096; // of a pass, filled up to the longest
+const ROWS_AT_ONCE = 256; // whose logits are in memory together
+const ROUND_UP = 16; // tokens: a GPU chooses how to multiply for each shape that it meets
+
+/**
+ * The scores of a model on tasks. Ranks share the passes. Undefined when isAsked(), which all ranks call after each of theirs,
+ * tells them to stop.
+ */
+export async function scoreTasks(
+  model: Llama,
+  c: LlamaConfig,
+  tasks: readonly PreparedTask[],
+  ranks: Sharing = ALONE,
+  isAsked: () => Promise<boolean> = () => Promise.resolve(false),
+): Promise<Score[] | undefined> {
+  const scores: Score[] = [];
+  for (const { units, score } of tasks) {
+    const passes = passesOf(units), sums = [0, 0];
+    for (let first = 0; first < passes.length; first += ranks.world_size) {
+      const pass = passes[first + ranks.rank] ?? [];
+      const logprobs = logLikelihoods(model, c, pass.flatMap(({ pairs }) => pairs));
+      for (const { pairs, tally } of pass) {
+        tally(logprobs.splice(0, pairs.length)).forEach((value, i) => sums[i]! += value);
+      }
+      if (await isAsked()) return undefined;
+    }
+    scores.push(score(await ranks.sum(...sums)));
+  }
+  return scores;
+}
+
+/** Units of about the same length together, as many as a pass takes; the longest first. */
+function passesOf(units: readonly Unit[]): Unit[][] {
+  const longest = ({ pairs }: Unit) =>
+    Math.max(...pairs.map(({ context, continuation }) => context.length + continuation.length));
+  const passes: Unit[][] = [];
+  let room = 0, length = 0; // pairs that the last pass still takes, and the tokens of its longest
+  for (const unit of units.toSorted((a, b) => longest(b) - longest(a))) {
+    if (unit.pairs.length > room) {
+      passes.push([]);
+      length = longest(unit);
+      room = Math.max(unit.pairs.length, Math.floor(TOKENS_AT_ONCE / length));
+    }
+    passes.at(-1)!.push(unit);
+    room -= unit.pairs.length;
+  }
+  return passes;
+}
+
+/** The natural logarithm of the probability of each continuation. A context that is too long loses its beginning. */
+function logLikelihoods(model: Llama, c: LlamaConfig, pairs: readonly Pair[]): number[] {
+  if (pairs.length === 0) return [];
+  const inputs = pairs.map(({ context, continuation }) =>
+    [...context, ...continuation].slice(-c.block_size - 1, -1)
+  );
+  const longest = Math.max(...inputs.map(({ length }) => length));
+  const B = pairs.length, T = Math.min(c.block_size, Math.ceil(longest / ROUND_UP) * ROUND_UP), C = c.n_embd;
+  const ids = new Int32Array(B * T); // what stands behind an input is not seen by it
+  inputs.forEach((input, b) => ids.set(input, b * T));
+  const targets = pairs.flatMap(({ continuation }) => continuation);
+  const places = inputs.flatMap(({ length }, b) => {
+    const n = pairs[b]!.continuation.length;
+    return Array.from({ length: n }, (_, i) => b * T + length - n + i); // the row that predicts target i
+  });
+  try {
+    const chosen = noGrad(() => {
+      const idx = onDevice([B, T], ids);
+      return embedding(
+        onDevice([places.length], Int32Array.from(places)),
+        forward(model, idx, c).view(B * T, C),
+      ); // (N, C)
+    });
+    const logs: number[] = [];
+    for (let row = 0; row < targets.length; row += ROWS_AT_ONCE) {
+      const some = targets.slice(row, row + ROWS_AT_ONCE),
+        values = noGrad(() => logits(model, rows(chosen, row, some.length)));
+      logs.push(
+        ...logprobs(values.address, some, c.vocab_size, paddedVocab(c), 0).map(({ target }) => target),
+      );
+      release(values.buf.block);
+    }
+    return pairs.map(({ continuation: { length } }) => logs.splice(0, length).reduce((a, b) => a + b, 0));
+  } finally {
+    endStep();
+  }
+}
+
+function onDevice(shape: number[], ids: Int32Array<ArrayBuffer>): Tensor {
+  const t = empty(shape, "i32");
+  copyToDevice(t.address, ids);
+  return t;
+}

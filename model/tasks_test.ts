@@ -1,0 +1,190 @@
+import { assert, assertAlmostEquals, assertEquals, assertThrows } from "@std/assert";
+import { UserError } from "../base/errors.ts";
+import type { Task, TokenQuestion } from "../data/tasks.ts";
+import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
+import { Parameters } from "../runtime/optim.ts";
+import { writeFloats } from "../runtime/tensor.ts";
+import { headSize, integers, openTestDevice, tokens } from "../runtime/testing.ts";
+import { init, type LlamaConfig } from "./llama.ts";
+import { type PreparedTask, prepareTask, scoreTasks, type Sharing } from "./tasks.ts";
+import { allLogits } from "./testing.ts";
+
+openTestDevice();
+
+const c: LlamaConfig = {
+  vocab_size: 257, // the tokenizer "bytes": a token is a byte, 256 begins a text
+  n_layer: 2,
+  n_embd: 32,
+  n_head: 4,
+  n_kv_head: 2,
+  head_dim: headSize(8),
+  n_inner: 48,
+  block_size: 24,
+  rope_theta: 10000,
+  norm_eps: 1e-6,
+  tie_word_embeddings: false,
+};
+const model = init(c), bytes = await openTokenizer("bytes"), START = 256;
+new Parameters(model, { seed: 3, train: false });
+for (const w of [...model.layers.map(({ qkv_proj }) => qkv_proj), model.lm_head!]) {
+  writeFloats(w.address, w.toArray().map((x) => 12 * x), "act"); // far from even
+}
+const idsOf = (text: string) => Array.from(new TextEncoder().encode(text));
+
+/** The logarithm of the probability of the last n of some ids, from the logits of a pass of their own, in float64. */
+function logprob(ids: number[], n: number): number {
+  const inputs = ids.slice(0, -1),
+    all = allLogits(model, c, tokens([1, inputs.length], inputs)),
+    V = c.vocab_size;
+  let sum = 0;
+  for (let t = inputs.length - n; t < inputs.length; t++) {
+    const row = Float64Array.from(all.subarray(t * V, (t + 1) * V));
+    sum += row[ids[t + 1]!]! - Math.log(row.reduce((total, x) => total + Math.exp(x), 0));
+  }
+  return sum;
+}
+
+/** What scoreTasks() hands the tally of each unit, in the order of the task, and the score. */
+async function logprobsOf(task: PreparedTask, ranks?: Sharing) {
+  const found: (number[] | undefined)[] = task.units.map(() => undefined);
+  const units = task.units.map((unit, i) => ({
+    ...unit,
+    tally: (logprobs: number[]) => unit.tally(found[i] = logprobs),
+  }));
+  const [score] = (await scoreTasks(model, c, [{ ...task, units }], ranks))!;
+  return { found, score: score! };
+}
+
+const question = (context: string, choices: string[], label: number) => (
+  { place: `"f", line 1`, context, choices, target_delimiter: " ", label }
+);
+const QUESTIONS = {
+  name: "q",
+  kind: "questions" as const,
+  items: [
+    question("", ["be", "not to be"], 0),
+    question("The sky is  ", ["blue", "square", "é"], 1), // its blanks belong to the choice
+    question("So long and wide a context that it loses its beginning", ["yes", "no"], 1),
+    ...Array.from({ length: 20 }, (_, i) => question("x".repeat(i), ["a", "bc", "def"], i % 3)), // more than a pass of few
+  ],
+};
+
+Deno.test("scoreTasks() finds the probability of each choice as one pass over it alone does, cut on the left", async () => {
+  const { found, score } = await logprobsOf(prepareTask(QUESTIONS, bytes, c));
+  let acc = 0, norm = 0;
+  for (const [i, { context, choices, label }] of QUESTIONS.items.entries()) {
+    const expected = choices.map((choice) => {
+      const text = `${context} ${choice}`, n = idsOf(text).length - idsOf(context.trimEnd()).length;
+      return logprob([START, ...idsOf(text)].slice(-c.block_size - 1), n);
+    });
+    expected.forEach((value, k) =>
+      assertAlmostEquals(found[i]![k]!, value, 1e-3 * Math.abs(value), `${i} ${k}`)
+    );
+    const best = (values: number[]) => values.indexOf(Math.max(...values));
+    acc += Number(best(expected) === label);
+    norm += Number(best(expected.map((value, k) => value / [...choices[k]!].length)) === label);
+  }
+  const n = QUESTIONS.items.length, stderr = (p: number) => Math.sqrt(n / (n - 1) * p * (1 - p) / n);
+  assertEquals([score.task, score.n, score.acc, score.acc_norm], ["q", n, acc / n, norm / n]);
+  assertAlmostEquals(score.acc_stderr!, stderr(acc / n), 1e-12);
+  assertAlmostEquals(score.acc_norm_stderr!, stderr(norm / n), 1e-12);
+  assert(acc !== norm && acc > 0);
+  assertEquals(prepareTask(QUESTIONS, bytes, c).cut, 1);
+});
+
+Deno.test("scoreTasks() counts each token of a text once, behind as many as the model sees in stretches", async () => {
+  const texts = ["a", "So long.", "0123456789".repeat(6) + " é"], B = c.block_size;
+  const items = texts.map((text) => ({ place: "", text }));
+  const { score } = await logprobsOf(prepareTask({ name: "t", kind: "texts", items }, bytes, c));
+  let sum = 0;
+  for (const text of texts) {
+    const ids = idsOf(text);
+    for (let to = B; to - B < ids.length; to += B) {
+      const end = Math.min(to, ids.length), n = end - (to - B);
+      sum += logprob([START, ...ids].slice(Math.max(0, end - B), end + 1), n); // B tokens before the last one
+    }
+  }
+  const n_bytes = 1 + 8 + 63, words = 1 + 2 + 2;
+  assertEquals([score.task, score.n, score.acc], ["t", 3, undefined]);
+  assertAlmostEquals(score.bits_per_byte!, -sum / n_bytes / Math.log(2), 1e-3);
+  assertAlmostEquals(score.byte_perplexity!, 2 ** score.bits_per_byte!, 1e-9 * score.byte_perplexity!);
+  assertAlmostEquals(Math.log(score.word_perplexity!), -sum / words, 1e-3 * -sum / words);
+});
+
+Deno.test("scoreTasks() takes the tokens of llm.c's files as they are, and divides by their number", async () => {
+  const items: TokenQuestion[] = Array.from({ length: 12 }, (_, i) => {
+    const choices = [1, 2, 3, 4].map((n) => Array.from(integers(n, 257, 10 * i + n)));
+    return { place: `example ${i}`, label: i % 4, context: Array.from(integers(3 + i % 2, 257, i)), choices };
+  });
+  const gpt2: Tokenizer = { ...bytes, vocab_size: 50257 },
+    task: Task = { name: "h", kind: "token questions", items };
+  const { found, score } = await logprobsOf(prepareTask(task, gpt2, c));
+  let norm = 0;
+  for (const [i, { context, choices, label }] of items.entries()) {
+    const expected = choices.map((choice) => logprob([...context, ...choice], choice.length));
+    expected.forEach((value, k) => assertAlmostEquals(found[i]![k]!, value, 1e-3 * Math.abs(value)));
+    const means = expected.map((value, k) => value / choices[k]!.length);
+    norm += Number(means.indexOf(Math.max(...means)) === label);
+  }
+  assertEquals(score.acc_norm, norm / 12);
+  const message = assertThrows(() => prepareTask(task, bytes, c), UserError).message;
+  assertEquals(
+    message,
+    "Cannot evaluate on h.bin: it holds GPT-2's tokens, of 50257, the model's tokenizer has 257; use JSON lines, which are for any tokenizer",
+  );
+});
+
+Deno.test("scoreTasks() on two ranks adds up to what one alone finds, and stops when it is asked to", async () => {
+  const task = prepareTask(
+    { ...QUESTIONS, items: [...QUESTIONS.items, ...longQuestions()] },
+    bytes,
+    c,
+  );
+  const whole = await logprobsOf(task), sums: number[][] = [];
+  const rank = (rank: number) => ({
+    rank,
+    world_size: 2,
+    sum: (...values: number[]) => (sums.push(values), Promise.resolve(values)),
+  });
+  const [first, second] = [await logprobsOf(task, rank(0)), await logprobsOf(task, rank(1))];
+  const counted = [first, second].map(({ found }) => found.map((logprobs) => Number(logprobs !== undefined)));
+  assertEquals(counted[0]!.map((n, i) => n + counted[1]![i]!), task.units.map(() => 1)); // each question by one of them
+  assert(counted.every((counts) => counts.includes(1)));
+  const total = [0, 1].map((i) => sums[0]![i]! + sums[1]![i]!), { n, acc, acc_norm } = whole.score;
+  assertEquals(total, [Math.round(acc! * n), Math.round(acc_norm! * n)]);
+  assertEquals(await scoreTasks(model, c, [task], undefined, () => Promise.resolve(true)), undefined);
+});
+
+/** Enough tokens for several passes. */
+function longQuestions() {
+  return Array.from(
+    { length: 90 },
+    (_, i) => question("y".repeat(20), ["a", "b", "c"].slice(0, 2 + i % 2), 0),
+  );
+}
+
+Deno.test("prepareTask() refuses a choice that the model cannot see whole, and one that adds no token", () => {
+  const refused = (choice: string, tokenizer = bytes) => {
+    const items = [question("a", ["b", choice], 0)];
+    return assertThrows(() => prepareTask({ name: "q", kind: "questions", items }, tokenizer, c), UserError)
+      .message;
+  };
+  const why = "should have from 1 to 24, the model's block_size";
+  assertEquals(
+    refused("b".repeat(24)),
+    `Cannot evaluate on "f", line 1: choice 1 has 25 tokens behind the context, ${why}`,
+  );
+  const swallows: Tokenizer = { ...bytes, prompt: (text) => text.endsWith("u") ? [1] : bytes.prompt(text) };
+  assertEquals(
+    refused("u", swallows),
+    `Cannot evaluate on "f", line 1: choice 1 has 0 tokens behind the context, ${why}`,
+  );
+});
+
+Deno.test("the score of a model whose logits are not finite is none", async () => {
+  const w = model.norm, values = w.toArray();
+  writeFloats(w.address, values.map(() => NaN), "act");
+  const { score } = await logprobsOf(prepareTask(QUESTIONS, bytes, c));
+  writeFloats(w.address, values, "act");
+  assertEquals([score.acc, score.acc_norm], [NaN, NaN]);
+});

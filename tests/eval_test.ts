@@ -1,0 +1,149 @@
+// deno task eval against lm-eval (tests/golden/lm_eval, and live where LOAM_PYTHON has it), and what it refuses.
+import { assert, assertAlmostEquals, assertEquals, assertStringIncludes } from "@std/assert";
+import { readTasks } from "../data/tasks.ts";
+import { openTokenizer } from "../data/tokenizer.ts";
+import { open } from "../ffi/library.ts";
+import { loadModel } from "../model/checkpoint.ts";
+import { prepareTask, type Score, scoreTasks } from "../model/tasks.ts";
+import { dataset, freshPath, refuse, resultOf, ROOT, run, SMALL, succeed } from "./testing.ts";
+
+open("cpu", { threads: 2 });
+
+const GOLDEN = decodeURIComponent(new URL("tests/golden/lm_eval", ROOT).pathname),
+  PYTHON = Deno.env.get("LOAM_PYTHON");
+const CHOICES = `${GOLDEN}/choices.jsonl`, TEXTS = `${GOLDEN}/texts.jsonl`;
+type Golden = Record<string, Omit<Score, "task"> & { logprobs: number[][] }>;
+const golden: Golden = JSON.parse(Deno.readTextFileSync(`${GOLDEN}/scores.json`));
+
+/** The logarithms of probabilities that a model gives what is scored in files, by task: of each question's choices, of each text. */
+async function logprobsOf(checkpoint: string, ...files: string[]): Promise<Record<string, number[][]>> {
+  const { model, config, directory } = loadModel(checkpoint), tokenizer = await openTokenizer(directory);
+  const found: Record<string, number[][]> = {};
+  for (const task of readTasks(files)) {
+    const items = found[task.name] = [] as number[][];
+    for (const item of task.items) { // one at a time: a text has several units
+      const prepared = prepareTask({ ...task, items: [item] } as typeof task, tokenizer, config),
+        sums: number[] = [];
+      const units = prepared.units.map((unit) => ({
+        ...unit,
+        tally: (logprobs: number[]) =>
+          logprobs.map((value, i) => sums[i] = (sums[i] ?? 0) + value).slice(0, 0),
+      }));
+      await scoreTasks(model, config, [{ ...prepared, units }]);
+      items.push(sums);
+    }
+  }
+  return found;
+}
+
+function near(actual: number[][], expected: number[][]): void {
+  assertEquals(actual.map(({ length }) => length), expected.map(({ length }) => length));
+  actual.forEach((row, i) =>
+    row.forEach((value, k) => assertAlmostEquals(value, expected[i]![k]!, 1e-3, `${i}, ${k}`))
+  );
+}
+
+Deno.test("eval gives the scores of lm-eval's hf backend, and each choice and text its probability", async () => {
+  const { stdout, stderr, code } = await run(
+    "eval",
+    "--checkpoint",
+    GOLDEN,
+    CHOICES,
+    TEXTS,
+    "--device=cpu",
+    "--json",
+  );
+  assertEquals([code, stderr], [
+    0,
+    `warning: ${GOLDEN} sees 48 tokens: 8 contexts of choices lost their beginning\n`,
+  ]);
+  const { results }: { results: (Score & { checkpoint: string })[] } = JSON.parse(stdout);
+  assertEquals(results.map(({ checkpoint, task }) => [checkpoint, task]), [[GOLDEN, "choices"], [
+    GOLDEN,
+    "texts",
+  ]]);
+  for (const { checkpoint: _, task, ...scores } of results) {
+    const { logprobs: _, ...expected } = golden[task]!;
+    assertEquals(Object.keys(scores).sort(), Object.keys(expected).sort());
+    for (const [name, value] of Object.entries(expected)) {
+      assertAlmostEquals(scores[name as keyof typeof scores]!, value, 1e-3 * Math.max(1, value), name);
+    }
+  }
+  const found = await logprobsOf(GOLDEN, CHOICES, TEXTS);
+  for (const [task, { logprobs }] of Object.entries(golden)) near(found[task]!, logprobs);
+});
+
+let trained: Promise<string> | undefined;
+/** A model of loam's, whose tokenizer puts a token before each text. */
+function model(): Promise<string> {
+  return trained ??= (async () => {
+    const out = freshPath(),
+      flags = ["--max_iters=40", "--save_interval=40", "--eval_interval=40", "--block_size=32"];
+    await succeed("train", `--data_dir=${await dataset()}`, `--out_dir=${out}`, ...SMALL, ...flags);
+    return out;
+  })();
+}
+
+Deno.test({
+  name: "eval gives a model of loam's the probabilities that lm-eval gives it (LOAM_PYTHON)",
+  ignore: !PYTHON,
+  async fn() {
+    const checkpoint = loadModel(await model()).directory,
+      script = decodeURIComponent(new URL("tests/oracle/lm_eval_tasks.py", ROOT).pathname);
+    const args = [script, checkpoint, CHOICES, TEXTS];
+    const { code, stdout, stderr } = resultOf(
+      await new Deno.Command(PYTHON!, { args, stdin: "null" }).output(),
+    );
+    assertEquals(code, 0, stderr);
+    const expected: Record<string, number[][]> = JSON.parse(stdout.trimEnd().split("\n").at(-1)!);
+    const found = await logprobsOf(checkpoint, CHOICES, TEXTS);
+    for (const task of ["choices", "texts"]) near(found[task]!, expected[task]!);
+  },
+});
+
+Deno.test("eval has a column for each model and takes the first of each task", async () => {
+  const own = await model(),
+    flags = ["--checkpoint", GOLDEN, "--checkpoint", own, "--device=cpu", "--limit=3"];
+  const { code, stdout } = await run("eval", ...flags, TEXTS, CHOICES);
+  assertEquals(code, 0);
+  const [head, ...lines] = stdout.trimEnd().split("\n").map((line) => line.split(/ {2,}/));
+  assertEquals(head, ["task", "n", "metric", GOLDEN, own]);
+  const metrics = [
+    "texts word_perplexity",
+    "texts byte_perplexity",
+    "texts bits_per_byte",
+    "choices acc",
+    "choices acc_norm",
+  ];
+  assertEquals(lines.map(([task, , metric]) => `${task} ${metric}`), metrics);
+  assert(lines.every((line) => line.length === 5 && line[1] === "3"), stdout);
+  assert(
+    lines.slice(3).every((line) => line.slice(3).every((cell) => /^[01]\.\d{4} ± 0\.\d{4}$/.test(cell))),
+    stdout,
+  );
+  const texts = readTasks([TEXTS])[0]!.items.slice(0, 3) as { text: string }[];
+  const bytes = new TextEncoder().encode(texts.map(({ text }) => text).join("")).length;
+  const sum = golden.texts!.logprobs.slice(0, 3).reduce((total, [logprob]) => total + logprob!, 0);
+  assertEquals(lines[2]![3], (-sum / bytes / Math.log(2)).toFixed(4));
+});
+
+Deno.test("eval says what it cannot use", async () => {
+  const own = await model(), file = `${freshPath()}.jsonl`;
+  Deno.writeTextFileSync(file, '{"context": "a", "choices": ["b"], "label": 0}\n');
+  const refused = async (...args: string[]) => await refuse("eval", "--device=cpu", ...args);
+  assertEquals(await refused(file), "Cannot evaluate: name a model with --checkpoint=runs/...");
+  const none = "name a file of tasks, such as deno task eval --checkpoint=a tasks.jsonl";
+  assertEquals(await refused("--checkpoint=a"), `Cannot evaluate: ${none}`);
+  assertEquals(
+    await refused(`--checkpoint=${own}`, file),
+    `Cannot evaluate on "${file}", line 1: choices is ["b"], should be a list of at least two texts that are not empty`,
+  );
+  assertStringIncludes(
+    await refused(`--checkpoint=${own}`, CHOICES, "--limit=0"),
+    "--limit=0: it should be a whole number of at least 1",
+  );
+  assertStringIncludes(
+    await refused(`--checkpoint=${file}x`, CHOICES),
+    `Cannot find a checkpoint in ${file}x`,
+  );
+});
