@@ -162,6 +162,7 @@ export {
   saveModel,
   type WeightType,
 } from "./model/checkpoint.ts";
+export { type Conversations, openConversations } from "./model/conversations.ts";
 export { type Dataset, openDataset, type Shard, verifyDataset } from "./data/bins.ts";
 export { type Mix, openData, type Part } from "./data/mix.ts";
 export { Loader, type LoaderOptions, type Position, type TokenSource, type Window } from "./data/loader.ts";
