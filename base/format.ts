@@ -5,6 +5,19 @@ export function formatCount(n: number): string {
   return Math.round(n).toLocaleString("en-US");
 }
 
+/** "9,500", "16.4k", "6.1M", "26.2B", "1.3T": a number that needs no more digits. */
+export function formatShort(n: number): string {
+  if (n < 1e4) return formatCount(n);
+  const [size, unit] = n >= 1e12
+    ? [1e12, "T"]
+    : n >= 1e9
+    ? [1e9, "B"]
+    : n >= 1e6
+    ? [1e6, "M"]
+    : [1e3, "k"] as const;
+  return `${(n / size).toFixed(1)}${unit}`;
+}
+
 /** "1.2 GB", "340 MB", "4.2 MB", "12 kB": decimal units. */
 export function formatBytes(bytes: number): string {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(1)} GB`;

@@ -1,8 +1,24 @@
 import { assertEquals } from "@std/assert";
-import { formatBytes, formatCount, formatFlops, formatSeconds, table } from "./format.ts";
+import { formatBytes, formatCount, formatFlops, formatSeconds, formatShort, table } from "./format.ts";
 
 Deno.test("formatCount() groups digits and rounds", () => {
   assertEquals([0, 999.4, 999.5, 1234567].map(formatCount), ["0", "999", "1,000", "1,234,567"]);
+});
+
+Deno.test("formatShort() has one digit behind the point from ten thousand on", () => {
+  const numbers = [0, 9500.4, 9999, 10_000, 16_449, 999_900, 6_144_000, 2.62144e10, 1.3e12, 5e15];
+  assertEquals(numbers.map(formatShort), [
+    "0",
+    "9,500",
+    "9,999",
+    "10.0k",
+    "16.4k",
+    "999.9k",
+    "6.1M",
+    "26.2B",
+    "1.3T",
+    "5000.0T",
+  ]);
 });
 
 Deno.test("formatBytes() uses decimal units", () => {

@@ -1,9 +1,9 @@
 // --dry_run: check data, check model, check memory, check speed. Trains nothing and writes nothing.
-import { formatBytes, formatCount, formatSeconds } from "../base/format.ts";
+import { formatBytes, formatCount, formatSeconds, formatShort, table } from "../base/format.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
-import { chooseDevice, open, tokenSource } from "../ffi/library.ts";
+import { chooseDevice, memoryUse, open, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
@@ -22,7 +22,7 @@ import {
   roomFor,
   type Shared,
   type StepSettings,
-  timeMicroStep,
+  timeStep,
 } from "./plan.ts";
 import type { Larger } from "./presets.ts";
 
@@ -31,6 +31,8 @@ export type DryRunSettings = StepSettings & DeviceSettings & Schedule & {
   device: string;
   block_size: number;
   init_from: string;
+  eval_interval: number;
+  save_interval: number;
   keep_checkpoints: number;
 };
 
@@ -84,17 +86,31 @@ export async function dryRun<T extends DryRunSettings>(
   console.log(memoryTable(plan).replaceAll(/^/gm, "       "));
   if (world_size > 1) row("comm", exchange(shared));
   row("save", saving(shared, s));
+  let free: number | undefined, step_s: number | undefined;
   try {
     if ("error" in opened) throw opened.error;
     row("device", opened.description);
-    const { fits, room } = roomFor(plan, c, s);
+    free = memoryUse().free; // before the plan may take the place of the device
+    const { fits, room } = roomFor(plan, c, s),
+      speed = fits ? measure(s, c, micro, flops, shared) : { text: "not measured" };
+    step_s = speed.step_s;
     row("free", room);
-    row("speed", fits ? speed(s, c, micro, flops, shared) : "not measured");
+    row("speed", speed.text);
   } catch (error) {
     row("speed", `not measured: ${(error as Error).message}`);
     open("plan");
   }
   const data = new Loader(tokenSource, dataset, { ...s, vocab_size: c.vocab_size, split: "train" });
+  const facts = { tokens: step, step_s, epoch_tokens: data.n_windows * s.block_size, memory: plan, free };
+  row("run", "what all of it takes and gives");
+  console.log(
+    costs(s, {
+      ...facts,
+      ...measureModel(c),
+      checkpoint: shared.model + shared.optimizer,
+      evaluates: dataset.val.length > 0,
+    }).replaceAll(/^/gm, "       "),
+  );
   const first = { seed: s.seed, sample: 0, micro: 0 };
   for (const window of data.trainWindows(first).slice(0, WINDOWS)) {
     const text = tokenizer ? `: ${JSON.stringify(data.decodeWindow(window, tokenizer).slice(0, 160))}` : "";
@@ -142,27 +158,101 @@ function formatTime(seconds: number): string {
   return seconds >= 1 ? `${seconds.toFixed(1)} s` : `${(1000 * seconds).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
 }
 
-function speed(
+/** The speed in words, and seconds of a step: of several ranks with the exchange over the link in the middle. */
+function measure(
   s: DryRunSettings,
   c: LlamaConfig,
   micro: number,
   flops: number,
   { exchanged }: Shared,
-): string {
+): { text: string; step_s?: number } {
   const expected_s = flops * micro / (0.5 * (peakFlops()?.flops ?? 1e12)); // at half the peak
   if (expected_s > LONGEST_S) {
-    return `not measured: a micro-step would take about ${expected_s.toFixed(0)} s here`;
+    return { text: `not measured: a micro-step would take about ${expected_s.toFixed(0)} s here` };
   }
-  const micro_s = timeMicroStep(c, s) / 1000, { world_size = 1 } = s;
-  const alone = `${formatCount(micro / micro_s)} tokens/s, forward and backward`;
-  if (world_size === 1) return alone;
+  const { micro_ms, update_ms } = timeStep(c, s), { world_size = 1 } = s;
+  const alone = `${formatCount(micro / micro_ms * 1000)} tokens/s, forward and backward`;
   const micro_steps = Math.ceil(s.gradient_accumulation_steps / world_size),
-    computing_s = micro_steps * micro_s;
+    computing_s = micro_steps * micro_ms / 1000;
+  const step_s = computing_s + update_ms / 1000 + exchanged / LINKS[1][1];
+  if (world_size === 1) return { text: alone, step_s };
   const shares = LINKS.map(([, rate]) =>
     `${(100 * exchanged / rate / (computing_s + exchanged / rate)).toFixed(1)}%`
   );
-  return `${alone}, by one rank; it computes ${
-    formatTime(computing_s)
-  } of a step (${micro_steps} micro-steps), and the exchange ` +
-    `is ${shares.join(", ")} of the whole step`;
+  const text =
+    `${alone}, by one rank; it computes ${
+      formatTime(computing_s)
+    } of a step (${micro_steps} micro-steps), and the ` +
+    `exchange is ${shares.join(", ")} of the whole step`;
+  return { text, step_s };
+}
+
+/** What costs() is made of, beside the variables. */
+export type Costs = {
+  /** Of a step. */
+  tokens: number;
+  /** How long a step takes, where that was measured. */
+  step_s: number | undefined;
+  /** Trained on in a pass over the data. */
+  epoch_tokens: number;
+  /** Bytes of a checkpoint. */
+  checkpoint: number;
+  /** Whether there is a best one. */
+  evaluates: boolean;
+  /** Bytes that a step takes by kind. */
+  memory: Record<string, number>;
+  /** Bytes that are free for it, where a device is open. */
+  free: number | undefined;
+  /** Of the model. */
+  parameters: number;
+};
+
+const CHINCHILLA = 20; // tokens a parameter with which a model of a given compute is best (Hoffmann et al. 2022)
+
+/** What a whole run takes and gives, as a table: a name, a figure, and what it is of. */
+export function costs(
+  s: Pick<
+    DryRunSettings,
+    "max_iters" | "eval_interval" | "save_interval" | "keep_checkpoints" | "init_from" | "world_size"
+  >,
+  { tokens, step_s, epoch_tokens, checkpoint, evaluates, memory, free, parameters }: Costs,
+): string {
+  const all = s.max_iters * tokens, enough = CHINCHILLA * parameters, { world_size = 1 } = s;
+  const saved = s.save_interval > 0 ? Math.ceil(s.max_iters / s.save_interval) : 0,
+    hasBest = evaluates && s.eval_interval > 0;
+  const kept = Math.min(saved, s.keep_checkpoints + Number(hasBest));
+  const needed = Object.values(memory).reduce((a, b) => a + b, 0);
+  const by = world_size > 1 ? `, ${world_size} ranks with ${LINKS[1][0]}` : "";
+  const rows = [
+    ["steps", formatCount(s.max_iters), `of ${formatCount(tokens)} tokens, ${formatShort(all)} in all`],
+    step_s === undefined ? ["time", "-", "as no speed was measured"] : [
+      "time",
+      formatTime(step_s * s.max_iters),
+      `at ${formatCount(tokens / step_s)} tokens/s${by}; evaluating and saving come to it`,
+    ],
+    [
+      "epochs",
+      (all / epoch_tokens).toFixed(all < epoch_tokens ? 2 : 1),
+      `of ${formatShort(epoch_tokens)} tokens`,
+    ],
+    [
+      "disk",
+      formatBytes(kept * checkpoint),
+      `${kept} of ${saved} checkpoints of ${formatBytes(checkpoint)} are kept`,
+    ],
+    [
+      "memory",
+      formatBytes(needed),
+      free === undefined ? "as planned; no device is open" : `of ${formatBytes(free)} that are free`,
+    ],
+    ...s.init_from ? [] : [[
+      "ratio",
+      (all / parameters).toFixed(1),
+      `tokens a parameter; Chinchilla's ${CHINCHILLA} are ${formatShort(enough)}, ${
+        formatCount(Math.ceil(enough / tokens))
+      } steps`,
+    ]],
+  ];
+  const width = Math.max(...rows.map(([, figure]) => figure!.length));
+  return table(rows.map(([what, figure, how]) => [what!, figure!.padStart(width), how!]));
 }

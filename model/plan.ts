@@ -238,21 +238,31 @@ export function roomFor(
   };
 }
 
-/** Milliseconds of a micro-step (forward and backward) on the open device: the faster of two after one to warm up. */
-export function timeMicroStep(c: LlamaConfig, s: StepSettings): number {
-  const times = microSteps({ ...c }, s, 3);
+/** Milliseconds on the open device, of two steps after one to warm up those of the faster. */
+export type StepTimes = {
+  /** A micro-step: forward and backward. */
+  micro_ms: number;
+  /** The update of the weights behind all of them. */
+  update_ms: number;
+};
+
+/** How long the parts of a step take on the open device. */
+export function timeStep(c: LlamaConfig, s: StepSettings): StepTimes {
+  const [, ...times] = microSteps({ ...c }, s, 3),
+    least = (key: keyof StepTimes) => Math.min(...times.map((t) => t[key]));
   forgetMemory();
-  return Math.min(times[1]!, times[2]!);
+  return { micro_ms: least("micro_ms"), update_ms: least("update_ms") };
 }
 
-function microSteps(c: LlamaConfig, s: StepSettings, n: number): number[] {
+/** n steps of one micro-step each. */
+function microSteps(c: LlamaConfig, s: StepSettings, n: number): StepTimes[] {
   const inputs = new Inputs(s.batch_size, c.block_size, s.gradient_accumulation_steps);
   const model = init(c);
   const trains = trainsOf(model, s.train ?? "");
   const ranks = { world_size: s.world_size ?? 1, zero_stage: s.zero_stage ?? 0 };
   const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true, trains, ...ranks }), s);
-  const times = Array.from({ length: n }, () => {
-    const t0 = performance.now();
+  return Array.from({ length: n }, () => {
+    const begun = performance.now();
     const l = loss(model, inputs.idx, inputs.targets, c, {
       head_chunk: s.head_chunk,
       recompute: s.recompute as Recompute,
@@ -261,8 +271,9 @@ function microSteps(c: LlamaConfig, s: StepSettings, n: number): number[] {
     backward(l);
     endStep();
     synchronizeNow();
-    return performance.now() - t0;
+    const computed = performance.now();
+    optimizer.step(0);
+    synchronizeNow();
+    return { micro_ms: computed - begun, update_ms: performance.now() - computed };
   });
-  optimizer.step(0);
-  return times;
 }

@@ -28,7 +28,7 @@ import { configure } from "../model/configure.ts";
 import { type TrainConfig, variables } from "../train.ts";
 import { requireRightKernels } from "../model/device.ts";
 import { forward, init, type LlamaConfig, logits, loss } from "../model/llama.ts";
-import { planMemory, type StepSettings, timeMicroStep } from "../model/plan.ts";
+import { planMemory, type StepSettings, timeStep } from "../model/plan.ts";
 import { forgetMemory } from "../runtime/memory.ts";
 import { AdamW, type LoadValues, Parameters } from "../runtime/optim.ts";
 import { loadCheckpoint, saveCheckpoint } from "../runtime/checkpoint.ts";
@@ -370,7 +370,7 @@ Deno.test("the memory plan is what the allocator gives, to the byte, and its pea
     open("emu");
     forgetMemory();
     const before = memoryUse();
-    timeMicroStep(c, settings);
+    timeStep(c, settings);
     const after = memoryUse(), taken = after.now - before.now;
     assertEquals(taken, planned, recompute as string);
     assert(after.peak <= Math.max(before.peak, after.now), `${recompute}: ${after.peak} bytes for a while`);

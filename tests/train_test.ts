@@ -297,6 +297,14 @@ Deno.test("--dry_run prints data, model, FLOPs, memory, speed and the first batc
   );
   assertMatch(stdout, /^free {3}[\d.]+ [MG]B of [\d.]+ [MG]B \((the machine's memory|\S+ of cgroup \S+)\)$/m);
   assertMatch(stdout, /^speed {2}[\d,]+ tokens\/s, forward and backward$/m);
+  const size = 4 * 16 * 1000, windows = Math.floor((train.tokens - 1) / 16) * 16; // 1000 steps of tiny
+  const rest = stdout.split("\nrun ")[1]!.split("\nbatch ")[0]!;
+  assertMatch(rest, /^ {7}steps +1,000 {2}of 64 tokens, 64\.0k in all$/m);
+  assertMatch(rest, /^ {7}time +[\d.]+ (ms|s|min) {2}at [\d,]+ tokens\/s; /m);
+  assertMatch(rest, new RegExp(`^ {7}epochs +${(size / windows).toFixed(1)} {2}of `, "m"));
+  assertMatch(rest, /^ {7}disk +0\.0 kB {2}0 of 0 checkpoints of 3\d\d kB are kept$/m);
+  assertMatch(rest, /^ {7}memory +\d+ kB {2}of [\d.]+ GB that are free$/m);
+  assertMatch(rest, /^ {7}ratio +2\.5 {2}tokens a parameter; Chinchilla's 20 are 515\.2k, 8,050 steps$/m);
   const batch = Array.from(stdout.matchAll(/^batch {2}train_000000\.bin tokens \d+ to \d+: ".+"$/gm));
   assertEquals(batch.length, 4);
 });
@@ -318,6 +326,7 @@ Deno.test("--dry_run --ranks plans for one of several, whose checkpoints have th
     /^comm {3}each rank sends and receives [\d.]+ MB a step, gradients beside the last backward pass: /m,
   );
   assertMatch(ranks, /^speed .*; it computes .* of a step \(2 micro-steps\), and the exchange is /m); // two, one and one
+  assertMatch(ranks, /^ {7}time .*, 3 ranks with one 400G adapter a node; /m);
   assertEquals(alone.includes("\ncomm "), false);
   await succeed("train", ...flags, `--out_dir=${out}`, "--max_iters=1", "--save_interval=1");
   const sizes = ["model", "optimizer"].map((name) =>
