@@ -76,8 +76,7 @@ export async function saveRun(
     model: modelTensors(optimizer.parameters, c),
     optimizer: optimizerTensors(optimizer),
     files: {
-      ...modelFiles(optimizer.parameters, c, dataset, tokenizer),
-      ...c.lora && base ? adapterFiles(c.lora, base) : {},
+      ...modelFiles(optimizer.parameters, c, dataset, tokenizer, base),
       ...choices ? { [KERNELS]: choicesText(choices) } : {},
     },
     state: {
@@ -143,7 +142,7 @@ function unpaddedShape(tensor: Tensor): number[] {
 }
 
 /**
- * The small files of a model directory, with those of its tokenizer if it has one. All say the same of the tokens that the
+ * The small files of a model directory, or of adapters for a base, with those of its tokenizer if it has one. All say the same of the tokens that the
  * texts that it was trained on began and ended with.
  */
 function modelFiles(
@@ -151,6 +150,7 @@ function modelFiles(
   c: LlamaConfig,
   { bos, eot }: Pick<Tokenizer, "bos" | "eot">,
   tokenizer: Pick<Tokenizer, "files"> | undefined,
+  base?: Base,
 ): Record<string, string> {
   const options = {
     bos_token_id: bos,
@@ -158,7 +158,9 @@ function modelFiles(
     dtype: device.act === "bf16" ? "bfloat16" as const : "float32" as const,
   };
   const files: Record<string, string> = {
-    "config.json": json(configToHF(c, options, differences(declaredBy(parameters.slots), c))),
+    ...c.lora && base ? adapterFiles(c.lora, base) : {
+      "config.json": json(configToHF(c, options, differences(declaredBy(parameters.slots), c))),
+    },
     "generation_config.json": json(generationConfig(options)),
     ...tokenizer?.files(bos),
   };
@@ -215,30 +217,32 @@ export type StoredModel = {
 export function openModel(path: string): StoredModel {
   const directory = resolveCheckpoint(path), sums = readSums(directory);
   if (sums) requireSums(directory, sums, (name) => /\.json$/.test(name) && isFile(`${directory}/${name}`));
-  const config = storedConfig(directory), adapter = readAdapterConfig(directory);
+  const adapter = readAdapterConfig(directory);
+  const model = adapter && openModel(baseDirectory(directory, adapter.path));
+  const config = storedConfig(directory);
   const weights = adapter ? weightsIn(weightsFile(directory)) : readWeights(directory);
   if (sums) {
     for (const { path } of new Set(weights.values())) requireSum(path, sums.get(basename(path)));
   }
-  const stored = { directory, config, weights, sums };
-  return adapter ? withBase(stored, adapter.path) : stored;
-}
-
-/** Adapters with the weights of the model at `path`, which must be the one that they were trained with. */
-function withBase(adapters: StoredModel, path: string): StoredModel {
-  const { directory } = adapters;
-  requireBaseAt(directory, path);
-  const model = openModel(path), base = baseOf(path, model.weights, model.sums);
-  if (model.base) throw new UserError(`Cannot load ${directory}: its base in ${path} is an adapter itself`);
+  if (!model) return { directory, config, weights, sums };
+  const base = baseOf(model.directory, model.weights, model.sums);
   requireSameBase(directory, base);
-  return { ...adapters, weights: new Map([...model.weights, ...adapters.weights]), base };
+  return { directory, config, weights: new Map([...model.weights, ...weights]), sums, base };
 }
 
-/** The model that the config.json of a directory describes, with its adapters. Throws UserError for what is not computed. */
+/** Where the model is that the adapters in a directory are for. */
+function baseDirectory(directory: string, path: string): string {
+  requireBaseAt(directory, path);
+  const base = resolveCheckpoint(path);
+  if (!readAdapterConfig(base)) return base;
+  throw new UserError(`Cannot load ${directory}: its base in ${path} holds adapters itself`);
+}
+
+/** The model that the config.json of a directory describes, or of the base of its adapters. Throws UserError for what is not computed. */
 export function storedConfig(directory: string): LlamaConfig {
-  const config = configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
-  const lora = readAdapterConfig(directory)?.lora;
-  return lora ? { ...config, lora } : config;
+  const adapter = readAdapterConfig(directory);
+  if (!adapter) return configFromHF(readJson(`${directory}/config.json`), `${directory}/config.json`);
+  return { ...storedConfig(baseDirectory(directory, adapter.path)), lora: adapter.lora };
 }
 
 /** What a model directory holds, in words. Throws UserError as openModel(), and as weightsFor() at first. */

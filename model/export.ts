@@ -35,18 +35,26 @@ import {
   writeGguf,
 } from "./gguf.ts";
 import { ggufTokenizer } from "./gguf_tokenizer.ts";
-import { type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
+import { adapterTensors, type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
 
 const defaults = {
   checkpoint: "", // a run directory, one of its checkpoints, or a model directory of Hugging Face's
   format: "gguf", // gguf: one file for llama.cpp; hf: a directory for transformers
+  merge: false, // LoRA: the adapters go into their base, as they do in gguf; format is hf then, unless given
   dtype: "", // of matrices: f32, bf16, f16, and of gguf q8_0; "" = as they are
   out: "", // the file or directory to write
   overwrite: false, // in place of an earlier one
 };
 
 /** What exportModel() is asked for, as the flags of the command. */
-export type Options = { checkpoint: string; format: string; dtype: string; out: string; overwrite: boolean };
+export type Options = {
+  checkpoint: string;
+  format: string;
+  merge: boolean;
+  dtype: string;
+  out: string;
+  overwrite: boolean;
+};
 
 const ranges: Ranges<Options> = { format: ["gguf", "hf"], dtype: ["", "f32", "bf16", "f16", "q8_0"] };
 
@@ -68,7 +76,7 @@ export async function main(args: string[]): Promise<void> {
 
 /** Writes a model as options ask for; returns what to say of it. Throws UserError where it cannot be written so. */
 export async function exportModel(options: Partial<Options>): Promise<string> {
-  const o = { ...defaults, ...options };
+  const o = { ...defaults, ...(options.merge ? { format: "hf" } : {}), ...options };
   if (!o.checkpoint) throw new UserError("Cannot export: name a model with --checkpoint=runs/...");
   requireRanges(o, ranges);
   if (o.format === "hf" && o.dtype === "q8_0") {
@@ -81,13 +89,28 @@ export async function exportModel(options: Partial<Options>): Promise<string> {
   o.out = o.out.replace(/(?<=.)\/+$/, "");
   if (o.format === "gguf") requireFree(o);
   else requireFreeDirectory(o);
-  const source = await openSource(o.checkpoint), type = (o.dtype || storedType(source)) as GgufType;
+  const source = await openSource(o.checkpoint);
+  requireMerge(source, o);
+  const type = (o.dtype || storedType(source)) as GgufType;
   return o.format === "gguf" ? exportGguf(source, type, o) : exportHF(source, type, o);
+}
+
+/** Adapters are merged where that is asked for, or a file has no place for them; else they are PEFT's as they are. */
+function requireMerge({ directory, config }: Source, { format, merge }: Options): void {
+  if (merge && !config.lora) {
+    throw new UserError(`Cannot merge ${directory}: it has no adapters; leave --merge out`);
+  }
+  if (config.lora && format === "hf" && !merge) {
+    throw new UserError(
+      `Cannot export ${directory} as it is: it holds adapters, which PEFT loads from there; add --merge to write the whole model`,
+    );
+  }
 }
 
 /** Reads all of a model but its tensors. */
 async function openSource(path: string): Promise<Source> {
-  const stored = openModel(path), { directory, config } = stored, json = readJson(`${directory}/config.json`);
+  const stored = openModel(path), { directory, config, base } = stored;
+  const json = readJson(`${base?.path ?? directory}/config.json`);
   if (json.model_type === "loam") {
     throw new UserError(
       `Cannot export ${directory}: its model_type is loam, a model/llama.ts that was edited, which neither llama.cpp nor ` +
@@ -101,7 +124,8 @@ async function openSource(path: string): Promise<Source> {
   }
   const tokenizer = await tokenizerFor("export", directory, config);
   const tensors = hfTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) }));
-  requireWeights(directory, stored.weights, tensors, config);
+  const adapters = adapterTensors(config).map((t) => ({ name: t.hf, shape: hfShape(t) }));
+  requireWeights(directory, stored.weights, [...tensors, ...adapters], config);
   return { ...stored, json, tokenizer, tensors };
 }
 
@@ -113,18 +137,47 @@ function storedType({ weights }: Source): GgufType {
 
 const PIECE = 1 << 22; // elements of a tensor that are in memory at a time
 
-/** The values of a tensor, some of its rows at a time: `rows` if that is given, else as many as are in a piece. */
+/**
+ * The values of a tensor, with its adapter merged, some of its rows at a time: `rows` if that is given, else as many as are in a
+ * piece.
+ */
 function* floatsOf(
-  { weights }: Source,
+  source: Source,
   { name, shape }: Source["tensors"][number],
   rows?: number,
 ): Generator<Float32Array<ArrayBuffer>> {
+  const { weights } = source, addAdapter = adapterOf(source, name);
   const file = weights.get(name)!, { dtype, length } = file.tensors.get(name)!;
   const cols = shape[1] ?? 1, row = cols * (dtype === "F32" ? 4 : 2); // bytes
   const step = row * (rows ?? Math.max(1, Math.floor(PIECE / cols)));
   for (let begin = 0; begin < length; begin += step) {
-    yield toFloat32(file.read(name, begin, Math.min(length, begin + step)), dtype);
+    const values = toFloat32(file.read(name, begin, Math.min(length, begin + step)), dtype);
+    addAdapter?.(values, begin / row);
+    yield values;
   }
+}
+
+/** What adds alpha / rank B A to values of a weight from a row on, in float64, so that each is rounded once; undefined without one. */
+function adapterOf({ config, weights }: Source, name: string) {
+  const path = `base_model.model.${name.replace(/\.weight$/, "")}.lora`;
+  if (!config.lora || !weights.has(`${path}_A.weight`)) return undefined;
+  const { rank, alpha } = config.lora;
+  const read = (name: string) => {
+    const file = weights.get(name)!;
+    return toFloat32(file.read(name), file.tensors.get(name)!.dtype);
+  };
+  const A = read(`${path}_A.weight`), B = read(`${path}_B.weight`);
+  const cols = A.length / rank, sum = new Float64Array(cols);
+  return (values: Float32Array, first: number): void => {
+    for (let row = 0; row < values.length / cols; row++) {
+      sum.fill(0);
+      for (let k = 0; k < rank; k++) {
+        const b = alpha / rank * B[(first + row) * rank + k]!;
+        for (let c = 0; c < cols; c++) sum[c]! += b * A[k * cols + c]!;
+      }
+      for (let c = 0; c < cols; c++) values[row * cols + c]! += sum[c]!;
+    }
+  };
 }
 
 /** Says of a value that a type cannot hold which it is. Others than the RangeError of fromFloat32() go on. */

@@ -1,9 +1,25 @@
 // LoRA from the command line: what is trained, saved, refused, and how a run goes on with its base.
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { basename } from "node:path";
 import { sha256OfFile } from "../base/files.ts";
-import { readSafetensors } from "../runtime/safetensors.ts";
-import { dataset, freshPath, list, modelDirectory, refuse, SMALL, succeed } from "./testing.ts";
+import { open } from "../ffi/library.ts";
+import { loadModel } from "../model/checkpoint.ts";
+import { allLogits, relativeError } from "../model/testing.ts";
+import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
+import { tokens } from "../runtime/testing.ts";
+import {
+  dataset,
+  emptyDirectory,
+  freshPath,
+  list,
+  modelDirectory,
+  refuse,
+  SMALL,
+  succeed,
+} from "./testing.ts";
 
+open("cpu", { bf16_gemm: false });
+const PYTHON = Deno.env.get("LOAM_PYTHON");
 const SHAPE = { n_layer: 2, n_head: 4, n_kv_head: 2, head_dim: 8, n_inner: 48 }; // (64, 32), (32, 32), (96, 32), (32, 48)
 const FLAGS = SMALL.filter((flag) => !/--(n_|block_size|head_dim)/.test(flag)).concat("--min_lr=0.01");
 const LORA = ["--lora_rank=4", "--lora_alpha=8", "--block_size=16", "--gradient_accumulation_steps=2"];
@@ -50,9 +66,41 @@ Deno.test("train --lora_rank saves adapters alone, and goes on from them and the
   const after = await succeed("train", `--resume=${whole}`, "--eval_only");
   const loss = (text: string) => Number(/^val loss ([\d.]+)/.exec(text)![1]);
   assert(loss(after) < loss(before) - 0.01, `${after}${before}`);
-  const sample = ["--device=cpu", "--max_new_tokens=8", "--temperature=0"];
-  await succeed("sample", `--checkpoint=${whole}`, ...sample);
+  const text = async (checkpoint: string) => {
+    const flags = [`--checkpoint=${checkpoint}`, "--device=cpu", "--max_new_tokens=8", "--temperature=0"];
+    return await succeed("sample", ...flags);
+  };
+  const merged = `${emptyDirectory()}/${basename(whole)}`; // which names the model in a GGUF file
+  assertMatch(
+    await succeed("export", `--checkpoint=${whole}`, "--merge", `--out=${merged}`),
+    /: a model of 31,968 parameters, f32, for transformers\n$/,
+  );
+  assertEquals(await text(merged), await text(whole));
+  assertSameLogits(whole, merged);
+  const [one, other] = [freshPath(), freshPath()];
+  await succeed("export", `--checkpoint=${whole}`, "--format=gguf", `--out=${one}`);
+  await succeed("export", `--checkpoint=${merged}`, `--out=${other}`);
+  assertEquals(Deno.readFileSync(one), Deno.readFileSync(other));
+  assertStringIncludes(
+    await refuse("export", `--checkpoint=${whole}`, "--format=hf", `--out=${freshPath()}`),
+    "it holds adapters, which PEFT loads from there; add --merge to write the whole model",
+  );
+  assertStringIncludes(
+    await refuse("export", `--checkpoint=${merged}`, "--merge", `--out=${freshPath()}`),
+    `Cannot merge ${merged}: it has no adapters; leave --merge out`,
+  );
 });
+
+/** Compares the logits of a LoRA with those of the same merged. */
+function assertSameLogits(low: string, merged: string): void {
+  const idx = tokens([2, 16], Array.from({ length: 32 }, (_, i) => i * 37 % 257));
+  const [a, b] = [low, merged].map((path) => {
+    const { model, config } = loadModel(path);
+    return allLogits(model, config, idx);
+  });
+  const error = relativeError(a!, b!);
+  assert(error < 2e-6, `relative error ${error}`);
+}
 
 Deno.test("adapters are refused without their base, with another one, and with other settings", async () => {
   const data = await dataset({ words: 500 }), base = await modelDirectory(SHAPE), out = freshPath();
@@ -101,4 +149,38 @@ Deno.test("adapters are refused without their base, with another one, and with o
     await refuse(...sample),
     `it holds adapters for the model in ${base}, which is not there; put it there, a link does`,
   );
+});
+
+Deno.test({
+  name:
+    "PEFT and transformers get the same logits from a base and its adapters, and from both merged (LOAM_PYTHON)",
+  ignore: !PYTHON,
+  async fn() {
+    const data = await dataset({ words: 500 }),
+      base = await modelDirectory(SHAPE),
+      [out, merged] = [freshPath(), freshPath()];
+    const flags = [...FLAGS, ...LORA, "--learning_rate=0.1", "--max_iters=4", "--save_interval=4"];
+    await succeed("train", `--data_dir=${data}`, `--init_from=${base}`, ...flags, `--out_dir=${out}`);
+    await succeed("export", `--checkpoint=${out}`, "--merge", `--out=${merged}`);
+    const adapters = step(out, 4);
+    const idx = Int32Array.from({ length: 32 }, (_, i) => i * 37 % 257);
+    const { model, config } = loadModel(adapters), logits = allLogits(model, config, tokens([2, 16], idx));
+    writeSafetensors(`${adapters}/logits.safetensors`, [
+      { name: "idx", dtype: "I32", shape: [2, 16], bytes: () => new Uint8Array(idx.buffer) },
+      {
+        name: "logits",
+        dtype: "F32",
+        shape: [2, 16, 257],
+        bytes: () => new Uint8Array(logits.slice().buffer),
+      },
+    ]);
+    const args = [new URL("oracle/lora.py", import.meta.url).pathname, "check", base, adapters, merged];
+    const { code, stdout, stderr } = new Deno.Command(PYTHON!, { args }).outputSync();
+    assertEquals(code, 0, new TextDecoder().decode(stderr));
+    const errors = JSON.parse(new TextDecoder().decode(stdout));
+    for (const how of ["adapters", "automatic", "merged", "merge_and_unload"]) {
+      assert(errors[how] < 2e-6, JSON.stringify(errors));
+    }
+    assert(errors.base > 1e-3, JSON.stringify(errors));
+  },
 });
