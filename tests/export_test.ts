@@ -19,6 +19,7 @@ import { generate } from "../model/generate.ts";
 import type { LlamaConfig } from "../model/llama.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { crashes, ERRORS, failing, unsynced } from "./disk.ts";
+import { type Answer, askLlamaCpp, LLAMA_CPP, type Question } from "./llama_cpp.ts";
 import {
   copy,
   emptyDirectory,
@@ -33,7 +34,7 @@ import {
 
 open("cpu");
 
-const PYTHON = Deno.env.get("LOAM_PYTHON"), LLAMA_CPP = Deno.env.get("LOAM_LLAMA_CPP");
+const PYTHON = Deno.env.get("LOAM_PYTHON");
 
 const WIDE = { n_layer: 2, n_embd: 64, n_head: 4, n_kv_head: 2, n_inner: 96, block_size: 64 };
 
@@ -482,51 +483,6 @@ for source, target in argument:
     dtype = AutoModelForCausalLM.from_pretrained(target, dtype="auto").dtype
     results.append([type(model).__name__, str(dtype), ids, error.item()])
 print(json.dumps(results))
-`;
-
-/** What llama.cpp is asked about a file, and what it says. */
-type Question = { path: string; texts: string[]; prompt: number[]; tokens: number };
-type Answer = {
-  bos: number;
-  eos: number;
-  adds_bos: boolean;
-  ids: number[][];
-  written: number[];
-  text: string;
-};
-
-/** Asks llama.cpp about models, in one process. */
-async function askLlamaCpp(questions: Question[]): Promise<Answer[]> {
-  const [asked, answered] = [freshPath(), freshPath()];
-  Deno.writeTextFileSync(asked, JSON.stringify(questions));
-  const args = ["eval", "-q", LLAMA, asked, answered];
-  const { code, stderr } = await new Deno.Command(Deno.execPath(), { args, cwd: LLAMA_CPP!, stdin: "null" })
-    .output();
-  assertEquals(code, 0, new TextDecoder().decode(stderr));
-  return JSON.parse(Deno.readTextFileSync(answered));
-}
-
-const LLAMA = `
-import { getLlama, LlamaLogLevel } from 'node-llama-cpp';
-const quiet = { build: "never", progressLogs: false, logLevel: LlamaLogLevel.error };
-const llama = await getLlama({ gpu: false, maxThreads: 1, ...quiet }), answers = [];
-for (const { path, texts, prompt, tokens } of JSON.parse(Deno.readTextFileSync(Deno.args[0]))) {
-  const model = await llama.loadModel({ modelPath: path }), written = [];
-  const ids = texts.map((text) => model.tokenize(text, false));
-  if (tokens > 0) {
-    const context = await model.createContext({ contextSize: 64, threads: 1 });
-    for await (const token of context.getSequence().evaluate(prompt, { temperature: 0 })) {
-      written.push(token);
-      if (written.length === tokens) break;
-    }
-    await context.dispose();
-  }
-  const { bos, eos, shouldPrependBosToken: adds_bos } = model.tokens;
-  answers.push({ bos, eos, adds_bos, ids, written, text: written.map((id) => model.detokenize([id])).join("") });
-  await model.dispose();
-}
-Deno.writeTextFileSync(Deno.args[1], JSON.stringify(answers));
-Deno.exit(0);
 `;
 
 live("llama.cpp writes the same greedy text in f32", "LOAM_LLAMA_CPP", async () => {
