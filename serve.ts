@@ -1,8 +1,9 @@
 // deno task serve: shows runs in a browser and to programs, and lets others talk to a model. It reads run directories only,
 // and never needs the trainer. createApp() makes the Hono app; serve/ holds its parts.
-import { runMain } from "./base/errors.ts";
+import { runMain, UserError } from "./base/errors.ts";
 import { oneLine } from "./base/visible.ts";
 import type { WeightType } from "./model/checkpoint.ts";
+import { NO_TEMPLATE } from "./model/conversations.ts";
 import { requireToken } from "./serve/access.ts";
 import { createApp } from "./serve/app.ts";
 import { listen } from "./serve/listen.ts";
@@ -29,6 +30,10 @@ export async function serve(args: string[]): Promise<void> {
   console.log(`serving at ${server.url}${token ? "?token=$LOAM_TOKEN" : ""}`);
   if (model) {
     console.log(`model ${oneLine(model.name)} at ${server.url}prompt and ${server.url}v1`);
+    const { conversations } = model;
+    if (conversations instanceof UserError) {
+      console.error(`warning: no conversations: ${oneLine(conversations.message)}`);
+    } else if (!conversations.isOwn) console.error(`note: ${NO_TEMPLATE}`);
   }
   await stopSignal();
   await server.close();

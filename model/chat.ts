@@ -7,7 +7,7 @@ import { visible } from "../base/visible.ts";
 import type { Message } from "../data/chat_template.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { loadModel, tokenizerFor, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
-import { type Conversations, openConversations } from "./conversations.ts";
+import { type Conversations, NO_TEMPLATE, openConversations } from "./conversations.ts";
 import { openDevice, requireDevice } from "./device.ts";
 import { begin, step, type Text } from "./generate.ts";
 import type { Llama, LlamaConfig } from "./llama.ts";
@@ -54,11 +54,7 @@ export async function main(args: string[]): Promise<void> {
   const { model, config, directory } = loadModel(o.checkpoint, { dtype: o.dtype as WeightType });
   const tokenizer = await tokenizerFor("chat", directory, config),
     conversations = openConversations(directory, tokenizer);
-  if (!conversations.isOwn) {
-    console.error(
-      `note: ${directory} has no chat template, so that ChatML is used, which the model may not know`,
-    );
-  }
+  if (!conversations.isOwn) console.error(`note: ${NO_TEMPLATE}`);
   const chat = new Chat(model, config, tokenizer, conversations, o);
   if (Deno.stdin.isTerminal()) return await talk(chat);
   for await (const message of messagesIn(lines(Deno.stdin.readable))) {
@@ -96,7 +92,7 @@ function say(text: string): void {
 }
 
 /** What was typed: a message, or as it stands a command. */
-type Typed = { text: string; isQuoted: boolean };
+export type Typed = { text: string; isQuoted: boolean };
 
 /**
  * The messages in lines, one in each; a line that ends in a backslash goes on in the next one, and so does all between

@@ -5,6 +5,10 @@ import type { Tokenizer } from "../data/tokenizer.ts";
 import { RenderedEncoder } from "../data/tokenizers/rendered.ts";
 import { endsOf } from "./checkpoint.ts";
 
+/** What to say of a model whose template is not its own. */
+export const NO_TEMPLATE =
+  "the model has no chat template, so that conversations are in ChatML, which it may not know";
+
 /** The conversations of a model. */
 export type Conversations = {
   /** The tokens of a conversation in which the assistant is next. Throws UserError where the template cannot say it. */

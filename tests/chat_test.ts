@@ -100,7 +100,7 @@ Deno.test("chat says which template it takes for a model without one, and what a
   const { stdout, stderr } = await chat(directory, "Hi\n");
   assertEquals(
     stderr,
-    `note: ${directory} has no chat template, so that ChatML is used, which the model may not know\n`,
+    "note: the model has no chat template, so that conversations are in ChatML, which it may not know\n",
   );
   assertEquals(stdout, await answersTo(directory, [[user("Hi")]]));
   const strict = await modelWith("llama2"), refused = await chat(strict, "/system Be kind\n/system\n/what\n");

@@ -62,7 +62,9 @@ Deno.test("serve shows a finished run and lets others talk to its model, until S
   const events = await fetch(`${url}events?since=0`); // open connections do not hold it up
   server.signal("SIGTERM");
   assertMatch(await events.text(), /id: 20\n/);
-  assertEquals((await server.end()).code, 0);
+  const { code, stderr } = await server.end();
+  assertEquals(code, 0);
+  assertMatch(stderr, /^note: the model has no chat template, [^\n]*\n$/);
 });
 
 Deno.test("serve refuses with one line what it cannot serve", async () => {
