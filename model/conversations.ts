@@ -1,5 +1,6 @@
 // How a model talks: the template of its conversations, and what ends an answer.
 import { UserError } from "../base/errors.ts";
+import { isFile } from "../base/files.ts";
 import { ChatTemplate, DEFAULT_TEMPLATE, type Message } from "../data/chat_template.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { RenderedEncoder } from "../data/tokenizers/rendered.ts";
@@ -17,7 +18,7 @@ export type Conversations = {
   ends: readonly number[];
   /** Texts that do, where the template ends an answer with what is no token. */
   stops: readonly string[];
-  /** Whether the template is the model's own, and not ChatML. */
+  /** Whether the template is the model's own, and not ChatML for want of one. */
   isOwn: boolean;
 };
 
@@ -33,7 +34,7 @@ export function openConversations(directory: string, tokenizer: Tokenizer): Conv
     },
     ends: [...new Set([...endsOf(directory, tokenizer), ...tokens])],
     stops: tokens.length > 0 || end === "" ? [] : [end],
-    isOwn: template.source !== DEFAULT_TEMPLATE,
+    isOwn: template.source !== DEFAULT_TEMPLATE || isFile(`${directory}/chat_template.jinja`), // it was trained on that
   };
 }
 

@@ -1,6 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
-import type { Message } from "../data/chat_template.ts";
+import { DEFAULT_TEMPLATE, type Message } from "../data/chat_template.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { copy } from "../tests/testing.ts";
 import { type Conversations, openConversations } from "./conversations.ts";
@@ -51,6 +51,7 @@ Deno.test("a conversation's prompt has the ids of transformers' apply_chat_templ
 Deno.test("an answer ends with the tokens of generation_config.json, the tokenizer and the template", async () => {
   const cases: [string, string | undefined, number[], string[]][] = [
     ["bytes", undefined, [0], []], // ChatML, with <|endoftext|>
+    ["bytes", DEFAULT_TEMPLATE, [0], []], // a model that was trained on it
     ["bytes", "chatml", [0, 2], []], // <|im_end|>
     ["bytes", "llama3", [0, 5], []], // <|eot_id|>
     ["characters", "llama2", [2], []], // </s>, which is its eos_token
