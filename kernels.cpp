@@ -824,7 +824,11 @@ static int copy(const char* function, void* dst, const void* src, int64_t bytes)
   op = function;
   TRY(use_device());
   TRY(check_arguments(SIZES(bytes), ADDRESSES(dst, src)));
-  memmove(dst, src, bytes);
+  char *to = (char*)dst, *from = (char*)src;
+  const int64_t piece = 1 << 20;  // one thread does not fill the memory's bandwidth
+  if (bytes <= piece || (from < to + bytes && to < from + bytes)) return memmove(to, from, bytes), 0;
+#pragma omp parallel for num_threads(team(bytes / 16))
+  for (int64_t at = 0; at < bytes; at += piece) memcpy(to + at, from + at, min(piece, bytes - at));
   return 0;
 }
 
@@ -887,6 +891,8 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
 template <class BITS>
 static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
   const int64_t step = 4096;
+  int64_t first = n;
+#pragma omp parallel for reduction(min : first) num_threads(team(n))
   for (int64_t start = 0; start < n; start += step) {
     int64_t end = min(n, start + step);
     int found = 0;
@@ -894,10 +900,10 @@ static int64_t first_nonfinite(const BITS* x, int64_t n, BITS exponent) {
     for (int64_t i = start; i < end; i++) found |= (x[i] & exponent) == exponent;
     if (!found) continue;
     for (int64_t i = start; i < end; i++) {
-      if ((x[i] & exponent) == exponent) return i;
+      if ((x[i] & exponent) == exponent) first = min(first, i);
     }
   }
-  return -1;
+  return first < n ? first : -1;
 }
 
 int find_nonfinite(int64_t* index, const void* x, int32_t type, int64_t n) {

@@ -147,7 +147,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
   let step = progress.before, saved_step = step;
   if (step >= max_iters) log.line(`nothing to do: step ${step} of max_iters ${max_iters} is done`);
   if (step > log.sampled && due(step, config.sample_interval, step >= max_iters)) await sample(run, step); // it was stopped
-  if (config.save_interval > 0 && step < max_iters) prepareToSave(run);
+  if (config.save_interval > 0 && step < max_iters) await prepareToSave(run);
   progress.skipTime();
 
   while (step < max_iters && !progress.stopping) {
@@ -174,7 +174,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
     const done = await progress.after(step + 1);
     if (progress.isLeftOut) break;
     step++;
-    saver.look();
+    await saver.look(progress.last?.result.written ?? 0);
     if (!done) continue; // a GPU is given the next step before this one is looked at
 
     const isLast = step === max_iters;
@@ -255,7 +255,7 @@ async function trainIn(parts: Parts, stop: Stop, description: string, reason: st
   using log = await openLog(parts);
   ranks.onFailure = (error) => log.fail(error);
   try {
-    await using saver = new Saver((path) => log.line(`saved ${path}`));
+    await using saver = new Saver(ranks, (path) => log.line(`saved ${path}`));
     const run = begin(parts, stop, log, saver, description, variables);
     if (reason) log.line(reason);
     for (const text of await takeChoices(run)) log.warn(text);

@@ -7,7 +7,7 @@ import { runMain } from "../base/errors.ts";
 import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import { open } from "../ffi/library.ts";
-import { type CheckpointContent, loadCheckpoint, saveCheckpoint } from "../runtime/checkpoint.ts";
+import { ALONE, type CheckpointContent, loadCheckpoint, saveCheckpoint } from "../runtime/checkpoint.ts";
 import { Saver } from "../runtime/saver.ts";
 import { readSums } from "../runtime/sums.ts";
 import { fixed, writeFloats } from "../runtime/tensor.ts";
@@ -78,16 +78,15 @@ async function main(o: Options): Promise<void> {
     content = contentOf(o.mb);
   const costs: Record<string, Cost[]> = {};
   const time = async (name: string, act: () => unknown) => (costs[name] ??= []).push(await timed(act));
-  const alone = { rank: 0, world_size: 1, barrier: () => Promise.resolve(), sum: () => Promise.resolve([]) };
   try {
-    await using saver = new Saver(() => {}, 0);
-    saver.prepare(content, alone);
+    await using saver = new Saver(ALONE, () => {}, 0);
+    await saver.prepare(content);
     for (let step = 1; step <= o.rounds; step++) {
       content.state.step = 2 * step;
       await time("save, all of it", () => saveCheckpoint(run, content, 2));
       content.state.step++;
       const stall = step === 1 ? "the first save beside training: stall" : "save beside training: stall";
-      await time(stall, () => saver.save(run, content, 2, alone));
+      await time(stall, () => saver.save(run, content, 2));
       await time("save beside training: the rest", () => saver.finish());
       const directory = `${run}/checkpoints/${checkpointName(content.state.step)}`;
       const sums = readSums(directory),

@@ -330,9 +330,24 @@ Deno.test("allocate() of more than there is throws with both sizes", () => {
   assertThrows(() => allocate(0), KernelError, "mem_alloc: bytes must be at least 1");
 });
 
+Deno.test("copies of several megabytes, which threads share, are whole", () => {
+  const n = (5 << 19) + 3,
+    bytes = Uint8Array.from({ length: n }, (_, i) => i * i >> 7),
+    address = allocate(n + 1);
+  copyToDevice(address + 1n, bytes);
+  const back = new Uint8Array(n);
+  copyToHost(back, address + 1n);
+  assertEquals(bytes.findIndex((byte, i) => byte !== back[i]), -1);
+  copyToHost(back.subarray(1), address + 1n);
+  assertEquals([back[0], back[1], back[n - 1]], [bytes[0], bytes[0], bytes[n - 2]]);
+  free(address);
+});
+
 Deno.test("findNonFinite() finds the first NaN or infinity wherever it is", () => {
-  const n = 10_000, address = allocate(4 * n), values = new Float32Array(n).fill(3.4e38);
-  for (const [at, value] of [[-1, 0], [0, NaN], [4095, Infinity], [4096, -Infinity], [9999, NaN]] as const) {
+  const n = 20_000, address = allocate(4 * n), values = new Float32Array(n).fill(3.4e38);
+  for (
+    const [at, value] of [[-1, 0], [0, NaN], [4095, Infinity], [4096, -Infinity], [19_999, NaN]] as const
+  ) {
     const planted = at < 0 ? values : values.with(at, value).fill(NaN, at + 1);
     copyToDevice(address, planted);
     assertEquals(library.findNonFinite(address, library.F32, n), at);

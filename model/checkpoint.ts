@@ -57,15 +57,17 @@ export type RunToSave = {
   saver: Saver;
 };
 
-/** Makes ready what saveRun() needs in memory, beside the first steps. */
-export function prepareToSave({ c, optimizer, ranks, saver }: RunToSave): void {
-  const model = modelTensors(optimizer.parameters, c);
-  saver.prepare({ model, optimizer: optimizerTensors(optimizer) }, ranks);
+/** Makes ready what saveRun() needs in memory, beside the first steps. All ranks call it. */
+export async function prepareToSave({ c, optimizer, saver }: RunToSave): Promise<void> {
+  await saver.prepare({
+    model: modelTensors(optimizer.parameters, c),
+    optimizer: optimizerTensors(optimizer),
+  });
 }
 
-/** Saves the checkpoint of a step, all ranks together; a process on its own may still be writing it when this returns. */
+/** Saves the checkpoint of a step, all ranks together; they may still be writing it when this returns. */
 export async function saveRun(
-  { config, c, base, dataset, tokenizer, optimizer, ranks, log, progress, saver }: RunToSave,
+  { config, c, base, dataset, tokenizer, optimizer, log, progress, saver }: RunToSave,
   { step, result: { updates, skipped, skipped_row }, val_loss }: Outcome,
 ): Promise<void> {
   const { best } = progress, choices = choicesNow(c.head_dim);
@@ -95,7 +97,7 @@ export async function saveRun(
     },
   };
   log.sync();
-  await saver.save(config.out_dir, content, config.keep_checkpoints, ranks);
+  await saver.save(config.out_dir, content, config.keep_checkpoints);
 }
 
 /**

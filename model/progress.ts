@@ -11,6 +11,7 @@ import type { Log, RunFacts, StepMetrics } from "../runtime/metrics.ts";
 import type { AdamW, OfRank, StepResult } from "../runtime/optim.ts";
 import type { Peak } from "../runtime/peak.ts";
 import type { Stop } from "./stop.ts";
+import type { Saver } from "../runtime/saver.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
 import { type BatchConfig, consume, type Consumed, consumedBefore } from "./consumed.ts";
 import { keepChoices } from "./choices.ts";
@@ -43,6 +44,7 @@ export type ProgressParts = {
   ranks: Ranks;
   stop: Stop;
   log: Log;
+  saver: Saver;
   peak: Peak | undefined;
   facts: RunFacts;
   saved: TrainerState | undefined; // what the run goes on from
@@ -67,7 +69,7 @@ export class Progress {
   #isUnread = false; // the result of the last step
   #read_step: number; // the last one whose result was read
   #memory_bytes = 0; // most of all steps
-  #own: OfRank = { step_ms: 0, memory_bytes: 0 }; // of the last step that was read
+  #own = { step_ms: 0, memory_bytes: 0 }; // of the last step that was read
   readonly #begun_ms = performance.now();
   #read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
 
@@ -113,8 +115,9 @@ export class Progress {
 
   /** Says that this rank has done its own part of a step. Returns what it says of itself to the others: of an earlier step. */
   arrive(step: number): OfRank {
-    if (!this.#parts.ranks.isAlone) mark(marksOf(step)[1]);
-    return this.#own;
+    const { ranks, saver } = this.#parts;
+    if (!ranks.isAlone) mark(marksOf(step)[1]);
+    return { ...this.#own, written: Number(saver.hasWritten) };
   }
 
   /**

@@ -133,5 +133,5 @@ export function begin(
   banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
   if (config.train || c.lora) log.line(`training ${describeTrained(parts.model, config.train)}`);
   for (const line of dataLines(config, dataset, val)) log.line(line);
-  return { ...parts, stop, log, saver, progress: new Progress({ ...parts, stop, log, peak, facts }) };
+  return { ...parts, stop, log, saver, progress: new Progress({ ...parts, stop, log, saver, peak, facts }) };
 }

@@ -73,19 +73,24 @@ export function weightsFile(directory: string): string {
   return isFile(adapters) ? adapters : `${directory}/${MODEL}`;
 }
 
-/** What ranks that save one checkpoint together need of each other. */
-export type Company = {
+/** Which of several ranks a process is. */
+export type Place = {
   /** This process, from 0. */
   rank: number;
   /** How many there are. */
   world_size: number;
+};
+
+/** What ranks that save one checkpoint together need of each other. */
+export type Company = Place & {
   /** Waits until all ranks are here. */
   barrier(): Promise<void>;
   /** The sums of numbers (at most 8) over all ranks. */
   sum(...values: number[]): Promise<number[]>;
 };
 
-const ALONE: Company = {
+/** A process on its own. */
+export const ALONE: Company = {
   rank: 0,
   world_size: 1,
   barrier: () => Promise.resolve(),
@@ -106,15 +111,13 @@ export async function saveCheckpoint(
   chunk_bytes: number = CHUNK_BYTES,
 ): Promise<string> {
   requireSavable(runDir, content);
-  const { files, state } = content, [moments, metadata] = momentsOf(content.optimizer, company);
-  const toWrite = {
-    model: entries(content.model, chunk_bytes),
-    moments: entries(moments, chunk_bytes),
-    metadata,
-    files,
-    state,
-  };
-  return await writeCheckpoint(runDir, toWrite, keep, company);
+  const { state } = content, { model, moments, ...rest } = partOf(content, company);
+  const part = { ...rest, model: entries(model, chunk_bytes), moments: entries(moments, chunk_bytes) };
+  await makeRoom(runDir, state, company);
+  const sums = await sumsOfAll(writePart(runDir, state, part, company), company);
+  if (company.rank === 0) publish(runDir, content, keep, sums);
+  await company.barrier();
+  return `${runDir}/checkpoints/${checkpointName(state.step)}`;
 }
 
 /** Throws UserError unless all values of a checkpoint are finite. */
@@ -122,46 +125,78 @@ export function requireSavable(runDir: string, { model, optimizer, state }: Chec
   requireAllFinite(`${runDir}/checkpoints/${checkpointName(state.step)}`, [...model, ...optimizer]);
 }
 
-/** A checkpoint as it is written: its tensors, those of the optimizer with the metadata of their file. */
-export type ToWrite = Pick<CheckpointContent, "files" | "state"> & {
-  model: Entry[];
-  moments: Entry[];
-  metadata: Record<string, string>;
-};
+/** What one rank writes: rank 0 the weights to `file`, each its file of the optimizer's tensors, with the metadata of that. */
+export type Part<T> = { model: T[]; file: string; moments: T[]; metadata: Record<string, string> };
 
-/** saveCheckpoint() of what is known to be finite; uses no device. */
-export async function writeCheckpoint(
-  runDir: string,
-  content: ToWrite,
-  keep: number,
-  company: Company = ALONE,
-): Promise<string> {
-  const parent = `${runDir}/checkpoints`, name = checkpointName(content.state.step);
-  const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
-  const isFirst = company.rank === 0, sums: Sums = new Map();
-  const model = "adapter_config.json" in content.files ? ADAPTERS : MODEL;
-  try {
-    if (isFirst) {
+/** The part of a rank. */
+export function partOf(
+  { model, optimizer, files }: Omit<CheckpointContent, "state">,
+  company: Place,
+): Part<SavedTensor> {
+  const [moments, metadata] = momentsOf(optimizer, company);
+  const file = "adapter_config.json" in files ? ADAPTERS : MODEL;
+  return { model: company.rank === 0 ? model : [], file, moments, metadata };
+}
+
+/** Makes the directory in which all ranks write their parts, for which they wait. */
+export async function makeRoom(runDir: string, state: TrainerState, company: Company): Promise<void> {
+  if (company.rank === 0) {
+    saving(runDir, state, company, ({ temporary }) => {
       removeTree(temporary); // left by a kill
       makeDirectory(temporary);
-    }
-    await company.barrier();
-    if (isFirst) {
-      sums.set(model, writeSafetensors(`${temporary}/${model}`, content.model));
-    }
-    const file = `${temporary}/${momentsFile(company.rank, company.world_size)}`;
-    const sha256 = writeSafetensors(file, content.moments, content.metadata);
-    for (let rank = 0; rank < company.world_size; rank++) {
-      const own = wordsOf(sha256), words = rank === company.rank ? own : own.map(() => 0);
-      sums.set(momentsFile(rank, company.world_size), hexOf(await company.sum(...words)));
-    }
-    if (isFirst) {
-      finishCheckpoint(runDir, temporary, final, content, keep, sums);
-    }
-    await company.barrier();
+    });
+  }
+  await company.barrier();
+}
+
+/** Writes the part of a rank; uses no device and waits for nobody. Returns the sums of its files. */
+export function writePart(runDir: string, state: TrainerState, part: Part<Entry>, place: Place): Sums {
+  return saving(runDir, state, place, ({ temporary }) => {
+    const sums: Sums = new Map(), own = momentsFile(place.rank, place.world_size);
+    if (place.rank === 0) sums.set(part.file, writeSafetensors(`${temporary}/${part.file}`, part.model));
+    return sums.set(own, writeSafetensors(`${temporary}/${own}`, part.moments, part.metadata));
+  });
+}
+
+/** The sums of the parts of all ranks, on each; they have written them then. */
+export async function sumsOfAll(own: Sums, company: Company): Promise<Sums> {
+  const sums: Sums = new Map(own);
+  for (let of = 0; of < company.world_size; of++) {
+    const file = momentsFile(of, company.world_size), words = wordsOf(own.get(file) ?? NOT_ITS_OWN);
+    sums.set(file, hexOf(await company.sum(...words)));
+  }
+  return sums;
+}
+
+/**
+ * Adds the small files to the parts of all ranks, gives the checkpoint its name, moves `latest` (and `best`) to it and removes
+ * older ones. For rank 0; uses no device and waits for nobody. Returns its path.
+ */
+export function publish(
+  runDir: string,
+  { files, state }: Pick<CheckpointContent, "files" | "state">,
+  keep: number,
+  sums: Sums,
+): string {
+  return saving(runDir, state, ALONE, ({ temporary, final }) => {
+    finishCheckpoint(runDir, temporary, final, { files, state }, keep, sums);
     return final;
+  });
+}
+
+/** Does a part of the saving. Throws UserError, which says where to go on from; what is half-written goes then. */
+function saving<T>(
+  runDir: string,
+  { step }: TrainerState,
+  { rank }: Place,
+  act: (paths: { temporary: string; final: string }) => T,
+): T {
+  const parent = `${runDir}/checkpoints`, name = checkpointName(step);
+  const temporary = `${parent}/${HALF}${name}`, final = `${parent}/${name}`;
+  try {
+    return act({ temporary, final });
   } catch (error) {
-    if (isFirst) tryToRemove(temporary);
+    if (rank === 0) tryToRemove(temporary);
     if (error instanceof Deno.errors.NotCapable || error instanceof KernelError) throw error;
     const { message } = error as Error, earlier = listCheckpoints(runDir).at(-1);
     const isFull = /no space|too large|quota/i.test(message);
@@ -179,6 +214,8 @@ function wordsOf(sha256: string): number[] {
   return Array.from({ length: 8 }, (_, i) => parseInt(sha256.slice(8 * i, 8 * i + 8), 16));
 }
 
+const NOT_ITS_OWN = "0".repeat(64);
+
 function hexOf(words: number[]): string {
   return words.map((word) => word.toString(16).padStart(8, "0")).join("");
 }
@@ -188,7 +225,7 @@ function finishCheckpoint(
   runDir: string,
   temporary: string,
   final: string,
-  { files, state }: ToWrite,
+  { files, state }: Pick<CheckpointContent, "files" | "state">,
   keep: number,
   sums: Sums,
 ): void {
@@ -403,7 +440,7 @@ const MOMENTS_OF_RANK = /^optimizer-(\d{5,})-of-(\d{5,})\.safetensors$/;
  */
 function momentsOf(
   tensors: SavedTensor[],
-  { world_size }: Company,
+  { world_size }: Place,
 ): [held: SavedTensor[], metadata: Record<string, string>] {
   const metadata: Record<string, string> = {};
   const held = tensors.flatMap((t) => {
@@ -550,14 +587,14 @@ function requireAllFinite(what: string, tensors: SavedTensor[]): void {
 }
 
 /**
- * A copy in memory of this process of what writeCheckpoint() writes, for a process on its own: bytes by tensor, in the order of
- * the files. buffers: memory of an earlier copy, which is used again where it is of the same sizes.
+ * A copy of tensors in memory of this process: the bytes of each, or of its range. buffers: memory of an earlier copy, which is
+ * used again where it is of the same sizes.
  */
 export function copyOf(
-  content: CheckpointContent,
+  tensors: SavedTensor[],
   buffers: Uint8Array<ArrayBuffer>[],
 ): Uint8Array<ArrayBuffer>[] {
-  return [...content.model, ...content.optimizer].map((t, i) => {
+  return tensors.map((t, i) => {
     const bytes = bytesOf(t), old = buffers[i];
     const copy = old?.length === bytes ? old : new Uint8Array(bytes);
     if (!("masters" in t)) copyToHost(copy, t.address);

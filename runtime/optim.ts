@@ -230,6 +230,7 @@ export type StepResult = {
   skipped_row: number;
   updates: number;
   stopping: number; // ranks that were asked to stop, Infinity where one left out micro-steps; see stepTogether()
+  written: number; // ranks that have written their parts of a checkpoint
   ranks?: OfRanks; // where there are several
 };
 
@@ -239,8 +240,8 @@ export type OfRanks = {
   memory_bytes: number[]; // as its own line of metrics.jsonl would have it
 };
 
-/** What a rank says of itself: of the last step whose result it has read. */
-export type OfRank = { step_ms: number; memory_bytes: number };
+/** What a rank says of itself: of the last step whose result it has read, and whether (1) it has written its part of a checkpoint. */
+export type OfRank = { step_ms: number; memory_bytes: number; written: number };
 
 /** n floats that all ranks have, whose sum one of them is to have in their place. */
 export type Piece = { address: Address; n: number; owner: number };
@@ -259,6 +260,8 @@ export type Exchange = {
   allReduce(x: Address, n: number, type: "float" | "double"): Promise<void>;
 };
 
+const SUMS_SAID = 3; // of what ranks say: loss, stopping and written are added up
+
 /** AdamW. Learning rate, loss, norm, clipping and the decision to skip a non-finite update all live on the device. */
 export class AdamW {
   /** First moments, float32, of the elements `parameters.updated`. */
@@ -269,7 +272,7 @@ export class AdamW {
   readonly #buckets: Bucket[]; // all gradients, in the order in which they are added up
   #left: Set<Buffer>[] = []; // of each bucket of this step the parameters without their gradient yet
   #begun = 0; // buckets of this step that are being added up
-  readonly #control: Block; // and behind it, of several ranks, what they say: loss, stopping, step_ms and memory of each
+  readonly #control: Block; // and behind it, of several ranks, what they say: loss, stopping, written, step_ms and memory of each
   readonly #sumsq: Block = permanent(8, "optimizer");
 
   /** Allocates the moments. */
@@ -330,7 +333,7 @@ export class AdamW {
     learning_rate: number,
     exchange: Exchange,
     stopping = 0,
-    own: OfRank = { step_ms: 0, memory_bytes: 0 },
+    own: OfRank = { step_ms: 0, memory_bytes: 0, written: 0 },
   ): Promise<void> {
     const { parameters: p } = this, { part, updated } = p, isSharded = length(updated) < p.total;
     this.#completeGradients();
@@ -348,7 +351,7 @@ export class AdamW {
 
   /** Floats that ranks exchange beside gradients and weights; a rank on its own says nothing. */
   get #said(): number {
-    return this.#world_size === 1 ? 0 : 2 + 2 * this.#world_size;
+    return this.#world_size === 1 ? 0 : SUMS_SAID + 2 * this.#world_size;
   }
 
   /** The loss becomes the sum over all ranks, as does what they say; each has its own places for step_ms and memory. */
@@ -359,8 +362,9 @@ export class AdamW {
     k.fill_zero(at(0), BigInt(4 * this.#said));
     k.copy_async(at(0), this.#at(CONTROL.loss), 4n);
     k.init_constant(at(1), 1n, stopping);
-    k.init_constant(at(2 + rank), 1n, own.step_ms);
-    k.init_constant(at(2 + this.#world_size + rank), 1n, own.memory_bytes);
+    k.init_constant(at(2), 1n, own.written);
+    k.init_constant(at(SUMS_SAID + rank), 1n, own.step_ms);
+    k.init_constant(at(SUMS_SAID + this.#world_size + rank), 1n, own.memory_bytes);
     await exchange.allReduce(at(0), this.#said, "float");
     k.copy_async(this.#at(CONTROL.loss), at(0), 4n);
     k.copy_async(this.#at(CONTROL.stopping), at(1), 4n);
@@ -464,7 +468,7 @@ function bucketsOf({ trained, decayed, total }: Parameters): Bucket[] {
 }
 
 function stepResult(control: Float32Array, world_size: number): StepResult {
-  const first = CONTROL.size + 2; // of what ranks say of themselves
+  const first = CONTROL.size + SUMS_SAID; // of what ranks say of themselves
   const said = (i: number) =>
     Array.from(control.subarray(first + i * world_size, first + (i + 1) * world_size));
   return {
@@ -476,5 +480,6 @@ function stepResult(control: Float32Array, world_size: number): StepResult {
     skipped_row: control[CONTROL.skipped_row]!,
     updates: control[CONTROL.updates]!,
     stopping: control[CONTROL.stopping]!,
+    written: world_size > 1 ? control[CONTROL.size + 2]! : 0,
   };
 }

@@ -524,6 +524,7 @@ async function trainTogether(world_size: number, zero_stage: number, steps = 3, 
       await optimizer.stepTogether(1e-2, exchanges[rank]!, step === 1 && rank > 0 ? wish(rank) : 0, {
         step_ms: 10 * step + rank,
         memory_bytes: 1e9 * (rank + 1),
+        written: step === 2 ? 1 : 0,
       });
       results.push(optimizer.result());
     }
@@ -563,6 +564,7 @@ Deno.test("ranks start alike, end alike, and where one process would with the su
       assertEquals(weights, ranks[0]!.weights);
       assertEquals(results, ranks[0]!.results);
       assertEquals(results.map(({ stopping }) => stopping), [0, world_size - 1, 0]);
+      assertEquals(results.map(({ written }) => written), [0, 0, world_size]);
       assertEquals(
         results.map(({ ranks }) => ranks),
         [0, 1, 2].map((step) => ({

@@ -1,44 +1,76 @@
-// The Worker of a Saver: writes each checkpoint that it is sent, gives the memory back, and says what came of it. It leaves the
-// cores to training: a tenth of one goes to it while all are busy, and all that nobody else wants.
+// The Worker of a Saver: writes the part of a checkpoint that it is sent, gives the memory back, and says what came of it; and
+// publishes what all ranks have written. It leaves the cores to training: a tenth of one goes to it while all are busy, and all
+// that nobody else wants.
 import os from "node:os";
 import { type Failed, failedBy, workerScope } from "../base/worker_scope.ts";
-import { type CheckpointContent, type Described, entriesOf, writeCheckpoint } from "./checkpoint.ts";
-
-/** What to save: writeCheckpoint() with the tensors of the model and then those of the optimizer in `copies`. */
-export type ToSave = Pick<CheckpointContent, "files" | "state"> & {
-  runDir: string;
-  model: Described[];
-  moments: Described[];
-  copies: Uint8Array<ArrayBuffer>[];
-  keep: number;
-};
+import {
+  type CheckpointContent,
+  type Described,
+  entriesOf,
+  type Part,
+  type Place,
+  publish,
+  writePart,
+} from "./checkpoint.ts";
+import type { Sums } from "./sums.ts";
+import type { TrainerState } from "./trainer_state.ts";
 
 /** Memory to make and to touch, for the copies of the first checkpoint: bytes of each. */
-export type ToMake = { sizes: number[] };
+export type ToMake = { kind: "make"; sizes: number[] };
 
-/** An answer; path is "" where memory was made. */
-export type Saved = { path: string; copies: Uint8Array<ArrayBuffer>[] } | Failed;
+/** What writePart() writes, with the tensors of the model and then the moments in `copies`. */
+export type ToWrite = {
+  kind: "write";
+  runDir: string;
+  state: TrainerState;
+  part: Part<Described>;
+  place: Place;
+  copies: Uint8Array<ArrayBuffer>[];
+};
+
+/** What publish() takes. */
+export type ToPublish = {
+  kind: "publish";
+  runDir: string;
+  content: Pick<CheckpointContent, "files" | "state">;
+  keep: number;
+  sums: Sums;
+};
+
+/** An answer: what was made or written, or the path of what was published. */
+export type Done = { copies: Uint8Array<ArrayBuffer>[]; sums: Sums; path: string };
 
 const NICENESS = 10; // a weight of 110 against 1024
+const NOTHING: Done = { copies: [], sums: new Map(), path: "" };
 
 const worker = workerScope();
 if (Deno.build.os === "linux") beNice(); // there it is of this thread alone, elsewhere of the process
 
-worker.onmessage = async ({ data }: MessageEvent<ToSave | ToMake>) => {
-  if ("sizes" in data) return give("", data.sizes.map((bytes) => new Uint8Array(bytes).fill(1))); // 0 might touch nothing
-  const { runDir, copies, files, state, keep } = data;
+worker.onmessage = ({ data }: MessageEvent<ToMake | ToWrite | ToPublish>) => {
   try {
-    const model = entriesOf(data.model, copies),
-      moments = entriesOf(data.moments, copies.slice(model.length));
-    const path = await writeCheckpoint(runDir, { model, moments, metadata: {}, files, state }, keep);
-    give(path, copies);
+    const done = act(data);
+    worker.postMessage(done, done.copies.map(({ buffer }) => buffer));
   } catch (error) {
-    worker.postMessage(failedBy(error) satisfies Saved);
+    worker.postMessage(failedBy(error) satisfies Failed);
   }
 };
 
-function give(path: string, copies: Uint8Array<ArrayBuffer>[]): void {
-  worker.postMessage({ path, copies } satisfies Saved, copies.map(({ buffer }) => buffer));
+function act(order: ToMake | ToWrite | ToPublish): Done {
+  switch (order.kind) {
+    case "make": // 0 might touch nothing
+      return { ...NOTHING, copies: order.sizes.map((bytes) => new Uint8Array(bytes).fill(1)) };
+    case "write": {
+      const { runDir, state, part: { model, moments, ...rest }, place, copies } = order;
+      const entries = {
+        ...rest,
+        model: entriesOf(model, copies),
+        moments: entriesOf(moments, copies.slice(model.length)),
+      };
+      return { ...NOTHING, copies, sums: writePart(runDir, state, entries, place) };
+    }
+    case "publish":
+      return { ...NOTHING, path: publish(order.runDir, order.content, order.keep, order.sums) };
+  }
 }
 
 function beNice(): void {

@@ -1,5 +1,7 @@
-// Saves checkpoints beside training: a copy of what is saved is made at once, and a Worker writes it while the next steps run.
-import { errorOf } from "../base/worker_scope.ts";
+// Saves checkpoints beside training: each rank makes a copy of its part at once, and a Worker writes it while the next steps run.
+// What all ranks do together they do at the same places of the loop: they begin, and once each has said in a step that its
+// part is written, rank 0 gives the checkpoint its name.
+import { errorOf, type Failed } from "../base/worker_scope.ts";
 import { hostLimits } from "../ffi/library.ts";
 import {
   bytesOf,
@@ -7,95 +9,159 @@ import {
   type Company,
   copyOf,
   describeTensor,
+  makeRoom,
+  type Part,
+  partOf,
   requireSavable,
   saveCheckpoint,
+  type SavedTensor,
+  sumsOfAll,
 } from "./checkpoint.ts";
-import type { Saved, ToMake, ToSave } from "./save_worker.ts";
+import type { Done, ToMake, ToPublish, ToWrite } from "./save_worker.ts";
+import type { Sums } from "./sums.ts";
 
 const LARGE_BYTES = 1 << 26; // a smaller checkpoint is written before a Worker would have started
 const SPARE = 1.25; // free memory over the bytes of a copy, for what the system keeps of files
 
+/** A save that is under way. */
+type Pending = {
+  written: Promise<Sums | undefined>; // this rank's part; undefined where that failed
+  isWritten: boolean;
+  publish: (sums: Sums) => Promise<void>;
+  published: Promise<void> | undefined; // once all parts are written
+};
+
 /** Saves the checkpoints of a run, one at a time. Declare it with `await using`, which waits for the last one. */
 export class Saver implements AsyncDisposable {
+  readonly #company: Company;
   readonly #tell: (path: string) => void;
   readonly #large_bytes: number;
   #worker: Worker | undefined;
-  #copies: Uint8Array<ArrayBuffer>[] = []; // of the last checkpoint, for the next one
-  #preparing: Promise<void> | undefined;
-  #pending: Promise<void> | undefined;
+  #isBeside = false; // agreed on by all ranks
+  #copies: Promise<Uint8Array<ArrayBuffer>[]> = Promise.resolve([]); // of the last checkpoint, for the next one
+  #pending: Pending | undefined;
   #failure: unknown;
 
-  /** tell: told of each checkpoint that is whole. large_bytes: from where on the Worker writes it. */
-  constructor(tell: (path: string) => void, large_bytes: number = LARGE_BYTES) {
+  /** tell: told, on rank 0, of each checkpoint that is whole. large_bytes: from where on a Worker writes it. */
+  constructor(company: Company, tell: (path: string) => void, large_bytes: number = LARGE_BYTES) {
+    this.#company = company;
     this.#tell = tell;
     this.#large_bytes = large_bytes;
   }
 
-  /** Has the Worker make the memory of the first copy, which takes longer than the copy, where save() will use one. */
-  prepare(content: Pick<CheckpointContent, "model" | "optimizer">, company: Company): void {
-    if (!this.#writesBeside(content, company)) return;
-    const sizes = [...content.model, ...content.optimizer].map(bytesOf);
-    this.#preparing = this.#ask({ sizes }).then(({ copies }) => void (this.#copies = copies), () => {});
+  /**
+   * Once for all: has checkpoints written beside training where they are large and each rank has the memory for a copy of all
+   * parts, which others may share with it. Has the Worker make its own, which takes longer than the copy. All ranks call it.
+   */
+  async prepare(content: Pick<CheckpointContent, "model" | "optimizer">): Promise<void> {
+    const { model, moments } = partOf({ ...content, files: {} }, this.#company),
+      sizes = [...model, ...moments].map(bytesOf);
+    const [bytes = 0] = await this.#company.sum(sizes.reduce((a, b) => a + b, 0));
+    const hasRoom = hostLimits().free > SPARE * bytes, [n] = await this.#company.sum(Number(hasRoom));
+    this.#isBeside = bytes >= this.#large_bytes && n === this.#company.world_size;
+    if (this.#isBeside) {
+      this.#copies = this.#ask({ kind: "make", sizes }).then(({ copies }) => copies, () => []);
+    }
   }
 
   /**
-   * saveCheckpoint(), of which only the copy is made when this returns, unless the checkpoint is small, there is no memory for
-   * the copy, or several ranks write it together. Waits for the one before. Throws UserError as saveCheckpoint(), and as
-   * finish().
+   * saveCheckpoint(), of which only the copy is made when this returns if prepare() has said so. Waits for the one before.
+   * Throws UserError as saveCheckpoint(), and as finish(). All ranks call it.
    */
-  async save(runDir: string, content: CheckpointContent, keep: number, company: Company): Promise<void> {
+  async save(runDir: string, content: CheckpointContent, keep: number): Promise<void> {
     await this.finish();
-    await this.#preparing;
-    if (!this.#writesBeside(content, company)) {
-      return this.#tell(await saveCheckpoint(runDir, content, keep, company));
+    if (!this.#isBeside) {
+      const path = await saveCheckpoint(runDir, content, keep, this.#company);
+      return this.#isFirst ? this.#tell(path) : undefined;
     }
     requireSavable(runDir, content);
-    const copies = copyOf(content, this.#copies), { files, state } = content;
-    this.#copies = [];
-    const model = content.model.map(describeTensor), moments = content.optimizer.map(describeTensor);
-    this.#pending = this.#write({ runDir, model, moments, copies, files, state, keep }).catch((error) => {
-      this.#failure = error;
-    });
+    const { files, state } = content, { rank, world_size } = this.#company;
+    await makeRoom(runDir, state, this.#company);
+    const part = partOf(content, this.#company);
+    const copies = copyOf([...part.model, ...part.moments], await this.#copies);
+    const order: ToWrite = {
+      ...{ kind: "write", runDir, state, part: described(part), place: { rank, world_size }, copies },
+    };
+    const pending: Pending = {
+      written: this.#ask(order).then(({ sums, copies }) => {
+        this.#copies = Promise.resolve(copies);
+        pending.isWritten = true;
+        return sums;
+      }).catch((error) => void (this.#failure = error)),
+      isWritten: false,
+      publish: (sums) => this.#publish({ kind: "publish", runDir, content: { files, state }, keep, sums }),
+      published: undefined,
+    };
+    this.#copies = Promise.resolve([]);
+    this.#pending = pending;
+    if (world_size === 1) pending.published = pending.written.then((sums) => sums && pending.publish(sums));
   }
 
-  #writesBeside(content: Pick<CheckpointContent, "model" | "optimizer">, { world_size }: Company): boolean {
-    const bytes = [...content.model, ...content.optimizer].reduce((sum, t) => sum + bytesOf(t), 0);
-    const hasRoom = () => this.#copies.length > 0 || hostLimits().free > SPARE * bytes;
-    return world_size === 1 && bytes >= this.#large_bytes && hasRoom();
+  get #isFirst(): boolean {
+    return this.#company.rank === 0;
   }
 
-  /** Throws what made the save under way fail, if it has; does not wait for it. */
-  look(): void {
+  /** Whether this rank has written its part of a checkpoint that has no name yet. */
+  get hasWritten(): boolean {
+    return this.#pending !== undefined && !this.#pending.published && this.#pending.isWritten;
+  }
+
+  /**
+   * Has a checkpoint published once all ranks have said of a step that they have written their parts. Throws what made the save
+   * under way fail on this rank, if it has; does not wait for it. All ranks call it with what they said of the same step.
+   */
+  async look(written: number): Promise<void> {
+    this.#throwFailure();
+    if (written === this.#company.world_size && this.hasWritten) await this.#publishTogether();
+  }
+
+  #throwFailure(): void {
     const failure = this.#failure;
     this.#failure = undefined;
     if (failure !== undefined) throw failure;
   }
 
-  /** Waits for the save that is under way. Throws UserError if it failed. */
+  /** Waits for the save that is under way, on all ranks. Throws UserError if it failed. All ranks call it. */
   async finish(): Promise<void> {
-    await this.#pending;
+    const pending = this.#pending;
+    if (!pending) return this.#throwFailure();
+    await pending.written;
+    this.#throwFailure();
+    if (!pending.published) await this.#publishTogether();
+    await pending.published;
     this.#pending = undefined;
-    this.look();
+    this.#throwFailure();
   }
 
-  /** Waits for the save that is under way; whether it fails is of no use any more. */
+  /** Rank 0 gives the checkpoint under way its name, which all have written; that it has done so finish() waits for. */
+  async #publishTogether(): Promise<void> {
+    const pending = this.#pending!, sums = await sumsOfAll((await pending.written)!, this.#company);
+    pending.published = this.#isFirst ? pending.publish(sums) : Promise.resolve();
+  }
+
+  async #publish(order: ToPublish): Promise<void> {
+    try {
+      const { path } = await this.#ask(order);
+      this.#tell(path);
+    } catch (error) {
+      this.#failure = error;
+    }
+  }
+
+  /** Waits until the Worker has done what it was asked to; whether it fails is of no use any more. */
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#pending;
+    await this.#copies;
+    await this.#pending?.written;
+    await this.#pending?.published;
     this.#worker?.terminate();
   }
 
-  async #write(order: ToSave): Promise<void> {
-    const { path, copies } = await this.#ask(order);
-    this.#copies = copies;
-    this.#tell(path);
-  }
-
-  async #ask(order: ToSave | ToMake): Promise<Extract<Saved, { path: string }>> {
+  async #ask(order: ToMake | ToWrite | ToPublish): Promise<Done> {
     const worker = this.#worker ??= new Worker(new URL("./save_worker.ts", import.meta.url), {
       type: "module",
     });
-    const { promise, resolve, reject } = Promise.withResolvers<Saved>();
-    worker.onmessage = ({ data }: MessageEvent<Saved>) => resolve(data);
+    const { promise, resolve, reject } = Promise.withResolvers<Done | Failed>();
+    worker.onmessage = ({ data }: MessageEvent<Done | Failed>) => resolve(data);
     worker.onmessageerror = () => reject(new Error("The Worker that saves said what cannot be read"));
     worker.onerror = (event) => {
       event.preventDefault();
@@ -106,4 +172,8 @@ export class Saver implements AsyncDisposable {
     if (!("error" in answer)) return answer;
     throw errorOf(answer);
   }
+}
+
+function described({ model, moments, ...rest }: Part<SavedTensor>): ToWrite["part"] {
+  return { ...rest, model: model.map(describeTensor), moments: moments.map(describeTensor) };
 }

@@ -1,15 +1,21 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { freshPath } from "../tests/testing.ts";
-import { type CheckpointContent, listCheckpoints, loadCheckpoint, saveCheckpoint } from "./checkpoint.ts";
+import {
+  ALONE,
+  type CheckpointContent,
+  type Company,
+  listCheckpoints,
+  loadCheckpoint,
+  saveCheckpoint,
+} from "./checkpoint.ts";
 import { Saver } from "./saver.ts";
 import { readSums } from "./sums.ts";
 import { fixed, readFloats, type Tensor, writeFloats } from "./tensor.ts";
-import { openTestDevice } from "./testing.ts";
+import { companies, openTestDevice } from "./testing.ts";
 
 openTestDevice();
 
-const ALONE = { rank: 0, world_size: 1, barrier: () => Promise.resolve(), sum: () => Promise.resolve([]) };
 const N = 1000;
 
 /** A tensor that stays, of one value. */
@@ -45,17 +51,17 @@ function content(step: number): CheckpointContent {
 Deno.test("Saver writes the values of the moment, the same bytes as saveCheckpoint(), one checkpoint at a time", async () => {
   const run = freshPath(), other = freshPath(), told: string[] = [];
   {
-    await using saver = new Saver((path) => told.push(path), 0);
-    saver.prepare(content(1), ALONE);
+    await using saver = new Saver(ALONE, (path) => told.push(path), 0);
+    await saver.prepare(content(1));
     for (const step of [1, 2, 3]) {
       fill(w, step);
       await saveCheckpoint(other, content(step), 3);
-      await saver.save(run, content(step), 3, ALONE);
+      await saver.save(run, content(step), 3);
       assertEquals(told.length, step - 1); // the one before is whole, this one has not been told of
       fill(w, 1000);
     }
     await saver.finish();
-    saver.look();
+    await saver.look(0);
   }
   const names = ["step_000001", "step_000002", "step_000003"];
   assertEquals(told, names.map((name) => `${run}/checkpoints/${name}`));
@@ -68,48 +74,107 @@ Deno.test("Saver writes the values of the moment, the same bytes as saveCheckpoi
   assertEquals(Deno.readTextFileSync(`${run}/latest`), "checkpoints/step_000003\n");
 });
 
-Deno.test("Saver waits for the last checkpoint at its end, and leaves small ones and several ranks to saveCheckpoint()", async () => {
+Deno.test("Saver waits for the last checkpoint at its end, and leaves small ones to saveCheckpoint()", async () => {
   const run = freshPath(), told: string[] = [];
   {
-    await using saver = new Saver((path) => told.push(path), 0);
-    await saver.save(run, content(1), 3, ALONE);
+    await using saver = new Saver(ALONE, (path) => told.push(path), 0);
+    await saver.prepare(content(1));
+    await saver.save(run, content(1), 3);
     assertEquals(told, []);
   }
   assertEquals(listCheckpoints(run), ["step_000001"]);
-  await using small = new Saver((path) => told.push(path));
-  await small.save(run, content(2), 3, ALONE);
-  await using ranks = new Saver((path) => told.push(path), 0);
-  await ranks.save(run, content(3), 3, { ...ALONE, rank: 1, world_size: 2, sum: () => Promise.resolve([0]) })
-    .catch(() => {});
+  await using small = new Saver(ALONE, (path) => told.push(path));
+  await small.prepare(content(2));
+  await small.save(run, content(2), 3);
   assertEquals(told.map((path) => path.slice(-1)), ["1", "2"]);
+});
+
+/** What a rank saves: its part of m and v. */
+function contentOf({ rank, world_size }: Company, step: number): CheckpointContent {
+  const { model, optimizer, ...rest } = content(step), part = (n: number) => Math.floor(N * n / world_size);
+  const range = { from: part(rank), to: part(rank + 1) };
+  const own = [m, v].map(({ address }, i) => (
+    { ...optimizer[i]!, address: address + BigInt(4 * range.from), dtype: "f32" as const, range }
+  ));
+  return { ...rest, model, optimizer: own };
+}
+
+Deno.test("Savers of several ranks publish a checkpoint once all have said that their parts are written", async () => {
+  const run = freshPath(), other = freshPath(), told: string[] = [], ranks = companies(3);
+  const savers = ranks.map((company) => new Saver(company, (path) => told.push(path), 0));
+  const all = (f: (saver: Saver, rank: Company) => unknown) =>
+    Promise.all(savers.map((saver, i) => f(saver, ranks[i]!)));
+  const said = () => savers.filter(({ hasWritten }) => hasWritten).length;
+  await all((saver, rank) => saver.prepare(contentOf(rank, 1)));
+  for (const step of [1, 2, 3]) {
+    fill(w, step), fill(m, -step);
+    await Promise.all(companies(3).map((rank) => saveCheckpoint(other, contentOf(rank, step), 3, rank)));
+    await all((saver, rank) => saver.save(run, contentOf(rank, step), 3));
+    fill(w, 1000), fill(m, 1000);
+    if (step === 1) {
+      while (said() < 3) {
+        await all((saver) => saver.look(2)); // what they said of a step before
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+      assertEquals([listCheckpoints(run), told], [[], []]);
+      await all((saver) => saver.look(3));
+      assertEquals(said(), 0);
+      await all((saver) => saver.look(3)); // what they said before that
+    } // else save() and finish() wait for all
+  }
+  await all((saver) => saver.finish());
+  await all((saver) => saver[Symbol.asyncDispose]());
+  const names = ["step_000001", "step_000002", "step_000003"];
+  assertEquals(told, names.map((name) => `${run}/checkpoints/${name}`)); // by one rank
+  for (const name of names) {
+    const [here, there] = [run, other].map((dir) => `${dir}/checkpoints/${name}`) as [string, string];
+    assertEquals(readSums(here), readSums(there));
+    await loadCheckpoint(here, content(1).model, content(1).optimizer, readSums(here));
+    assertEquals(
+      [w, m].map(({ address }) => readFloats(address, N, "f32").at(-1)),
+      [1, -1].map((sign) => sign * Number(name.at(-1))),
+    );
+  }
+});
+
+Deno.test("Savers of several ranks write while training waits where one has no memory for a copy", async () => {
+  const run = freshPath(), told: string[] = [], ranks = companies(2);
+  const sum = (...values: number[]) => ranks[1]!.sum(...(values[0] === 1 ? [0] : values)); // it says that it has not
+  const savers = [ranks[0]!, { ...ranks[1]!, sum }].map((company) =>
+    new Saver(company, (path) => told.push(path), 0)
+  );
+  await Promise.all(savers.map((saver, i) => saver.prepare(contentOf(ranks[i]!, 1))));
+  await Promise.all(savers.map((saver, i) => saver.save(run, contentOf(ranks[i]!, 1), 3)));
+  assertEquals(told, [`${run}/checkpoints/step_000001`]);
 });
 
 Deno.test("Saver says what made a save fail at the next look, and at once what is not finite; the earlier one stays", async () => {
   const run = freshPath();
-  await using saver = new Saver(() => {}, 0);
-  await saver.save(run, content(1), 3, ALONE);
+  await using saver = new Saver(ALONE, () => {}, 0);
+  await saver.prepare(content(1));
+  await saver.save(run, content(1), 3);
   await saver.finish();
   fill(m, NaN);
-  await assertRejects(() => saver.save(run, content(2), 3, ALONE), UserError, "is NaN");
+  await assertRejects(() => saver.save(run, content(2), 3), UserError, "is NaN");
   fill(m, 2);
   Deno.writeTextFileSync(`${run}/checkpoints/.tmp_step_000002`, "");
   Deno.mkdirSync(`${run}/checkpoints/step_000002/in the way`, { recursive: true });
-  await saver.save(run, content(2), 3, ALONE);
-  saver.look(); // not known yet
+  await saver.save(run, content(2), 3);
+  await saver.look(0); // not known yet
   const why = `Cannot save checkpoint ${run}/checkpoints/step_000002: Cannot rename `;
   const { message } = await assertRejects(() => saver.finish(), UserError, why);
   assert(message.endsWith(`go on from step_000002, which is whole: --resume=${run}`), message);
   await saver.finish();
-  await saver.save(run, content(3), 3, ALONE);
+  await saver.save(run, content(3), 3);
   while (!listCheckpoints(run).includes("step_000003")) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
-  await saver.save(run, content(2), 3, ALONE);
+  await saver.save(run, content(2), 3);
   await assertRejects(
     async () => {
       for (;;) {
         await new Promise((resolve) => setTimeout(resolve, 5));
-        saver.look();
+        await saver.look(0);
       }
     },
     UserError,

@@ -126,7 +126,7 @@ Deno.test(
   "overlap gives the bits of sums after the backward pass, where blocks are recomputed too",
   mpi,
   async () => {
-    const flags = [...FLAGS, "--recompute=block", "--n_layer=3", "--max_iters=3", "--save_interval=3"];
+    const flags = [...FLAGS, "--recompute=block", "--n_layer=3", "--max_iters=3", "--save_interval=2"];
     const beside = freshPath(), after = freshPath();
     await mpirun(3, ...flags, `--out_dir=${beside}`);
     await mpirun(3, ...flags, `--out_dir=${after}`, "--overlap=false");
@@ -238,6 +238,56 @@ Deno.test(
     assert(saved >= 20);
     const printed = await mpirun(2, ...flags, "--resume=auto", `--max_iters=${saved + 2}`);
     assertStringIncludes(printed, `going on in ${out} after step ${saved}`);
+  },
+);
+
+Deno.test(
+  "ranks write a large checkpoint beside training, of which a kill at any moment leaves the one before whole",
+  mpi,
+  async () => {
+    const large = ["--n_embd=512", "--n_inner=1536", "--batch_size=1"]; // 76 MB
+    const flags = [
+      ...FLAGS,
+      ...large,
+      "--gradient_accumulation_steps=2",
+      "--min_lr=0.01",
+      "--save_interval=2",
+    ];
+    const out = freshPath(), whole = freshPath(), endless = [`--out_dir=${out}`, "--max_iters=1000000"];
+    const names = () => list(out).includes("checkpoints") ? list(`${out}/checkpoints`) : [];
+    const hasBegun = (files: number, after: number) => { // to write so many files of a checkpoint, with one before it whole
+      const half = names().find((name) => name.startsWith(".tmp_step"));
+      if (!half || !names().includes(checkpointOf(after + 2))) return false;
+      try {
+        return list(`${out}/checkpoints/${half}`).length >= files;
+      } catch {
+        return false; // it has its name now
+      }
+    };
+    let saved = 0;
+    for (const files of [1, 3]) {
+      const job = new Job(Array(2).fill([...flags, ...endless, "--resume=auto"])), before = saved;
+      for (let i = 0; !hasBegun(files, before); i++) {
+        assert(i < 12_000, `nothing is written in a minute: ${names()}`);
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+      Deno.kill(pids(out)[files % 2]!, "SIGKILL");
+      assert((await job.end()).code !== 0);
+      saved = Math.max(
+        ...names().filter((name) => !name.startsWith(".")).map((name) => Number(name.slice(5))),
+      );
+      assert(saved > before, `${names()}`);
+    }
+    const more = `--max_iters=${saved + 2}`;
+    assertStringIncludes(
+      await mpirun(2, ...flags, `--out_dir=${out}`, "--resume=auto", more),
+      `going on in ${out} after step ${saved}`,
+    );
+    assertEquals(names().filter((name) => name.startsWith(".")), []);
+    const printed = await mpirun(2, ...flags, `--out_dir=${whole}`, more);
+    assertEquals(printed.match(/^saved /gm)?.length, saved / 2 + 1); // by one rank
+    assertEquals(numbers(out), numbers(whole));
+    assertEquals(state(out, saved + 2), state(whole, saved + 2));
   },
 );
 
