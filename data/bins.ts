@@ -18,6 +18,11 @@ const MAGICS: readonly number[] = [20240520, 20240801];
 const GPT_2 = { tokenizer: "gpt2", vocab_size: 50257, bos: 50256, eot: 50256 };
 const LLAMA_3_BOS = 128_000; // <|begin_of_text|>, which llm.c's scripts put between documents, and nothing else
 
+/** In the byte that a mask has for a token: it is trained on. */
+export const TRAINED = 1;
+/** And: it is the first of a conversation. */
+export const BEGINS = 2;
+
 /** A file of tokens. */
 export type Shard = {
   /** Where the file is. */
@@ -28,6 +33,8 @@ export type Shard = {
   header_bytes: number;
   /** Bytes of one token, little-endian. */
   token_bytes: 2 | 4;
+  /** Of conversations, the file with a byte for each token: TRAINED, BEGINS. Other tokens are all trained on. */
+  mask?: string;
 };
 
 /** A dataset that can be trained on. */
@@ -52,6 +59,8 @@ export type Dataset = {
   val: Shard[];
   /** UTF-8 text in the documents of val; undefined where it is not known, as of llm.c's and nanoGPT's. */
   val_bytes?: number | undefined;
+  /** The chat template of a dataset of conversations. */
+  template?: string;
   /** Identifies the data: SHA-256 by file name, as meta.json has it. Empty for llm.c's and nanoGPT's. */
   sha256: Record<string, string>;
 };
@@ -167,7 +176,8 @@ export function readTokens(
 export async function tokenizerOf(dataset: Dataset): Promise<Tokenizer | undefined> {
   const { dir, tokenizer: name, vocab_size, bos, eot } = dataset;
   if (name === null) return undefined;
-  const tokenizer = await openTokenizer(name), starts = [tokenizer.bos, tokenizer.eot];
+  const tokenizer = withTemplate(await openTokenizer(name), dataset.template),
+    starts = [tokenizer.bos, tokenizer.eot];
   const refuse = (what: string, is: number, should: number) => {
     throw new UserError(
       `Cannot use "${dir}": ${what} is ${is}, that of its tokenizer ${name} is ${should}; prepare it again with --overwrite`,
@@ -177,6 +187,12 @@ export async function tokenizerOf(dataset: Dataset): Promise<Tokenizer | undefin
   if (tokenizer.eot !== eot) refuse("its eot", eot, tokenizer.eot);
   if (!starts.includes(bos)) refuse("its bos", bos, tokenizer.bos);
   return tokenizer;
+}
+
+/** A tokenizer whose files are also a chat template, if there is one: as which it is saved with a model. */
+export function withTemplate(tokenizer: Tokenizer, template: string | undefined): Tokenizer {
+  if (template === undefined) return tokenizer;
+  return { ...tokenizer, files: (start) => ({ ...tokenizer.files(start), "chat_template.jinja": template }) };
 }
 
 /** The header of a shard. */
@@ -227,7 +243,11 @@ function refuseMixedKinds(first: Shard, shards: Shard[]): void {
 }
 
 function openWithMeta(dir: string, meta: Meta): Dataset {
-  const shards = meta.shards.map(({ file, tokens }) => openShard(join(dir, file), tokens));
+  const hasMasks = meta.template !== undefined;
+  const shards = meta.shards.map(({ file, tokens }) => {
+    const shard = openShard(join(dir, file), tokens);
+    return hasMasks ? { ...shard, mask: openMask(maskName(shard.path), tokens) } : shard;
+  });
   const ofSplit = (split: string) => shards.filter((shard) => basename(shard.path).startsWith(split));
   return {
     dir,
@@ -239,9 +259,27 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
     eot: meta.eot,
     train: ofSplit("train_"),
     val: ofSplit("val_"),
-    val_bytes: Number.isSafeInteger(meta.val?.bytes) ? meta.val.bytes : undefined,
-    sha256: Object.fromEntries(meta.shards.map(({ file, sha256 }) => [file, sha256])),
+    val_bytes: !hasMasks && Number.isSafeInteger(meta.val?.bytes) ? meta.val.bytes : undefined,
+    ...hasMasks && { template: meta.template! },
+    sha256: Object.fromEntries(
+      meta.shards.flatMap(({ file, sha256, mask_sha256 }) => [
+        [file, sha256],
+        ...mask_sha256 === undefined ? [] : [[maskName(file), mask_sha256]],
+      ]),
+    ),
   };
+}
+
+/** The file of the mask of a shard. */
+export function maskName(shard: string): string {
+  return shard.replace(/\.bin$/, ".mask");
+}
+
+/** Checks the size of a mask; returns its path. */
+function openMask(path: string, tokens: number): string {
+  const bytes = orMistake(`Cannot read "${path}"`, () => sizeOf(path));
+  if (bytes === tokens) return path;
+  throw damaged(path, `it has ${bytes} bytes, should have one for each of the ${tokens} tokens`);
 }
 
 /** Reads the header of a shard and checks the size of the file. tokens: what meta.json says, where there is one. */

@@ -38,6 +38,9 @@ export const DEFAULT_TEMPLATE =
 /** The names under which templates find special tokens in tokenizer_config.json. */
 const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/** Roles of which a template may leave out a part, such as thoughts. */
+const USUAL = ["user", "assistant", "tool"];
+
 /** What marks the beginning and the end of the assistant's words in a text: noncharacters, which no text has. */
 const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
 
@@ -88,7 +91,17 @@ export class ChatTemplate {
     if (isFile(file)) return new ChatTemplate(Deno.readTextFileSync(file), tokens, `"${file}"`);
     const source = templateOf(config, path);
     if (source !== undefined) return new ChatTemplate(source, tokens, `the chat_template of "${path}"`);
-    return new ChatTemplate(DEFAULT_TEMPLATE, tokens, "loam's own chat template");
+    if (tokens.eos_token !== undefined) {
+      return new ChatTemplate(DEFAULT_TEMPLATE, tokens, "loam's own chat template");
+    }
+    throw new UserError(
+      `Cannot open a chat template in "${dir}": there is none, and no eos_token in tokenizer_config.json for one of loam's own`,
+    );
+  }
+
+  /** Another template with the same special tokens. Throws UserError if it is no Jinja. name: what errors call it. */
+  withSource(source: string, name = this.#name): ChatTemplate {
+    return new ChatTemplate(source, this.#specialTokens, name);
   }
 
   /** Whether the template tells the date or the time, so that its text is another one every day. */
@@ -96,9 +109,14 @@ export class ChatTemplate {
     return this.source.includes("strftime_now");
   }
 
-  /** The text of a conversation. Throws UserError with the template's own reason if it refuses the messages. */
+  /**
+   * The text of a conversation. Throws UserError with the template's own reason if it refuses the messages, and for a role that
+   * it leaves out without a word.
+   */
   render(messages: Message[], options: RenderOptions = {}): string {
-    return this.#run(messages, options, "", "");
+    const text = this.#run(messages, options, "", "");
+    this.#requireAll(messages, text);
+    return text;
   }
 
   /**
@@ -107,7 +125,11 @@ export class ChatTemplate {
    * the template's own reason if it refuses the messages, and where a message adds nothing that could be found.
    */
   renderWithSpans(messages: Message[], options: RenderOptions = {}): Rendered {
-    if (this.#marks) return readMarks(this.#run(messages, options, BEGIN, END));
+    if (this.#marks) {
+      const rendered = readMarks(this.#run(messages, options, BEGIN, END));
+      this.#requireAll(messages, rendered.text);
+      return rendered;
+    }
     const text = this.render(messages, options), spans: TextSpan[] = [];
     for (const [i, { role }] of messages.entries()) {
       if (role === "assistant") spans.push(this.#turnOf(messages, i, text, options));
@@ -120,13 +142,13 @@ export class ChatTemplate {
     const refused = `Cannot find message ${i + 1} in what ${this.#name} makes of the conversation`;
     const advice =
       "put {% generation %} and {% endgeneration %} around the assistant's words in the template";
-    const before = this.render(messages.slice(0, i), { ...options, add_generation_prompt: true });
+    const before = this.#run(messages.slice(0, i), { ...options, add_generation_prompt: true }, "", "");
     if (!text.startsWith(before)) {
       throw new UserError(`${refused}: the text before it changes with what follows; ${advice}`);
     }
     // A template may leave out of an earlier turn what the last one has, such as its thoughts: the rest of the turn, with which
     // the text of the messages up to it ends, is then what the whole text goes on with.
-    const upTo = this.render(messages.slice(0, i + 1), { ...options, add_generation_prompt: false });
+    const upTo = this.#run(messages.slice(0, i + 1), { ...options, add_generation_prompt: false }, "", "");
     for (let from = before.length; from < upTo.length; from++) {
       const turn = upTo.slice(from);
       if (text.startsWith(turn, before.length) && turn.trim() !== "") {
@@ -134,6 +156,16 @@ export class ChatTemplate {
       }
     }
     throw new UserError(`${refused}: its own text changes with what follows; ${advice}`);
+  }
+
+  #requireAll(messages: Message[], text: string): void {
+    const lost = messages.find(({ role, content }) =>
+      !USUAL.includes(role) && typeof content === "string" && !text.includes(content.trim())
+    );
+    if (lost === undefined) return;
+    throw new UserError(
+      `Cannot render a conversation: its template leaves out the role ${JSON.stringify(lost.role)}`,
+    );
   }
 
   #run(messages: Message[], options: RenderOptions, begin: string, end: string): string {

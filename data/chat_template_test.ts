@@ -73,9 +73,14 @@ Deno.test("ChatTemplate.read() takes chat_template.jinja, then tokenizer_config.
     const config = (json: unknown) =>
       Deno.writeTextFileSync(`${dir}/tokenizer_config.json`, JSON.stringify(json));
     const rendered = () => ChatTemplate.read(dir).render(HI);
-    assertEquals(ChatTemplate.read(dir).source, DEFAULT_TEMPLATE);
+    assertThrows(
+      rendered,
+      UserError,
+      "there is none, and no eos_token in tokenizer_config.json for one of loam's own",
+    );
     config({ eos_token: { content: "<e>" } });
     assertEquals(rendered(), "<|im_start|>user\nHi<e>\n<|im_start|>assistant\nHo<e>\n");
+    assertEquals(ChatTemplate.read(dir).source, DEFAULT_TEMPLATE);
     config({ eos_token: "<e>", chat_template: "{{ messages[0].content + eos_token }}" });
     assertEquals(rendered(), "Hi<e>");
     config({ chat_template: [{ name: "rag", template: "" }, { name: "default", template: "of a list" }] });
@@ -110,6 +115,15 @@ Deno.test("ChatTemplate says what is wrong with a template, and why it refuses a
     UserError,
     'Cannot find message 2 in what "a.jinja" makes of the conversation: the text before it changes with what follows; ' +
       "put {% generation %} and {% endgeneration %} around the assistant's words in the template",
+  );
+  assertThrows(
+    () =>
+      make("{% for m in messages if m.role != 'critic' %}{{ m.content }}{% endfor %}").render([...HI, {
+        role: "critic",
+        content: "Hm",
+      }]),
+    UserError,
+    'Cannot render a conversation: its template leaves out the role "critic"',
   );
   const lastOnly =
     "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '-' }}{% endfor %}";

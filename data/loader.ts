@@ -87,7 +87,12 @@ export class Loader {
           "train a new model on it, or use data of the model's tokenizer",
       );
     }
-    const parts = partsOf(dataset);
+    const parts = partsOf(dataset), chat = parts.find(({ dataset }) => dataset.template !== undefined);
+    if (chat) {
+      throw new UserError(
+        `Cannot train on "${chat.dataset.dir}": it holds conversations, whose masks are not read yet`,
+      );
+    }
     this.options = options;
     this.#source = source;
     this.#dataset = dataset;

@@ -43,6 +43,8 @@ export type Recipe = {
   options: Record<string, string | number | boolean | null>;
   /** null for a dataset that holds all inputs. */
   part: Part | null;
+  /** Of a dataset of conversations, the chat template that made text of them. */
+  template?: string;
 };
 
 /** Size of one split. bytes counts the UTF-8 text, so that loss in nats * tokens / bytes / ln 2 is bits per byte. */
@@ -53,6 +55,8 @@ export type SplitSize = {
   tokens: number;
   /** UTF-8 text in the documents. */
   bytes: number;
+  /** Of conversations, the tokens that are trained on. */
+  trained?: number;
 };
 
 /** The contents of meta.json. */
@@ -66,9 +70,20 @@ export type Meta = Recipe & {
   /** What is held out. */
   val: SplitSize;
   /** Documents that were read and are not in it. */
-  left_out: { empty: number; duplicates: number; bad: number };
-  /** In their order. The files of a dataset that was merged are in the directories of its parts. */
-  shards: { file: string; tokens: number; sha256: string }[];
+  left_out: {
+    empty: number;
+    duplicates: number;
+    bad: number;
+    /** Conversations of which not even the first answer fits. */
+    too_long?: number;
+  };
+  /** Conversations that lost their end, because they were too long. */
+  cut?: number;
+  /**
+   * In their order. The files of a dataset that was merged are in the directories of its parts. A shard of conversations has a
+   * mask beside it, NAME.mask, with a byte for each token: 1 where it is trained on, and 2 more where a conversation begins.
+   */
+  shards: { file: string; tokens: number; sha256: string; mask_sha256?: string }[];
 };
 
 const OWN_SUM = "meta_sha256"; // the last field of the file, which metaSum() gives
@@ -80,7 +95,12 @@ export function metaText(meta: Meta): string {
 
 /** The checksum of all other fields, without those of the shards: they are compared with the shards themselves. */
 function metaSum(meta: Record<string, unknown>): string {
-  const shards = Array.isArray(meta.shards) ? meta.shards.map((shard) => ({ ...shard, sha256: "" })) : null;
+  const blank = (shard: Meta["shards"][number]) => ({
+    ...shard,
+    sha256: "",
+    ...shard.mask_sha256 !== undefined && { mask_sha256: "" },
+  });
+  const shards = Array.isArray(meta.shards) ? meta.shards.map(blank) : null;
   return sha256Of({ ...meta, shards });
 }
 
@@ -124,7 +144,7 @@ function verifyTokenizer(dir: string, expected: unknown): void {
 const FIELDS: Record<keyof Meta, true> = {
   ...{ format: true, version: true, train: true, val: true, left_out: true, shards: true },
   ...{ tokenizer: true, tokenizer_sha256: true, vocab_size: true, bos: true, eot: true, token_bytes: true },
-  ...{ inputs: true, sources: true, options: true, part: true },
+  ...{ inputs: true, sources: true, options: true, part: true, template: true, cut: true },
 };
 
 /**
@@ -175,7 +195,7 @@ export function damaged(path: string, what: string): UserError {
 }
 
 function checkFields(path: string, meta: Record<string, unknown>): void {
-  const { format, version, tokenizer, vocab_size, bos, eot, shards } = meta;
+  const { format, version, tokenizer, vocab_size, bos, eot, shards, template } = meta;
   if (format !== "loam-bins" || version !== 1) {
     throw damaged(path, `its format is ${format} ${version}, should be loam-bins 1`);
   }
@@ -199,7 +219,11 @@ function checkFields(path: string, meta: Record<string, unknown>): void {
   if (!Array.isArray(shards)) throw wrong("shards", shards, "a list");
   for (const [i, shard] of shards.entries()) {
     if (!isShard(shard)) throw wrong(`shards[${i}]`, shard, "an object with file, tokens and sha256");
+    if (template !== undefined && typeof shard.mask_sha256 !== "string") {
+      throw wrong(`the mask_sha256 of shards[${i}]`, shard.mask_sha256, "that of its mask");
+    }
   }
+  if (template !== undefined && typeof template !== "string") throw wrong("template", template, "a text");
 }
 
 const IN_DATASET = /^(part_\d+_of_\d+\/)?[^/\\]+$/; // not elsewhere

@@ -8,7 +8,8 @@ import { lookedIn, sha256OfFile } from "../base/files.ts";
 import { oneLine } from "../base/visible.ts";
 import type { Block } from "./read/block.ts";
 import { checkStarts, readBlocks, type ReadCounts } from "./read/documents.ts";
-import type { Encoded } from "./prepare/encode.ts";
+import { type ChatOptions, openTemplate } from "./prepare/conversations.ts";
+import { BlockEncoder, type Encoded } from "./prepare/encode.ts";
 import { type Encoders, oneEncoder, workerEncoders } from "./prepare/encoders.ts";
 import { findSources, type Source } from "./read/inputs.ts";
 import { DirectoryLock } from "./prepare/lock.ts";
@@ -30,7 +31,7 @@ import { Run } from "./prepare/run.ts";
 import { splitMistake } from "./prepare/split_check.ts";
 import { finishedSummary, mergeSummary, runSummary, type RunWork } from "./prepare/summary.ts";
 import { orMistake } from "../base/system_error.ts";
-import { openTokenizer } from "./tokenizer.ts";
+import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 
 const MUCH_BYTES = 16 << 20; // of input, that a worker more is worth its start for
 
@@ -88,7 +89,9 @@ export async function prepare(
   report: (line: string) => void = () => {},
 ): Promise<Prepared> {
   const start = performance.now();
-  const { sources, part } = await ownSources(given, report), options = settle(given, sources);
+  const template = given.chat ? openTemplate(given) : undefined;
+  const chat = template ? { ...given, date: given.date || today() } : null;
+  const { sources, part } = await ownSources(given, report), options = settle(given, sources, chat);
   if (options.by_position && options.val_fraction > 0) {
     const percent = +(100 * options.val_fraction).toPrecision(6);
     report(
@@ -100,7 +103,8 @@ export async function prepare(
     ? workerEncoders(options.tokenizer, options, options.workers, bytes >= MUCH_BYTES)
     : undefined;
   const tokenizer = await openTokenizer(options.tokenizer);
-  const recipe = describe(sources, part, tokenizer, options);
+  await checkStarts(sources, options, chat ? conversationCheck(tokenizer, chat) : undefined);
+  const recipe = describe(sources, part, tokenizer, options, template);
   const dir = options.shard === null ? options.out : join(options.out, partName(options.shard));
   using _lock = DirectoryLock.take(dir);
   const refused = `Cannot prepare "${dir}"`;
@@ -120,7 +124,8 @@ export async function prepare(
     if (part === null) refuseEmptySplit(run, counts, options);
     const meta = run.publish(counts, tokenizer), all = run.work();
     const seconds = (performance.now() - start) / 1000;
-    const { first_bad } = counts, work = { tokens: all.tokens - tokens, text: all.text - text };
+    const { first_bad = run.first_bad } = counts,
+      work = { tokens: all.tokens - tokens, text: all.text - text };
     return { dir, meta, work: { ...work, seconds, documents_before: documents, first_bad } };
   } catch (error) {
     throw run.explain(error);
@@ -135,6 +140,12 @@ function refuseEmptySplit(run: Run, counts: ReadCounts, options: SettledOptions)
   throw mistake;
 }
 
+/** The day, in local time. */
+function today(): string {
+  const now = new Date();
+  return new Date(now.getTime() - 60_000 * now.getTimezoneOffset()).toISOString().slice(0, 10);
+}
+
 /** What this run reads. */
 async function ownSources(
   options: PrepareOptions,
@@ -144,9 +155,13 @@ async function ownSources(
   if (input === DEMO.input) { // which are written anew, perhaps with the same text, before each run
     for (const input of sources[0]!.inputs) input.version = sha256OfFile(input.name);
   }
-  const own = shard === null ? { sources, part: null } : takePart(sources, shard);
-  await checkStarts(own.sources, options);
-  return own;
+  return shard === null ? { sources, part: null } : takePart(sources, shard);
+}
+
+/** What looks at the first lines of each file, so that a template that does not fit them shows before there is work to lose. */
+function conversationCheck(tokenizer: Tokenizer, conversations: ChatOptions): (block: Block) => void {
+  const encoder = new BlockEncoder(tokenizer, { val_fraction: 0, seed: 0, conversations });
+  return (block) => void encoder.encode(block);
 }
 
 /** Reads, encodes and writes the documents that the run has not got yet. */

@@ -23,13 +23,16 @@ export type Conversations = {
 };
 
 /** The conversations of the model in a directory. Throws UserError where its template or its tokens are not of the usual kind. */
-export function openConversations(directory: string, tokenizer: Tokenizer): Conversations {
-  const template = ChatTemplate.read(directory), encoder = new RenderedEncoder(tokenizer);
+export function openConversations(
+  directory: string,
+  tokenizer: Tokenizer,
+  template = ChatTemplate.read(directory),
+): Conversations {
+  const encoder = new RenderedEncoder(tokenizer);
   const end = endOfAnswer(template), tokens = tokensAtStart(end, tokenizer);
   return {
     prompt(messages, tools) {
       const text = template.render(messages, { add_generation_prompt: true, ...tools && { tools } });
-      requireAll(messages, text);
       return Array.from(encoder.encode({ text, spans: [] }).ids);
     },
     ends: [...new Set([...endsOf(directory, tokenizer), ...tokens])],
@@ -38,10 +41,14 @@ export function openConversations(directory: string, tokenizer: Tokenizer): Conv
   };
 }
 
-/** The tokens that end a text or an answer of the model in a directory, which may have a template that does not work. */
-export function allEnds(directory: string, tokenizer: Tokenizer): readonly number[] {
+/**
+ * The tokens that end a text or an answer of the model in a directory, which may have a template that does not work. source: of
+ * another template in its place.
+ */
+export function allEnds(directory: string, tokenizer: Tokenizer, source?: string): readonly number[] {
   try {
-    return openConversations(directory, tokenizer).ends;
+    const own = ChatTemplate.read(directory);
+    return openConversations(directory, tokenizer, source === undefined ? own : own.withSource(source)).ends;
   } catch (error) {
     if (error instanceof UserError) return endsOf(directory, tokenizer);
     throw error;
@@ -58,15 +65,4 @@ function endOfAnswer(template: ChatTemplate): string {
 /** The tokens, written out, with which a text begins. */
 function tokensAtStart(text: string, { written }: Tokenizer): number[] {
   return written.added.filter(({ content }) => text.startsWith(content)).map(({ id }) => id);
-}
-
-/** Throws UserError for a message of a role that the template passes over without a word. */
-function requireAll(messages: Message[], text: string): void {
-  const usual = ["user", "assistant", "tool"]; // whose texts may be left out in part, such as thoughts
-  const lost = messages.find(({ role, content }) => !usual.includes(role) && !text.includes(content.trim()));
-  if (lost) {
-    throw new UserError(
-      `Cannot render a conversation: its template leaves out the role ${JSON.stringify(lost.role)}`,
-    );
-  }
 }

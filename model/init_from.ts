@@ -1,5 +1,5 @@
 // --init_from: a new run that begins with the weights of a model directory. Shape and tokenizer are that model's, not variables.
-import type { Dataset } from "../data/bins.ts";
+import { type Dataset, withTemplate } from "../data/bins.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { isDirectory, isFile, noDirectory } from "../base/files.ts";
@@ -62,7 +62,10 @@ export function shapeOf(path: string, given: Partial<ShapeVariables>, usual: num
 export async function tokenizerOfModel(
   path: string,
   { vocab_size }: LlamaConfig,
-  { dir, vocab_size: data_vocab_size, eot }: Pick<Dataset, "dir" | "vocab_size" | "eot">,
+  { dir, vocab_size: data_vocab_size, eot, template }: Pick<
+    Dataset,
+    "dir" | "vocab_size" | "eot" | "template"
+  >,
   dataTokenizer: Tokenizer | undefined,
 ): Promise<Tokenizer> {
   const directory = resolveCheckpoint(path), cannot = `Cannot train the model in ${path}`;
@@ -80,24 +83,26 @@ export async function tokenizerOfModel(
     : eot !== own.eot
     ? `texts end with token ${eot} in the data and with ${own.eot} for the model`
     : dataTokenizer && differenceOf(dataTokenizer, own);
-  if (different === undefined) return withChats(directory, own);
+  if (different === undefined) return withChats(directory, own, template);
   throw new UserError(
     `${cannot} on ${dir}: ${different}; prepare the data with its tokenizer: --tokenizer ${directory}`,
   );
 }
 
 /**
- * The tokenizer of a directory, whose files are also what lies there of how the model talks: the template of chats, and
- * generation_config.json with every token that ends a text, that of an answer too.
+ * The tokenizer of a directory, whose files are also what lies there of how the model talks: the template of chats, or the one
+ * that its data was made with, and generation_config.json with every token that ends a text, that of an answer too.
  */
-function withChats(directory: string, tokenizer: Tokenizer): Tokenizer {
-  const generation = "generation_config.json", template = "chat_template.jinja";
+function withChats(directory: string, tokenizer: Tokenizer, ofData: string | undefined): Tokenizer {
+  const generation = "generation_config.json", template = `${directory}/chat_template.jinja`;
   const path = `${directory}/${generation}`, settings = isFile(path) ? readJson(path) : {};
-  const ends = allEnds(directory, tokenizer), eos_token_id = ends.length === 1 ? ends[0] : ends;
-  const source = isFile(`${directory}/${template}`) && Deno.readTextFileSync(`${directory}/${template}`);
+  const ends = allEnds(directory, tokenizer, ofData), eos_token_id = ends.length === 1 ? ends[0] : ends;
+  const talking = withTemplate(
+    tokenizer,
+    ofData ?? (isFile(template) ? Deno.readTextFileSync(template) : undefined),
+  );
   const files = (start = tokenizer.bos) => ({
-    ...tokenizer.files(start),
-    ...source && { [template]: source },
+    ...talking.files(start),
     [generation]: json({ ...settings, bos_token_id: start, eos_token_id }),
   });
   return { ...tokenizer, files };

@@ -42,6 +42,7 @@ const SHORT = [...SMALL, "--block_size=64"];
 /** What is added to commands that begin so: it makes them short, or says what the page leaves to the reader. */
 const ADDED: [start: RegExp, flags: string[]][] = [
   [/--ranks=64/, ["--gradient_accumulation_steps=64"]],
+  [/prepare --chat\b/, ["--val_fraction=0.3"]],
   [/deno task train\b|train\.ts/, [...SHORT, "--max_iters=4", "--save_interval=2"]],
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
   [/^deno task (sample|serve|eval) /, ["--device=cpu"]],
@@ -220,6 +221,8 @@ class World {
     Deno.writeTextFileSync(`${root}/bin/loam`, loam, { mode: 0o755 });
     const question = { context: "The sky is", choices: ["blue", "square"], label: 0 };
     Deno.writeTextFileSync(`${root}/tasks.jsonl`, JSON.stringify(question));
+    const answers = Array.from({ length: 40 }, (_, i) => ({ prompt: `${i}?`, completion: `${i}.` }));
+    Deno.writeTextFileSync(`${root}/chats.jsonl`, answers.map((line) => JSON.stringify(line)).join("\n"));
     for (const path of ["corpus/a.parquet", "c4/a.parquet", "c4_validation_2k.parquet"]) {
       Deno.copyFileSync(new URL("tests/fixtures/texts_zstd.parquet", ROOT), `${root}/${path}`);
     }

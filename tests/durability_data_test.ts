@@ -109,6 +109,18 @@ check({
   refused: false, // as the next one
 });
 
+const messages = (text: string) => [{ role: "user", content: text }, { role: "assistant", content: text }];
+Deno.writeTextFileSync(
+  `${input}/chat.jsonl`,
+  TEXTS.map((text) => `${JSON.stringify({ messages: messages(text) })}\n`).join(""),
+);
+
+check({
+  name: "prepare of conversations, with masks,",
+  work: (out) => runPrepare(...from("chat"), "--chat", "--shard_tokens=4000", "--out", out),
+  use: verifyDataset,
+});
+
 /** What is there for a program that does not compare checksums. */
 function dataset(out: string): unknown {
   const { train, val } = openDataset(out), meta = Deno.readTextFileSync(`${out}/meta.json`);

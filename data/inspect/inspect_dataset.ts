@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { relative } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { oneLine, visible } from "../../base/visible.ts";
-import type { Dataset, Shard } from "../bins.ts";
+import { type Dataset, maskName, type Shard } from "../bins.ts";
 import {
   documentLine,
   frequentTokens,
@@ -15,7 +15,16 @@ import {
   splitTable,
 } from "./inspect_text.ts";
 import { readWholeMeta, type SplitSize } from "../meta.ts";
-import { chunksOf, findDocument, findOutside, locate, type Range, readRange, Tally } from "./scan.ts";
+import {
+  chunksOf,
+  findDocument,
+  findOutside,
+  locate,
+  masksOf,
+  type Range,
+  readRange,
+  Tally,
+} from "./scan.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 
 /** The parts of a dataset. */
@@ -66,9 +75,11 @@ function readSplit(
   const tally = new Tally(dataset.vocab_size, dataset);
   for (const shard of dataset[split]) {
     const file = relative(dataset.dir, shard.path), expected = dataset.sha256[file];
-    const actual = readShard(shard, tally, expected !== undefined);
-    print(shardLine(file, shard.tokens, actual, expected));
-    if (actual !== expected) wrong.push(`${file} has another SHA-256 than meta.json says`);
+    const { ids, mask } = readShard(shard, tally, expected !== undefined);
+    print(shardLine(file, shard.tokens, ids, expected));
+    if (ids !== expected) wrong.push(`${file} has another SHA-256 than meta.json says`);
+    const maskFile = maskName(file);
+    if (mask !== dataset.sha256[maskFile]) wrong.push(`${maskFile} has another SHA-256 than meta.json says`);
   }
   tally.endSplit();
   const differs = (what: string, found: number, said: number) => {
@@ -79,16 +90,27 @@ function readSplit(
   if (meta) {
     differs("documents", tally.lengths.count, meta[split].documents);
     differs("tokens", tokensOf(dataset[split]), meta[split].tokens);
+    const { trained } = meta[split];
+    if (trained !== undefined) differs("tokens that are trained on", tally.trained, trained);
   }
   if (tally.outside > 0) wrong.push(outsideText(dataset, split, tally.outside));
   return tally;
 }
 
-/** Counts the tokens of a shard. Returns its SHA-256, where that is wanted. */
-function readShard(shard: Shard, tally: Tally, hashed: boolean): string | undefined {
-  const hash = hashed ? createHash("sha256") : undefined;
-  for (const ids of chunksOf(shard, (bytes) => hash?.update(bytes))) tally.add(ids);
-  return hash?.digest("hex");
+/** Counts the tokens of a shard. Returns its SHA-256, where that is wanted, and that of its mask, if it has one. */
+function readShard(
+  shard: Shard,
+  tally: Tally,
+  hashed: boolean,
+): { ids: string | undefined; mask: string | undefined } {
+  const hash = hashed ? createHash("sha256") : undefined, ofMask = shard.mask && createHash("sha256");
+  const masks = masksOf(shard, (bytes) => ofMask && ofMask.update(bytes));
+  for (const ids of chunksOf(shard, (bytes) => hash?.update(bytes))) {
+    const { value } = masks.next();
+    tally.add(ids, value || undefined);
+  }
+  masks.return(undefined); // which closes the file
+  return { ids: hash?.digest("hex"), mask: ofMask ? ofMask.digest("hex") : undefined };
 }
 
 function outsideText({ dir, vocab_size, ...shards }: Dataset, split: Split, count: number): string {

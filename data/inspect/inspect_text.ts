@@ -11,13 +11,16 @@ const FREQUENT = 20; // tokens are listed
 const SHOWN = 160; // characters of a document
 
 /** What kind of dataset it is, in one line. */
-export function heading({ dir, format, tokenizer, vocab_size, bos, eot, assumed }: Dataset): string {
+export function heading(dataset: Dataset): string {
+  const { dir, format, tokenizer, vocab_size, bos, eot, assumed, template } = dataset;
   const bins =
     { "loam": "loam's bins", "llm.c": "llm.c's bins", "nanoGPT": "nanoGPT's bins", "mix": "a mix" }[format];
   const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
   const name = tokenizer === null ? "not known (name it with --tokenizer)" : tokenizer + mark("tokenizer");
   return oneLine(
-    `${dir}: ${bins}${assumed.includes("dtype") ? " of uint16 (assumed)" : ""}, tokenizer ${name}, ` +
+    `${dir}: ${bins}${template === undefined ? "" : " of conversations"}${
+      assumed.includes("dtype") ? " of uint16 (assumed)" : ""
+    }, tokenizer ${name}, ` +
       `vocabulary ${formatCount(vocab_size)}${mark("vocab_size")}, ${
         bos === eot ? "" : `begin of text ${bos}, `
       }end of text ${eot}${mark("eot")}`,
@@ -45,18 +48,25 @@ export function splitTable(
   tallies: Record<"train" | "val", Tally>,
   bytesPerToken: (split: "train" | "val") => number | null,
 ): string {
+  const isChat = dataset.template !== undefined;
   const rows = (["train", "val"] as const).map((split) => {
     const shards = dataset[split], { lengths } = tallies[split], bytes = bytesPerToken(split);
+    const tokens = shards.reduce((sum, { tokens }) => sum + tokens, 0);
     return [
       split,
       formatCount(lengths.count),
-      formatCount(shards.reduce((sum, { tokens }) => sum + tokens, 0)),
+      formatCount(tokens),
       lengths.count === 0 ? "-" : (lengths.sum / lengths.count).toFixed(1),
       bytes === null ? "-" : bytes.toFixed(3),
+      ...isChat ? [tokens === 0 ? "-" : `${(100 * tallies[split].trained / tokens).toFixed(1)}%`] : [],
       formatCount(shards.length),
     ];
   });
-  return columns([["", "documents", "tokens", "tokens/document", "bytes/token", "shards"], ...rows]);
+  const trained = isChat ? ["trained on"] : [];
+  return columns([
+    ["", "documents", "tokens", "tokens/document", "bytes/token", ...trained, "shards"],
+    ...rows,
+  ]);
 }
 
 /** Bars of the lengths by powers of two, and percentiles. */

@@ -2,8 +2,9 @@
 //
 // One token stands between documents: our own bins and llm.c's begin each document with it, nanoGPT's end each document with
 // it. Either way the documents of a split are the pieces between these tokens, across shards, where an empty piece before the
-// first or after the last of them is none. If the end of text is another token, ours end each document with that.
-import { type Dataset, readTokens, type Shard } from "../bins.ts";
+// first or after the last of them is none. If the end of text is another token, ours end each document with that. Conversations
+// have no such tokens: their masks say where each begins.
+import { BEGINS, type Dataset, readTokens, type Shard, TRAINED } from "../bins.ts";
 import { Lengths } from "./lengths.ts";
 import { damaged } from "../meta.ts";
 import { orMistake } from "../../base/system_error.ts";
@@ -42,6 +43,30 @@ export function* chunksOf(shard: Shard, onBytes: (bytes: Uint8Array) => void = (
   }
 }
 
+/**
+ * The mask of a shard of conversations, in pieces as long as those of chunksOf(); of other shards none.
+ *
+ * @param onBytes As of chunksOf().
+ */
+export function* masksOf(
+  shard: Shard,
+  onBytes: (bytes: Uint8Array) => void = () => {},
+): Generator<Uint8Array> {
+  const { mask, tokens, token_bytes } = shard;
+  if (mask === undefined) return;
+  const buffer = new Uint8Array(CHUNK_BYTES / token_bytes);
+  using file = orMistake(`Cannot read "${mask}"`, () => Deno.openSync(mask));
+  for (let left = tokens; left > 0;) {
+    const bytes = buffer.subarray(0, Math.min(left, buffer.length));
+    if (!orMistake(`Cannot read "${mask}"`, () => fill(file, bytes))) {
+      throw damaged(mask, `it ended before its ${tokens} bytes, while they were read`);
+    }
+    onBytes(bytes);
+    yield bytes;
+    left -= bytes.length;
+  }
+}
+
 /** Fills bytes from a file. Returns whether there were enough. */
 function fill(file: Deno.FsFile, bytes: Uint8Array): boolean {
   for (let done = 0; done < bytes.length;) {
@@ -58,6 +83,8 @@ export class Tally {
   readonly counts: Float64Array;
   /** Tokens whose id is not of the vocabulary. */
   outside = 0;
+  /** Tokens that are trained on, of conversations. */
+  trained = 0;
   /** Tokens of each document, without those that begin and end it. */
   readonly lengths = new Lengths();
   readonly #ends: Ends;
@@ -70,8 +97,9 @@ export class Tally {
     this.#ends = ends;
   }
 
-  /** Counts the tokens that follow those before. */
-  add(ids: Ids): void {
+  /** Counts the tokens that follow those before. mask: theirs, of conversations. */
+  add(ids: Ids, mask?: Uint8Array): void {
+    if (mask) return this.#addConversations(ids, mask);
     const counts = this.counts, { bos, eot } = this.#ends;
     let length = this.#length;
     for (let i = 0; i < ids.length; i++) {
@@ -87,6 +115,20 @@ export class Tally {
       length = 0;
     }
     this.#length = length;
+  }
+
+  #addConversations(ids: Ids, mask: Uint8Array): void {
+    for (let i = 0; i < ids.length; i++) {
+      const id = ids[i]!, byte = mask[i]!;
+      if (id < this.counts.length) this.counts[id]!++;
+      else this.outside++;
+      if (byte & TRAINED) this.trained++;
+      if (byte & BEGINS && this.#length > 0) {
+        this.lengths.add(this.#length);
+        this.#length = 0;
+      }
+      this.#length++;
+    }
   }
 
   /** Says that the split ends here. */
@@ -114,6 +156,7 @@ export function findDocument(
   { bos, eot }: Ends,
   number: number,
 ): Range | { documents: number } {
+  if (shards[0]?.mask !== undefined) return findConversation(shards, number);
   let documents = 0, start = 0, position = 0; // of the piece, and of the chunk
   let last = bos; // token of the chunk before
   const textOf = (end: number, last: number) => ({ start, end: last === eot && eot !== bos ? end - 1 : end });
@@ -130,6 +173,22 @@ export function findDocument(
   }
   if (position > start && documents++ === number) return textOf(position, last);
   return { documents };
+}
+
+function findConversation(shards: Shard[], number: number): Range | { documents: number } {
+  let documents = 0, start = 0, position = 0;
+  for (const shard of shards) {
+    for (const mask of masksOf(shard)) {
+      for (let i = 0; i < mask.length; i++) {
+        if (!(mask[i]! & BEGINS)) continue;
+        if (documents > number) return { start, end: position + i };
+        start = position + i;
+        documents++;
+      }
+      position += mask.length;
+    }
+  }
+  return documents === number + 1 ? { start, end: position } : { documents };
 }
 
 /** Tokens [start, end) of a split. */

@@ -27,7 +27,9 @@ worker.onmessage = ({ data }: MessageEvent<Start>) => {
 async function answerBlock({ data }: MessageEvent<Pick<Block, "text" | "ends">>): Promise<void> {
   try {
     const encoded = (await encoder).encode(data);
-    const buffers = [encoded.train, encoded.val].flatMap(({ ids, ends }) => [ids.buffer, ends.buffer]);
+    const buffers = [encoded.train, encoded.val].flatMap(({ ids, mask, ends }) =>
+      [ids, mask, ends].map(({ buffer }) => buffer)
+    );
     worker.postMessage({ encoded } satisfies Answer, buffers);
   } catch (error) {
     worker.postMessage(failedBy(error) satisfies Answer);

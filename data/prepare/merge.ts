@@ -135,11 +135,13 @@ function checkSplits(out: string, { train, val, options }: Meta): void {
 
 function mergedMeta(parts: PartOf[]): Meta {
   const metas = parts.map(({ meta }) => meta), [first] = metas as [Meta];
+  const isChat = first.template !== undefined;
   const sum = (of: (meta: Meta) => number) => metas.reduce((total, meta) => total + of(meta), 0);
   const size = (split: "train" | "val"): SplitSize => ({
     documents: sum((meta) => meta[split].documents),
     tokens: sum((meta) => meta[split].tokens),
     bytes: sum((meta) => meta[split].bytes),
+    ...isChat && { trained: sum((meta) => meta[split].trained!) },
   });
   const shards = parts.flatMap(({ name, meta }) =>
     meta.shards.map((shard) => ({ ...shard, file: `${name}/${shard.file}` }))
@@ -155,7 +157,9 @@ function mergedMeta(parts: PartOf[]): Meta {
       empty: sum((meta) => meta.left_out.empty),
       duplicates: sum((meta) => meta.left_out.duplicates),
       bad: sum((meta) => meta.left_out.bad),
+      ...isChat && { too_long: sum((meta) => meta.left_out.too_long!) },
     },
+    ...isChat && { cut: sum((meta) => meta.cut!) },
     shards,
   };
 }

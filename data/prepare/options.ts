@@ -2,6 +2,7 @@
 import { UserError } from "../../base/errors.ts";
 import { between, each, help, type Ranges, readFlags, unescape, whole } from "../../base/flags.ts";
 import { formatOf, type Source } from "../read/inputs.ts";
+import type { ChatOptions } from "./conversations.ts";
 
 /** The flags of prepare; null is what is not set. */
 export const defaults = {
@@ -21,6 +22,14 @@ export const defaults = {
   // Only local, but training shuffles windows over the whole dataset
   skip_bad: false, // leave out and count what cannot be read, in place of stopping there
 
+  // conversations
+  chat: false, // each line of .jsonl is one: messages (role, content), conversations (from, value), or prompt
+  // and completion, as text or messages. Only what the assistant says is trained on
+  chat_template: "", // file of a chat template, in place of the tokenizer's own or, where it has none, loam's
+  block_size: null as number | null, // that of training: a longer one is cut behind its last answer that fits
+  no_cut: false, // stop at a longer one instead
+  date: "", // what a template that asks for the day takes for today, as in 2026-11-30; "" = today
+
   // output
   out: "", // where the dataset goes
   tokenizer: "gpt2", // gpt2, cl100k, o200k, bytes, or a tokenizer.json
@@ -39,6 +48,7 @@ export const defaults = {
 const ranges: Ranges<typeof defaults> = {
   ...each(whole(0, 2 ** 31 - 1), "shuffle_docs", "seed"),
   limit: whole(1),
+  block_size: whole(1),
   val_fraction: between(0, 1, 1), // without 1
   shard_tokens: whole(1, 1e9),
   workers: whole(1, 256),
@@ -57,6 +67,7 @@ const USAGE = `Turn text into a dataset of token bins
   deno task prepare --input 'c4/*.parquet' --out data/c4    files, globs, directories
   deno task prepare:web --input hf://... --out data/c4      and URLs, for which the task may use the network
   deno task prepare --input 'web/*.parquet:0.8' 'code/*.jsonl.zst:0.2' --out data/mix
+  deno task prepare --chat --input chats.jsonl --tokenizer models/qwen --out data/chats     conversations
   deno task prepare --input ... --out data/c4 --shard 2/8   one of eight parts, on one of eight machines
   deno task prepare --merge --out data/c4                   the eight parts as one dataset
 
@@ -83,6 +94,8 @@ export type SettledOptions = PrepareOptions & {
   val_fraction: number;
   /** The only document is cut in two; others go to train or val whole. */
   by_position: boolean;
+  /** How conversations are encoded; null for text. */
+  conversations: ChatOptions | null;
 };
 
 /** Which parts to make one dataset of. */
@@ -117,6 +130,18 @@ export function parseCommand(args: string[]): Command {
   if (input && !out) {
     throw new UserError(`Cannot prepare "${input[0]}": --out is missing, such as --out data/c4`);
   }
+  for (const name of ["chat_template", "block_size", "no_cut", "date"] as const) {
+    if (given[name] === undefined || given.chat) continue;
+    throw new UserError(
+      `Cannot use --${name} without --chat: it is for conversations; add --chat, or leave it out`,
+    );
+  }
+  requireDate(given.date);
+  if (given.no_cut && !given.block_size) {
+    throw new UserError(
+      "Cannot use --no_cut without --block_size: give the one of training, such as --block_size=1024",
+    );
+  }
   const { merge: _, ...options } = { ...defaults, ...input ? {} : DEMO, ...given };
   return {
     prepare: { ...options, split_on: unescape(options.split_on), shard: partNumber(options.shard) },
@@ -126,11 +151,21 @@ export function parseCommand(args: string[]): Command {
 /**
  * What the inputs decide: a plain text that is the only document is cut in two, as nanoGPT does it, since documents are not.
  */
-export function settle(options: PrepareOptions, sources: Source[]): SettledOptions {
+export function settle(
+  options: PrepareOptions,
+  sources: Source[],
+  conversations: ChatOptions | null = null,
+): SettledOptions {
   const inputs = sources.flatMap(({ inputs }) => inputs), { split_on, shard } = options;
   const by_position = inputs.length === 1 && formatOf(inputs[0]!.name)!.kind === "txt" && split_on === "" &&
     shard === null;
-  return { ...options, by_position, val_fraction: options.val_fraction ?? (by_position ? 0.1 : 0.005) };
+  const val_fraction = options.val_fraction ?? (by_position ? 0.1 : 0.005);
+  return { ...options, by_position, val_fraction, conversations };
+}
+
+function requireDate(date = ""): void {
+  if (date === "" || /^\d{4}-\d\d-\d\d$/.test(date) && !Number.isNaN(Date.parse(date))) return;
+  throw new UserError(`Cannot use --date=${date}: it should be a day, such as 2026-11-30`);
 }
 
 function mergeOptions(given: Partial<typeof defaults>): MergeOptions {

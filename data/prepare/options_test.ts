@@ -39,6 +39,11 @@ Deno.test("parseCommand() has the documented defaults", () => {
     dedup: "",
     shuffle_docs: null,
     skip_bad: false,
+    chat: false,
+    chat_template: "",
+    block_size: null,
+    no_cut: false,
+    date: "",
     tokenizer: "gpt2",
     val_fraction: null,
     seed: 1337,
@@ -61,6 +66,7 @@ Deno.test("parseCommand() reads every flag", () => {
       "--split=test",
       "--shard_tokens=1000",
       "--overwrite",
+      ...["--chat", "--chat_template=a.jinja", "--block_size=128", "--no_cut", "--date=2026-02-28"],
     ]),
     {
       input: ["a.parquet"],
@@ -72,6 +78,11 @@ Deno.test("parseCommand() reads every flag", () => {
       dedup: "exact",
       shuffle_docs: 7,
       skip_bad: true,
+      chat: true,
+      chat_template: "a.jinja",
+      block_size: 128,
+      no_cut: true,
+      date: "2026-02-28",
       tokenizer: "bytes",
       val_fraction: 0.1,
       seed: 0,
@@ -184,4 +195,27 @@ Deno.test("--help names every flag with its default and fits into 120 columns", 
 
 Deno.test("parseCommand() refuses to prepare the demo without a place for it", () => {
   assertThrows(() => parseCommand(["--out="]), UserError, 'Cannot prepare "": --input is missing');
+});
+
+Deno.test("parseCommand() refuses flags of conversations that have no use", () => {
+  for (const flag of ["--chat_template=a", "--block_size=9", "--no_cut", "--date=2026-01-01"]) {
+    const name = flag.split("=")[0];
+    assertThrows(
+      () => parse([...required, flag]),
+      UserError,
+      `Cannot use ${name} without --chat: it is for conversations; add --chat, or leave it out`,
+    );
+  }
+  assertThrows(
+    () => parse([...required, "--chat", "--no_cut"]),
+    UserError,
+    "Cannot use --no_cut without --block_size: give the one of training, such as --block_size=1024",
+  );
+  for (const date of ["today", "2026-13-01", "26-01-01"]) {
+    assertThrows(
+      () => parse([...required, "--chat", `--date=${date}`]),
+      UserError,
+      `Cannot use --date=${date}: it should be a day, such as 2026-11-30`,
+    );
+  }
 });

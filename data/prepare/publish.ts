@@ -2,12 +2,13 @@
 // before anything moves, so that a kill anywhere in between is finished by the next run: each step may be done again.
 import { join } from "node:path";
 import { isFile, remove, rename, syncDirectory, writeAtomic, writeSynced } from "../../base/files.ts";
+import { maskName } from "../bins.ts";
 import { type Meta, metaText, readWholeMeta } from "../meta.ts";
 
 /** Name of the directory, within that of a dataset, in which the dataset is written. */
 export const UNFINISHED = "unfinished";
 
-const OUR_FILES = /^(train|val)_\d{6}\.bin$|^tokenizer(_config)?\.json$/; // and meta.json
+const OUR_FILES = /^(train|val)_\d{6}\.(bin|mask)$|^tokenizer(_config)?\.json$/; // and meta.json
 
 /**
  * Publishes the shards in dir/unfinished, all of which have their names, in place of the dataset in dir.
@@ -57,7 +58,9 @@ function removeOld(dir: string, meta: Meta): void {
 
 /** Removes shards and tokenizers in a directory that do not belong to its dataset. */
 export function removeOthers(dir: string, meta: Meta): void {
-  const files = new Set(meta.shards.map(({ file }) => file));
+  const files = new Set(
+    meta.shards.flatMap(({ file, mask_sha256 }) => mask_sha256 ? [file, maskName(file)] : [file]),
+  );
   if (meta.tokenizer === ".") files.add("tokenizer.json").add("tokenizer_config.json");
   for (const { name } of Array.from(Deno.readDirSync(dir))) {
     if (OUR_FILES.test(name) && !files.has(name)) remove(join(dir, name));

@@ -1,7 +1,8 @@
 // What determines the tokens of a dataset. Two prepares of equal recipes write equal files, so an interrupted one is gone on
 // with, and a finished one left alone, when its recipe is the same; otherwise differences() says what is not.
-
+import { hash } from "node:crypto";
 import { tokenBytes } from "../bins.ts";
+import type { ChatTemplate } from "../chat_template.ts";
 import { type Part, type Recipe, sha256Of } from "../meta.ts";
 import type { Input, Source } from "../read/inputs.ts";
 import type { SettledOptions } from "./options.ts";
@@ -13,10 +14,15 @@ export function describe(
   part: Part | null,
   tokenizer: Tokenizer,
   options: SettledOptions,
+  template?: ChatTemplate,
 ): Recipe {
   const { column, split_on, limit, dedup, shuffle_docs, skip_bad, val_fraction, seed, shard_tokens } =
     options;
   const by_position: Record<string, boolean> = options.by_position ? { by_position: true } : {};
+  const { block_size, no_cut, date = "" } = options.conversations ?? {};
+  const chat: Recipe["options"] = template
+    ? { block_size: block_size!, no_cut: no_cut!, ...template.hasTime && { date } }
+    : {};
   const named = Object.hasOwn(VOCABULARIES, tokenizer.name);
   return {
     tokenizer: named ? tokenizer.name : ".",
@@ -40,8 +46,10 @@ export function describe(
       seed,
       shard_tokens,
       ...by_position,
+      ...chat,
     },
     part,
+    ...template && { template: template.source },
   };
 }
 
@@ -71,6 +79,7 @@ export function differences(there: Partial<Recipe>, here: Recipe): string[] {
   if (found.length === 0) {
     compare("the token that documents begin with", there.bos ?? there.eot ?? here.bos, here.bos);
   }
+  compare("the chat template", templateOf(there), templateOf(here));
   const options: Recipe["options"] = there.options ?? {};
   for (const name of Object.keys(here.options)) {
     if (name === "skip_bad" && options[name] === false) continue;
@@ -103,6 +112,10 @@ function inputDifferences(there: Input[], here: Input[]): string[] {
 
 function tokenizerOf({ tokenizer, tokenizer_sha256 }: Partial<Recipe>): string | undefined {
   return tokenizer === "." ? `a tokenizer.json of SHA-256 ${tokenizer_sha256?.slice(0, 12)}...` : tokenizer;
+}
+
+function templateOf({ template }: Partial<Recipe>): string | undefined {
+  return template === undefined ? undefined : `one of SHA-256 ${hash("sha256", template).slice(0, 12)}...`;
 }
 
 /** The weights of a mix, with how many files each has; "none" without weights. */

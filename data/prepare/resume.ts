@@ -51,7 +51,7 @@ function interrupted(dir: string, recipe: Recipe, overwrite: boolean): State | u
     if (state === undefined) return undefined;
     const different = differences(state.recipe, recipe);
     if (different.length === 0) {
-      checkWritten(unfinished, recipe.token_bytes, state.written);
+      checkWritten(unfinished, recipe.token_bytes, state.written, recipe.template !== undefined);
       return state;
     }
     throw new UserError(

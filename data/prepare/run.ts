@@ -7,6 +7,7 @@ import type { Encoded } from "./encode.ts";
 import type { Meta, Recipe } from "../meta.ts";
 import type { Work } from "./progress.ts";
 import { publish, UNFINISHED } from "./publish.ts";
+import { TRAINED } from "../bins.ts";
 import { asMistake } from "../../base/system_error.ts";
 import { type Counts, emptyCounts, type State, writeState } from "./state.ts";
 import type { Tokenizer } from "../tokenizer.ts";
@@ -18,6 +19,8 @@ const COMMIT_MS = 5_000; // a killed run repeats this much work at most
 export class Run implements Disposable {
   /** What is written. */
   readonly counts: Counts;
+  /** What was said of the first conversation that cannot be read. */
+  first_bad: string | undefined;
   readonly #dir: string;
   readonly #unfinished: string;
   readonly #recipe: Recipe;
@@ -32,11 +35,12 @@ export class Run implements Disposable {
     this.#unfinished = join(dir, UNFINISHED);
     this.#recipe = recipe;
     this.#keep = state !== undefined;
-    this.counts = state?.counts ?? emptyCounts();
+    this.counts = { ...emptyCounts(), ...state?.counts };
     this.#passedOver = this.counts.read;
     makeDirectory(this.#unfinished);
     const shard_tokens = recipe.options.shard_tokens as number;
-    this.#writer = new ShardWriter(this.#unfinished, { ...recipe, shard_tokens }, state?.written);
+    const masks = recipe.template !== undefined;
+    this.#writer = new ShardWriter(this.#unfinished, { ...recipe, shard_tokens, masks }, state?.written);
     this.#committed = this.#now();
   }
 
@@ -46,17 +50,19 @@ export class Run implements Disposable {
     const work: Work = { read: read - again, documents, text: 0, tokens: 0 };
     this.#passedOver -= again;
     for (const split of SPLITS) {
-      const { ids, ends, bytes } = encoded[split];
-      this.#writer.append(split, ids, ends);
-      counts[split].documents += ends.length;
-      counts[split].tokens += ids.length;
-      counts[split].bytes += bytes;
+      const { ids, mask, ends, bytes } = encoded[split], size = counts[split];
+      this.#writer.append(split, ids, ends, mask);
+      size.documents += ends.length;
+      size.tokens += ids.length;
+      size.bytes += bytes;
+      if (this.#recipe.template !== undefined) size.trained = (size.trained ?? 0) + trainedIn(mask);
       work.text += bytes;
       work.tokens += ids.length;
     }
     counts.documents += documents;
     counts.read += work.read;
-    counts.empty += encoded.empty;
+    for (const what of ["empty", "bad", "cut", "too_long"] as const) counts[what] += encoded[what];
+    this.first_bad ??= encoded.first_bad;
     counts.smallest = Math.min(counts.smallest, encoded.smallest);
     counts.largest = Math.max(counts.largest, encoded.largest);
     if (this.#isDue()) this.commit();
@@ -94,14 +100,15 @@ export class Run implements Disposable {
   /** Ends the dataset and puts it in the place of the one that is in the directory. */
   publish({ bad, duplicates }: { bad: number; duplicates: number }, tokenizer: Tokenizer): Meta {
     this.commit();
-    const { train, val, empty } = this.counts;
+    const { train, val, empty, cut, too_long } = this.counts, chat = this.#recipe.template !== undefined;
     const meta: Meta = {
       format: "loam-bins",
       version: 1,
       ...this.#recipe,
       train,
       val,
-      left_out: { empty, duplicates, bad },
+      left_out: { empty, duplicates, bad: bad + this.counts.bad, ...chat && { too_long } },
+      ...chat && { cut },
       shards: this.#writer.finish(),
     };
     publish(this.#dir, meta, meta.tokenizer === "." ? tokenizer.files() : {});
@@ -127,4 +134,11 @@ export class Run implements Disposable {
       shards: this.#writer.shards,
     };
   }
+}
+
+/** How many bytes of a mask say that a token is trained on. */
+function trainedIn(mask: Uint8Array): number {
+  let count = 0;
+  for (const byte of mask) count += byte & TRAINED;
+  return count;
 }

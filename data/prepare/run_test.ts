@@ -8,7 +8,7 @@ import { Run } from "./run.ts";
 function split(...lengths: number[]): EncodedSplit {
   let end = 0;
   const ends = Uint32Array.from(lengths, (length) => end += length);
-  return { ids: new Uint16Array(end), ends, bytes: 3 * end };
+  return { ids: new Uint16Array(end), mask: new Uint8Array(), ends, bytes: 3 * end };
 }
 
 const RECIPE = { token_bytes: 2, options: { shard_tokens: 100 } } as unknown as Recipe; // what a Run needs of it
@@ -18,7 +18,7 @@ Deno.test("Run adds up blocks, and keeps the extremes of their fractions", () =>
     using run = new Run(dir, RECIPE);
     const first: Encoded = {
       documents: 4,
-      empty: 1,
+      ...{ empty: 1, bad: 2, cut: 3, too_long: 4 },
       train: split(5, 2),
       val: split(3),
       smallest: 0.2,
@@ -27,7 +27,7 @@ Deno.test("Run adds up blocks, and keeps the extremes of their fractions", () =>
     assertEquals(run.add(first, 50), { read: 50, documents: 4, text: 30, tokens: 10 });
     const second: Encoded = {
       documents: 2,
-      empty: 0,
+      ...{ empty: 0, bad: 1, cut: 1, too_long: 1 },
       train: split(1),
       val: split(4),
       smallest: 0.3,
@@ -37,7 +37,7 @@ Deno.test("Run adds up blocks, and keeps the extremes of their fractions", () =>
     assertEquals(run.counts, {
       documents: 6,
       read: 57,
-      empty: 1,
+      ...{ empty: 1, bad: 3, cut: 4, too_long: 5 },
       train: { documents: 3, tokens: 8, bytes: 24 },
       val: { documents: 2, tokens: 7, bytes: 21 },
       smallest: 0.2,

@@ -14,6 +14,12 @@ export type Counts = {
   read: number;
   /** Documents without text, which are left out. */
   empty: number;
+  /** Conversations that cannot be read, which are left out. */
+  bad: number;
+  /** Those that lost their end, because they were too long. */
+  cut: number;
+  /** Those that were left out, since their first answer is too long already. */
+  too_long: number;
   /** What went to train. */
   train: SplitSize;
   /** What went to val. */
@@ -43,7 +49,8 @@ const FILE = "state.json";
 /** No documents. */
 export function emptyCounts(): Counts {
   const empty = () => ({ documents: 0, tokens: 0, bytes: 0 });
-  return { documents: 0, read: 0, empty: 0, train: empty(), val: empty(), smallest: 1, largest: 0 };
+  const left_out = { empty: 0, bad: 0, cut: 0, too_long: 0 };
+  return { documents: 0, read: 0, ...left_out, train: empty(), val: empty(), smallest: 1, largest: 0 };
 }
 
 /** Replaces the state in a directory `unfinished`, in one step. */

@@ -53,14 +53,19 @@ function head(dir: string, { tokenizer, vocab_size, train, val }: Meta): string 
 }
 
 function splits(meta: Meta): string[] {
-  const { empty, duplicates, bad } = meta.left_out;
+  const { empty, duplicates, bad, too_long = 0 } = meta.left_out, { cut = 0 } = meta;
   const left_out = [
     ...(empty > 0 ? [`${formatCount(empty)} without text`] : []),
     ...(duplicates > 0 ? [`${formatCount(duplicates)} duplicates`] : []),
     ...(bad > 0 ? [`${formatCount(bad)} that cannot be read`] : []),
+    ...(too_long > 0 ? [`${formatCount(too_long)} whose first answer is too long`] : []),
   ];
   const lines = [splitLine(meta, "train"), splitLine(meta, "val")];
   if (left_out.length > 0) lines.push(`  left out  ${left_out.join(", ")}`);
+  if (cut > 0) {
+    const { block_size } = meta.options;
+    lines.push(`  cut       ${formatCount(cut)} behind an answer, to the block_size of ${block_size}`);
+  }
   const few = meta.val.documents;
   if (few > 0 && few < FEW_DOCUMENTS && meta.options.by_position !== true) {
     lines.push(
@@ -72,11 +77,15 @@ function splits(meta: Meta): string[] {
 }
 
 function splitLine(meta: Meta, split: "train" | "val"): string {
-  const { documents, tokens, bytes } = meta[split];
+  const { documents, tokens, bytes, trained } = meta[split];
   const shards = meta.shards.filter(({ file }) => file.split("/").at(-1)!.startsWith(split)).length;
   const ratio = tokens === 0 ? "" : `, ${(bytes / tokens).toFixed(2)} bytes per token`;
-  return `  ${split.padEnd(5)}  ${formatCount(documents)} documents, ${
+  const what = trained === undefined ? "documents" : "conversations";
+  const share = trained === undefined || tokens === 0
+    ? ""
+    : `, ${Math.round(100 * trained / tokens)}% trained on`;
+  return `  ${split.padEnd(5)}  ${formatCount(documents)} ${what}, ${
     formatCount(tokens)
-  } tokens${ratio}, ` +
+  } tokens${share}${ratio}, ` +
     `${shards} shard${shards === 1 ? "" : "s"}`;
 }

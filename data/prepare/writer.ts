@@ -3,7 +3,7 @@
 import { join } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { isFile, OutFile, removeTree, rename, sha256OfFile, syncDirectory } from "../../base/files.ts";
-import { HEADER_BYTES, shardHeader } from "../bins.ts";
+import { HEADER_BYTES, maskName, shardHeader } from "../bins.ts";
 import type { Meta } from "../meta.ts";
 
 /** The two parts of a dataset. */
@@ -20,6 +20,8 @@ export type WriterOptions = {
   token_bytes: 2 | 4;
   /** Tokens after which a shard ends, with the document that is being written. */
   shard_tokens: number;
+  /** Whether each shard has a mask beside it. */
+  masks?: boolean;
 };
 
 /** What is on the disk, by split. */
@@ -29,6 +31,8 @@ export type Written = Record<Split, {
   /** Tokens in the one that grows; null if there is none. */
   open: number | null;
 }>;
+
+const NO_MASK = new Uint8Array();
 
 /** Shards that are being written. Declare it with `using`, which closes the files. */
 export class ShardWriter implements Disposable {
@@ -52,12 +56,13 @@ export class ShardWriter implements Disposable {
   }
 
   /**
-   * Appends documents, each of which ids begins with the end-of-text token.
+   * Appends documents.
    *
    * @param ends Where each document ends in ids.
+   * @param mask A byte for each of ids, where there are masks.
    */
-  append(split: Split, ids: Ids, ends: Uint32Array): void {
-    this.#splits[split].append(ids, ends);
+  append(split: Split, ids: Ids, ends: Uint32Array, mask = NO_MASK): void {
+    this.#splits[split].append(ids, ends, mask);
   }
 
   /** Shards that have been finished. */
@@ -89,13 +94,17 @@ export class ShardWriter implements Disposable {
  * Checks that a directory holds what was written, if perhaps more. Throws UserError naming a shard that is missing or
  * too short.
  */
-export function checkWritten(dir: string, token_bytes: 2 | 4, written: Written): void {
+export function checkWritten(dir: string, token_bytes: 2 | 4, written: Written, masks = false): void {
   for (const split of SPLITS) {
     const { shards, open } = written[split];
-    for (const { file, tokens } of shards) checkSize(dir, [file], HEADER_BYTES + tokens * token_bytes);
+    for (const { file, tokens, mask_sha256 } of shards) {
+      checkSize(dir, [file], HEADER_BYTES + tokens * token_bytes);
+      if (mask_sha256 !== undefined) checkSize(dir, [maskName(file)], tokens);
+    }
     if (open === null) continue;
-    const name = shardName(split, shards.length); // which it has if it ended after the last commit
+    const name = shardName(split, shards.length), mask = maskName(name); // which it has if it ended after the last commit
     checkSize(dir, [`${name}.tmp`, name], HEADER_BYTES + open * token_bytes);
+    if (masks) checkSize(dir, [`${mask}.tmp`, mask], open);
   }
 }
 
@@ -115,9 +124,9 @@ function removeOthers(dir: string, written?: Written): void {
   const kept = new Set(written === undefined ? [] : ["state.json"]);
   for (const split of written === undefined ? [] : SPLITS) {
     const { shards, open } = written![split];
-    for (const { file } of shards) kept.add(file);
-    if (open === null) continue;
-    kept.add(shardName(split, shards.length)).add(`${shardName(split, shards.length)}.tmp`);
+    const names = shards.map(({ file }) => file);
+    if (open !== null) names.push(shardName(split, shards.length), `${shardName(split, shards.length)}.tmp`);
+    for (const name of names) kept.add(name).add(name.replace(".bin", ".mask"));
   }
   for (const { name } of Array.from(Deno.readDirSync(dir))) {
     if (!kept.has(name)) removeTree(join(dir, name));
@@ -135,6 +144,7 @@ class SplitWriter {
   readonly #split: Split;
   readonly #options: WriterOptions;
   #file: OutFile | undefined; // the shard that grows
+  #mask: OutFile | undefined; // beside it
   #tokens = 0; // in it
 
   constructor(dir: string, split: Split, options: WriterOptions) {
@@ -148,12 +158,12 @@ class SplitWriter {
     if (open !== null) this.#reopen(open);
   }
 
-  append(ids: Ids, ends: Uint32Array): void {
+  append(ids: Ids, ends: Uint32Array, mask: Uint8Array<ArrayBuffer>): void {
     for (let from = 0, document = 0; from < ids.length;) {
       const room = this.#options.shard_tokens - this.#tokens;
       while (document < ends.length && ends[document]! - from < room) document++;
       const to = ends[document++] ?? ids.length; // with the document that fills the shard
-      this.#write(ids.subarray(from, to));
+      this.#write(ids.subarray(from, to), mask.subarray(from, to));
       from = to;
       if (this.#tokens >= this.#options.shard_tokens) this.endShard();
     }
@@ -161,6 +171,7 @@ class SplitWriter {
 
   sync(): Written[Split] {
     this.#file?.sync();
+    this.#mask?.sync();
     return { shards: [...this.shards], open: this.#file === undefined ? null : this.#tokens };
   }
 
@@ -170,16 +181,16 @@ class SplitWriter {
     this.#file.write(shardHeader(this.#options.token_bytes, this.#tokens));
     this.sync();
     this.close();
-    const name = this.#name, path = join(this.#dir, name);
-    const sha256 = sha256OfFile(`${path}.tmp`);
-    rename(`${path}.tmp`, path);
-    this.shards.push({ file: name, tokens: this.#tokens, sha256 });
+    const file = this.#name, sha256 = this.#giveName(file);
+    const mask = this.#options.masks ? { mask_sha256: this.#giveName(maskName(file)) } : {};
+    this.shards.push({ file, tokens: this.#tokens, sha256, ...mask });
     this.#tokens = 0;
   }
 
   close(): void {
     this.#file?.[Symbol.dispose]();
-    this.#file = undefined;
+    this.#mask?.[Symbol.dispose]();
+    this.#file = this.#mask = undefined;
   }
 
   /** Of the shard that grows. */
@@ -187,32 +198,46 @@ class SplitWriter {
     return shardName(this.#split, this.shards.length);
   }
 
-  #write({ buffer, byteOffset, byteLength, length }: Ids): void {
+  #write({ buffer, byteOffset, byteLength, length }: Ids, mask: Uint8Array<ArrayBuffer>): void {
     const file = this.#file ?? this.#begin();
     file.write(new Uint8Array(buffer, byteOffset, byteLength));
+    this.#mask?.write(mask);
     this.#tokens += length;
   }
 
   #begin(): OutFile {
-    this.#file = this.#open("create");
+    this.#file = this.#open(this.#name, "create");
     this.#file.write(new Uint8Array(HEADER_BYTES)); // the count is known at the end
+    if (this.#options.masks) this.#mask = this.#open(maskName(this.#name), "create");
     return this.#file;
   }
 
-  /** Opens the shard that grows; errors name it as it will be called. */
-  #open(mode: "create" | "change"): OutFile {
-    const path = join(this.#dir, this.#name);
+  /** Opens a file that grows; errors name it as it will be called. */
+  #open(name: string, mode: "create" | "change"): OutFile {
+    const path = join(this.#dir, name);
     return new OutFile(`${path}.tmp`, mode, `"${path}"`);
+  }
+
+  /** Gives a file that is whole and on the disk its name; returns its SHA-256. */
+  #giveName(name: string): string {
+    const path = join(this.#dir, name), sha256 = sha256OfFile(`${path}.tmp`);
+    rename(`${path}.tmp`, path);
+    return sha256;
   }
 
   /** Cuts the shard that grew back to so many tokens, whether it got its name after the last commit or not. */
   #reopen(tokens: number): void {
-    const name = this.#name, path = join(this.#dir, name);
-    if (isFile(path)) rename(path, `${path}.tmp`);
-    const bytes = HEADER_BYTES + tokens * this.#options.token_bytes;
-    this.#file = this.#open("change");
-    this.#file.truncate(bytes);
-    this.#file.seek(bytes);
+    this.#file = this.#cutBack(this.#name, HEADER_BYTES + tokens * this.#options.token_bytes);
+    if (this.#options.masks) this.#mask = this.#cutBack(maskName(this.#name), tokens);
     this.#tokens = tokens;
+  }
+
+  #cutBack(name: string, bytes: number): OutFile {
+    const path = join(this.#dir, name);
+    if (isFile(path)) rename(path, `${path}.tmp`);
+    const file = this.#open(name, "change");
+    file.truncate(bytes);
+    file.seek(bytes);
+    return file;
   }
 }

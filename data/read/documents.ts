@@ -27,6 +27,8 @@ export type ReadOptions = {
   dedup: "" | "exact";
   /** Leave out what cannot be read, and count it. */
   skip_bad: boolean;
+  /** Documents are conversations: lines with their places (conversations.ts). */
+  chat?: boolean;
 };
 
 /** Everything, in the order of the inputs. */
@@ -113,22 +115,28 @@ function readInput(
 function readDocuments(
   text: TextInput,
   { kind }: Format,
-  { column, split_on }: Pick<ReadOptions, "column" | "split_on">,
+  { column, split_on, chat }: Pick<ReadOptions, "column" | "split_on" | "chat">,
   reportBad: ReportBad,
 ): AsyncGenerator<Block> {
-  return kind === "jsonl" ? readJsonLines(text, column, reportBad) : readText(text, split_on, reportBad);
+  return kind === "jsonl"
+    ? readJsonLines(text, chat ? null : column, reportBad)
+    : readText(text, split_on, reportBad);
 }
 
 const START_BYTES = 1 << 14;
 
 /**
  * Reads the first lines of each text file, so that most mistakes show before there is work to lose. Of parquet files
- * findSources() has read the metadata. Throws UserError as readBlocks().
+ * findSources() has read the metadata. Throws UserError as readBlocks(), and for conversations that are none in .jsonl.
+ *
+ * @param look Called with what the first lines hold.
  */
 export async function checkStarts(
   sources: Source[],
-  options: Pick<ReadOptions, "column" | "split_on" | "skip_bad">,
+  options: Pick<ReadOptions, "column" | "split_on" | "skip_bad" | "chat">,
+  look: (block: Block) => void = () => {},
 ): Promise<void> {
+  if (options.chat) refuseOthers(sources);
   for (const input of options.skip_bad ? [] : sources.flatMap(({ inputs }) => inputs)) {
     const format = formatOf(input.name)!;
     if (format.kind === "parquet") continue;
@@ -141,11 +149,24 @@ export async function checkStarts(
       break;
     }
     const text = { name: input.name, chunks: [start.subarray(0, end)], takeRead: () => 0 };
-    for await (const _ of readDocuments(text, format, options, refuseBad));
+    for await (const block of readDocuments(text, format, options, refuseBad)) look(block);
   }
 }
 
-function refuseBad(message: string): never {
+/** Conversations are read from lines of JSON alone. */
+function refuseOthers(sources: Source[]): void {
+  const other = sources.flatMap(({ inputs }) => inputs).find(({ name }) => formatOf(name)!.kind !== "jsonl");
+  if (other === undefined) return;
+  throw new UserError(
+    `Cannot read conversations from "${other.name}": it is .${
+      formatOf(other.name)!.kind
+    }, should be .jsonl with ` +
+      "messages in each line; convert it, or leave --chat out",
+  );
+}
+
+/** Throws UserError for what cannot be read, with the advice that holds for all of it. */
+export function refuseBad(message: string): never {
   throw new UserError(`${message}, or leave it out with --skip_bad`);
 }
 

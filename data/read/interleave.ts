@@ -1,5 +1,6 @@
 // One sequence of documents from several: mixed by weight, each text once.
 import { type Block, BlockBuilder, documentOf } from "./block.ts";
+import { endOfLine } from "./conversations.ts";
 import { TextSet } from "./text_set.ts";
 
 /** A sequence of documents to take from. */
@@ -16,6 +17,8 @@ export type InterleaveOptions = {
   limit: number | null;
   /** "exact" leaves out documents whose text came before; an empty one is no duplicate. */
   dedup: "" | "exact";
+  /** Documents are conversations, whose text ends with their line. */
+  chat?: boolean;
 };
 
 /**
@@ -27,7 +30,7 @@ export type InterleaveOptions = {
  */
 export async function* interleave(
   streams: Stream[],
-  { limit, dedup }: InterleaveOptions,
+  { limit, dedup, chat }: InterleaveOptions,
   onDuplicate: () => void,
 ): AsyncGenerator<Block> {
   const cursors = streams.map((stream) => new Cursor(stream)), builder = new BlockBuilder();
@@ -37,7 +40,8 @@ export async function* interleave(
       const cursor = cursors.reduce((a, b) => b.share < a.share ? b : a);
       if (!cursor.ready && !await cursor.fetch(builder)) break;
       const text = cursor.next();
-      if (seen !== undefined && text.length > 0 && !seen.add(text)) {
+      const content = chat ? text.subarray(0, endOfLine(text, 0)) : text;
+      if (seen !== undefined && content.length > 0 && !seen.add(content)) {
         onDuplicate();
         continue;
       }

@@ -1,5 +1,7 @@
 // Documents in JSON lines: one object on each line, with the text in a field.
 import { isUtf8 } from "node:buffer";
+import { UserError } from "../../base/errors.ts";
+import { isObject } from "../../base/json.ts";
 import { type Block, BlockBuilder, DOCUMENT_BYTES } from "./block.ts";
 import type { TextInput } from "./text.ts";
 import { behindMark, firstInvalid, type Marked, notUtf8, type ReportBad } from "./utf8.ts";
@@ -14,10 +16,13 @@ type Lines = {
   start: number;
 };
 
-/** The texts of a field, in the order of the lines. Null is an empty document; a blank line is none. */
+/**
+ * The texts of a field, in the order of the lines. Null is an empty document; a blank line is none. Without a field, whole lines
+ * and behind a newline the place of each.
+ */
 export async function* readJsonLines(
   { name, chunks, takeRead }: TextInput,
-  field: string,
+  field: string | null,
   reportBad: ReportBad,
 ): AsyncGenerator<Block> {
   const text = await behindMark(name, chunks, reportBad);
@@ -35,7 +40,7 @@ export async function* readJsonLines(
         continue;
       }
       if (line.trim() === "") continue;
-      const document = parseLine(line, field, place, reportBad);
+      const document = field === null ? `${line.trim()}\n${place}` : parseLine(line, field, place, reportBad);
       if (document === undefined) continue;
       if (document !== null) builder.appendString(document);
       builder.end();
@@ -133,13 +138,8 @@ function isEscaped(line: string, at: number): boolean {
   return (at - from) % 2 === 1;
 }
 
-/** The text in a line, undefined if there is none. */
-function parseLine(
-  line: string,
-  field: string,
-  place: string,
-  reportBad: ReportBad,
-): string | null | undefined {
+/** The object in a line. Throws UserError that names the place where there is none. */
+export function parseObject(line: string, place: string): Record<string, unknown> {
   let row: unknown;
   try {
     row = parse(line);
@@ -148,11 +148,26 @@ function parseLine(
     const reason = zero < 0
       ? (error as Error).message.replace(/ \(line .*/, "") // it counts lines within this one
       : `its character ${zero} is U+0000, as in UTF-16`;
-    return void reportBad(`Cannot read ${place}: ${reason}; each line should be one JSON object`, 1);
+    throw new UserError(`Cannot read ${place}: ${reason}; each line should be one JSON object`);
   }
-  if (typeof row !== "object" || row === null || Array.isArray(row)) {
-    const what = `it is ${Array.isArray(row) ? "a list" : line.trim().slice(0, 40)}`;
-    return void reportBad(`Cannot read ${place}: ${what}; each line should be one JSON object`, 1);
+  if (isObject(row)) return row;
+  const what = `it is ${Array.isArray(row) ? "a list" : line.trim().slice(0, 40)}`;
+  throw new UserError(`Cannot read ${place}: ${what}; each line should be one JSON object`);
+}
+
+/** The text in a line, undefined if there is none. */
+function parseLine(
+  line: string,
+  field: string,
+  place: string,
+  reportBad: ReportBad,
+): string | null | undefined {
+  let row: Record<string, unknown>;
+  try {
+    row = parseObject(line, place);
+  } catch (error) {
+    if (!(error instanceof UserError)) throw error;
+    return void reportBad(error.message, 1);
   }
   if (!Object.hasOwn(row, field)) {
     const fields = Object.keys(row).join(", ") || "none";
@@ -161,7 +176,7 @@ function parseLine(
       1,
     );
   }
-  const text: unknown = (row as Record<string, unknown>)[field];
+  const text: unknown = row[field];
   if (text === null || typeof text === "string" && text.isWellFormed()) return text;
   if (typeof text === "string") {
     const what = `field "${field}" has \\u${
