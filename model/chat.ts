@@ -165,9 +165,23 @@ class Chat {
 
   /** Prints the answer to a message, which is forgotten where there is none: then UserError says why. */
   async answer(content: string): Promise<void> {
-    const { model, config, tokenizer, conversations: { ends, stops }, options } = this;
     this.#messages.push({ role: "user", content });
-    const prompt = this.#prompt(), room = config.block_size - prompt.length;
+    this.isStopped = false;
+    this.isAnswering = true;
+    try {
+      this.#messages.push({ role: "assistant", content: await this.#write(this.#prompt()) });
+    } catch (error) {
+      this.#messages.pop();
+      throw error;
+    } finally {
+      this.isAnswering = false;
+    }
+  }
+
+  /** Prints what the model writes behind a prompt until it is at its end or is stopped, and returns it. */
+  async #write(prompt: number[]): Promise<string> {
+    const { model, config, tokenizer, conversations: { ends, stops }, options } = this;
+    const room = config.block_size - prompt.length;
     const text = this.#earlier = begin(config, prompt, {
       ...options,
       max_new_tokens: Math.min(options.max_new_tokens, room),
@@ -180,21 +194,18 @@ class Chat {
       print(piece);
       answer += piece;
     };
-    this.isStopped = false;
-    this.isAnswering = true;
     while (!isLast && !stopStrings.stopped && !this.isStopped) {
       const [next] = step(model, config, [text]);
       if (next!.token !== undefined) write(stopStrings.write(stream.write(next!.token)));
       isLast = next!.isLast;
       await setImmediate(); // Ctrl-C comes in between
     }
-    this.isAnswering = false;
     write(stopStrings.write(stream.end()) + stopStrings.end());
     print("\n");
-    this.#messages.push({ role: "assistant", content: answer });
     if (text.written === room && !stopStrings.stopped) {
       console.error(`note: the answer ends here, since the model reads ${config.block_size} tokens at most`);
     }
+    return answer;
   }
 
   /** The tokens of the conversation, of which the oldest turns are dropped until there is room for an answer. */
@@ -202,28 +213,22 @@ class Chat {
     const { conversations, config: { block_size }, options } = this, messages = this.#messages;
     const room = Math.min(options.max_new_tokens, Math.ceil(block_size / 4)); // at least
     let dropped = 0;
-    try {
-      for (;;) {
-        const prompt = conversations.prompt(messages), first = messages[0]!.role === "system" ? 1 : 0;
-        const second = messages.findIndex(({ role }, i) => i > first && role === "user"); // turn
-        if (second < 0 && prompt.length >= block_size) {
-          throw new UserError(
-            `Cannot answer: the message has ${prompt.length} tokens with all around it, the model reads ${block_size} at most`,
-          );
-        }
-        if (second >= 0 && prompt.length + room > block_size) {
-          dropped += messages.splice(first, second - first).length;
-        } else return prompt;
+    for (;;) {
+      const prompt = conversations.prompt(messages), first = messages[0]!.role === "system" ? 1 : 0;
+      const second = messages.findIndex(({ role }, i) => i > first && role === "user"); // turn
+      if (second >= 0 && prompt.length + room > block_size) {
+        dropped += messages.splice(first, second - first).length;
+        continue;
       }
-    } catch (error) {
-      messages.pop();
-      throw error;
-    } finally {
       if (dropped > 0) {
         console.error(
           `note: the oldest ${dropped} messages are forgotten: the model reads ${block_size} tokens at most`,
         );
       }
+      if (prompt.length < block_size) return prompt;
+      throw new UserError(
+        `Cannot answer: the message has ${prompt.length} tokens with all around it, the model reads ${block_size} at most`,
+      );
     }
   }
 }

@@ -186,11 +186,13 @@ Deno.test("chat asks in a terminal, and Ctrl-C ends an answer first and the conv
   assertEquals(await terminal.end(), 0);
 });
 
-Deno.test("Ctrl-C where nothing is being written leaves, and so does Ctrl-D", async () => {
-  const directory = await modelWith("llama2");
+Deno.test("Ctrl-C where nothing is being written leaves, and so does Ctrl-D, after a refusal too", async () => {
+  const directory = await modelWith("llama2", 48);
   for (const key of ["\x03", "\x04"]) {
     await using terminal = new Terminal(directory);
     await terminal.type("", "\n> ");
+    const refused = await terminal.type(`${"x".repeat(60)}\n`, "\n> ");
+    assertStringIncludes(refused, "Cannot answer: the message has ");
     await terminal.type(key, "\n");
     assertEquals(await terminal.end(), 0);
   }
