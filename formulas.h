@@ -136,4 +136,9 @@ FORMULA void decide_update(float* control, double sumsq, float grad_clip, float 
   control[CONTROL_BIAS2] = (float)(1.0 - pow((double)beta2, (double)t));
 }
 
+/// What normalize() of kernels.h divides by.
+FORMULA float norm_of(double sumsq) {
+  return fmaxf(sqrtf((float)sumsq), 1e-7f);
+}
+
 #endif

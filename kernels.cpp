@@ -2778,3 +2778,34 @@ int adamw(float* weight, uint16_t*, uint8_t*, float* m, float* v, const float* g
   }
   return 0;
 }
+
+int muon_momentum(float* m, float* grad, const float* control, int64_t n, float momentum) {
+  BEGIN(SIZES(n), ADDRESSES(m, grad, control));
+  float scale = control[CONTROL_GRAD_SCALE];
+  if (scale == 0.0f) return 0;  // a skipped update
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) {
+    float g = grad[i] * scale;  // clipped
+    m[i] = momentum * m[i] + (1.0f - momentum) * g;
+    grad[i] = momentum * m[i] + (1.0f - momentum) * g;
+  }
+  return 0;
+}
+
+int normalize(float* out, const float* x, const double* sumsq, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(out, x, sumsq));
+  float norm = norm_of(*sumsq);
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) out[i] = x[i] / norm;
+  return 0;
+}
+
+int muon_update(float* weight, uint16_t*, uint8_t*, const float* direction, const float* control, int64_t n,
+                float scale, float weight_decay) {
+  BEGIN(SIZES(n), ADDRESSES(weight, direction, control));
+  if (control[CONTROL_GRAD_SCALE] == 0.0f) return 0;  // a skipped update
+  float rate = control[CONTROL_LEARNING_RATE], keep = 1.0f - rate * weight_decay, step = rate * scale;
+#pragma omp parallel for simd num_threads(team(n))
+  for (int64_t i = 0; i < n; i++) weight[i] = weight[i] * keep - step * direction[i];
+  return 0;
+}

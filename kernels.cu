@@ -2737,3 +2737,58 @@ int adamw(act* weight, uint16_t* rest, uint8_t* ties, float* m, float* v, const 
            weight_decay);
   return 0;
 }
+
+static __global__ void muon_momentum_kernel(float* m, float* grad, const float* control, size_t n, float momentum) {
+  size_t i = global_thread();
+  float scale = control[CONTROL_GRAD_SCALE];
+  if (i >= n || scale == 0) return;  // 0: a skipped update
+  float g = grad[i] * scale;         // clipped
+  m[i] = momentum * m[i] + (1 - momentum) * g;
+  grad[i] = momentum * m[i] + (1 - momentum) * g;
+}
+
+int muon_momentum(float* m, float* grad, const float* control, int64_t n, float momentum) {
+  BEGIN(SIZES(n), ADDRESSES(m, grad, control));
+  CHECK_LAUNCH(n / BLOCK, n);
+  LAUNCH(muon_momentum_kernel, ceil_div(n, BLOCK), BLOCK, 0, m, grad, control, (size_t)n, momentum);
+  return 0;
+}
+
+static __global__ void normalize_kernel(act* out, const float* x, const double* sumsq, size_t n) {
+  size_t i = global_thread();
+  if (i < n) out[i] = __float2bfloat16_rn(x[i] / norm_of(*sumsq));
+}
+
+int normalize(act* out, const float* x, const double* sumsq, int64_t n) {
+  BEGIN(SIZES(n), ADDRESSES(out, x, sumsq));
+  CHECK_LAUNCH(n / BLOCK, n);
+  LAUNCH(normalize_kernel, ceil_div(n, BLOCK), BLOCK, 0, out, x, sumsq, (size_t)n);
+  return 0;
+}
+
+static __global__ void muon_update_kernel(act* weight, uint16_t* rest, uint8_t* ties, const act* direction,
+                                          const float* control, size_t n, float scale, float weight_decay) {
+  size_t first = global_thread() * BITS;
+  if (first >= n || control[CONTROL_GRAD_SCALE] == 0) return;  // 0: a skipped update
+  float learning_rate = control[CONTROL_LEARNING_RATE];
+  unsigned before = ties[first / BITS], after = 0;
+  for (int bit = 0; bit < BITS && first + bit < n; bit++) {
+    size_t i = first + bit;
+    float master = join(weight[i], rest[i], before >> bit & 1);
+    master -= learning_rate * (weight_decay * master + scale * __bfloat162float(direction[i]));
+    Split s = split(master);
+    weight[i] = s.weight;
+    rest[i] = s.rest;
+    after |= (unsigned)s.tie << bit;
+  }
+  ties[first / BITS] = (uint8_t)after;
+}
+
+int muon_update(act* weight, uint16_t* rest, uint8_t* ties, const act* direction, const float* control, int64_t n,
+                float scale, float weight_decay) {
+  BEGIN(SIZES(n), ADDRESSES(weight, rest, ties, direction, control));
+  CHECK_LAUNCH(n / BITS / BLOCK, n);
+  LAUNCH(muon_update_kernel, ceil_div(n, BITS * BLOCK), BLOCK, 0, weight, rest, ties, direction, control, (size_t)n,
+         scale, weight_decay);
+  return 0;
+}

@@ -30,7 +30,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 8
+#define LOAM_ABI_VERSION 9
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_AUTO 2   // of bf16_gemm in device_open()
@@ -365,6 +365,17 @@ int join_master(float* master, const act* weight, const uint16_t* rest, const ui
 /// master being kept as split_master() does. A skipped update changes nothing.
 int adamw(act* weight, uint16_t* rest, uint8_t* ties, float* m, float* v, const float* grad, const float* control,
           int64_t n, float beta1, float beta2, float eps, float weight_decay);
+
+/// Muon's momentum over a flat range: m = momentum * m + (1 - momentum) * grad, and then in the place of grad Nesterov's look
+/// ahead, momentum * m + (1 - momentum) * grad; grad clipped as adamw() has it. A skipped update changes nothing.
+int muon_momentum(float* m, float* grad, const float* control, int64_t n, float momentum);
+
+/// out = x / sqrt(*sumsq), the norm of x, or / 1e-7 where it is less.
+int normalize(act* out, const float* x, const double* sumsq, int64_t n);
+
+/// master -= lr * (scale * direction + weight_decay * master), as adamw() has it. A skipped update changes nothing.
+int muon_update(act* weight, uint16_t* rest, uint8_t* ties, const act* direction, const float* control, int64_t n,
+                float scale, float weight_decay);
 
 #ifdef __cplusplus
 }

@@ -126,6 +126,7 @@ export {
   type Slot,
   type StepResult,
 } from "./runtime/optim.ts";
+export type { MuonOptions } from "./runtime/muon.ts";
 export { type CosineSchedule, cosineSchedule, learningRate, type Schedule } from "./runtime/schedule.ts";
 export { Inputs } from "./runtime/inputs.ts";
 export {

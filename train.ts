@@ -55,6 +55,7 @@ export const variables = {
   gradient_accumulation_steps: 32, // micro-steps of a step, shared by all ranks
 
   // optimizer
+  optimizer: "adamw", // adamw, or muon for the matrices in layers and AdamW for all else
   learning_rate: 3e-4, // highest, after the warm-up
   schedule: "cosine", // how it falls after that: cosine, wsd (stable, then a line in the last cooldown_iters), linear, constant
   min_lr: 3e-5, // where it ends
@@ -64,6 +65,7 @@ export const variables = {
   beta1: 0.9, // decay of Adam's mean of gradients
   beta2: 0.95, // and of their squares
   eps: 1e-8, // added to the root of Adam's mean square
+  muon_momentum: 0.95, // decay of Muon's mean of gradients
   weight_decay: 0.1, // on matrices, never on norms
   grad_clip: 1.0, // 0 = off
   train: "", // weights to train, such as layers.*.qkv_proj,layers.*.o_proj; the others are frozen; "" = all
@@ -121,7 +123,7 @@ const ranges: Ranges<TrainConfig> = {
   ...each(whole(1, 2 ** 20), "n_embd", "n_head", "n_kv_head", "gradient_accumulation_steps"),
   ...each(whole(0, 2 ** 20), "head_dim", "n_inner", "ranks", "lora_rank"),
   ...each(between(0), "learning_rate", "min_lr", "weight_decay", "grad_clip", "sample_temperature"),
-  ...each(between(0, 0.999999), "beta1", "beta2"),
+  ...each(between(0, 0.999999), "beta1", "beta2", "muon_momentum"),
   lora_alpha: between(0, 1e6, 0),
   n_layer: whole(1, 10_000),
   rope_theta: between(1),
@@ -130,6 +132,7 @@ const ranges: Ranges<TrainConfig> = {
   threads: whole(0, 1024),
   zero_stage: whole(0, 1),
   serve_port: whole(0, 65535),
+  optimizer: ["adamw", "muon"],
   schedule: SCHEDULES,
   attention: ["", "auto", "portable", "hopper"],
   recompute: RECOMPUTE,

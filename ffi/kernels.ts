@@ -471,3 +471,33 @@ export function adamw(
 ): void {
   check(s.adamw(weight, rest, ties, m, v, grad, control, n, beta1, beta2, eps, weight_decay));
 }
+
+/** m (n) = its mixture with grad (n), which becomes Muon's direction before it is orthogonal; a skipped update changes nothing. */
+export function muon_momentum(
+  m: Address,
+  grad: Address,
+  control: Address,
+  n: bigint,
+  momentum: number,
+): void {
+  check(s.muon_momentum(m, grad, control, n, momentum));
+}
+
+/** out (n) = x (n, float32) by its norm; sumsq (1), a double, is that of grad_sumsq(). */
+export function normalize(out: Address, x: Address, sumsq: Address, n: bigint): void {
+  check(s.normalize(out, x, sumsq, n));
+}
+
+/** Moves the masters (n), kept as split_master() does, against scale * direction (n); a skipped update changes nothing. */
+export function muon_update(
+  weight: Address,
+  rest: Address,
+  ties: Address,
+  direction: Address,
+  control: Address,
+  n: bigint,
+  scale: number,
+  weight_decay: number,
+): void {
+  check(s.muon_update(weight, rest, ties, direction, control, n, scale, weight_decay));
+}

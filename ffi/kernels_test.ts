@@ -57,7 +57,7 @@ const OPTIONAL = [
   "linear_forward_bf16 residual",
   "swiglu_backward h",
 ]; // addresses that may be 0
-const UNUSED = /^(split_master|join_master|adamw) (rest|ties)$/; // by the CPU library
+const UNUSED = /^(split_master|join_master|adamw|muon_update) (rest|ties)$/; // by the CPU library
 
 /** Arguments that a function accepts, each address in zeroed memory of its own. */
 function validArguments(name: string): (number | bigint)[] {

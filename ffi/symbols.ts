@@ -103,6 +103,9 @@ export const symbols = {
   split_master: fn(PTR, PTR, PTR, PTR, I64),
   join_master: fn(PTR, PTR, PTR, PTR, I64),
   adamw: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I64, F32, F32, F32, F32),
+  muon_momentum: fn(PTR, PTR, PTR, I64, F32),
+  normalize: fn(PTR, PTR, PTR, I64),
+  muon_update: fn(PTR, PTR, PTR, PTR, PTR, I64, F32, F32),
   // the same functions on another thread, so that signals and timers are served while the device works
   synchronize_async: { name: "synchronize", ...fn(), nonblocking: true },
   snapshot_read_async: { name: "snapshot_read", ...fn(HOST, I64), nonblocking: true },

@@ -118,21 +118,21 @@ function declaredBy(parameters: Pick<Slot, "name" | "tensor">[]): Declared[] {
 }
 
 /**
- * Adam's moments, and the float32 master weights where the weights are bfloat16, under our own names, without padding: the
+ * Adam's moments, of what Muon updates the first one alone, and the float32 master weights where the weights are bfloat16, under our own names, without padding: the
  * ranges in `wanted`, which this rank must have. To save, its part of them: the other ranks save theirs.
  */
 export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.parameters.part): SavedTensor[] {
-  const p = optimizer.parameters, { updated } = p;
+  const p = optimizer.parameters;
   const kinds = p.rest ? ["master", "m", "v"] as const : ["m", "v"] as const;
   return kinds.flatMap((kind) =>
-    p.trained.map((slot) => {
+    p.trained.flatMap((slot) => {
       const shape = unpaddedShape(slot.tensor), size = shape.reduce((a, b) => a * b, 1);
       const from = Math.max(0, wanted.from - slot.offset), to = Math.min(size, wanted.to - slot.offset);
       const range = from < to ? { from, to } : { from: 0, to: 0 }, element = slot.offset + range.from;
       const saved = { name: `${kind}.${slot.name}`, shape, range };
       if (kind === "master") return { ...saved, masters: p, element };
-      const address = optimizer[kind].address + BigInt(4 * Math.max(0, element - updated.from));
-      return { ...saved, address, dtype: "f32" as const };
+      const address = kind === "m" ? optimizer.firstMomentAt(element) : optimizer.secondMomentAt(element);
+      return address === undefined ? [] : { ...saved, address, dtype: "f32" as const };
     })
   );
 }

@@ -25,6 +25,7 @@ export type RunVariables = Values & Schedule & {
   lora_rank: number;
   lora_alpha: number;
   lora_targets: string;
+  optimizer: string;
   eval_only: boolean;
   dry_run: boolean;
   ranks: number;
@@ -60,7 +61,17 @@ export type Configured<T> = {
 };
 
 const BARE = { debug: "check", bf16_gemm: "true" }; // what --debug and --bf16_gemm alone mean
-const KEPT = ["preset", "out_dir", "init_from", "train", "lora_rank", "lora_alpha", "lora_targets"] as const; // always, by a run that goes on
+// Always, by a run that goes on.
+const KEPT = [
+  "preset",
+  "out_dir",
+  "init_from",
+  "train",
+  "lora_rank",
+  "lora_alpha",
+  "lora_targets",
+  "optimizer",
+] as const;
 const NOT_KEPT = { eval_only: false, dry_run: false, ranks: 0, debug: "" }; // by a run that goes on
 
 /**

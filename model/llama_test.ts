@@ -13,7 +13,7 @@ import { forward, init, type LlamaConfig, logits, loss, type Recompute } from ".
 import { allLogits, relativeError } from "./testing.ts";
 
 openTestDevice();
-const isFloat = device.act === "f32";
+const isFloat = device.act === "f32", PYTHON = Deno.env.get("LOAM_PYTHON");
 
 const tiny: LlamaConfig = {
   vocab_size: 65,
@@ -101,6 +101,65 @@ for (const name of ["llama_tiny", "llama_untied"]) {
     },
   });
 }
+
+/** Ten steps with Muon have the losses, norms and last weights of a file of tests/oracle/muon.py. */
+function checkMuon(path: string): void {
+  const file = readSafetensors(path),
+    about = JSON.parse(file.metadata.about!),
+    c = configFromHF(about.config);
+  const floats = (name: string) => toFloat32(file.read(name), "F32");
+  const [B, T] = file.tensors.get("idx")!.shape as [number, number];
+  const [idx, targets] = ["idx", "targets"].map((name) =>
+    ids([B, T], new Int32Array(file.read(name).buffer))
+  );
+  const model = init(c), parameters = new Parameters(model, { seed: 1, train: true });
+  loadTensors(path, modelTensors(parameters, c));
+  const { betas: [beta1, beta2], ...settings } = about.optimizer;
+  const optimizer = new AdamW(parameters, { ...settings, beta1, beta2, optimizer: "muon" });
+  floats("learning_rates").forEach((rate, step) => {
+    const l = loss(model, idx!, targets!, c);
+    optimizer.addLoss(l, 1, true);
+    backward(l);
+    endStep();
+    optimizer.step(rate);
+    const result = optimizer.result(), norm = floats("grad_norms64")[step]!;
+    assertAlmostEquals(result.loss, floats("losses64")[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
+    assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
+  });
+  for (const { name, address, shape } of modelTensors(parameters, c)) {
+    const after = readFloats(address, shape.reduce((a, b) => a * b, 1), "act"), before = floats(name);
+    const moved = after.map((w, i) => w - before[i]!);
+    const expected = floats(`after64.${name}`).map((w, i) => w - before[i]!);
+    const error = relativeError(moved, expected);
+    assert(error < 2e-3, `${name}: what ten steps moved has a relative error of ${error}`);
+  }
+}
+
+Deno.test({
+  name:
+    "10 steps with Muon are those of torch.optim.Muon and AdamW, each matrix of Hugging Face's for itself",
+  ignore: !isFloat,
+  fn: () => checkMuon(new URL("../tests/golden/muon.safetensors", import.meta.url).pathname),
+});
+
+Deno.test({
+  name: "10 steps with Muon of a random model are those of torch.optim.Muon and AdamW (LOAM_PYTHON)",
+  ignore: !PYTHON || !isFloat,
+  fn() {
+    const directory = Deno.makeTempDirSync(), path = `${directory}/muon.safetensors`;
+    const script = new URL("../tests/oracle/muon.py", import.meta.url).pathname,
+      seed = `${1 + Math.floor(Math.random() * 1e6)}`;
+    const { code, stderr } = new Deno.Command(PYTHON!, { args: [script, path, seed] }).outputSync();
+    assertEquals(code, 0, new TextDecoder().decode(stderr));
+    try {
+      checkMuon(path);
+    } catch (error) {
+      throw new Error(`seed ${seed}`, { cause: error });
+    } finally {
+      Deno.removeSync(directory, { recursive: true });
+    }
+  },
+});
 
 Deno.test("every --recompute gives the same loss and gradients, the less it keeps the less memory", () => {
   const idx = ids([2, 40], randomIds(80, 65, 1)), targets = ids([2, 40], randomIds(80, 65, 2));

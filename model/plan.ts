@@ -5,6 +5,7 @@ import { KernelError, UserError } from "../base/errors.ts";
 import { Ranks } from "../dist/ranks.ts";
 import { device, hostLimits, memoryUse, synchronizeNow, withPlan } from "../ffi/library.ts";
 import { Inputs } from "../runtime/inputs.ts";
+import { dividedMatrices, isHidden } from "../runtime/muon.ts";
 import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
@@ -87,10 +88,13 @@ export function planShared(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
     const model = init({ ...c }), trains = trainsOf(model, s.train ?? "");
     const p = new Parameters(model, { seed: 0, train: true, trains, world_size, zero_stage: 1 });
     const bytes = (4 + (zero_stage === 1 ? element : 4)) * p.total; // reduce-scatter, all-gather
+    const hidden = s.optimizer === "muon" ? p.trained.filter(isHidden) : [];
+    const divided = hidden.length > 0 && zero_stage === 1 ? dividedMatrices(p) : []; // each is summed up once more
     return {
-      exchanged: bytes * (world_size - 1) / world_size,
+      exchanged: (bytes + 8 * divided.reduce((sum, { from, to }) => sum + to - from, 0)) * (world_size - 1) /
+        world_size,
       model: element * p.count(c.lora ? p.trained : p.slots),
-      optimizer: (act === "bf16" ? 12 : 8) * p.count(p.trained),
+      optimizer: (act === "bf16" ? 12 : 8) * p.count(p.trained) - 4 * p.count(hidden),
     };
   });
 }

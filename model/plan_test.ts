@@ -63,6 +63,10 @@ Deno.test("planShared() counts what docs/distributed.md computes for gpt-270m, a
   close(of(8, 1, "bf16").model, 2 * P);
   close(of(8, 1, "bf16").optimizer, 12 * P); // master, m, v
   close(of(8, 1, "f32").optimizer, 8 * P);
+  const hidden = 270.532608e6, muon = { ...settings, optimizer: "muon", world_size: 8, zero_stage: 1 }; // all but norms and embeddings
+  close(planShared(GPT_270M, muon, "bf16").optimizer, 12 * P - 4 * hidden);
+  const divided = planShared(GPT_270M, muon, "bf16").exchanged - of(8, 1, "bf16").exchanged; // at seven places, twice 4 bytes
+  assert(divided > 0 && divided < 7 * 8 * 2816 * 1024, `${divided} bytes`);
 });
 
 Deno.test("measureModel() and planMemory() leave the open device, its memory and its tape as they were", () => {
@@ -109,6 +113,13 @@ Deno.test("planMemory() finds gpt-270m at batch_size 4 within 9.5 GB in bfloat16
     kinds.optimizer! >= 10.125 * flat && kinds.optimizer! < 10.125 * flat + 1000,
     "the rest of the master weights and two moments",
   );
+});
+
+Deno.test("planMemory() with Muon leaves out the second moments of matrices in layers", () => {
+  const adamw = planMemory(GPT_270M, settings, "bf16");
+  const muon = planMemory(GPT_270M, { ...settings, optimizer: "muon" }, "bf16"), hidden = 270_532_608;
+  assertAlmostEquals(adamw.optimizer! - muon.optimizer!, 4 * hidden, 1000);
+  assertEquals({ ...muon, optimizer: 0 }, { ...adamw, optimizer: 0 }); // its scratch fits in the memory of a step
 });
 
 Deno.test("planMemory() shrinks with each level of recompute and grows with the batch", () => {

@@ -1,9 +1,10 @@
-// Parameters in flat buffers, AdamW over them, gradient clipping.
+// Parameters in flat buffers, AdamW over them, gradient clipping. muon.ts takes matrices from it where that is asked for.
 import { createHash } from "node:crypto";
 import * as k from "../ffi/kernels.ts";
 import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
 import { type Block, permanent, release, take } from "./memory.ts";
+import { isHidden, Muon, type MuonOptions } from "./muon.ts";
 import type { Follower } from "./tape.ts";
 import { type Address, type Buffer, bytesPerElement, isPlaced, named, type Tensor } from "./tensor.ts";
 
@@ -75,7 +76,7 @@ export class Parameters {
     let offset = 0;
     const place = ([name, tensor]: [string, Tensor]) => {
       this.slots.push({ name, tensor, offset, size: tensor.size });
-      offset += Math.ceil(tensor.size / ALIGN) * ALIGN;
+      offset += aligned(tensor.size);
     };
     matrices.forEach(place);
     this.decayed = offset;
@@ -163,6 +164,17 @@ export class Parameters {
     return this.weights.address + BigInt(this.#bytesBefore(element));
   }
 
+  /** Where the gradient of an element is. */
+  gradAt(element: number): Address {
+    return this.grads!.address + BigInt(4 * element);
+  }
+
+  /** What this rank updates of a range; it may be empty. */
+  own({ from, to }: Range): Range {
+    const { updated } = this, first = Math.min(to, Math.max(from, updated.from));
+    return { from: first, to: Math.max(first, Math.min(to, updated.to)) };
+  }
+
   /** Where rest.halves and rest.ties of an element are; 0 where there is none. It must be in `updated`, and a multiple of 8. */
   restAt(element: number): [halves: Address, ties: Address] {
     if (!this.rest) return [0n, 0n];
@@ -204,6 +216,14 @@ export class Parameters {
   }
 }
 
+function rangeOf({ offset, size }: Slot): Range {
+  return { from: offset, to: offset + size };
+}
+
+function aligned(elements: number): number {
+  return Math.ceil(elements / ALIGN) * ALIGN;
+}
+
 function length({ from, to }: Range): number {
   return to - from;
 }
@@ -213,13 +233,17 @@ function part(block: Block, offset: number, size: number, element: number): Bloc
 }
 
 /** Settings of AdamW. */
-export type AdamWOptions = {
+export type AdamWOptions = MuonOptions & {
   beta1: number;
   beta2: number;
   eps: number;
   weight_decay: number; // on matrices only
   grad_clip: number; // L2 norm of the whole gradient; 0 = no clipping
+  optimizer?: string; // muon: it updates the matrices in layers, AdamW the rest
 };
+
+/** Elements that AdamW updates alike, `place` elements of second moments behind the first one. */
+type Decaying = Range & { weight_decay: number; place: number };
 
 /** What one step did, read back from the device. */
 export type StepResult = {
@@ -266,8 +290,10 @@ const SUMS_SAID = 3; // of what ranks say: loss, stopping and written are added 
 export class AdamW {
   /** First moments, float32, of the elements `parameters.updated`. */
   readonly m: Block;
-  /** Second moments. */
+  /** Second moments, of those of them that Muon does not update. */
   readonly v: Block;
+  readonly #ranges: Decaying[]; // what AdamW updates, on all ranks
+  readonly #muon: Muon | undefined;
   readonly #world_size: number;
   readonly #buckets: Bucket[]; // all gradients, in the order in which they are added up
   #left: Set<Buffer>[] = []; // of each bucket of this step the parameters without their gradient yet
@@ -275,13 +301,23 @@ export class AdamW {
   readonly #control: Block; // and behind it, of several ranks, what they say: loss, stopping, written, step_ms and memory of each
   readonly #sumsq: Block = permanent(8, "optimizer");
 
-  /** Allocates the moments. */
+  /** Allocates the moments. Throws UserError where there is nothing that Muon, if asked for, may update. */
   constructor(readonly parameters: Parameters, readonly options: AdamWOptions) {
+    const { total, decayed, trained } = parameters, isMuon = options.optimizer === "muon";
     this.#world_size = parameters.total / length(parameters.part);
     this.#buckets = bucketsOf(parameters);
     this.#control = permanent(4 * (CONTROL.size + this.#said), "optimizer");
     this.m = permanent(4 * length(parameters.updated), "optimizer");
-    this.v = permanent(4 * length(parameters.updated), "optimizer");
+    this.#muon = isMuon ? new Muon(parameters, this.m, options) : undefined;
+    const others = trained.filter((slot) => slot.offset < decayed && !isHidden(slot));
+    const matrices = isMuon ? others.map(rangeOf) : [{ from: 0, to: decayed }];
+    let place = 0;
+    this.#ranges = [...matrices, { from: decayed, to: total }].map(({ from, to }) => {
+      const range = { from, to, weight_decay: from < decayed ? options.weight_decay : 0, place };
+      place += aligned(length(parameters.own(range)));
+      return range;
+    });
+    this.v = permanent(4 * Math.max(1, place), "optimizer"); // all that is this rank's may be Muon's
   }
 
   /** Adds a micro-step's loss (1) to the mean loss of this step: scale is 1 / gradient_accumulation_steps. */
@@ -310,7 +346,7 @@ export class AdamW {
       pieces: Piece[] = [];
     for (let at = from; at < to;) {
       const owner = Math.floor(at / size), end = Math.min(to, (owner + 1) * size);
-      pieces.push({ address: this.#gradAt(at), n: end - at, owner });
+      pieces.push({ address: this.parameters.gradAt(at), n: end - at, owner });
       at = end;
     }
     exchange.beginReduce(pieces);
@@ -321,6 +357,7 @@ export class AdamW {
     this.#completeGradients();
     this.#sumSquares({ from: 0, to: this.parameters.total });
     this.#update(learning_rate);
+    this.#muon?.update(this.#control.address);
   }
 
   /**
@@ -346,6 +383,8 @@ export class AdamW {
     if (stopping === Infinity) k.init_constant(this.#at(CONTROL.loss), 1n, NaN);
     await this.#sayTogether(exchange, stopping, own);
     this.#update(learning_rate);
+    if (isSharded) await this.#muon?.share(exchange);
+    this.#muon?.update(this.#control.address);
     if (isSharded) await exchange.allGather(p.weights.address, bytesPerElement("act") * length(part));
   }
 
@@ -378,7 +417,7 @@ export class AdamW {
   }
 
   #sumSquares(range: Range): void {
-    k.grad_sumsq(this.#sumsq.address, this.#gradAt(range.from), BigInt(length(range)), 0);
+    k.grad_sumsq(this.#sumsq.address, this.parameters.gradAt(range.from), BigInt(length(range)), 0);
   }
 
   #update(learning_rate: number): void {
@@ -386,36 +425,42 @@ export class AdamW {
     // Queued like any kernel: nothing waits for a copy from pageable memory, and a step still under way reads its own rate.
     k.init_constant(this.#at(CONTROL.learning_rate), 1n, learning_rate);
     k.step_control(this.#control.address, this.#sumsq.address, o.grad_clip, o.beta1, o.beta2);
-    this.#adamw({ from: 0, to: p.decayed }, o.weight_decay);
-    this.#adamw({ from: p.decayed, to: p.total }, 0);
+    for (const range of this.#ranges) this.#adamw(range);
+    this.#muon?.begin(this.#control.address);
     p.zeroGrad();
     timeOther("adamw", 28 * p.total);
   }
 
   /** Updates what of a range is this rank's. */
-  #adamw(range: Range, weight_decay: number): void {
-    const { parameters: p, options: o } = this, { updated } = p;
-    const from = Math.max(range.from, updated.from), to = Math.min(range.to, updated.to);
-    if (from >= to) return;
-    const [halves, ties] = p.restAt(from), moment = BigInt(4 * (from - updated.from));
+  #adamw(range: Decaying): void {
+    const { parameters: p, options: o } = this, { from, to } = p.own(range);
+    if (from === to) return;
     k.adamw(
       p.weightAt(from),
-      halves,
-      ties,
-      this.m.address + moment,
-      this.v.address + moment,
-      this.#gradAt(from),
+      ...p.restAt(from),
+      this.firstMomentAt(from),
+      this.v.address + BigInt(4 * range.place),
+      p.gradAt(from),
       this.#control.address,
       BigInt(to - from),
       o.beta1,
       o.beta2,
       o.eps,
-      weight_decay,
+      range.weight_decay,
     );
   }
 
-  #gradAt(element: number): Address {
-    return this.parameters.grads!.address + BigInt(4 * element);
+  /** Where the first moment of an element is, which should be in `updated`; that of the first one there for any before it. */
+  firstMomentAt(element: number): Address {
+    return this.m.address + BigInt(4 * Math.max(0, element - this.parameters.updated.from));
+  }
+
+  /** Likewise the second moment; undefined where Muon updates the element, which then has none. */
+  secondMomentAt(element: number): Address | undefined {
+    const range = this.#ranges.find(({ from, to }) => from <= element && element < to);
+    if (!range) return undefined;
+    return this.v.address +
+      BigInt(4 * (range.place + Math.max(0, element - this.parameters.own(range).from)));
   }
 
   #at(place: number): Address {

@@ -275,6 +275,33 @@ function cases(): Case[] {
         s.adamw(weight!, rest!, ties!, m!, v!, grad!, control!, BigInt(n), 0.9, 0.95, 1e-8, 0.1) ||
         s.join_master(master!, weight!, rest!, ties!, BigInt(n)),
     ),
+    kernel(
+      "muon_momentum or normalize",
+      [
+        result("act", n),
+        changed("f32", normal(n)),
+        changed("f32", normal(n)),
+        given("f32", control),
+        given("f64", [9.5]),
+      ],
+      (s, _, out, m, grad, control, sumsq) =>
+        s.muon_momentum(m!, grad!, control!, BigInt(n), 0.95) || s.normalize(out!, grad!, sumsq!, BigInt(n)),
+    ),
+    kernel(
+      "muon_update",
+      [
+        result("act", n),
+        changed("f32", normal(n).map((w) => w * 1.001)), // masters, which bfloat16 lacks
+        act(n),
+        given("f32", control),
+        f32(n), // for rest and ties
+        f32(n),
+      ],
+      (s, _, weight, master, direction, control, rest, ties) =>
+        s.split_master(weight!, rest!, ties!, master!, BigInt(n)) ||
+        s.muon_update(weight!, rest!, ties!, direction!, control!, BigInt(n), 0.2, 0.1) ||
+        s.join_master(master!, weight!, rest!, ties!, BigInt(n)),
+    ),
   ];
 }
 

@@ -19,8 +19,11 @@ export function bytesPerElement(dtype: DType): number {
 
 // ---- tensors
 
-/** How a parameter starts: normal with this standard deviation (in its first `rows` rows, zero below), or all `value`. */
-export type Init = { std: number; rows?: number } | { value: number };
+/**
+ * How a parameter starts: normal with this standard deviation (in its first `rows` rows, zero below), or all `value`. parts: rows
+ * of each of the matrices that lie in it one below the other, for Muon.
+ */
+export type Init = ({ std: number; rows?: number } | { value: number }) & { parts?: readonly number[] };
 
 /** Device memory and the gradient that belongs to it. Several tensors (views) may look into one buffer. */
 export class Buffer {

@@ -169,6 +169,26 @@ Deno.test("a run goes on with another number of ranks, and bit by bit with the s
   assertEquals(state(resumed, 15), state(two, 15));
 });
 
+Deno.test("ranks that share Muon follow one process, and go on bit by bit", mpi, async () => {
+  const flags = [...FLAGS, "--optimizer=muon", "--schedule=constant", "--save_interval=3", "--max_iters=6"];
+  const alone = freshPath(), two = freshPath(), resumed = freshPath();
+  await succeed("train", ...flags, `--out_dir=${alone}`);
+  await mpirun(2, ...flags, `--out_dir=${two}`);
+  await mpirun(2, ...flags, `--out_dir=${resumed}`, "--max_iters=3");
+  await mpirun(2, `--resume=${resumed}`, "--max_iters=6");
+  assertEquals(numbers(resumed), numbers(two));
+  assertEquals(state(resumed, 6), state(two, 6));
+  await succeed("train", `--resume=${resumed}`, "--max_iters=7");
+  await succeed("train", `--resume=${alone}`, "--max_iters=7");
+  const expected = metrics(alone).map(({ loss }) => loss!);
+  metrics(resumed).forEach(({ loss, step }, i) => {
+    assert(
+      Math.abs(loss! - expected[i]!) <= 1e-4 * expected[i]!,
+      `step ${step}: loss ${loss}, should be ${expected[i]}`,
+    );
+  });
+});
+
 Deno.test("a signal to one rank stops all of them after the same step, with a checkpoint", mpi, async () => {
   const out = freshPath(),
     job = new Job(Array(2).fill([...FLAGS, `--out_dir=${out}`, "--save_interval=100000"]));

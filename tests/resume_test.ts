@@ -41,20 +41,39 @@ function assertSameRun(actual: string, expected: string): void {
   }
 }
 
-Deno.test("20 steps in one go equal 10 steps, a resume and 10 more, bit by bit", async () => {
-  const whole = freshPath();
-  const given = await flags("--max_iters=20", "--save_interval=10", "--eval_interval=5", "--eval_batches=2");
-  given.push("--threads=2");
-  await succeed("train", `--out_dir=${whole}`, ...given);
-  const parts = copy(whole); // with metrics of later steps, as a kill after step 10 would leave them
-  Deno.removeSync(`${parts}/checkpoints/step_000020`, { recursive: true });
-  const stdout = await succeed("train", `--resume=${parts}`);
-  assertMatch(stdout, /^going on in \S+ after step 10\ndata .*\nstep 11\/20 /m);
-  assertEquals(metrics(parts).map((m) => m.step), Array.from({ length: 20 }, (_, i) => i + 1));
-  assertSameRun(parts, whole);
-  assertNotEquals(
-    bytes(whole, "step_000010/model.safetensors"),
-    bytes(whole, "step_000020/model.safetensors"),
+for (const more of [[], ["--optimizer=muon", "--schedule=linear"]]) {
+  Deno.test(
+    ["20 steps in one go equal 10 steps, a resume and 10 more, bit by bit", ...more].join(" "),
+    async () => {
+      const whole = freshPath();
+      const given = await flags(
+        "--max_iters=20",
+        "--save_interval=10",
+        "--eval_interval=5",
+        "--eval_batches=2",
+      );
+      given.push("--threads=2", ...more);
+      await succeed("train", `--out_dir=${whole}`, ...given);
+      const parts = copy(whole); // with metrics of later steps, as a kill after step 10 would leave them
+      Deno.removeSync(`${parts}/checkpoints/step_000020`, { recursive: true });
+      const stdout = await succeed("train", `--resume=${parts}`);
+      assertMatch(stdout, /^going on in \S+ after step 10\ndata .*\nstep 11\/20 /m);
+      assertEquals(metrics(parts).map((m) => m.step), Array.from({ length: 20 }, (_, i) => i + 1));
+      assertSameRun(parts, whole);
+      assertNotEquals(
+        bytes(whole, "step_000010/model.safetensors"),
+        bytes(whole, "step_000020/model.safetensors"),
+      );
+    },
+  );
+}
+
+Deno.test("a run goes on with its own optimizer", async () => {
+  const out = freshPath();
+  await succeed("train", `--out_dir=${out}`, ...await flags("--max_iters=1", "--save_interval=1"));
+  assertStringIncludes(
+    await refuse("train", `--resume=${out}`, "--max_iters=2", "--optimizer=muon"),
+    `Cannot set optimizer with --resume: the run in ${out} keeps its own; leave --optimizer out`,
   );
 });
 
