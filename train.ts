@@ -78,6 +78,7 @@ export const variables = {
   log_interval: 1, // lines on the screen and in log.txt, means since the last one; metrics.jsonl has every step
   eval_interval: 250, // loss on the val split
   eval_batches: 20, // the same windows of the val split every time
+  eval_tasks: "", // files of tasks, with commas between them, that are scored then too: docs/evaluation.md
   sample_interval: 1000, // text written by the model
   sample_tokens: 200, // of each such text
   sample_temperature: 0.8, // 0 = the likeliest token always
@@ -142,7 +143,7 @@ const ranges: Ranges<TrainConfig> = {
 
 /** Trains up to max_iters, or to a signal. */
 async function loop(run: Run): Promise<"finished" | "stopped"> {
-  const { config, c, data, val, inputs, model, optimizer, ranks, stop, log, progress, saver } = run;
+  const { config, c, data, val, tasks, inputs, model, optimizer, ranks, stop, log, progress, saver } = run;
   const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
   const micro_steps = ranks.share(config.gradient_accumulation_steps); // this rank's of those of a step
   const reduces = config.overlap && !ranks.isAlone;
@@ -182,8 +183,9 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
 
     const isLast = step === max_iters;
     const saves = due(step, config.save_interval, isLast) && isGood(done);
-    const evaluates = val && !progress.stopping && due(step, config.eval_interval, isLast || saves);
-    if (evaluates) await evaluate(run, val, done);
+    const evaluates = (val || tasks.length > 0) && !progress.stopping &&
+      due(step, config.eval_interval, isLast || saves);
+    if (evaluates) await evaluate(run, done);
     progress.report(done, evaluates || isLast || progress.stopping);
     if (saves && isGood(done) && !progress.stopping) {
       await saveRun(run, done);

@@ -8,7 +8,7 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { free } from "../ffi/library.ts";
 import { loadModel, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
-import { prepareTask, type Score, scoreTasks } from "./tasks.ts";
+import { cutsOf, METRICS, prepareTask, type Score, scoreTasks } from "./tasks.ts";
 
 const defaults = {
   checkpoint: [] as string[], // run directories, checkpoints or model directories of Hugging Face: each has a column
@@ -70,20 +70,11 @@ async function evaluate(checkpoint: string, tasks: Task[], dtype: WeightType): P
     );
   }
   const prepared = tasks.map((task) => prepareTask(task, tokenizer, config));
-  for (const { name, cut } of prepared) {
-    if (cut === 0) continue;
-    console.error(
-      oneLine(
-        `warning: ${checkpoint} sees ${config.block_size} tokens: ${cut} contexts of ${name} lost their beginning`,
-      ),
-    );
-  }
+  for (const text of cutsOf(prepared, config)) console.error(`warning: ${oneLine(`${checkpoint}: ${text}`)}`);
   const scores = await scoreTasks(model, config, prepared);
   free(parameters.weights.address);
   return scores!.map((score) => ({ checkpoint, ...score }));
 }
-
-const METRICS = ["acc", "acc_norm", "word_perplexity", "byte_perplexity", "bits_per_byte"] as const;
 
 /** A line for each metric of each task, with a column for each model. */
 function tableOf(results: Result[]): string {

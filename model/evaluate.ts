@@ -10,21 +10,33 @@ import { generate } from "./generate.ts";
 import { loss } from "./llama.ts";
 import type { Read } from "./progress.ts";
 import type { Parts, Run } from "./run.ts";
+import { scoresInWords, scoreTasks, taskMetrics } from "./tasks.ts";
 
 /**
- * Measures the val_loss and val_bpb of a step, over eval_batches batches of the val split. Where a rank is asked to stop meanwhile there is
- * none, and the run ends.
+ * Measures the val_loss and val_bpb of a step, over eval_batches batches of the val split, and scores the model on eval_tasks.
+ * Where a rank is asked to stop meanwhile there is less of it, and the run ends.
  */
-export async function evaluate(run: Run, val: Loader, done: Read): Promise<void> {
-  const { config: { eval_batches }, stop, progress } = run;
-  const val_loss = await meanLoss(run, val, eval_batches, () => stop.agree());
-  if (val_loss === undefined) {
+export async function evaluate(run: Run, done: Read): Promise<void> {
+  const { config: { eval_batches }, c, dataset, val, tasks, model, ranks, log, stop, progress } = run;
+  const isAsked = () => stop.agree();
+  if (val) {
+    const val_loss = await meanLoss(run, val, eval_batches, isAsked);
+    if (val_loss === undefined) {
+      progress.stopping = true;
+      return;
+    }
+    const val_bpb = bitsPerByte(val_loss, dataset);
+    done.val_loss = val_loss;
+    Object.assign(done.metrics, { val_loss, ...val_bpb !== undefined && { val_bpb } });
+  }
+  if (tasks.length === 0) return;
+  const scores = await scoreTasks(model, c, tasks, ranks, isAsked);
+  if (scores === undefined) {
     progress.stopping = true;
     return;
   }
-  const val_bpb = bitsPerByte(val_loss, run.dataset);
-  done.val_loss = val_loss;
-  Object.assign(done.metrics, { val_loss, ...val_bpb !== undefined && { val_bpb } });
+  Object.assign(done.metrics, taskMetrics(scores));
+  log.line(`tasks after step ${done.step}: ${scoresInWords(scores)}`);
 }
 
 /**
@@ -59,12 +71,14 @@ async function meanLoss(
 export async function evaluateAll(parts: Parts): Promise<void> {
   for (const text of await takeChoices(parts)) console.error(`warning: ${oneLine(text)}`);
   const val = parts.val!, mean = await meanLoss(parts, val, Infinity);
+  const scores = await scoreTasks(parts.model, parts.c, parts.tasks, parts.ranks);
   if (mean === undefined || parts.ranks.rank > 0) return;
   const bpb = bitsPerByte(mean, parts.dataset),
     bits = bpb === undefined ? "" : `, ${bpb.toFixed(6)} bits per byte,`;
   console.log(
     `val loss ${mean.toFixed(6)}${bits} over ${val.n_windows} windows of ${parts.c.block_size} tokens`,
   );
+  if (parts.tasks.length > 0) console.log(oneLine(`tasks ${scoresInWords(scores!)}`));
 }
 
 /** Has the model write a text, on the first rank. The others go on: of a signal that comes meanwhile they hear in the next step. */

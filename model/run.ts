@@ -1,7 +1,9 @@
 // The parts of a training run, made in the order in which they may fail, and what a run says as it begins.
 import type { Values } from "../base/flags.ts";
+import { UserError } from "../base/errors.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
+import { readTasks } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import type { Ranks } from "../dist/ranks.ts";
 import { tokenSource } from "../ffi/library.ts";
@@ -15,6 +17,7 @@ import type { Schedule } from "../runtime/schedule.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
+import { cutsOf, type PreparedTask, prepareTask } from "./tasks.ts";
 import { type Base, baseOf } from "./lora.ts";
 import type { StepSettings } from "./plan.ts";
 import { Progress } from "./progress.ts";
@@ -31,6 +34,7 @@ export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & S
   zero_stage: number;
   overlap: boolean;
   eval_batches: number;
+  eval_tasks: string;
   sample_tokens: number;
   sample_temperature: number;
   serve_port: number;
@@ -45,6 +49,7 @@ export type Parts = {
   tokenizer: Tokenizer | undefined;
   data: Loader;
   val: Loader | undefined; // undefined where nothing is to be evaluated, or nothing there to do it on
+  tasks: PreparedTask[]; // that the model is scored on where it is evaluated
   inputs: Inputs;
   model: Llama;
   optimizer: AdamW;
@@ -75,6 +80,7 @@ export async function makeParts(
   const evaluates = eval_only || config.eval_interval > 0 && dataset.val.length > 0;
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
+  const tasks = eval_only || config.eval_interval > 0 ? tasksOf(config.eval_tasks, tokenizer, c) : [];
   const inputs = new Inputs(batch_size, block_size, ranks.share(config.gradient_accumulation_steps).length);
   const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
   const stored = from ? openModel(from) : undefined; // of LoRA that goes on: its base too
@@ -97,6 +103,7 @@ export async function makeParts(
     tokenizer,
     data,
     val,
+    tasks,
     inputs,
     model,
     optimizer,
@@ -104,6 +111,15 @@ export async function makeParts(
     checkpoint,
     saved,
   };
+}
+
+/** The tasks in files with commas between their names, in tokens. */
+function tasksOf(names: string, tokenizer: Tokenizer | undefined, c: LlamaConfig): PreparedTask[] {
+  if (names === "") return [];
+  if (tokenizer) return readTasks(names.split(",")).map((task) => prepareTask(task, tokenizer, c));
+  throw new UserError(
+    `Cannot evaluate on ${names}: the tokenizer of the data is not known; leave --eval_tasks out`,
+  );
 }
 
 /** The log of the first rank in the run directory, which it opens; that of another one. All must begin alike. */
@@ -133,5 +149,6 @@ export function begin(
   banner(log, config, defaults, c, description, peak, saved, data.order(config.seed));
   if (config.train || c.lora) log.line(`training ${describeTrained(parts.model, config.train)}`);
   for (const line of dataLines(config, dataset, val)) log.line(line);
+  for (const text of cutsOf(parts.tasks, c)) log.warn(text);
   return { ...parts, stop, log, saver, progress: new Progress({ ...parts, stop, log, saver, peak, facts }) };
 }

@@ -5,6 +5,7 @@ import { GPT_2_VOCABULARY, type Task } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { copyToDevice, logprobs } from "../ffi/library.ts";
 import { release } from "../runtime/memory.ts";
+import type { StepMetrics } from "../runtime/metrics.ts";
 import { embedding } from "../runtime/ops.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty, rows, type Tensor } from "../runtime/tensor.ts";
@@ -22,6 +23,9 @@ export type Score = {
   byte_perplexity?: number; // bytes of UTF-8
   bits_per_byte?: number;
 };
+
+/** The metrics of a score. */
+export const METRICS = ["acc", "acc_norm", "word_perplexity", "byte_perplexity", "bits_per_byte"] as const;
 
 /** Who shares the work, such as Ranks: this process, of how many, and the sums of numbers over all of them. */
 export type Sharing = {
@@ -117,6 +121,13 @@ function ofTexts(
   return { name, units, cut: 0, score };
 }
 
+/** What there is to warn of: contexts that the model does not see whole. */
+export function cutsOf(tasks: readonly PreparedTask[], { block_size }: LlamaConfig): string[] {
+  return tasks.filter(({ cut }) => cut > 0).map(({ name, cut }) =>
+    `the model sees ${block_size} tokens: ${cut} contexts of ${name} lose their beginning`
+  );
+}
+
 /** A context and what follows it in tokens. Blanks at the end of the context belong to the word behind them. */
 function pairOf(tokenizer: Tokenizer, context: string, continuation: string): Pair {
   const end = context.trimEnd().length,
@@ -179,6 +190,28 @@ export async function scoreTasks(
     scores.push(score(await ranks.sum(...sums)));
   }
   return scores;
+}
+
+/** Scores as metrics.jsonl has them, with the mean acc_norm of all tasks of questions. */
+export function taskMetrics(scores: readonly Score[]): Pick<StepMetrics, "tasks" | "task_acc_norm"> {
+  const known = (score: Score) =>
+    METRICS.flatMap((metric) => score[metric] === undefined ? [] : [[metric, score[metric]]]);
+  const norms = scores.flatMap(({ acc_norm }) => acc_norm ?? []);
+  return {
+    tasks: Object.fromEntries(scores.map((score) => [score.task, Object.fromEntries(known(score))])),
+    ...norms.length > 0 && { task_acc_norm: norms.reduce((a, b) => a + b) / norms.length },
+  };
+}
+
+/** "hellaswag acc 0.2500, acc_norm 0.2600; texts bits_per_byte 1.2000" */
+export function scoresInWords(scores: readonly Score[]): string {
+  const metrics = ["acc", "acc_norm", "bits_per_byte"] as const;
+  return scores.map((score) => {
+    const known = metrics.flatMap((metric) =>
+      score[metric] === undefined ? [] : `${metric} ${score[metric].toFixed(4)}`
+    );
+    return `${score.task} ${known.join(", ")}`;
+  }).join("; ");
 }
 
 /** Units of about the same length together, as many as a pass takes; the longest first. */

@@ -6,7 +6,14 @@ import { Parameters } from "../runtime/optim.ts";
 import { writeFloats } from "../runtime/tensor.ts";
 import { headSize, integers, openTestDevice, tokens } from "../runtime/testing.ts";
 import { init, type LlamaConfig } from "./llama.ts";
-import { type PreparedTask, prepareTask, scoreTasks, type Sharing } from "./tasks.ts";
+import {
+  type PreparedTask,
+  prepareTask,
+  scoresInWords,
+  scoreTasks,
+  type Sharing,
+  taskMetrics,
+} from "./tasks.ts";
 import { allLogits } from "./testing.ts";
 
 openTestDevice();
@@ -187,4 +194,22 @@ Deno.test("the score of a model whose logits are not finite is none", async () =
   const { score } = await logprobsOf(prepareTask(QUESTIONS, bytes, c));
   writeFloats(w.address, values, "act");
   assertEquals([score.acc, score.acc_norm], [NaN, NaN]);
+});
+
+Deno.test("taskMetrics() has what metrics.jsonl has of scores, and the mean over tasks of questions", () => {
+  const scores = [
+    { task: "a", n: 4, acc: 0.25, acc_stderr: 0.25, acc_norm: 0.5, acc_norm_stderr: 0.29 },
+    { task: "b", n: 2, word_perplexity: 30, byte_perplexity: 2, bits_per_byte: 1 },
+    { task: "c", n: 4, acc: 1, acc_stderr: 0, acc_norm: 1, acc_norm_stderr: 0 },
+  ];
+  assertEquals(taskMetrics(scores), {
+    tasks: {
+      a: { acc: 0.25, acc_norm: 0.5 },
+      b: { word_perplexity: 30, byte_perplexity: 2, bits_per_byte: 1 },
+      c: { acc: 1, acc_norm: 1 },
+    },
+    task_acc_norm: 0.75,
+  });
+  assertEquals("task_acc_norm" in taskMetrics(scores.slice(1, 2)), false);
+  assertEquals(scoresInWords(scores.slice(0, 2)), "a acc 0.2500, acc_norm 0.5000; b bits_per_byte 1.0000");
 });

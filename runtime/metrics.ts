@@ -22,6 +22,8 @@ export type StepMetrics = {
   skipped: number; // updates skipped so far because loss or norm was not finite
   val_loss?: number; // mean over the evaluation windows, where evaluated
   val_bpb?: number; // the same in bits per byte of text, where the dataset says its bytes
+  tasks?: Record<string, Record<string, number>>; // of eval_tasks by name: acc and acc_norm, or perplexities and bits_per_byte
+  task_acc_norm?: number; // its mean over those of questions
   ranks?: { step_ms: number[]; memory_bytes: number[] }; // of several, in steps that have a line of log.txt: of the step before, or of the one before that
 };
 
@@ -302,6 +304,11 @@ function scalars(m: StepMetrics): Record<string, number> {
     "loss/train": m.loss,
     ...(m.val_loss === undefined ? {} : { "loss/val": m.val_loss }),
     ...(m.val_bpb === undefined ? {} : { "loss/val_bpb": m.val_bpb }),
+    ...Object.fromEntries(
+      Object.entries(m.tasks ?? {}).flatMap(([task, score]) =>
+        Object.entries(score).map(([metric, value]) => [`tasks/${task}/${metric}`, value])
+      ),
+    ),
     "optimizer/lr": m.lr,
     "optimizer/grad_norm": m.grad_norm,
     "optimizer/skipped": m.skipped,

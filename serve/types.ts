@@ -22,6 +22,7 @@ export const KEYS = [
   "skipped",
   "val_loss",
   "val_bpb",
+  "task_acc_norm",
   "elapsed_s",
 ] as const;
 /** The name of such a column. */

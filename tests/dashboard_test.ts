@@ -42,6 +42,17 @@ test("the dashboard draws a curve in every chart", async () => {
   for (const key of CHARTS) assert(await painted(view.page, key, "run-1") > 100, `${key} is blank`);
   assert(await painted(view.page, "loss", "val") > 50, "no validation curve");
   assertEquals(await painted(view.page, "loss", "run-2"), 0); // no other run
+  assert(!await view.page.isVisible("[data-chart=task_acc_norm]"), "a chart of tasks without any");
+});
+
+test("the dashboard draws the scores on tasks where a run has some", async () => {
+  using run = new FakeRun(300, {
+    metrics: (step) => ({ ...metricsAt(step), ...step % 50 === 0 && { task_acc_norm: 0.3 + step / 1000 } }),
+  });
+  await using server = serve({ runs: [run.run()] });
+  await using view = await open(server.url);
+  await view.drawn(300);
+  assert(await painted(view.page, "task_acc_norm", "run-1") > 100);
 });
 
 test("the dashboard says how the run is, how fast it is and when it ends", async () => {

@@ -89,7 +89,19 @@ function pids(run: string): number[] {
 }
 
 Deno.test("two ranks follow one process over 20 steps, with either zero_stage", mpi, async () => {
-  const flags = [...FLAGS, "--max_iters=20", "--eval_interval=5", "--save_interval=20"];
+  const tasks = `${freshPath()}.jsonl`, choices = ["cloth", "a day", "loom."]; // for two passes and more
+  const questions = Array.from(
+    { length: 600 },
+    (_, i) => JSON.stringify({ context: "x", choices, label: i % 3 }),
+  );
+  Deno.writeTextFileSync(tasks, questions.join("\n"));
+  const flags = [
+    ...FLAGS,
+    "--max_iters=20",
+    "--eval_interval=5",
+    "--save_interval=20",
+    `--eval_tasks=${tasks}`,
+  ];
   const one = freshPath(), two = freshPath(), whole = freshPath();
   await succeed("train", ...flags, `--out_dir=${one}`);
   const printed = await mpirun(2, ...flags, `--out_dir=${two}`);
@@ -108,6 +120,8 @@ Deno.test("two ranks follow one process over 20 steps, with either zero_stage", 
   }
   assert(metrics(one).every((line) => !("ranks" in line)));
   assertEquals(state(whole, 20), state(two, 20));
+  const scores = (run: string) => metrics(run).map(({ task_acc_norm }) => task_acc_norm);
+  assertEquals([scores(two), scores(one)[19]], [scores(one), 1 / 3]);
   const expected = numbers(one);
   assertEquals(numbers(two).length, 20);
   numbers(two).forEach((values, i) =>

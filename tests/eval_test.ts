@@ -5,7 +5,7 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { open } from "../ffi/library.ts";
 import { loadModel } from "../model/checkpoint.ts";
 import { prepareTask, type Score, scoreTasks } from "../model/tasks.ts";
-import { dataset, freshPath, refuse, resultOf, ROOT, run, SMALL, succeed } from "./testing.ts";
+import { dataset, freshPath, list, metrics, refuse, resultOf, ROOT, run, SMALL, succeed } from "./testing.ts";
 
 open("cpu", { threads: 2 });
 
@@ -55,7 +55,7 @@ Deno.test("eval gives the scores of lm-eval's hf backend, and each choice and te
   );
   assertEquals([code, stderr], [
     0,
-    `warning: ${GOLDEN} sees 48 tokens: 8 contexts of choices lost their beginning\n`,
+    `warning: ${GOLDEN}: the model sees 48 tokens: 8 contexts of choices lose their beginning\n`,
   ]);
   const { results }: { results: (Score & { checkpoint: string })[] } = JSON.parse(stdout);
   assertEquals(results.map(({ checkpoint, task }) => [checkpoint, task]), [[GOLDEN, "choices"], [
@@ -99,6 +99,83 @@ Deno.test({
     const found = await logprobsOf(checkpoint, CHOICES, TEXTS);
     for (const task of ["choices", "texts"]) near(found[task]!, expected[task]!);
   },
+});
+
+Deno.test("train --eval_tasks scores the model where it is evaluated, as eval scores the checkpoint", async () => {
+  const out = freshPath(), questions = `${out}-q.jsonl`, texts = `${out}-t.jsonl`;
+  const choices = ["cloth", "day", "loom"], one = { context: "a small ", choices, label: 2 };
+  Deno.writeTextFileSync(
+    questions,
+    [0, 1, 2].map((label) => JSON.stringify({ ...one, label }) + "\n").join(""),
+  );
+  Deno.writeTextFileSync(texts, '{"text": "Once upon a time there was cloth."}');
+  const flags = [
+    ...SMALL,
+    "--max_iters=4",
+    "--eval_interval=2",
+    "--save_interval=4",
+    "--bf16_gemm=false",
+    "--tensorboard",
+  ];
+  const tasks = `--eval_tasks=${questions},${texts}`, data = `--data_dir=${await dataset()}`;
+  const stdout = await succeed("train", data, `--out_dir=${out}`, ...flags, tasks);
+  const lines = metrics(out) as unknown as Record<string, unknown>[];
+  assertEquals(lines.map((line) => "tasks" in line), [false, true, false, true]);
+  const found = lines[3]!.tasks as Record<string, Record<string, number>>, [q, t] = Object.keys(found);
+  const { acc, acc_norm } = found[q!]!, bits = found[t!]!.bits_per_byte!;
+  assertEquals(Object.keys(found[t!]!), ["word_perplexity", "byte_perplexity", "bits_per_byte"]);
+  assertEquals([acc, acc_norm, lines[3]!.task_acc_norm], [1 / 3, 1 / 3, 1 / 3]); // one and the same question: it has one answer
+  const said = `${q} acc 0.3333, acc_norm 0.3333; ${t} bits_per_byte ${bits.toFixed(4)}\n`;
+  assertStringIncludes(stdout, `tasks after step 4: ${said}`);
+  const { results } = JSON.parse(
+    await succeed("eval", "--checkpoint", out, questions, texts, "--json", "--device=cpu"),
+  );
+  assertAlmostEquals(results[1].bits_per_byte, bits, 1e-5 * bits);
+  assert(found[t!]!.bits_per_byte! < (lines[1]!.tasks as typeof found)[t!]!.bits_per_byte!); // it learns
+  const [events] = list(out).filter((name) => name.startsWith("events."));
+  assertStringIncludes(
+    new TextDecoder("latin1").decode(Deno.readFileSync(`${out}/${events}`)),
+    `tasks/${t}/bits_per_byte`,
+  );
+  assertStringIncludes(await succeed("train", `--resume=${out}`, "--eval_only"), `\ntasks ${said}`);
+});
+
+Deno.test("train --eval_tasks refuses what it cannot score before it begins, and needs no val split", async () => {
+  const data = await dataset(),
+    out = freshPath(),
+    flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...SMALL];
+  const refused = async (...more: string[]) =>
+    await refuse("train", ...flags, "--eval_interval=2", "--max_iters=2", ...more);
+  assertStringIncludes(
+    await refused(`--eval_tasks=${out}.jsonl`),
+    `Cannot read "${out}.jsonl": there is no such file`,
+  );
+  const why = "choice 0 has 25 tokens behind the context, should have from 1 to 16, the model's block_size";
+  Deno.writeTextFileSync(
+    `${out}.jsonl`,
+    JSON.stringify({ context: "a", choices: ["b".repeat(24), "c"], label: 0 }),
+  );
+  assertEquals(
+    await refused(`--eval_tasks=${out}.jsonl`),
+    `Cannot evaluate on "${out}.jsonl", line 1: ${why}`,
+  );
+  assertEquals(list(out), []);
+  const none = freshPath(), text = `${none}.txt`;
+  Deno.writeTextFileSync(text, "So much of a text. ".repeat(100));
+  await succeed("prepare", "--input", text, "--tokenizer=bytes", "--out", none, "--val_fraction=0");
+  Deno.writeTextFileSync(`${out}.jsonl`, JSON.stringify({ context: "a", choices: ["b", "c"], label: 0 }));
+  await succeed(
+    "train",
+    ...flags,
+    `--data_dir=${none}`,
+    "--eval_interval=2",
+    "--max_iters=2",
+    `--eval_tasks=${out}.jsonl`,
+  );
+  assertEquals(metrics(out).map((line) => ["tasks" in line, "val_loss" in line]), [[false, false], [
+    true,
+    false,
+  ]]);
 });
 
 Deno.test("eval has a column for each model and takes the first of each task", async () => {

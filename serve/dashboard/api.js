@@ -147,7 +147,7 @@ export async function writeText(route, body, onText, signal) {
 }
 
 const MAIN_KEYS = ["loss", "val_loss"];
-const OTHER_KEYS = ["lr", "grad_norm", "tokens_per_sec", "mfu", "memory_bytes", "skipped"];
+const OTHER_KEYS = ["lr", "grad_norm", "tokens_per_sec", "mfu", "memory_bytes", "skipped", "task_acc_norm"];
 const X_KEYS = ["tokens", "elapsed_s"]; // for the x axes; they grow evenly
 
 /**

@@ -36,6 +36,8 @@ export class Chart {
   #average = make("p", { class: "muted", hidden: "" }, "smoothed");
   #beyond = make("button", { type: "button", class: "beyond", hidden: "" });
   #place = make("p", { class: "place muted" });
+  /** @type {HTMLElement} */
+  #figure;
   #frame = make("div", { class: "plot", role: "img", tabindex: "0" });
   #empty = make("p", { class: "empty muted" });
 
@@ -49,9 +51,9 @@ export class Chart {
     this.spec = spec;
     this.onZoom = onZoom;
     const id = `chart-${spec.key}`;
-    parent.append(make(
+    this.#figure = make(
       "figure",
-      { "aria-labelledby": id, "data-chart": spec.key },
+      { "aria-labelledby": id, "data-chart": spec.key, ...spec.isRare && { hidden: "" } },
       make(
         "figcaption",
         {},
@@ -62,7 +64,8 @@ export class Chart {
         this.#beyond,
       ),
       make("div", { class: "canvas" }, this.#frame, this.#place, this.#empty),
-    ));
+    );
+    parent.append(this.#figure);
     this.#beyond.addEventListener("click", () => this.#showBeyond(!this.#isWhole));
     this.#frame.addEventListener("keydown", (event) => this.#onKey(event));
     new ResizeObserver(() => this.#plot?.setSize(this.#size())).observe(this.#frame);
@@ -74,6 +77,7 @@ export class Chart {
     const { lines, axis, isLog, summary } = content;
     this.#empty.textContent = lines.some(({ y }) => y.length > 0) ? this.spec.empty ?? NOTHING : NOTHING;
     this.#empty.hidden = lines.some(({ y }) => y.some(Number.isFinite));
+    this.#figure.hidden = this.spec.isRare === true && !this.#empty.hidden;
     this.#legend.hidden = !this.#empty.hidden;
     this.#frame.setAttribute("aria-label", `${this.spec.title}: ${summary}`);
     const looks = lines.map(({ label, color, style }) => [label, color, style]);

@@ -53,6 +53,14 @@ export const CHARTS = [
   },
   { key: "memory_bytes", title: "Memory", format: bytes, ticks: "bytes", fromZero: true },
   {
+    key: "task_acc_norm",
+    title: "Tasks",
+    unit: "acc_norm, mean of all",
+    format: percent,
+    ticks: "share",
+    isRare: true,
+  },
+  {
     key: "skipped",
     title: "Skipped updates",
     unit: "so far",

@@ -24,10 +24,10 @@ import { logTicks, ROUND, ROUND_TIMES, tickLabels, withMargin } from "./scale.js
 /**
  * One chart of the page. unit: of its values, where ticks do not say it. fromZero: the y axis begins at 0. isNoisy: it is
  * smoothed, and extremes do not flatten it. isStepped: a count, which changes at once. marksLost: steps where it was not
- * finite are marked. empty: why there may be steps, but nothing to draw.
+ * finite are marked. isRare: it is shown only where there is something to draw. empty: why there may be steps, but nothing to draw.
  * @typedef {{
  *   key: string, title: string, unit?: string, empty?: string, format: (value: number) => string, ticks?: TickKind,
- *   fromZero?: boolean, isNoisy?: boolean, isStepped?: boolean, marksLost?: boolean,
+ *   fromZero?: boolean, isNoisy?: boolean, isStepped?: boolean, marksLost?: boolean, isRare?: boolean,
  * }} ChartSpec
  */
 
