@@ -75,10 +75,10 @@ export function tokenBytes(vocab_size: number): 2 | 4 {
 
 /**
  * Bits per byte of text that a loss on the val split is: nats a token / ln 2 * tokens / bytes. tokens are all of the split, with
- * those that begin and end documents. Undefined where the bytes are not known.
+ * those that begin and end documents. Undefined where the bytes are not known, and of conversations, whose loss is of some tokens.
  */
 export function bitsPerByte(loss: number, { val, val_bytes }: Dataset): number | undefined {
-  if (!val_bytes) return undefined;
+  if (!val_bytes || val.some(({ mask }) => mask !== undefined)) return undefined;
   return loss / Math.LN2 * val.reduce((sum, { tokens }) => sum + tokens, 0) / val_bytes;
 }
 

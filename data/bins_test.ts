@@ -80,6 +80,8 @@ Deno.test("bitsPerByte() spreads a loss in nats a token over the bytes of the va
     for (const val_bytes of [undefined, 0]) {
       assertEquals(bitsPerByte(1, { ...dataset, val_bytes }), undefined);
     }
+    const masked = dataset.val.map((shard) => ({ ...shard, mask: "val_000000.mask" }));
+    assertEquals(bitsPerByte(1, { ...dataset, val: masked }), undefined);
     const meta = JSON.parse(Deno.readTextFileSync(`${dir}/meta.json`));
     for (const val of [undefined, {}, { bytes: "6" }]) {
       Deno.writeTextFileSync(`${dir}/meta.json`, JSON.stringify({ ...meta, val }));

@@ -151,7 +151,10 @@ export function dataLines(
   if (config.eval_interval === 0) return lines;
   if (val === undefined) return [...lines, "no val split: val_loss is not computed"];
   if (bitsPerByte(0, dataset) === undefined) {
-    lines.push("val_bpb is not computed: the dataset does not say how many bytes of text its val split has");
+    const why = dataset.val_bytes
+      ? "only some tokens of the val split count"
+      : "the bytes of text in the val split are not known";
+    lines.push(`val_bpb is not computed: ${why}`);
   }
   const { eval_batches, batch_size, block_size } = config, wanted = eval_batches * batch_size;
   if (val.n_windows < wanted) {

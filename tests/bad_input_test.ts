@@ -260,10 +260,12 @@ Deno.test({
   name: "every command has one line where stdout is a file on a full disk",
   ignore: Deno.build.os !== "linux",
   fn: async () => {
-    const { data, finished } = await given();
+    const { data, finished } = await given(), tasks = `${freshPath()}.jsonl`;
+    Deno.writeTextFileSync(tasks, '{"text": "Once upon a time"}');
     const commands: [Parameters<typeof run>[0], ...string[]][] = [
       ["train", "--dry_run", `--data_dir=${data}`],
       ["sample", `--checkpoint=${finished}`],
+      ["eval", `--checkpoint=${finished}`, tasks],
       ["runs", finished],
       ["prepare", "--help"],
       ["serve", "--help"],

@@ -78,7 +78,13 @@ async function complaint(args: string[], env: Record<string, string>): Promise<s
 // ---- the suites that run on every device
 
 const QUICK = ["runtime/wide_test.ts", "runtime/tape_test.ts", "runtime/optim_test.ts"];
-const SLOW = ["runtime/ops_test.ts", "model/llama_test.ts", "model/lora_test.ts", "model/generate_test.ts"]; // in a random order only
+const SLOW = [
+  "runtime/ops_test.ts",
+  "model/llama_test.ts",
+  "model/lora_test.ts",
+  "model/generate_test.ts",
+  "model/tasks_test.ts",
+]; // in a random order only
 
 for (const seed of SEEDS) {
   const env = { LOAM_TEST_DEVICE: "emu", LOAM_EMU_SEED: `${seed}` };

@@ -135,6 +135,14 @@ Deno.test("a run says what the data is, computes no val_loss without a val split
     second,
     `data ${small}: ${facts}; 1,711 train and 191 val tokens\nwarning: the val split has ${windows} windows of 16 tokens, eval_batches x batch_size are 40; val_loss is the mean of ${windows}: prepare with a larger --val_fraction\n`,
   );
+  assertEquals(second.includes("val_bpb is not"), false);
+  const path = `${small}/meta.json`,
+    { val: { bytes: _, ...val }, meta_sha256: __, ...meta } = JSON.parse(Deno.readTextFileSync(path));
+  Deno.writeTextFileSync(path, JSON.stringify({ ...meta, val })); // as an earlier version may have left it
+  const third = freshPath(),
+    said = await succeed("train", `--data_dir=${small}`, `--out_dir=${third}`, ...flags);
+  assertStringIncludes(said, "\nval_bpb is not computed: the bytes of text in the val split are not known\n");
+  assertEquals(metrics(third).map((m) => ["val_loss" in m, "val_bpb" in m]), [[true, false], [true, false]]);
   const enough = await succeed(
     "train",
     `--data_dir=${small}`,
