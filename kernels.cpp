@@ -13,6 +13,7 @@
 #include "formulas.h"
 #include "host.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <initializer_list>
@@ -36,10 +37,13 @@
 #else
 static inline int omp_get_num_procs() { return 1; }
 static inline int omp_get_thread_num() { return 0; }
+static inline int omp_get_num_threads() { return 1; }
 static inline void omp_set_num_threads(int) {}
 #endif
 
 // ---- helpers: threads and scratch memory ----------------------------------------------------------------------------
+
+enum { MAX_THREADS = 1024 };
 
 static int thread_count = 0;  // 0 until device_open()
 
@@ -682,7 +686,7 @@ int device_peak(double* flops, char* how, int32_t capacity) {
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* name, const char* attention) {
   op = __func__;
   if (index != 0) FAIL("index=%d, but the CPU library has one device, 0", index);
-  if (threads < 0 || threads > 1024) FAIL("threads=%d must be 0 (all) to 1024", threads);
+  if (threads < 0 || threads > MAX_THREADS) FAIL("threads=%d must be 0 (all) to %d", threads, MAX_THREADS);
   if (!name) FAIL("the address of blas is 0; pass \"\" for the first one found");
   if (attention && *attention && strcmp(attention, "auto") && strcmp(attention, "portable"))
     FAIL("attention=%s: a CPU has one kind, leave it at auto", attention);
@@ -1187,7 +1191,7 @@ int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int3
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC 12's own headers
 #endif
 
-#define PAIRS __attribute__((target("avx512bf16")))
+#define PAIRS __attribute__((target("avx512bf16,prfchw")))
 
 enum { PAIR_ROWS = 6, PAIR_VECTORS = 4, PAIR_COLUMNS = 16 * PAIR_VECTORS };
 enum {
@@ -1337,20 +1341,39 @@ PAIRS static void pack_pairs_transposed(uint32_t* to, size_t to_row, const float
   }
 }
 
+/// The strips of a product that a thread has not begun; each has a cache line of its own.
+struct alignas(64) Share {
+  std::atomic<int64_t> next;
+};
+static Share shares[MAX_THREADS];
+
+/// One of n strips, or -1: of its own, which are the same rows in every product and so in its cache, then of what others left.
+static int64_t take_strip(int thread, int threads, int64_t n) {
+  for (int i = 0; i < threads; i++) {
+    const int owner = (thread + i) % threads;
+    const int64_t strip = shares[owner].next.fetch_add(1, std::memory_order_relaxed);
+    if (strip < n * (owner + 1) / threads) return strip;
+  }
+  return -1;
+}
+
 /// c (m, n) = add + op(a) op(b), each rounded to bfloat16; add (m, n) may be 0, or c. See gemm().
 PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b, const float* add,
                            float* c) {
   const int threads = team(m * n * k / 64);
   const int64_t block_k = round_up(divide_up(k, divide_up(k, BLOCK_K)), 32);  // of nearly one size
-  const int64_t strip_m = min(STRIP_M, round_up(divide_up(m, 4 * threads), PAIR_ROWS));  // four strips a thread at least
+  const int64_t tiles = divide_up(m, PAIR_ROWS);  // of rows
+  const int64_t strips = min(tiles, round_up(max(divide_up(tiles * PAIR_ROWS, STRIP_M), 4 * threads), threads));
   const int64_t a_pairs = STRIP_M * ROW_PAIRS, b_pairs = min(BLOCK_N, round_up(n, PAIR_COLUMNS)) * (BLOCK_K / 2);
   uint32_t* packed_b = (uint32_t*)workspace((b_pairs + threads * a_pairs) * sizeof(uint32_t));
   if (!packed_b) return 1;
 #pragma omp parallel num_threads(threads)
   for (int64_t j0 = 0; j0 < n; j0 += BLOCK_N) {
-    uint32_t* packed_a = packed_b + b_pairs + omp_get_thread_num() * a_pairs;
+    const int thread = omp_get_thread_num(), team_size = omp_get_num_threads();
+    uint32_t* packed_a = packed_b + b_pairs + thread * a_pairs;
     const int64_t columns = min(BLOCK_N, n - j0);
     for (int64_t p0 = 0; p0 < k; p0 += block_k) {
+      shares[thread].next = strips * thread / team_size;
       const int64_t depth = min(block_k, k - p0), pairs = divide_up(depth, 2);
       const float* before = p0 > 0 ? c : add;
 #pragma omp for
@@ -1360,9 +1383,8 @@ PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, co
         if (tb) pack_pairs_transposed(to, PAIR_COLUMNS, b + (j0 + j) * k + p0, k, depth, width);
         else pack_pairs_across(to, PAIR_COLUMNS, b + p0 * n + j0 + j, n, depth, width);
       }
-#pragma omp for schedule(dynamic)
-      for (int64_t i0 = 0; i0 < m; i0 += strip_m) {
-        const int64_t rows = min(strip_m, m - i0);
+      for (int64_t strip; (strip = take_strip(thread, team_size, strips)) >= 0;) {
+        const int64_t i0 = tiles * strip / strips * PAIR_ROWS, rows = min(m, tiles * (strip + 1) / strips * PAIR_ROWS) - i0;
         if (ta) pack_pairs_across(packed_a, STRIP_M, a + p0 * m + i0, m, depth, rows);
         else pack_pairs_along(packed_a, ROW_PAIRS, a + i0 * k + p0, k, depth, rows);
         for (int64_t j = 0; j < columns; j += PAIR_COLUMNS) {
@@ -1374,6 +1396,7 @@ PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, co
           }
         }
       }
+#pragma omp barrier
     }
   }
   return 0;
