@@ -323,6 +323,8 @@ int end_after(int64_t ms, int32_t code, const char* text) {
 // cut short is an error with a text, where a mapping ends the process by SIGBUS. The file stays open: one that is removed
 // or replaced by renaming goes on being read as it was.
 
+enum { TRAINED = 1, BEGINS = 2 };  // the bits of a byte of a mask
+
 struct TokenFile {
   int descriptor = -1;  // -1: this handle is free
   int header_bytes, token_bytes;
@@ -352,8 +354,8 @@ static int describe_tokens(TokenFile* file, const char* path) {
 
 int data_open(int64_t* info, const char* path, int32_t header_bytes, int32_t token_bytes) {
   BEGIN_ON_HOST(SIZES(), ADDRESSES(info, path));
-  if (token_bytes != 2 && token_bytes != 4) {
-    FAIL("token_bytes=%d must be 2 or 4 (%s)", token_bytes, path);
+  if (token_bytes != 1 && token_bytes != 2 && token_bytes != 4) {
+    FAIL("token_bytes=%d must be 2 or 4, or 1 for a mask (%s)", token_bytes, path);
   }
   if (header_bytes < 0) FAIL("header_bytes=%d must be at least 0 (%s)", header_bytes, path);
   size_t handle = 0;
@@ -449,22 +451,28 @@ static int64_t gather(int32_t* x, int32_t* y, const TOKEN* tokens, int T, int V)
   return t;
 }
 
-int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
-  BEGIN_ON_HOST(SIZES(T, V), ADDRESSES(x, y));
-  TokenFile* file = token_file(handle);
-  if (!file) FAIL("handle %d is not open", handle);
+/// Reads the T + 1 tokens of a window, as they are in the file.
+static int read_window(std::vector<char>* window, TokenFile* file, int64_t start, int T) {
   if (start < 0 || start > file->tokens - T - 1) {
     FAIL("tokens %lld to %lld are outside the %lld of \"%s\"", (long long)start,
                 (long long)(start + T), (long long)file->tokens, file->path.c_str());
   }
-  static thread_local std::vector<char> window;
   try {
-    window.resize(((int64_t)T + 1) * file->token_bytes);
+    window->resize(((int64_t)T + 1) * file->token_bytes);
   } catch (...) {
     FAIL("no memory for a window of T=%d", T);
   }
-  if (int code = read_tokens(*file, window.data(), start, (int64_t)T + 1)) return code;
-  if (int code = check_unchanged(*file)) return code;
+  if (int code = read_tokens(*file, window->data(), start, (int64_t)T + 1)) return code;
+  return check_unchanged(*file);
+}
+
+static thread_local std::vector<char> window;
+
+int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V) {
+  BEGIN_ON_HOST(SIZES(T, V), ADDRESSES(x, y));
+  TokenFile* file = token_file(handle);
+  if (!file || file->token_bytes == 1) FAIL("handle %d is not open, or a mask", handle);
+  if (int code = read_window(&window, file, start, T)) return code;
   const uint16_t* tokens2 = (const uint16_t*)window.data();
   const uint32_t* tokens4 = (const uint32_t*)window.data();
   int64_t wrong = file->token_bytes == 2 ? gather(x, y, tokens2, T, V) : gather(x, y, tokens4, T, V);
@@ -472,6 +480,20 @@ int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T
   uint32_t token = file->token_bytes == 2 ? tokens2[wrong] : tokens4[wrong];
   FAIL_FILE("\"%s\": token %lld is %u, should be below vocab_size %d", file->path.c_str(), (long long)(start + wrong),
             token, V);
+}
+
+int data_mask(int32_t* y, int32_t* starts, int32_t handle, int64_t start, int32_t T) {
+  BEGIN_ON_HOST(SIZES(T), ADDRESSES(y));
+  TokenFile* file = token_file(handle);
+  if (!file || file->token_bytes != 1) FAIL("handle %d is not open, or no mask", handle);
+  if (int code = read_window(&window, file, start, T)) return code;
+  const char* mask = window.data();
+  for (int t = 0; t < T; t++) y[t] = mask[t + 1] & TRAINED ? y[t] : -1;
+  for (int t = 0, first = 0; starts && t < T; t++) {
+    if (mask[t] & BEGINS) first = t;
+    starts[t] = first;
+  }
+  return 0;
 }
 
 #endif

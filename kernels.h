@@ -165,7 +165,7 @@ int init_constant(float* dst, int64_t n, float value);
 
 // ---- token data ------------------------------------------------------------------------------------------------------
 
-/// Opens a file of tokens. token_bytes 2 or 4; header_bytes are skipped. info[0] = handle, info[1] = tokens.
+/// Opens a file of tokens. token_bytes 2 or 4, or 1 for a mask; header_bytes are skipped. info[0] = handle, info[1] = tokens.
 /// It is read window by window, not mapped: a file that is cut short is an error, where a mapping ends the process.
 int data_open(HOST int64_t* info, HOST const char* path, int32_t header_bytes, int32_t token_bytes);
 int data_close(int32_t handle);
@@ -175,6 +175,11 @@ int data_close(int32_t handle);
 /// cannot be read, that changed since it was opened, or with a token >= V. One that was replaced by renaming or removed
 /// goes on being read as it was.
 int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T, int32_t V);
+
+/// The same window in the mask of a shard of conversations, which has a byte for each token: y[t] = -1, no loss, unless bit 0 of
+/// that of token start + t + 1 is set. starts[t] = the last place up to t whose byte has bit 1, where a conversation begins; 0
+/// where there is none. starts may be 0. Fails as data_gather().
+int data_mask(int32_t* y, int32_t* starts, int32_t handle, int64_t start, int32_t T);
 
 // ---- embedding: rows of a table ----------------------------------------------------------------------------------------
 

@@ -147,7 +147,6 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
   const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
   const micro_steps = ranks.share(config.gradient_accumulation_steps); // this rank's of those of a step
   const reduces = config.overlap && !ranks.isAlone;
-  const grad_scale = 1 / config.gradient_accumulation_steps;
   let step = progress.before, saved_step = step;
   if (step >= max_iters) log.line(`nothing to do: step ${step} of max_iters ${max_iters} is done`);
   if (step > log.sampled && due(step, config.sample_interval, step >= max_iters)) await sample(run, step); // it was stopped
@@ -156,6 +155,7 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
 
   while (step < max_iters && !progress.stopping) {
     progress.begin(step + 1);
+    const grad_scale = data.lossScale(progress.position(step, 0), config.gradient_accumulation_steps);
     let left = micro_steps.length;
     for (const micro of micro_steps) {
       if (stop.asked) break;

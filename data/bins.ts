@@ -259,7 +259,7 @@ function openWithMeta(dir: string, meta: Meta): Dataset {
     eot: meta.eot,
     train: ofSplit("train_"),
     val: ofSplit("val_"),
-    val_bytes: !hasMasks && Number.isSafeInteger(meta.val?.bytes) ? meta.val.bytes : undefined,
+    val_bytes: Number.isSafeInteger(meta.val?.bytes) ? meta.val.bytes : undefined,
     ...hasMasks && { template: meta.template! },
     sha256: Object.fromEntries(
       meta.shards.flatMap(({ file, sha256, mask_sha256 }) => [

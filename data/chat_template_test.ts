@@ -125,6 +125,13 @@ Deno.test("ChatTemplate says what is wrong with a template, and why it refuses a
     UserError,
     'Cannot render a conversation: its template leaves out the role "critic"',
   );
+  const blankOnly = "{% for m in messages %}" +
+    "{{ m.content if m.role == 'user' else m.content + '\\n' if loop.last else '\\n-' }}{% endfor %}";
+  assertThrows(
+    () => make(blankOnly).renderWithSpans([...HI, { role: "user", content: "Hm" }]),
+    UserError,
+    "its own text changes with what follows",
+  );
   const lastOnly =
     "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '-' }}{% endfor %}";
   assertThrows(

@@ -6,9 +6,10 @@
 import { hash } from "node:crypto";
 import { basename, relative } from "node:path";
 import { UserError } from "../base/errors.ts";
-import { type Dataset, readTokens, type Shard } from "./bins.ts";
+import { type Dataset, readTokens, type Shard, TRAINED } from "./bins.ts";
 import { type Mix, partsOf } from "./mix.ts";
 import { Dealer, inTurn, permute } from "./order.ts";
+import { orMistake } from "../base/system_error.ts";
 import type { Tokenizer } from "./tokenizer.ts";
 
 /** Reads shards natively; the functions data_open() and data_gather() of kernels.h. */
@@ -20,6 +21,11 @@ export type TokenSource = {
    * UserError naming a file that cannot be read, has changed since it was opened, or holds a token >= V.
    */
   gather(x: bigint, y: bigint, handle: number, start: bigint, T: number, V: number): void;
+  /**
+   * By the same window of a mask, whose tokens have one byte each, writes -1 to y where a token is not trained on, and to
+   * starts (T), unless it is 0n, where in the window its conversation begins. Throws UserError as gather().
+   */
+  mask(y: bigint, starts: bigint, handle: number, start: bigint, T: number): void;
 };
 
 /** What a loader reads. */
@@ -52,6 +58,15 @@ export type Window = {
   start: number;
 };
 
+/** A shard that is open. */
+type Handles = {
+  ids: number;
+  /** Of conversations. */
+  mask?: number;
+  /** Of conversations, how many of the tokens to predict are trained on, by window. */
+  trained?: Uint32Array;
+};
+
 /** Where the windows of one dataset are. */
 type Windows = {
   /** Place of its first shard in the split. */
@@ -71,7 +86,7 @@ export class Loader {
   readonly #source: TokenSource;
   readonly #dataset: Dataset | Mix;
   readonly #shards: Shard[];
-  readonly #handles: (number | undefined)[]; // of the shards that hold windows
+  readonly #handles: (Handles | undefined)[]; // of the shards that hold windows
   readonly #parts: Windows[];
   readonly #dealer: Dealer;
 
@@ -87,12 +102,7 @@ export class Loader {
           "train a new model on it, or use data of the model's tokenizer",
       );
     }
-    const parts = partsOf(dataset), chat = parts.find(({ dataset }) => dataset.template !== undefined);
-    if (chat) {
-      throw new UserError(
-        `Cannot train on "${chat.dataset.dir}": it holds conversations, whose masks are not read yet`,
-      );
-    }
+    const parts = partsOf(dataset);
     this.options = options;
     this.#source = source;
     this.#dataset = dataset;
@@ -100,9 +110,16 @@ export class Loader {
     this.#parts = locateWindows(parts.map((part) => part.dataset), split, block_size);
     this.#dealer = new Dealer(parts.map(({ slots }) => slots));
     this.n_windows = this.#parts.reduce((sum, { count }) => sum + count, 0);
-    this.#handles = this.#shards.map(({ path, tokens, header_bytes, token_bytes }) =>
-      tokens > block_size ? source.open(path, header_bytes, token_bytes).handle : undefined
-    );
+    this.#handles = this.#shards.map((shard) => {
+      if (shard.tokens <= block_size) return undefined;
+      const ids = source.open(shard.path, shard.header_bytes, shard.token_bytes).handle, { mask } = shard;
+      if (mask === undefined) return { ids };
+      const trained = orMistake(
+        `Cannot read "${mask}"`,
+        () => trainedByWindow(mask, shard.tokens, block_size),
+      );
+      return { ids, mask: source.open(mask, 0, 1).handle, trained };
+    });
   }
 
   /**
@@ -123,6 +140,20 @@ export class Loader {
     const { batch_size } = this.options;
     const first = sample + micro * batch_size;
     return Array.from({ length: batch_size }, (_, b) => this.#trainWindow(first + b, seed));
+  }
+
+  /**
+   * What the mean losses of a step's micro-steps, of all ranks, are multiplied with before they are added up, so that the sum is
+   * the mean of the tokens that are trained on: one by micro_steps where all are, 0 where none is.
+   */
+  lossScale({ seed, sample }: Position, micro_steps: number): number {
+    if (!this.#handles.some((handles) => handles?.trained)) return 1 / micro_steps;
+    const { batch_size, block_size } = this.options;
+    let trained = 0;
+    for (let i = 0; i < micro_steps * batch_size; i++) {
+      trained += this.#trainedIn(this.#trainWindow(sample + i, seed));
+    }
+    return trained === 0 ? 0 : batch_size * block_size / trained;
   }
 
   /**
@@ -157,6 +188,20 @@ export class Loader {
       this.#gather(x, y, b, this.#evalWindow(index * batch_size + Math.min(b, rows - 1)));
     }
     return rows;
+  }
+
+  /** How many windows the tokens of evalBatch() that are evaluated on would fill: its rows, where all are. */
+  evalWeight(index: number): number {
+    const { batch_size, block_size } = this.options, end = Math.min(this.n_windows, (index + 1) * batch_size);
+    let trained = 0;
+    for (let i = index * batch_size; i < end; i++) trained += this.#trainedIn(this.#evalWindow(i));
+    return trained / block_size;
+  }
+
+  /** How many of the tokens to predict in a window are trained on. */
+  #trainedIn({ shard, start }: Window): number {
+    const { block_size } = this.options;
+    return this.#handles[shard]!.trained?.[start / block_size] ?? block_size;
   }
 
   /** File and token range of a window, for messages. Of a mix the file is named with its directory. */
@@ -201,8 +246,26 @@ export class Loader {
   #gather(x: bigint, y: bigint, b: number, { shard, start }: Window): void {
     const { block_size: T, vocab_size: V } = this.options;
     const row = BigInt(4 * b * T); // bytes
-    this.#source.gather(x + row, y + row, this.#handles[shard]!, BigInt(start), T, V);
+    const { ids, mask } = this.#handles[shard]!;
+    this.#source.gather(x + row, y + row, ids, BigInt(start), T, V);
+    if (mask !== undefined) this.#source.mask(y + row, 0n, mask, BigInt(start), T);
   }
+}
+
+/** Counts in each window of a mask the tokens to predict that are trained on. */
+function trainedByWindow(mask: string, tokens: number, block_size: number): Uint32Array {
+  const counts = new Uint32Array(Math.floor((tokens - 1) / block_size)), buffer = new Uint8Array(1 << 20);
+  using file = Deno.openSync(mask);
+  for (let first = 0, n; (n = file.readSync(buffer)) !== null; first += n) { // first: token of the shard
+    for (let i = 0; i < n;) {
+      const window = Math.floor((first + i - 1) / block_size); // -1 for token 0, which no window predicts
+      const end = Math.min(n, (window + 1) * block_size + 1 - first);
+      let count = 0;
+      for (; i < end; i++) count += buffer[i]! & TRAINED;
+      if (window >= 0 && window < counts.length) counts[window]! += count;
+    }
+  }
+  return counts;
 }
 
 /** Counts the windows of each dataset, whose shards stand one behind the other in the split. */

@@ -1,9 +1,10 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
-import { allocateHost, open as openDevice, tokenSource } from "../ffi/library.ts";
+import { allocateHost, copyToHost, open as openDevice, tokenSource } from "../ffi/library.ts";
 import { type Dataset, openDataset, readTokens, type Shard } from "./bins.ts";
 import { Loader, type LoaderOptions, type Position, type TokenSource } from "./loader.ts";
 import { openData } from "./mix.ts";
+import { inDirectory } from "./testing.ts";
 import { openTokenizer } from "./tokenizer.ts";
 
 openDevice("cpu", { threads: 1 });
@@ -31,6 +32,7 @@ function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSour
         memory[Number(y) / 4 + t] = token(handle, Number(start) + t + 1);
       }
     },
+    mask() {},
   };
   const dataset: Dataset = {
     dir: "data/fake",
@@ -301,6 +303,7 @@ function mixLoader(
   const source: TokenSource = {
     open: () => ({ handle: handles++, tokens: 0 }),
     gather: (_x, _y, handle, start) => onGather(handle, Number(start)),
+    mask() {},
   };
   const defaults = { split: "train", batch_size: 2, block_size: 4, vocab_size: 257 } as const;
   return new Loader(source, openData(data_dir, fake), { ...defaults, ...options });
@@ -402,3 +405,106 @@ Deno.test("Loader names and decodes windows of a mix with the dataset they are f
     Deno.removeSync(dir, { recursive: true });
   }
 });
+
+function readI32(address: bigint, length: number): Int32Array {
+  const values = new Int32Array(length);
+  copyToHost(values, address);
+  return values;
+}
+
+/** Conversations of one byte a token: the tokens 1, 2, 3, ... and the mask that is given, by shard. */
+function withMasks(dir: string, ...masks: number[][]): Dataset {
+  const shards = masks.map((mask, i): Shard => {
+    const path = `${dir}/${i}.bin`;
+    Deno.writeFileSync(path, new Uint8Array(Uint16Array.from(mask, (_, t) => t + 1).buffer));
+    Deno.writeFileSync(`${dir}/${i}.mask`, Uint8Array.from(mask));
+    return { path, tokens: mask.length, header_bytes: 0, token_bytes: 2, mask: `${dir}/${i}.mask` };
+  });
+  const { dataset } = fakeDataset();
+  return { ...dataset, dir, train: shards, val: shards, template: "" };
+}
+
+const OPTIONS = { split: "train", batch_size: 2, block_size: 3, vocab_size: 257 } as const;
+
+Deno.test("Loader has no target where a mask says that a token is not trained on", () =>
+  inDirectory((dir) => {
+    const x = allocateHost(24), y = allocateHost(24);
+    const masks = [[2, 0, 1, 1, 0, 1, 0, 2], [3, 1, 0, 0, 0, 0, 0]]; // windows begin at 0, 3 and 0, 3
+    const loader = new Loader(tokenSource, withMasks(dir, ...masks), { ...OPTIONS, split: "val" });
+    assertEquals(loader.n_windows, 4);
+    const batches = [0, 1].map((i) => {
+      assertEquals(loader.evalBatch(x, y, i), 2);
+      return [x, y].map((address) => Array.from(readI32(address, 6)));
+    });
+    assertEquals(batches, [
+      [[1, 2, 3, 4, 5, 6], [-1, 3, 4, -1, 6, -1]],
+      [[1, 2, 3, 4, 5, 6], [2, -1, -1, -1, -1, -1]],
+    ]);
+    assertEquals([0, 1].map((i) => loader.evalWeight(i)), [3 / 3, 1 / 3]);
+  }));
+
+Deno.test("Loader.lossScale() makes the mean of micro-steps that of the tokens that are trained on, or 0", () =>
+  inDirectory((dir) => {
+    const mask = [2, 0, 1, 1, /**/ 0, 1, 0, /**/ 0, 0, 0, /**/ 1, 1, 1]; // of the windows 2, 1, 0 and 3 tokens
+    const loader = new Loader(tokenSource, withMasks(dir, mask), { ...OPTIONS, batch_size: 1 });
+    const counts = [2, 1, 0, 3], seen: number[] = [];
+    for (let sample = 0; sample < 4; sample++) {
+      const { start } = loader.trainWindows(position({ sample }))[0]!;
+      seen.push(start / 3);
+      const own = counts[start / 3]!;
+      assertEquals(loader.lossScale(position({ sample }), 1), own === 0 ? 0 : 3 / own);
+      if (sample % 2 === 0) continue;
+      const both = counts[seen[sample - 1]!]! + own;
+      assertEquals(loader.lossScale(position({ sample: sample - 1 }), 2), 3 / both);
+    }
+    assertEquals(seen.toSorted(), [0, 1, 2, 3]);
+    const plain = new Loader(tokenSource, { ...withMasks(dir, mask), train: loaderShards(dir) }, OPTIONS);
+    assertEquals([1, 3].map((n) => plain.lossScale(position(), n)), [1, 1 / 3]);
+    assertEquals(plain.evalWeight(0), 2);
+  }));
+
+/** The same file without its mask. */
+function loaderShards(dir: string): Shard[] {
+  return [{ path: `${dir}/0.bin`, tokens: 13, header_bytes: 0, token_bytes: 2 }];
+}
+
+Deno.test("Loader counts what is trained on in windows of any length, over the ends of what it reads at a time", () =>
+  inDirectory((dir) => {
+    const mask = Array.from({ length: (1 << 20) + 777 }, (_, i) => i % 7 === 0 || i % 1000 < 9 ? 1 : 2);
+    const dataset = withMasks(dir, mask);
+    for (const block_size of [1023, 99_991, (1 << 20) + 500]) {
+      const loader = new Loader(tokenSource, dataset, { ...OPTIONS, batch_size: 1, block_size });
+      for (let sample = 0; sample < loader.n_windows; sample += 100) {
+        const { start } = loader.trainWindows(position({ sample }))[0]!;
+        const trained = mask.slice(start + 1, start + block_size + 1).filter((byte) => byte & 1).length;
+        assertEquals(loader.lossScale(position({ sample }), 1), block_size / trained);
+      }
+    }
+  }));
+
+Deno.test("Loader trains on all of a text that is mixed with conversations", () =>
+  inDirectory((dir) => {
+    const x = allocateHost(24),
+      y = allocateHost(24),
+      open = (name: string) => {
+        Deno.mkdirSync(name, { recursive: true });
+        const dataset = withMasks(name, [2, 0, 0, 1]);
+        if (name.endsWith("chat")) return dataset;
+        const { template: _, ...text } = dataset, shards = text.train.map(({ mask: _, ...shard }) => shard);
+        return { ...text, train: shards, val: shards };
+      };
+    const mix = openData(`${dir}/chat:0.5,${dir}/text:0.5`, open);
+    assertEquals(mix.template, "");
+    const loader = new Loader(tokenSource, mix, OPTIONS);
+    loader.evalBatch(x, y, 0);
+    assertEquals(Array.from(readI32(y, 6)), [-1, -1, 4, 2, 3, 4]);
+    assertEquals(loader.evalWeight(0), 4 / 3);
+    const trained = loader.trainWindows(position()).map(({ shard }) => shard === 0 ? 1 : 3);
+    assertEquals(loader.lossScale(position(), 1), 6 / (trained[0]! + trained[1]!));
+    assertThrows(
+      () => openData(`${dir}/chat:0.5,${dir}/other_chat:0.5`, (name) => ({ ...open(name), template: name })),
+      UserError,
+      `Cannot mix "${dir}/chat" and "${dir}/other_chat": their conversations have different chat templates; ` +
+        "prepare both with one: --chat_template",
+    );
+  }));

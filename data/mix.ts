@@ -80,6 +80,16 @@ function mixOf(data_dir: string, parts: Part[]): Mix {
   const datasets = parts.map(({ dataset }) => dataset), first = datasets[0]!;
   for (const dataset of datasets) refuseDifferent(first, dataset);
   const { tokenizer, vocab_size, bos, eot } = first;
+  const chats = datasets.filter(({ template }) => template !== undefined), template = chats[0]?.template;
+  const other = chats.find((chat) => chat.template !== template);
+  if (other) {
+    throw new UserError(
+      `Cannot mix "${
+        chats[0]!.dir
+      }" and "${other.dir}": their conversations have different chat templates; ` +
+        "prepare both with one: --chat_template",
+    );
+  }
   return {
     dir: data_dir,
     format: "mix",
@@ -91,6 +101,7 @@ function mixOf(data_dir: string, parts: Part[]): Mix {
     train: datasets.flatMap(({ train }) => train),
     val: datasets.flatMap(({ val }) => val),
     val_bytes: sumOfAll(datasets.filter(({ val }) => val.length > 0).map(({ val_bytes }) => val_bytes)),
+    ...template !== undefined && { template },
     sha256: Object.fromEntries(
       datasets.flatMap(({ dir, sha256 }) =>
         Object.entries(sha256).map(([file, hash]) => [`${dir}/${file}`, hash])

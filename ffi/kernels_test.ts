@@ -416,7 +416,7 @@ const HEADER = 6; // bytes
 
 /** A file of tokens behind a header, removed at the end of the block. */
 function tokenFile(
-  tokens: Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>,
+  tokens: Uint8Array<ArrayBuffer> | Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>,
 ): { path: string } & Disposable {
   const path = Deno.makeTempFileSync();
   Deno.writeFileSync(path, new Uint8Array(HEADER).fill(255));
@@ -502,6 +502,46 @@ for (const library of ["cpu", "emu"] as const) {
       tokenSource.close(other);
     }
   });
+
+  test(
+    "mask() takes the targets away that a mask does not name, and says where conversations begin",
+    (gather, x, y) => {
+      const ids = [1, 2, 3, 4, 5, 6, 7], mask = [2, 0, 1, 3, 0, 2, 1]; // bit 0: trained on, bit 1: begins
+      using tokens = tokenFile(Uint16Array.from(ids));
+      using masks = tokenFile(Uint8Array.from(mask));
+      const ofTokens = tokenSource.open(tokens.path, HEADER, 2).handle;
+      const { handle, tokens: n } = tokenSource.open(masks.path, HEADER, 1);
+      assertEquals(n, 7);
+      for (const T of [1, 2, 5, 6]) {
+        for (let start = 0; start + T + 1 <= 7; start++) {
+          gather(ofTokens, start, T, 100);
+          tokenSource.mask(y, x, handle, BigInt(start), T);
+          const [starts, targets] = [x, y].map((address) => {
+            const values = new Int32Array(T);
+            copyToHost(values, address);
+            return [...values];
+          });
+          const window = Array.from({ length: T }, (_, t) => start + t);
+          assertEquals(targets, window.map((t) => mask[t + 1]! & 1 ? ids[t + 1]! : -1));
+          assertEquals(
+            starts,
+            window.map((t) => Math.max(0, mask.slice(0, t + 1).findLastIndex((byte) => byte & 2) - start)),
+          );
+        }
+      }
+      const [before] = gather(ofTokens, 0, 6, 100);
+      tokenSource.mask(y, 0n, handle, 0n, 6); // leaves starts alone
+      const after = new Int32Array(6);
+      copyToHost(after, x);
+      assertEquals([...after], before);
+      const places = `tokens 1 to 7 are outside the 7 of "${masks.path}"`;
+      assertThrows(() => tokenSource.mask(y, 0n, handle, 1n, 6), KernelError, `data_mask: ${places}`);
+      const wrong = (which: number) => `handle ${which} is not open, or `;
+      assertThrows(() => tokenSource.mask(y, 0n, ofTokens, 0n, 3), KernelError, `${wrong(ofTokens)}no mask`);
+      assertThrows(() => tokenSource.gather(x, y, handle, 0n, 3, 9), KernelError, `${wrong(handle)}a mask`);
+      for (const open of [handle, ofTokens]) tokenSource.close(open);
+    },
+  );
 
   test("gather() refuses a token that the vocabulary lacks, wherever in the window it is", (gather) => {
     for (const [Type, tokenBytes] of [[Uint16Array, 2], [Uint32Array, 4]] as const) {

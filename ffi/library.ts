@@ -474,6 +474,11 @@ export type TokenFiles = {
   close(handle: number): void;
   /** Writes a window to x and y (T). Throws UserError that names a file which cannot be read, has changed, or is wrong. */
   gather(x: Address, y: Address, handle: number, start: bigint, T: number, V: number): void;
+  /**
+   * By the same window of a mask, whose tokens have one byte each, writes -1 to y (T) where a token is not trained on, and to
+   * starts (T), unless it is 0n, where in the window its conversation begins. Throws UserError as gather().
+   */
+  mask(y: Address, starts: Address, handle: number, start: bigint, T: number): void;
 };
 
 /** What data/loader.ts reads windows with. */
@@ -488,6 +493,9 @@ export const tokenSource: TokenFiles = {
   },
   gather(x, y, handle, start, T, V) {
     checkFile(s.data_gather(x, y, handle, start, T, V));
+  },
+  mask(y, starts, handle, start, T) {
+    checkFile(s.data_mask(y, starts, handle, start, T));
   },
 };
 

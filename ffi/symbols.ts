@@ -52,6 +52,7 @@ export const symbols = {
   data_open: fn(HOST, HOST, I32, I32),
   data_close: fn(I32),
   data_gather: fn(PTR, PTR, I32, I64, I32, I32),
+  data_mask: fn(PTR, PTR, I32, I64, I32),
   // embedding: rows of a table
   embedding_forward: fn(PTR, PTR, PTR, I32, I32, I32),
   embedding_backward: fn(PTR, PTR, PTR, I32, I32, I32, I32),

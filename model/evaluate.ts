@@ -58,13 +58,13 @@ async function meanLoss(
       inputs.fill((x, y) => n = val.evalBatch(x, y, i));
       const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
       sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
-      windows += n;
+      windows += val.evalWeight(i);
       endStep();
     }
     if (await isAsked()) return undefined;
   }
   const [total, count] = await ranks.sum(sum, windows) as [number, number];
-  return total / count;
+  return count === 0 ? 0 : total / count;
 }
 
 /** --eval_only: prints the mean loss over all windows of the val split. */

@@ -2,10 +2,23 @@
 // compares with it.
 import { assert, assertEquals } from "@std/assert";
 import { readSafetensors, type SafetensorsFile } from "../runtime/safetensors.ts";
-import { metrics } from "./testing.ts";
+import { freshPath, metrics } from "./testing.ts";
 
 export const GOLDEN = new URL("golden/train_run", import.meta.url).pathname;
-export const expected = JSON.parse(Deno.readTextFileSync(`${GOLDEN}/run.json`));
+/** The same of conversations. */
+const CHAT_GOLDEN = new URL("golden/chat_run", import.meta.url).pathname;
+
+/** What a run has to give. */
+type Expected = {
+  seed: number;
+  losses: number[];
+  grad_norms: number[];
+  learning_rates: number[];
+  val_losses: Record<string, number>;
+};
+
+export const expected: Expected = JSON.parse(Deno.readTextFileSync(`${GOLDEN}/run.json`));
+export const chatExpected: Expected = JSON.parse(Deno.readTextFileSync(`${CHAT_GOLDEN}/run.json`));
 /** What the settings below have in common. */
 export const FLAGS = [
   ...["--n_layer=2", "--n_embd=32", "--n_head=2", "--n_kv_head=1", "--head_dim=32", "--n_inner=48"],
@@ -19,23 +32,21 @@ export const ALONE = ["--batch_size=4", "--gradient_accumulation_steps=3"];
 /** Of two ranks: the same twelve windows a step. */
 export const SHARED = ["--batch_size=2", "--gradient_accumulation_steps=6"];
 
+/** The dataset with masks, whose shards are those of the other. */
+export function chatDataset(): string {
+  const dir = freshPath();
+  Deno.mkdirSync(dir);
+  for (const from of [GOLDEN, CHAT_GOLDEN]) {
+    for (const { name } of Deno.readDirSync(from)) {
+      if (/\.(bin|mask)$|^meta\.json$/.test(name)) Deno.copyFileSync(`${from}/${name}`, `${dir}/${name}`);
+    }
+  }
+  return dir;
+}
+
 /** Compares a run with the golden one. Relative: of a loss and of a whole tensor; norms may differ by ten times as much. */
 export function compare(out: string, { loss, weights }: { loss: number; weights: number }): void {
-  const steps = metrics(out);
-  assertEquals(steps.map(({ step, tokens }) => [step, tokens]), range(17).map((i) => [i + 1, 192 * (i + 1)]));
-  steps.forEach((m, i) => {
-    const near = (what: string, value: number, wanted: number, tolerance: number) =>
-      assert(
-        Math.abs(value / wanted - 1) <= tolerance,
-        `step ${i + 1}: ${what} ${value}, should be ${wanted}`,
-      );
-    near("loss", m.loss!, expected.losses[i], loss);
-    near("norm", m.grad_norm!, expected.grad_norms[i], 10 * loss);
-    near("lr", m.lr!, expected.learning_rates[i], 1e-6);
-    const val = expected.val_losses[i + 1];
-    assertEquals("val_loss" in m, val !== undefined, `step ${i + 1}`);
-    if (val !== undefined) near("val loss", m.val_loss!, val, loss);
-  });
+  compareSteps(out, expected, loss);
   const theirs = readSafetensors(`${GOLDEN}/last.safetensors`);
   const ours = readSafetensors(`${out}/checkpoints/step_000017/model.safetensors`);
   assertEquals([...ours.tensors.keys()].sort(), [...theirs.tensors.keys()].sort());
@@ -44,6 +55,25 @@ export function compare(out: string, { loss, weights }: { loss: number; weights:
     const error = relativeError(values(ours, name), values(theirs, name));
     assert(error <= weights, `${name}: relative error ${error}`);
   }
+}
+
+/** Compares the losses, norms, rates and val_losses of a run with those that it should have. */
+export function compareSteps(out: string, expected: Expected, loss: number): void {
+  const steps = metrics(out);
+  assertEquals(steps.map(({ step, tokens }) => [step, tokens]), range(17).map((i) => [i + 1, 192 * (i + 1)]));
+  steps.forEach((m, i) => {
+    const near = (what: string, value: number, wanted: number, tolerance: number) =>
+      assert(
+        Math.abs(value / wanted - 1) <= tolerance,
+        `step ${i + 1}: ${what} ${value}, should be ${wanted}`,
+      );
+    near("loss", m.loss!, expected.losses[i]!, loss);
+    near("norm", m.grad_norm!, expected.grad_norms[i]!, 10 * loss);
+    near("lr", m.lr!, expected.learning_rates[i]!, 1e-6);
+    const val = expected.val_losses[i + 1];
+    assertEquals("val_loss" in m, val !== undefined, `step ${i + 1}`);
+    if (val !== undefined) near("val loss", m.val_loss!, val, loss);
+  });
 }
 
 /** The values of a tensor in a file, float32 or bfloat16. */

@@ -1,7 +1,7 @@
 // A whole run of train.ts beside the same run written a second time with PyTorch (tests/oracle/train_run.py): three micro-steps
 // a step, warm-up and cosine to the end, clipping in some steps, decay, two epochs of data that twelve windows a step do not
 // divide, evaluation with a partial batch. What the flags below do not set are the defaults of train.ts.
-import { assert } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { libraryExists, open } from "../ffi/library.ts";
 import { modelTensors } from "../model/checkpoint.ts";
 import { init, type LlamaConfig } from "../model/llama.ts";
@@ -9,8 +9,19 @@ import { forgetMemory } from "../runtime/memory.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { readSafetensors } from "../runtime/safetensors.ts";
 import { readFloats } from "../runtime/tensor.ts";
-import { ALONE, compare, expected, FLAGS, GOLDEN, SHARED, values } from "./golden_run.ts";
-import { freshPath, isInstalled, mpirun, succeed } from "./testing.ts";
+import {
+  ALONE,
+  chatDataset,
+  chatExpected,
+  compare,
+  compareSteps,
+  expected,
+  FLAGS,
+  GOLDEN,
+  SHARED,
+  values,
+} from "./golden_run.ts";
+import { freshPath, isInstalled, metrics, mpirun, run, succeed } from "./testing.ts";
 
 open("cpu", { threads: 2 });
 
@@ -59,6 +70,50 @@ Deno.test("train gives the losses, norms, rates and weights of the same run in P
   const out = freshPath();
   await succeed("train", ...FLAGS, ...ALONE, "--device=cpu", `--out_dir=${out}`);
   compare(out, { loss: 1e-6, weights: 5e-6 });
+});
+
+Deno.test("train on conversations gives the losses and norms of the same run in PyTorch, with labels of -100", async () => {
+  const out = freshPath();
+  await succeed(
+    "train",
+    ...FLAGS,
+    ...ALONE,
+    "--device=cpu",
+    `--data_dir=${chatDataset()}`,
+    `--out_dir=${out}`,
+  );
+  compareSteps(out, chatExpected, 1e-6);
+});
+
+Deno.test("train without a token that is trained on has losses and norms of 0, and refuses masks of another dataset", async () => {
+  const data = chatDataset(),
+    out = freshPath(),
+    flags = [...FLAGS, ...ALONE, "--device=cpu", `--data_dir=${data}`];
+  for (const { name } of Deno.readDirSync(data)) {
+    if (name.endsWith(".mask")) {
+      Deno.writeFileSync(`${data}/${name}`, new Uint8Array(Deno.statSync(`${data}/${name}`).size));
+    }
+  }
+  const { code, stderr } = await run("train", ...flags, `--out_dir=${out}`);
+  assertEquals(code, 1);
+  assertMatch(
+    stderr,
+    /^error: Cannot use ".*\/train_00000\d\.mask": its SHA-256 is \w+, should be \w+; write the dataset again/,
+  );
+  await succeed("train", ...flags, "--verify_data=false", "--max_iters=4", `--out_dir=${out}`);
+  const steps = metrics(out);
+  assertEquals(steps.map(({ loss, grad_norm }) => [loss, grad_norm]), Array(4).fill([0, 0]));
+  assertEquals(steps.at(-1)!.val_loss, 0);
+});
+
+Deno.test({
+  name: "two ranks train on conversations with the losses and norms of the same run in PyTorch (mpirun)",
+  ignore: !isInstalled("mpirun"),
+  async fn() {
+    const out = freshPath();
+    await mpirun(2, ...FLAGS, ...SHARED, "--device=cpu", `--data_dir=${chatDataset()}`, `--out_dir=${out}`);
+    compareSteps(out, chatExpected, 1e-6);
+  },
 });
 
 Deno.test({

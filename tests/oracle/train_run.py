@@ -1,5 +1,8 @@
 """Writes tests/golden/train_run: a small dataset, and what a whole run of train.ts on it has to give. Usage: python train_run.py
 
+And tests/golden/chat_run: masks of the same shards, and the run in which only what they say is trained on. Its losses and the
+gradients of its first step are Hugging Face's too, of LlamaForCausalLM with labels of -100, or nothing is written.
+
 Everything between the command line and the last weights is written here a second time, from the descriptions in kernels.h,
 data/order.ts and README.md: initial weights (Philox), the order of the windows, gradient accumulation, warm-up and cosine,
 clipping, AdamW, evaluation. The model is the float64 one of llama.py. Settings that the test does not pass are train.ts's
@@ -21,6 +24,8 @@ CONFIG = llama.make_config(V=257, C=32, L=2, H=2, K=1, D=32, F=48, T=16)
 ADAMW = dict(betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, grad_clip=1.0)
 SEED, B, MICRO_STEPS, STEPS, EVAL_INTERVAL = 4_300_000_007, 4, 3, 17, 4  # a seed of more than 32 bits
 PEAK, LOWEST, WARMUP = 0.01, 0.001, 5
+CHAT_OUT = OUT.parent / "chat_run"
+TRAINED, BEGINS = 1, 2  # of a byte of a mask
 SHARDS = {"train_000000.bin": 810, "train_000001.bin": 641, "train_000002.bin": 180, "val_000000.bin": 165}  # tokens
 
 
@@ -32,35 +37,61 @@ def main():
     train = windows(tokens, "train")  # 50 + 40 + 11: twelve a step do not divide them, and 17 steps are two epochs and a bit
     val = windows(tokens, "val")  # 10: three batches, the last one of two
     assert (len(train), len(val)) == (101, 10)
-    parameters = {n: w.double().requires_grad_() for n, w in initial_weights().items()}
-    first = {n: w.detach().clone() for n, w in parameters.items()}
+    first = {n: w.double() for n, w in initial_weights().items()}
+    last = write_run(OUT, first, train, val)
+    llama.save(OUT / "first.safetensors", first, config=CONFIG)
+    llama.save(OUT / "last.safetensors", last, config=CONFIG, optimizer=ADAMW)
+
+    CHAT_OUT.mkdir(exist_ok=True)
+    masks = write_masks()
+    train, val = ([(w, m) for w, m in zip(windows(tokens, s), windows(masks, s))] for s in ("train", "val"))
+    untrained = [i for i, (_, mask) in enumerate(train) if not (mask[1:] & TRAINED).any()]
+    assert len(untrained) > 2, untrained
+    write_run(CHAT_OUT, first, train, val)
+
+
+def write_run(out, first, train, val):
+    """A run, whose numbers go to out/run.json; returns its last weights."""
+    parameters = {n: w.clone().requires_grad_() for n, w in first.items()}
     optimizer = llama.adamw(list(parameters.values()), ADAMW)
     losses, norms, rates, val_losses = [], [], [], {}
     sample = 0
     for step in range(STEPS):
         optimizer.zero_grad()
-        total = 0.0
-        for _ in range(MICRO_STEPS):
-            places = [place(sample + b, len(train)) for b in range(B)]
-            loss = mean_loss(parameters, [train[p] for p in places]) / MICRO_STEPS
-            loss.backward()
-            total += loss.item()
-            sample += B
+        step_windows = [train[place(sample + i, len(train))] for i in range(MICRO_STEPS * B)]
+        sample += MICRO_STEPS * B
+        loss = mean_loss(parameters, step_windows)
+        loss.backward()
+        if step == 0:
+            agree_with_hugging_face(parameters, step_windows, loss)
         rates.append(rate(step))
         norms.append(llama.update(optimizer, list(parameters.values()), rates[-1], ADAMW).item())
-        losses.append(total)
+        losses.append(loss.item())
         if (step + 1) % EVAL_INTERVAL == 0 or step + 1 == STEPS:
             with torch.no_grad():
                 val_losses[step + 1] = mean_loss(parameters, val).item()
     clipped = sum(n > 1 for n in norms)
     print("losses", losses, "\nnorms", norms, f"\nclipped in {clipped} of {STEPS} steps\nval", val_losses)
     assert 0 < clipped < STEPS
-    (OUT / "run.json").write_text(json.dumps(dict(
+    (out / "run.json").write_text(json.dumps(dict(
         seed=SEED, losses=losses, grad_norms=norms, learning_rates=rates, val_losses=val_losses,
     ), indent=1) + "\n")
-    last = {n: w.detach() for n, w in parameters.items()}
-    llama.save(OUT / "first.safetensors", first, config=CONFIG)
-    llama.save(OUT / "last.safetensors", last, config=CONFIG, optimizer=ADAMW)
+    return {n: w.detach() for n, w in parameters.items()}
+
+
+def agree_with_hugging_face(parameters, batch, loss):
+    """labels hold each token itself, which Hugging Face shifts, and -100 where there is no loss."""
+    model = llama.hf_model(CONFIG, {n: w.detach().float() for n, w in parameters.items()})
+    ids, labels = (torch.stack(rows) for rows in zip(*map(ids_and_labels, batch)))
+    theirs = model(input_ids=ids, labels=labels).loss
+    theirs.backward()
+    found = {n: w.grad for n, w in model.named_parameters()} | dict(loss=theirs.detach())
+    llama.agree(found, {n: w.grad.float() for n, w in parameters.items()} | dict(loss=loss.detach().float()), 1e-4)
+
+
+def ids_and_labels(window):
+    ids, mask = window if isinstance(window, tuple) else (window, torch.full_like(window, TRAINED))
+    return ids, torch.where(mask & TRAINED > 0, ids, -100)
 
 
 # ---- data
@@ -105,6 +136,29 @@ def write_dataset():
     )
     (OUT / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
     return tokens
+
+
+def write_masks():
+    """Conversations of some lengths, in each of which a few stretches are trained on, and one shard almost without."""
+    generator = np.random.default_rng(2)
+    masks = {}
+    for file, n in SHARDS.items():
+        mask = np.zeros(n, np.uint8)
+        at = 0
+        while at < n:
+            length = int(generator.integers(5, 70))
+            mask[at] |= BEGINS
+            if file != "train_000002.bin" or at == 0:
+                answer = at + int(generator.integers(1, length))
+                mask[answer : at + length] |= TRAINED
+            at += length
+        (CHAT_OUT / file.replace(".bin", ".mask")).write_bytes(mask.tobytes())
+        masks[file] = mask
+    meta = json.loads((OUT / "meta.json").read_text()) | dict(template="{{ messages }}")
+    for shard in meta["shards"]:
+        shard["mask_sha256"] = hashlib.sha256(masks[shard["file"]].tobytes()).hexdigest()
+    (CHAT_OUT / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    return masks
 
 
 def windows(tokens, split):
@@ -194,8 +248,10 @@ def philox(blocks):
 
 
 def mean_loss(parameters, batch):
-    batch = torch.stack(batch)
-    return llama.mean_loss(llama.plain_logits(CONFIG, parameters, batch[:, :-1]), batch[:, 1:].reshape(-1))
+    """The mean over the tokens of all windows that are trained on: in float64, and nowhere cut into micro-steps."""
+    ids, labels = (torch.stack(rows) for rows in zip(*map(ids_and_labels, batch)))
+    logits = llama.plain_logits(CONFIG, parameters, ids[:, :-1])
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
 
 def rate(step):
