@@ -5,7 +5,7 @@ import { memoryByKind } from "../runtime/memory.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { fixed, readFloats } from "../runtime/tensor.ts";
-import { init, loss, type Recompute } from "./llama.ts";
+import { init, type LlamaConfig, LORA_TARGETS, loss, type Recompute } from "./llama.ts";
 import {
   chooseBatch,
   measureModel,
@@ -38,6 +38,31 @@ function plan(recompute: Recompute, batch_size = 4): { total: number; kinds: Rec
   const kinds = planMemory(GPT_270M, { ...settings, batch_size, recompute }, "bf16");
   return { total: Object.values(kinds).reduce((a, b) => a + b, 0), kinds };
 }
+
+Deno.test("planMemory() of LoRA has gradients and moments of adapters alone: Llama 3.2 1B takes 4 GB on a GPU", () => {
+  const c: LlamaConfig = {
+    ...{
+      vocab_size: 128256,
+      n_layer: 16,
+      n_embd: 2048,
+      n_head: 32,
+      n_kv_head: 8,
+      head_dim: 64,
+      n_inner: 8192,
+    },
+    ...{ block_size: 1024, rope_theta: 500000, norm_eps: 1e-5, tie_word_embeddings: true },
+    lora: { rank: 16, alpha: 32, targets: LORA_TARGETS },
+  };
+  const s = { ...settings, batch_size: 1, recompute: "norm_swiglu" }, kinds = planMemory(c, s, "bf16");
+  // (3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192): 16 rows of A and as many columns of B
+  const adapters = 16 * 16 * (3072 + 2048 + 2048 + 2048 + 16384 + 2048 + 2048 + 8192);
+  assertEquals(kinds.weights, 2 * (1_235_814_400 + adapters)); // the parameters of the model as published
+  assertEquals(kinds.gradients, 4 * adapters);
+  assertAlmostEquals(kinds.optimizer!, 10.125 * adapters, 100); // two moments, and what masters have over bfloat16
+  const total = Object.values(kinds).reduce((a, b) => a + b);
+  assert(total < 4e9, `${total}`);
+  assertEquals(planShared(c, s, "bf16"), { exchanged: 0, model: 2 * adapters, optimizer: 12 * adapters });
+});
 
 Deno.test("measureModel() counts the parameters and FLOPs of gpt-270m as published, and of an untied head", () => {
   const { flops_per_token, ...counts } = measureModel(GPT_270M);

@@ -11,14 +11,18 @@ import {
   dataset,
   emptyDirectory,
   freshPath,
+  isInstalled,
   list,
+  metrics,
   modelDirectory,
+  mpirun,
   refuse,
   SMALL,
   succeed,
 } from "./testing.ts";
 
 open("cpu", { bf16_gemm: false });
+const mpi = { ignore: !isInstalled("mpirun") };
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const SHAPE = { n_layer: 2, n_head: 4, n_kv_head: 2, head_dim: 8, n_inner: 48 }; // (64, 32), (32, 32), (96, 32), (32, 48)
 const FLAGS = SMALL.filter((flag) => !/--(n_|block_size|head_dim)/.test(flag)).concat("--min_lr=0.01");
@@ -101,6 +105,59 @@ function assertSameLogits(low: string, merged: string): void {
   const error = relativeError(a!, b!);
   assert(error < 2e-6, `relative error ${error}`);
 }
+
+Deno.test("two ranks train what one does, and go on from their parts to the same bits", mpi, async () => {
+  const data = await dataset(),
+    base = await modelDirectory(SHAPE),
+    [one, whole, parts] = [
+      freshPath(),
+      freshPath(),
+      freshPath(),
+    ];
+  const flags = [`--data_dir=${data}`, ...FLAGS, `--init_from=${base}`, ...LORA, "--bf16_gemm=false"];
+  await succeed("train", ...flags, `--out_dir=${one}`, "--max_iters=4");
+  await mpirun(2, ...flags, `--out_dir=${whole}`, "--max_iters=4", "--save_interval=4");
+  await mpirun(2, ...flags, `--out_dir=${parts}`, "--max_iters=2", "--save_interval=2");
+  await mpirun(2, `--resume=${parts}`, "--max_iters=4");
+  metrics(whole).forEach(({ loss }, i) => {
+    const should = metrics(one)[i]!.loss!;
+    assert(Math.abs(loss! / should - 1) < 2e-5, `step ${i + 1}: ${loss}, should be ${should}`);
+  });
+  const files = list(step(whole, 4)).filter((file) => file.endsWith(".safetensors"));
+  assertEquals(files.map((file) => file.split("-")[0]), [
+    "adapter_model.safetensors",
+    "optimizer",
+    "optimizer",
+  ]);
+  for (const file of files) {
+    assertEquals(tensorsOf(`${step(whole, 4)}/${file}`), tensorsOf(`${step(parts, 4)}/${file}`), file);
+  }
+});
+
+Deno.test("a base of bfloat16 is so in memory too to write text, beside adapters of float32", async () => {
+  const data = await dataset({ words: 500 }), [base, out] = [freshPath(), freshPath()];
+  const flags = [...FLAGS, ...LORA, "--learning_rate=0.1", "--max_iters=2", "--save_interval=2"];
+  await succeed(
+    "export",
+    `--checkpoint=${await modelDirectory(SHAPE)}`,
+    "--format=hf",
+    "--dtype=bf16",
+    `--out=${base}`,
+  );
+  await succeed("train", `--data_dir=${data}`, `--init_from=${base}`, ...flags, `--out_dir=${out}`);
+  const [half, wide] = (["auto", "float32"] as const).map((dtype) => loadModel(out, { dtype }));
+  const { qkv_proj, input_layernorm, lora } = half!.model.layers[1]!;
+  assertEquals([qkv_proj, input_layernorm, lora!.qkv_proj!.A].map(({ buf }) => buf.isHalf), [
+    true,
+    false,
+    false,
+  ]);
+  const matrices = 2 * 320 * 32 + 2 * (64 + 32 + 96 + 48) * 32, vectors = 64 * 5, adapters = 2944; // 257 rows are 320
+  assertEquals(half!.parameters.weights.bytes, 4 * adapters + 2 * matrices + 4 * vectors);
+  const idx = tokens([2, 16], Array.from({ length: 32 }, (_, i) => i * 37 % 257));
+  const [a, b] = [half!, wide!].map(({ model, config }) => allLogits(model, config, idx));
+  assert(relativeError(a!, b!) < 1e-5);
+});
 
 Deno.test("adapters are refused without their base, with another one, and with other settings", async () => {
   const data = await dataset({ words: 500 }), base = await modelDirectory(SHAPE), out = freshPath();
