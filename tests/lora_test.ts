@@ -55,7 +55,7 @@ Deno.test("train --lora_rank saves adapters alone, and goes on from them and the
   }
   const files = list(step(whole, 4));
   assert(files.includes("adapter_config.json") && files.includes("base.json"));
-  assert(!files.includes("model.safetensors"));
+  assert(!files.includes("model.safetensors") && !files.includes("config.json")); // transformers would take it for a model
   const { sha256 } = JSON.parse(Deno.readTextFileSync(`${step(whole, 4)}/base.json`));
   assertEquals(sha256, { "model.safetensors": sha256OfFile(`${base}/model.safetensors`) });
 
@@ -201,6 +201,22 @@ Deno.test("adapters are refused without their base, with another one, and with o
   }
   Deno.writeFileSync(weights, bytes);
   await succeed(...sample, "--max_new_tokens=1");
+
+  const peft = freshPath(), name = "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight"; // not of a run
+  Deno.mkdirSync(peft);
+  for (const file of ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"]) {
+    Deno.copyFileSync(`${step(out, 1)}/${file}`, `${peft}/${file}`);
+  }
+  await succeed("sample", `--checkpoint=${peft}`, "--device=cpu", "--max_new_tokens=1");
+  const stored = Deno.readFileSync(`${peft}/adapter_model.safetensors`);
+  stored[readSafetensors(`${peft}/adapter_model.safetensors`).tensors.get(name)!.offset]! ^= 1;
+  Deno.writeFileSync(`${peft}/adapter_model.safetensors`, stored);
+  assertStringIncludes(
+    await refuse("sample", `--checkpoint=${peft}`, "--device=cpu"),
+    `k_proj.lora_A.weight is not ${
+      name.replace("k_proj", "q_proj")
+    }, but loam adapts these matrices together`,
+  );
   Deno.renameSync(base, `${base}.gone`);
   assertStringIncludes(
     await refuse(...sample),
