@@ -733,8 +733,8 @@ template <int D> static int check(std::string* wrong) {
       TRY(forward<D>(out, lse, qkv, B, T, H, K));
       TRY(backward<D>(dqkv, delta, dout, out, lse, qkv, B, T, H, K));
     } else {
-      TRY(forward_of<D>(out, lse, qkv, B, T, H, K));
-      TRY(backward_of<D>(dqkv, delta, dout, out, lse, qkv, B, T, H, K));
+      TRY(forward_of<D>(out, lse, qkv, nullptr, B, T, H, K));
+      TRY(backward_of<D>(dqkv, delta, dout, out, lse, qkv, nullptr, B, T, H, K));
     }
   }
   std::vector<char> bytes(ROUNDS * ROUND_BYTES);

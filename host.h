@@ -496,4 +496,13 @@ int data_mask(int32_t* y, int32_t* starts, int32_t handle, int64_t start, int32_
   return 0;
 }
 
+int document_starts(int32_t* starts, const int32_t* x, int32_t T, int32_t bos) {
+  BEGIN_ON_HOST(SIZES(T), ADDRESSES(starts, x));
+  for (int t = 0, first = 0; t < T; t++) {
+    if (x[t] == bos) first = t;
+    starts[t] = first;
+  }
+  return 0;
+}
+
 #endif

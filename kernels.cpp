@@ -14,6 +14,7 @@
 #include "host.h"
 
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstdlib>
 #include <initializer_list>
@@ -223,7 +224,7 @@ static inline To bit_cast(From from) {
 
 /// Loads and stores at any address.
 template <class V>
-static inline V load(const float* address) {
+static inline V load(const void* address) {
   V v;
   memcpy(&v, address, sizeof v);
   return v;
@@ -235,6 +236,7 @@ static inline void store(float* address, V v) {
 }
 
 static inline vec load(const float* address) { return load<vec>(address); }
+static inline ivec load(const int32_t* address) { return load<ivec>(address); }
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
 /// 0, 1, 2, ... W-1
@@ -1153,8 +1155,8 @@ int layernorm_backward(float* dx, float* dweight, float* dbias, const float* dou
 
 // ---- rope: rotates pairs (j, j + D/2) -------------------------------------------------------------------------------
 
-int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
-         int32_t inverse) {
+int rope(float* qkv, const float* table, const int32_t* starts, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K,
+         int32_t D, int32_t inverse) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(qkv, table));
   if (D % 2 || pos < 0) {
     FAIL("D must be even and pos at least 0 (%s)", SIZE_TEXT(B, T, pos, H, K, D));
@@ -1164,7 +1166,7 @@ int rope(float* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int3
   int64_t rows = (int64_t)B * T;
 #pragma omp parallel for num_threads(team(rows * (H + K) * D))
   for (int64_t i = 0; i < rows; i++) {
-    const float* cosines = table + (pos + i % T) * D;
+    const float* cosines = table + (pos + i % T - (starts ? starts[i] : 0)) * D;
     const float* sines = cosines + half;
     for (int head = 0; head < H + K; head++) {
       float* x = qkv + (i * (H + 2 * K) + head) * D;
@@ -1412,7 +1414,9 @@ PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, co
 // buffer into dense arrays, since rows a multiple of 4 KiB apart would push each other out of the cache.
 //
 // Every product goes through strip(), TILE_ROWS rows at a time; each strip leaves out what the causal mask hides.
-// Query row m of a block sees key row n of a block where n <= m + shift: shift is position of query 0 - of key 0.
+// Query row m of a block sees key row n of a block where n <= m + shift: shift is position of query 0 - of key 0. Where a row
+// of the batch holds several documents, n >= begins[m] + shift too. Blocks of keys before the document of the first query are
+// left out: the later ones begin no earlier.
 
 enum { BLOCK = 64 };
 
@@ -1521,14 +1525,36 @@ static void multiply_keys(float* out, const float* scores, const float* x, int64
   }
 }
 
+/// Where the documents of the queries of a block begin, counted from its first query on; as many as whole vectors have.
+struct Begins {
+  alignas(64) int32_t of[BLOCK];
+  int64_t first_key = 0;  // of the blocks of keys that the queries see
+  const int32_t* begins = nullptr;  // null where all is one document
+
+  /// starts: of all queries of the block, the first of which stands at `position`, or null.
+  Begins(const int32_t* starts, int64_t queries, int64_t position) {
+    if (!starts) return;
+    for (int64_t m = 0; m < BLOCK; m++) of[m] = (int32_t)(starts[min(m, queries - 1)] - position);
+    first_key = starts[0] / BLOCK * BLOCK;
+    begins = of;
+  }
+};
+
 /// In the W queries from m on: the keys that a query does not see get `hidden`; those that none of them sees, from the
 /// returned one on, get 0.
-static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_t shift) {
+static int64_t mask(float* scores, float hidden, int64_t keys, int64_t m, int64_t shift, const int32_t* begins) {
   ivec last_seen = lane_numbers() + (int32_t)(m + shift);
   int64_t all_see = max(0, min(keys, m + shift + 1)), end = max(0, min(keys, m + shift + W));
   for (int64_t n = all_see; n < end; n++) {
     float* s = scores + n * BLOCK + m;
     store(s, last_seen >= (int32_t)n ? load(s) : vec{} + hidden);
+  }
+  if (begins) {
+    ivec first_seen = load(begins + m) + (int32_t)shift;
+    for (int64_t n = 0; n < min(end, begins[m + W - 1] + shift); n++) {
+      float* s = scores + n * BLOCK + m;
+      store(s, first_seen <= (int32_t)n ? load(s) : vec{} + hidden);
+    }
   }
   for (int64_t n = end; n < keys; n++) store(scores + n * BLOCK + m, vec{});
   return end;
@@ -1541,7 +1567,7 @@ struct Softmax {
   alignas(64) float sum[BLOCK];
   alignas(64) float factor[BLOCK];
   Softmax() {
-    for (int m = 0; m < BLOCK; m++) top[m] = -INFINITY, sum[m] = 0.0f;
+    for (int m = 0; m < BLOCK; m++) top[m] = -FLT_MAX, sum[m] = 0.0f;  // finite: a query may see none of the first keys
   }
 };
 
@@ -1557,9 +1583,10 @@ static inline vec largest_score(const float* column, int64_t end, vec before) {
 }
 
 /// scores become exp(score - top), 0 where masked.
-static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift) {
+static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t queries, int64_t shift,
+                           const int32_t* begins) {
   for (int64_t m = 0; m < queries; m += W) {
-    int64_t end = mask(scores, -INFINITY, keys, m, shift);
+    int64_t end = mask(scores, -INFINITY, keys, m, shift, begins);
     float* column = scores + m;
     vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top);
     vec sum = load(state->sum + m) * factor;
@@ -1594,25 +1621,28 @@ static void divide_by_sums(float* out, size_t out_row, float* lse, const float* 
   }
 }
 
-/// Attention of up to BLOCK queries of one head, the first at `position`, to all keys from 0 on. lse may be 0.
+/// Attention of up to BLOCK queries of one head, the first at `position`, to all keys of their documents. lse may be 0, and so
+/// may starts, of these queries.
 static void attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const float* k, const float* v,
-                   int64_t queries, int64_t position, int64_t D, float* memory) {
+                   const int32_t* starts, int64_t queries, int64_t position, int64_t D, float* memory) {
   AttentionScratch scratch(memory, D);
   Softmax state;
+  const Begins seen(starts, queries, position);
   transpose(scratch.qt, q, q_row, queries, D, 1.0f / sqrtf((float)D));
   int64_t columns = round_up(queries, W), all_keys = position + queries;
-  for (int64_t key = 0; key < all_keys; key += BLOCK) {
+  for (int64_t key = seen.first_key; key < all_keys; key += BLOCK) {
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
+    bool again = key > seen.first_key;
     multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);
-    online_softmax(&state, scratch.scores, keys, columns, shift);
-    if (key > 0) rescale(scratch.result, state, queries, D);
-    multiply_queries(scratch.result, scratch.scores, v + key * D, keys, queries, D, shift, key > 0);
+    online_softmax(&state, scratch.scores, keys, columns, shift, seen.begins);
+    if (again) rescale(scratch.result, state, queries, D);
+    multiply_queries(scratch.result, scratch.scores, v + key * D, keys, queries, D, shift, again);
   }
   divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
 
 /// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
-static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v,
+static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v, const int32_t* starts,
                        const AttentionSize& size, int64_t pos, int64_t T_max, float* memory) {
   int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks();
 #pragma omp parallel for num_threads(team(B * H * T * (pos + T) * D / 16)) schedule(dynamic)
@@ -1621,8 +1651,8 @@ static void attend_all(float* out, float* lse, const float* qkv, const float* k,
     int64_t t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
     int64_t row = b * T + t, kv = (b * K + size.kv_head(head)) * T_max * D;
     attend(out + row * size.out_row() + head * D, size.out_row(), lse ? lse + (b * H + head) * T + t : nullptr,
-           qkv + row * size.qkv_row() + head * D, size.qkv_row(), k + kv, v + kv, min(BLOCK, T - t), pos + t, D,
-           memory + omp_get_thread_num() * AttentionScratch::floats(D));
+           qkv + row * size.qkv_row() + head * D, size.qkv_row(), k + kv, v + kv, starts ? starts + row : nullptr,
+           min(BLOCK, T - t), pos + t, D, memory + omp_get_thread_num() * AttentionScratch::floats(D));
   }
 }
 
@@ -1695,9 +1725,10 @@ PAIRS static void pair_keys(float* out, const uint32_t* scores, const uint32_t* 
 }
 
 /// online_softmax() whose exponentials are left as pairs across keys.
-PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, int64_t keys, int64_t queries, int64_t shift) {
+PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, int64_t keys, int64_t queries, int64_t shift,
+                               const int32_t* begins) {
   for (int64_t m = 0; m < queries; m += W) {
-    int64_t end = mask(scores, -INFINITY, keys, m, shift);
+    int64_t end = mask(scores, -INFINITY, keys, m, shift, begins);
     const float* column = scores + m;
     vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top);
     vec sum = load(state->sum + m) * factor;
@@ -1717,24 +1748,27 @@ PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, i
 
 /// attend() from paired keys and values of one head.
 PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const float* q, size_t q_row, const uint32_t* k,
-                              const uint32_t* v, const PairedHeads& heads, int64_t queries, int64_t position, int64_t D,
-                              uint32_t* memory) {
+                              const uint32_t* v, const PairedHeads& heads, const int32_t* starts, int64_t queries,
+                              int64_t position, int64_t D, uint32_t* memory) {
   PairScratch scratch(memory, D);
   Softmax state;
+  const Begins seen(starts, queries, position);
   for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * q_row, D, 1.0f / sqrtf((float)D));
   pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
   int64_t columns = round_up(queries, W), all_keys = position + queries;
-  for (int64_t key = 0; key < all_keys; key += BLOCK) {
+  for (int64_t key = seen.first_key; key < all_keys; key += BLOCK) {
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
+    bool again = key > seen.first_key;
     pair_scores(scratch.scores, k + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);
-    pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift);
-    if (key > 0) rescale(scratch.result, state, queries, D);
-    pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, queries, D, shift, key > 0);
+    pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift, seen.begins);
+    if (again) rescale(scratch.result, state, queries, D);
+    pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, queries, D, shift, again);
   }
   divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
 
-PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv, const AttentionSize& size) {
+PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv, const int32_t* starts,
+                                        const AttentionSize& size) {
   const int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks(), row = size.qkv_row();
   const PairedHeads heads(size);
   const size_t scratch = PairScratch::dwords(D);
@@ -1755,8 +1789,8 @@ PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv
       int64_t t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
       int64_t at = b * T + t, pair = b * K + size.kv_head(head);
       pair_attend(out + at * size.out_row() + head * D, size.out_row(), lse + (b * H + head) * T + t,
-                  qkv + at * row + head * D, row, k + pair * heads.along, v + pair * heads.across, heads, min(BLOCK, T - t), t,
-                  D, memory + omp_get_thread_num() * scratch);
+                  qkv + at * row + head * D, row, k + pair * heads.along, v + pair * heads.across, heads,
+                  starts ? starts + at : nullptr, min(BLOCK, T - t), t, D, memory + omp_get_thread_num() * scratch);
     }
   }
   return 0;
@@ -1764,29 +1798,30 @@ PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv
 
 #endif
 
-int attention_forward(float* out, float* lse, const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+int attention_forward(float* out, float* lse, const float* qkv, const int32_t* starts, int32_t B, int32_t T, int32_t H,
+                      int32_t K, int32_t D) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
 #ifdef HAS_PAIR_PRODUCTS
-  if (use_pairs) return pair_attention_forward(out, lse, qkv, size);
+  if (use_pairs) return pair_attention_forward(out, lse, qkv, starts, size);
 #endif
   size_t thread_floats = thread_count * AttentionScratch::floats(D);
   float* memory = (float*)workspace((thread_floats + 2 * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
   float *k = memory + thread_floats, *v = k + size.kv_floats();
   copy_kv_heads(k, v, qkv, size, 0, T);
-  attend_all(out, lse, qkv, k, v, size, 0, T, memory);
+  attend_all(out, lse, qkv, k, v, starts, size, 0, T, memory);
   return 0;
 }
 
 /// scores become P = exp(score - lse), 0 where masked, and dscores, which are dP, become dS = P * (dP - delta) * scale.
 static void softmax_backward(float* scores, float* dscores, const float* lse, const float* delta, int64_t keys,
-                             int64_t queries, int64_t shift, float scale) {
+                             int64_t queries, int64_t shift, const int32_t* begins, float scale) {
   for (int64_t m = 0; m < queries; m += W) {
     vec l = load(lse + m), d = load(delta + m);
-    int64_t end = mask(scores, -INFINITY, keys, m, shift);
-    mask(dscores, 0.0f, keys, m, shift);
+    int64_t end = mask(scores, -INFINITY, keys, m, shift, begins);
+    mask(dscores, 0.0f, keys, m, shift, begins);
     for (int64_t n = 0; n < end; n++) {
       float *s = scores + n * BLOCK + m, *ds = dscores + n * BLOCK + m;
       vec p = fast_exp(load(s) - l);
@@ -1800,6 +1835,8 @@ static void softmax_backward(float* scores, float* dscores, const float* lse, co
 struct AttentionHead {
   const float *q, *dout, *out, *lse;
   float *dq, *dk, *dv, *delta;
+  const int32_t* starts;  // of the batch row, or null
+  const int32_t* starts_from(int64_t t) const { return starts ? starts + t : nullptr; }
 };
 
 /// lse and delta of the queries [t, t + queries), of which head.delta becomes a copy.
@@ -1822,20 +1859,21 @@ static void attend_backward(const AttentionHead& head, const float* k, const flo
   int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
   AttentionScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
+  const Begins seen(head.starts_from(t), queries, t);
   float scale = 1.0f / sqrtf((float)D);
   copy_rows(scratch.q, D, head.q + t * qkv_row, qkv_row, queries, D);
   copy_rows(scratch.dout, D, head.dout + t * out_row, out_row, queries, D);
   transpose(scratch.qt, scratch.q, D, queries, D, scale);
   transpose(scratch.dout_t, scratch.dout, D, queries, D, 1.0f);
   read_stats(lse, delta, head, t, queries, out_row, D);
-  for (int64_t key = 0; key < t + queries; key += BLOCK) {
+  for (int64_t key = seen.first_key; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
     multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);         // S = Q K^T again
     multiply_scores(scratch.dscores, v + key * D, scratch.dout_t, keys, columns, D, shift);    // dP = dO V^T
-    softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, scale);     // P and dS
+    softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, seen.begins, scale);  // P and dS
     multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, queries, D, shift);        // dV += P^T dO
     multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, queries, D, shift);          // dK += dS^T Q
-    multiply_queries(scratch.result, scratch.dscores, k + key * D, keys, queries, D, shift, key > 0);  // dQ += dS K
+    multiply_queries(scratch.result, scratch.dscores, k + key * D, keys, queries, D, shift, key > seen.first_key);  // dQ += dS K
   }
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
@@ -1866,8 +1904,8 @@ static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize
 /// in order.
 template <class Block>
 static void attend_backward_all(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
-                                const float* qkv, const AttentionSize& size, int64_t parts, float* partials,
-                                const Block& block) {
+                                const float* qkv, const int32_t* starts, const AttentionSize& size, int64_t parts,
+                                float* partials, const Block& block) {
   int64_t T = size.T, H = size.H, K = size.K, D = size.D;
   int64_t n_blocks = size.n_blocks(), group = H / K, head_floats = T * D;
 #pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
@@ -1880,7 +1918,7 @@ static void attend_backward_all(float* dqkv, float* delta, const float* dout, co
       int64_t q_at = b * T * size.qkv_row() + head * D, out_at = b * T * size.out_row() + head * D;
       int64_t row_at = (b * H + head) * T;
       block(AttentionHead{qkv + q_at, dout + out_at, out + out_at, lse + row_at, dqkv + q_at, dk, dk + head_floats,
-                          delta + row_at},
+                          delta + row_at, starts ? starts + b * T : nullptr},
             pair, t, min(BLOCK, T - t));
     }
   }
@@ -1891,11 +1929,11 @@ static void attend_backward_all(float* dqkv, float* delta, const float* dout, co
 
 /// softmax_backward() that leaves P as pairs across queries and dS as pairs both ways.
 PAIRS static void pair_softmax_backward(const PairScratch& scratch, const float* lse, const float* delta, int64_t keys,
-                                        int64_t queries, int64_t shift, float scale) {
+                                        int64_t queries, int64_t shift, const int32_t* begins, float scale) {
   for (int64_t m = 0; m < queries; m += W) {
     vec l = load(lse + m), d = load(delta + m);
-    int64_t end = mask(scratch.scores, -INFINITY, keys, m, shift);
-    mask(scratch.dscores, 0.0f, keys, m, shift);
+    int64_t end = mask(scratch.scores, -INFINITY, keys, m, shift, begins);
+    mask(scratch.dscores, 0.0f, keys, m, shift, begins);
     for (int64_t n = 0; n < keys; n += 2) {
       vec p[2] = {}, ds[2] = {};
       UNROLL for (int i = 0; i < 2; i++) {
@@ -1923,6 +1961,7 @@ PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHe
   int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
   PairScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
+  const Begins seen(head.starts_from(t), queries, t);
   const float scale = 1.0f / sqrtf((float)D), *q = head.q + t * qkv_row, *dout = head.dout + t * out_row;
   for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * qkv_row, D, scale);
   pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
@@ -1930,22 +1969,23 @@ PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHe
   pack_pairs_across(scratch.q, heads.wide, q, qkv_row, queries, D);
   pack_pairs_across(scratch.dout, heads.wide, dout, out_row, queries, D);
   read_stats(lse, delta, head, t, queries, out_row, D);
-  for (int64_t key = 0; key < t + queries; key += BLOCK) {
+  for (int64_t key = seen.first_key; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
     pair_scores(scratch.scores, paired.k_along + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);       // S
     pair_scores(scratch.dscores, paired.v_along + key * heads.row, heads.row, scratch.dout_t, keys, columns, D, shift);  // dP
-    pair_softmax_backward(scratch, lse, delta, keys, columns, shift, scale);  // P and dS
+    pair_softmax_backward(scratch, lse, delta, keys, columns, shift, seen.begins, scale);  // P and dS
     pair_keys(head.dv + key * D, scratch.p_along, scratch.dout, heads.wide, keys, queries, D, shift);   // dV += P^T dO
     pair_keys(head.dk + key * D, scratch.ds_along, scratch.q, heads.wide, keys, queries, D, shift);     // dK += dS^T Q
     pair_queries(scratch.result, scratch.ds_across, paired.k_across + key / 2 * heads.wide, heads.wide, keys, queries, D,
-                 shift, key > 0);  // dQ += dS K
+                 shift, key > seen.first_key);  // dQ += dS K
   }
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
 
 /// attention_backward() by pairs; `parts` as it says.
 PAIRS static int pair_attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
-                                         const float* qkv, const AttentionSize& size, int64_t parts) {
+                                         const float* qkv, const int32_t* starts, const AttentionSize& size,
+                                         int64_t parts) {
   const int64_t K = size.K, T = size.T, D = size.D, row = size.qkv_row(), heads_in_all = size.B * K;
   const PairedHeads heads(size);
   const size_t scratch = PairScratch::dwords(D), part_floats = 2 * parts * size.kv_floats();
@@ -1966,28 +2006,28 @@ PAIRS static int pair_attention_backward(float* dqkv, float* delta, const float*
     PairedHead paired = {k_along + pair * heads.along, k_across + pair * heads.across, v_along + pair * heads.along};
     pair_attend_backward(head, paired, heads, size, t, queries, memory + omp_get_thread_num() * scratch);
   };
-  attend_backward_all(dqkv, delta, dout, out, lse, qkv, size, parts, partials, block);
+  attend_backward_all(dqkv, delta, dout, out, lse, qkv, starts, size, parts, partials, block);
   return 0;
 }
 
 #endif
 
 int attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
-                       const float* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+                       const float* qkv, const int32_t* starts, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
   int64_t pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
   int64_t parts = pairs >= 4 * thread_count ? 1 : min(H / K * size.n_blocks(), divide_up(4 * thread_count, pairs));
 #ifdef HAS_PAIR_PRODUCTS
-  if (use_pairs) return pair_attention_backward(dqkv, delta, dout, out, lse, qkv, size, parts);
+  if (use_pairs) return pair_attention_backward(dqkv, delta, dout, out, lse, qkv, starts, size, parts);
 #endif
   size_t scratch = AttentionScratch::floats(D), thread_floats = thread_count * scratch;
   float* memory = (float*)workspace((thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
   if (!memory) return 1;
   float *k = memory + thread_floats, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
   copy_kv_heads(k, v, qkv, size, 0, T);
-  attend_backward_all(dqkv, delta, dout, out, lse, qkv, size, parts, partials,
+  attend_backward_all(dqkv, delta, dout, out, lse, qkv, starts, size, parts, partials,
                       [&](const AttentionHead& head, int64_t pair, int64_t t, int64_t queries) {
                         attend_backward(head, k + pair * head_floats, v + pair * head_floats, size, t, queries,
                                         memory + omp_get_thread_num() * scratch);
@@ -2007,7 +2047,7 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
   float* memory = (float*)workspace(thread_count * AttentionScratch::floats(D) * sizeof(float));
   if (!memory) return 1;
   copy_kv_heads(k_cache, v_cache, qkv, size, pos, T_max);
-  attend_all(out, nullptr, qkv, k_cache, v_cache, size, pos, T_max, memory);
+  attend_all(out, nullptr, qkv, k_cache, v_cache, nullptr, size, pos, T_max, memory);
   return 0;
 }
 

@@ -24,6 +24,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cfloat>
 #include <map>
 #include <vector>
 
@@ -1023,12 +1024,12 @@ int layernorm_backward(act* dx, float* dweight, float* dbias, const act* dout, c
 
 /// One thread rotates VEC neighbouring pairs.
 template <int VEC>
-static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, int pos, int heads, int stride, int D,
-                                   float sign) {
+static __global__ void rope_kernel(act* qkv, const float* table, const int* starts, int B, int T, int pos, int heads,
+                                   int stride, int D, float sign) {
   unsigned half = D / 2, i = (unsigned)global_thread();
   unsigned j = i % (half / VEC) * VEC, rest = i / (half / VEC), head = rest % heads, row = rest / heads;
   if (row >= (unsigned)(B * T)) return;
-  const float* angles = table + (size_t)(pos + row % T) * D + j;
+  const float* angles = table + (size_t)(pos + row % T - (starts ? starts[row] : 0)) * D + j;
   act* x = qkv + (size_t)row * stride + head * D + j;
   float a[VEC], b[VEC];
   load<VEC>(a, x);
@@ -1043,8 +1044,8 @@ static __global__ void rope_kernel(act* qkv, const float* table, int B, int T, i
   store<VEC>(x + half, b);
 }
 
-int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
-         int32_t inverse) {
+int rope(act* qkv, const float* table, const int32_t* starts, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K,
+         int32_t D, int32_t inverse) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(qkv, table));
   CHECK(D % 2 == 0 && pos >= 0, "D must be even and pos at least 0 (%s)", SIZE_TEXT(B, T, pos, H, K, D));
   size_t pairs = (size_t)B * T * (H + K) * (D / 2);
@@ -1052,9 +1053,9 @@ int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_
   float sign = inverse ? -1.0f : 1.0f;  // sin(-a) = -sin(a), cos(-a) = cos(a)
   int stride = (H + 2 * K) * D;
   if (D % 16 == 0 && aligned16(qkv, table))
-    LAUNCH(rope_kernel<8>, ceil_div(pairs / 8, BLOCK), BLOCK, 0, qkv, table, B, T, pos, H + K, stride, D, sign);
+    LAUNCH(rope_kernel<8>, ceil_div(pairs / 8, BLOCK), BLOCK, 0, qkv, table, starts, B, T, pos, H + K, stride, D, sign);
   else
-    LAUNCH(rope_kernel<1>, ceil_div(pairs, BLOCK), BLOCK, 0, qkv, table, B, T, pos, H + K, stride, D, sign);
+    LAUNCH(rope_kernel<1>, ceil_div(pairs, BLOCK), BLOCK, 0, qkv, table, starts, B, T, pos, H + K, stride, D, sign);
   return 0;
 }
 
@@ -1070,6 +1071,10 @@ int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_
 // Fragments (PTX mma.m16n8k16). Of a 16 x 8 accumulator, lane l holds c[0], c[1] = row l/4, columns 2(l%4) and the
 // next, and c[2], c[3] = the same of row l/4 + 8. Two neighbouring accumulators, rounded, are exactly a 16 x 16 A
 // operand, so the probabilities go from the first product to the second without leaving the registers.
+//
+// With `starts` (B, T) each query sees its own document alone: the keys from starts[query] on. As starts never falls, tiles
+// before the first query's document and behind the last key's are left out, and most others need no mask. The kernels
+// without (DOCUMENTS false) have none of this.
 
 constexpr int ATTENTION_WARPS = 4, ATTENTION_THREADS = ATTENTION_WARPS * WARP;
 
@@ -1184,26 +1189,38 @@ DEVICE Heads heads_of(const act* qkv, int b, int h, int k, int T, int H, int K, 
   return {base + h * D, base + (H + k) * D, K * D, stride};
 }
 
+/// Where the documents of ROWS queries begin. Rows that do not exist are as the last one.
+template <int ROWS> DEVICE void load_begins(int* begins, const int* starts, int first, int T) {
+  if (threadIdx.x < ROWS) begins[threadIdx.x] = starts[min(first + (int)threadIdx.x, T - 1)];
+}
+
 template <int D> struct ForwardShape {
   static constexpr int M = D <= 64 ? 2 : 1;                 // fragments of 16 query rows per warp
   static constexpr int QUERIES = 16 * M * ATTENTION_WARPS;  // rows of a block
   static constexpr int KEYS = D <= 64 ? 64 : 48;            // rows of a streamed tile
-  static constexpr size_t SHARED = 2 * 2 * KEYS * D * sizeof(act);
+  static constexpr size_t BEGINS_AT = 2 * 2 * KEYS * D * sizeof(act), SHARED = BEGINS_AT + QUERIES * sizeof(int);
   static_assert(two_blocks_fit(SHARED), "one warp for each scheduler leaves the tensor cores idle during softmax");
   static_assert(QUERIES <= 2 * KEYS, "the queries pass through one stage");
 };
 
 /// Block: QUERIES queries of one head; the queries with most keys come first. In each step: S = Q K^T, online softmax
 /// with the running maximum and sum of each row, O = O rescaled + P V.
-template <int D>
+template <int D, bool DOCUMENTS>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
-    attention_forward_kernel(act* out, float* lse, const act* qkv, int T, int H, int K, float scale) {
+    attention_forward_kernel(act* out, float* lse, const act* qkv, const int* starts, int T, int H, int K, float scale) {
   constexpr int M = ForwardShape<D>::M, QUERIES = ForwardShape<D>::QUERIES, KEYS = ForwardShape<D>::KEYS;
   DYNAMIC_SHARED(raw);
   act* stages = (act*)raw;  // 2 stages of a tile of K and a tile of V
   int h = blockIdx.x, b = blockIdx.y, block0 = (gridDim.z - 1 - blockIdx.z) * QUERIES,
       warp0 = block0 + warp_id() * 16 * M;
   Heads at = heads_of(qkv, b, h, h / (H / K), T, H, K, D);
+  int *begins = (int*)(raw + ForwardShape<D>::BEGINS_AT), first_tile = 0;
+  if (DOCUMENTS) {
+    starts += (size_t)b * T;
+    load_begins<QUERIES>(begins, starts, block0, T);
+    begins += warp0 - block0;                      // of this warp
+    first_tile = starts[block0] / (2 * KEYS) * 2;  // even: its stage is the first one
+  }
   auto fetch = [&](int tile) {
     act* stage = stages + tile % 2 * 2 * KEYS * D;
     const act* k = at.k + (size_t)tile * KEYS * at.stride;
@@ -1214,7 +1231,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   act* queries = stages + 2 * KEYS * D;  // they pass through the second stage on their way to the registers
   load_tile<D, QUERIES>(queries, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
   cp_async_commit();
-  fetch(0);
+  fetch(first_tile);
   cp_async_commit();
   cp_async_wait<1>();
   __syncthreads();
@@ -1228,22 +1245,23 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   unsigned rows = lane_of_rows<D>(), columns = lane_of_columns<D>();
   float o[M][D / 8][4] = {}, maximum[M][2], sum[M][2] = {};
 #pragma unroll
-  for (int f = 0; f < M; f++) maximum[f][0] = maximum[f][1] = -INFINITY;
+  for (int f = 0; f < M; f++) maximum[f][0] = maximum[f][1] = -FLT_MAX;  // finite: a row may see none of the first keys
   float log2_scale = scale * LOG2E;
   int last_query = min(block0 + QUERIES, T) - 1, tiles = last_query / KEYS + 1;
-  for (int tile = 0; tile < tiles; tile++) {
+  for (int tile = first_tile; tile < tiles; tile++) {
     cp_async_wait<0>();
     __syncthreads();  // this tile is here, and every warp is done with the one before
     if (tile + 1 < tiles) fetch(tile + 1);
     cp_async_commit();
     int key0 = tile * KEYS;
     if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
+    if (DOCUMENTS && begins[0] >= key0 + KEYS) continue;  // or all of later documents
     unsigned keys = shared_address(stages + tile % 2 * 2 * KEYS * D);
 
     float s[M][KEYS / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < D / 16; k++) multiply_transposed<D, KEYS, M>(s, q[k], keys + columns, k);
-    if (key0 + KEYS - 1 > warp0) {  // the diagonal passes through this tile
+    if (key0 + KEYS - 1 > warp0 || (DOCUMENTS && begins[16 * M - 1] > key0)) {  // the diagonal or a document's beginning is here
 #pragma unroll
       for (int f = 0; f < M; f++)
 #pragma unroll
@@ -1251,7 +1269,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
 #pragma unroll
           for (int e = 0; e < 4; e++) {
             int key = key0 + n * 8 + 2 * (lane_id() % 4) + e % 2, query = warp0 + f * 16 + lane_id() / 4 + e / 2 * 8;
-            if (key > query) s[f][n][e] = -INFINITY;
+            if (key > query || (DOCUMENTS && key < begins[f * 16 + lane_id() / 4 + e / 2 * 8])) s[f][n][e] = -INFINITY;
           }
     }
 #pragma unroll
@@ -1261,7 +1279,7 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
         float highest = maximum[f][r];
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) highest = fmaxf(highest, fmaxf(s[f][n][2 * r], s[f][n][2 * r + 1]));
-        highest = quad_max(highest);  // finite: key 0 is never masked
+        highest = quad_max(highest);
         float rescale = exp2_approx((maximum[f][r] - highest) * log2_scale), offset = highest * log2_scale;
         maximum[f][r] = highest;
         sum[f][r] *= rescale;
@@ -1303,7 +1321,7 @@ template <int D, int FRAGMENTS, int ROWS> struct BackwardShape {
   static constexpr size_t FIRST_AT = SHARE ? STAGES_AT + STAGE_BYTES : 0;
   static constexpr size_t SECOND_AT = KEPT == 2 ? FIRST_AT + OWN_BYTES : 0;
   static constexpr size_t COLUMNS_AT = STAGES_AT + 2 * STAGE_BYTES,
-                          COLUMN_BYTES = 2 * STREAM * sizeof(float);  // lse, delta
+                          COLUMN_BYTES = 3 * STREAM * sizeof(float);  // lse, delta, starts
   static constexpr size_t SHARED = COLUMNS_AT + 2 * COLUMN_BYTES;
   static_assert(SHARE || KEPT == 2, "the first operand needs a place to pass through");
   static_assert(two_blocks_fit(SHARED), "one warp for each scheduler leaves the tensor cores idle between products");
@@ -1347,6 +1365,7 @@ struct Backward {
   const act* dout;
   const float* lse;
   const act* qkv;
+  const int* starts;
   int B, T, H, K;
   float scale;
 };
@@ -1371,7 +1390,7 @@ static __global__ void attention_delta_kernel(float* delta, const act* dout, con
 
 /// dQ of OWN queries of one head, from block0 on; walks over the keys up to the diagonal: P = exp(S - lse),
 /// dP = dO V^T, dS = P (dP - delta), dQ += dS K.
-template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw, int h, int b, int block0) {
+template <int D, bool DOCUMENTS> DEVICE void attention_dq(const Backward& p, unsigned char* raw, int h, int b, int block0) {
   using Shape = QueryShape<D>;
   using First = OwnRows<D, Shape, true>;
   using Second = OwnRows<D, Shape, Shape::KEPT == 2>;
@@ -1381,6 +1400,14 @@ template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw,
   int T = p.T, H = p.H, warp0 = block0 + warp_id() * 16 * M, out_stride = H * D;
   Heads at = heads_of(p.qkv, b, h, h / (H / p.K), T, H, p.K, D);
   const act* dout = p.dout + ((size_t)b * T * H + h) * D;  // at t = 0
+  int *begins = (int*)(raw + Shape::COLUMNS_AT), first_tile = 0;
+  static_assert(OWN * sizeof(int) <= 2 * Shape::COLUMN_BYTES, "a place that nothing else here uses");
+  if (DOCUMENTS) {
+    const int* starts = p.starts + (size_t)b * T;
+    load_begins<OWN>(begins, starts, block0, T);
+    begins += warp0 - block0;                      // of this warp
+    first_tile = starts[block0] / (2 * KEYS) * 2;  // even: its stage is the first one
+  }
   auto fetch = [&](int tile) {
     act* stage = stages + tile % 2 * 2 * KEYS * D;
     const act* k = at.k + (size_t)tile * KEYS * at.stride;
@@ -1391,7 +1418,7 @@ template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw,
   load_tile<D, OWN>(first, at.q + (size_t)block0 * at.stride, at.stride, T - block0);
   load_tile<D, OWN>(second, dout + (size_t)block0 * out_stride, out_stride, T - block0);
   cp_async_commit();
-  fetch(0);
+  fetch(first_tile);
   cp_async_commit();
 
   float row_delta[M][2], row_lse[M][2];  // of rows l/4 and l/4 + 8 of each fragment
@@ -1414,18 +1441,19 @@ template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw,
   unsigned rows = lane_of_rows<D>(), columns = lane_of_columns<D>();
   float dq[M][D / 8][4] = {}, log2_scale = p.scale * LOG2E;
   int last_query = min(block0 + OWN, T) - 1, tiles = last_query / KEYS + 1;
-  for (int tile = 0; tile < tiles; tile++) {
+  for (int tile = first_tile; tile < tiles; tile++) {
     cp_async_wait<0>();
     __syncthreads();  // this tile is here, and every warp is done with the one before
     if (tile + 1 < tiles) fetch(tile + 1);
     cp_async_commit();
     int key0 = tile * KEYS;
     if (key0 > warp0 + 16 * M - 1) continue;  // this warp's queries are all older than these keys
+    if (DOCUMENTS && begins[0] >= key0 + KEYS) continue;  // or all of later documents
     unsigned keys = shared_address(stages + tile % 2 * 2 * KEYS * D);
     float s[M][KEYS / 8][4] = {}, dp[M][KEYS / 8][4] = {};
     First::multiply_by(s, q, keys + columns);
     Second::multiply_by(dp, d_o, keys + KEYS * D * (unsigned)sizeof(act) + columns);
-    bool diagonal = key0 + KEYS - 1 > warp0;
+    bool masked = key0 + KEYS - 1 > warp0 || (DOCUMENTS && begins[16 * M - 1] > key0);
 #pragma unroll
     for (int f = 0; f < M; f++)
 #pragma unroll
@@ -1435,7 +1463,7 @@ template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw,
           float weight = exp2_approx(s[f][n][e] * log2_scale - row_lse[f][e / 2]);  // the forward pass kept only the sum
           s[f][n][e] = weight * (dp[f][n][e] - row_delta[f][e / 2]);                // dS, without the scale
         }
-    if (diagonal) {
+    if (masked) {
 #pragma unroll
       for (int f = 0; f < M; f++)
 #pragma unroll
@@ -1443,7 +1471,7 @@ template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw,
 #pragma unroll
           for (int e = 0; e < 4; e++) {
             int key = key0 + n * 8 + 2 * (lane_id() % 4) + e % 2, query = warp0 + f * 16 + lane_id() / 4 + e / 2 * 8;
-            if (key > query) s[f][n][e] = 0;
+            if (key > query || (DOCUMENTS && key < begins[f * 16 + lane_id() / 4 + e / 2 * 8])) s[f][n][e] = 0;
           }
     }
     multiply<D, KEYS, M>(dq, s, keys + rows);  // dQ += dS K; the scale comes at the end, once
@@ -1456,10 +1484,20 @@ template <int D> DEVICE void attention_dq(const Backward& p, unsigned char* raw,
   }
 }
 
+/// How many of the tiles of queries hold one whose document begins no later than last_key. starts: from their first query on.
+DEVICE int tiles_of_documents(const int* starts, int queries, int tiles, int last_key) {
+  for (int tile = 0; tile < tiles; tile += WARP) {
+    int own = tile + lane_id();
+    unsigned seen = __ballot_sync(~0u, own < tiles && starts[own * queries] <= last_key);
+    if (seen != ~0u) return tile + __popc(seen);  // as starts never falls, the first so many
+  }
+  return tiles;
+}
+
 /// dK and dV of OWN keys of one key head, from block0 on; walks over the queries from the diagonal on, for each query
 /// head of the group in turn, so that the sum over the group stays in registers. It works on S^T = K Q^T: rows are keys,
 /// columns are queries.
-template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw, int k, int b, int block0) {
+template <int D, bool DOCUMENTS> DEVICE void attention_dkv(const Backward& p, unsigned char* raw, int k, int b, int block0) {
   using Shape = KeyShape<D>;
   using First = OwnRows<D, Shape, true>;
   using Second = OwnRows<D, Shape, Shape::KEPT == 2>;
@@ -1469,6 +1507,7 @@ template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw
   float* columns = (float*)(raw + Shape::COLUMNS_AT);
   int T = p.T, H = p.H, K = p.K, warp0 = block0 + warp_id() * 16, group = H / K, first_tile = block0 / QUERIES,
       tiles = (T + QUERIES - 1) / QUERIES - first_tile;
+  if (DOCUMENTS) tiles = tiles_of_documents(p.starts + b * T + first_tile * QUERIES, QUERIES, tiles, block0 + OWN - 1);
   Heads at = heads_of(p.qkv, b, k * group, k, T, H, K, D);
   const act* dout = p.dout + ((size_t)b * T * H + k * group) * D;  // of the group at t = 0
   size_t stats = ((size_t)b * H + k * group) * T;
@@ -1481,6 +1520,7 @@ template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw
     load_tile<D, QUERIES>(stage + QUERIES * D, dout + h * D + (size_t)query0 * H * D, H * D, valid);
     load_column<QUERIES>(column, lse + h * T + query0, valid);
     load_column<QUERIES>(column + QUERIES, delta + h * T + query0, valid);
+    if (DOCUMENTS) load_column<QUERIES>(columns + (4 + step % 2) * QUERIES, (const float*)p.starts + (b * T + query0), valid);
   };
 
   load_tile<D, OWN>(first, at.k + (size_t)block0 * at.stride, at.stride, T - block0);
@@ -1507,10 +1547,13 @@ template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw
     if (query0 + QUERIES - 1 < warp0) continue;  // these queries are all older than this warp's keys
     unsigned queries = shared_address(stages + step % 2 * 2 * QUERIES * D), d_o = queries + QUERIES * D * (unsigned)sizeof(act);
     const float* column = columns + step % 2 * 2 * QUERIES;
+    const int* begins = (const int*)columns + (4 + step % 2) * QUERIES;  // of the documents of these queries
+    if (DOCUMENTS && begins[0] > warp0 + 15) continue;     // which are all later than this warp's keys
     float s[1][QUERIES / 8][4] = {}, dp[1][QUERIES / 8][4] = {};
     First::multiply_by(s, keys, queries + lane_columns);
     Second::multiply_by(dp, values, d_o + lane_columns);
-    bool diagonal = query0 < warp0 + 15;
+    bool masked = query0 < warp0 + 15;
+    if (DOCUMENTS) masked |= D == 128 || begins[min(QUERIES, T - query0) - 1] > warp0;  // to ask more than D would spill
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n++) {
       int c = n * 8 + 2 * (lane_id() % 4);
@@ -1522,13 +1565,14 @@ template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw
         dp[0][n][e] = weight * (dp[0][n][e] - (e % 2 ? row_delta.y : row_delta.x));
       }
     }
-    if (diagonal) {
+    if (masked) {
 #pragma unroll
       for (int n = 0; n < QUERIES / 8; n++)
 #pragma unroll
-        for (int e = 0; e < 4; e++)
-          if (query0 + n * 8 + 2 * (lane_id() % 4) + e % 2 < warp0 + lane_id() / 4 + e / 2 * 8)
-            s[0][n][e] = dp[0][n][e] = 0;
+        for (int e = 0; e < 4; e++) {
+          int query = n * 8 + 2 * (lane_id() % 4) + e % 2, key = warp0 + lane_id() / 4 + e / 2 * 8;
+          if (query0 + query < key || (DOCUMENTS && begins[query] > key)) s[0][n][e] = dp[0][n][e] = 0;
+        }
     }
     multiply<D, QUERIES, 1>(dv, s, d_o + rows);       // dV += P^T dO
     multiply<D, QUERIES, 1>(dk, dp, queries + rows);  // dK += dS^T Q
@@ -1541,7 +1585,7 @@ template <int D> DEVICE void attention_dkv(const Backward& p, unsigned char* raw
 
 /// Of one layer, in one launch: the blocks of dK and dV, then those of dQ, each kind beginning with those that have most
 /// to do. The shorter ones fill the SMs that the last long ones leave idle. No atomics: a block owns its rows.
-template <int D>
+template <int D, bool DOCUMENTS>
 static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
     attention_backward_kernel(const __grid_constant__ Backward p) {
   using Queries = QueryShape<D>;
@@ -1549,34 +1593,37 @@ static __global__ void __launch_bounds__(ATTENTION_THREADS, 2)
   DYNAMIC_SHARED(raw);
   int block = blockIdx.x, key_blocks = (p.T + Keys::OWN - 1) / Keys::OWN * p.B * p.K;
   if (block < key_blocks)
-    return attention_dkv<D>(p, raw, block % p.K, block / p.K % p.B, block / (p.K * p.B) * Keys::OWN);
+    return attention_dkv<D, DOCUMENTS>(p, raw, block % p.K, block / p.K % p.B, block / (p.K * p.B) * Keys::OWN);
   block = gridDim.x - 1 - block;  // the last queries have most keys
-  attention_dq<D>(p, raw, block % p.H, block / p.H % p.B, block / (p.H * p.B) * Queries::OWN);
+  attention_dq<D, DOCUMENTS>(p, raw, block % p.H, block / p.H % p.B, block / (p.H * p.B) * Queries::OWN);
 }
 
 /// Shared memory above 48 KB has to be asked for.
 #define RESERVE_SHARED(kernel, bytes) \
   CUDA(cudaFuncSetAttribute((const void*)(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes)))
 
-template <int D> static int forward_of(act* out, float* lse, const act* qkv, int B, int T, int H, int K) {
+template <int D>
+static int forward_of(act* out, float* lse, const act* qkv, const int* starts, int B, int T, int H, int K) {
   using Shape = ForwardShape<D>;
-  RESERVE_SHARED(attention_forward_kernel<D>, Shape::SHARED);
-  LAUNCH(attention_forward_kernel<D>, dim3(H, B, ceil_div(T, Shape::QUERIES)), ATTENTION_THREADS, Shape::SHARED, out,
-         lse, qkv, T, H, K, 1 / sqrtf(D));
+  auto forward_kernel = starts ? attention_forward_kernel<D, true> : attention_forward_kernel<D, false>;
+  RESERVE_SHARED(forward_kernel, Shape::SHARED);
+  LAUNCH(forward_kernel, dim3(H, B, ceil_div(T, Shape::QUERIES)), ATTENTION_THREADS, Shape::SHARED, out, lse, qkv, starts, T, H,
+         K, 1 / sqrtf(D));
   return 0;
 }
 
 template <int D>
 static int backward_of(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
-                       int B, int T, int H, int K) {
+                       const int* starts, int B, int T, int H, int K) {
   constexpr size_t SHARED = std::max(QueryShape<D>::SHARED, KeyShape<D>::SHARED);
   size_t rows = (size_t)B * T * H;
   size_t blocks = (size_t)B * (K * ceil_div(T, KeyShape<D>::OWN) + H * ceil_div(T, QueryShape<D>::OWN));
   CHECK_LAUNCH(rows * D / 8 + blocks, B, T, H, D);
   LAUNCH(attention_delta_kernel<D>, ceil_div(rows * D / 8, BLOCK), BLOCK, 0, delta, dout, out, B, T, H);
-  RESERVE_SHARED(attention_backward_kernel<D>, SHARED);
-  Backward p = {dqkv, delta, dout, lse, qkv, B, T, H, K, 1 / sqrtf(D)};
-  LAUNCH(attention_backward_kernel<D>, blocks, ATTENTION_THREADS, SHARED, p);
+  auto backward_kernel = starts ? attention_backward_kernel<D, true> : attention_backward_kernel<D, false>;
+  RESERVE_SHARED(backward_kernel, SHARED);
+  Backward p = {dqkv, delta, dout, lse, qkv, starts, B, T, H, K, 1 / sqrtf(D)};
+  LAUNCH(backward_kernel, blocks, ATTENTION_THREADS, SHARED, p);
   return 0;
 }
 
@@ -1615,27 +1662,28 @@ static int choose_attention(const std::string& asked) {
   return 0;
 }
 
-int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+int attention_forward(act* out, float* lse, const act* qkv, const int32_t* starts, int32_t B, int32_t T, int32_t H, int32_t K,
+                      int32_t D) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(out, qkv), "out and qkv must be aligned to 16 bytes");
-  if (D == 64 && gpu.hopper) return hopper::forward<64>(out, lse, qkv, B, T, H, K);
-  if (D == 128 && gpu.hopper) return hopper::forward<128>(out, lse, qkv, B, T, H, K);
-  if (D == 32) return forward_of<32>(out, lse, qkv, B, T, H, K);
-  if (D == 64) return forward_of<64>(out, lse, qkv, B, T, H, K);
-  return forward_of<128>(out, lse, qkv, B, T, H, K);
+  if (D == 64 && gpu.hopper && !starts) return hopper::forward<64>(out, lse, qkv, B, T, H, K);
+  if (D == 128 && gpu.hopper && !starts) return hopper::forward<128>(out, lse, qkv, B, T, H, K);
+  if (D == 32) return forward_of<32>(out, lse, qkv, starts, B, T, H, K);
+  if (D == 64) return forward_of<64>(out, lse, qkv, starts, B, T, H, K);
+  return forward_of<128>(out, lse, qkv, starts, B, T, H, K);
 }
 
 int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
-                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
+                       const int32_t* starts, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D) {
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(dqkv, dout, out, qkv), "dqkv, dout, out and qkv must be aligned to 16 bytes");
-  if (D == 64 && gpu.hopper) return hopper::backward<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
-  if (D == 128 && gpu.hopper) return hopper::backward<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
-  if (D == 32) return backward_of<32>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
-  if (D == 64) return backward_of<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
-  return backward_of<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  if (D == 64 && gpu.hopper && !starts) return hopper::backward<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  if (D == 128 && gpu.hopper && !starts) return hopper::backward<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  if (D == 32) return backward_of<32>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
+  if (D == 64) return backward_of<64>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
+  return backward_of<128>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
 }
 
 /// Copies the keys and values of new tokens into the caches (B, K, T_max, D). One thread copies 8 elements.

@@ -181,6 +181,11 @@ int data_gather(int32_t* x, int32_t* y, int32_t handle, int64_t start, int32_t T
 /// where there is none. starts may be 0. Fails as data_gather().
 int data_mask(int32_t* y, int32_t* starts, int32_t handle, int64_t start, int32_t T);
 
+/// starts[t] = place in x (T) of the first token of the document that token t is in: the last `bos` up to t, 0 where there is none,
+/// as the document began before. Both are in host_alloc() memory. This is a row of the `starts` (B, T) of the functions below,
+/// which trust it: it never falls along a row, and none is above its t.
+int document_starts(int32_t* starts, const int32_t* x, int32_t T, int32_t bos);
+
 // ---- embedding: rows of a table ----------------------------------------------------------------------------------------
 
 /// out (N, C) = weight (V, C) at ids (N).
@@ -223,15 +228,18 @@ int layernorm_backward(act* dx, float* dweight, float* dbias, const act* dout, c
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place -----------------------------------------------
 
 /// qkv (B, T, H + 2K, D): H query heads, K key heads (both rotated), K value heads (left alone).
-/// table (rows, D): row p holds cos(p * theta^(-2j/D)) for j < D/2, then the sines. Row of token t is pos + t; rows >= pos+T.
+/// table (rows, D): row p holds cos(p * theta^(-2j/D)) for j < D/2, then the sines. Row of token t is pos + t, less
+/// starts[b][t] where starts is not 0; rows >= pos+T.
 /// inverse 1 rotates back: the backward pass of the same op, applied to dqkv, as a rotation's transpose is its inverse.
-int rope(act* qkv, const float* table, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K, int32_t D,
-         int32_t inverse);
+int rope(act* qkv, const float* table, const int32_t* starts, int32_t B, int32_t T, int32_t pos, int32_t H, int32_t K,
+         int32_t D, int32_t inverse);
 
 // ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax -----------------------------------------------------
 
-/// out (B, T, H, D); lse (B, H, T) natural log of the softmax denominator, kept for backward; qkv as in rope().
-int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
+/// out (B, T, H, D); lse (B, H, T) natural log of the softmax denominator, kept for backward; qkv as in rope(). Query t sees the
+/// keys from starts[b][t] to t, from 0 where starts is 0: those of its document.
+int attention_forward(act* out, float* lse, const act* qkv, const int32_t* starts, int32_t B, int32_t T, int32_t H, int32_t K,
+                      int32_t D);
 
 /// With S = q k^T * scale, P = softmax(S) = exp(S - lse), out = P v, of each query head and the key/value head it reads:
 ///   dv = P^T dout, dP = dout v^T
@@ -240,10 +248,10 @@ int attention_forward(act* out, float* lse, const act* qkv, int32_t B, int32_t T
 ///   dq = dS k * scale, dk = dS^T q * scale; dk and dv are summed over the query heads that read them
 /// Overwrites all of dqkv. delta (B, H, T) is scratch.
 int attention_backward(act* dqkv, float* delta, const act* dout, const act* out, const float* lse, const act* qkv,
-                       int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
+                       const int32_t* starts, int32_t B, int32_t T, int32_t H, int32_t K, int32_t D);
 
 /// Generation: appends the keys and values of T new tokens at position pos to the caches (B, K, T_max, D) and attends from
-/// the new queries to everything cached so far. out (B, T, H, D).
+/// the new queries to everything cached so far, which is one document. out (B, T, H, D).
 int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32_t B, int32_t T, int32_t pos,
                      int32_t T_max, int32_t H, int32_t K, int32_t D);
 

@@ -9,6 +9,7 @@ import { prepareToSave, saveRun, storedConfig } from "./model/checkpoint.ts";
 import { takeChoices } from "./model/choices.ts";
 import { chunkOf, configure, llamaConfig, presetOf } from "./model/configure.ts";
 import { openAndDescribe } from "./model/device.ts";
+import { chooseMask } from "./model/documents.ts";
 import { dryRun } from "./model/dry_run.ts";
 import { evaluate, evaluateAll, sample } from "./model/evaluate.ts";
 import { isGood, requireGoodEnd } from "./model/guard.ts";
@@ -53,6 +54,7 @@ export const variables = {
   // batch: batch_size * gradient_accumulation_steps * block_size = 262,144 tokens a step
   batch_size: 4, // windows of block_size tokens in one micro-step; more where a GPU has the memory free
   gradient_accumulation_steps: 32, // micro-steps of a step, shared by all ranks
+  document_mask: "auto", // documents in a window do not see each other: true, false, or auto = where they are conversations
 
   // optimizer
   optimizer: "adamw", // adamw, or muon for the matrices in layers and AdamW for all else
@@ -138,13 +140,14 @@ const ranges: Ranges<TrainConfig> = {
   attention: ["", "auto", "portable", "hopper"],
   recompute: RECOMPUTE,
   bf16_gemm: ["auto", "true", "false"],
+  document_mask: ["auto", "true", "false"],
   debug: ["", "check", "tape", "profile"],
 };
 
 /** Trains up to max_iters, or to a signal. */
 async function loop(run: Run): Promise<"finished" | "stopped"> {
   const { config, c, data, val, tasks, inputs, model, optimizer, ranks, stop, log, progress, saver } = run;
-  const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute;
+  const { head_chunk, max_iters } = config, recompute = config.recompute as Recompute, { starts } = inputs;
   const micro_steps = ranks.share(config.gradient_accumulation_steps); // this rank's of those of a step
   const reduces = config.overlap && !ranks.isAlone;
   let step = progress.before, saved_step = step;
@@ -160,9 +163,9 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
     for (const micro of micro_steps) {
       if (stop.asked) break;
       const position = progress.position(step, micro);
-      inputs.fill((x, y) => data.trainBatch(x, y, position));
+      inputs.fill((x, y, starts) => data.trainBatch(x, y, position, starts));
       beginMasks(position); // of dropout()
-      const l = loss(model, inputs.idx, inputs.targets, c, { grad_scale, head_chunk, recompute });
+      const l = loss(model, inputs.idx, inputs.targets, c, { grad_scale, head_chunk, starts, recompute });
       optimizer.addLoss(l, grad_scale, micro === micro_steps[0]);
       left--;
       backward(l, left === 0 && reduces ? optimizer.reducing(ranks) : undefined);
@@ -223,6 +226,7 @@ export async function train(args: string[]): Promise<void> {
   if (config.dry_run && world.rank > 0) return; // one says it for all
   const dataset = openData(config.data_dir, openDataset);
   if (config.verify_data && world.local_rank === 0) await verifyShards(dataset);
+  for (const one of [config, ...larger?.map(({ config }) => config) ?? []]) chooseMask(one, dataset);
   const from = checkpoint ?? (config.init_from && resolveCheckpoint(config.init_from));
   const base = from ? storedConfig(from) : undefined;
   const c = llamaConfig(config, dataset.vocab_size, base);

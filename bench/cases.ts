@@ -138,11 +138,11 @@ function headCases({ B, T, n_layer, n_embd: C, n_head: H, n_kv_head: K, act }: S
   const rope = (inverse: 0 | 1) => (a: Arrays) => {
     const qkv = a.act(N * width), table = a.f32(T * D);
     copyToDevice(table, rotations(T, D));
-    return () => k.rope(qkv, table, B, T, 0, H, K, D, inverse);
+    return () => k.rope(qkv, table, 0n, B, T, 0, H, K, D, inverse);
   };
   const attention = (a: Arrays) => {
     const out = a.act(N * C), lse = a.f32(B * H * T), qkv = a.act(N * width);
-    k.attention_forward(out, lse, qkv, B, T, H, K, D);
+    k.attention_forward(out, lse, qkv, 0n, B, T, H, K, D);
     return { out, lse, qkv };
   };
   return [
@@ -170,7 +170,7 @@ function headCases({ B, T, n_layer, n_embd: C, n_head: H, n_kv_head: K, act }: S
       count: n_layer,
       make: (a) => {
         const { out, lse, qkv } = attention(a);
-        return () => k.attention_forward(out, lse, qkv, B, T, H, K, D);
+        return () => k.attention_forward(out, lse, qkv, 0n, B, T, H, K, D);
       },
     },
     {
@@ -182,7 +182,7 @@ function headCases({ B, T, n_layer, n_embd: C, n_head: H, n_kv_head: K, act }: S
       make: (a) => {
         const { out, lse, qkv } = attention(a);
         const dqkv = a.act(N * width), delta = a.f32(B * H * T), dout = a.act(N * C);
-        return () => k.attention_backward(dqkv, delta, dout, out, lse, qkv, B, T, H, K, D);
+        return () => k.attention_backward(dqkv, delta, dout, out, lse, qkv, 0n, B, T, H, K, D);
       },
     },
   ];

@@ -26,6 +26,8 @@ export type TokenSource = {
    * starts (T), unless it is 0n, where in the window its conversation begins. Throws UserError as gather().
    */
   mask(y: bigint, starts: bigint, handle: number, start: bigint, T: number): void;
+  /** Writes to starts (T) where in x (T) the document of each token begins: at the last bos up to it, else at 0. */
+  starts(starts: bigint, x: bigint, T: number, bos: number): void;
 };
 
 /** What a loader reads. */
@@ -123,11 +125,11 @@ export class Loader {
   }
 
   /**
-   * Fills x and y (B, T), int32 in host memory, with the training batch of a position. Throws UserError as
-   * TokenSource.gather().
+   * Fills x and y (B, T), int32 in host memory, with the training batch of a position, and starts (B, T), unless it is 0n, with
+   * where in its row the document of each token begins. Throws UserError as TokenSource.gather().
    */
-  trainBatch(x: bigint, y: bigint, position: Position): void {
-    this.trainWindows(position).forEach((window, b) => this.#gather(x, y, b, window));
+  trainBatch(x: bigint, y: bigint, position: Position, starts = 0n): void {
+    this.trainWindows(position).forEach((window, b) => this.#gather(x, y, starts, b, window));
   }
 
   /**
@@ -174,18 +176,18 @@ export class Loader {
   }
 
   /**
-   * Fills x and y (B, T) with windows index * B, index * B + 1, ... in file order, the same every time. The datasets
+   * Fills x and y, and starts as trainBatch(), with windows index * B, index * B + 1, ... in file order, the same every time. The datasets
    * of a mix take turns, window by window, until each has none left: the first batches hold some of each, all batches
    * hold all. Returns how many rows are windows. In the last batch there may be fewer than B: the rows after them
    * repeat its last window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their
    * targets to -1). Throws UserError as TokenSource.gather().
    */
-  evalBatch(x: bigint, y: bigint, index: number): number {
+  evalBatch(x: bigint, y: bigint, index: number, starts = 0n): number {
     const { batch_size } = this.options;
     const rows = Math.min(batch_size, this.n_windows - index * batch_size);
     if (rows <= 0) throw new RangeError(`Cannot read batch ${index}: there are ${this.n_evalBatches}`);
     for (let b = 0; b < batch_size; b++) {
-      this.#gather(x, y, b, this.#evalWindow(index * batch_size + Math.min(b, rows - 1)));
+      this.#gather(x, y, starts, b, this.#evalWindow(index * batch_size + Math.min(b, rows - 1)));
     }
     return rows;
   }
@@ -237,18 +239,16 @@ export class Loader {
   }
 
   /**
-   * Writes a window to row b of x and y.
-   *
-   * A window may hold the end of one document and the beginning of others, and attention sees all of it. Whoever wants to
-   * keep documents apart begins here: the places of dataset.bos in row b of x are where documents start (a doc_mask), and
-   * attention_forward() and attention_backward() of kernels.h would have to be told them.
+   * Writes a window to row b of x and y, and of starts, unless it is 0n. A window may hold the end of one document and the beginning
+   * of others: of conversations where their mask says so, else at bos.
    */
-  #gather(x: bigint, y: bigint, b: number, { shard, start }: Window): void {
+  #gather(x: bigint, y: bigint, starts: bigint, b: number, { shard, start }: Window): void {
     const { block_size: T, vocab_size: V } = this.options;
     const row = BigInt(4 * b * T); // bytes
-    const { ids, mask } = this.#handles[shard]!;
+    const { ids, mask } = this.#handles[shard]!, begins = starts && starts + row;
     this.#source.gather(x + row, y + row, ids, BigInt(start), T, V);
-    if (mask !== undefined) this.#source.mask(y + row, 0n, mask, BigInt(start), T);
+    if (mask !== undefined) this.#source.mask(y + row, begins, mask, BigInt(start), T);
+    else if (begins) this.#source.starts(begins, x + row, T, this.#dataset.bos);
   }
 }
 

@@ -33,6 +33,7 @@ function fakeDataset(...counts: number[]): { dataset: Dataset; source: TokenSour
       }
     },
     mask() {},
+    starts() {},
   };
   const dataset: Dataset = {
     dir: "data/fake",
@@ -92,6 +93,35 @@ Deno.test("Loader.trainBatch() writes x and y, y one token ahead", () => {
   assertEquals(y, x.map((token) => token + 1));
   const rows = [0, 4, 8, 12, 16].map((i) => x.slice(i, i + 4).join());
   assertEquals(rows.toSorted(), ["0,1,2,3", "12,13,14,15", "16,17,18,19", "20,21,22,23", "4,5,6,7"]);
+});
+
+Deno.test("Loader writes where the documents of each window begin, where it is asked to", () => {
+  const dir = Deno.makeTempDirSync(), path = `${dir}/train_0.bin`, bos = 7;
+  try {
+    Deno.writeFileSync(path, new Uint8Array(Uint16Array.of(7, 1, 7, 7, 2, 3, 4, 7, 5, 6, 7, 8, 9).buffer));
+    const shard = { path, tokens: 13, header_bytes: 0, token_bytes: 2 } as const;
+    const dataset = { ...fakeDataset(9).dataset, train: [shard], val: [shard], bos };
+    const options = { split: "val", batch_size: 2, block_size: 4, vocab_size: 257 } as const;
+    const loader = new Loader(tokenSource, dataset, options);
+    const [x, y, starts] = [1, 2, 3].map(() => allocateHost(32)) as [bigint, bigint, bigint];
+    const read = () => {
+      const values = new Int32Array(8);
+      copyToHost(values, starts);
+      return [...values];
+    };
+    loader.evalBatch(x, y, 0, starts); // 7 1 7 7, then 2 3 4 7
+    assertEquals(read(), [0, 0, 2, 3, 0, 0, 0, 3]);
+    loader.evalBatch(x, y, 1); // is not asked to
+    assertEquals(read(), [0, 0, 2, 3, 0, 0, 0, 3]);
+    const train = new Loader(tokenSource, dataset, { ...options, split: "train", batch_size: 1 });
+    const expected: Record<number, number[]> = { 0: [0, 0, 2, 3], 4: [0, 0, 0, 3], 8: [0, 0, 2, 2] };
+    for (let sample = 0; sample < 3; sample++) {
+      train.trainBatch(x, y, position({ sample }), starts);
+      assertEquals(read().slice(0, 4), expected[train.trainWindows(position({ sample }))[0]!.start]);
+    }
+  } finally {
+    Deno.removeSync(dir, { recursive: true });
+  }
 });
 
 Deno.test("Loader opens only the shards that hold a window", () => {
@@ -304,6 +334,7 @@ function mixLoader(
     open: () => ({ handle: handles++, tokens: 0 }),
     gather: (_x, _y, handle, start) => onGather(handle, Number(start)),
     mask() {},
+    starts() {},
   };
   const defaults = { split: "train", batch_size: 2, block_size: 4, vocab_size: 257 } as const;
   return new Loader(source, openData(data_dir, fake), { ...defaults, ...options });
@@ -441,6 +472,9 @@ Deno.test("Loader has no target where a mask says that a token is not trained on
       [[1, 2, 3, 4, 5, 6], [2, -1, -1, -1, -1, -1]],
     ]);
     assertEquals([0, 1].map((i) => loader.evalWeight(i)), [3 / 3, 1 / 3]);
+    const starts = allocateHost(24), begins = withMasks(dir, [2, 0, 3, 1, 2, 2, 0, 0]);
+    new Loader(tokenSource, { ...begins, bos: 2 }, { ...OPTIONS, split: "val" }).evalBatch(x, y, 0, starts);
+    assertEquals(Array.from(readI32(starts, 6)), [0, 0, 2, 0, 1, 2]);
   }));
 
 Deno.test("Loader.lossScale() makes the mean of micro-steps that of the tokens that are trained on, or 0", () =>

@@ -51,6 +51,11 @@ export function partsOf(dataset: Dataset | Mix): Part[] {
   return "parts" in dataset ? dataset.parts : [{ dataset, slots: CYCLE }];
 }
 
+/** Whether a dataset, or one of a mix, holds conversations, each of them a document. */
+export function holdsConversations(dataset: Dataset | Mix): boolean {
+  return partsOf(dataset).some(({ dataset: { template } }) => template !== undefined);
+}
+
 /** verifyDataset() of what is open, with several shards at a time. Throws UserError as that does. */
 export async function verifyShards(dataset: Dataset | Mix): Promise<void> {
   for (const { dataset: { dir, format, sha256 } } of partsOf(dataset)) {

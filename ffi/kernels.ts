@@ -183,10 +183,14 @@ export function layernorm_backward(
 }
 
 // ---- rope: rotates pairs (j, j + D/2) of each query and key head, in place
-/** Rotates qkv (B, T, H + 2K, D) by rows pos + t of table (rows, D): cosines, sines. inverse 1 is the backward pass. */
+/**
+ * Rotates qkv (B, T, H + 2K, D) by rows pos + t - starts[b][t] of table (rows, D): cosines, sines. starts (B, T), or 0n = from the
+ * first token on. inverse 1 is the backward pass.
+ */
 export function rope(
   qkv: Address,
   table: Address,
+  starts: Address,
   B: number,
   T: number,
   pos: number,
@@ -195,22 +199,23 @@ export function rope(
   D: number,
   inverse: number,
 ): void {
-  check(s.rope(qkv, table, B, T, pos, H, K, D, inverse));
+  check(s.rope(qkv, table, starts, B, T, pos, H, K, D, inverse));
 }
 
 // ---- attention: causal, grouped-query, scale 1/sqrt(D), online softmax
-/** out (B, T, H, D); qkv (B, T, H + 2K, D); lse (B, H, T) is kept for backward. */
+/** out (B, T, H, D); qkv (B, T, H + 2K, D); lse (B, H, T) is kept for backward. starts (B, T), or 0n = one document a row. */
 export function attention_forward(
   out: Address,
   lse: Address,
   qkv: Address,
+  starts: Address,
   B: number,
   T: number,
   H: number,
   K: number,
   D: number,
 ): void {
-  check(s.attention_forward(out, lse, qkv, B, T, H, K, D));
+  check(s.attention_forward(out, lse, qkv, starts, B, T, H, K, D));
 }
 
 /** Overwrites all of dqkv (B, T, H + 2K, D). delta (B, H, T) is scratch. */
@@ -221,13 +226,14 @@ export function attention_backward(
   out: Address,
   lse: Address,
   qkv: Address,
+  starts: Address,
   B: number,
   T: number,
   H: number,
   K: number,
   D: number,
 ): void {
-  check(s.attention_backward(dqkv, delta, dout, out, lse, qkv, B, T, H, K, D));
+  check(s.attention_backward(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K, D));
 }
 
 /** out (B, T, H, D) for T new tokens at pos, whose keys and values go to the caches (B, K, T_max, D) first. */

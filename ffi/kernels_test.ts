@@ -55,6 +55,9 @@ const OPTIONAL = [
   "rmsnorm_backward out",
   "linear_forward residual",
   "linear_forward_bf16 residual",
+  "rope starts",
+  "attention_forward starts",
+  "attention_backward starts",
   "swiglu_backward h",
 ]; // addresses that may be 0
 const UNUSED = /^(split_master|join_master|adamw|muon_update) (rest|ties)$/; // by the CPU library
@@ -135,16 +138,16 @@ Deno.test("attention refuses heads that do not fit together", () => {
     wrong = (f: () => void, message: string) => assertThrows(f, KernelError, message);
   for (const [H, K] of [[3, 2], [1, 2]] as const) {
     const message = `H=${H} is not a multiple of K=${K} (B=1 T=2 D=8)`;
-    wrong(() => k.attention_forward(at, at, at, 1, 2, H, K, 8), `attention_forward: ${message}`);
+    wrong(() => k.attention_forward(at, at, at, 0n, 1, 2, H, K, 8), `attention_forward: ${message}`);
     wrong(
-      () => k.attention_backward(at, at, at, at, at, at, 1, 2, H, K, 8),
+      () => k.attention_backward(at, at, at, at, at, at, 0n, 1, 2, H, K, 8),
       `attention_backward: ${message}`,
     );
     wrong(() => k.attention_cached(at, at, at, at, 1, 2, 0, 4, H, K, 8), `attention_cached: ${message}`);
   }
   for (const D of [4, 7, 12, 264]) {
     const message = `attention_forward: D=${D} must be a multiple of 8 up to 256`;
-    wrong(() => k.attention_forward(at, at, at, 1, 2, 2, 1, D), message);
+    wrong(() => k.attention_forward(at, at, at, 0n, 1, 2, 2, 1, D), message);
   }
   for (const pos of [-1, 3, 100]) {
     const message = `attention_cached: pos=${pos} and T=2 do not fit into a cache of T_max=4`;
@@ -155,7 +158,7 @@ Deno.test("attention refuses heads that do not fit together", () => {
 Deno.test("rope refuses odd heads and places before the first", () => {
   const at = allocate(4096);
   for (const [pos, D] of [[0, 7], [-1, 8]] as const) {
-    assertThrows(() => k.rope(at, at, 1, 2, pos, 2, 1, D, 0), KernelError, `pos=${pos} H=2 K=1 D=${D}`);
+    assertThrows(() => k.rope(at, at, 0n, 1, 2, pos, 2, 1, D, 0), KernelError, `pos=${pos} H=2 K=1 D=${D}`);
   }
 });
 
@@ -384,7 +387,7 @@ Deno.test("exponentials are right as far as float reaches", () => {
 
 Deno.test("attention_forward() writes the logarithm of the softmax denominator", () => {
   const T = 70, D = 8, qkv = some(T * 3 * D), out = allocate(4 * T * D), lse = allocate(4 * T);
-  k.attention_forward(out, lse, floats(...qkv), 1, T, 1, 1, D);
+  k.attention_forward(out, lse, floats(...qkv), 0n, 1, T, 1, 1, D);
   read(lse, T).forEach((actual, t) => {
     let sum = 0;
     for (let s = 0; s <= t; s++) {
@@ -470,6 +473,24 @@ for (const library of ["cpu", "emu"] as const) {
         }
       },
     });
+
+  test("starts() finds the last beginning of a document up to each token", (_, ids, starts) => {
+    copyToDevice(ids, Int32Array.of(5, 9, 9, 4, 9, 4, 4, 9));
+    const found = (T: number, bos: number) => {
+      const values = new Int32Array(T);
+      tokenSource.starts(starts, ids, T, bos);
+      copyToHost(values, starts);
+      return [...values];
+    };
+    assertEquals(found(8, 9), [0, 1, 2, 2, 4, 4, 4, 7]);
+    assertEquals(found(5, 5), [0, 0, 0, 0, 0]);
+    assertEquals(found(5, 77), [0, 0, 0, 0, 0]);
+    assertThrows(
+      () => tokenSource.starts(starts, ids, 0, 9),
+      KernelError,
+      "document_starts: T must be at least 1",
+    );
+  });
 
   test("gather() reads every window of 2- and 4-byte tokens, up to the last possible place", (gather) => {
     const ids = [7, 65_535, 0, 3, 9, 12, 300];

@@ -479,6 +479,8 @@ export type TokenFiles = {
    * starts (T), unless it is 0n, where in the window its conversation begins. Throws UserError as gather().
    */
   mask(y: Address, starts: Address, handle: number, start: bigint, T: number): void;
+  /** Writes to starts (T) where in x (T) the document of each token begins: at the last bos up to it, else at 0. */
+  starts(starts: Address, x: Address, T: number, bos: number): void;
 };
 
 /** What data/loader.ts reads windows with. */
@@ -496,6 +498,9 @@ export const tokenSource: TokenFiles = {
   },
   mask(y, starts, handle, start, T) {
     checkFile(s.data_mask(y, starts, handle, start, T));
+  },
+  starts(starts, x, T, bos) {
+    check(s.document_starts(starts, x, T, bos));
   },
 };
 

@@ -314,7 +314,7 @@ Deno.test(
     };
     const H = 8, D = 64, B = 4096, qkv = allocate(4 * B * 3 * H * D), out = allocate(4 * B * H * D);
     const lse = allocate(4 * B * H),
-      scratch = (B: number) => k.attention_forward(out, lse, qkv, B, 1, H, H, D);
+      scratch = (B: number) => k.attention_forward(out, lse, qkv, 0n, B, 1, H, H, D);
     for (const _ of [1, 2]) grown(() => (blocks(1), scratch(512))); // malloc reserves 64 MB for each thread that is new
     assert(grown(() => blocks(400)) < 300e6, "blocks of more than 2 MB"); // else 2 MB of each
     const larger = grown(() => {

@@ -53,6 +53,7 @@ export const symbols = {
   data_close: fn(I32),
   data_gather: fn(PTR, PTR, I32, I64, I32, I32),
   data_mask: fn(PTR, PTR, I32, I64, I32),
+  document_starts: fn(PTR, PTR, I32, I32),
   // embedding: rows of a table
   embedding_forward: fn(PTR, PTR, PTR, I32, I32, I32),
   embedding_backward: fn(PTR, PTR, PTR, I32, I32, I32, I32),
@@ -63,10 +64,10 @@ export const symbols = {
   layernorm_forward: fn(PTR, PTR, PTR, PTR, PTR, I32, I32, F32),
   layernorm_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32),
   // rope: rotates pairs (j, j + D/2) of each query and key head, in place
-  rope: fn(PTR, PTR, I32, I32, I32, I32, I32, I32, I32),
+  rope: fn(PTR, PTR, PTR, I32, I32, I32, I32, I32, I32, I32),
   // attention: causal, grouped-query, scale 1/sqrt(D), online softmax
-  attention_forward: fn(PTR, PTR, PTR, I32, I32, I32, I32, I32),
-  attention_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32),
+  attention_forward: fn(PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32),
+  attention_backward: fn(PTR, PTR, PTR, PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32),
   attention_cached: fn(PTR, PTR, PTR, PTR, I32, I32, I32, I32, I32, I32, I32),
   // linear: out = x weight^T (+ residual)
   linear_forward: fn(PTR, PTR, PTR, PTR, I32, I32, I32),

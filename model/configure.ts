@@ -60,7 +60,7 @@ export type Configured<T> = {
   larger?: Larger<T>[];
 };
 
-const BARE = { debug: "check", bf16_gemm: "true" }; // what --debug and --bf16_gemm alone mean
+const BARE = { debug: "check", bf16_gemm: "true", document_mask: "true" }; // what each means without a value
 // Always, by a run that goes on.
 const KEPT = [
   "preset",

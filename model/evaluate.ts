@@ -6,6 +6,7 @@ import type { Tokenizer } from "../data/tokenizer.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { rows } from "../runtime/tensor.ts";
 import { takeChoices } from "./choices.ts";
+import { keepsApart } from "./documents.ts";
 import { generate } from "./generate.ts";
 import { loss } from "./llama.ts";
 import type { Read } from "./progress.ts";
@@ -55,9 +56,10 @@ async function meanLoss(
     const i = first + rank;
     if (i < all) {
       let n = 0;
-      inputs.fill((x, y) => n = val.evalBatch(x, y, i));
+      inputs.fill((x, y, starts) => n = val.evalBatch(x, y, i, starts));
       const idx = rows(inputs.idx, 0, n), targets = rows(inputs.targets, 0, n); // the last batch may be smaller
-      sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk }).toArray()[0]!);
+      const starts = inputs.starts && rows(inputs.starts, 0, n);
+      sum += n * noGrad(() => loss(model, idx, targets, c, { head_chunk, starts }).toArray()[0]!);
       windows += val.evalWeight(i);
       endStep();
     }
@@ -74,9 +76,12 @@ export async function evaluateAll(parts: Parts): Promise<void> {
   const scores = await scoreTasks(parts.model, parts.c, parts.tasks, parts.ranks);
   if (mean === undefined || parts.ranks.rank > 0) return;
   const bpb = bitsPerByte(mean, parts.dataset),
-    bits = bpb === undefined ? "" : `, ${bpb.toFixed(6)} bits per byte,`;
+    bits = bpb === undefined ? "" : `, ${bpb.toFixed(6)} bits per byte,`,
+    apart = keepsApart(parts.config) ? ", each document by itself" : "";
   console.log(
-    `val loss ${mean.toFixed(6)}${bits} over ${val.n_windows} windows of ${parts.c.block_size} tokens`,
+    `val loss ${
+      mean.toFixed(6)
+    }${bits} over ${val.n_windows} windows of ${parts.c.block_size} tokens${apart}`,
   );
   if (parts.tasks.length > 0) console.log(oneLine(`tasks ${scoresInWords(scores!)}`));
 }

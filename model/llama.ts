@@ -186,13 +186,14 @@ function selfAttention(
   c: LlamaConfig,
   keep: boolean,
   i: number, // of the layer
+  starts?: Tensor,
   past?: { layer: LayerCache; pos: readonly number[] },
 ): Tensor {
   let qkv = normLinear(x, w.input_layernorm, w.qkv_proj, c.norm_eps, keep, w.lora?.qkv_proj); // (B, T, (H + 2K) * D)
   if (w.qkv_bias) qkv = bias(qkv, w.qkv_bias); // Qwen 2
   if (w.q_norm && w.k_norm) qkv = qkNorm(qkv, w.q_norm, w.k_norm, c, c.norm_eps); // Qwen 3
-  if (c.no_rope_layers?.[i] !== 0) qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0); // all layers but a few of SmolLM 3
-  const y = past ? cachedAttention(qkv, c, past.layer, past.pos) : attention(qkv, c); // (B, T, H * D)
+  if (c.no_rope_layers?.[i] !== 0) qkv = rope(qkv, ropeTable(c), c, past?.pos ?? 0, starts); // all layers but a few of SmolLM 3
+  const y = past ? cachedAttention(qkv, c, past.layer, past.pos) : attention(qkv, c, starts); // (B, T, H * D)
   return linear(y, w.o_proj, x, w.lora?.o_proj); // x + y w^T
 }
 
@@ -204,7 +205,8 @@ function mlp(x: Tensor, w: Layer, c: LlamaConfig, keep: boolean): Tensor {
 
 /** Options of forward(). */
 export type ForwardOptions = {
-  cache?: KVCache; // each row of idx continues what it holds of that row; no gradient
+  cache?: KVCache; // each row of idx continues what it holds of that row, one document; no gradient
+  starts?: Tensor | undefined; // (B, T), where the document of each token begins: tokens see theirs alone, and positions begin anew in each
   recompute?: Recompute;
 };
 
@@ -213,16 +215,17 @@ export function forward(
   m: Llama,
   idx: Tensor,
   c: LlamaConfig,
-  { cache, recompute = "norm_swiglu" }: ForwardOptions = {},
+  { cache, starts, recompute = "norm_swiglu" }: ForwardOptions = {},
 ): Tensor {
   const T = idx.shape[1]!, keep = recompute === "none";
   const pos = cache?.pos ?? [0], longest = Math.max(...pos) + T;
   if (longest > c.block_size) {
     throw new RangeError(`Cannot run ${longest} tokens: block_size is ${c.block_size}`);
   }
+  if (cache && starts) throw new RangeError("Cannot run several documents with a cache: it holds one a row");
   const block = (x: Tensor, w: Layer, i: number): Tensor => {
     const layer = cache?.layers[i];
-    x = selfAttention(x, w, c, keep, i, layer && { layer, pos });
+    x = selfAttention(x, w, c, keep, i, starts, layer && { layer, pos });
     if (recompute === "gate_up") {
       return feedForward(x, w.post_attention_layernorm, w.gate_up_proj, w.down_proj, c.norm_eps, w.lora);
     }
@@ -246,6 +249,7 @@ export function logits(m: Llama, hidden: Tensor): Tensor {
 export type LossOptions = {
   grad_scale?: number; // multiplies the gradient: 1 / gradient_accumulation_steps
   head_chunk?: number; // rows whose logits are in memory at a time
+  starts?: Tensor | undefined; // as in forward()
   recompute?: Recompute;
 };
 
@@ -255,9 +259,9 @@ export function loss(
   idx: Tensor,
   targets: Tensor,
   c: LlamaConfig,
-  { grad_scale = 1, head_chunk = 1024, recompute = "norm_swiglu" }: LossOptions = {},
+  { grad_scale = 1, head_chunk = 1024, starts, recompute = "norm_swiglu" }: LossOptions = {},
 ): Tensor {
-  return linearCrossEntropy(forward(m, idx, c, { recompute }), head(m), targets, {
+  return linearCrossEntropy(forward(m, idx, c, { starts, recompute }), head(m), targets, {
     vocab_size: c.vocab_size,
     grad_scale,
     head_chunk,

@@ -4,12 +4,12 @@ import { loadTensors } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { readFloats } from "../runtime/tensor.ts";
-import { openTestDevice, readMasters, tokens as ids } from "../runtime/testing.ts";
+import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
+import { openTestDevice, readMasters, startsOf, tokens as ids } from "../runtime/testing.ts";
 import { modelTensors } from "./checkpoint.ts";
 import { hfTensors } from "./hf.ts";
 import { configFromHF } from "./hf_config.ts";
-import { forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
+import { forward, init, type KVCache, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
 import { allLogits, relativeError } from "./testing.ts";
 
 openTestDevice();
@@ -192,6 +192,70 @@ Deno.test("forward() is causal: a later token changes no earlier logit", () => {
   const a = run(1), b = run(2), row = a.length / T;
   assertEquals(a.subarray(0, 25 * row), b.subarray(0, 25 * row));
   assert(relativeError(a.subarray(25 * row), b.subarray(25 * row)) > 1e-3);
+});
+
+function emptyCache(c: LlamaConfig): KVCache {
+  const heads = () => [fixed([c.n_kv_head, c.block_size, c.head_dim], "act", "cache")];
+  return { pos: [0], layers: Array.from({ length: c.n_layer }, () => ({ k: heads(), v: heads() })) };
+}
+
+Deno.test("a document in a window of several has the logits, loss and gradients of the document alone", () => {
+  const c = { ...tiny, block_size: 208 }, begins = [0, 1, 38, 64, 130, 207], T = 208; // 64: where a tile of a CPU begins
+  const all = randomIds(T, 65, 13), next = [...all.slice(1), 0], starts = ids([1, T], startsOf(T, begins));
+  const ends = [...begins.slice(1), T], V = 128; // padded
+  const gradients = (run: (model: ReturnType<typeof init>) => void) => {
+    const model = init(c), parameters = new Parameters(model, { seed: 17, train: true });
+    run(model);
+    return readFloats(parameters.grads!.address, parameters.total, "f32");
+  };
+  const model = init(c);
+  new Parameters(model, { seed: 17, train: false });
+  const logitsOf = (tokens: number[], starts?: Tensor) =>
+    noGrad(() => {
+      const hidden = forward(model, ids([1, tokens.length], tokens), c, { starts });
+      return logits(model, hidden).toArray();
+    });
+  const packed = logitsOf(all, starts), plain = logitsOf(all);
+  assert(relativeError(packed.slice(V), plain.slice(V)) > 1e-2, "it matters");
+  begins.forEach((from, i) => {
+    const own = logitsOf(all.slice(from, ends[i])), amid = packed.slice(from * V, ends[i]! * V);
+    const error = relativeError(amid, own);
+    assert(error < (isFloat ? 1e-6 : 2e-2), `document from ${from}: relative error ${error}`);
+    if (isFloat && from === 64) assertEquals(amid, own, "to the bit");
+
+    const cache = emptyCache(c); // token by token, as a text is written
+    const written = noGrad(() =>
+      all.slice(from, Math.min(ends[i]!, from + 20)).map((id) =>
+        logits(model, forward(model, ids([1, 1], [id]), c, { cache })).toArray()
+      )
+    ).flatMap((row) => Array.from(row));
+    const beside = relativeError(Float32Array.from(written), amid.slice(0, written.length));
+    assert(beside < (isFloat ? 1e-5 : 3e-2), `document from ${from}, by the cache: relative error ${beside}`);
+  });
+  endStep();
+
+  for (const recompute of ["norm_swiglu", "gate_up", "block"] as const) {
+    const together = gradients((m) =>
+      backward(loss(m, ids([1, T], all), ids([1, T], next), c, { starts, recompute }))
+    );
+    endStep();
+    const apart = gradients((m) =>
+      begins.forEach((from, i) => {
+        const n = ends[i]! - from, of = (tokens: number[]) => ids([1, n], tokens.slice(from, ends[i]));
+        backward(loss(m, of(all), of(next), c, { grad_scale: n / T }));
+        endStep();
+      })
+    );
+    const error = relativeError(together, apart);
+    assert(error < (isFloat ? 1e-5 : 2e-2), `${recompute}: relative error ${error}`);
+  }
+});
+
+Deno.test("forward() refuses several documents in a row with a cache", () => {
+  const model = init(tiny), starts = ids([1, 2], [0, 1]), cache = emptyCache(tiny);
+  new Parameters(model, { seed: 3, train: false });
+  const run = () => forward(model, ids([1, 2], [1, 2]), tiny, { cache, starts });
+  assertThrows(run, RangeError, "Cannot run several documents with a cache: it holds one a row");
 });
 
 Deno.test("loss() at initialisation is ln(vocab_size) within 1%", () => {

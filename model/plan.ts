@@ -10,6 +10,7 @@ import { AdamW, type AdamWOptions, Parameters } from "../runtime/optim.ts";
 import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape.ts";
 import { fixed } from "../runtime/tensor.ts";
 import { forgetMemory, memoryByKind, withOwnMemory } from "../runtime/memory.ts";
+import { keepsApart } from "./documents.ts";
 import { trainsOf } from "./trained.ts";
 import type { Larger } from "./presets.ts";
 import { init, type LlamaConfig, loss, paddedVocab, RECOMPUTE, type Recompute } from "./llama.ts";
@@ -22,6 +23,7 @@ export type StepSettings = AdamWOptions & {
   recompute: string;
   seed: number;
   train?: string; // names of weights, "" = all
+  document_mask?: string; // not set: they are not kept apart
   zero_stage?: number; // 1: of several ranks, each keeps optimizer state of a part of the weights
   world_size?: number; // how many there are; 1 where it is not said
 };
@@ -260,7 +262,7 @@ export function timeStep(c: LlamaConfig, s: StepSettings): StepTimes {
 
 /** n steps of one micro-step each. */
 function microSteps(c: LlamaConfig, s: StepSettings, n: number): StepTimes[] {
-  const inputs = new Inputs(s.batch_size, c.block_size, s.gradient_accumulation_steps);
+  const inputs = new Inputs(s.batch_size, c.block_size, s.gradient_accumulation_steps, keepsApart(s));
   const model = init(c);
   const trains = trainsOf(model, s.train ?? "");
   const ranks = { world_size: s.world_size ?? 1, zero_stage: s.zero_stage ?? 0 };
@@ -269,6 +271,7 @@ function microSteps(c: LlamaConfig, s: StepSettings, n: number): StepTimes[] {
     const begun = performance.now();
     const l = loss(model, inputs.idx, inputs.targets, c, {
       head_chunk: s.head_chunk,
+      starts: inputs.starts,
       recompute: s.recompute as Recompute,
     });
     optimizer.addLoss(l, 1, true);

@@ -11,6 +11,7 @@ import { type Log, memoryBytes, type RunFacts, type StepMetrics } from "../runti
 import type { Parameters, StepResult } from "../runtime/optim.ts";
 import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
 import { tokensPerStep } from "./consumed.ts";
+import { keepsApart } from "./documents.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { measureModel, modelSize } from "./plan.ts";
 import { type PresetName, presets } from "./presets.ts";
@@ -123,7 +124,7 @@ export function banner(
   log.line(`going on in ${config.out_dir} after step ${saved.step}`);
 }
 
-const SAID = ["preset", "out_dir", "resume"]; // in a line of its own
+const SAID = ["preset", "out_dir", "resume", "document_mask"]; // in a line of its own
 
 /** What the data is, in one line, with what of it is only assumed. */
 export function dataFacts(dataset: Dataset): string {
@@ -143,11 +144,14 @@ export function dataFacts(dataset: Dataset): string {
 
 /** What is known of the data, what is taken for granted, and whether there is enough of it to evaluate on. */
 export function dataLines(
-  config: RunConfig & { eval_batches: number; eval_interval: number },
+  config: RunConfig & { eval_batches: number; eval_interval: number; document_mask: string },
   dataset: Dataset,
   val: Loader | undefined,
 ): string[] {
   const lines = [`data ${dataFacts(dataset)}`];
+  if (keepsApart(config)) {
+    lines.push(`documents are kept apart: attention and positions begin anew at each token ${dataset.bos}`);
+  }
   if (config.eval_interval === 0) return lines;
   if (val === undefined) return [...lines, "no val split: val_loss is not computed"];
   if (bitsPerByte(0, dataset) === undefined) {

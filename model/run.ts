@@ -16,6 +16,7 @@ import type { Saver } from "../runtime/saver.ts";
 import type { Schedule } from "../runtime/schedule.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
 import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
+import { keepsApart } from "./documents.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 import { cutsOf, type PreparedTask, prepareTask } from "./tasks.ts";
 import { type Base, baseOf } from "./lora.ts";
@@ -31,6 +32,7 @@ export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & S
   init_from: string;
   preset: string;
   train: string;
+  document_mask: string;
   zero_stage: number;
   overlap: boolean;
   eval_batches: number;
@@ -81,7 +83,8 @@ export async function makeParts(
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
   const tasks = eval_only || config.eval_interval > 0 ? tasksOf(config.eval_tasks, tokenizer, c) : [];
-  const inputs = new Inputs(batch_size, block_size, ranks.share(config.gradient_accumulation_steps).length);
+  const micro_steps = ranks.share(config.gradient_accumulation_steps).length;
+  const inputs = new Inputs(batch_size, block_size, micro_steps, keepsApart(config));
   const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
   const stored = from ? openModel(from) : undefined; // of LoRA that goes on: its base too
   const load = stored && weightsFor(model, c, stored);

@@ -166,14 +166,16 @@ function innerGrad({ u, A }: LowRank, x: Address, N: number): void {
 export type Heads = { n_head: number; n_kv_head: number; head_dim: number };
 
 /**
- * Rotates queries and keys in place, the first token of each row of the batch at position pos, or each at its own. qkv
- * (B, T, (H + 2K) * D), table (rows, D) of cosines and sines -> the same qkv
+ * Rotates queries and keys in place, the first token of each row of the batch at position pos, or each at its own; with starts,
+ * as attention() has it, the first token of each document. qkv (B, T, (H + 2K) * D), table (rows, D) of cosines and sines -> the
+ * same qkv
  */
 export function rope(
   qkv: Tensor,
   table: Tensor,
   { n_head: H, n_kv_head: K, head_dim: D }: Heads,
   pos: number | readonly number[] = 0,
+  starts?: Tensor,
 ): Tensor {
   const [B, T] = headShape("rope", qkv, H, K, D), all = typeof pos === "number" ? [pos] : pos;
   const last = Math.max(...all);
@@ -185,6 +187,7 @@ export function rope(
     );
   }
   if (typeof pos !== "number") checkRows("rope", "positions", all.length, qkv);
+  if (starts) checkStarts("rope", starts, B, T);
   if (isRecording() && qkv.buf.uses > 0) {
     throw new Error(
       `rope: qkv (${qkv.shape}) is turned in place, but another op has read it and needs its values for backward: call rope first`,
@@ -192,9 +195,10 @@ export function rope(
   }
   const rows = B / all.length, bytes = BigInt(rows * T * (H + 2 * K) * D * bytesPerElement("act"));
   const turn = (address: Address, inverse: number) => {
-    all.forEach((pos, i) =>
-      k.rope(address + BigInt(i) * bytes, table.address, rows, T, pos, H, K, D, inverse)
-    );
+    all.forEach((pos, i) => {
+      const from = starts ? starts.address + BigInt(4 * i * rows * T) : 0n;
+      k.rope(address + BigInt(i) * bytes, table.address, from, rows, T, pos, H, K, D, inverse);
+    });
   };
   turn(qkv.address, 0);
   return record("rope", qkv, [qkv], () => turn(grad(qkv), 1), { inPlace: true });
@@ -239,12 +243,21 @@ export function qkNorm(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, heads: Heads
 /** Keys and values of earlier tokens, of one layer: for each row of the batch a tensor (K, T_max, D), T_max its own. */
 export type LayerCache = { k: readonly Tensor[]; v: readonly Tensor[] };
 
-/** Causal softmax(q k^T / sqrt(D)) v, query head h reading key/value head floor(h K / H). qkv (B, T, (H + 2K) * D) -> (B, T, H * D) */
-export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }: Heads): Tensor {
-  const [B, T] = headShape("attention", qkv, H, K, D);
+/**
+ * Causal softmax(q k^T / sqrt(D)) v, query head h reading key/value head floor(h K / H). starts (B, T) int32: where in its row the
+ * document of each token begins, which is all that the token sees; as Inputs fills it, it never falls along a row. Without it a
+ * row is one document. qkv (B, T, (H + 2K) * D) -> (B, T, H * D)
+ */
+export function attention(
+  qkv: Tensor,
+  { n_head: H, n_kv_head: K, head_dim: D }: Heads,
+  starts?: Tensor,
+): Tensor {
+  const [B, T] = headShape("attention", qkv, H, K, D), from = starts?.address ?? 0n;
+  if (starts) checkStarts("attention", starts, B, T);
   const out = empty([B, T, H * D]);
   const lse = take(4 * B * H * T); // log of each row's softmax denominator
-  k.attention_forward(out.address, lse.address, qkv.address, B, T, H, K, D);
+  k.attention_forward(out.address, lse.address, qkv.address, from, B, T, H, K, D);
   out.buf.uses++; // by the backward pass below
   return record("attention", out, [qkv], () => {
     const dqkv = take(qkv.bytes), delta = take(lse.bytes);
@@ -255,6 +268,7 @@ export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }:
       out.address,
       lse.address,
       qkv.address,
+      from,
       B,
       T,
       H,
@@ -263,7 +277,7 @@ export function attention(qkv: Tensor, { n_head: H, n_kv_head: K, head_dim: D }:
     );
     release(delta);
     give(qkv, dqkv);
-  }, { flops: 2 * B * H * D * T * (T + 1) });
+  }, { flops: 2 * B * H * D * T * (T + 1) }); // of one document a row: a kernel may leave out most of it
 }
 
 /**
@@ -821,6 +835,14 @@ function checkActivation(op: string, what: string, x: Tensor): void {
 function checkIds(op: string, what: string, ids: Tensor): void {
   if (ids.dtype === "i32") return;
   throw new TypeError(`${op}: ${what} must be i32, but they are ${ids.dtype} (${ids.shape})`);
+}
+
+function checkStarts(op: string, starts: Tensor, B: number, T: number): void {
+  checkIds(op, "starts", starts);
+  if (starts.shape.join() === [B, T].join()) return;
+  throw new RangeError(
+    `${op}: starts must be (${B},${T}), one for each token, but they are (${starts.shape})`,
+  );
 }
 
 function checkRows(op: string, what: string, n: number, qkv: Tensor): void {

@@ -54,6 +54,7 @@ import {
   plus,
   rotations,
   rounding,
+  startsOf,
   tokens,
   type Values,
   weight,
@@ -251,6 +252,44 @@ Deno.test("attention() agrees with float64 for head groups of 1, 2, 3 and every 
       compareAttention({ B: T === 130 ? 1 : 2, T, H, K, D });
     }
   }
+});
+
+/** Documents that begin where a tile does, beside it and at random, one of them of one token, and the last token. */
+function documents(T: number): number[] {
+  const begins = [[0, 1, 2, 63, 64, 65, T - 1], [...integers(3, T, T), 16, 128, T - 2]];
+  return startsOf(T, ...begins.map((row) => row.filter((t) => t >= 0 && t < T)));
+}
+
+Deno.test("attention() within documents agrees with float64, wherever they begin", () => {
+  for (const T of [1, 17, 65]) {
+    for (const { H, K, D } of GROUP_OF_3) compareAttention({ B: 2, T, H, K, D, starts: documents(T) });
+  }
+  for (const D of HEAD_SIZES) compareAttention({ B: 2, T: 197, H: 1, K: 1, D, starts: documents(197) });
+  const D = headSize(8), T = 261;
+  compareAttention({ B: 1, T, H: 2, K: 1, D, starts: startsOf(T, [200]) }); // whole tiles are of other documents
+});
+
+Deno.test("attention() of a document amid others has the bits of the document alone where tiles align", () => {
+  const D = headSize(8), H = { n_head: 2, n_kv_head: 1, head_dim: D }, width = 4 * D;
+  const n = 70, before = device.library === "cpu" ? 128 : 384, T = before + n + 30; // tiles have 32 to 128 rows
+  const values = normal(T * width, 1), own = values.slice(before * width, (before + n) * width);
+  const run = (T: number, values: Values, starts?: number[]) =>
+    noGrad(() => attention(tensor([1, T, width], values), H, starts && tokens([1, T], starts)).toArray());
+  const out = run(T, values, startsOf(T, [0, 5, before - 1, before, before + n]));
+  assertEquals(out.slice(before * 2 * D, (before + n) * 2 * D), run(n, own));
+  endStep();
+});
+
+Deno.test("rope() begins anew in each document", () => {
+  const B = 2, T = 65, H = 3, K = 1, D = 8, table = rotations(T + 4, D), starts = documents(T);
+  const size = { B, T, H, K, D, starts }, qkv = leaf([B, T, (H + 2 * K) * D], 1);
+  const dout = normal(qkv.values.length, 2), places = tokens([B, T], starts);
+  const { out, grads } = forwardBackward(() => rope(qkv.t, table.t, heads(size), 4, places), [qkv.t], dout);
+  close(out, ref.rope(qkv.values, table.values, size, 4), 2, "out");
+  close(grads[0]!, ref.rope(dout, table.values, size, 4, true), 2, "dqkv");
+  const x = tensor(qkv.t.shape, qkv.values); // each row from a position of its own
+  assertEquals(noGrad(() => rope(x, table.t, heads(size), [4, 4], places).toArray()), out);
+  endStep();
 });
 
 Deno.test("attention() agrees with float64 where one key takes all the weight", () => {
@@ -644,6 +683,8 @@ Deno.test("the gradient of each op is that of finite differences", () => {
   });
   checkGrad((qkv) => rope(qkv, table.t, heads(H)), [2, 17, 80]);
   checkGrad((qkv) => attention(qkv, heads(H)), [2, 17, 80]);
+  const starts = tokens([2, 17], startsOf(17, [0, 1, 9, 16], [5])); // documents of 1, 8, 7 and 1 tokens, of 5 and 12
+  checkGrad((qkv) => attention(rope(qkv, table.t, heads(H), 0, starts), heads(H), starts), [2, 17, 80]);
   checkGrad((x) => swiglu(x), [17, 14]);
   checkGrad((a, b) => add(a, b), [17, 3], [17, 3]);
   checkGrad((a, b) => mul(a, b), [17, 3], [17, 3]);
@@ -765,6 +806,14 @@ Deno.test("every op names both shapes when they do not fit", () => {
     [() => rope(x, table, H), "rope: qkv must be (B, T, 64) for 4 + 2 * 2 heads of 8, but it is (2,3,6)"],
     [() => rope(qkv, table, H, 2), "rope: table must be (>= 5, 8) for positions 2..4, but it is (4,8)"],
     [() => attention(x, H), "attention: qkv must be (B, T, 64) for 4 + 2 * 2 heads of 8, but it is (2,3,6)"],
+    [
+      () => attention(qkv, H, tokens([6], [0, 0, 0, 0, 0, 0])),
+      "attention: starts must be (2,3), one for each token, but they are (6)",
+    ],
+    [
+      () => rope(qkv, rotations(3, 8).t, H, 0, tokens([1, 3], [0, 0, 0])),
+      "rope: starts must be (2,3), one for each token, but they are (1,3)",
+    ],
     [
       () => swiglu(tensor([2, 3], normal(6, 1))),
       "swiglu: the last axis must be even to hold gates and ups, but x is (2,3)",
@@ -1008,18 +1057,23 @@ Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number
 Deno.test("attention() of bfloat16 pairs agrees with float64 but for the rounding of P and dS", () => {
   withPairs(() => {
     for (
-      const [T, H, K, D] of [[1, 1, 1, 8], [17, 2, 1, 24], [66, 2, 2, 64], [131, 3, 1, 40], [
-        65,
-        1,
-        1,
-        136,
-      ]] as const
+      const [T, H, K, D, apart] of [
+        [1, 1, 1, 8, false],
+        [17, 2, 1, 24, false],
+        [66, 2, 2, 64, false],
+        [131, 3, 1, 40, false],
+        [131, 3, 1, 40, true],
+        [197, 2, 2, 8, true],
+        [65, 1, 1, 136, false],
+      ] as const
     ) {
-      const size = { B: 2, T, H, K, D }, toBf16 = (x: number) => Math.round(x * 16) / 16; // few bits: exact
+      const size = { B: 2, T, H, K, D, ...(apart ? { starts: documents(T) } : {}) };
+      const starts = size.starts && tokens([2, T], size.starts),
+        toBf16 = (x: number) => Math.round(x * 16) / 16; // few bits: exact
       const values = normal(2 * T * (H + 2 * K) * D, 1).map(toBf16),
         dout = normal(2 * T * H * D, 2).map(toBf16);
       const qkv = tensor([2, T, (H + 2 * K) * D], values, true);
-      const { out, grads } = forwardBackward(() => attention(qkv, heads(size)), [qkv], dout);
+      const { out, grads } = forwardBackward(() => attention(qkv, heads(size), starts), [qkv], dout);
       const rounded = (expected: ref.Numbers) => {
         const mean_square = Array.from(expected).reduce((sum, e) => sum + e * e, 0) / expected.length;
         return { rtol: 2 ** -7, atol: 2 ** -5 * Math.sqrt(mean_square) };

@@ -59,14 +59,28 @@ function kernel(kernels: string, operands: Operand[], call: Call): Case {
   return { kernels, operands, call };
 }
 
-function attentionCase(D: number): Case {
+/** begins: where documents begin in each row of the batch; without any, they are not told apart. */
+function attentionCase(D: number, begins: number[]): Case {
   const B = 2, T = 67, H = 4, K = 2, qkv = B * T * (H + 2 * K) * D, out = B * T * H * D, stats = B * H * T;
+  const starts = Array.from({ length: B * T }, (_, i) => Math.max(0, ...begins.filter((t) => t <= i % T)));
   return kernel(
-    `attention_forward or attention_backward of heads of ${D}`,
-    [result("act", out), result("f32", stats), result("act", qkv), act(qkv), act(out), f32(stats)],
-    (s, _, out, lse, dqkv, qkv, dout, scratch) =>
-      s.attention_forward(out!, lse!, qkv!, B, T, H, K, D) ||
-      s.attention_backward(dqkv!, scratch!, dout!, out!, lse!, qkv!, B, T, H, K, D),
+    `attention_forward or attention_backward of heads of ${D}${
+      begins.length > 0 ? " and several documents" : ""
+    }`,
+    [
+      result("act", out),
+      result("f32", stats),
+      result("act", qkv),
+      act(qkv),
+      act(out),
+      f32(stats),
+      given("i32", starts),
+    ],
+    (s, _, out, lse, dqkv, qkv, dout, scratch, starts) => {
+      const from = begins.length > 0 ? starts! : 0n;
+      return s.attention_forward(out!, lse!, qkv!, from, B, T, H, K, D) ||
+        s.attention_backward(dqkv!, scratch!, dout!, out!, lse!, qkv!, from, B, T, H, K, D);
+    },
   );
 }
 
@@ -76,7 +90,7 @@ function ropeCase(inverse: number): Case {
   return kernel(
     "rope",
     [changed("act", normal(B * T * (H + 2 * K) * D)), given("f32", turns)],
-    (s, _, qkv, table) => s.rope(qkv!, table!, B, T, 0, H, K, D, inverse),
+    (s, _, qkv, table) => s.rope(qkv!, table!, 0n, B, T, 0, H, K, D, inverse),
   );
 }
 
@@ -137,7 +151,7 @@ function cases(): Case[] {
         s.layernorm_backward(dx!, dweight!, dbias!, dout!, x!, weight!, stats!, N, C, 1, 1),
     ),
     ...[0, 1].map(ropeCase),
-    ...[32, 64, 128].map(attentionCase),
+    ...[32, 64, 128].flatMap((D) => [attentionCase(D, []), attentionCase(D, [5, 64, 66])]),
     kernel(
       "linear_forward",
       [result("act", N * OUT), act(N * IN), act(OUT * IN), act(N * OUT)],

@@ -38,7 +38,7 @@ Deno.test(TELLS, both, () => {
     rmsnorm_forward: (out, rstd, x, weight, N, C, group, stride, eps) =>
       gpu.rmsnorm_forward(out, rstd, x, weight, N, C, group, stride, calls++ === 1 ? 100 * eps : eps),
     rmsnorm_backward: (dx, dweight, _, ...rest) => gpu.rmsnorm_backward(dx, dweight, 0n, ...rest),
-    rope: (qkv, table, B, T, pos, H, K, D) => gpu.rope(qkv, table, B, T, pos, H, K, D, 0), // never back
+    rope: (qkv, table, starts, B, T, pos, H, K, D) => gpu.rope(qkv, table, starts, B, T, pos, H, K, D, 0), // never back
     linear_forward: (out, x, weight, _, N, IN) => gpu.linear_forward(out, x, weight, 0n, N, IN, 0),
   };
   const [changing, missing, wrong, ends, ...more] = wrongKernels({ ...gpu, ...faults }, openCpuBeside()!);

@@ -260,13 +260,21 @@ export function plus(...terms: Numbers[]): Float64Array {
 
 // ---- attention
 
+/** starts (rows, T) of documents that begin at these places, those of each row. */
+export function startsOf(T: number, ...rows: number[][]): number[] {
+  return rows.flatMap((begins) =>
+    Array.from({ length: T }, (_, t) => Math.max(0, ...begins.filter((begin) => begin <= t)))
+  );
+}
+
 /** Compares attention(), out (B, T, H D) and the gradient of qkv (B, T, (H + 2K) D), with float64, but for rounding. */
 export function compareAttention(size: ref.HeadSizes): void {
   const { B, T, H, K, D } = size,
     heads = { n_head: H, n_kv_head: K, head_dim: D },
+    starts = size.starts && tokens([B, T], Array.from(size.starts)),
     what = JSON.stringify(size);
   const qkv = leaf([B, T, (H + 2 * K) * D], 1), dout = normal(B * T * H * D, 2);
-  const { out, grads } = forwardBackward(() => attention(qkv.t, heads), [qkv.t], dout);
+  const { out, grads } = forwardBackward(() => attention(qkv.t, heads, starts), [qkv.t], dout);
   close(out, ref.attention(qkv.values, size), T + D, `out of ${what}`, 2); // scores, then values
   close(grads[0]!, ref.attentionBackward(dout, qkv.values, size), T + D, `dqkv of ${what}`, 3);
 }

@@ -4,8 +4,8 @@
 /** Values of any precision. */
 export type Numbers = ArrayLike<number>;
 
-/** Heads of attention: qkv is (B, T, H + 2K, D). */
-export type HeadSizes = { B: number; T: number; H: number; K: number; D: number };
+/** Heads of attention: qkv is (B, T, H + 2K, D). starts (B, T): the place in its row where the document of each token begins; all 0 if absent. */
+export type HeadSizes = { B: number; T: number; H: number; K: number; D: number; starts?: Numbers };
 
 /** The gradients of an input and of a weight, in their shapes. */
 export type Gradients = { dx: Float64Array; dw: Float64Array };
@@ -81,27 +81,28 @@ export function linearBackward(dout: Numbers, x: Numbers, w: Numbers, IN: number
   return { dx, dw };
 }
 
-/** Turns the pairs (j, j + D/2) of the first H + K heads by the angle in row pos + t of table (rows, D): cosines, sines. */
+/** Turns the pairs (j, j + D/2) of the first H + K heads by the angle in row pos + t - starts of table (rows, D): cosines, sines. */
 export function rope(
   qkv: Numbers,
   table: Numbers,
-  { T, H, K, D }: HeadSizes,
+  { T, H, K, D, starts }: HeadSizes,
   pos = 0,
   inverse = false,
 ): Float64Array {
   const out = Float64Array.from(qkv), heads = H + 2 * K, half = D / 2;
   for (let i = 0; i < qkv.length; i++) {
-    const j = i % D, head = Math.floor(i / D) % heads, t = Math.floor(i / (D * heads)) % T;
+    const j = i % D, head = Math.floor(i / D) % heads, token = Math.floor(i / (D * heads));
+    const row = (pos + token % T - (starts?.[token] ?? 0)) * D;
     if (head >= H + K || j >= half) continue; // values stay; the second half is written with the first
-    const a = qkv[i]!, b = qkv[i + half]!, cos = table[(pos + t) * D + j]!;
-    const sin = (inverse ? -1 : 1) * table[(pos + t) * D + half + j]!;
+    const a = qkv[i]!, b = qkv[i + half]!, cos = table[row + j]!;
+    const sin = (inverse ? -1 : 1) * table[row + half + j]!;
     out[i] = a * cos - b * sin;
     out[i + half] = b * cos + a * sin;
   }
   return out;
 }
 
-/** out (B, T, H, D): each query attends to the keys at its own position and before, softmax(q k^T / sqrt(D)) v. */
+/** out (B, T, H, D): each query attends to the keys of its document up to its own position, softmax(q k^T / sqrt(D)) v. */
 export function attention(qkv: Numbers, size: HeadSizes): Float64Array {
   const out = new Float64Array(size.B * size.T * size.H * size.D);
   forEachQuery(size, (at) => {
@@ -130,24 +131,36 @@ export function attentionBackward(dout: Numbers, qkv: Numbers, size: HeadSizes):
   return dqkv;
 }
 
-/** Places in qkv and out of one query, and of the keys and values that its head reads at position s. */
-type QueryPlace = { t: number; q: number; out: number; k: (s: number) => number; v: (s: number) => number };
+/** Places in qkv and out of one query, and of the keys and values that its head reads at position s; it sees those from..t. */
+type QueryPlace = {
+  from: number;
+  t: number;
+  q: number;
+  out: number;
+  k: (s: number) => number;
+  v: (s: number) => number;
+};
 
-function forEachQuery({ B, T, H, K, D }: HeadSizes, visit: (at: QueryPlace) => void): void {
+function forEachQuery({ B, T, H, K, D, starts }: HeadSizes, visit: (at: QueryPlace) => void): void {
   for (let b = 0; b < B; b++) {
     for (let h = 0; h < H; h++) {
       const place = (t: number, head: number) => ((b * T + t) * (H + 2 * K) + head) * D;
       const kv = Math.floor(h * K / H), k = (s: number) => place(s, H + kv);
       const v = (s: number) => place(s, H + K + kv);
-      for (let t = 0; t < T; t++) visit({ t, q: place(t, h), out: ((b * T + t) * H + h) * D, k, v });
+      for (let t = 0; t < T; t++) {
+        visit({ from: starts?.[b * T + t] ?? 0, t, q: place(t, h), out: ((b * T + t) * H + h) * D, k, v });
+      }
     }
   }
 }
 
-/** softmax over the positions 0..t. */
+/** softmax over the positions from..t; 0 before. */
 function attentionWeights(qkv: Numbers, { D }: HeadSizes, at: QueryPlace): Float64Array {
   return softmax(
-    Float64Array.from({ length: at.t + 1 }, (_, s) => dot(qkv, at.q, qkv, at.k(s), D) / Math.sqrt(D)),
+    Float64Array.from(
+      { length: at.t + 1 },
+      (_, s) => s < at.from ? -Infinity : dot(qkv, at.q, qkv, at.k(s), D) / Math.sqrt(D),
+    ),
   );
 }
 

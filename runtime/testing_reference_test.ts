@@ -1,4 +1,5 @@
-import { assertClose, integers, uniform } from "./testing.ts";
+import { assertEquals } from "@std/assert";
+import { assertClose, integers, startsOf, uniform } from "./testing.ts";
 import * as ref from "./testing_reference.ts";
 
 type Values = Float64Array<ArrayBuffer>;
@@ -75,6 +76,25 @@ Deno.test("attention() of the reference has the gradient of finite differences",
       2 * 4 * (H + 2 * K) * 2,
     );
   }
+});
+
+Deno.test("attention() and rope() of the reference keep documents apart as if each were alone", () => {
+  const begins = [0, 2, 3, 7], T = 9, H = 2, K = 1, D = 4, width = (H + 2 * K) * D;
+  const qkv = random(T * width, 1), dout = random(T * H * D, 2), table = random(T * D, 3);
+  const size = { B: 1, T, H, K, D, starts: startsOf(T, begins) };
+  const alone = begins.map((from, i) => {
+    const to = begins[i + 1] ?? T, size = { B: 1, T: to - from, H, K, D };
+    const rows = qkv.slice(from * width, to * width);
+    return {
+      turned: ref.rope(rows, table, size),
+      out: ref.attention(rows, size),
+      dqkv: ref.attentionBackward(dout.slice(from * H * D, to * H * D), rows, size),
+    };
+  });
+  const joined = (key: "turned" | "out" | "dqkv") => alone.flatMap((document) => Array.from(document[key]));
+  assertEquals(Array.from(ref.rope(qkv, table, size)), joined("turned"));
+  assertEquals(Array.from(ref.attention(qkv, size)), joined("out"));
+  assertEquals(Array.from(ref.attentionBackward(dout, qkv, size)), joined("dqkv"));
 });
 
 Deno.test("swiglu() of the reference has the gradient of finite differences", () => {

@@ -162,7 +162,7 @@ Deno.test("ranks that talk over TCP, as those on several machines do, end in goo
 });
 
 Deno.test("a run goes on with another number of ranks, and bit by bit with the same", mpi, async () => {
-  const flags = [...FLAGS, "--save_interval=5", "--max_iters=15", "--min_lr=0.01"]; // else the rate would follow max_iters
+  const flags = [...FLAGS, "--document_mask", "--save_interval=5", "--max_iters=15", "--min_lr=0.01"]; // else the rate would follow max_iters
   const whole = freshPath(), changing = freshPath(), two = freshPath(), resumed = freshPath();
   await succeed("train", ...flags, `--out_dir=${whole}`);
   await succeed("train", ...flags, `--out_dir=${changing}`, "--max_iters=5");

@@ -77,6 +77,21 @@ Deno.test("a run goes on with its own optimizer", async () => {
   );
 });
 
+Deno.test("a run with --document_mask keeps it, and goes on to the same bits", async () => {
+  const whole = freshPath(), without = freshPath();
+  const given = await flags("--max_iters=6", "--save_interval=3", "--eval_interval=3", "--eval_batches=2");
+  const said = await succeed("train", `--out_dir=${whole}`, ...given, "--document_mask");
+  assertMatch(said, /^documents are kept apart: attention and positions begin anew at each token 256$/m);
+  const parts = copy(whole);
+  Deno.removeSync(`${parts}/checkpoints/step_000006`, { recursive: true });
+  await succeed("train", `--resume=${parts}`);
+  assertSameRun(parts, whole);
+  await succeed("train", `--out_dir=${without}`, ...given);
+  const kept = [parts, without].map((run) => JSON.parse(Deno.readTextFileSync(`${run}/config.json`)));
+  assertEquals(kept.map(({ document_mask }) => document_mask), ["true", "false"]); // what auto was
+  losses(without).forEach((line, i) => assertNotEquals(line[1], losses(whole)[i]![1])); // from the first step on
+});
+
 Deno.test("a run that is killed again and again, also while it saves, ends with the same bits", async () => {
   const given = await flags("--max_iters=60", "--save_interval=1", "--keep_checkpoints=2");
   const whole = freshPath(), killed = freshPath();

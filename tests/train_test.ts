@@ -1,5 +1,12 @@
 // What deno task train does and leaves behind when all is well.
-import { assert, assertAlmostEquals, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertAlmostEquals,
+  assertEquals,
+  assertMatch,
+  assertNotEquals,
+  assertStringIncludes,
+} from "@std/assert";
 import { openDataset, readTokens } from "../data/bins.ts";
 import { chooseDevice, copyToDevice, open } from "../ffi/library.ts";
 import { loadModel } from "../model/checkpoint.ts";
@@ -253,23 +260,42 @@ Deno.test("--eval_only prints the loss over the whole val split, computed here o
   const shard = openDataset(data).val[0]!, tokens = readTokens(shard, 0, shard.tokens);
   const bytes = tokens.filter((id) => id < 256).length; // of the tokenizer "bytes" a token is one, or the end of a document
   assertAlmostEquals(Number(bpb), expected.loss / Math.LN2 * tokens.length / bytes, 2e-6);
+
+  const apart = await succeed("train", `--resume=${out}`, "--eval_only", "--document_mask");
+  const [, own] =
+    /^val loss (\d\.\d{6}), \d\.\d{6} bits per byte, over \d+ windows of 16 tokens, each document by itself\n$/
+      .exec(
+        apart,
+      )!;
+  assertAlmostEquals(Number(own), lossOfSplit(out, data, true).loss, 2e-6);
+  assertNotEquals(own, loss);
 });
 
-/** Mean cross entropy over the val split from logits, window by window, with the softmax in float64. */
-function lossOfSplit(checkpoint: string, data: string): { loss: number; windows: number } {
+/**
+ * Mean cross entropy over the val split from logits, window by window, with the softmax in float64. apart: the model is given
+ * what a window holds of each document alone.
+ */
+function lossOfSplit(checkpoint: string, data: string, apart = false): { loss: number; windows: number } {
   const { model, config } = loadModel(checkpoint), T = config.block_size, V = config.vocab_size;
-  const shard = openDataset(data).val[0]!, windows = Math.floor((shard.tokens - 1) / T);
-  let sum = 0;
-  for (let w = 0; w < windows; w++) {
-    const tokens = readTokens(shard, w * T, T + 1);
+  const { val: [shard], bos } = openDataset(data), windows = Math.floor((shard!.tokens - 1) / T);
+  const logitsOf = (ids: Uint32Array) => {
     const all = noGrad(() => {
-      const idx = empty([1, T], "i32");
-      copyToDevice(idx.address, Int32Array.from(tokens.subarray(0, T)));
-      return logits(model, forward(model, idx, config)).toArray();
+      const idx = empty([1, ids.length], "i32");
+      copyToDevice(idx.address, Int32Array.from(ids));
+      return Array.from(logits(model, forward(model, idx, config)).toArray());
     });
     endStep();
+    return all;
+  };
+  let sum = 0;
+  for (let w = 0; w < windows; w++) {
+    const tokens = readTokens(shard!, w * T, T + 1);
+    const begins = Array.from({ length: T }, (_, t) => t).filter((t) =>
+      t === 0 || apart && tokens[t] === bos
+    );
+    const all = begins.flatMap((from, i) => logitsOf(tokens.slice(from, begins[i + 1] ?? T)));
     for (let t = 0; t < T; t++) {
-      const row = Float64Array.from(all.subarray(t * paddedVocab(config), t * paddedVocab(config) + V));
+      const row = Float64Array.from(all.slice(t * paddedVocab(config), t * paddedVocab(config) + V));
       sum += Math.log(row.reduce((total, l) => total + Math.exp(l), 0)) - row[tokens[t + 1]!]!;
     }
   }

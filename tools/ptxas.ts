@@ -27,17 +27,21 @@ export function parsePtxas(report: string): KernelUse[] {
   return found.sort((a, b) => order(a) < order(b) ? -1 : 1);
 }
 
-/** "attention_dq_kernel<128>" of "_Z19attention_dq_kernelILi128EEvP13__nv_bfloat16...", "hopper::dq_kernel<64>" of its own. */
+/**
+ * "attention_dq_kernel<128>" of "_Z19attention_dq_kernelILi128EEvP13__nv_bfloat16...", "hopper::dq_kernel<64>" of its own; of
+ * attention's that keep documents apart "attention_forward_kernel<64, documents>".
+ */
 export function kernelName(symbol: string): string {
   if (symbol.startsWith("_ZN6hopper")) return `hopper::${kernelName(symbol.replace("N6hopper", ""))}`;
   const [, length, rest] = /^_Z(?:L|N\w*?)?(\d+)(\w+)$/.exec(symbol) ?? [];
   if (!length || !rest) return symbol;
   const name = rest.slice(0, Number(length)),
-    parameter = /^I(?:Li(\d+)E|(13__nv_bfloat16|f))/.exec(
+    parameter = /^I(?:Li(\d+)E(?:Lb([01])E)?|(13__nv_bfloat16|f))/.exec(
       rest.slice(Number(length)),
     );
   if (!parameter) return name;
-  return `${name}<${parameter[1] ?? (parameter[2] === "f" ? "float" : "act")}>`;
+  const [, size, documents, type] = parameter;
+  return `${name}<${size ?? (type === "f" ? "float" : "act")}${documents === "1" ? ", documents" : ""}>`;
 }
 
 /** Registers of each kernel, a column for each architecture; spilled bytes, where there are any, after a plus. */

@@ -12,9 +12,12 @@ const library = Deno.dlopen(Deno.args[0]!, {
   mem_alloc: { parameters: ["buffer", "i64"], result: "i32" },
   copy_to_device: { parameters: ["u64", "buffer", "i64"], result: "i32" },
   copy_to_host: { parameters: ["buffer", "u64", "i64"], result: "i32" },
-  attention_forward: { parameters: ["u64", "u64", "u64", "i32", "i32", "i32", "i32", "i32"], result: "i32" },
+  attention_forward: {
+    parameters: ["u64", "u64", "u64", "u64", "i32", "i32", "i32", "i32", "i32"],
+    result: "i32",
+  },
   attention_backward: {
-    parameters: ["u64", "u64", "u64", "u64", "u64", "u64", "i32", "i32", "i32", "i32", "i32"],
+    parameters: ["u64", "u64", "u64", "u64", "u64", "u64", "u64", "i32", "i32", "i32", "i32", "i32"],
     result: "i32",
   },
 }).symbols;
@@ -34,7 +37,7 @@ function check(code: number): void {
   if (code !== 0) stop(text((buffer) => library.last_error(buffer, buffer.length)));
 }
 
-type Data = Uint16Array<ArrayBuffer> | Float32Array<ArrayBuffer>;
+type Data = Uint16Array<ArrayBuffer> | Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>;
 
 /** Device memory that holds a copy of data. */
 function upload(data: Data): bigint {
@@ -67,11 +70,12 @@ function random(n: number): Uint16Array<ArrayBuffer> {
   });
 }
 
-/** out (T, H, D) and dqkv (T, heads, D) in float64, the plain way. */
+/** out (T, H, D) and dqkv (T, heads, D) in float64, the plain way; token t sees those from starts[t] on. */
 function reference(
   D: number,
   qkv: Float64Array,
   dout: Float64Array,
+  starts: Int32Array,
 ): { out: Float64Array; dqkv: Float64Array } {
   const out = new Float64Array(T * H * D), dqkv = new Float64Array(T * heads * D), scale = 1 / Math.sqrt(D);
   const dot = (a: Float64Array, i: number, b: Float64Array, j: number) => {
@@ -89,7 +93,10 @@ function reference(
     const v_at = (t: number) => (t * heads + H + K + k) * D;
     for (let i = 0; i < T; i++) {
       const o = (i * H + h) * D;
-      const p = Array.from({ length: i + 1 }, (_, j) => Math.exp(scale * dot(qkv, q_at(i), qkv, k_at(j))));
+      const p = Array.from(
+        { length: i + 1 },
+        (_, j) => j < starts[i]! ? 0 : Math.exp(scale * dot(qkv, q_at(i), qkv, k_at(j))),
+      );
       const sum = p.reduce((a, b) => a + b);
       p.forEach((e, j) => add(out, o, qkv, v_at(j), e / sum));
       const delta = dot(out, o, dout, o);
@@ -117,22 +124,32 @@ function compare(name: string, address: bigint, want: Float64Array): void {
   if (!(relative < 2 ** -7)) stop(`${name}: relative error ${relative}`); // NaN stops, too
 }
 
-/** Compares what the kernels for heads of D write with float64. */
-function compareAttention(D: number): void {
+/** Compares what the kernels for heads of D write with float64; begins: where documents begin, if they are kept apart. */
+function compareAttention(D: number, begins?: number[]): void {
+  const starts = Int32Array.from(
+    { length: T },
+    (_, t) => Math.max(0, ...begins?.filter((b) => b <= t) ?? []),
+  );
+  const starts_at = begins ? upload(starts) : 0n, what = begins ? `documents, D=${D}` : `D=${D}`;
   const qkv = random(B * T * heads * D), dout = random(B * T * H * D);
-  const want = reference(D, Float64Array.from(qkv, fromBf16), Float64Array.from(dout, fromBf16));
+  const want = reference(D, Float64Array.from(qkv, fromBf16), Float64Array.from(dout, fromBf16), starts);
   const qkv_at = upload(qkv), dout_at = upload(dout);
   const out_at = unwritten(new Uint16Array(B * T * H * D)),
     dqkv_at = unwritten(new Uint16Array(B * T * heads * D));
   const lse_at = unwritten(new Float32Array(B * H * T)), delta_at = unwritten(new Float32Array(B * H * T));
-  check(library.attention_forward(out_at, lse_at, qkv_at, B, T, H, K, D));
-  compare(`attention_forward, D=${D}`, out_at, want.out);
-  check(library.attention_backward(dqkv_at, delta_at, dout_at, out_at, lse_at, qkv_at, B, T, H, K, D));
-  compare(`attention_backward, D=${D}`, dqkv_at, want.dqkv);
+  check(library.attention_forward(out_at, lse_at, qkv_at, starts_at, B, T, H, K, D));
+  compare(`attention_forward, ${what}`, out_at, want.out);
+  check(
+    library.attention_backward(dqkv_at, delta_at, dout_at, out_at, lse_at, qkv_at, starts_at, B, T, H, K, D),
+  );
+  compare(`attention_backward, ${what}`, dqkv_at, want.dqkv);
 }
 
 check(library.device_open(0, 0, 0, new Uint8Array(1), new Uint8Array(1)));
-for (const D of [32, 64, 128]) compareAttention(D);
+for (const D of [32, 64, 128]) {
+  compareAttention(D);
+  compareAttention(D, [1, 30, 47, 63, 65, 150, T - 1]); // in a tile, where one of 48 or of 64 ends, and one token
+}
 const info = JSON.parse(text((buffer) => library.device_info(buffer, buffer.length)));
 if (info.bank_conflicts !== 0) stop(`${info.bank_conflicts} bank conflicts`);
 console.log(`right, no bank conflicts, seed ${info.seed}`);
