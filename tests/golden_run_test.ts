@@ -72,7 +72,7 @@ Deno.test("train gives the losses, norms, rates and weights of the same run in P
   compare(out, { loss: 1e-6, weights: 5e-6 });
 });
 
-Deno.test("train on conversations gives the losses and norms of the same run in PyTorch, with labels of -100", async () => {
+Deno.test("train on conversations gives the losses and norms of the same run in PyTorch, with labels of -100 and each by itself", async () => {
   const out = freshPath();
   await succeed(
     "train",

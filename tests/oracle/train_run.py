@@ -1,7 +1,8 @@
 """Writes tests/golden/train_run: a small dataset, and what a whole run of train.ts on it has to give. Usage: python train_run.py
 
-And tests/golden/chat_run: masks of the same shards, and the run in which only what they say is trained on. Its losses and the
-gradients of its first step are Hugging Face's too, of LlamaForCausalLM with labels of -100, or nothing is written.
+And tests/golden/chat_run: masks of the same shards, and the run in which only what they say is trained on, each conversation
+by itself. Its losses and the gradients of its first step are Hugging Face's too, of LlamaForCausalLM with labels of -100, a
+mask of pairs of tokens and positions that begin anew, or nothing is written.
 
 Everything between the command line and the last weights is written here a second time, from the descriptions in kernels.h,
 data/order.ts and README.md: initial weights (Philox), the order of the windows, gradient accumulation, warm-up and cosine,
@@ -83,7 +84,11 @@ def agree_with_hugging_face(parameters, batch, loss):
     """labels hold each token itself, which Hugging Face shifts, and -100 where there is no loss."""
     model = llama.hf_model(CONFIG, {n: w.detach().float() for n, w in parameters.items()})
     ids, labels = (torch.stack(rows) for rows in zip(*map(ids_and_labels, batch)))
-    theirs = model(input_ids=ids, labels=labels).loss
+    starts = torch.stack([starts_of(window) for window in batch])  # of the conversation of each token
+    t = torch.arange(ids.shape[1])
+    sees = (t[None, :] <= t[:, None]) & (starts[:, :, None] <= t)
+    pairs = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(torch.float32).min)[:, None]
+    theirs = model(input_ids=ids, labels=labels, attention_mask=pairs, position_ids=t - starts).loss
     theirs.backward()
     found = {n: w.grad for n, w in model.named_parameters()} | dict(loss=theirs.detach())
     llama.agree(found, {n: w.grad.float() for n, w in parameters.items()} | dict(loss=loss.detach().float()), 1e-4)
@@ -92,6 +97,12 @@ def agree_with_hugging_face(parameters, batch, loss):
 def ids_and_labels(window):
     ids, mask = window if isinstance(window, tuple) else (window, torch.full_like(window, TRAINED))
     return ids, torch.where(mask & TRAINED > 0, ids, -100)
+
+
+def starts_of(window):
+    """Where in a window the conversation of each token begins: 0 if before it, or where there are none."""
+    ids, mask = window if isinstance(window, tuple) else (window, torch.zeros_like(window))
+    return torch.cummax(torch.where(mask & BEGINS > 0, torch.arange(len(ids)), 0), 0).values
 
 
 # ---- data
@@ -250,8 +261,15 @@ def philox(blocks):
 def mean_loss(parameters, batch):
     """The mean over the tokens of all windows that are trained on: in float64, and nowhere cut into micro-steps."""
     ids, labels = (torch.stack(rows) for rows in zip(*map(ids_and_labels, batch)))
-    logits = llama.plain_logits(CONFIG, parameters, ids[:, :-1])
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    logits = torch.cat([logits_of(parameters, window) for window in batch])
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def logits_of(parameters, window):
+    """What follows each token but the last: the model is given one conversation after the other."""
+    ids, starts = ids_and_labels(window)[0][:-1], starts_of(window)[:-1]
+    pieces = [ids[starts == start] for start in starts.unique()]
+    return torch.cat([llama.plain_logits(CONFIG, parameters, piece[None])[0] for piece in pieces])
 
 
 def rate(step):
