@@ -128,8 +128,9 @@ function failed(run: FakeRun, why: string): FakeRun {
 
 /** What a small model measures that trains on prose: noise, a spike and a slow step. */
 function measured(step: number): StepMetrics {
-  const { val_loss: _, ...plain } = metricsAt(step);
+  const { val_loss: _, val_bpb: __, ...plain } = metricsAt(step);
   const loss = 1.42 + 1.9 * Math.exp(-step / 600) + 2.1 * Math.exp(-step / 90), isSpike = step === 1733;
+  const val_loss = loss + 0.04 + step / 60_000 + 0.01 * noise(step, 4);
   const speed = 28_000 * (1 + 0.03 * noise(step, 1)) * (step === 1210 ? 0.06 : 1);
   return {
     ...plain,
@@ -140,7 +141,7 @@ function measured(step: number): StepMetrics {
     step_ms: 2048e3 / speed,
     mfu: 0.46 * speed / 28_000,
     memory_bytes: 299e6 + 2e6 * Math.min(1, step / 250),
-    ...step % 250 === 0 && { val_loss: loss + 0.04 + step / 60_000 + 0.01 * noise(step, 4) },
+    ...step % 250 === 0 && { val_loss, val_bpb: val_loss / Math.LN2 / 2.2 },
   };
 }
 

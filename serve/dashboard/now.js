@@ -63,7 +63,7 @@ function showTiles(stats) {
   showTrend(isLost ? null : stats.trend); // a loss that is lost does not fall
   setText("val-loss", loss(stats.val_loss));
   const best = `best ${loss(stats.best_val_loss)} at step ${integer(stats.best_step)}`;
-  const bits = isKnown(stats.val_bpb) ? ` · ${loss(stats.val_bpb)} bits/byte` : "";
+  const bits = isKnown(stats.val_bpb) ? `\n${loss(stats.val_bpb)} bits a byte` : "";
   setText("val-loss-note", isKnown(stats.best_val_loss) ? best + bits : "");
   setText("speed", integer(stats.tokens_per_sec));
   setText("speed-note", isKnown(stats.step_ms) ? `${stepTime(stats.step_ms)} a step` : "");
