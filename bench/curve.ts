@@ -6,6 +6,7 @@
 //
 // --bf16_seeds=1337,1338,1339 compares loam with itself instead, without PyTorch: for each seed a run with float32 and one
 // with bfloat16 matrix products (--bf16_gemm), and says how far they are apart beside how far the seeds are.
+// --muon_rates=1e-3,2e-3,4e-3 compares AdamW with Muon: a run of each with each learning rate, whose min_lr is a tenth of it.
 import { openDataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import { runMain, UserError } from "../base/errors.ts";
@@ -20,7 +21,7 @@ import { writeSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 
 /** Flags of this program; every other flag goes to train.ts. */
-const OWN = { json: "", dtype: "", threads: navigator.hardwareConcurrency, bf16_seeds: "" };
+const OWN = { json: "", dtype: "", threads: navigator.hardwareConcurrency, bf16_seeds: "", muon_rates: "" };
 
 /** Losses of both sides, step by step. relative differences are |loam - torch| / torch. */
 export type Curve = {
@@ -139,6 +140,53 @@ async function compareProducts(seeds: number[], flags: string[], dir: string, js
   if (json) Deno.writeTextFileSync(json, JSON.stringify({ command, train, val, ...curves }) + "\n");
 }
 
+// ---- Muon beside AdamW
+
+/** A run of --muon_rates. val_losses: one each eval_interval steps. */
+type RateRun = { optimizer: string; learning_rate: number; val_losses: number[] };
+
+/**
+ * After which step a run was at a loss: between two evaluations, of which there is one each `every` steps, on the line from one to
+ * the other. undefined where it never was.
+ */
+export function stepsTo(val_losses: number[], every: number, loss: number): number | undefined {
+  const i = val_losses.findIndex((value) => value <= loss);
+  if (i < 1) return i === 0 ? every : undefined;
+  const [before, after] = [val_losses[i - 1]!, val_losses[i]!];
+  return every * (i + (before - loss) / (before - after));
+}
+
+/** Trains with both optimizers at every rate, and says after which step Muon's best run is where AdamW's best one ends. */
+async function compareOptimizers(rates: number[], flags: string[], dir: string, json: string): Promise<void> {
+  const runs: RateRun[] = [];
+  let steps = 0;
+  for (const optimizer of ["adamw", "muon"]) {
+    for (const rate of rates) {
+      const own = [`--optimizer=${optimizer}`, `--learning_rate=${rate}`, `--min_lr=${rate / 10}`];
+      const { losses, val_losses } = await trainHere([...flags, ...own], `${dir}/${optimizer}-${rate}`);
+      steps = losses.length;
+      runs.push({ optimizer, learning_rate: rate, val_losses });
+    }
+  }
+  const last = ({ val_losses }: RateRun) => val_losses.at(-1)!;
+  const of = (optimizer: string) => runs.filter((run) => run.optimizer === optimizer);
+  const best = (optimizer: string) => of(optimizer).reduce((a, b) => last(b) < last(a) ? b : a);
+  const eval_interval = steps / runs[0]!.val_losses.length;
+  const reached = stepsTo(best("muon").val_losses, eval_interval, last(best("adamw")));
+  const row = (
+    rate: number,
+    i: number,
+  ) => [`${rate}`, ...["adamw", "muon"].map((name) => last(of(name)[i]!).toFixed(4))];
+  console.log(table([["learning_rate", "adamw", "muon"], ...rates.map(row)]));
+  console.log(
+    `Muon's best is where AdamW's best ends after ${reached?.toFixed(0) ?? "none"} of ${steps} steps`,
+  );
+  const command = `bench/curve.ts ${Deno.args.join(" ")}`;
+  if (json) {
+    Deno.writeTextFileSync(json, JSON.stringify({ command, steps, eval_interval, reached, runs }) + "\n");
+  }
+}
+
 /** Writes what the run began with for PyTorch: weights.safetensors and windows.json. */
 function writeStart(config: Config, dir: string): void {
   const dataset = openDataset(config.data_dir), c = llamaConfig(config, dataset.vocab_size);
@@ -243,6 +291,9 @@ if (import.meta.main) {
     try {
       if (own.bf16_seeds) {
         return await compareProducts(own.bf16_seeds.split(",").map(Number), flags, dir, own.json);
+      }
+      if (own.muon_rates) {
+        return await compareOptimizers(own.muon_rates.split(",").map(Number), flags, dir, own.json);
       }
       const loam = await trainHere([`--bf16_gemm=${own.dtype === "bfloat16"}`, ...flags], `${dir}/run`);
       const config: Config = JSON.parse(Deno.readTextFileSync(`${dir}/run/config.json`));

@@ -74,7 +74,7 @@ export type ChoosingRun = {
   ranks: Ranks;
   model: Llama;
   inputs: Inputs;
-  optimizer: { parameters: Parameters };
+  optimizer: { parameters: Parameters; meetProducts(): void };
 };
 
 /**
@@ -144,5 +144,6 @@ function meetProducts({ config, c, model, inputs, optimizer }: ChoosingRun): voi
       endStep();
     }
   });
+  optimizer.meetProducts();
   optimizer.parameters.zeroGrad();
 }

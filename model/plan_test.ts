@@ -1,8 +1,8 @@
 import { assert, assertAlmostEquals, assertEquals, assertMatch } from "@std/assert";
 import { environment } from "../base/testing.ts";
 import { device, libraryExists, memoryUse, open } from "../ffi/library.ts";
-import { memoryByKind } from "../runtime/memory.ts";
-import { Parameters } from "../runtime/optim.ts";
+import { memoryByKind, withOwnMemory } from "../runtime/memory.ts";
+import { AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep } from "../runtime/tape.ts";
 import { fixed, readFloats } from "../runtime/tensor.ts";
 import { init, type LlamaConfig, LORA_TARGETS, loss, type Recompute } from "./llama.ts";
@@ -145,6 +145,17 @@ Deno.test("planMemory() with Muon leaves out the second moments of matrices in l
   const muon = planMemory(GPT_270M, { ...settings, optimizer: "muon" }, "bf16"), hidden = 270_532_608;
   assertAlmostEquals(adamw.optimizer! - muon.optimizer!, 4 * hidden, 1000);
   assertEquals({ ...muon, optimizer: 0 }, { ...adamw, optimizer: 0 }); // its scratch fits in the memory of a step
+});
+
+Deno.test("planMemory() with Muon is what is then allocated", () => {
+  const c = { ...GPT_270M, vocab_size: 65, n_layer: 2, n_embd: 32, n_head: 2, n_kv_head: 1, head_dim: 16 };
+  const shape = { ...c, n_inner: 48, block_size: 8 }, s = { ...settings, optimizer: "muon", batch_size: 1 };
+  const planned = planMemory(shape, s, "f32");
+  const allocated = withOwnMemory(() => {
+    new AdamW(new Parameters(init(shape), { seed: 1, train: true }), s);
+    return memoryByKind();
+  });
+  assertEquals(allocated.optimizer, planned.optimizer);
 });
 
 Deno.test("planMemory() shrinks with each level of recompute and grows with the batch", () => {

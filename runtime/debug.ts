@@ -143,8 +143,8 @@ export function skipTime(): void {
   lastMark = performance.now();
 }
 
-/** Counts the time since the last mark to something that is not on the tape, such as the optimizer. */
-export function timeOther(name: string, bytes: number): void {
+/** Counts the time since the last mark, and what was moved and computed, to something that is not on the tape, such as the optimizer. */
+export function timeOther(name: string, bytes: number, flops = 0): void {
   if (debug.mode !== "profile" && debug.mode !== "tape") return;
   synchronizeNow();
   timed.push({
@@ -155,7 +155,7 @@ export function timeOther(name: string, bytes: number): void {
     begin: lastMark,
     shape: "",
     bytes,
-    flops: 0,
+    flops,
     ms: performance.now() - lastMark,
   });
   lastMark = performance.now();

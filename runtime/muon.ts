@@ -5,6 +5,7 @@
 import { UserError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
 import { BF16, F32, UNARY } from "../ffi/library.ts";
+import { timeOther } from "./debug.ts";
 import { type Block, permanent, release, take } from "./memory.ts";
 import { type Address, bytesPerElement, type Tensor } from "./tensor.ts";
 
@@ -87,6 +88,7 @@ export class Muon {
   /** Moves what is this rank's of each matrix along its direction. */
   update(control: Address): void {
     const p = this.parameters, { weight_decay } = this.options;
+    let flops = 0;
     for (const matrix of this.#matrices) {
       const { from, to } = p.own(matrix);
       if (from === to) continue;
@@ -101,6 +103,16 @@ export class Muon {
         weight_decay,
       );
       release(direction);
+      const [n, m] = [matrix.rows, matrix.columns].toSorted((a, b) => a - b) as [number, number];
+      flops += STEPS * (4 * n * n * m + 2 * n ** 3);
+    }
+    timeOther("muon", 0, flops);
+  }
+
+  /** Multiplies as update() does and moves nothing: the device has chosen how by then. */
+  meetProducts(): void {
+    for (const matrix of this.#matrices) {
+      release(this.#orthogonalize(this.parameters.gradAt(matrix.from), matrix));
     }
   }
 

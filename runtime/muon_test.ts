@@ -1,7 +1,7 @@
 // Muon against float64 on odd shapes; model/llama_test.ts has it against torch.optim.Muon, optim_test.ts on several ranks.
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
-import { device } from "../ffi/library.ts";
+import { device, gemmChoices } from "../ffi/library.ts";
 import { AdamW, type AdamWOptions, Parameters } from "./optim.ts";
 import { grad } from "./tape.ts";
 import { memoryByKind, withOwnMemory } from "./memory.ts";
@@ -123,6 +123,29 @@ Deno.test("Muon keeps momentum alone of its matrices: embeddings, what has more 
     assertEquals(optimizer.secondMomentAt(640), undefined);
     assert(memoryByKind().optimizer! > 0);
   });
+});
+
+Deno.test({
+  name: "meetProducts() has all products of a step chosen on a GPU, and changes neither weights nor momentum",
+  ignore: device.act === "f32",
+  fn() {
+    const w = param([24, 40], { value: 1, parts: [4, 20] }), v = param([56, 24], { value: 1 });
+    const { parameters, optimizer, step } = setUp({ layers: [{ w, v }] }, [w, v]),
+      before = gemmChoices().length;
+    optimizer.meetProducts();
+    const met = gemmChoices().length;
+    assertEquals(
+      readMasters(parameters, 0, parameters.total),
+      new Float32Array(parameters.total).fill(1, 0, 960).fill(1, 960, 2304),
+    );
+    assertEquals(
+      readFloats(optimizer.m.address, parameters.total, "f32"),
+      new Float32Array(parameters.total),
+    );
+    step([normal(960, 1), normal(1344, 2)], 0.1);
+    assertEquals(gemmChoices().length, met);
+    assert(met > before);
+  },
 });
 
 Deno.test("Muon refuses a model without matrices in layers, and parts that are not all of a matrix", () => {

@@ -409,6 +409,11 @@ export class AdamW {
     k.copy_async(this.#at(CONTROL.stopping), at(1), 4n);
   }
 
+  /** Has the device choose how to multiply what a step does, before it. */
+  meetProducts(): void {
+    this.#muon?.meetProducts();
+  }
+
   /** Parameters that took no part in the step have no gradient: it is zero. */
   #completeGradients(): void {
     for (const { tensor } of this.parameters.trained) {
@@ -426,9 +431,9 @@ export class AdamW {
     k.init_constant(this.#at(CONTROL.learning_rate), 1n, learning_rate);
     k.step_control(this.#control.address, this.#sumsq.address, o.grad_clip, o.beta1, o.beta2);
     for (const range of this.#ranges) this.#adamw(range);
+    timeOther("adamw", 7 * this.v.bytes); // 28 a parameter
     this.#muon?.begin(this.#control.address);
     p.zeroGrad();
-    timeOther("adamw", 28 * p.total);
   }
 
   /** Updates what of a range is this rank's. */

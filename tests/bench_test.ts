@@ -11,7 +11,7 @@ import {
 } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { allCases, weightCount } from "../bench/cases.ts";
-import { type Curve, largestDifference } from "../bench/curve.ts";
+import { type Curve, largestDifference, stepsTo } from "../bench/curve.ts";
 import {
   factsOf,
   gather,
@@ -456,6 +456,37 @@ Deno.test("gpu.sh that is told to end leaves what it has done, and ends what it 
   const still = `grep -lzs LOAM_TEST_STAGE=${out} /proc/[0-9]*/environ`; // of what it has started
   const left = `for i in {1..50}; do ${still} >/dev/null || exit 0; sleep 0.1; done; ${still} || true`;
   assertEquals(await run("bash", ["-c", left]), "");
+});
+
+Deno.test("stepsTo() finds the step at which a loss was reached between two evaluations", () => {
+  assertEquals([4, 3.5, 2.5, 1].map((loss) => stepsTo([4, 3, 2], 10, loss)), [10, 15, 25, undefined]);
+  assertEquals(stepsTo([4, 2, 3, 1], 10, 2.5), 17.5); // where it first was
+});
+
+Deno.test("curve.ts trains with AdamW and with Muon at every rate, and says where they are alike", async () => {
+  const json = freshPath(),
+    model = ["--n_layer=1", "--n_embd=32", "--n_head=2", "--n_kv_head=1", "--n_inner=48"];
+  const flags = [
+    ...model,
+    "--block_size=16",
+    `--data_dir=${await dataset()}`,
+    "--max_iters=4",
+    "--eval_interval=2",
+  ];
+  const printed = await bench(
+    "curve",
+    "--muon_rates=1e-3,1e-2",
+    ...flags,
+    "--device=cpu",
+    "--threads=1",
+    `--json=${json}`,
+  );
+  assertMatch(
+    printed,
+    /^learning_rate +adamw +muon\n +0\.001( +[\d.]+){2}\n +0\.01( +[\d.]+){2}\nMuon's best .* of 4 steps$/m,
+  );
+  const { eval_interval, runs } = JSON.parse(Deno.readTextFileSync(json));
+  assertEquals([eval_interval, runs.length, runs[3].optimizer, runs[3].val_losses.length], [2, 4, "muon", 2]);
 });
 
 Deno.test({

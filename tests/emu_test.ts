@@ -2,6 +2,7 @@
 // the model under several orders of threads, what CUDA refuses, and a model and a run beside the same on the CPU library.
 import {
   assert,
+  assertAlmostEquals,
   assertEquals,
   assertMatch,
   assertNotEquals,
@@ -50,6 +51,7 @@ import {
   writeMasters,
 } from "../runtime/testing.ts";
 import {
+  checkpointOf,
   copy,
   dataset,
   ending,
@@ -77,7 +79,12 @@ async function complaint(args: string[], env: Record<string, string>): Promise<s
 
 // ---- the suites that run on every device
 
-const QUICK = ["runtime/wide_test.ts", "runtime/tape_test.ts", "runtime/optim_test.ts"];
+const QUICK = [
+  "runtime/wide_test.ts",
+  "runtime/tape_test.ts",
+  "runtime/optim_test.ts",
+  "runtime/muon_test.ts",
+];
 const SLOW = [
   "runtime/ops_test.ts",
   "model/llama_test.ts",
@@ -99,6 +106,32 @@ for (const seed of SEEDS) {
     assertEquals(await complaint(args, env), "");
   });
 }
+
+Deno.test(
+  "a run with Muon follows that of the CPU within bfloat16 rounding, and has one moment a matrix",
+  emu,
+  async () => {
+    const runs = ["cpu", "emu"].map(() => freshPath());
+    const flags = [
+      ...FLAGS,
+      "--preset=tiny",
+      "--n_layer=1",
+      "--optimizer=muon",
+      "--max_iters=6",
+      "--save_interval=6",
+    ];
+    flags.push(`--data_dir=${await data()}`, "--bf16_gemm=false");
+    await succeed("train", ...flags, `--out_dir=${runs[0]}`);
+    await succeed("train", ...flags, `--out_dir=${runs[1]}`, "--device=emu");
+    const [cpu, emulated] = runs.map((run) => metrics(run).map(({ loss }) => loss!)) as [number[], number[]];
+    assertEquals(emulated.length, 6);
+    emulated.forEach((loss, i) => assertAlmostEquals(loss, cpu[i]!, 5e-3 * cpu[i]!));
+    const { tensors } = readSafetensors(`${runs[1]}/checkpoints/${checkpointOf(6)}/optimizer.safetensors`);
+    const kinds = (name: string) => ["master", "m", "v"].filter((kind) => tensors.has(`${kind}.${name}`));
+    assertEquals(kinds("layers.0.gate_up_proj"), ["master", "m"]);
+    assertEquals(kinds("embed_tokens"), ["master", "m", "v"]);
+  },
+);
 
 // ---- what CUDA refuses
 
