@@ -54,6 +54,7 @@ export class ChatTemplate {
   readonly #program: ReturnType<typeof parse>;
   readonly #marks: boolean;
   readonly #specialTokens: Record<string, string>;
+  readonly #globals = new Environment(); // the variables that are the same for every conversation
 
   /**
    * specialTokens: bos_token, eos_token and the like, as they are written. name: what errors call it. Throws UserError if the
@@ -63,6 +64,9 @@ export class ChatTemplate {
     this.source = source;
     this.#name = name;
     this.#specialTokens = specialTokens;
+    for (const [name, value] of Object.entries({ ...GLOBALS, ...specialTokens })) {
+      this.#globals.set(name, value);
+    }
     const tags = Array.from(
       source.matchAll(GENERATION_TAG),
       ([, , end]) => end === undefined ? "begin" : "end",
@@ -148,7 +152,9 @@ export class ChatTemplate {
     }
     // A template may leave out of an earlier turn what the last one has, such as its thoughts: the rest of the turn, with which
     // the text of the messages up to it ends, is then what the whole text goes on with.
-    const upTo = this.#run(messages.slice(0, i + 1), { ...options, add_generation_prompt: false }, "", "");
+    const upTo = i === messages.length - 1 && !options.add_generation_prompt
+      ? text
+      : this.#run(messages.slice(0, i + 1), { ...options, add_generation_prompt: false }, "", "");
     for (let from = before.length; from < upTo.length; from++) {
       const turn = upTo.slice(from);
       if (text.startsWith(turn, before.length) && turn.trim() !== "") {
@@ -169,19 +175,13 @@ export class ChatTemplate {
   }
 
   #run(messages: Message[], options: RenderOptions, begin: string, end: string): string {
-    const environment = new Environment(), now = options.now ?? new Date();
-    const variables = {
-      ...GLOBALS,
-      strftime_now: (format: string) => strftime(now, format),
-      ...this.#specialTokens,
-      messages,
-      tools: options.tools ?? null,
-      documents: null,
-      add_generation_prompt: options.add_generation_prompt ?? false,
-      loam_begin: begin,
-      loam_end: end,
-    };
-    for (const [name, value] of Object.entries(variables)) environment.set(name, value);
+    const environment = new Environment(this.#globals);
+    environment.set("strftime_now", (format: string) => strftime(options.now ?? new Date(), format));
+    environment.set("messages", messages);
+    environment.set("tools", options.tools ?? null);
+    environment.set("add_generation_prompt", options.add_generation_prompt ?? false);
+    environment.set("loam_begin", begin);
+    environment.set("loam_end", end);
     try {
       return (new Interpreter(environment).run(this.#program) as unknown as { value: string }).value;
     } catch (error) {
@@ -196,6 +196,7 @@ const GLOBALS = {
   True: true,
   false: false,
   False: false,
+  documents: null,
   none: null,
   None: null,
   range,
