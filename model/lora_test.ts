@@ -187,6 +187,10 @@ Deno.test("readAdapterConfig() reads what adapterFiles() writes, and names what 
         { target_modules: ["q_proj", "v_proj"] },
         'target_modules is ["q_proj","v_proj"], should be a list of q_proj',
       ],
+      [
+        { target_modules: ["o_proj", "q_proj"] },
+        'target_modules is ["o_proj","q_proj"], should be a list of q_proj',
+      ],
       [{ target_modules: "all-linear" }, 'target_modules is "all-linear", should be a list of q_proj with'],
     ] as const
   ) {

@@ -1,9 +1,10 @@
 // LoRA from the command line: what is trained, saved, refused, and how a run goes on with its base.
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { basename } from "node:path";
+import { UserError } from "../base/errors.ts";
 import { sha256OfFile } from "../base/files.ts";
 import { open } from "../ffi/library.ts";
-import { loadModel } from "../model/checkpoint.ts";
+import { loadModel, saveModel } from "../model/checkpoint.ts";
 import { allLogits, relativeError } from "../model/testing.ts";
 import { readSafetensors, writeSafetensors } from "../runtime/safetensors.ts";
 import { tokens } from "../runtime/testing.ts";
@@ -157,6 +158,14 @@ Deno.test("a base of bfloat16 is so in memory too to write text, beside adapters
   const idx = tokens([2, 16], Array.from({ length: 32 }, (_, i) => i * 37 % 257));
   const [a, b] = [half!, wide!].map(({ model, config }) => allLogits(model, config, idx));
   assert(relativeError(a!, b!) < 1e-5);
+
+  const { parameters, config } = wide!, to = freshPath();
+  const tokenizer = { bos: 0, eot: 0, files: () => ({}) };
+  assertThrows(
+    () => saveModel(to, parameters, config, tokenizer),
+    UserError,
+    `Cannot write ${to}: the model has adapters beside its weights; merge them: deno task export --merge`,
+  );
 });
 
 Deno.test("adapters are refused without their base, with another one, and with other settings", async () => {
