@@ -753,10 +753,8 @@ int side_wait(int32_t at) {
   BEGIN(SIZES(at), ADDRESSES());
   return 0;
 }
-int side_join() {
-  BEGIN(SIZES(), ADDRESSES());
-  return 0;
-}
+int side_mark(int32_t at) { return side_wait(at); }
+int side_join(int32_t at) { return side_wait(at); }
 
 int synchronize(void) {
   BEGIN(SIZES(), ADDRESSES());

@@ -192,7 +192,6 @@ static struct {
   bool open;
   int index;
   cudaStream_t stream, side;
-  cudaEvent_t side_done;
   cudaEvent_t marks[MARKS];  // made when they are set first
   cudaDeviceProp properties;
   char* workspace;
@@ -395,7 +394,6 @@ static int create_resources() {
   TRY(check_room(e));
   CUDA(e);
   CUDA(cudaStreamCreateWithFlags(&gpu.side, cudaStreamNonBlocking));
-  CUDA(cudaEventCreateWithFlags(&gpu.side_done, cudaEventDisableTiming));
   CUDA(cudaHostAlloc((void**)&gpu.fault, sizeof(Fault), cudaHostAllocDefault));
   *gpu.fault = {};
   for (auto& s : gpu.snapshots) {
@@ -473,12 +471,22 @@ int device_stream(uint64_t* stream) {
   return 0;
 }
 
-int mark(int32_t at) {
-  BEGIN(SIZES(at), ADDRESSES());
+static int mark_in(cudaStream_t stream, int32_t at) {
   CHECK(at < MARKS, "mark %d, at most %d", at, MARKS - 1);
   if (!gpu.marks[at]) CUDA(cudaEventCreate(&gpu.marks[at]));
-  CUDA(cudaEventRecord(gpu.marks[at], gpu.stream));
+  CUDA(cudaEventRecord(gpu.marks[at], stream));
   return 0;
+}
+
+static int wait_in(cudaStream_t stream, int32_t at) {
+  CHECK(at < MARKS && gpu.marks[at], "mark %d was not set", at);
+  CUDA(cudaStreamWaitEvent(stream, gpu.marks[at], 0));
+  return 0;
+}
+
+int mark(int32_t at) {
+  BEGIN(SIZES(at), ADDRESSES());
+  return mark_in(gpu.stream, at);
 }
 
 int mark_ms(float* ms, int32_t from, int32_t to) {
@@ -496,16 +504,17 @@ int side_stream(uint64_t* stream) {
 
 int side_wait(int32_t at) {
   BEGIN(SIZES(at), ADDRESSES());
-  CHECK(at < MARKS && gpu.marks[at], "mark %d was not set", at);
-  CUDA(cudaStreamWaitEvent(gpu.side, gpu.marks[at], 0));
-  return 0;
+  return wait_in(gpu.side, at);
 }
 
-int side_join() {
-  BEGIN(SIZES(), ADDRESSES());
-  CUDA(cudaEventRecord(gpu.side_done, gpu.side));
-  CUDA(cudaStreamWaitEvent(gpu.stream, gpu.side_done, 0));
-  return 0;
+int side_mark(int32_t at) {
+  BEGIN(SIZES(at), ADDRESSES());
+  return mark_in(gpu.side, at);
+}
+
+int side_join(int32_t at) {
+  BEGIN(SIZES(at), ADDRESSES());
+  return wait_in(gpu.stream, at);
 }
 
 /// Reports a mistake that a kernel has found. Only then it is cleared: a step that still runs may be writing another.

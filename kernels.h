@@ -109,11 +109,12 @@ int device_stream(HOST uint64_t* stream);
 int mark(int32_t at);
 int mark_ms(HOST float* ms, int32_t from, int32_t to);
 
-/// *stream = a second stream, for work beside: side_wait() lets it wait for a mark, side_join() the library's own stream for all
-/// that the second one was given. 0 on a CPU, where both do nothing.
+/// *stream = a second stream, for work beside: side_wait() lets it wait for a mark, side_mark() queues one in it, and side_join()
+/// lets the library's own stream wait for that. 0 on a CPU, where all three do nothing.
 int side_stream(HOST uint64_t* stream);
 int side_wait(int32_t at);
-int side_join(void);
+int side_mark(int32_t at);
+int side_join(int32_t at);
 
 /// Waits until all queued work is done and reports its failures.
 int synchronize(void);

@@ -123,8 +123,10 @@ export {
   Parameters,
   type Piece,
   type Range,
+  type Share,
   type Slot,
   type StepResult,
+  type Sum,
 } from "./runtime/optim.ts";
 export type { MuonOptions } from "./runtime/muon.ts";
 export { type CosineSchedule, cosineSchedule, learningRate, type Schedule } from "./runtime/schedule.ts";

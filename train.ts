@@ -100,7 +100,7 @@ export const variables = {
 
   // several processes, started by torchrun, mpirun or srun
   zero_stage: 1, // 1: each rank keeps optimizer state of a part of the weights; 0: of all
-  overlap: true, // add up gradients of the ranks while the backward pass goes on; false: after it, to the same bits
+  overlap: true, // exchange gradients and weights of the ranks beside the passes that make and read them; false: between, to the same bits
   dist_timeout_s: 600, // a rank that the others wait for so long ends the run; 0 = never
 
   // a dashboard, /stats and /metrics at http://127.0.0.1:<serve_port>/ while it trains; see docs/serve.md
@@ -179,8 +179,8 @@ async function loop(run: Run): Promise<"finished" | "stopped"> {
     const own = progress.arrive(step + 1);
     await optimizer.stepTogether(learningRate(step, config), ranks, stop.wish(left === 0), own);
     const done = await progress.after(step + 1);
+    step = progress.done;
     if (progress.isLeftOut) break;
-    step++;
     await saver.look(progress.last?.result.written ?? 0);
     if (!done) continue; // a GPU is given the next step before this one is looked at
 

@@ -2,7 +2,7 @@
 //
 // One process with two threads and two processes with one thread each, under mpirun, train the same preset on the demo data by
 // turns; and the two exchange gradients and weights of that size with nothing else to do.
-import { Hosts } from "./hosts.ts";
+import { Hosts, makeWire } from "./hosts.ts";
 import { lines as linesOf } from "../base/lines.ts";
 import { median } from "./median.ts";
 import { reportHead, saveReport } from "./report.ts";
@@ -20,6 +20,7 @@ const defaults = {
   gradient_accumulation_steps: 8,
   presets: "tiny,small",
   link_mbit: 0, // instead: two ranks over a link of so many Mbit/s, with and without --overlap; as root
+  link_ms: 0, // instead, or too: over a link on which everything takes so many ms
   exchange: 0, // instead: under mpirun, time exchanges of so many parameters
   json: "", // where the results go; "" = bench/results/dist-<date>.json
 };
@@ -30,7 +31,7 @@ const EXCHANGES = 20;
 const ranges: Ranges<typeof defaults> = {
   ...each(whole(1), "turns", "gradient_accumulation_steps"),
   steps: whole(WARM_UP + 1),
-  link_mbit: whole(0),
+  ...each(whole(0), "link_mbit", "link_ms"),
   exchange: whole(0),
 };
 
@@ -63,7 +64,7 @@ async function main(args: string[]): Promise<void> {
   }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (o.exchange > 0) return await timeExchange(o.exchange);
-  if (o.link_mbit > 0) {
+  if (o.link_mbit > 0 || o.link_ms > 0) {
     for (const preset of o.presets.split(",")) await measureLink(preset, o);
     return;
   }
@@ -105,11 +106,12 @@ async function measure(preset: string, o: typeof defaults): Promise<Row> {
  * the fastest quarter of the steps counts, in which other programs of the machine have disturbed least.
  */
 async function measureLink(preset: string, o: typeof defaults): Promise<void> {
+  const wire = o.link_ms > 0 ? await makeWire() : "";
   for (const overlap of [false, true]) {
     const steps: number[] = [], exposed: number[] = [];
     for (let turn = 0; turn < o.turns; turn++) {
-      using hosts = new Hosts();
-      hosts.slow(o.link_mbit, 64);
+      using hosts = new Hosts(wire, o.link_ms);
+      if (o.link_mbit > 0) hosts.slow(o.link_mbit, 64);
       const { lines } = await train(2, preset, o, hosts.mpirun, [`--overlap=${overlap}`]);
       lines.forEach(({ step_ms }, i) => { // what ranks say of a step stands in the next line
         const own_ms = lines[i + 1]?.ranks?.step_ms;
@@ -118,11 +120,10 @@ async function measureLink(preset: string, o: typeof defaults): Promise<void> {
     }
     const quarter = (values: number[]) => values.sort((a, b) => a - b)[values.length >> 2]!.toFixed(0);
     console.log(
-      `${preset} --overlap=${overlap}: ${quarter(steps)} ms a step at ${o.link_mbit} Mbit/s, ${
-        quarter(exposed)
-      } ms exposed`,
+      `${preset} --overlap=${overlap}: ${quarter(steps)} ms a step, ${quarter(exposed)} ms of it exposed`,
     );
   }
+  if (wire) Deno.removeSync(wire);
 }
 
 async function train(

@@ -1,6 +1,7 @@
 // Two hosts on one machine: network namespaces with an address each, which only root can make. mpirun starts the rank of the
 // second host through a script in the place of ssh.
 import { UserError } from "../base/errors.ts";
+import { findCompiler } from "../tools/build.ts";
 
 let count = 0;
 
@@ -12,13 +13,34 @@ export class Hosts implements Disposable {
   /** Starts a rank on each: what they run stands behind it. */
   readonly mpirun: string[];
   readonly #agent = Deno.makeTempFileSync(); // takes the place of ssh
+  readonly #wire: Deno.ChildProcess | undefined; // that delays what goes through the cable
 
-  /** Needs ip, and slow() tc (Debian: iproute2). */
-  constructor() {
+  /** Needs ip, and slow() tc (Debian: iproute2). wire: of makeWire(), with which what is sent arrives so many ms later. */
+  constructor(wire = "", delay_ms = 0) {
     count++;
     const [a, b] = this.names as [string, string];
     for (const name of this.names) call("ip", "netns", "add", name);
-    call("ip", "link", "add", "cable", "netns", a, "type", "veth", "peer", "name", "cable", "netns", b);
+    if (wire) {
+      this.#wire = new Deno.Command(wire, { args: [a, b, `${delay_ms}`], stdout: "null" }).spawn();
+      const hasCable = (name: string) => /\bcable\b/.test(call("ip", "-n", name, "link", "show"));
+      for (let i = 0; !this.names.every(hasCable); i++) {
+        if (i === 100) throw new UserError("Cannot make two hosts: there is no cable; it wants /dev/net/tun");
+      }
+    } else {call(
+        "ip",
+        "link",
+        "add",
+        "cable",
+        "netns",
+        a,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "cable",
+        "netns",
+        b,
+      );}
     this.names.forEach((name, i) => {
       call("ip", "-n", name, "addr", "add", `${this.addresses[i]}/24`, "dev", "cable");
       for (const link of ["cable", "lo"]) call("ip", "-n", name, "link", "set", link, "up");
@@ -57,9 +79,17 @@ export class Hosts implements Disposable {
 
   [Symbol.dispose](): void {
     for (const host of [0, 1]) this.kill(host);
+    this.#wire?.kill();
     for (const name of this.names) call("ip", "netns", "del", name);
     Deno.removeSync(this.#agent);
   }
+}
+
+/** Compiles what a cable with a delay needs, where the kernel has no netem for tc; returns its path. */
+export async function makeWire(): Promise<string> {
+  const out = Deno.makeTempFileSync(), { command } = await findCompiler();
+  call(command, "-O2", "-std=c++17", `${import.meta.dirname}/wire.cpp`, "-o", out);
+  return out;
 }
 
 /** Runs a program to its end; returns what it prints. */

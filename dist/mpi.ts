@@ -2,7 +2,7 @@
 // handles are numbers instead of addresses. Calls that may wait run on another thread, so that timers and signals go on.
 import { KernelError, UserError } from "../base/errors.ts";
 import type { Address } from "../ffi/symbols.ts";
-import type { Piece } from "../runtime/optim.ts";
+import type { Piece, Share, Sum } from "../runtime/optim.ts";
 import { type Waiting, within } from "./deadline.ts";
 
 const HANDLE = "usize", INT = "i32"; // a handle is an address in Open MPI, an int in MPICH: both fit one register
@@ -15,11 +15,11 @@ const symbols = {
   MPI_Error_string: { parameters: [INT, "buffer", "buffer"], result: INT },
   MPI_Barrier: { parameters: [HANDLE], result: INT, nonblocking: true },
   MPI_Bcast: { parameters: ["buffer", INT, HANDLE, INT, HANDLE], result: INT, nonblocking: true },
-  MPI_Allreduce: {
-    parameters: ["usize", "usize", INT, HANDLE, HANDLE, HANDLE],
+  MPI_Iallreduce: {
+    parameters: ["usize", "usize", INT, HANDLE, HANDLE, HANDLE, "buffer"],
     result: INT,
-    nonblocking: true,
   },
+  MPI_Ibcast: { parameters: ["usize", INT, HANDLE, INT, HANDLE, "buffer"], result: INT },
   MPI_Ireduce: {
     parameters: ["usize", "usize", INT, HANDLE, HANDLE, INT, HANDLE, "buffer"],
     result: INT,
@@ -36,6 +36,9 @@ const symbols = {
 } as const satisfies Deno.ForeignLibraryInterface;
 
 type Library = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+/** What was begun, and by which function. */
+type Request = { name: string; request: BigUint64Array<ArrayBuffer> };
 
 /** The handles that mpi.h defines as macros. */
 type Handles = {
@@ -74,7 +77,11 @@ export class Mpi {
   readonly #library: Library;
   readonly #handles: Handles;
   readonly #waiting: Waiting;
-  readonly #requests: BigUint64Array<ArrayBuffer>[] = []; // of what was begun, the oldest first
+  // What was begun, the oldest first: sums for this rank, what it sends to others' sums, shares for it by call, what it gives.
+  #sums: Request[] = [];
+  #addends: Request[] = [];
+  readonly #shares: Request[][] = [];
+  #gifts: Request[] = [];
 
   private constructor(library: Library, handles: Handles, waiting: Waiting) {
     this.#library = library;
@@ -115,31 +122,70 @@ export class Mpi {
   beginReduce(pieces: Piece[]): void {
     const { float, sum, inPlace, world } = this.#handles;
     for (const { address, n, owner } of pieces) {
-      const request = new BigUint64Array(1); // an int in MPICH: its lower half
       const [send, receive] = owner === this.rank ? [inPlace, address] : [address, 0n];
-      const code = this.#library.MPI_Ireduce(send, receive, n, float, sum, owner, world, request);
-      this.#check("MPI_Ireduce", code);
-      this.#requests.push(request);
+      const request = this.#begin(
+        "MPI_Ireduce",
+        (request) => this.#library.MPI_Ireduce(send, receive, n, float, sum, owner, world, request),
+      );
+      (owner === this.rank ? this.#sums : this.#addends).push(request);
     }
   }
 
   /** Lets what was begun get on. */
   progress(): void {
-    while (this.#requests.length > 0) {
-      const isDone = new Int32Array(1);
-      const code = this.#library.MPI_Test(this.#requests[0]!, isDone, this.#handles.statusIgnore);
-      this.#check("MPI_Ireduce", code);
-      if (!isDone[0]) return;
-      this.#requests.shift();
+    for (const requests of [this.#sums, this.#addends, this.#shares[0] ?? [], this.#gifts]) {
+      if (requests.length > 0 && !this.#isDone(requests)) return;
     }
   }
 
-  /** Waits until all that was begun is added up. */
+  /** Waits until this rank's sums are there. Those of others may still wait for what it sends. */
   async reduced(): Promise<void> {
-    while (this.#requests.length > 0) {
-      const code = await this.#library.MPI_Wait(this.#requests[0]!, this.#handles.statusIgnore);
-      this.#check("MPI_Ireduce", code);
-      this.#requests.shift();
+    await this.#wait(this.#gifts); // the update writes to what it gave
+    await this.#wait(this.#sums);
+  }
+
+  /** Begins to give bytes of ranks to all. */
+  beginGather(shares: Share[]): Promise<void> {
+    const { float, world } = this.#handles, coming: Request[] = []; // counts are ints: floats reach further than bytes
+    for (const { address, bytes, owner } of shares) {
+      const request = this.#begin(
+        "MPI_Ibcast",
+        (request) => this.#library.MPI_Ibcast(address, bytes / 4, float, owner, world, request),
+      );
+      (owner === this.rank ? this.#gifts : coming).push(request);
+    }
+    this.#shares.push(coming);
+    return Promise.resolve();
+  }
+
+  /** Whether the oldest that were begun are here; then the next ones are the oldest. Lets them get on. */
+  hasGathered(): boolean {
+    if (!this.#isDone(this.#shares[0]!)) return false;
+    this.#shares.shift();
+    return true;
+  }
+
+  #begin(name: string, call: (request: BigUint64Array<ArrayBuffer>) => number): Request {
+    const request = new BigUint64Array(1); // an int in MPICH: its lower half
+    this.#check(name, call(request));
+    return { name, request };
+  }
+
+  /** Whether all are done; takes those out that are, up to the first that is not. */
+  #isDone(requests: Request[]): boolean {
+    for (const isDone = new Int32Array(1); requests.length > 0; requests.shift()) {
+      const { name, request } = requests[0]!;
+      this.#check(name, this.#library.MPI_Test(request, isDone, this.#handles.statusIgnore));
+      if (!isDone[0]) return false;
+    }
+    return true;
+  }
+
+  /** Waits until all are done, and takes them out. */
+  async #wait(requests: Request[]): Promise<void> {
+    for (; requests.length > 0; requests.shift()) {
+      const { name, request } = requests[0]!;
+      this.#check(name, await this.#library.MPI_Wait(request, this.#handles.statusIgnore));
     }
   }
 
@@ -149,11 +195,18 @@ export class Mpi {
     this.#check("MPI_Allgather", await this.#library.MPI_Allgather(inPlace, 0, float, all, n, float, world));
   }
 
-  /** x (n values) becomes its sum over all ranks, the same bits on each. */
-  async allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
+  /** All of these become their sums over all ranks, the same bits on each. */
+  async allReduce(...sums: Sum[]): Promise<void> {
     const { inPlace, sum, world } = this.#handles;
-    const code = await this.#library.MPI_Allreduce(inPlace, x, n, this.#handles[type], sum, world);
-    this.#check("MPI_Allreduce", code);
+    const requests = sums.map(({ address, n, type }) =>
+      this.#begin(
+        "MPI_Iallreduce",
+        (request) =>
+          this.#library.MPI_Iallreduce(inPlace, address, n, this.#handles[type], sum, world, request),
+      )
+    );
+    await this.#wait(requests);
+    await this.#wait(this.#addends); // all ranks have come here, and had their sums before
   }
 
   /** Bytes of rank 0 to every rank. */

@@ -8,11 +8,12 @@ import {
   deviceStream,
   mark,
   sideJoin,
+  sideMark,
   sideStream,
   sideWait,
   synchronize,
 } from "../ffi/library.ts";
-import type { Piece } from "../runtime/optim.ts";
+import type { Piece, Share, Sum } from "../runtime/optim.ts";
 import { within } from "./deadline.ts";
 import { type Meeting, share } from "./rendezvous.ts";
 import type { Address } from "../ffi/symbols.ts";
@@ -44,6 +45,7 @@ const UNIQUE_ID_BYTES = 128;
 const INT8 = 0, FLOAT32 = 7, FLOAT64 = 8, SUM = 0; // ncclDataType_t, ncclRedOp_t
 const IN_PROGRESS = 7; // ncclResult_t
 const FIRST_MARK = 16; // of those in kernels.h; model/progress.ts has the ones before
+const FIRST_SHARE = 8192; // of the marks behind shares
 const SPIN_MS = 1; // for a call to be done before timers get their turn: most are in some 20 us
 
 /** An ncclConfig_t of version 2.14, the first one, of which later ones read that much: size, magic, version, blocking = 0. */
@@ -61,6 +63,8 @@ export class Nccl {
   readonly #stream: bigint;
   readonly #side: bigint; // for what goes on beside kernels
   #begun: Piece[][] = [];
+  #given = 0; // calls of beginGather() since all were waited for
+  #gathered = 0; // of them those that were waited for
   #communicator = 0n;
   #staging = { address: 0n, bytes: 0 };
 
@@ -132,7 +136,39 @@ export class Nccl {
       }
       await this.#finished("ncclReduce", ncclGroupEnd());
     }
-    sideJoin();
+    sideMark(FIRST_SHARE);
+    sideJoin(FIRST_SHARE);
+  }
+
+  /** Queues it on the second stream, behind the kernels up to the first of such calls. */
+  async beginGather(shares: Share[]): Promise<void> {
+    const { ncclGroupStart, ncclGroupEnd, ncclBroadcast } = this.#library;
+    if (this.#given++ === 0) {
+      mark(FIRST_MARK);
+      sideWait(FIRST_MARK);
+    }
+    this.#check("ncclGroupStart", ncclGroupStart());
+    for (const { address, bytes, owner } of shares) {
+      const code = ncclBroadcast(
+        address,
+        address,
+        BigInt(bytes),
+        INT8,
+        owner,
+        this.#communicator,
+        this.#side,
+      );
+      if (code !== IN_PROGRESS) this.#check("ncclBroadcast", code);
+    }
+    await this.#finished("ncclBroadcast", ncclGroupEnd());
+    sideMark(FIRST_SHARE + this.#given);
+  }
+
+  /** Lets what is queued from here on wait for the oldest, and nothing else. */
+  hasGathered(): boolean {
+    sideJoin(FIRST_SHARE + ++this.#gathered);
+    if (this.#gathered === this.#given) this.#gathered = this.#given = 0;
+    return true;
   }
 
   /** all: size parts of so many bytes. Each rank has its own part and receives the others. */
@@ -144,13 +180,23 @@ export class Nccl {
     );
   }
 
-  /** x (n values) becomes its sum over all ranks, the same bits on each. */
-  allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
-    const kind = type === "float" ? FLOAT32 : FLOAT64;
-    return this.#finished(
-      "ncclAllReduce",
-      this.#library.ncclAllReduce(x, x, BigInt(n), kind, SUM, this.#communicator, this.#stream),
-    );
+  /** All of these become their sums over all ranks, the same bits on each. */
+  async allReduce(...sums: Sum[]): Promise<void> {
+    for (const { address, n, type } of sums) {
+      const kind = type === "float" ? FLOAT32 : FLOAT64;
+      await this.#finished(
+        "ncclAllReduce",
+        this.#library.ncclAllReduce(
+          address,
+          address,
+          BigInt(n),
+          kind,
+          SUM,
+          this.#communicator,
+          this.#stream,
+        ),
+      );
+    }
   }
 
   /** Bytes of rank 0 to every rank. */
@@ -167,7 +213,7 @@ export class Nccl {
 
   /** Waits until every rank is here. */
   async barrier(): Promise<void> {
-    await this.allReduce(this.#room(4), 1, "float");
+    await this.allReduce({ address: this.#room(4), n: 1, type: "float" });
     await synchronize();
   }
 

@@ -5,15 +5,17 @@ import { listCheckpoints } from "../runtime/checkpoint.ts";
 import { makeDirectory } from "../base/files.ts";
 import { allocate, copyToDevice, copyToHost, device, endAfter, synchronize } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
-import type { Exchange, Piece } from "../runtime/optim.ts";
+import type { Exchange, Piece, Share, Sum } from "../runtime/optim.ts";
 import { hostname } from "../runtime/owner.ts";
-import { within } from "./deadline.ts";
+import { queueing, type Waiting, within } from "./deadline.ts";
 import { RollCall } from "./roll_call.ts";
 import type { Address } from "../runtime/tensor.ts";
 import type { World } from "./world.ts";
 
 /** Carries data between the ranks: MPI for CPUs, NCCL for GPUs. */
-export type Engine = Exchange & {
+export type Engine = Omit<Exchange, "gathered"> & {
+  /** Whether gathered() is done with waiting for the oldest shares; the next ones are the oldest then. */
+  hasGathered(): boolean;
   /** Bytes of rank 0 to every rank; all pass as many. */
   broadcast(bytes: Uint8Array<ArrayBuffer>): Promise<void>;
   /** Waits until every rank is here. */
@@ -31,6 +33,8 @@ const NOTHING: Engine = {
   beginReduce: () => {},
   progress: () => {},
   reduced: () => Promise.resolve(),
+  beginGather: () => Promise.resolve(),
+  hasGathered: () => true,
   allGather: () => Promise.resolve(),
   allReduce: () => Promise.resolve(),
   broadcast: () => Promise.resolve(),
@@ -41,6 +45,7 @@ const NOTHING: Engine = {
 
 const MAX_SUMS = 8; // numbers that sum() takes
 const END = "the end of the run";
+const GATHER = "gathering of weights";
 const LEAVE_MS = 10_000; // for NCCL or MPI, and what runs at the end of a process, to end one that has failed
 const WATCH_MS = 500; // between two looks at whether it goes on
 const ANSWER_MS = 5000; // a rank that waits for so long says so in its file
@@ -57,6 +62,7 @@ export class Ranks implements Exchange {
   readonly #engine: Engine;
   readonly #timeout_ms: number;
   #sums: Address = 0n;
+  #waited_ms = 0;
   #rollCall: RollCall | undefined; // once the run directory is known
   #directory = ""; // of the run, likewise
   #step = 0; // what is under way; 0 = the start
@@ -100,14 +106,34 @@ export class Ranks implements Exchange {
     return this.meet("reduce-scatter of gradients", () => this.#engine.reduced());
   }
 
+  /** Begins to give every rank shares of others: Exchange.beginGather(). */
+  beginGather(shares: Share[]): Promise<void> {
+    return this.meet(GATHER, () => this.#engine.beginGather(shares));
+  }
+
+  /** Waits for the oldest of them: Exchange.gathered(). */
+  gathered(): void {
+    const began = performance.now(), watch = this.#watch(GATHER);
+    while (!this.#engine.hasGathered()) watch.look();
+    watch.end();
+    this.#waited_ms += performance.now() - began;
+  }
+
+  /** How long gathered() has waited since the last call, which is no work of this rank's own. */
+  takeWaited(): number {
+    const ms = this.#waited_ms;
+    this.#waited_ms = 0;
+    return ms;
+  }
+
   /** Gives every rank the parts of all: Exchange.allGather(). */
   allGather(all: Address, bytes: number): Promise<void> {
     return this.meet("all-gather", () => this.#engine.allGather(all, bytes));
   }
 
   /** Adds numbers up over all ranks: Exchange.allReduce(). */
-  allReduce(x: Address, n: number, type: "float" | "double"): Promise<void> {
-    return this.meet("all-reduce", () => this.#engine.allReduce(x, n, type));
+  allReduce(...sums: Sum[]): Promise<void> {
+    return this.meet("all-reduce", () => this.#engine.allReduce(...sums));
   }
 
   /** Waits until every rank is here. */
@@ -123,7 +149,7 @@ export class Ranks implements Exchange {
     const array = Float64Array.from(values);
     copyToDevice(this.#sums, array);
     await this.meet("all-reduce", async () => {
-      await this.#engine.allReduce(this.#sums, values.length, "double");
+      await this.#engine.allReduce({ address: this.#sums, n: values.length, type: "double" });
       await synchronize(); // a GPU's only queues it, and copyToHost() would wait for ever
     });
     copyToHost(array, this.#sums);
@@ -229,10 +255,30 @@ export class Ranks implements Exchange {
   /** Waits for work that the others take part in, at most for the time allowed. */
   async meet<T>(what: string, begin: () => Promise<T>): Promise<T> {
     if (this.isAlone) return await begin();
-    const work = within(this.#place(what), { ...this, timeout_s: this.#timeout_ms / 1000 }, begin);
+    const work = within(this.#place(what), this.#waiting, begin);
+    const watch = this.#watch(what), timer = setInterval(watch.look, WATCH_MS);
+    try {
+      return await work;
+    } finally {
+      clearInterval(timer);
+      watch.end();
+    }
+  }
+
+  /** Until this is disposed of work may be queued behind what waits for others, whose place is here. */
+  queueing(): Disposable {
+    return queueing(this.#place("result"), this.#waiting, (ANSWER_MS + 2 * WATCH_MS) / 1000); // those that can have said who is late
+  }
+
+  get #waiting(): Waiting {
+    return { rank: this.rank, world_size: this.world_size, timeout_s: this.#timeout_ms / 1000 };
+  }
+
+  /** Watches a wait. look: ends the job where something has failed, or the others have not come in time. end: it is over. */
+  #watch(what: string): { look(): void; end(): void } {
     const began = performance.now(), answer_ms = Math.min(ANSWER_MS, this.#timeout_ms / 2 || ANSWER_MS);
     let hasAnswered = false;
-    const timer = setInterval(() => {
+    const look = () => {
       const failure = this.#engine.failure?.();
       if (failure) this.#failHere(new KernelError(`${this.#place(what)}: ${failure}`));
       const waited_ms = performance.now() - began;
@@ -242,13 +288,8 @@ export class Ranks implements Exchange {
       }
       if (this.#timeout_ms === 0 || waited_ms < this.#timeout_ms + answer_ms + WATCH_MS) return; // the others have answered
       this.#failHere(new TransientError(this.#missing(what)));
-    }, WATCH_MS);
-    try {
-      return await work;
-    } finally {
-      clearInterval(timer);
-      if (hasAnswered) this.#answer("");
-    }
+    };
+    return { look, end: () => hasAnswered && this.#answer("") };
   }
 
   #failHere(error: Error): never {

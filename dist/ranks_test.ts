@@ -25,6 +25,8 @@ function ranksOf(n: number, timeout_s: number, afterBarrier = (_rank: number) =>
       beginReduce() {},
       progress() {},
       reduced: nothing,
+      beginGather: nothing,
+      hasGathered: () => true,
       allGather: nothing,
       allReduce: nothing,
       async broadcast(bytes) {

@@ -240,7 +240,7 @@ export function deviceStream(): bigint {
   return stream[0]!;
 }
 
-/** A second stream, for collectives that go on beside kernels; 0 on a CPU. See sideWait() and sideJoin(). */
+/** A second stream, for collectives that go on beside kernels; 0 on a CPU. See sideWait(), sideMark() and sideJoin(). */
 export function sideStream(): bigint {
   const stream = new BigUint64Array(1);
   check(s.side_stream(stream));
@@ -264,9 +264,14 @@ export function sideWait(at: number): void {
   check(s.side_wait(at));
 }
 
-/** Lets what is queued from here on wait for all that the second stream was given. */
-export function sideJoin(): void {
-  check(s.side_join());
+/** Queues a mark in the second stream, which sideJoin() waits for. */
+export function sideMark(at: number): void {
+  check(s.side_mark(at));
+}
+
+/** Lets what is queued from here on wait for a mark of the second stream. */
+export function sideJoin(at: number): void {
+  check(s.side_join(at));
 }
 
 /** Waits for all queued work on another thread: timers, signals and servers of this process are served meanwhile. */

@@ -392,12 +392,13 @@ Deno.test("readSnapshot() gives the oldest snapshot as it was when it was taken"
 });
 
 Deno.test("mark() and the second stream: work beside waits for a mark, and what joins it for that work", async () => {
-  const { mark, markMs, sideJoin, sideStream, sideWait, synchronize } = library;
+  const { mark, markMs, sideJoin, sideMark, sideStream, sideWait, synchronize } = library;
   mark(3);
   mark(4);
   assertEquals(sideStream() === 0n, library.deviceStream() === 0n);
   sideWait(4);
-  sideJoin();
+  sideMark(5);
+  sideJoin(5);
   await synchronize();
   assert(markMs(3, 4) >= 0 && markMs(3, 4) < 10_000);
   assertThrows(() => mark(16_384), KernelError, "mark: mark 16384, at most 16383");

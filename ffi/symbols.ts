@@ -28,7 +28,8 @@ export const symbols = {
   mark_ms: fn(HOST, I32, I32),
   side_stream: fn(HOST),
   side_wait: fn(I32),
-  side_join: fn(),
+  side_mark: fn(I32),
+  side_join: fn(I32),
   synchronize: fn(),
   // memory
   mem_alloc: fn(HOST, I64),

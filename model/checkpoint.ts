@@ -97,6 +97,7 @@ export async function saveRun(
     },
   };
   log.sync();
+  optimizer.gathered();
   await saver.save(config.out_dir, content, config.keep_checkpoints);
 }
 

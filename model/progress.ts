@@ -58,7 +58,9 @@ export class Progress {
   readonly best: { val_loss: number | null; step: number | null };
   /** All ranks end after the last step that was read. */
   stopping = false;
-  /** The step under way was left out: a rank was asked to stop amid it. What it read is read again when the run goes on. */
+  /** Steps that are done. */
+  done: number;
+  /** What came after those was left out: a rank was asked to stop amid it. What it read is read again when the run goes on. */
   isLeftOut = false;
   /** The last step that was read, of those that count. */
   last: Read | undefined;
@@ -67,16 +69,18 @@ export class Progress {
   readonly #lines: StepLines;
   readonly #readsLate: boolean;
   #isUnread = false; // the result of the last step
+  #queueing: Disposable | undefined; // behind it
   #read_step: number; // the last one whose result was read
   #memory_bytes = 0; // most of all steps
+  #waited_ms = 0; // for the weights of the last step
   #own = { step_ms: 0, memory_bytes: 0 }; // of the last step that was read
   readonly #begun_ms = performance.now();
   #read_ms = performance.now(); // when the last result was read, or when its saving and so on was done
 
   /** Begins where the saved state ends. */
   constructor(parts: ProgressParts) {
-    const { config, c, data, val, ranks, saved } = this.#parts = parts;
-    this.before = this.#read_step = saved?.step ?? 0;
+    const { config, c, data, val, saved } = this.#parts = parts;
+    this.before = this.done = this.#read_step = saved?.step ?? 0;
     this.best = { val_loss: saved?.best_val_loss ?? null, step: saved?.best_step ?? null };
     this.#past = consumedBefore(saved, data.order(config.seed));
     this.#lines = new StepLines({
@@ -86,8 +90,7 @@ export class Progress {
       evaluates: val !== undefined,
     });
     // A GPU works on the next step while the result of this one is read, unless something is to be done between the two.
-    // In company it does not: kernels queued behind a rank that does not come would fill the queue, and stop this thread.
-    this.#readsLate = device.library !== "cpu" && config.debug === "" && ranks.isAlone;
+    this.#readsLate = device.library !== "cpu" && config.debug === "";
   }
 
   /** Throws what has ended the run, with the step that it came in where the library refused something. */
@@ -109,14 +112,18 @@ export class Progress {
   /** Says that a step begins, for messages and for its time. */
   begin(step: number): void {
     debug.step = step;
-    this.#parts.ranks.beat(step);
-    if (!this.#parts.ranks.isAlone) mark(marksOf(step)[0]);
+    const { ranks } = this.#parts;
+    if (this.#isUnread && !ranks.isAlone) this.#queueing = ranks.queueing(); // a rank that does not come may fill the queue
+    ranks.beat(step);
+    ranks.takeWaited(); // an evaluation's
+    if (!ranks.isAlone) mark(marksOf(step)[0]);
   }
 
   /** Says that this rank has done its own part of a step. Returns what it says of itself to the others: of an earlier step. */
   arrive(step: number): OfRank {
     const { ranks, saver } = this.#parts;
     if (!ranks.isAlone) mark(marksOf(step)[1]);
+    this.#waited_ms = ranks.takeWaited();
     return { ...this.#own, written: Number(saver.hasWritten) };
   }
 
@@ -127,13 +134,24 @@ export class Progress {
   async after(step: number): Promise<Read | undefined> {
     const { config, optimizer, log, facts } = this.#parts;
     optimizer.keepResult();
-    if (this.#isUnread) this.report(this.last = await this.#read(step - 1), false);
+    this.#queueing?.[Symbol.dispose]();
+    this.#queueing = undefined;
+    if (this.#isUnread) {
+      const earlier = await this.#read(step - 1);
+      if (earlier.result.stopping === Infinity) return this.#leaveOut(step - 2); // as this one is
+      this.report(this.last = earlier, false);
+    }
+    this.done = step;
     if (step === this.before + 1) log.describe({ ...facts, memory: memoryByKind() }); // now of a whole step
     this.#isUnread = this.#readsLate && !this.stopping && !isEventful(config, step);
     if (this.#isUnread) return undefined;
     const read = await this.#read(step);
-    this.isLeftOut = read.result.stopping === Infinity;
-    return this.isLeftOut ? undefined : this.last = read;
+    return read.result.stopping === Infinity ? this.#leaveOut(step - 1) : this.last = read;
+  }
+
+  #leaveOut(done: number): undefined {
+    this.isLeftOut = true;
+    this.done = done;
   }
 
   async #read(step: number): Promise<Read> {
@@ -146,7 +164,8 @@ export class Progress {
     const { tokens } = this.consumed(step);
     const metrics = stepMetrics(config, c, peak, step, tokens, step_ms, result);
     if (!ranks.isAlone) {
-      this.#own = { step_ms: markMs(...marksOf(step)), memory_bytes: metrics.memory_bytes };
+      const own_ms = markMs(...marksOf(step)) - this.#waited_ms;
+      this.#own = { step_ms: own_ms, memory_bytes: metrics.memory_bytes };
     }
     return { step, result, metrics };
   }

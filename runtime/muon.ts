@@ -75,13 +75,15 @@ export class Muon {
   }
 
   /** Gives all ranks the whole of each matrix that is divided; any other is needed by the one rank that has it. */
-  async share(ranks: { allReduce(x: Address, n: number, type: "float"): Promise<void> }): Promise<void> {
+  async share(
+    ranks: { allReduce(sum: { address: Address; n: number; type: "float" }): Promise<void> },
+  ): Promise<void> {
     const p = this.parameters;
     for (const { from, to } of dividedMatrices(p)) {
       const own = p.own({ from, to });
       this.#clear(from, own.from);
       this.#clear(own.to, to);
-      await ranks.allReduce(p.gradAt(from), to - from, "float"); // of values and zeros
+      await ranks.allReduce({ address: p.gradAt(from), n: to - from, type: "float" }); // of values and zeros
     }
   }
 

@@ -240,6 +240,7 @@ export type AdamWOptions = MuonOptions & {
   weight_decay: number; // on matrices only
   grad_clip: number; // L2 norm of the whole gradient; 0 = no clipping
   optimizer?: string; // muon: it updates the matrices in layers, AdamW the rest
+  overlap?: boolean; // ranks that share the optimizer's state get new weights while the next forward pass goes on
 };
 
 /** Elements that AdamW updates alike, `place` elements of second moments behind the first one. */
@@ -270,18 +271,31 @@ export type OfRank = { step_ms: number; memory_bytes: number; written: number };
 /** n floats that all ranks have, whose sum one of them is to have in their place. */
 export type Piece = { address: Address; n: number; owner: number };
 
+/** Bytes, a multiple of 4, of which all ranks are to have those of one of them. */
+export type Share = { address: Address; bytes: number; owner: number };
+
+/** n numbers that become their sum over all ranks, the same bits on each. */
+export type Sum = { address: Address; n: number; type: "float" | "double" };
+
 /** What ranks do together, on memory of the device. All of them make the same calls in the same order. */
 export type Exchange = {
   /** Begins to add up pieces over all ranks, each of which its owner will have. Work on this rank goes on beside. */
   beginReduce(pieces: Piece[]): void;
   /** Lets what was begun get on, where that takes a call; it does not wait. */
   progress(): void;
-  /** All pieces that were begun are added up for what is queued from here on. What others own is undefined then. */
+  /**
+   * The pieces of this rank that were begun are added up for what is queued from here on. What others own is undefined then, and
+   * may be written to after the next allReduce().
+   */
   reduced(): Promise<void>;
+  /** Begins to give shares to all ranks. Work on this rank that reads none of them, and writes to none, goes on beside. */
+  beginGather(shares: Share[]): Promise<void>;
+  /** Waits, on this thread, until the shares of the oldest such call are here for what is queued from here on. */
+  gathered(): void;
   /** all: one part of `bytes` bytes for each rank. Each rank has its own part and receives the others. */
   allGather(all: Address, bytes: number): Promise<void>;
-  /** x (n values) becomes its sum over all ranks, the same bits on each. */
-  allReduce(x: Address, n: number, type: "float" | "double"): Promise<void>;
+  /** All of these become their sums, in the time of one. */
+  allReduce(...sums: Sum[]): Promise<void>;
 };
 
 const SUMS_SAID = 3; // of what ranks say: loss, stopping and written are added up
@@ -298,6 +312,7 @@ export class AdamW {
   readonly #buckets: Bucket[]; // all gradients, in the order in which they are added up
   #left: Set<Buffer>[] = []; // of each bucket of this step the parameters without their gradient yet
   #begun = 0; // buckets of this step that are being added up
+  #coming: { bucket: Bucket; exchange: Exchange }[] = []; // weights that are on their way, the next ones first
   readonly #control: Block; // and behind it, of several ranks, what they say: loss, stopping, written, step_ms and memory of each
   readonly #sumsq: Block = permanent(8, "optimizer");
 
@@ -341,15 +356,54 @@ export class AdamW {
   }
 
   #beginBucket(exchange: Exchange): void {
-    const { from, to } = this.#buckets[this.#begun++]!,
-      size = length(this.parameters.part),
-      pieces: Piece[] = [];
+    const parts = this.#partsOf(this.#buckets[this.#begun++]!);
+    exchange.beginReduce(
+      parts.map(({ from, to, owner }) => ({ address: this.parameters.gradAt(from), n: to - from, owner })),
+    );
+  }
+
+  /** What of a range is in the parts of which ranks. */
+  #partsOf({ from, to }: Range): (Range & { owner: number })[] {
+    const size = length(this.parameters.part), parts = [];
     for (let at = from; at < to;) {
       const owner = Math.floor(at / size), end = Math.min(to, (owner + 1) * size);
-      pieces.push({ address: this.parameters.gradAt(at), n: end - at, owner });
+      parts.push({ from: at, to: end, owner });
       at = end;
     }
-    exchange.beginReduce(pieces);
+    return parts;
+  }
+
+  /**
+   * Begins to give all ranks the weights that each has updated, in the order in which a forward pass reads them. Whoever asks
+   * where one is waits for it.
+   */
+  async #beginGathers(exchange: Exchange): Promise<void> {
+    const { parameters: p } = this, element = bytesPerElement("act");
+    for (const bucket of this.#buckets.toReversed()) {
+      const shares = this.#partsOf(bucket).map(({ from, to, owner }) => (
+        { address: p.weightAt(from), bytes: element * (to - from), owner }
+      ));
+      await exchange.beginGather(shares);
+      this.#coming.push({ bucket, exchange });
+      for (const { tensor } of bucket.slots) tensor.buf.arrive = () => this.#arrive(bucket);
+    }
+  }
+
+  /** Waits for the weights of a bucket, and of those before it. */
+  #arrive(last: Bucket): void {
+    let isHere = false;
+    while (!isHere) {
+      const { bucket, exchange } = this.#coming.shift()!;
+      exchange.gathered();
+      for (const { tensor } of bucket.slots) tensor.buf.arrive = undefined;
+      isHere = bucket === last;
+    }
+  }
+
+  /** Waits for all weights that are on their way: before what reads or writes them other than through their tensors. */
+  gathered(): void {
+    const last = this.#coming.at(-1);
+    if (last) this.#arrive(last.bucket);
   }
 
   /** One update with the gradients of the micro-steps since the last one. */
@@ -376,15 +430,16 @@ export class AdamW {
     this.#completeGradients();
     while (this.#begun < this.#buckets.length) this.#beginBucket(exchange);
     this.#begun = 0;
+    this.gathered(); // of which no pass has asked for
     await exchange.reduced();
     if (!isSharded) await exchange.allGather(p.grads!.address, 4 * length(part));
     this.#sumSquares(part);
-    await exchange.allReduce(this.#sumsq.address, 1, "double");
     if (stopping === Infinity) k.init_constant(this.#at(CONTROL.loss), 1n, NaN);
     await this.#sayTogether(exchange, stopping, own);
     this.#update(learning_rate);
     if (isSharded) await this.#muon?.share(exchange);
     this.#muon?.update(this.#control.address);
+    if (isSharded && this.options.overlap) return await this.#beginGathers(exchange);
     if (isSharded) await exchange.allGather(p.weights.address, bytesPerElement("act") * length(part));
   }
 
@@ -393,7 +448,10 @@ export class AdamW {
     return this.#world_size === 1 ? 0 : SUMS_SAID + 2 * this.#world_size;
   }
 
-  /** The loss becomes the sum over all ranks, as does what they say; each has its own places for step_ms and memory. */
+  /**
+   * The sum of squares and the loss become sums over all ranks, as does what they say; each has its own places for step_ms and
+   * memory.
+   */
   async #sayTogether(exchange: Exchange, stopping: number, own: OfRank): Promise<void> {
     if (this.#world_size === 1) return k.init_constant(this.#at(CONTROL.stopping), 1n, stopping);
     const at = (i: number) => this.#at(CONTROL.size + i), { part } = this.parameters;
@@ -404,7 +462,10 @@ export class AdamW {
     k.init_constant(at(2), 1n, own.written);
     k.init_constant(at(SUMS_SAID + rank), 1n, own.step_ms);
     k.init_constant(at(SUMS_SAID + this.#world_size + rank), 1n, own.memory_bytes);
-    await exchange.allReduce(at(0), this.#said, "float");
+    await exchange.allReduce(
+      { address: this.#sumsq.address, n: 1, type: "double" },
+      { address: at(0), n: this.#said, type: "float" },
+    );
     k.copy_async(this.#at(CONTROL.loss), at(0), 4n);
     k.copy_async(this.#at(CONTROL.stopping), at(1), 4n);
   }

@@ -519,9 +519,16 @@ async function trainTogether(
     ];
     const [embedding, a, b, vector] = tensors, model = { embedding, layers: [{ a, b }], vector };
     const parameters = new Parameters(model, { seed: 9, train: true, rank, world_size, zero_stage });
+    const onTheirWay = () => [embedding, a, vector].map((t) => t!.buf.arrive !== undefined);
     const first = readFloats(parameters.weights.address, parameters.total, "act");
     const optimizer = new AdamW(parameters, options), results = [];
     for (let step = 0; step < steps; step++) {
+      if (step > 0) {
+        const isAhead = options.overlap === true;
+        assertEquals(onTheirWay(), [isAhead, isAhead, isAhead]);
+        void embedding!.address; // the vectors come first, as a pass reads them everywhere
+        assertEquals(onTheirWay(), [false, isAhead, false]);
+      }
       tensors.forEach((t, i) => {
         const share = normal(t.size, 100 * step + i).map((g) =>
           rank === 0 ? g * 0.75 : g * 0.25 / (world_size - 1)
@@ -538,6 +545,8 @@ async function trainTogether(
       });
       results.push(optimizer.result());
     }
+    optimizer.gathered();
+    assertEquals(onTheirWay(), [false, false, false]);
     const n = parameters.slots.at(-1)!.offset + 13; // without the padding behind, which depends on the world size
     return {
       first: first.subarray(0, n),
@@ -611,6 +620,15 @@ Deno.test("a rank that has left out micro-steps has all ranks skip the update, a
       const [{ updates, skipped }, { stopping, ...left }] = results as [StepResult, StepResult];
       assertEquals([stopping, left.updates, left.skipped], [Infinity, updates, skipped + 1]);
     });
+  }
+});
+
+Deno.test("weights that come while the next pass goes on are those of one all-gather, and are waited for one by one", async () => {
+  for (const world_size of [2, 3]) {
+    for (const options of [OPTIONS, MUON]) {
+      const ahead = await trainTogether(world_size, 1, { options: { ...options, overlap: true } });
+      assertEquals(ahead, await trainTogether(world_size, 1, { options }));
+    }
   }
 });
 

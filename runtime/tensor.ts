@@ -43,6 +43,8 @@ export class Buffer {
   isHalf = false;
   /** Parameters: how they start. */
   init: Init | undefined;
+  /** Parameters whose values are on their way from another rank: waits until they are there for what is queued from then on. */
+  arrive: (() => void) | undefined;
   /** A buffer over a block of memory. */
   constructor(public block: Block) {}
 }
@@ -56,8 +58,9 @@ export class Tensor {
     this.size = shape.reduce((a, b) => a * b, 1);
   }
 
-  /** Where the memory begins. */
+  /** Where the memory begins. Whoever asks may read it: waits for values that are on their way. */
   get address(): Address {
+    this.buf.arrive?.();
     return this.buf.block.address;
   }
 

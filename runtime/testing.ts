@@ -4,7 +4,7 @@ import * as k from "../ffi/kernels.ts";
 import { copyToDevice, copyToHost, device, type DeviceInfo, type DeviceName, open } from "../ffi/library.ts";
 import type { Company } from "./checkpoint.ts";
 import { release, take } from "./memory.ts";
-import { type Exchange, Parameters, type Piece } from "./optim.ts";
+import { type Exchange, Parameters, type Piece, type Share } from "./optim.ts";
 import { attention } from "./ops.ts";
 import type { Numbers } from "./testing_reference.ts";
 import * as ref from "./testing_reference.ts";
@@ -324,6 +324,8 @@ export function localExchanges(n: number): Exchange[] {
     }
     return total;
   };
+  const given: Share[][][] = Array.from({ length: n }, () => []); // by each rank, all there ever were
+  const taken: number[] = new Array(n).fill(0); // of these, by each
   const begun: Piece[][] = Array.from({ length: n }, () => []); // by each rank
   return Array.from({ length: n }, (_, rank) => ({
     beginReduce: (pieces) => void begun[rank]!.push(...pieces),
@@ -348,16 +350,31 @@ export function localExchanges(n: number): Exchange[] {
           }
         });
       }),
-    allReduce: (address, size, type) =>
-      meet(rank, address, (all) => {
-        const values = all.map((at) => {
-          const array = type === "double" ? new Float64Array(size) : new Float32Array(size);
-          copyToHost(array, at);
-          return array;
+    beginGather: (shares) => {
+      given[rank]!.push(shares);
+      return meet(rank, 0n, () => {}); // what is given does not change after this
+    },
+    gathered: () => {
+      const at = taken[rank]!++;
+      given[rank]![at]!.forEach(({ address, bytes, owner }, i) => {
+        const from = given[owner]![at]![i]!;
+        if (from.owner !== owner || from.bytes !== bytes) throw new AssertionError("other shares");
+        if (owner !== rank) k.copy_async(address, from.address, BigInt(bytes));
+      });
+    },
+    allReduce: async (...sums) => {
+      for (const { address, n: size, type } of sums) {
+        await meet(rank, address, (all) => {
+          const values = all.map((at) => {
+            const array = type === "double" ? new Float64Array(size) : new Float32Array(size);
+            copyToHost(array, at);
+            return array;
+          });
+          const total = values[0]!.map((_, i) => values.reduce((a, v) => a + v[i]!, 0));
+          for (const at of all) copyToDevice(at, total as Float32Array<ArrayBuffer>);
         });
-        const total = values[0]!.map((_, i) => values.reduce((a, v) => a + v[i]!, 0));
-        for (const at of all) copyToDevice(at, total as Float32Array<ArrayBuffer>);
-      }),
+      }
+    },
   }));
 }
 

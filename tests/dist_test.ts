@@ -137,7 +137,7 @@ Deno.test("two ranks follow one process over 20 steps, with either zero_stage", 
 });
 
 Deno.test(
-  "overlap gives the bits of sums after the backward pass, where blocks are recomputed too",
+  "overlap gives the bits of sums after the backward pass and weights before the next, where blocks are recomputed too",
   mpi,
   async () => {
     const flags = [...FLAGS, "--recompute=block", "--n_layer=3", "--max_iters=3", "--save_interval=2"];

@@ -145,6 +145,7 @@ EXPORT int ncclCommInitRankConfig(Communicator** communicator, int size, UniqueI
 
 /** The calls of a group begin together, at its end. */
 static bool is_group;
+static const char* name_of;  // the group's last function
 static std::vector<std::function<int()>> group;
 static Communicator* group_of;
 
@@ -156,7 +157,7 @@ EXPORT int ncclReduce(const void* send, void* receive, size_t count, int type, i
   finish(stream);
   if (int code = fault("ncclReduce")) return code;
   if (!is_group || type != FLOAT32 || op != SUM || root < 0 || root >= c->size) return INVALID_ARGUMENT;
-  group_of = c;
+  group_of = c, name_of = "ncclReduce";
   group.push_back([=] {
     std::vector<float> others(c->rank == root ? 0 : count);  // what is no root's stays
     return reduce(c, send, count, c->rank == root ? receive : others.data(), 0, count, type);
@@ -168,7 +169,7 @@ EXPORT int ncclGroupEnd() {
   auto work = std::move(group);
   group.clear();
   if (work.empty()) return OK;
-  return begin(group_of, "ncclReduce", [work] {
+  return begin(group_of, name_of, [work] {
     for (auto& call : work)
       if (int code = call()) return code;
     return OK;
@@ -198,14 +199,18 @@ EXPORT int ncclAllReduce(const void* send, void* receive, size_t count, int type
 EXPORT int ncclBroadcast(const void* send, void* receive, size_t count, int type, int root, Communicator* c, void* stream) {
   finish(stream);
   if (int code = fault("ncclBroadcast")) return code;
-  if (type != INT8 || root != 0 || count > ROOM) return INVALID_ARGUMENT;
-  return begin(c, "ncclBroadcast", [=] {
+  if (type != INT8 || root < 0 || root >= c->size || count > ROOM) return INVALID_ARGUMENT;
+  auto work = [=] {
     if (c->rank == root) memcpy(room(c, root), send, count);
     barrier(c);
     memcpy(receive, room(c, root), count);
     barrier(c);
     return OK;
-  });
+  };
+  if (!is_group) return begin(c, "ncclBroadcast", work);
+  group_of = c, name_of = "ncclBroadcast";
+  group.push_back(work);
+  return IN_PROGRESS;
 }
 
 EXPORT int ncclCommGetAsyncError(Communicator* c, int* code) {
