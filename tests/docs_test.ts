@@ -45,6 +45,7 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/prepare --chat\b/, ["--val_fraction=0.3"]],
   [/deno task train\b|train\.ts/, [...SHORT, "--max_iters=4", "--save_interval=2"]],
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
+  [/^deno task eval$/, ["--checkpoint=runs/c4", "tasks.jsonl", "--device=cpu"]],
   [/^deno task (sample|serve|eval) /, ["--device=cpu"]],
   [/deno task chat\b/, ["--device=cpu", "--max_new_tokens=4"]],
   [/^deno task chat$/, ["--checkpoint=runs/c4"]],
