@@ -233,8 +233,7 @@ export function forward(
   };
   let x = embedding(idx, m.embed_tokens); // (B, T, C)
   m.layers.forEach((w, i) => {
-    // Where all that comes before is frozen, there is nothing to go back to and nothing kept.
-    x = recompute === "block" && x.buf.needsGrad ? checkpoint((x) => block(x, w, i), x) : block(x, w, i);
+    x = recompute === "block" ? checkpoint((x) => block(x, w, i), x) : block(x, w, i);
   });
   if (cache) cache.pos = pos.map((n) => n + T);
   return rmsnorm(x, m.norm, c.norm_eps);

@@ -74,7 +74,7 @@ export function flopsOf(f: () => void): number {
 /** flops: of the forward pass, for profiles and MFU. inPlace: out is one of the inputs. reads: parameters beside the inputs. */
 export type RecordOptions = { flops?: number; inPlace?: boolean; reads?: Iterable<Buffer> };
 
-/** Puts an op that just ran on the tape, if any of its inputs needs a gradient. Returns out. */
+/** Puts an op that just ran on the tape, if any of its inputs, or what it reads beside them, needs a gradient. Returns out. */
 export function record(
   name: string,
   out: Tensor,
@@ -96,7 +96,9 @@ export function record(
   flopsRun += entry.flops;
   if (debug.on) afterForward(entry);
   if (read) { for (const { buf } of inputs) if (buf.init) read.add(buf); }
-  if (!recording || !inputs.some((t) => t.buf.needsGrad)) return out;
+  const isNeeded = inputs.some((t) => t.buf.needsGrad) ||
+    Array.from(entry.reads).some((buf) => buf.needsGrad);
+  if (!recording || !isNeeded) return out;
   if (!entry.inPlace) { for (const t of inputs) t.buf.uses++; }
   out.buf.needsGrad = true;
   tape.push(entry);
@@ -109,11 +111,6 @@ export function record(
  */
 export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
   if (!recording) return f(x);
-  if (!x.buf.needsGrad) {
-    throw new Error(
-      `checkpoint: x (${x.shape}) needs no gradient, and so the parameters in f would get none: call f(x)`,
-    );
-  }
   const firstMask = masks;
   const reads = read = new Set<Buffer>();
   const { result: out, blocks } = takenBy(() => unrecorded(() => f(x)));
@@ -121,7 +118,7 @@ export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
   for (const block of blocks) if (block !== out.buf.block) release(block);
   return record("checkpoint", out, [x], () => {
     const outer = tape, input = new Tensor(x.shape, x.dtype, new Buffer(x.buf.block));
-    input.buf.needsGrad = true;
+    input.buf.needsGrad = x.buf.needsGrad;
     input.buf.uses = 1; // other ops may read x: none in f may write over it
     tape = [];
     const lastMask = masks;
@@ -135,7 +132,7 @@ export function checkpoint(f: (x: Tensor) => Tensor, x: Tensor): Tensor {
     tape = outer;
     masks = lastMask;
     for (const block of blocks) if (block !== input.buf.grad) release(block);
-    give(x, input.buf.grad!);
+    if (x.buf.needsGrad) give(x, input.buf.grad!);
   }, { reads });
 }
 

@@ -277,10 +277,16 @@ Deno.test("checkpoint() leaves its input for other readers", () => {
   close(grads[1]!, read.dw, N, "dw2", 2);
 });
 
-Deno.test("checkpoint() refuses an input without gradient, since its parameters would get none", () => {
-  const { f } = smallBlock(8), x = tensor([2, 8], normal(16, 1));
-  assertThrows(() => checkpoint(f, x), Error, "checkpoint: x (2,8) needs no gradient");
-  noGrad(() => checkpoint(f, x)); // nothing is asked for here
+Deno.test("checkpoint() of an input without gradient gives its parameters theirs, and is not recorded without any", () => {
+  const { f, g, parameters } = smallBlock(8), dout = normal(16, 4);
+  const [plain, once] = [(x: Tensor) => g(f(x)), (x: Tensor) => g(checkpoint(f, x))].map((run) => {
+    parameters.forEach((w) => w.buf.gradIsEmpty = true);
+    const x = tensor([2, 8], normal(16, 1));
+    return forwardBackward(() => run(x), parameters, dout);
+  });
+  assertEquals(once, plain);
+  parameters.forEach((w) => w.buf.needsGrad = false);
+  assertEquals(checkpoint(f, tensor([2, 8], normal(16, 1))).buf.needsGrad, false);
   endStep();
 });
 

@@ -32,7 +32,7 @@ const EXTRA_LINEAR: [after: string, added: string][] = [
   ["  o_proj: Tensor; // (C, H * D)\n", "  extra: Tensor;\n"],
   ["      o_proj: param([C, H * D], { std: residual_std }),\n", "      extra: param([C, C], { std }),\n"],
   [
-    "    x = selfAttention(x, w, c, keep, i, layer && { layer, pos });\n",
+    "    x = selfAttention(x, w, c, keep, i, starts, layer && { layer, pos });\n",
     "    x = linear(x, w.extra, x);\n",
   ],
 ];
