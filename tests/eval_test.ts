@@ -5,7 +5,20 @@ import { openTokenizer } from "../data/tokenizer.ts";
 import { open } from "../ffi/library.ts";
 import { loadModel } from "../model/checkpoint.ts";
 import { prepareTask, type Score, scoreTasks } from "../model/tasks.ts";
-import { dataset, freshPath, list, metrics, refuse, resultOf, ROOT, run, SMALL, succeed } from "./testing.ts";
+import {
+  dataset,
+  emptyDirectory,
+  freshPath,
+  list,
+  metrics,
+  refuse,
+  resultOf,
+  ROOT,
+  run,
+  SMALL,
+  succeed,
+  VOCABULARY,
+} from "./testing.ts";
 
 open("cpu", { threads: 2 });
 
@@ -176,6 +189,58 @@ Deno.test("train --eval_tasks refuses what it cannot score before it begins, and
     true,
     false,
   ]]);
+});
+
+Deno.test("eval finds of llm.c's file for HellaSwag what it finds of the same questions in JSON, and wants GPT-2's tokens", async () => {
+  const out = freshPath(),
+    lines = `${out}.jsonl`,
+    bin = `${emptyDirectory()}/h.bin`,
+    gpt2 = await openTokenizer("gpt2"),
+    words = VOCABULARY;
+  const data = await dataset({ words: 5000, tokenizer: "gpt2" });
+  await succeed(
+    "train",
+    `--data_dir=${data}`,
+    `--out_dir=${out}`,
+    ...SMALL,
+    "--max_iters=3",
+    "--save_interval=3",
+  );
+  const questions = Array.from({ length: 50 }, (_, i) => {
+    const word = (k: number) => words[(7 * i + 3 * k + i * k) % words.length]!;
+    return {
+      context: `Once ${word(0)}`,
+      choices: [1, 2, 3, 4].map((k) => `${word(k)} ${word(k + 4)}`),
+      label: i % 4,
+    };
+  });
+  Deno.writeTextFileSync(lines, questions.map((question) => JSON.stringify(question)).join("\n"));
+  const examples = questions.map(({ context, choices, label }, i) => { // as write_evalfile() of llm.c
+    const parts = [context, ...choices.map((choice) => ` ${choice}`)].map((text) => [...gpt2.encode(text)]);
+    const rest = [i, label, 4, ...parts.flatMap((ids) => [ids.length, ...ids])];
+    return [65535, 2 * (rest.length + 2), ...rest];
+  });
+  const header = Int32Array.of(
+    20240522,
+    1,
+    50,
+    2 * Math.max(...examples.map(({ length }) => length)),
+    ...Array(252).fill(0),
+  );
+  Deno.writeFileSync(
+    bin,
+    new Uint8Array(await new Blob([header, Uint16Array.from(examples.flat())]).arrayBuffer()),
+  );
+  const { results } = JSON.parse(
+    await succeed("eval", "--checkpoint", out, lines, bin, "--json", "--device=cpu"),
+  );
+  const refused = await run("eval", "--checkpoint", GOLDEN, bin, "--device=cpu");
+  assertEquals([results[1].task, results[1].n, results[1].acc], ["h", 50, results[0].acc]);
+  assert(results[0].acc > 0 && results[0].acc < 1);
+  assertStringIncludes(
+    refused.stderr,
+    "h.bin: it holds GPT-2's tokens, of 50257, the model's tokenizer has 300",
+  );
 });
 
 Deno.test("eval has a column for each model and takes the first of each task", async () => {
