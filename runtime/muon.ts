@@ -36,6 +36,9 @@ export type FlatParameters = {
   restAt(element: number): [halves: Address, ties: Address];
 };
 
+/** A Sum of float32, see Exchange.allReduce(). */
+export type FloatSum = { address: Address; n: number; type: "float" };
+
 /** Whether Muon updates a parameter: a matrix in one of a list of layers, such as layers.3.o_proj. */
 export function isHidden({ name, tensor }: NamedTensor): boolean {
   return tensor.shape.length === 2 && /\.\d+\./.test(name);
@@ -75,16 +78,19 @@ export class Muon {
   }
 
   /** Gives all ranks the whole of each matrix that is divided; any other is needed by the one rank that has it. */
-  async share(
-    ranks: { allReduce(sum: { address: Address; n: number; type: "float" }): Promise<void> },
-  ): Promise<void> {
-    const p = this.parameters;
-    for (const { from, to } of dividedMatrices(p)) {
+  async share(ranks: { allReduce(...sums: FloatSum[]): Promise<void> }): Promise<void> {
+    const p = this.parameters, divided = dividedMatrices(p);
+    for (const { from, to } of divided) {
       const own = p.own({ from, to });
       this.#clear(from, own.from);
       this.#clear(own.to, to);
-      await ranks.allReduce({ address: p.gradAt(from), n: to - from, type: "float" }); // of values and zeros
     }
+    const sums = divided.map(({ from, to }) => ({
+      address: p.gradAt(from),
+      n: to - from,
+      type: "float" as const,
+    }));
+    if (sums.length > 0) await ranks.allReduce(...sums); // of values and zeros
   }
 
   /** Moves what is this rank's of each matrix along its direction. */
