@@ -154,8 +154,11 @@ function readEvalBin(path: string, bytes: Uint8Array): Task {
     const tokens = () => {
       const length = next(), from = at;
       at += length;
-      if (length > 0 && at <= stream.length) return Array.from(stream.subarray(from, at));
-      throw broken(`example ${i} is not whole`);
+      if (!(length > 0 && at <= stream.length)) throw broken(`example ${i} is not whole`);
+      const ids = Array.from(stream.subarray(from, at));
+      const beyond = ids.find((id) => id >= GPT_2_VOCABULARY);
+      if (beyond === undefined) return ids;
+      throw broken(`example ${i} has token ${beyond}, GPT-2's are below ${GPT_2_VOCABULARY}`);
     };
     const [begin, size, index, label, choices] = [next(), next(), next(), next(), next()];
     if (begin !== BEGIN || index !== i || !(label! < choices!) || choices! < 2) {

@@ -153,6 +153,7 @@ Deno.test("readTasks() reads llm.c's evaluation files, and refuses what is none"
     refuse(set(512 + 3, 4), "example 0 begins with 65535,32,0,4,4");
     refuse(set(512 + 1, 34), "example 0 has 32 bytes, says 34");
     refuse(set(512 + 5, 0), "example 0 is not whole");
+    refuse(set(512 + 7, 50257), "example 0 has token 50257, GPT-2's are below 50257");
     refuse(() => {}, "example 1 is not whole", bytes.length - 2);
     refuse(() => {}, "it begins with 0 0, should be 20240522 1", 0);
   }));
