@@ -829,9 +829,11 @@ static int copy(const char* function, void* dst, const void* src, int64_t bytes)
   TRY(use_device());
   TRY(check_arguments(SIZES(bytes), ADDRESSES(dst, src)));
   char *to = (char*)dst, *from = (char*)src;
-  const int64_t piece = 1 << 20;  // one thread does not fill the memory's bandwidth
-  if (bytes <= piece || (from < to + bytes && to < from + bytes)) return memmove(to, from, bytes), 0;
-#pragma omp parallel for num_threads(team(bytes / 16))
+  bool overlaps = from < to + bytes && to < from + bytes;
+  int threads = overlaps ? 1 : team(bytes / 16);  // one does not fill the memory's bandwidth
+  if (threads == 1) return memmove(to, from, bytes), 0;
+  int64_t piece = divide_up(bytes, threads);  // as large as it may be: memcpy() then writes past the caches
+#pragma omp parallel for num_threads(threads)
   for (int64_t at = 0; at < bytes; at += piece) memcpy(to + at, from + at, min(piece, bytes - at));
   return 0;
 }

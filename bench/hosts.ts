@@ -3,6 +3,7 @@
 import { UserError } from "../base/errors.ts";
 import { findCompiler } from "../tools/build.ts";
 
+const SLOW_START = "/proc/sys/net/ipv4/tcp_slow_start_after_idle";
 let count = 0;
 
 /** Two hosts that a cable connects. The constructor throws UserError where it cannot make them, as without root. */
@@ -43,6 +44,7 @@ export class Hosts implements Disposable {
       );}
     this.names.forEach((name, i) => {
       call("ip", "-n", name, "addr", "add", `${this.addresses[i]}/24`, "dev", "cable");
+      if (wire) call("ip", "netns", "exec", name, "sh", "-c", `echo 0 > ${SLOW_START}`); // as long links want it
       for (const link of ["cable", "lo"]) call("ip", "-n", name, "link", "set", link, "up");
     });
     const cases = this.names.map((name, i) => `${this.addresses[i]}) host=${name};;`).join(" ");

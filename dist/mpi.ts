@@ -56,6 +56,9 @@ const LIBRARIES = {
   openmpi: [Deno.build.os === "darwin" ? "libmpi.dylib" : "libmpi.so.40"], // 4 and 5 have the same number
   mpich: ["libmpi.so.12", "libmpich.so.12"], // the second as Debian names it
 };
+// Open MPI asks the other side before it sends more than 64 KB over TCP: what is sent then takes three times the way.
+const EAGER = ["OMPI_MCA_btl_tcp_eager_limit", "OMPI_MCA_btl_tcp_rndv_eager_limit"];
+const EAGER_BYTES = 1 << 22;
 const THREAD_SERIALIZED = 2; // one thread at a time: calls alternate between this thread and those that wait
 const MPICH: Handles = {
   world: 0x44000000n,
@@ -114,6 +117,7 @@ export class Mpi {
    * @param launcher Whose mpirun started this process: with the library of the other one, each process would be alone.
    */
   static open(path: string, launcher: keyof typeof LIBRARIES, waiting: Waiting): Mpi {
+    for (const name of EAGER) if (!Deno.env.get(name)) Deno.env.set(name, `${EAGER_BYTES}`); // before it opens
     const { library, name } = openFirst(path ? [path] : LIBRARIES[launcher]);
     return new Mpi(library, openMpiHandles(name) ?? MPICH, waiting);
   }
