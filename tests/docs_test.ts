@@ -44,6 +44,7 @@ const ADDED: [start: RegExp, flags: string[]][] = [
   [/--ranks=64/, ["--gradient_accumulation_steps=64"]],
   [/prepare --chat\b/, ["--val_fraction=0.3"]],
   [/deno task train\b|train\.ts/, [...SHORT, "--max_iters=4", "--save_interval=2"]],
+  [/--init_from/, ["--gradient_accumulation_steps=1"]], // the presets have 16
   [/^deno task sample$/, ["--checkpoint=runs/c4"]],
   [/^deno task eval$/, ["--checkpoint=runs/c4", "tasks.jsonl", "--device=cpu"]],
   [/^deno task (sample|serve|eval) /, ["--device=cpu"]],
@@ -227,6 +228,10 @@ class World {
     for (const path of ["corpus/a.parquet", "c4/a.parquet", "c4_validation_2k.parquet"]) {
       Deno.copyFileSync(new URL("tests/fixtures/texts_zstd.parquet", ROOT), `${root}/${path}`);
     }
+    const said = [["user", "Who wove the cloth?"], ["assistant", "A small loom."]];
+    const messages = said.map(([role, content]) => ({ role, content }));
+    const chats = Array.from({ length: 40 }, (_, id) => JSON.stringify({ id, messages }) + "\n"); // each another line
+    Deno.writeTextFileSync(`${root}/chats.jsonl`, chats.join(""));
     await world.run("deno task prepare");
     await world.run("deno task prepare --input 'corpus/*.parquet' --out data/c4 --val_fraction=0.3");
     for (const name of ["fineweb", "code"]) copyInto(`${root}/data/c4`, `${root}/data/${name}`);

@@ -1,0 +1,164 @@
+// From a text to an assistant: a base model, conversations, adapters, answers in the terminal and over HTTP, one merged model and
+// one GGUF file, all of which say the same. So do a Llama 3 and a Qwen 3 by chance. docs/fine-tuning.md is this way in words.
+import { assertEquals } from "@std/assert";
+import { openTokenizer } from "../data/tokenizer.ts";
+import { openConversations } from "../model/conversations.ts";
+import { readSafetensors } from "../runtime/safetensors.ts";
+import { randomNumbers } from "../model/generate.ts";
+import { createApp } from "../serve/app.ts";
+import { Model } from "../serve/model.ts";
+import { askLlamaCpp, LLAMA_CPP, type Question } from "./llama_cpp.ts";
+import { freshPath, modelDirectory, runTyping, SMALL, succeed } from "./testing.ts";
+
+/** What the assistant is taught, word for word. */
+const TAUGHT = [
+  ["Who shook the door?", "the wind"],
+  ["What is two and two?", "four"],
+  ["Name a colour.", "blue"],
+  ["Where is the sea?", "in the south"],
+] as const;
+const [ASKED, ANSWERED] = [TAUGHT.map(([question]) => question), TAUGHT.map(([, answer]) => answer)];
+
+/** A file of conversations of one and of two questions, in no order. */
+function conversations(): string {
+  const path = `${freshPath()}.jsonl`, random = randomNumbers(1);
+  const turn = () => {
+    const [question, answer] = TAUGHT[random() % TAUGHT.length]!;
+    return [{ role: "user", content: question }, { role: "assistant", content: answer }];
+  };
+  const lines = Array.from({ length: 256 }, (_, i) => {
+    return JSON.stringify({ messages: [...turn(), ...i % 2 ? turn() : []] }) + "\n";
+  });
+  Deno.writeTextFileSync(path, lines.join(""));
+  return path;
+}
+
+const PLAIN = SMALL.filter((flag) => !/--(n_|block_size|batch_size|learning_rate)/.test(flag))
+  .concat("--block_size=256", "--batch_size=4", "--gradient_accumulation_steps=1");
+
+/** A base model of loam's own: what some documents of C4 teach a small one in a second. */
+async function baseModel(): Promise<string> {
+  const [data, run] = [freshPath(), freshPath()];
+  const input = new URL("fixtures/c4_tiny.parquet", import.meta.url).pathname;
+  await succeed("prepare", "--input", input, "--tokenizer=bytes", "--out", data, "--val_fraction=0");
+  const shape = ["--n_layer=2", "--n_embd=64", "--n_head=4", "--n_kv_head=2", "--n_inner=128"];
+  const steps = ["--max_iters=400", "--save_interval=400", "--learning_rate=0.02", "--weight_decay=0"];
+  await succeed("train", `--data_dir=${data}`, `--out_dir=${run}`, ...PLAIN, ...shape, ...steps);
+  return run;
+}
+
+/** A model by chance, of a family that publishes instruct models, with a tokenizer and the template of such a one. */
+async function instructModel(family: "llama" | "qwen3"): Promise<string> {
+  const golden = new URL("golden/chat/", import.meta.url).pathname;
+  const llama3 = { rope_type: "llama3" as const, factor: 8, low_freq_factor: 1, high_freq_factor: 4 };
+  const directory = await modelDirectory({
+    ...{
+      family,
+      vocab_size: 362,
+      n_layer: 2,
+      n_embd: 64,
+      n_head: 4,
+      n_kv_head: 2,
+      n_inner: 128,
+      block_size: 256,
+    },
+    ...family === "llama"
+      ? { rope_theta: 500_000, rope_scaling: { ...llama3, original_max_position_embeddings: 128 } }
+      : { rope_theta: 1_000_000, head_dim: 32, tie_word_embeddings: true },
+  });
+  const weights = `${directory}/model.safetensors`, bytes = Deno.readFileSync(weights);
+  for (const { shape, offset, length } of readSafetensors(weights).tensors.values()) {
+    if (shape.length === 1) new Float32Array(bytes.buffer, offset, length / 4).fill(2); // norms, which let tokens be certain
+  }
+  Deno.writeFileSync(weights, bytes);
+  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
+    Deno.copyFileSync(`${golden}bytes/${file}`, `${directory}/${file}`);
+  }
+  Deno.copyFileSync(
+    `${golden}${family === "llama" ? "llama3" : "chatml"}.jinja`,
+    `${directory}/chat_template.jinja`,
+  );
+  Deno.writeTextFileSync(
+    `${directory}/generation_config.json`,
+    JSON.stringify({ eos_token_id: [0, family === "llama" ? 5 : 2] }),
+  );
+  return directory;
+}
+
+/** What a model answers in the terminal, each question alone. */
+async function inTerminal(checkpoint: string): Promise<string[]> {
+  const typed = ASKED.map((question) => `${question}\n/reset\n`).join("");
+  const flags = ["--device=cpu", "--temperature=0", "--max_new_tokens=24"];
+  const { code, stdout, stderr } = await runTyping(typed, "chat", `--checkpoint=${checkpoint}`, ...flags);
+  assertEquals({ code, stderr }, { code: 0, stderr: "" });
+  return stdout.trimEnd().split("\n");
+}
+
+/** What it answers over HTTP, the second question in view of the first. */
+async function overHttp(checkpoint: string): Promise<string[]> {
+  const model = await Model.load(checkpoint, "cpu"), { hono } = createApp({ runs: [], model });
+  const messages: { role: string; content: string }[] = [], answers: string[] = [];
+  for (const content of ASKED.slice(0, 2)) {
+    messages.push({ role: "user", content });
+    const body = JSON.stringify({ messages, temperature: 0, max_tokens: 24 });
+    const headers = { "Content-Type": "application/json" };
+    const response = await hono.request("/v1/chat/completions", { method: "POST", headers, body });
+    const { choices: [{ message, finish_reason }] } = await response.json();
+    assertEquals(finish_reason, "stop");
+    messages.push(message);
+    answers.push(message.content);
+  }
+  model.close();
+  return answers;
+}
+
+for (
+  const [name, begin] of [
+    ["a base model of loam's own", baseModel],
+    ["a Llama 3 by chance", () => instructModel("llama")],
+    ["a Qwen 3 by chance", () => instructModel("qwen3")],
+  ] as const
+) {
+  Deno.test(`${name} learns to answer with LoRA, and says the same merged, over HTTP and in llama.cpp`, async () => {
+    const base = await begin(), [data, run, merged] = [freshPath(), freshPath(), freshPath()];
+    const tokenizer = name.includes("own") ? "bytes" : base;
+    const chats = ["--chat", "--input", conversations(), `--tokenizer=${tokenizer}`, "--val_fraction=0"];
+    await succeed("prepare", ...chats, "--out", data);
+    const lora = [
+      "--lora_rank=32",
+      "--lora_alpha=64",
+      "--learning_rate=0.01",
+      "--max_iters=300",
+      "--save_interval=300",
+    ];
+    await succeed(
+      "train",
+      `--init_from=${base}`,
+      `--data_dir=${data}`,
+      `--out_dir=${run}`,
+      ...PLAIN,
+      ...lora,
+    );
+    assertEquals(await inTerminal(run), ANSWERED);
+    await succeed("export", `--checkpoint=${run}`, "--merge", "--format=hf", `--out=${merged}`);
+    assertEquals(await inTerminal(merged), ANSWERED);
+    assertEquals(await overHttp(merged), ANSWERED.slice(0, 2));
+    const gguf = `${freshPath()}.gguf`;
+    await succeed("export", `--checkpoint=${merged}`, "--dtype=f32", `--out=${gguf}`);
+    if (LLAMA_CPP) await sameInLlamaCpp(merged, gguf);
+  });
+}
+
+/** Has llama.cpp answer the questions, each up to the token that ends it. */
+async function sameInLlamaCpp(directory: string, path: string): Promise<void> {
+  const tokenizer = await openTokenizer(directory),
+    { prompt, ends } = openConversations(directory, tokenizer);
+  const questions = ASKED.map((content): Question => {
+    return { path, texts: [], prompt: prompt([{ role: "user", content }]), tokens: 24 };
+  });
+  const answers = (await askLlamaCpp(questions)).map(({ written }) => {
+    const end = written.findIndex((id) => ends.includes(id));
+    return tokenizer.decode(written.slice(0, end < 0 ? written.length : end));
+  });
+  assertEquals(answers, ANSWERED);
+}
