@@ -304,7 +304,8 @@ Deno.test("importing mod.ts runs no command line and needs no permissions", asyn
     path,
     `import * as loam from "${MOD}";\nconsole.log(typeof loam.init, typeof loam.open);`,
   );
-  const result = await output("/", Deno.execPath(), "run", "-q", "--no-prompt", path, "train");
+  const config = ["--config", `${ROOT.pathname}deno.json`]; // says where packages are, as docs/code.md has it
+  const result = await output("/", Deno.execPath(), "run", "-q", "--no-prompt", ...config, path, "train");
   assertEquals(result, { code: 0, signal: null, stdout: "function function\n", stderr: "" });
 });
 
