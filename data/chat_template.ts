@@ -79,6 +79,7 @@ export class ChatTemplate {
     }
     try {
       this.#program = parse(tokenize(withMarks(source), { trim_blocks: true, lstrip_blocks: true }));
+      stripAsPython(this.#program);
     } catch (error) {
       throw new UserError(`Cannot use ${name}: it is not the Jinja of chat templates: ${reasonOf(error)}`);
     }
@@ -200,6 +201,9 @@ const GLOBALS = {
   none: null,
   None: null,
   range,
+  loam_lstrip: lstrip,
+  loam_rstrip: rstrip,
+  loam_strip: (text: string, characters?: string) => lstrip(rstrip(text, characters), characters),
   raise_exception(message: string) {
     throw new Error(message);
   },
@@ -211,6 +215,52 @@ function range(first: number, second?: number, step = 1): number[] {
   if (step === 0) throw new RangeError("the step of range() is 0");
   const length = Math.max(0, Math.ceil((to - from) / step));
   return Array.from({ length }, (_, i) => from + i * step);
+}
+
+/**
+ * Has a parsed template call our functions for strip(), lstrip(), rstrip() and the filter trim: the library's take no heed of
+ * which characters are to go, as in Qwen's lstrip('\n'), and other blanks for such than Python.
+ */
+function stripAsPython(node: unknown): void {
+  if (Array.isArray(node)) return node.forEach(stripAsPython);
+  if (!isObject(node)) return;
+  const { type, callee, filter } = node;
+  if (
+    type === "CallExpression" && isObject(callee) && callee.type === "MemberExpression" && !callee.computed
+  ) {
+    const name = isObject(callee.property) ? callee.property.value : undefined;
+    if (name === "strip" || name === "lstrip" || name === "rstrip") {
+      node.callee = { type: "Identifier", value: `loam_${name}` };
+      node.args = [callee.object, ...node.args as unknown[]];
+    }
+  }
+  if (
+    type === "FilterExpression" && isObject(filter) && filter.type === "Identifier" && filter.value === "trim"
+  ) {
+    Object.assign(node, {
+      type: "CallExpression",
+      callee: { type: "Identifier", value: "loam_strip" },
+      args: [node.operand],
+    });
+  }
+  for (const child of Object.values(node)) stripAsPython(child);
+}
+
+/** What Python's strip() takes for blanks. */
+const BLANKS =
+  "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a" +
+  "\u2028\u2029\u202f\u205f\u3000";
+
+function lstrip(text: string, characters: string | null = BLANKS): string {
+  let from = 0;
+  while (from < text.length && (characters ?? BLANKS).includes(text[from]!)) from++;
+  return text.slice(from);
+}
+
+function rstrip(text: string, characters: string | null = BLANKS): string {
+  let to = text.length;
+  while (to > 0 && (characters ?? BLANKS).includes(text[to - 1]!)) to--;
+  return text.slice(0, to);
 }
 
 /** The template with variables in the places of the tags, which act on the blanks around them as the tags do. */

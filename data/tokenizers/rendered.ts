@@ -20,6 +20,7 @@ export type EncodedConversation = {
 export class RenderedEncoder {
   readonly #tokenizer: Tokenizer;
   readonly #added: AddedTokens;
+  readonly #widths: Uint16Array; // of the ids that came already, less one: asking the tokenizer takes longer than all else
   readonly #ids = new TokenBuffer();
   #mask = new Uint8Array();
   #bytes = new Uint8Array();
@@ -37,6 +38,7 @@ export class RenderedEncoder {
       );
     }
     this.#tokenizer = tokenizer;
+    this.#widths = new Uint16Array(tokenizer.vocab_size);
     this.#added = new AddedTokens(added.map((token) => ({ ...token, special: false })));
   }
 
@@ -75,19 +77,24 @@ export class RenderedEncoder {
     const ids = this.#ids, first = ids.length;
     this.#tokenizer.encodeUtf8(this.#bytes, from, to, ids);
     this.#reserve();
-    const { widthOf } = this.#tokenizer.written;
-    if (!places.some((place) => place > from && place < to)) {
-      this.#mask.fill(isIn(places, from, to), first, ids.length);
+    const near = spansAt(places, from, to);
+    if (near.every((place) => place <= from || place >= to)) {
+      this.#mask.fill(near.length > 0 ? 1 : 0, first, ids.length);
       return;
     }
     let width = 0;
-    for (let i = first; i < ids.length; i++) width += widthOf(ids.ids[i]!);
+    for (let i = first; i < ids.length; i++) width += this.#widthOf(ids.ids[i]!);
     let at = to - width; // before `from` where the tokenizer begins the text with a blank
     for (let i = first; i < ids.length; i++) {
-      const end = at + widthOf(ids.ids[i]!);
-      this.#mask[i] = isIn(places, Math.max(at, from), end);
+      const end = at + this.#widthOf(ids.ids[i]!);
+      this.#mask[i] = isIn(near, Math.max(at, from), end);
       at = end;
     }
+  }
+
+  #widthOf(id: number): number {
+    const known = this.#widths[id]!;
+    return known > 0 ? known - 1 : (this.#widths[id] = 1 + this.#tokenizer.written.widthOf(id)) - 1;
   }
 
   #push(id: number, from: number, to: number, places: number[]): void {
@@ -106,6 +113,15 @@ export class RenderedEncoder {
 }
 
 const utf8 = new TextEncoder();
+
+/** The spans that have a byte in common with [from, to). */
+function spansAt(places: number[], from: number, to: number): number[] {
+  const near: number[] = [];
+  for (let i = 0; i + 1 < places.length && places[i]! < to; i += 2) {
+    if (places[i + 1]! > from) near.push(places[i]!, places[i + 1]!);
+  }
+  return near;
+}
 
 /** 1 where bytes [from, to) have one in common with a span: places are where these begin and end, in turn. */
 function isIn(places: number[], from: number, to: number): 0 | 1 {

@@ -49,6 +49,12 @@ THOUGHTS = [
     {"role": "user", "content": "Again."},
     {"role": "assistant", "content": "<think>\nHm, hm.\n</think>\n\nDone again."},
 ]
+BLANKS = [
+    {"role": "user", "content": "\n  def f():\n"},
+    {"role": "assistant", "content": "\n\n    return 1 \n\ufeff\x1f\n"},
+    {"role": "user", "content": "\u3000Hm? "},
+    {"role": "assistant", "content": "\n  <think>\n\n Hm\t\n</think>\n\n  Done.\n\n"},
+]
 
 
 def byte_level():
@@ -111,7 +117,7 @@ def main():
         path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False, separators=(",", ":")))
     lines = []
     for name in ("chatml", "chatml_marked", "tags_marked", "llama3", "llama3_marked", "qwen3", "qwen3_marked"):
-        for messages in (TURNS, TURNS[:2], [SYSTEM] + TURNS):
+        for messages in (TURNS, TURNS[:2], [SYSTEM] + TURNS, BLANKS):
             lines.append(case(bytes_, name, messages))
         lines.append(case(bytes_, name, [SYSTEM] + TURNS[:3], add_generation_prompt=True))
     for name in ("llama3", "llama3_marked", "qwen3", "qwen3_marked"):
@@ -120,7 +126,7 @@ def main():
         lines.append(case(bytes_, name, THOUGHTS))
     lines = [{"tokenizer": "bytes", **line} for line in lines]
     for name in ("llama2", "llama2_marked", "chatml_marked"):
-        for messages in (TURNS, [SYSTEM] + TURNS[:2]):
+        for messages in (TURNS, [SYSTEM] + TURNS[:2], BLANKS):
             lines.append({"tokenizer": "characters", **case(chars, name, messages)})
     with open(HERE / "rendered.jsonl", "w") as file:
         for line in lines:
