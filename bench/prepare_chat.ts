@@ -1,16 +1,20 @@
 // What conversations cost prepare: --chat beside plain text of the same content, by turns, with templates that have
-// {% generation %} and one that has not: deno run -P=bench bench/prepare_chat.ts
-import { runMain } from "../base/errors.ts";
+// {% generation %} and one that has not: deno run -P=bench bench/prepare_chat.ts --sample=c4_validation_2k.parquet
+import { runMain, UserError } from "../base/errors.ts";
 import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import { ChatTemplate, DEFAULT_TEMPLATE, type Message } from "../data/chat_template.ts";
 import { prepare } from "../data/prepare.ts";
+import { documentOf } from "../data/read/block.ts";
+import { READ_ALL, readBlocks } from "../data/read/documents.ts";
+import { findSources } from "../data/read/inputs.ts";
 import { parseCommand } from "../data/prepare/options.ts";
 import { median } from "./median.ts";
 import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
 
 const defaults = {
-  mb: 30, // of text in each corpus
+  sample: "", // a parquet file with a column text, of which conversations are made
+  mb: 10, // of text in each corpus; more than the sample has comes again
   rounds: 5, // turns of each side
   tokenizer: "gpt2", // its end of text ends the turns
   workers: `1,${navigator.hardwareConcurrency}`,
@@ -42,11 +46,14 @@ if (import.meta.main) {
 }
 
 async function main(o: Options): Promise<void> {
+  if (o.sample === "") {
+    throw new UserError("Cannot time prepare: --sample is missing, a parquet file with a column text");
+  }
   const head = reportHead("deno run -P=bench bench/prepare_chat.ts", Deno.args), rates: Rate[] = [];
   warnOfLoad(head.load_before);
   const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_prepare_chat_" });
   try {
-    const conversations = makeConversations(1e6 * o.mb);
+    const conversations = await makeConversations(o);
     const lines = conversations.map((messages) => JSON.stringify({ messages }));
     Deno.writeTextFileSync(`${dir}/chat.jsonl`, lines.join("\n"));
     let text_bytes = 0;
@@ -93,21 +100,23 @@ async function main(o: Options): Promise<void> {
   }
 }
 
-/** Conversations of one to four turns from the demo's text, each piece of which is numbered, so that few are alike. */
-function makeConversations(bytes: number): Message[][] {
-  const pieces = Deno.readTextFileSync("data/demo.txt").split("\n").filter((line) => line.length > 40);
+/** Conversations of one to four turns: a document each, cut between sentences into questions and longer answers. */
+async function makeConversations({ sample, mb }: Options): Promise<Message[][]> {
+  const sources = await findSources([sample], { column: "text", split: "", out: "", report: () => {} });
+  const texts: string[] = [], utf8 = new TextDecoder();
+  for await (const block of readBlocks(sources, READ_ALL, { bad: 0, duplicates: 0 })) {
+    for (let d = 0; d < block.ends.length; d++) texts.push(utf8.decode(documentOf(block, d)));
+  }
   const conversations: Message[][] = [];
-  for (let i = 0, made = 0; made < bytes;) {
-    const messages: Message[] = [];
-    for (let turn = 0; turn <= conversations.length % 4; turn++) {
-      const [question, answer] = [
-        `${i}: ${pieces[i++ % pieces.length]}`,
-        pieces.slice(i % pieces.length).slice(0, 4).join(" "),
-      ];
-      messages.push({ role: "user", content: question }, { role: "assistant", content: `${answer} ${i}` });
-      made += question.length + answer.length;
+  for (let i = 0, made = 0; made < 1e6 * mb; i++) {
+    const text = texts[i % texts.length]!, sentences = text.split(/(?<=[.!?\n]) ?/), messages: Message[] = [];
+    const size = Math.ceil(sentences.length / (1 + i % 4)); // of a turn
+    for (let at = 0; at < sentences.length; at += size) {
+      messages.push({ role: "user", content: sentences[at]! });
+      messages.push({ role: "assistant", content: sentences.slice(at + 1, at + size).join(" ") });
     }
     conversations.push(messages);
+    made += text.length;
   }
   return conversations;
 }

@@ -82,13 +82,13 @@ export class RenderedEncoder {
       this.#mask.fill(near.length > 0 ? 1 : 0, first, ids.length);
       return;
     }
-    let width = 0;
-    for (let i = first; i < ids.length; i++) width += this.#widthOf(ids.ids[i]!);
-    let at = to - width; // before `from` where the tokenizer begins the text with a blank
-    for (let i = first; i < ids.length; i++) {
-      const end = at + this.#widthOf(ids.ids[i]!);
-      this.#mask[i] = isIn(near, Math.max(at, from), end);
-      at = end;
+    const mask = this.#mask, list = ids.ids, end = ids.length;
+    let width = 0, at = to; // before `from` where the tokenizer begins the text with a blank
+    for (let i = first; i < end; i++) at -= this.#widthOf(list[i]!);
+    for (let i = first, span = 0; i < end; i++, at += width) {
+      width = this.#widthOf(list[i]!);
+      while (near[span + 1]! <= at) span += 2;
+      mask[i] = near[span]! < at + width && near[span + 1]! > from ? 1 : 0; // false behind the last span
     }
   }
 

@@ -43,6 +43,8 @@ def write_cases(args):
         torch.manual_seed(choose.randrange(2**31))
         weights = llama.random_weights(config, seed=choose.randrange(2**31))
         idx, targets = (torch.randint(0, config["vocab_size"], (B, T)) for _ in range(2))
+        if case % 2:  # as of a conversation: only some are trained on, one at least
+            targets = targets.where((torch.rand(B, T) < 0.4).index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(True)), -100)
         results = llama.reference(config, weights, idx, targets)
         tensors = weights | results | dict(idx=idx.int(), targets=targets.int())
         llama.save(args.directory / f"{case}.safetensors", tensors, config=config)
