@@ -39,6 +39,8 @@ const USUAL: [flag: string, others: string, advice?: string][] = [
   ["n_kv_head", "num_kv_heads n_kv_heads num_key_value_heads"],
   ["n_embd", "hidden_size dim d_model embd emb_dim width"],
   ["n_inner", "intermediate_size ffn_dim d_ff hidden_dim"],
+  ["optimizer", "optim opt optimizer_type"],
+  ["muon_momentum", "momentum"],
   ["schedule", "lr_schedule lr_scheduler lr_scheduler_type scheduler"],
   ["cooldown_iters", "cooldown cooldown_steps decay_iters decay_steps num_decay_steps"],
   ["warmup_iters", "warmup warmup_steps num_warmup_steps"],

@@ -164,10 +164,15 @@ function matricesOf({ name, tensor, offset }: NamedTensor): Matrix[] {
   const [rows, columns] = tensor.shape as [number, number], { parts = [rows] } = tensor.buf.init!;
   let from = offset;
   const matrices = parts.map((rows) => ({ from, to: from += rows * columns, rows, columns }));
-  if (from !== offset + tensor.size || matrices.some(({ from }) => from % 8 !== 0)) {
+  if (from !== offset + tensor.size) {
     throw new RangeError(
-      `Cannot split ${name} (${tensor.shape}) into matrices of ${parts} rows: they should be all of it, and each begin at a ` +
-        "multiple of 8 elements",
+      `Cannot split ${name} (${tensor.shape}) for Muon: parts of ${parts} rows are not all of it`,
+    );
+  }
+  if (bytesPerElement("act") === 2 && matrices.some(({ from }) => from % 8 !== 0)) { // a byte of ties, see split_master()
+    throw new UserError(
+      `Cannot train ${name} (${tensor.shape}) with Muon: on a GPU each of its matrices, of ${parts} rows, should begin at a ` +
+        "multiple of 8 elements; choose other sizes, or --optimizer=adamw",
     );
   }
   return matrices;
