@@ -1660,8 +1660,10 @@ static int choose_attention(const std::string& asked) {
   if (is_hopper && asked != "portable") {
     std::string wrong;
     if (!hopper::find_driver()) wrong = "the driver lacks cuTensorMapEncodeTiled";
-    if (wrong.empty()) TRY(hopper::check<64>(&wrong));
-    if (wrong.empty()) TRY(hopper::check<128>(&wrong));
+    if (wrong.empty()) TRY((hopper::check<64, false>(&wrong)));
+    if (wrong.empty()) TRY((hopper::check<128, false>(&wrong)));
+    if (wrong.empty()) TRY((hopper::check<64, true>(&wrong)));
+    if (wrong.empty()) TRY((hopper::check<128, true>(&wrong)));
     CHECK(wrong.empty() || !must, "attention=hopper cannot be used on %s: %s: leave it at auto", p.name,
           wrong.c_str());
     gpu.hopper = wrong.empty();
@@ -1676,8 +1678,8 @@ int attention_forward(act* out, float* lse, const act* qkv, const int32_t* start
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(out, qkv), "out and qkv must be aligned to 16 bytes");
-  if (D == 64 && gpu.hopper && !starts) return hopper::forward<64>(out, lse, qkv, B, T, H, K);
-  if (D == 128 && gpu.hopper && !starts) return hopper::forward<128>(out, lse, qkv, B, T, H, K);
+  if (D == 64 && gpu.hopper) return hopper::forward<64>(out, lse, qkv, starts, B, T, H, K);
+  if (D == 128 && gpu.hopper) return hopper::forward<128>(out, lse, qkv, starts, B, T, H, K);
   if (D == 32) return forward_of<32>(out, lse, qkv, starts, B, T, H, K);
   if (D == 64) return forward_of<64>(out, lse, qkv, starts, B, T, H, K);
   return forward_of<128>(out, lse, qkv, starts, B, T, H, K);
@@ -1688,8 +1690,8 @@ int attention_backward(act* dqkv, float* delta, const act* dout, const act* out,
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   CHECK(aligned16(dqkv, dout, out, qkv), "dqkv, dout, out and qkv must be aligned to 16 bytes");
-  if (D == 64 && gpu.hopper && !starts) return hopper::backward<64>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
-  if (D == 128 && gpu.hopper && !starts) return hopper::backward<128>(dqkv, delta, dout, out, lse, qkv, B, T, H, K);
+  if (D == 64 && gpu.hopper) return hopper::backward<64>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
+  if (D == 128 && gpu.hopper) return hopper::backward<128>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
   if (D == 32) return backward_of<32>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
   if (D == 64) return backward_of<64>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);
   return backward_of<128>(dqkv, delta, dout, out, lse, qkv, starts, B, T, H, K);

@@ -9,7 +9,7 @@ import { attention } from "../runtime/ops.ts";
 import * as ref from "../runtime/testing_reference.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { tensor } from "../runtime/tensor.ts";
-import { close, compareAttention, normal } from "../runtime/testing.ts";
+import { close, compareAttention, normal, startsOf } from "../runtime/testing.ts";
 
 const emu = { ignore: !libraryExists("emu"), sanitizeResources: false }; // libraries stay loaded
 
@@ -40,6 +40,14 @@ const SIZES: [number, number, number, number][] = [
   [1, 129, 2, 1],
   [1, 193, 4, 2],
   [1, 577, 1, 1],
+];
+
+/** The same, and where in each row documents begin: in a tile, where one begins or ends, and tiles of others before and behind. */
+const DOCUMENTS: [number, number, number, number, ...number[][]][] = [
+  [2, 65, 4, 1, [1, 17, 63], [64]],
+  [1, 129, 2, 1, [40, 127, 128]],
+  [1, 193, 4, 2, [63, 65, 66, 150, 192]],
+  [1, 577, 2, 1, [5, 256, 300, 510]],
 ];
 
 /** Scores of hundreds, of which one takes all the weight. */
@@ -80,6 +88,9 @@ for (const [D, seed] of [[64, "0"], [128, "7"]] as [number, string][]) {
       assertEquals(device.attention, "hopper, which agrees with the portable kernels");
       assertEquals([choicesNow(D)!.attention, choicesNow(32)!.attention], ["hopper", "portable"]);
       for (const [B, T, H, K] of SIZES) compareAttention({ B, T, H, K, D });
+      for (const [B, T, H, K, ...begins] of DOCUMENTS) {
+        compareAttention({ B, T, H, K, D, starts: startsOf(T, ...begins) });
+      }
       compareLarge(D);
       spreadNaN(D);
     },
