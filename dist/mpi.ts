@@ -56,9 +56,13 @@ const LIBRARIES = {
   openmpi: [Deno.build.os === "darwin" ? "libmpi.dylib" : "libmpi.so.40"], // 4 and 5 have the same number
   mpich: ["libmpi.so.12", "libmpich.so.12"], // the second as Debian names it
 };
-// Open MPI asks the other side before it sends more than 64 KB over TCP: what is sent then takes three times the way.
-const EAGER = ["OMPI_MCA_btl_tcp_eager_limit", "OMPI_MCA_btl_tcp_rndv_eager_limit"];
-const EAGER_BYTES = 1 << 22;
+// For networks on which the way takes long, unless they are set. Open MPI asks the other side before it sends more than 64 KB over
+// TCP: three times the way. Sums go to one rank and back: twice the way.
+const SETTINGS = {
+  OMPI_MCA_btl_tcp_eager_limit: `${1 << 22}`,
+  OMPI_MCA_btl_tcp_rndv_eager_limit: `${1 << 22}`,
+  OMPI_MCA_coll_libnbc_iallreduce_algorithm: "4", // recursive doubling: the same bits on each
+};
 const THREAD_SERIALIZED = 2; // one thread at a time: calls alternate between this thread and those that wait
 const MPICH: Handles = {
   world: 0x44000000n,
@@ -117,7 +121,9 @@ export class Mpi {
    * @param launcher Whose mpirun started this process: with the library of the other one, each process would be alone.
    */
   static open(path: string, launcher: keyof typeof LIBRARIES, waiting: Waiting): Mpi {
-    for (const name of EAGER) if (!Deno.env.get(name)) Deno.env.set(name, `${EAGER_BYTES}`); // before it opens
+    for (const [name, value] of Object.entries(SETTINGS)) { // before it opens
+      if (!Deno.env.get(name)) Deno.env.set(name, value);
+    }
     const { library, name } = openFirst(path ? [path] : LIBRARIES[launcher]);
     return new Mpi(library, openMpiHandles(name) ?? MPICH, waiting);
   }
