@@ -28,7 +28,7 @@ export type Rendered = { text: string; spans: TextSpan[] };
  * ChatML, for a tokenizer without a template of its own. Its end-of-text token stands in the place of <|im_end|>, so that every
  * program stops at the end of an answer; <|im_start|> is text like any other where it is no token of the vocabulary.
  */
-export const DEFAULT_TEMPLATE =
+export const DEFAULT_TEMPLATE: string =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}" +
   "{% if message['role'] == 'assistant' %}" +
   "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}" +

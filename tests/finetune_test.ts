@@ -3,12 +3,15 @@
 import { assertEquals } from "@std/assert";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { openConversations } from "../model/conversations.ts";
-import { readSafetensors } from "../runtime/safetensors.ts";
 import { randomNumbers } from "../model/generate.ts";
+import { readSafetensors } from "../runtime/safetensors.ts";
 import { createApp } from "../serve/app.ts";
+import { listen } from "../serve/listen.ts";
 import { Model } from "../serve/model.ts";
 import { askLlamaCpp, LLAMA_CPP, type Question } from "./llama_cpp.ts";
-import { freshPath, modelDirectory, runTyping, SMALL, succeed } from "./testing.ts";
+import { command, freshPath, modelDirectory, runTyping, SMALL, succeed } from "./testing.ts";
+
+const NPM = Deno.env.get("LOAM_NPM_CLIENTS");
 
 /** What the assistant is taught, word for word. */
 const TAUGHT = [
@@ -143,11 +146,48 @@ for (
     await succeed("export", `--checkpoint=${run}`, "--merge", "--format=hf", `--out=${merged}`);
     assertEquals(await inTerminal(merged), ANSWERED);
     assertEquals(await overHttp(merged), ANSWERED.slice(0, 2));
+    if (NPM) assertEquals(await throughOpenAI(merged), ANSWERED);
     const gguf = `${freshPath()}.gguf`;
     await succeed("export", `--checkpoint=${merged}`, "--dtype=f32", `--out=${gguf}`);
     if (LLAMA_CPP) await sameInLlamaCpp(merged, gguf);
   });
 }
+
+/** What it answers to the client openai from npm, piece by piece. */
+async function throughOpenAI(checkpoint: string): Promise<string[]> {
+  const model = await Model.load(checkpoint, "cpu");
+  const server = listen(createApp({ runs: [], model }), { hostname: "127.0.0.1", port: 0, flag: "--port" });
+  const path = `${freshPath()}.mjs`, asked = [NPM!, `${server.url}v1`, model.name, ...ASKED];
+  Deno.writeTextFileSync(path, OPENAI);
+  const { code, stdout, stderr } = await command(Deno.execPath(), [
+    "run",
+    "-A",
+    "-q",
+    "--no-config",
+    path,
+    ...asked,
+  ])
+    .output();
+  await server.close();
+  model.close();
+  assertEquals(code, 0, new TextDecoder().decode(stderr));
+  return JSON.parse(new TextDecoder().decode(stdout));
+}
+
+const OPENAI = `
+import { createRequire } from "node:module";
+const [directory, baseURL, model, ...questions] = Deno.args, answers = [];
+const { default: OpenAI } = createRequire("file://" + directory + "/")("openai");
+const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
+for (const content of questions) {
+  const messages = [{ role: "user", content }];
+  const stream = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 24, stream: true });
+  let answer = "";
+  for await (const { choices: [{ delta }] } of stream) answer += delta.content ?? "";
+  answers.push(answer);
+}
+console.log(JSON.stringify(answers));
+`;
 
 /** Has llama.cpp answer the questions, each up to the token that ends it. */
 async function sameInLlamaCpp(directory: string, path: string): Promise<void> {
