@@ -49,7 +49,8 @@ async function main(o: Options): Promise<void> {
   if (o.sample === "") {
     throw new UserError("Cannot time prepare: --sample is missing, a parquet file with a column text");
   }
-  const head = reportHead("deno run -P=bench bench/prepare_chat.ts", Deno.args), rates: Rate[] = [];
+  const args = Deno.args.map((arg) => arg.replace(/=.*\//, "=")); // without the directories of this machine
+  const head = reportHead("deno run -P=bench bench/prepare_chat.ts", args), rates: Rate[] = [];
   warnOfLoad(head.load_before);
   const dir = Deno.makeTempDirSync({ dir: "/tmp", prefix: "loam_prepare_chat_" });
   try {

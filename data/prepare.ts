@@ -134,7 +134,8 @@ export async function prepare(
 
 /** Gives up a dataset that lacks a split: no other run can make more of it. */
 function refuseEmptySplit(run: Run, counts: ReadCounts, options: SettledOptions): void {
-  const mistake = splitMistake(run.counts, counts, options);
+  const { bad, first_bad = run.first_bad } = counts, all = bad + run.counts.bad;
+  const mistake = splitMistake(run.counts, { bad: all, first_bad }, options);
   if (mistake === undefined) return;
   run.discard();
   throw mistake;

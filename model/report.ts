@@ -148,10 +148,12 @@ export function dataLines(
   dataset: Dataset,
   val: Loader | undefined,
 ): string[] {
-  const lines = [`data ${dataFacts(dataset)}`];
+  const lines = [`data ${dataFacts(dataset)}`], isChat = dataset.template !== undefined;
   if (keepsApart(config)) {
-    lines.push(`documents are kept apart: attention and positions begin anew at each token ${dataset.bos}`);
+    const where = isChat ? "in each conversation" : `at each token ${dataset.bos}`;
+    lines.push(`documents are kept apart: attention and positions begin anew ${where}`);
   }
+  if (isChat) lines.push("conversations: the loss is that of what the assistant says");
   if (config.eval_interval === 0) return lines;
   if (val === undefined) return [...lines, "no val split: val_loss is not computed"];
   if (bitsPerByte(0, dataset) === undefined) {

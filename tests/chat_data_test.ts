@@ -1,6 +1,6 @@
 // From lines of conversations to a model: the chat template goes through the dataset into checkpoints and exports, where
 // transformers makes the tokens and the mask of it that the model was trained on.
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch } from "@std/assert";
 import { openDataset, readTokens, TRAINED } from "../data/bins.ts";
 import { checkpointOf, freshPath, SMALL, succeed } from "./testing.ts";
 
@@ -17,17 +17,19 @@ const CHATS = Array.from({ length: 12 }, (_, i) => ({
 }));
 
 /** A dataset of conversations and the checkpoint of a run on it. */
-async function trained(): Promise<{ data: string; checkpoint: string }> {
+async function trained(): Promise<{ data: string; checkpoint: string; said: string }> {
   const [data, out] = [freshPath(), freshPath()], file = `${data}.jsonl`;
   Deno.writeTextFileSync(file, CHATS.map((row) => JSON.stringify(row)).join("\n"));
   const flags = [`--tokenizer=${GOLDEN}/bytes`, `--chat_template=${GOLDEN}/chatml_marked.jinja`];
   await succeed("prepare", "--chat", `--input=${file}`, `--out=${data}`, ...flags, "--val_fraction=0");
-  await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SHORT);
-  return { data, checkpoint: `${out}/checkpoints/${checkpointOf(3)}` };
+  const said = await succeed("train", `--data_dir=${data}`, `--out_dir=${out}`, ...SHORT);
+  return { data, said, checkpoint: `${out}/checkpoints/${checkpointOf(3)}` };
 }
 
 Deno.test("the chat template of a dataset is in the checkpoint, in its GGUF, and in what is trained from it", async () => {
-  const { checkpoint } = await trained(), name = "chat_template.jinja";
+  const { checkpoint, said } = await trained(), name = "chat_template.jinja";
+  assertMatch(said, /^documents are kept apart: attention and positions begin anew in each conversation$/m);
+  assertMatch(said, /^conversations: the loss is that of what the assistant says$/m);
   const source = Deno.readTextFileSync(`${GOLDEN}/chatml_marked.jinja`);
   assertEquals(Deno.readTextFileSync(`${checkpoint}/${name}`), source);
 

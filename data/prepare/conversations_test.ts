@@ -174,6 +174,11 @@ Deno.test("prepare --chat cuts a conversation behind the last answer that fits, 
       "Cannot read DIR/a.jsonl:1: it has 90 tokens, 89 fit into a window of --block_size=88; use a larger one, " +
         "or leave --no_cut out, or leave it out with --skip_bad",
     );
+    await fails(
+      dir,
+      [...input, "--block_size=20"],
+      'Cannot prepare "DIR/a.jsonl": it has no documents, 2 have a first answer that is longer than --block_size; give files with text',
+    );
     const kept = await runPrepare(...input, "--out", `${dir}/c`, "--block_size=88", "--no_cut", "--skip_bad");
     assertEquals([kept.meta.train.documents, kept.meta.left_out.bad], [1, 1]);
   }));

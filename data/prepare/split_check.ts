@@ -1,20 +1,20 @@
 // A dataset needs documents to train on and others to evaluate on; says what to change where it lacks either.
 import { UserError } from "../../base/errors.ts";
-import type { ReadCounts } from "../read/documents.ts";
 import type { SettledOptions } from "./options.ts";
 import type { Counts } from "./state.ts";
 
 /** What to say if a split got no documents, naming a val_fraction that gives both some; undefined if both have some. */
 export function splitMistake(
   counts: Counts,
-  { bad, first_bad }: ReadCounts,
+  { bad, first_bad }: { bad: number; first_bad?: string | undefined },
   { input, val_fraction, limit, by_position }: SettledOptions,
 ): UserError | undefined {
-  const { train, val, empty, smallest, largest } = counts;
+  const { train, val, empty, too_long, smallest, largest } = counts;
   const documents = train.documents + val.documents, name = input.join(" ");
   if (documents === 0) {
     const left_out = [
       ...(empty > 0 ? [`, ${empty} were empty`] : []),
+      ...(too_long > 0 ? [`, ${too_long} have a first answer that is longer than --block_size`] : []),
       ...(bad > 0 ? [`, ${bad} cannot be read (the first: ${first_bad})`] : []),
     ];
     return new UserError(
