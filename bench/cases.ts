@@ -30,7 +30,7 @@ export type Sizes = Shape & { head_chunk: number; act: number; recompute?: "none
 /** The cases of a model, in the order of kernels.h. */
 export function allCases(s: Sizes, copy_bytes: number): Case[] {
   return [
-    ...memoryCases(copy_bytes),
+    ...memoryCases(copy_bytes, s.act),
     ...embeddingCases(s),
     ...normCases(s),
     ...headCases(s),
@@ -40,6 +40,12 @@ export function allCases(s: Sizes, copy_bytes: number): Case[] {
     ...lossCases(s),
     ...optimizerCases(s),
   ];
+}
+
+/** The calls of a step of one micro-step, the optimizer's among them. */
+export function stepCases(s: Sizes): Case[] {
+  const once = optimizerCases(s).map((c) => ({ ...c, count: 1 }));
+  return [...allCases(s, 4).filter(({ count }) => count > 0), ...once];
 }
 
 /** Elements of all weights. */
@@ -52,18 +58,18 @@ function padded(V: number): number {
   return Math.ceil(V / 64) * 64;
 }
 
-/** What the card can copy is what every other figure in bytes is held against. */
-function memoryCases(bytes: number): Case[] {
-  const n = Math.ceil(bytes / 4);
+/** What the card can copy is what every other figure in bytes is held against. A CPU copies by one thread, so there all multiply. */
+function memoryCases(bytes: number, act: number): Case[] {
+  const n = Math.ceil(bytes / 4), isCpu = act === 4;
   return [{
     op: "copy",
     shape: `${(4 * n / 1e6).toFixed(0)} MB`,
     flops: 0,
-    bytes: 8 * n,
+    bytes: (isCpu ? 12 : 8) * n,
     count: 0,
     make: (a) => {
       const dst = a.f32(n), src = a.f32(n);
-      return () => k.copy_async(dst, src, BigInt(4 * n));
+      return () => isCpu ? k.mul(dst, dst, src, BigInt(n)) : k.copy_async(dst, src, BigInt(4 * n));
     },
   }];
 }

@@ -20,7 +20,7 @@ import { between, each, help, type Ranges, readFlags, whole } from "../base/flag
 import { formatFlops, table } from "../base/format.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { type Address, bytesPerElement } from "../runtime/tensor.ts";
-import { allCases, type Arrays, type Case } from "./cases.ts";
+import { allCases, type Arrays, type Case, stepCases } from "./cases.ts";
 import { SHAPES } from "./shapes.ts";
 
 const defaults = {
@@ -186,6 +186,7 @@ export type Report = {
   copy_gb_per_sec: number | null;
   micro_step_ms: number;
   wall_ms: number | null; // the least that they could take by peak and bandwidth; null where no peak is known
+  step_wall_ms: number | null; // the same of a step of one micro-step, whatever was filtered out
   failed: { op: string; message: string }[];
   timings: Timing[];
 };
@@ -221,6 +222,7 @@ if (import.meta.main) {
 
     const timings: Timing[] = [], failed: Report["failed"] = [];
     const micro_step_ms = () => timings.reduce((sum, { count, ms }) => sum + count * ms, 0);
+    const stepWall = () => wallOf(stepCases(s).map((c) => roof(c, 1, limits)));
     const save = () => {
       const report: Report = {
         command: `bench/kernels.ts ${Deno.args.join(" ")}`.trim(),
@@ -231,6 +233,7 @@ if (import.meta.main) {
         copy_gb_per_sec: limits.bytes ? limits.bytes / 1e9 : null,
         micro_step_ms: micro_step_ms(),
         wall_ms: wallOf(timings),
+        step_wall_ms: stepWall(),
         failed,
         timings,
       };
@@ -256,6 +259,10 @@ if (import.meta.main) {
       console.log(
         `${wall_ms.toFixed(2)} ms is the wall: the roofline of each call; ${share}% of it is reached`,
       );
+    }
+    const step_wall_ms = stepWall();
+    if (step_wall_ms !== null) {
+      console.log(`${step_wall_ms.toFixed(2)} ms is that of a step with its optimizer`);
     }
     for (const { op, message } of failed) console.error(`failed: ${op}: ${message}`);
     if (failed.length > 0) Deno.exit(1);

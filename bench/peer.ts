@@ -10,6 +10,7 @@ import { each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { lines } from "../base/lines.ts";
 import { type Shape, SHAPES } from "./shapes.ts";
 import { median } from "./median.ts";
+import type { Report } from "./kernels.ts";
 import { type Head, reportHead, saveReport, warnOfLoad } from "./report.ts";
 
 const defaults = {
@@ -207,7 +208,11 @@ async function output(command: string, args: string[]): Promise<string> {
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
-  throw new UserError(`Cannot tune PyTorch: ${command} ${args.join(" ")} failed; leave it out with --only=`);
+  throw new UserError(
+    `Cannot run ${command} ${
+      args.join(" ")
+    }: it failed, and the cause stands above; where PyTorch was to be tuned, leave that out with --only=`,
+  );
 }
 
 /** Starts sides one after the other, since warming up uses all cores, has them take turns and ends them. */
@@ -286,6 +291,43 @@ function markdownRow(o: Options, { V, B, T }: Shape, results: Record<string, Res
   return `| ${cells.join(" | ")} |`;
 }
 
+/** ms that a step of each of loam's sides would take at the processor's peak and bandwidth; of none on a GPU. */
+async function wallsOf(
+  o: Options,
+  shape: Shape,
+  names: string[],
+  directory: string,
+): Promise<Record<string, number>> {
+  const walls: Record<string, number> = {}, json = `${directory}/kernels.json`;
+  if (o.device !== "cpu" || o.accum > 1) return walls;
+  const { preset, threads, head_chunk, device } = o, { B, T, V } = shape;
+  for (const name of names.filter((name) => name.startsWith("loam"))) {
+    const bf16_gemm = `${name === "loam bf16" || o.dtype === "bfloat16"}`;
+    const args = flags({ preset, B, T, V, threads, head_chunk, device, bf16_gemm, json, filter: "copy" });
+    await output(Deno.execPath(), ["run", "-q", "-P=bench", "bench/kernels.ts", ...args]);
+    walls[name] = (JSON.parse(Deno.readTextFileSync(json)) as Report).step_wall_ms!;
+  }
+  return walls;
+}
+
+/** A row of the second table in docs/speed.md: of each of loam's sides the wall, the share reached, and the ratio at all of it. */
+function wallRow(
+  o: Options,
+  { V, B, T }: Shape,
+  results: Record<string, Result>,
+  walls: Record<string, number>,
+): string {
+  const best = bestTorch(results), tokens = B * T * 1000;
+  const cells = ["loam", "loam bf16"].flatMap((name) => {
+    const wall = walls[name], side = results[name];
+    if (!wall || !side || !best) return ["-", "-", "-"];
+    const ratio = tokens / wall / best.tokens_per_sec;
+    const share = `${(100 * wall / side.median_ms).toFixed(0)}%`;
+    return [`${wall.toFixed(wall < 100 ? 1 : 0)} ms`, share, `${ratio.toFixed(2)}x`];
+  });
+  return `| ${[`${o.preset}, V=${V}, B=${B}, T=${T}, ${o.dtype}`, ...cells].join(" | ")} |`;
+}
+
 /** Names of the sides whose step times vary too much for their median to mean anything. */
 function unsteady(results: Record<string, Result>): string[] {
   return Object.entries(results).filter(([, r]) => Math.max(...r.step_ms) > 1.5 * Math.min(...r.step_ms))
@@ -308,6 +350,7 @@ function save(
   head: Head,
   results: Record<string, Result>,
   failures: Record<string, string>,
+  walls_ms: Record<string, number>,
 ): string {
   const { loam } = results, best = bestTorch(results), bf16 = results["loam bf16"];
   const ratio = (side?: Result) => side && best ? side.tokens_per_sec / best.tokens_per_sec : null;
@@ -323,6 +366,7 @@ function save(
     best_torch: best ?? null,
     ratio_to_best_torch: ratio(loam),
     ...(bf16 ? { bf16_ratio_to_best_torch: ratio(bf16) } : {}),
+    walls_ms,
     results,
     failures,
   };
@@ -352,11 +396,12 @@ if (import.meta.main) {
     const wantsTuned = options.device === "cpu" && Deno.build.os === "linux" &&
       (!options.only || options.only.includes("tuned"));
     const { rounds, steps } = options, sides: Side[] = [], tokens = shape.B * shape.T * options.accum;
+    let walls: Record<string, number> = {};
     const outcome = () => {
       const ran = sides.filter((side) => !side.failure && side.last);
       const results = Object.fromEntries(ran.map((side) => [side.name, summarise(side, tokens)]));
       const failures = Object.fromEntries(sides.flatMap((s) => s.failure ? [[s.name, s.failure]] : []));
-      return { ran, results, failures, path: save(options, shape, head, results, failures) };
+      return { ran, results, failures, path: save(options, shape, head, results, failures, walls) };
     };
     try {
       sides.push(...chooseSides(options, shape, wantsTuned ? await tuning(directory) : []));
@@ -364,6 +409,7 @@ if (import.meta.main) {
         await takeTurns(group, rounds, steps);
         outcome(); // saved: what comes may be cut short
       }
+      walls = await wallsOf(options, shape, Object.keys(outcome().results), directory);
     } finally {
       Deno.removeSync(directory, { recursive: true });
     }
@@ -371,6 +417,7 @@ if (import.meta.main) {
     const { ran, results, failures, path } = outcome();
     console.log(`\n${table(results)}\n\nmedians of ${rounds} turns of ${steps} steps`);
     if (options.markdown) console.log(`markdown: ${markdownRow(options, shape, results)}`);
+    if (options.markdown) console.log(`wall: ${wallRow(options, shape, results, walls)}`);
     const best = bestTorch(results), noisy = unsteady(results);
     if (best) console.log(`best PyTorch: ${best.name} ${describe(best.settings)}`.trim());
     if (noisy.length > 0) {

@@ -6,13 +6,14 @@
 #   LOAM_PYTHON=python3 bench/speed.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
-failed=0 rows="" printed=$(mktemp)
+failed=0 rows="" walls="" printed=$(mktemp)
 trap 'rm -f "$printed"' EXIT
 
 peer() {
   local began=$SECONDS
   deno run -q -P=bench bench/peer.ts --markdown "$@" | tee "$printed" || failed=1
   rows+=$(sed -n 's/^markdown: //p' "$printed")$'\n'
+  walls+=$(sed -n 's/^wall: //p' "$printed")$'\n'
   echo "--- $((SECONDS - began)) s"
 }
 
@@ -26,4 +27,6 @@ peer --preset=small --T=1024 --B=2 --rounds=3 --bf16_too --only="loam,loam bf16,
 peer --preset=small --T=4096 --B=1 --rounds=2 --bf16_too --only="loam,loam bf16,torch compile tuned"      # 1
 echo "| | loam tok/s | with bf16 GEMMs | PyTorch, best | which | ratio | with bf16 | peak memory, loam / bf16 / PyTorch |"
 printf '%s' "$rows"
+echo "| | wall, float32 | reached | ratio at the wall | wall, bfloat16 | reached | ratio at the wall |"
+printf '%s' "$walls"
 exit $failed

@@ -83,6 +83,12 @@ for (const device of ["cpu", "emu"] as const) {
       assertEquals(report.wall_ms === null, device === "emu"); // which has no peak
       const wall = report.timings.reduce((sum, { roofline_ms, count }) => sum + roofline_ms! * count, 0);
       if (report.wall_ms !== null) assertAlmostEquals(report.wall_ms, wall, 1e-9);
+
+      // Of a step all calls count, timed or not, and those of the optimizer once.
+      assertEquals(report.step_wall_ms === null, device === "emu");
+      const optimizer = report.timings.filter(({ op }) => ["grad_sumsq", "adamw"].includes(op));
+      const update = optimizer.reduce((sum, { roofline_ms }) => sum + roofline_ms!, 0);
+      if (report.step_wall_ms !== null) assertAlmostEquals(report.step_wall_ms, wall + update, 1e-9);
     },
   });
 }
