@@ -2307,6 +2307,76 @@ static void few_rows(float* out, const float* x, const T* weight, const float* r
   }
 }
 
+/// Rows up to which packing a weight would cost more than the order in which it lies does.
+enum { SOME_ROWS = 256, WEIGHT_STRIP = 8 * TILE_ROWS, WEIGHT_DEPTH = 768 };
+
+/// Rows of a weight, depth apart, as floats: where they lie, or copied to `to`.
+static const float* weight_rows(float*, const float* weight, int64_t, int64_t IN, int64_t, size_t* row) {
+  *row = IN;
+  return weight;
+}
+
+static const float* weight_rows(float* to, const bf16* weight, int64_t rows, int64_t IN, int64_t depth, size_t* row) {
+  *row = WEIGHT_DEPTH;
+  for (int64_t i = 0; i < rows; i++) {
+#pragma omp simd
+    for (int64_t p = 0; p < depth; p++) to[i * WEIGHT_DEPTH + p] = from_bf16(weight[i * IN + p]);
+  }
+  return to;
+}
+
+/// to (rows, columns), of rows to_row apart, = residual + from (columns, TILE_COLUMNS) transposed; residual may be 0.
+static void store_turned(float* to, const float* residual, size_t to_row, const float* from, int64_t rows, int64_t columns) {
+  float turned[TILE_COLUMNS * WEIGHT_STRIP];
+  for (int64_t i = 0; i < WEIGHT_STRIP; i += 4) {
+    for (int64_t j = 0; j < TILE_COLUMNS; j += 4) {
+      vec4 in[4];
+      for (int q = 0; q < 4; q++) in[q] = load<vec4>(from + (i + q) * TILE_COLUMNS + j);
+      store_transposed(turned + j * WEIGHT_STRIP + i, WEIGHT_STRIP, in);
+    }
+  }
+  for (int64_t j = 0; j < rows; j++) {
+    float* out = to + j * to_row;
+    const float *add = residual ? residual + j * to_row : nullptr, *sums = turned + j * WEIGHT_STRIP;
+#pragma omp simd
+    for (int64_t i = 0; i < columns; i++) out[i] = (add ? add[i] : 0.0f) + sums[i];
+  }
+}
+
+/// out (N, OUT) = x (N, IN) weight^T (+ residual) as out^T = weight x^T: the weight, of float or bf16, is read as it lies, and x
+/// is packed in its place, as for a prompt, where a BLAS would pack far more than it multiplies.
+template <class T>
+static int some_rows(float* out, const float* x, const T* weight, const float* residual, int64_t N, int64_t IN, int64_t OUT) {
+  const int threads = team(N * IN * OUT / 64);
+  const int64_t x_floats = round_up(N, TILE_COLUMNS) * IN, scratch = WEIGHT_STRIP * (TILE_COLUMNS + WEIGHT_DEPTH);
+  float* packed_x = (float*)workspace((x_floats + threads * scratch) * sizeof(float));
+  if (!packed_x) return 1;
+#pragma omp parallel num_threads(threads)
+  {
+    float *sums = packed_x + x_floats + omp_get_thread_num() * scratch, *rows_of = sums + WEIGHT_STRIP * TILE_COLUMNS;
+#pragma omp for
+    for (int64_t j = 0; j < N; j += TILE_COLUMNS) pack_b_panel(packed_x + j * IN, x + j * IN, 1, IN, IN, N - j);
+#pragma omp for schedule(dynamic)
+    for (int64_t o = 0; o < OUT; o += WEIGHT_STRIP) {
+      const int64_t columns = min(WEIGHT_STRIP, OUT - o);
+      for (int64_t j = 0; j < N; j += TILE_COLUMNS) {
+        for (int64_t p = 0; p < IN; p += WEIGHT_DEPTH) {
+          const int64_t depth = min(WEIGHT_DEPTH, IN - p);
+          size_t row;
+          const float* w = weight_rows(rows_of, weight + o * IN + p, columns, IN, depth, &row);
+          for (int64_t i = 0; i < columns; i += TILE_ROWS) {
+            strip(sums + i * TILE_COLUMNS, TILE_COLUMNS, w + i * row, row, 1, packed_x + j * IN + p * TILE_COLUMNS, TILE_COLUMNS,
+                  min(TILE_ROWS, columns - i), TILE_COLUMNS, depth, p > 0);
+          }
+        }
+        const float* add = residual ? residual + j * OUT + o : nullptr;
+        store_turned(out + j * OUT + o, add, OUT, sums, min(TILE_COLUMNS, N - j), columns);
+      }
+    }
+  }
+  return 0;
+}
+
 int linear_forward(float* out, const float* x, const float* weight, const float* residual, int32_t N, int32_t IN,
                    int32_t OUT) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(out, x, weight));
@@ -2315,6 +2385,7 @@ int linear_forward(float* out, const float* x, const float* weight, const float*
     few_rows(out, x, weight, residual, N, IN, OUT);
     return 0;
   }
+  if (!use_bf16_gemm && N <= SOME_ROWS) return some_rows(out, x, weight, residual, N, IN, OUT);
   return gemm(false, true, N, OUT, IN, x, weight, residual, out);
 }
 
@@ -2326,6 +2397,7 @@ int linear_forward_bf16(float* out, const float* x, const void* weight, const fl
     few_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
     return 0;
   }
+  if (N <= SOME_ROWS) return some_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
   if (residual) copy_floats(out, residual, (int64_t)N * OUT);
   return builtin_gemm(false, true, N, OUT, IN, x, (const bf16*)weight, residual != nullptr, out);
 }

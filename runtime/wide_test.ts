@@ -327,6 +327,35 @@ Deno.test("linear() of more rows, columns and depth than one panel, with and wit
   openTestDevice();
 });
 
+Deno.test(
+  "linear_forward() of a prompt's rows is exact where every sum is a whole number, by float or bfloat16 weights",
+  cpu,
+  () => {
+    const small = (n: number, seed: number) =>
+      Float32Array.from({ length: n }, (_, i) => (i * i + seed * i) % 17 - 8);
+    for (const [N, IN, OUT] of [[9, 1, 1], [65, 771, 50], [130, 33, 97], [256, 5, 3], [257, 9, 7]] as const) {
+      const [x, w, residual] = [small(N * IN, 1), small(OUT * IN, 2), small(N * OUT, 3)];
+      const at = {
+        x: block(x),
+        w: block(w),
+        residual: block(residual),
+        out: block(residual),
+        half: allocate(2 * w.length),
+      };
+      k.convert(at.half, at.w, BF16, F32, BigInt(w.length));
+      for (const add of [0n, at.residual]) {
+        const expected = Float32Array.from(ref.linear(x, w, IN, add ? residual : undefined));
+        k.linear_forward(at.out, at.x, at.w, add, N, IN, OUT);
+        assertEquals(read(at.out, N * OUT), expected, `float, ${N} ${IN} ${OUT}`);
+        k.fill_zero(at.out, BigInt(4 * N * OUT));
+        k.linear_forward_bf16(at.out, at.x, at.half, add, N, IN, OUT);
+        assertEquals(read(at.out, N * OUT), expected, `bfloat16, ${N} ${IN} ${OUT}`);
+      }
+      Object.values(at).forEach(free);
+    }
+  },
+);
+
 function checkLinear(N: number, IN: number, OUT: number): void {
   const x = leaf([1, N, IN], 1),
     w = normalWeight([OUT, IN], 2),
