@@ -135,7 +135,7 @@ Deno.test("Events keeps a bounded amount for a client that does not read, and te
   const run = fake.run(), events = new Events();
   await run.refresh();
   const stream = events.stream(run, undefined);
-  for (let step = 1; step < 20_000; step += 100) {
+  for (let step = 1; step < 20_100; step += 100) { // the last steps come after it has been full
     fake.steps(step + 1, step + 100);
     await run.refresh();
   }
