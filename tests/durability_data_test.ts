@@ -112,12 +112,12 @@ check({
 const messages = (text: string) => [{ role: "user", content: text }, { role: "assistant", content: text }];
 Deno.writeTextFileSync(
   `${input}/chat.jsonl`,
-  TEXTS.map((text) => `${JSON.stringify({ messages: messages(text) })}\n`).join(""),
+  TEXTS.slice(0, 9).map((text) => `${JSON.stringify({ messages: messages(text) })}\n`).join(""),
 );
 
 check({
   name: "prepare of conversations, with masks,",
-  work: (out) => runPrepare(...from("chat"), "--chat", "--shard_tokens=4000", "--out", out),
+  work: (out) => runPrepare(...from("chat"), "--chat", "--shard_tokens=1500", "--out", out),
   use: verifyDataset,
 });
 
