@@ -122,6 +122,7 @@ Deno.test("every benchmark explains its flags", async () => {
   const scripts = [
     "checkpoint",
     "dist",
+    "documents",
     "generate",
     "loader",
     "serve",
@@ -211,6 +212,13 @@ Deno.test({
     assertMatch(text, /gpt2 +loam .*n\/a +27\n/); // "A", " text" and "." nine times
     assertMatch(text, /gpt2 +tiktoken .*n\/a +27\n/);
   },
+});
+
+Deno.test("documents.ts times attention within documents", async () => {
+  const json = freshPath(), flags = ["--block_size=64,128", "--tokens=256", "--rounds=2", `--json=${json}`];
+  const text = await bench("documents", `--data_dir=${await dataset({ words: 500 })}`, ...flags);
+  assertMatch(text, /^128 +\d+\.\d\d +backward( +\d+\.\d\d){3}( +[-+]?\d+\.\d%){2}$/m);
+  assertEquals(JSON.parse(Deno.readTextFileSync(json)).rows.length, 2);
 });
 
 Deno.test("checkpoint.ts times saving and resuming", async () => {
