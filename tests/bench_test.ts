@@ -217,7 +217,7 @@ Deno.test({
 Deno.test("documents.ts times attention within documents", async () => {
   const json = freshPath(), flags = ["--block_size=64,128", "--tokens=256", "--rounds=2", `--json=${json}`];
   const text = await bench("documents", `--data_dir=${await dataset({ words: 500 })}`, ...flags);
-  assertMatch(text, /^128 +\d+\.\d\d +backward( +\d+\.\d\d){3}( +[-+]?\d+\.\d%){2}$/m);
+  assertMatch(text, /^ *128 +\d+\.\d\d +backward( +\d+\.\d\d){3}( +[-+]?\d+\.\d%){2}$/m);
   assertEquals(JSON.parse(Deno.readTextFileSync(json)).rows.length, 2);
 });
 
