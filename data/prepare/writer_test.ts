@@ -165,3 +165,51 @@ Deno.test("ShardWriter names the shard that it cannot write", () =>
       `Cannot write "${dir}/train_000000.bin": `,
     );
   }));
+
+Deno.test("ShardWriter writes a mask beside each shard, and cuts it back with its shard", () =>
+  inDirectory((parent) => {
+    const masked = { ...options, masks: true }, whole = `${parent}/whole`, killed = `${parent}/killed`;
+    for (const dir of [whole, killed]) Deno.mkdirSync(dir);
+    const append = (writer: ShardWriter, first: number) => {
+      const [ids, ends] = documents(3, 2, 4);
+      writer.append("train", ids, ends, Uint8Array.from(ids, (_, i) => first + i));
+    };
+    {
+      using writer = new ShardWriter(whole, masked);
+      for (const first of [10, 30, 50]) append(writer, first);
+      const shards = writer.finish();
+      assertEquals(shards.map(({ tokens }) => tokens), [9, 9, 9]);
+      for (const { file, mask_sha256 } of shards) {
+        assertEquals(mask_sha256, sha256OfFile(`${whole}/${file.replace(".bin", ".mask")}`));
+      }
+      assertEquals([...Deno.readFileSync(`${whole}/train_000001.mask`)], [
+        30,
+        31,
+        32,
+        33,
+        34,
+        35,
+        36,
+        37,
+        38,
+      ]);
+    }
+    const larger = { ...masked, shard_tokens: 100 };
+    let written: Written;
+    {
+      using writer = new ShardWriter(killed, larger);
+      append(writer, 10);
+      written = writer.commit();
+      append(writer, 90); // lost
+    }
+    using writer = new ShardWriter(killed, larger, written);
+    append(writer, 30);
+    writer.finish();
+    const both = [10, 30].flatMap((first) => Array.from({ length: 9 }, (_, i) => first + i));
+    assertEquals([...Deno.readFileSync(`${killed}/train_000000.mask`)], both);
+    assertThrows(
+      () => checkWritten(killed, 2, { ...written, train: { shards: [], open: 19 } }, true),
+      UserError,
+      "train_000000.bin.tmp has 1060 bytes, state.json says 1062",
+    );
+  }));
