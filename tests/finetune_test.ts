@@ -39,10 +39,10 @@ function conversations(): string {
 const PLAIN = SMALL.filter((flag) => !/--(n_|block_size|batch_size|learning_rate)/.test(flag))
   .concat("--block_size=256", "--batch_size=4", "--gradient_accumulation_steps=1");
 
-/** A base model of loam's own: what some documents of C4 teach a small one in a second. */
+/** A base model of loam's own: what a file of short texts teaches a small one in a second. */
 async function baseModel(): Promise<string> {
   const [data, run] = [freshPath(), freshPath()];
-  const input = new URL("fixtures/c4_tiny.parquet", import.meta.url).pathname;
+  const input = new URL("fixtures/texts.parquet", import.meta.url).pathname;
   await succeed("prepare", "--input", input, "--tokenizer=bytes", "--out", data, "--val_fraction=0");
   const shape = ["--n_layer=2", "--n_embd=64", "--n_head=4", "--n_kv_head=2", "--n_inner=128"];
   const steps = ["--max_iters=400", "--save_interval=400", "--learning_rate=0.02", "--weight_decay=0"];
