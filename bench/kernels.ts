@@ -254,7 +254,7 @@ if (import.meta.main) {
     console.log(table([header, ...timings.map(row)]));
     console.log(`${micro_step_ms().toFixed(2)} ms for the calls of a micro-step one after the other`);
     const wall_ms = wallOf(timings);
-    if (wall_ms !== null) {
+    if (wall_ms) { // 0 where all were filtered out
       const share = (100 * wall_ms / micro_step_ms()).toFixed(0);
       console.log(
         `${wall_ms.toFixed(2)} ms is the wall: the roofline of each call; ${share}% of it is reached`,
