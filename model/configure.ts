@@ -182,8 +182,14 @@ function savedConfig<T extends Values>(checkpoint: string, defaults: T, override
       }, which is no variable of train.ts; go on with the train.ts that wrote it`,
     );
   }
-  for (const [name, like] of Object.entries(defaults)) {
-    if (Object.hasOwn(overrides, name) || Object.hasOwn(NOT_KEPT, name) || fits(config[name], like)) continue;
+  const odd = Object.entries(defaults).filter(([name, like]) =>
+    !Object.hasOwn(overrides, name) && !Object.hasOwn(NOT_KEPT, name) && !fits(config[name], like)
+  );
+  const flags = odd.map(([name, like]) => `--${name}=${like}`).join(" ");
+  if (odd.length > 1 && odd.every(([name]) => !Object.hasOwn(config, name))) { // of a version that had fewer variables
+    throw wrong(`config lacks ${odd.map(([name]) => name).join(", ")}; set them: ${flags}`);
+  }
+  for (const [name, like] of odd) {
     const value = JSON.stringify(config[name])?.slice(0, 40) ?? "missing";
     throw wrong(`config.${name} is ${value}, should be a ${typeof like}; set it: --${name}=${like}`);
   }

@@ -600,6 +600,12 @@ Deno.test("a trainer_state.json that was changed is refused", async () => {
     "should be a number; set it: --learning_rate=0.0003";
   assertEquals(await refuse("train", `--resume=${lost}`), message);
   await succeed("train", `--resume=${lost}`, "--learning_rate=0.01", "--max_iters=3");
+  const older = await change(/"schedule": "cosine",([^]*?)"cooldown_iters": 0,/, "$1", true);
+  assertEquals(
+    await refuse("train", `--resume=${older}`),
+    `Cannot resume ${older}/${LAST}: in its trainer_state.json config lacks schedule, cooldown_iters; ` +
+      "set them: --schedule=cosine --cooldown_iters=0",
+  );
   const type = await change(/"learning_rate": 0.01/, '"learning_rate": "0.01"', true);
   assertStringIncludes(
     await refuse("train", `--resume=${type}`),
