@@ -41,7 +41,7 @@ const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 /** Roles of which a template may leave out a part, such as thoughts. */
 const USUAL = ["user", "assistant", "tool"];
 
-/** What marks the beginning and the end of the assistant's words in a text: noncharacters, which no text has. */
+/** What marks the beginning and the end of the assistant's words in a text: noncharacters, which a text should not have. */
 const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
 
 const GENERATION_TAG = /\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}/g;
@@ -131,6 +131,11 @@ export class ChatTemplate {
    */
   renderWithSpans(messages: Message[], options: RenderOptions = {}): Rendered {
     if (this.#marks) {
+      if (/[\uFDD0\uFDD1]/.test(JSON.stringify([messages, options.tools]))) {
+        throw new UserError(
+          "Cannot render a conversation: it has U+FDD0 or U+FDD1, which are no characters and mark here what the assistant says",
+        );
+      }
       const rendered = readMarks(this.#run(messages, options, BEGIN, END));
       this.#requireAll(messages, rendered.text);
       return rendered;

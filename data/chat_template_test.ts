@@ -58,6 +58,15 @@ Deno.test("ChatTemplate.renderWithSpans() gives what transformers takes for the 
   }
 });
 
+Deno.test("renderWithSpans() refuses a text with the marks that it puts around what the assistant wrote", () => {
+  const template = new ChatTemplate(DEFAULT_TEMPLATE, { eos_token: "<eos>" });
+  assertThrows(
+    () => template.renderWithSpans([{ role: "user", content: "\uFDD0\uFDD1Hi\uFDD1\uFDD0" }, HI[1]!]),
+    UserError,
+    "Cannot render a conversation: it has U+FDD0 or U+FDD1, which are no characters",
+  );
+});
+
 Deno.test("the default template ends each turn with the end-of-text token, and tells what the assistant wrote", () => {
   const template = new ChatTemplate(DEFAULT_TEMPLATE, { eos_token: "<eos>" });
   const text = "<|im_start|>user\nHi<eos>\n<|im_start|>assistant\nHo<eos>\n";

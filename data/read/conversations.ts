@@ -75,11 +75,23 @@ function readList(value: unknown, field: string, place: string): Message[] {
       : { role: typeof from === "string" ? ROLES[from] ?? from : from, content: value, ...rest };
     if (typeof role !== "string") throw wrong(`the role of ${name} is ${show(role)}`, "a text");
     const isCall = Array.isArray(more.tool_calls) && (content === null || content === undefined);
-    if (!isCall && typeof content !== "string" && !Array.isArray(content)) {
-      throw wrong(`the content of ${name} is ${show(content)}`, "a text");
+    const text = isCall ? "" : textOf(content);
+    if (text === undefined) {
+      const should = Array.isArray(content) ? 'a text, or parts of type "text"' : "a text";
+      throw wrong(`the content of ${name} is ${show(content)}`, should);
     }
-    return { role, content: (isCall ? "" : content) as string, ...more };
+    return { role, content: text, ...more };
   });
+}
+
+/** The text of a message, which may be in parts: templates made for texts write a list as JSON, or leave it out. */
+function textOf(content: unknown): string | undefined {
+  if (typeof content === "string") return content;
+  const isText = (part: unknown): part is { text: string } =>
+    isObject(part) && part.type === "text" && typeof part.text === "string";
+  return Array.isArray(content) && content.every(isText)
+    ? content.map(({ text }) => text).join("")
+    : undefined;
 }
 
 /** Tools are a list, or the JSON of one, as datasets keep it whose columns have one type. */

@@ -18,6 +18,12 @@ Deno.test("parseConversation() reads the layouts of OpenAI, ShareGPT, and a prom
       { conversations: shareGPT },
       { conversations: messages },
       { messages: JSON.stringify(messages) },
+      {
+        messages: [
+          { role: "user", content: [{ type: "text", text: "H" }, { type: "text", text: "i" }] },
+          { role: "assistant", content: [{ type: "text", text: "Ho" }] },
+        ],
+      },
       { prompt: "Hi", completion: "Ho" },
       { prompt: [user("Hi")], completion: [assistant("Ho")], tools: null },
       { prompt: "Hi", completion: [assistant("Ho")], tools: [] },
@@ -75,6 +81,10 @@ Deno.test("parseConversation() says of what is none where it is, what it has and
   );
   refused({ messages: [{ role: "user" }] }, "the content of messages[0] is missing, should be a text");
   refused({ messages: [{ role: "user", content: 3 }] }, "the content of messages[0] is 3, should be a text");
+  refused(
+    { messages: [{ role: "user", content: [{ type: "image_url" }] }] },
+    'the content of messages[0] is [{"type":"image_url"}], should be a text, or parts of type "text"',
+  );
   refused({ conversations: [{ from: 1, value: "" }] }, "the role of conversations[0] is 1, should be a text");
   refused({ prompt: 1, completion: "x" }, "prompt is 1, should be a list of messages");
   refused({ messages: [user("Hi")], tools: "f" }, 'tools is "f", should be a list of functions');
