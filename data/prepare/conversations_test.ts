@@ -177,7 +177,7 @@ Deno.test("prepare --chat cuts a conversation behind the last answer that fits, 
     await fails(
       dir,
       [...input, "--block_size=20"],
-      'Cannot prepare "DIR/a.jsonl": it has no documents, 2 have a first answer that is longer than --block_size; give files with text',
+      'Cannot prepare "DIR/a.jsonl": it has no documents, 2 have a first answer that ends behind --block_size; use a larger one, which is then that of training',
     );
     const kept = await runPrepare(...input, "--out", `${dir}/c`, "--block_size=88", "--no_cut", "--skip_bad");
     assertEquals([kept.meta.train.documents, kept.meta.left_out.bad], [1, 1]);

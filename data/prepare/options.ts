@@ -164,7 +164,7 @@ export function settle(
 }
 
 function requireDate(date = ""): void {
-  if (date === "" || /^\d{4}-\d\d-\d\d$/.test(date) && !Number.isNaN(Date.parse(date))) return;
+  if (date === "" || /^\d{4}-\d\d-\d\d$/.test(date) && new Date(date).toJSON()?.startsWith(date)) return;
   throw new UserError(`Cannot use --date=${date}: it should be a day, such as 2026-11-30`);
 }
 

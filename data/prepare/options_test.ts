@@ -211,7 +211,7 @@ Deno.test("parseCommand() refuses flags of conversations that have no use", () =
     UserError,
     "Cannot use --no_cut without --block_size: give the one of training, such as --block_size=1024",
   );
-  for (const date of ["today", "2026-13-01", "26-01-01"]) {
+  for (const date of ["today", "2026-13-01", "2026-02-31", "26-01-01"]) {
     assertThrows(
       () => parse([...required, "--chat", `--date=${date}`]),
       UserError,

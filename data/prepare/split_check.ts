@@ -14,12 +14,11 @@ export function splitMistake(
   if (documents === 0) {
     const left_out = [
       ...(empty > 0 ? [`, ${empty} were empty`] : []),
-      ...(too_long > 0 ? [`, ${too_long} have a first answer that is longer than --block_size`] : []),
+      ...(too_long > 0 ? [`, ${too_long} have a first answer that ends behind --block_size`] : []),
       ...(bad > 0 ? [`, ${bad} cannot be read (the first: ${first_bad})`] : []),
     ];
-    return new UserError(
-      `Cannot prepare "${name}": it has no documents${left_out.join("")}; give files with text`,
-    );
+    const advice = too_long > 0 ? "use a larger one, which is then that of training" : "give files with text";
+    return new UserError(`Cannot prepare "${name}": it has no documents${left_out.join("")}; ${advice}`);
   }
   if (train.documents > 0 && (val.documents > 0 || val_fraction === 0)) return undefined;
   if (by_position) {
