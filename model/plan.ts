@@ -45,7 +45,9 @@ export function measureModel(c: LlamaConfig): ModelSize {
     const own = { ...c }, model = init(own), T = c.block_size;
     const parameters = new Parameters(model, { seed: 0, train: false });
     const embeddings = parameters.slots
-      .filter(({ tensor: { shape } }) => shape.length > 1 && shape[0] === paddedVocab(c))
+      .filter((slot) =>
+        slot.tensor.shape.length > 1 && slot.tensor.shape[0] === paddedVocab(c) && !isHidden(slot)
+      )
       .reduce((sum, { size }) => sum + size, 0);
     const idx = fixed([1, T], "i32", "inputs"), targets = fixed([1, T], "i32", "inputs");
     const flops = flopsOf(() => noGrad(() => loss(model, idx, targets, own, { head_chunk: T })));

@@ -71,6 +71,8 @@ Deno.test("measureModel() counts the parameters and FLOPs of gpt-270m as publish
   assertEquals(counts, { parameters: 24 * layer + C + table, embeddings: table });
   const untied = measureModel({ ...GPT_270M, tie_word_embeddings: false });
   assertEquals(untied, { parameters: 24 * layer + C + 2 * table, embeddings: 2 * table, flops_per_token });
+  const odd = measureModel({ ...GPT_270M, vocab_size: 2 * 2816 }); // as many rows as gate_up_proj has
+  assertEquals([odd.parameters, odd.embeddings], [24 * layer + C + 5632 * C, 5632 * C]);
   const matrices = 24 * (layer - 2 * C) + table; // six a weight, and causal attention
   assertEquals(flops_per_token, 6 * matrices + 6 * 24 * 16 * 64 * (2048 + 1));
 });
