@@ -19,9 +19,9 @@ import {
 } from "../runtime/checkpoint.ts";
 import type { Saver } from "../runtime/saver.ts";
 import { readSafetensors, readWeights, type SafetensorsFile, weightsIn } from "../runtime/safetensors.ts";
-import { type AdamW, type LoadValues, Parameters, type Range, type Slot } from "../runtime/optim.ts";
+import { type AdamW, type LoadValues, Parameters, type Range } from "../runtime/optim.ts";
 import { KERNELS, readSums, requireSum, requireSums, type Sums } from "../runtime/sums.ts";
-import { bytesPerElement, named, type Tensor } from "../runtime/tensor.ts";
+import { bytesPerElement, named } from "../runtime/tensor.ts";
 import { json, readJson, readTrainerState } from "../runtime/trainer_state.ts";
 import { device } from "../ffi/library.ts";
 import type { Ranks } from "../dist/ranks.ts";
@@ -30,7 +30,7 @@ import { choicesNow, choicesText } from "./choices.ts";
 import type { Outcome } from "./guard.ts";
 import type { Progress, ProgressConfig } from "./progress.ts";
 import { VERSIONS } from "./report.ts";
-import { type Declared, differences, fileTensors, requireWeights } from "./hf.ts";
+import { declaredBy, differences, fileTensors, requireWeights, unpaddedShape } from "./hf.ts";
 import { configFromHF, configToHF, generationConfig } from "./hf_config.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 import {
@@ -114,10 +114,6 @@ export function modelTensors(parameters: Parameters, c: LlamaConfig): (SavedTens
   });
 }
 
-function declaredBy(parameters: Pick<Slot, "name" | "tensor">[]): Declared[] {
-  return parameters.map(({ name, tensor }) => ({ name, shape: unpaddedShape(tensor) }));
-}
-
 /**
  * Adam's moments, of what Muon updates the first one alone, and the float32 master weights where the weights are bfloat16, under our own names, without padding: the
  * ranges in `wanted`, which this rank must have. To save, its part of them: the other ranks save theirs.
@@ -136,12 +132,6 @@ export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.par
       return address === undefined ? [] : { ...saved, address, dtype: "f32" as const };
     })
   );
-}
-
-function unpaddedShape(tensor: Tensor): number[] {
-  const init = tensor.buf.init!;
-  const rows = "rows" in init && init.rows ? init.rows : tensor.shape[0]!;
-  return [rows, ...tensor.shape.slice(1)];
 }
 
 /**

@@ -5,6 +5,7 @@ import { Buffer } from "node:buffer";
 import { UserError } from "../base/errors.ts";
 import { requireTensors } from "../runtime/checkpoint.ts";
 import type { SafetensorsFile } from "../runtime/safetensors.ts";
+import type { Tensor } from "../runtime/tensor.ts";
 import { ownSettings } from "./hf_config.ts";
 import { type LlamaConfig, VARIANT } from "./llama.ts";
 
@@ -84,6 +85,18 @@ export function hfShape(tensor: HFTensor): number[] {
 
 /** A parameter as a model declares it: its dot path, and its shape without padding. */
 export type Declared = { name: string; shape: readonly number[] };
+
+/** That of each of some parameters. */
+export function declaredBy(parameters: { name: string; tensor: Tensor }[]): Declared[] {
+  return parameters.map(({ name, tensor }) => ({ name, shape: unpaddedShape(tensor) }));
+}
+
+/** The shape of a parameter as files have it, without the rows that pad a vocabulary. */
+export function unpaddedShape(tensor: Tensor): number[] {
+  const init = tensor.buf.init!;
+  const rows = "rows" in init && init.rows ? init.rows : tensor.shape[0]!;
+  return [rows, ...tensor.shape.slice(1)];
+}
 
 /** One tensor of model.safetensors: elements of our parameter `ours` from element `first` on. */
 export type FileTensor = { name: string; shape: number[]; ours: string; first: number };

@@ -11,6 +11,7 @@ import { backward, endStep, flopsOf, noGrad, withOwnTape } from "../runtime/tape
 import { fixed } from "../runtime/tensor.ts";
 import { forgetMemory, memoryByKind, withOwnMemory } from "../runtime/memory.ts";
 import { keepsApart } from "./documents.ts";
+import { declaredBy, fileTensors } from "./hf.ts";
 import { trainsOf } from "./trained.ts";
 import type { Larger } from "./presets.ts";
 import { init, type LlamaConfig, loss, paddedVocab, RECOMPUTE, type Recompute } from "./llama.ts";
@@ -97,10 +98,15 @@ export function planShared(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
     return {
       exchanged: (bytes + 8 * divided.reduce((sum, { from, to }) => sum + to - from, 0)) * (world_size - 1) /
         world_size,
-      model: element * p.count(c.lora ? p.trained : p.slots),
-      optimizer: (act === "bf16" ? 12 : 8) * p.count(p.trained) - 4 * p.count(hidden),
+      model: element * elements(fileTensors(declaredBy(c.lora ? p.trained : p.slots), c)),
+      optimizer: (act === "bf16" ? 12 : 8) * elements(declaredBy(p.trained)) -
+        4 * elements(declaredBy(hidden)),
     };
   });
+}
+
+function elements(tensors: { shape: readonly number[] }[]): number {
+  return tensors.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b), 0);
 }
 
 /** Runs f on a device that only counts, also where a step has failed half-way: its tape and memory stay as they are. */
