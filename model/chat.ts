@@ -131,8 +131,9 @@ async function hear(chat: Chat, { text, isQuoted }: Typed): Promise<"exit" | voi
   if (command === "/help") return console.error(COMMANDS);
   if (command === "/reset" && !rest) return chat.reset();
   if (command === "/system") return chat.reset(rest);
+  const shown = text.length > 80 ? `${text.slice(0, 80)}...` : text;
   throw new UserError(
-    `Cannot do ${text}: there are /reset, /system TEXT, /exit and /help; for a message that begins with / write """${text}"""`,
+    `Cannot do ${shown}: there are /reset, /system TEXT, /exit and /help; for a message that begins with / write """${shown}"""`,
   );
 }
 

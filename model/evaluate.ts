@@ -66,7 +66,7 @@ async function meanLoss(
     if (await isAsked()) return undefined;
   }
   const [total, count] = await ranks.sum(sum, windows) as [number, number];
-  return count === 0 ? 0 : total / count;
+  return total / count; // of which there are some: makeParts() has looked
 }
 
 /** --eval_only: prints the mean loss over all windows of the val split. */

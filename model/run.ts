@@ -82,6 +82,7 @@ export async function makeParts(
   const evaluates = eval_only || config.eval_interval > 0 && dataset.val.length > 0;
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
+  if (val) requireTrained(config, val);
   const tasks = eval_only || config.eval_interval > 0 ? tasksOf(config.eval_tasks, tokenizer, c) : [];
   const micro_steps = ranks.share(config.gradient_accumulation_steps).length;
   const inputs = new Inputs(batch_size, block_size, micro_steps, keepsApart(config));
@@ -114,6 +115,18 @@ export async function makeParts(
     checkpoint,
     saved,
   };
+}
+
+/** A val_loss over no token would be 0, and the best one. */
+function requireTrained({ data_dir, block_size, eval_batches, eval_only }: RunConfig, val: Loader): void {
+  const batches = Math.min(eval_only ? Infinity : eval_batches, val.n_evalBatches);
+  for (let i = 0; i < batches; i++) {
+    if (val.evalWeight(i) > 0) return;
+  }
+  throw new UserError(
+    `Cannot evaluate on ${data_dir}: no token in the first ${batches} batches of its val split is trained on; ` +
+      `use a larger --block_size than ${block_size} or more --eval_batches, or --eval_interval=0 for no val_loss`,
+  );
 }
 
 /** The tasks in files with commas between their names, in tokens. */

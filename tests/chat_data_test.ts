@@ -2,7 +2,7 @@
 // transformers makes the tokens and the mask of it that the model was trained on.
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { openDataset, readTokens, TRAINED } from "../data/bins.ts";
-import { checkpointOf, freshPath, SMALL, succeed } from "./testing.ts";
+import { checkpointOf, freshPath, list, refuse, SMALL, succeed } from "./testing.ts";
 
 const GOLDEN = new URL("golden/chat", import.meta.url).pathname;
 const PYTHON = Deno.env.get("LOAM_PYTHON");
@@ -45,6 +45,31 @@ Deno.test("the chat template of a dataset is in the checkpoint, in its GGUF, and
   const shape = SHORT.filter((flag) => !/--n_|--head_dim/.test(flag));
   await succeed("train", `--data_dir=${plain}`, `--out_dir=${out}`, `--init_from=${checkpoint}`, ...shape);
   assertEquals(Deno.readTextFileSync(`${out}/checkpoints/${checkpointOf(3)}/${name}`), source);
+});
+
+Deno.test("train refuses to evaluate on windows in which nothing is trained on: their loss of 0 would be the best", async () => {
+  const [data, out] = [freshPath(), freshPath()], file = `${data}.jsonl`;
+  const rows = Array.from(
+    { length: 8 },
+    (_, i) => ({ prompt: `${i} ${"why? ".repeat(200)}`, completion: "So." }),
+  );
+  Deno.writeTextFileSync(file, rows.map((row) => JSON.stringify(row)).join("\n"));
+  await succeed(
+    "prepare",
+    "--chat",
+    `--input=${file}`,
+    `--out=${data}`,
+    "--tokenizer=bytes",
+    "--val_fraction=0.4",
+  );
+  const flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...SMALL, "--max_iters=1", "--eval_interval=1"];
+  assertEquals(
+    await refuse("train", ...flags, "--eval_batches=2"),
+    `Cannot evaluate on ${data}: no token in the first 2 batches of its val split is trained on; ` +
+      "use a larger --block_size than 16 or more --eval_batches, or --eval_interval=0 for no val_loss",
+  );
+  assertEquals(list(out), []);
+  assertMatch(await succeed("train", ...flags, "--eval_batches=1000"), /val [1-9]/);
 });
 
 const APPLY = `

@@ -109,6 +109,8 @@ Deno.test("chat says which template it takes for a model without one, and what a
     refused.stderr,
     /^error: Cannot do \/what: there are \/reset, \/system TEXT, \/exit and \/help; .*"""\/what"""\n$/,
   );
+  const pasted = await chat(strict, `/${"x".repeat(1000)}\n`);
+  assertMatch(pasted.stderr, /^error: Cannot do \/x{79}\.\.\.: there are .*"""\/x{79}\.\.\."""\n$/);
 });
 
 Deno.test("chat refuses flags that make no sense", async () => {
