@@ -115,8 +115,8 @@ export class ChatTemplate {
   }
 
   /**
-   * The text of a conversation. Throws UserError with the template's own reason if it refuses the messages, and for a role that
-   * it leaves out without a word.
+   * The text of a conversation. Throws UserError with the template's own reason if it refuses the messages, and for a role or
+   * a call that it leaves out without a word.
    */
   render(messages: Message[], options: RenderOptions = {}): string {
     const text = this.#run(messages, options, "", "");
@@ -174,10 +174,10 @@ export class ChatTemplate {
     const lost = messages.find(({ role, content }) =>
       !USUAL.includes(role) && typeof content === "string" && !text.includes(content.trim())
     );
-    if (lost === undefined) return;
-    throw new UserError(
-      `Cannot render a conversation: its template leaves out the role ${JSON.stringify(lost.role)}`,
-    );
+    const call = messages.flatMap(callsOf).find((name) => !text.includes(name));
+    if (lost === undefined && call === undefined) return;
+    const what = lost === undefined ? `the call of ${call}` : `the role ${JSON.stringify(lost.role)}`;
+    throw new UserError(`Cannot render a conversation: its template leaves out ${what}`);
   }
 
   #run(messages: Message[], options: RenderOptions, begin: string, end: string): string {
@@ -289,6 +289,12 @@ function readMarks(marked: string): Rendered {
     else if (text.length > from) spans.push([from, text.length]);
     at = end + END.length;
   }
+}
+
+/** The names of the functions that a message calls. */
+function callsOf({ tool_calls }: Message): string[] {
+  if (!Array.isArray(tool_calls)) return [];
+  return tool_calls.map((call) => (call?.function ?? call)?.name).filter((name) => typeof name === "string");
 }
 
 function reasonOf(error: unknown): string {

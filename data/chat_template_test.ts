@@ -58,6 +58,21 @@ Deno.test("ChatTemplate.renderWithSpans() gives what transformers takes for the 
   }
 });
 
+Deno.test("ChatTemplate refuses a call that the template leaves out", () => {
+  const tool_calls = [{ type: "function", function: { name: "weather", arguments: "{}" } }];
+  const called: Message = { role: "assistant", content: "", tool_calls };
+  const template = new ChatTemplate(DEFAULT_TEMPLATE, { eos_token: "<eos>" });
+  for (const calling of [called, { ...called, tool_calls: [{ name: "weather" }] }]) {
+    assertThrows(
+      () => template.renderWithSpans([HI[0]!, calling]),
+      UserError,
+      "Cannot render a conversation: its template leaves out the call of weather",
+    );
+  }
+  template.renderWithSpans([HI[0]!, { ...called, content: "weather()" }]);
+  template.renderWithSpans([HI[0]!, { ...called, tool_calls: [] }]);
+});
+
 Deno.test("renderWithSpans() refuses a text with the marks that it puts around what the assistant wrote", () => {
   const template = new ChatTemplate(DEFAULT_TEMPLATE, { eos_token: "<eos>" });
   assertThrows(
