@@ -4,11 +4,11 @@ import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import { oneLine, visible } from "../base/visible.ts";
 import { readTasks, type Task } from "../data/tasks.ts";
-import { openTokenizer } from "../data/tokenizer.ts";
 import { free } from "../ffi/library.ts";
-import { loadModel, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
+import { resolveCheckpoint } from "../runtime/checkpoint.ts";
+import { loadModel, storedConfig, tokenizerFor, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
 import { openDevice, requireDevice } from "./device.ts";
-import { cutsOf, METRICS, prepareTask, type Score, scoreTasks } from "./tasks.ts";
+import { cutsOf, METRICS, type PreparedTask, prepareTask, type Score, scoreTasks } from "./tasks.ts";
 
 const defaults = {
   checkpoint: [] as string[], // run directories, checkpoints or model directories of Hugging Face: each has a column
@@ -52,26 +52,28 @@ export async function main(args: string[]): Promise<void> {
     ({ ...task, items: task.items.slice(0, o.limit ?? Infinity) }) as Task
   );
   requireDevice(o.device);
+  const prepared = new Map<string, PreparedTask[]>(); // of all models before the first is scored, which may take hours
+  for (const checkpoint of o.checkpoint) prepared.set(checkpoint, await prepare(checkpoint, tasks));
   openDevice(o.device);
   const results: Result[] = [];
-  for (const checkpoint of new Set(o.checkpoint)) {
+  for (const [checkpoint, tasks] of prepared) {
     results.push(...await evaluate(checkpoint, tasks, o.dtype as WeightType));
   }
   console.log(o.json ? visible(JSON.stringify({ results })) : tableOf(results));
 }
 
+/** Tasks in tokens of a model that is not loaded yet. */
+async function prepare(checkpoint: string, tasks: Task[]): Promise<PreparedTask[]> {
+  const directory = resolveCheckpoint(checkpoint), config = storedConfig(directory);
+  const tokenizer = await tokenizerFor("evaluate", directory, config);
+  return tasks.map((task) => prepareTask(task, tokenizer, config));
+}
+
 /** Loads a model, scores it and frees its weights. Warns of contexts that it cannot see whole. */
-async function evaluate(checkpoint: string, tasks: Task[], dtype: WeightType): Promise<Result[]> {
-  const { model, config, directory, parameters } = loadModel(checkpoint, { dtype });
-  const tokenizer = await openTokenizer(directory);
-  if (tokenizer.vocab_size > config.vocab_size) {
-    throw new UserError(
-      `Cannot evaluate: the tokenizer in ${directory} has ${tokenizer.vocab_size} tokens, the model ${config.vocab_size}`,
-    );
-  }
-  const prepared = tasks.map((task) => prepareTask(task, tokenizer, config));
-  for (const text of cutsOf(prepared, config)) console.error(`warning: ${oneLine(`${checkpoint}: ${text}`)}`);
-  const scores = await scoreTasks(model, config, prepared);
+async function evaluate(checkpoint: string, tasks: PreparedTask[], dtype: WeightType): Promise<Result[]> {
+  const { model, config, parameters } = loadModel(checkpoint, { dtype });
+  for (const text of cutsOf(tasks, config)) console.error(`warning: ${oneLine(`${checkpoint}: ${text}`)}`);
+  const scores = await scoreTasks(model, config, tasks);
   free(parameters.weights.address);
   return scores!.map((score) => ({ checkpoint, ...score }));
 }

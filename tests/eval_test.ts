@@ -288,4 +288,9 @@ Deno.test("eval says what it cannot use", async () => {
     await refused(`--checkpoint=${file}x`, CHOICES),
     `Cannot find a checkpoint in ${file}x`,
   );
+  Deno.writeTextFileSync(file, JSON.stringify({ context: "a".repeat(1000), choices: ["b", "c"], label: 0 }));
+  assertStringIncludes( // before the first model is scored, which would be warned of
+    await refused(`--checkpoint=${own}`, `--checkpoint=${file}x`, file),
+    `Cannot find a checkpoint in ${file}x`,
+  );
 });
