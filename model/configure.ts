@@ -273,7 +273,7 @@ function checkConfig<T extends RunVariables>(config: T, ranges: Ranges<T>, world
   const { schedule, warmup_iters, cooldown_iters, max_iters } = config, cooldown = cooldownOf(config);
   if (cooldown_iters > 0 && schedule !== "wsd") {
     throw new UserError(
-      `Cannot use cooldown_iters ${cooldown_iters} with schedule ${schedule}: only wsd has a cooldown; set --schedule=wsd, or leave it out`,
+      `Cannot use cooldown_iters ${cooldown_iters} with schedule ${schedule}: only wsd has a cooldown; set --schedule=wsd or --cooldown_iters=0`,
     );
   }
   if (schedule === "wsd" && warmup_iters + cooldown > max_iters) {

@@ -5,6 +5,7 @@ import { Loader } from "../data/loader.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { chooseDevice, memoryUse, open, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
+import { LEAST_KEPT } from "../runtime/checkpoint.ts";
 import { peakFlops } from "../runtime/peak.ts";
 import { describeStored } from "./checkpoint.ts";
 import { type DeviceSettings, openAndDescribe } from "./device.ts";
@@ -143,14 +144,18 @@ function exchange({ exchanged }: Shared): string {
 
 /** How large checkpoints are, and how long the slowest rank, the first one, writes its part. */
 function saving({ model, optimizer }: Shared, s: DryRunSettings): string {
-  const { world_size = 1, keep_checkpoints } = s, part = optimizer / world_size;
+  const { world_size = 1 } = s, part = optimizer / world_size;
   const parts = world_size > 1
     ? ` by rank 0, optimizer ${formatBytes(optimizer)}, ${formatBytes(part)} by each rank`
     : `, optimizer ${formatBytes(optimizer)}`;
   return `a checkpoint has ${formatBytes(model + optimizer)}: model ${
     formatBytes(model)
   }${parts}; written in ` +
-    `${formatTime((model + part) / DISK)} at 1 GB/s a rank; ${keep_checkpoints} and the best are kept`;
+    `${formatTime((model + part) / DISK)} at 1 GB/s a rank; ${newestKept(s)} and the best are kept`;
+}
+
+function newestKept({ keep_checkpoints }: Pick<DryRunSettings, "keep_checkpoints">): number {
+  return Math.max(LEAST_KEPT, keep_checkpoints);
 }
 
 function formatTime(seconds: number): string {
@@ -220,7 +225,7 @@ export function costs(
   const all = s.max_iters * tokens, enough = CHINCHILLA * parameters, { world_size = 1 } = s;
   const saved = s.save_interval > 0 ? Math.ceil(s.max_iters / s.save_interval) : 0,
     hasBest = evaluates && s.eval_interval > 0;
-  const kept = Math.min(saved, s.keep_checkpoints + Number(hasBest));
+  const kept = Math.min(saved, newestKept(s) + Number(hasBest));
   const needed = Object.values(memory).reduce((a, b) => a + b, 0);
   const by = world_size > 1 ? `, ${world_size} ranks with ${LINKS[1][0]}` : "";
   const rows = [

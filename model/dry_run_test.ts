@@ -57,6 +57,10 @@ Deno.test("costs() counts the checkpoints that stay: the newest, and the best wh
     disk({ save_interval: 100, eval_interval: 0 }),
     "30 MB 3 of 30 checkpoints of 9.9 MB are kept",
   );
+  assertEquals(
+    disk({ save_interval: 100, keep_checkpoints: 1, eval_interval: 0 }),
+    "20 MB 2 of 30 checkpoints of 9.9 MB are kept", // the one before the newest stays too
+  );
   assertEquals(disk({ save_interval: 2900 }), "20 MB 2 of 2 checkpoints of 9.9 MB are kept"); // the last step is saved too
   assertEquals(disk({ save_interval: 0 }), "0.0 kB 0 of 0 checkpoints of 9.9 MB are kept");
 });

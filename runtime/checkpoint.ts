@@ -259,7 +259,8 @@ export function settle(runDir: string, state: TrainerState | undefined, keep: nu
   for (const name of old) removeTree(`${parent}/${HALF}${name}`);
 }
 
-const LEAST_KEPT = 2; // only a later step, which the next checkpoint is saved after, shows that the weights of one compute
+/** So many of the newest checkpoints stay at least. */
+export const LEAST_KEPT = 2; // only a later step, which the next checkpoint is saved after, shows that the weights of one compute
 const HALF = ".tmp_"; // begins the name of a checkpoint that is being written or removed
 
 /** Writes the file that names a checkpoint, unless it does already; removes it where it would name none. */

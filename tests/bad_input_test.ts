@@ -76,7 +76,7 @@ const mistakes: [string, string][] = [
   ["--schedule=cos", "Cannot use --schedule=cos: it should be cosine, wsd, linear or constant"],
   [
     "--cooldown_iters=5",
-    "Cannot use cooldown_iters 5 with schedule cosine: only wsd has a cooldown; set --schedule=wsd, or leave it out",
+    "Cannot use cooldown_iters 5 with schedule cosine: only wsd has a cooldown; set --schedule=wsd or --cooldown_iters=0",
   ],
   ["--eps=0", "Cannot use --eps=0: it should be a number of at least 1e-30"],
   ["--beta1=1", "Cannot use --beta1=1: it should be a number from 0 to 0.999999"],
