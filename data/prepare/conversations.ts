@@ -3,10 +3,10 @@ import { Buffer } from "node:buffer";
 import { dirname } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { isFile, lookedIn } from "../../base/files.ts";
-import { ChatTemplate, DEFAULT_TEMPLATE } from "../chat_template.ts";
+import { ChatTemplate, DEFAULT_TEMPLATE, type Rendered } from "../chat_template.ts";
 import { endOfLine, parseConversation } from "../read/conversations.ts";
 import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
-import { RenderedEncoder } from "../tokenizers/rendered.ts";
+import { type EncodedConversation, RenderedEncoder } from "../tokenizers/rendered.ts";
 
 /** What decides how conversations are encoded: the flags of the same names. */
 export type ChatOptions = {
@@ -40,15 +40,8 @@ export function openTemplate(
   return own.withSource(Deno.readTextFileSync(chat_template), `"${chat_template}"`);
 }
 
-/** A conversation in tokens. */
-export type Encoded = {
-  /** Its ids, the template's special tokens among them. */
-  ids: Uint32Array;
-  /** For each id 1 where it is trained on, else 0. */
-  mask: Uint8Array;
-  /** Bytes of its text. */
-  bytes: number;
-};
+/** A conversation in tokens, and the bytes of its text. */
+export type Encoded = EncodedConversation & { bytes: number };
 
 /** Encodes conversations. */
 export class ConversationEncoder {
@@ -104,12 +97,7 @@ export class ConversationEncoder {
   }
 
   /** What of a conversation fits, up to the end of an answer. */
-  #cut(
-    { ids, mask }: Encoded,
-    { text, spans }: { text: string; spans: [number, number][] },
-    most: number,
-    place: string,
-  ) {
+  #cut({ ids, mask }: Encoded, { text, spans }: Rendered, most: number, place: string): Encoded | undefined {
     if (this.#options.no_cut) {
       throw new UserError(
         `Cannot read ${place}: it has ${ids.length} tokens, ${most} fit into a window of --block_size=${

@@ -100,7 +100,7 @@ export class RenderedEncoder {
   #push(id: number, from: number, to: number, places: number[]): void {
     this.#ids.push(id);
     this.#reserve();
-    this.#mask[this.#ids.length - 1] = isIn(places, from, to);
+    this.#mask[this.#ids.length - 1] = Number(spansAt(places, from, to).length > 0);
   }
 
   /** Makes room in the mask for each id. */
@@ -114,19 +114,11 @@ export class RenderedEncoder {
 
 const utf8 = new TextEncoder();
 
-/** The spans that have a byte in common with [from, to). */
+/** The spans that have a byte in common with [from, to): where they begin and end in turn, as places has it of all. */
 function spansAt(places: number[], from: number, to: number): number[] {
   const near: number[] = [];
   for (let i = 0; i + 1 < places.length && places[i]! < to; i += 2) {
     if (places[i + 1]! > from) near.push(places[i]!, places[i + 1]!);
   }
   return near;
-}
-
-/** 1 where bytes [from, to) have one in common with a span: places are where these begin and end, in turn. */
-function isIn(places: number[], from: number, to: number): 0 | 1 {
-  for (let i = 0; i + 1 < places.length; i += 2) {
-    if (from < places[i + 1]! && to > places[i]!) return 1;
-  }
-  return 0;
 }
