@@ -6,7 +6,6 @@ import { isDirectory, isFile, noDirectory } from "../base/files.ts";
 import { resolveCheckpoint } from "../runtime/checkpoint.ts";
 import { json, readJson } from "../runtime/trainer_state.ts";
 import { storedConfig } from "./checkpoint.ts";
-import { allEnds } from "./conversations.ts";
 import type { LlamaConfig } from "./llama.ts";
 
 /** Those that the model itself has. */
@@ -83,7 +82,7 @@ export async function tokenizerOfModel(
     : eot !== own.eot
     ? `texts end with token ${eot} in the data and with ${own.eot} for the model`
     : dataTokenizer && differenceOf(dataTokenizer, own);
-  if (different === undefined) return withChats(directory, own, template);
+  if (different === undefined) return await withChats(directory, own, template);
   throw new UserError(
     `${cannot} on ${dir}: ${different}; prepare the data with its tokenizer: --tokenizer ${directory}`,
   );
@@ -93,7 +92,12 @@ export async function tokenizerOfModel(
  * The tokenizer of a directory, whose files are also what lies there of how the model talks: the template of chats, or the one
  * that its data was made with, and generation_config.json with every token that ends a text, that of an answer too.
  */
-function withChats(directory: string, tokenizer: Tokenizer, ofData: string | undefined): Tokenizer {
+async function withChats(
+  directory: string,
+  tokenizer: Tokenizer,
+  ofData: string | undefined,
+): Promise<Tokenizer> {
+  const { allEnds } = await import("./conversations.ts"); // and a parser of Jinja, which no other run needs
   const generation = "generation_config.json", template = `${directory}/chat_template.jinja`;
   const path = `${directory}/${generation}`, settings = isFile(path) ? readJson(path) : {};
   const ends = allEnds(directory, tokenizer, ofData), eos_token_id = ends.length === 1 ? ends[0] : ends;
