@@ -96,9 +96,10 @@ export function record(
   flopsRun += entry.flops;
   if (debug.on) afterForward(entry);
   if (read) { for (const { buf } of inputs) if (buf.init) read.add(buf); }
-  const isNeeded = inputs.some((t) => t.buf.needsGrad) ||
-    Array.from(entry.reads).some((buf) => buf.needsGrad);
-  if (!recording || !isNeeded) return out;
+  if (!recording) return out;
+  if (!inputs.some((t) => t.buf.needsGrad) && !Array.from(entry.reads).some((buf) => buf.needsGrad)) {
+    return out;
+  }
   if (!entry.inPlace) { for (const t of inputs) t.buf.uses++; }
   out.buf.needsGrad = true;
   tape.push(entry);
