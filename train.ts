@@ -29,9 +29,9 @@ import { learningRate, SCHEDULES } from "./runtime/schedule.ts";
 import { backward, beginMasks, endStep } from "./runtime/tape.ts";
 import { ServerBeside } from "./serve/beside.ts";
 
-/** Every variable of a run. --name=value overrides one; --preset=tiny|small|gpt-270m overrides several. */
+/** Every variable of a run. --name=value overrides one; --preset=NAME overrides several (model/presets.ts). */
 export const variables = {
-  preset: "", // "" = gpt-270m on a GPU, tiny on a CPU
+  preset: "", // "" = gpt-270m on a GPU, tiny on a CPU; with --init_from finetune, with --lora_rank lora
   device: "", // cuda or cpu; "" = cuda if its library is built and a GPU answers, else cpu
   data_dir: "data/demo", // made by deno task prepare; a mix: data/fineweb:0.8,data/code:0.2
   verify_data: true, // compare the sha256 of each shard with meta.json at start, once a machine, at 1 to 2 GB/s a core
@@ -71,7 +71,7 @@ export const variables = {
   weight_decay: 0.1, // on matrices, never on norms
   grad_clip: 1.0, // 0 = off
   train: "", // weights to train, such as layers.*.qkv_proj,layers.*.o_proj; the others are frozen; "" = all
-  lora_rank: 0, // LoRA: columns of the adapters that are trained beside the weights of --init_from, which are frozen; 0 = off
+  lora_rank: 0, // LoRA: rank of the adapters that are trained beside the weights of --init_from, which are frozen; 0 = off
   lora_alpha: 32, // what an adapter adds is multiplied by lora_alpha / lora_rank
   lora_targets: "qkv_proj,o_proj,gate_up_proj,down_proj", // matrices that get one
   max_skipped: 10, // stop after so many non-finite steps in a row

@@ -176,9 +176,9 @@ export class Loader {
   }
 
   /**
-   * Fills x and y, and starts as trainBatch(), with windows index * B, index * B + 1, ... in file order, the same every time. The datasets
-   * of a mix take turns, window by window, until each has none left: the first batches hold some of each, all batches
-   * hold all. Returns how many rows are windows. In the last batch there may be fewer than B: the rows after them
+   * Fills x and y, and starts as trainBatch(), with windows index * B, index * B + 1, ... in file order, the same every
+   * time. The datasets of a mix take turns, window by window, until each has none left: the first batches hold some of
+   * each, all batches hold all. Returns how many rows are windows. In the last batch there may be fewer than B: the rows after them
    * repeat its last window, and the caller leaves them out of the loss (sums the first rows * T losses, or sets their
    * targets to -1). Throws UserError as TokenSource.gather().
    */

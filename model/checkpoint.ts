@@ -115,8 +115,9 @@ export function modelTensors(parameters: Parameters, c: LlamaConfig): (SavedTens
 }
 
 /**
- * Adam's moments, of what Muon updates the first one alone, and the float32 master weights where the weights are bfloat16, under our own names, without padding: the
- * ranges in `wanted`, which this rank must have. To save, its part of them: the other ranks save theirs.
+ * Adam's moments, of what Muon updates the first one alone, and the float32 master weights where the weights are bfloat16, under
+ * our own names, without padding: the ranges in `wanted`, which this rank must have. To save, its part of them: the other ranks
+ * save theirs.
  */
 export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.parameters.part): SavedTensor[] {
   const p = optimizer.parameters;
@@ -135,8 +136,8 @@ export function optimizerTensors(optimizer: AdamW, wanted: Range = optimizer.par
 }
 
 /**
- * The small files of a model directory, or of adapters for a base, with those of its tokenizer if it has one. All say the same of the tokens that the
- * texts that it was trained on began and ended with.
+ * The small files of a model directory, or of adapters for a base, with those of its tokenizer if it has one. All say the same
+ * of the tokens that the texts that it was trained on began and ended with.
  */
 function modelFiles(
   parameters: Parameters,

@@ -6,7 +6,8 @@ import { named } from "../runtime/tensor.ts";
 
 /**
  * Whether a weight is among those that --train lists, such as "layers.*.qkv_proj,norm": dot paths of model/llama.ts, in which a
- * star is any part between dots. Undefined for "", which is all; where there are adapters, they alone. Throws UserError for a name that no weight has.
+ * star is any part between dots. Undefined for "", which is all; where there are adapters, they alone. Throws UserError for a
+ * name that no weight has.
  */
 export function trainsOf(model: unknown, list: string): ((name: string) => boolean) | undefined {
   const names = named(model).map(([name]) => name);

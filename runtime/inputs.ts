@@ -22,7 +22,8 @@ export class Inputs {
     this.idx = fixed([B, T], "i32", "inputs");
     this.targets = fixed([B, T], "i32", "inputs");
     this.starts = apart ? fixed([B, T], "i32", "inputs") : undefined;
-    const direct = { x: this.idx.address, y: this.targets.address, starts: this.starts?.address ?? 0n }; // on the CPU, host memory is device memory
+    // On the CPU, host memory is device memory.
+    const direct = { x: this.idx.address, y: this.targets.address, starts: this.starts?.address ?? 0n };
     const pin = () => allocateHost(this.idx.bytes);
     const pinned = () => ({ x: pin(), y: pin(), starts: apart ? pin() : 0n });
     this.#host = device.library === "cpu" ? [direct] : Array.from({ length: 2 * micro_steps }, pinned);
