@@ -236,6 +236,7 @@ export async function train(args: string[]): Promise<void> {
   const known = await tokenizerOf(dataset);
   const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
   if (config.dry_run) {
+    if (config.init_from) config.init_from = from; // of a run that goes on: where it began may be gone
     return await dryRun(config, config.ranks || world.world_size, larger, c, dataset, tokenizer);
   }
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });

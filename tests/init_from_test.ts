@@ -45,6 +45,8 @@ Deno.test("train --init_from begins with the weights and the shape of a director
     await refuse("train", `--resume=${out}`, ...again, "--init_from=other"),
     "Cannot set init_from with --resume: the run",
   );
+  const planned = await succeed("train", `--resume=${out}`, ...again, "--dry_run");
+  assertStringIncludes(planned, `\nfrom   ${first}: llama, weights of F32\n`);
   await succeed("train", `--resume=${out}`, ...again);
   assertEquals(metrics(out).map(({ step, lr }) => [step, lr]), [[1, 0], [2, 0.004], [3, 0.006]]);
   assertEquals(list(`${out}/checkpoints`), ["step_000001", "step_000002", "step_000003"]);
