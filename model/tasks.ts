@@ -4,6 +4,7 @@ import { UserError } from "../base/errors.ts";
 import { GPT_2_VOCABULARY, type Task } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { copyToDevice, logprobs } from "../ffi/library.ts";
+import { ALONE } from "../runtime/checkpoint.ts";
 import { release } from "../runtime/memory.ts";
 import type { StepMetrics } from "../runtime/metrics.ts";
 import { embedding } from "../runtime/ops.ts";
@@ -33,8 +34,6 @@ export type Sharing = {
   world_size: number;
   sum: (...values: number[]) => Promise<number[]>;
 };
-
-const ALONE: Sharing = { rank: 0, world_size: 1, sum: (...values) => Promise.resolve(values) };
 
 /** Tokens, and those behind them whose probability is asked for. */
 export type Pair = { context: number[]; continuation: number[] };
