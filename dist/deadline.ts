@@ -23,13 +23,12 @@ export function within<T>(
   try {
     return f();
   } finally {
-    standing
-      ? endAfter(Math.max(1, standing.end_ms - performance.now()), TRY_AGAIN, standing.line)
-      : endAfter(0, 0, "");
+    if (standing) endAfter(Math.max(1, standing.end_ms - performance.now()), TRY_AGAIN, standing.line);
+    else endAfter(0, 0, "");
   }
 }
 
-let standing: { end_ms: number; line: string } | undefined;
+let standing: { end_ms: number; line: string } | undefined; // of queueing()
 
 /**
  * Ends the process in the same way where what it returns is not disposed of in time: for work that is queued behind what waits for
