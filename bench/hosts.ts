@@ -27,21 +27,10 @@ export class Hosts implements Disposable {
       for (let i = 0; !this.names.every(hasCable); i++) {
         if (i === 100) throw new UserError("Cannot make two hosts: there is no cable; it wants /dev/net/tun");
       }
-    } else {call(
-        "ip",
-        "link",
-        "add",
-        "cable",
-        "netns",
-        a,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "cable",
-        "netns",
-        b,
-      );}
+    } else {
+      const veth = ["type", "veth", "peer", "name", "cable", "netns", b];
+      call("ip", "link", "add", "cable", "netns", a, ...veth);
+    }
     this.names.forEach((name, i) => {
       call("ip", "-n", name, "addr", "add", `${this.addresses[i]}/24`, "dev", "cable");
       if (wire) call("ip", "netns", "exec", name, "sh", "-c", `echo 0 > ${SLOW_START}`); // as long links want it

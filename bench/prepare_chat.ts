@@ -33,7 +33,7 @@ const UNMARKED = "{%- for message in messages %}\n" +
 type Rate = { template: string; workers: number; text: number[]; chat: number[]; ratio: number };
 
 /** What is in the JSON file. */
-export type Report = Head & { text_bytes: number; conversations: number; rates: Rate[] };
+export type Report = Head & { conversations: number; rates: Rate[] };
 
 if (import.meta.main) {
   await runMain(async (args) => {
@@ -57,11 +57,9 @@ async function main(o: Options): Promise<void> {
     const conversations = await makeConversations(o);
     const lines = conversations.map((messages) => JSON.stringify({ messages }));
     Deno.writeTextFileSync(`${dir}/chat.jsonl`, lines.join("\n"));
-    let text_bytes = 0;
     for (const [name, source] of [["with generation", DEFAULT_TEMPLATE], ["without", UNMARKED]] as const) {
       const template = new ChatTemplate(source, { eos_token: "<|endoftext|>" });
       const texts = conversations.map((messages) => template.render(messages));
-      text_bytes = texts.reduce((sum, text) => sum + text.length, 0);
       Deno.writeTextFileSync(`${dir}/text.jsonl`, texts.map((text) => JSON.stringify({ text })).join("\n"));
       Deno.writeTextFileSync(`${dir}/template.jinja`, source);
       for (const workers of o.workers.split(",").map(Number)) {
@@ -94,7 +92,7 @@ async function main(o: Options): Promise<void> {
       `${ratio.toFixed(2)}x`,
     ]);
     console.log(table([["template", "workers", "text MB/s", "chat MB/s", "ratio"], ...shown]));
-    const report: Report = { ...head, text_bytes, conversations: conversations.length, rates };
+    const report: Report = { ...head, conversations: conversations.length, rates };
     console.log(`every figure is in ${saveReport(report, `prepare_chat-${head.date}`, o.json)}`);
   } finally {
     Deno.removeSync(dir, { recursive: true });
