@@ -53,7 +53,6 @@ export class ChatTemplate {
   readonly #name: string;
   readonly #program: ReturnType<typeof parse>;
   readonly #marks: boolean;
-  readonly #specialTokens: Record<string, string>;
   readonly #globals = new Environment(); // the variables that are the same for every conversation
 
   /**
@@ -63,7 +62,6 @@ export class ChatTemplate {
   constructor(source: string, specialTokens: Record<string, string>, name = "the chat template") {
     this.source = source;
     this.#name = name;
-    this.#specialTokens = specialTokens;
     for (const [name, value] of Object.entries({ ...GLOBALS, ...specialTokens })) {
       this.#globals.set(name, value);
     }
@@ -86,27 +84,23 @@ export class ChatTemplate {
   }
 
   /**
-   * The template of a tokenizer's directory: chat_template.jinja, or else what tokenizer_config.json has, or else ChatML. Throws
-   * UserError if it is no Jinja.
+   * The template of a tokenizer's directory: chat_template.jinja, or else what tokenizer_config.json has, or else ChatML; or the
+   * source in its place, with the same special tokens. name: what errors call that. Throws UserError if it is no Jinja.
    */
-  static read(dir: string): ChatTemplate {
+  static read(dir: string, source?: string, name?: string): ChatTemplate {
     const file = `${dir}/chat_template.jinja`, path = `${dir}/tokenizer_config.json`;
     const config = isFile(path) ? readConfig(path) : {};
     const tokens = specialTokensOf(config);
+    if (source !== undefined) return new ChatTemplate(source, tokens, name);
     if (isFile(file)) return new ChatTemplate(Deno.readTextFileSync(file), tokens, `"${file}"`);
-    const source = templateOf(config, path);
-    if (source !== undefined) return new ChatTemplate(source, tokens, `the chat_template of "${path}"`);
+    const own = templateOf(config, path);
+    if (own !== undefined) return new ChatTemplate(own, tokens, `the chat_template of "${path}"`);
     if (tokens.eos_token !== undefined) {
       return new ChatTemplate(DEFAULT_TEMPLATE, tokens, "loam's own chat template");
     }
     throw new UserError(
       `Cannot open a chat template in "${dir}": there is none, and no eos_token in tokenizer_config.json for one of loam's own`,
     );
-  }
-
-  /** Another template with the same special tokens. Throws UserError if it is no Jinja. name: what errors call it. */
-  withSource(source: string, name = this.#name): ChatTemplate {
-    return new ChatTemplate(source, this.#specialTokens, name);
   }
 
   /** Whether the template tells the date or the time, so that its text is another one every day. */
@@ -328,7 +322,7 @@ function templateOf({ chat_template }: Record<string, unknown>, path: string): s
   if (chat_template === undefined || chat_template === null) return undefined;
   if (typeof chat_template === "string") return chat_template;
   const named = Array.isArray(chat_template)
-    ? chat_template.find(({ name }) => name === "default")
+    ? chat_template.find((one) => one?.name === "default")
     : undefined;
   if (typeof named?.template === "string") return named.template;
   throw new UserError(

@@ -114,6 +114,9 @@ Deno.test("ChatTemplate.read() takes chat_template.jinja, then tokenizer_config.
     Deno.removeSync(`${dir}/chat_template.jinja`);
     config({ chat_template: 7 });
     assertThrows(rendered, UserError, "its chat_template is 7, should be a text, or a list with one of name");
+    config({ eos_token: "<e>", chat_template: [null] });
+    assertThrows(rendered, UserError, "its chat_template is [null], should be a text, or a list with one of");
+    assertEquals(ChatTemplate.read(dir, "{{ eos_token }} instead").render(HI), "<e> instead");
   }));
 
 Deno.test("ChatTemplate says what is wrong with a template, and why it refuses a conversation", () => {

@@ -29,18 +29,22 @@ export async function openTokenizer(nameOrPath: string): Promise<Tokenizer> {
     return (await import("./tokenizers/tiktoken.ts")).tiktokenTokenizer(nameOrPath);
   }
   if (nameOrPath.endsWith(".pkl")) return (await import("./tokenizers/nano_gpt.ts")).openMetaPkl(nameOrPath);
-  const path = nameOrPath.endsWith(".json") ? nameOrPath : `${nameOrPath}/tokenizer.json`;
-  if (!isFile(path)) {
-    throw new UserError(
-      `Cannot open tokenizer "${nameOrPath}": it is neither ${Object.keys(VOCABULARIES).join(", ")} ` +
-        `nor a tokenizer.json or a directory that holds one${lookedIn(path)}`,
-    );
-  }
+  const path = tokenizerFile(nameOrPath);
   const { loamTokenizerOf, openTokenizerJson, withStartOf } = await import("./tokenizers/hugging_face.ts");
   const known = loamTokenizerOf(path);
   return known !== undefined && known in VOCABULARIES
     ? withStartOf(path, await openTokenizer(known))
     : openTokenizerJson(nameOrPath, path);
+}
+
+/** The tokenizer.json of a path that is one, or of a directory that holds one. Throws UserError where there is none. */
+export function tokenizerFile(nameOrPath: string): string {
+  const path = nameOrPath.endsWith(".json") ? nameOrPath : `${nameOrPath}/tokenizer.json`;
+  if (isFile(path)) return path;
+  throw new UserError(
+    `Cannot open tokenizer "${nameOrPath}": it is neither ${Object.keys(VOCABULARIES).join(", ")} ` +
+      `nor a tokenizer.json or a directory that holds one${lookedIn(path)}`,
+  );
 }
 
 /** Ids 0 to 255 are the bytes of UTF-8, 256 is the end of text. */

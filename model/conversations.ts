@@ -47,8 +47,7 @@ export function openConversations(
  */
 export function allEnds(directory: string, tokenizer: Tokenizer, source?: string): readonly number[] {
   try {
-    const own = ChatTemplate.read(directory);
-    return openConversations(directory, tokenizer, source === undefined ? own : own.withSource(source)).ends;
+    return openConversations(directory, tokenizer, ChatTemplate.read(directory, source)).ends;
   } catch (error) {
     if (error instanceof UserError) return endsOf(directory, tokenizer);
     throw error;

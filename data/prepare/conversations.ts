@@ -5,7 +5,7 @@ import { UserError } from "../../base/errors.ts";
 import { isFile, lookedIn } from "../../base/files.ts";
 import { ChatTemplate, DEFAULT_TEMPLATE, type Rendered } from "../chat_template.ts";
 import { endOfLine, parseConversation } from "../read/conversations.ts";
-import { type Tokenizer, VOCABULARIES } from "../tokenizer.ts";
+import { type Tokenizer, tokenizerFile, VOCABULARIES } from "../tokenizer.ts";
 import { type EncodedConversation, RenderedEncoder } from "../tokenizers/rendered.ts";
 
 /** What decides how conversations are encoded: the flags of the same names. */
@@ -30,14 +30,16 @@ export type ChatOptions = {
 export function openTemplate(
   { tokenizer, chat_template }: Pick<ChatOptions, "tokenizer" | "chat_template">,
 ): ChatTemplate {
-  const own = Object.hasOwn(VOCABULARIES, tokenizer) || tokenizer.endsWith(".pkl")
-    ? new ChatTemplate(DEFAULT_TEMPLATE, { bos_token: "<|endoftext|>", eos_token: "<|endoftext|>" })
-    : ChatTemplate.read(tokenizer.endsWith(".json") ? dirname(tokenizer) : tokenizer);
-  if (chat_template === "") return own;
-  if (!isFile(chat_template)) {
+  const isGiven = chat_template !== "";
+  if (isGiven && !isFile(chat_template)) {
     throw new UserError(`Cannot read "${chat_template}": there is no such file${lookedIn(chat_template)}`);
   }
-  return own.withSource(Deno.readTextFileSync(chat_template), `"${chat_template}"`);
+  const given = isGiven ? [Deno.readTextFileSync(chat_template), `"${chat_template}"`] as const : [] as const;
+  if (!Object.hasOwn(VOCABULARIES, tokenizer) && !tokenizer.endsWith(".pkl")) {
+    return ChatTemplate.read(dirname(tokenizerFile(tokenizer)), ...given);
+  }
+  const [source = DEFAULT_TEMPLATE, name] = given;
+  return new ChatTemplate(source, { bos_token: "<|endoftext|>", eos_token: "<|endoftext|>" }, name);
 }
 
 /** A conversation in tokens, and the bytes of its text. */

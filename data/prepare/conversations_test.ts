@@ -222,6 +222,11 @@ Deno.test("prepare --chat says file, line and reason of what cannot be read, wit
     const out = await runPrepare("--input", `${dir}/a.jsonl`, ...FLAGS, "--skip_bad", "--out", `${dir}/out`);
     assertEquals(out.meta.left_out.bad, 1);
     assert(out.work!.first_bad!.startsWith(`Cannot read ${dir}/a.jsonl:401: it has half of a character`));
+    await assertRejects(
+      () => runPrepare("--input", `${dir}/a.jsonl`, "--chat", "--tokenizer=byte", "--out", `${dir}/c`),
+      UserError,
+      'Cannot open tokenizer "byte": it is neither bytes, ',
+    );
     Deno.writeTextFileSync(`${dir}/b.txt`, "text");
     await assertRejects(
       () => runPrepare("--input", `${dir}/b.txt`, "--chat", "--out", `${dir}/c`),
