@@ -2,6 +2,8 @@
 import { formatBytes, formatCount, formatSeconds, formatShort, table } from "../base/format.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
+import { type Mix, partsOf } from "../data/mix.ts";
+import { CYCLE } from "../data/order.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { chooseDevice, memoryUse, open, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
@@ -55,7 +57,7 @@ export async function dryRun<T extends DryRunSettings>(
   world_size: number,
   larger: Larger<T>[] | undefined,
   c: LlamaConfig,
-  dataset: Dataset,
+  dataset: Dataset | Mix,
   tokenizer: Tokenizer | undefined,
 ): Promise<void> {
   const model = init(c); // refuses what no device computes
@@ -101,8 +103,13 @@ export async function dryRun<T extends DryRunSettings>(
     row("speed", `not measured: ${(error as Error).message}`);
     open("plan");
   }
-  const data = new Loader(tokenSource, dataset, { ...s, vocab_size: c.vocab_size, split: "train" });
-  const facts = { tokens: step, step_s, epoch_tokens: data.n_windows * s.block_size, memory: plan, free };
+  const loaderOf = (dataset: Dataset) =>
+    new Loader(tokenSource, dataset, { ...s, vocab_size: c.vocab_size, split: "train" });
+  const data = loaderOf(dataset);
+  const epochs = partsOf(dataset).map(({ dataset, slots }) => (
+    { dir: dataset.dir, tokens: loaderOf(dataset).n_windows * s.block_size, share: slots / CYCLE }
+  ));
+  const facts = { tokens: step, step_s, epochs, memory: plan, free };
   row("run", "what all of it takes and gives");
   console.log(
     costs(s, {
@@ -198,8 +205,8 @@ export type Costs = {
   tokens: number;
   /** How long a step takes, where that was measured. */
   step_s: number | undefined;
-  /** Trained on in a pass over the data. */
-  epoch_tokens: number;
+  /** Of each dataset of a mix, or of the one that there is: tokens in a pass over it, and its share of a run. */
+  epochs: { dir: string; tokens: number; share: number }[];
   /** Bytes of a checkpoint. */
   checkpoint: number;
   /** Whether there is a best one. */
@@ -220,7 +227,7 @@ export function costs(
     DryRunSettings,
     "max_iters" | "eval_interval" | "save_interval" | "keep_checkpoints" | "init_from" | "world_size"
   >,
-  { tokens, step_s, epoch_tokens, checkpoint, evaluates, memory, free, parameters }: Costs,
+  { tokens, step_s, epochs, checkpoint, evaluates, memory, free, parameters }: Costs,
 ): string {
   const all = s.max_iters * tokens, enough = CHINCHILLA * parameters, { world_size = 1 } = s;
   const saved = s.save_interval > 0 ? Math.ceil(s.max_iters / s.save_interval) : 0,
@@ -235,11 +242,10 @@ export function costs(
       formatTime(step_s * s.max_iters),
       `at ${formatCount(tokens / step_s)} tokens/s${by}; evaluating and saving come to it`,
     ],
-    [
-      "epochs",
-      (all / epoch_tokens).toFixed(all < epoch_tokens ? 2 : 1),
-      `of ${formatShort(epoch_tokens)} tokens`,
-    ],
+    ...epochs.map(({ dir, tokens, share }, i) => {
+      const n = all * share / tokens, of = epochs.length > 1 ? ` in ${oneLine(dir)}` : "";
+      return [i === 0 ? "epochs" : "", n.toFixed(n < 1 ? 2 : 1), `of ${formatShort(tokens)} tokens${of}`];
+    }),
     [
       "disk",
       formatBytes(kept * checkpoint),

@@ -12,7 +12,7 @@ const SETTINGS = {
 const FACTS: Costs = {
   tokens: 2048,
   step_s: 0.2,
-  epoch_tokens: 1_920_000,
+  epochs: [{ dir: "data/a", tokens: 1_920_000, share: 1 }],
   checkpoint: 9.9e6,
   evaluates: true,
   memory: { weights: 3.3e6, step: 95e6 },
@@ -33,6 +33,18 @@ Deno.test("costs() says what a run takes and gives", () => {
       "ratio      7.5  tokens a parameter; Chinchilla's 20 are 16.4M, 8,018 steps",
     ].join("\n"),
   );
+});
+
+Deno.test("costs() counts the epochs of each dataset of a mix, which is gone through by itself", () => {
+  const epochs = [
+    { dir: "data/a", tokens: 1_024_000, share: 0.75 }, // 4,608,000 of 6,144,000 tokens
+    { dir: "data/b", tokens: 20_480_000, share: 0.25 },
+  ];
+  const [, , first, second] = costs(SETTINGS, { ...FACTS, epochs }).split("\n");
+  assertEquals([first, second], [
+    "epochs     4.5  of 1.0M tokens in data/a",
+    "          0.07  of 20.5M tokens in data/b",
+  ]);
 });
 
 /** The figure and the text of a row. */
@@ -69,7 +81,8 @@ Deno.test("costs() leaves open what is not known, and what a model that was trai
   assertEquals(rowOf("time", {}, { step_s: undefined }), "- as no speed was measured");
   assertEquals(rowOf("memory", {}, { free: undefined }), "98 MB as planned; no device is open");
   assertEquals(rowOf("ratio", { init_from: "models/a" }), undefined);
-  assertEquals(rowOf("epochs", {}, { epoch_tokens: 61_440_000 }), "0.10 of 61.4M tokens");
+  const epochs = [{ dir: "data/a", tokens: 61_440_000, share: 1 }];
+  assertEquals(rowOf("epochs", {}, { epochs }), "0.10 of 61.4M tokens");
   assertEquals(
     rowOf("time", { world_size: 64, max_iters: 1_000_000 }, { step_s: 1.5, tokens: 4e6 }),
     "17.4 d at 2,666,667 tokens/s, 64 ranks with one 400G adapter a node; evaluating and saving come to it",
