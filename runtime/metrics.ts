@@ -237,7 +237,7 @@ function writeStdout(text: string): void {
 function painted(text: string): string {
   if (text.startsWith("warning: ")) return `\x1b[33m${text}\x1b[0m`;
   if (!text.startsWith("step ")) return text;
-  return text.replace(/\bval \S+/, "\x1b[1m$&\x1b[0m").replaceAll(" | ", "\x1b[2m | \x1b[0m");
+  return text.replace(/\bval [^\s,]+/, "\x1b[1m$&\x1b[0m").replaceAll(" | ", "\x1b[2m | \x1b[0m");
 }
 
 const UNCAUGHT = ["error", "unhandledrejection"] as const; // what ends a process beside what its main function throws
