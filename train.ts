@@ -1,7 +1,7 @@
 // Trains a Llama. Edit the variables below or set them on the command line: deno task train --preset=small --max_iters=200
 import { runMain, UserError } from "./base/errors.ts";
 import { between, each, help, type Ranges, whole } from "./base/flags.ts";
-import { openDataset, tokenizerOf } from "./data/bins.ts";
+import { openDataset, templateIn, tokenizerOf } from "./data/bins.ts";
 import { openData, verifyShards } from "./data/mix.ts";
 import { joinRanks, Ranks } from "./dist/ranks.ts";
 import { findWorld } from "./dist/world.ts";
@@ -233,7 +233,7 @@ export async function train(args: string[]): Promise<void> {
   if (!isChunkGiven && (config.device || chooseDevice(world.local_rank).name) === "cpu") {
     config.head_chunk = chunkOf(config.head_chunk, c.vocab_size);
   }
-  const known = await tokenizerOf(dataset);
+  const known = await tokenizerOf(dataset, checkpoint && templateIn(checkpoint));
   const tokenizer = config.init_from ? await tokenizerOfModel(from, c, dataset, known) : known;
   if (config.dry_run) {
     if (config.init_from) config.init_from = from; // of a run that goes on: where it began may be gone

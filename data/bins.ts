@@ -4,7 +4,7 @@
 // meta.pkl that names the characters of its first example.
 import { basename, join } from "node:path";
 import { UserError } from "../base/errors.ts";
-import { noDirectory, sha256OfFile } from "../base/files.ts";
+import { isFile, noDirectory, sha256OfFile } from "../base/files.ts";
 import { damaged, type Meta, readMeta, verifyMeta } from "./meta.ts";
 import { openTokenizer, type Tokenizer } from "./tokenizer.ts";
 import { openMetaPkl } from "./tokenizers/nano_gpt.ts";
@@ -170,13 +170,13 @@ export function readTokens(
 }
 
 /**
- * The tokenizer of a dataset, undefined if it is not known. Throws UserError as openTokenizer(), and if the dataset
- * was made with another.
+ * The tokenizer of a dataset, undefined if it is not known. template: of chats, where the dataset has none. Throws UserError as
+ * openTokenizer(), and if the dataset was made with another.
  */
-export async function tokenizerOf(dataset: Dataset): Promise<Tokenizer | undefined> {
+export async function tokenizerOf(dataset: Dataset, template?: string): Promise<Tokenizer | undefined> {
   const { dir, tokenizer: name, vocab_size, bos, eot } = dataset;
   if (name === null) return undefined;
-  const tokenizer = withTemplate(await openTokenizer(name), dataset.template),
+  const tokenizer = withTemplate(await openTokenizer(name), dataset.template ?? template),
     starts = [tokenizer.bos, tokenizer.eot];
   const refuse = (what: string, is: number, should: number) => {
     throw new UserError(
@@ -193,6 +193,12 @@ export async function tokenizerOf(dataset: Dataset): Promise<Tokenizer | undefin
 export function withTemplate(tokenizer: Tokenizer, template: string | undefined): Tokenizer {
   if (template === undefined) return tokenizer;
   return { ...tokenizer, files: (start) => ({ ...tokenizer.files(start), "chat_template.jinja": template }) };
+}
+
+/** The template of chats that was saved with a model. */
+export function templateIn(directory: string): string | undefined {
+  const path = `${directory}/chat_template.jinja`;
+  return isFile(path) ? Deno.readTextFileSync(path) : undefined;
 }
 
 /** The header of a shard. */

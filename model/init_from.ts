@@ -1,5 +1,5 @@
 // --init_from: a new run that begins with the weights of a model directory. Shape and tokenizer are that model's, not variables.
-import { type Dataset, withTemplate } from "../data/bins.ts";
+import { type Dataset, templateIn, withTemplate } from "../data/bins.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { UserError } from "../base/errors.ts";
 import { isDirectory, isFile, noDirectory } from "../base/files.ts";
@@ -98,13 +98,10 @@ async function withChats(
   ofData: string | undefined,
 ): Promise<Tokenizer> {
   const { allEnds } = await import("./conversations.ts"); // and a parser of Jinja, which no other run needs
-  const generation = "generation_config.json", template = `${directory}/chat_template.jinja`;
+  const generation = "generation_config.json";
   const path = `${directory}/${generation}`, settings = isFile(path) ? readJson(path) : {};
   const ends = allEnds(directory, tokenizer, ofData), eos_token_id = ends.length === 1 ? ends[0] : ends;
-  const talking = withTemplate(
-    tokenizer,
-    ofData ?? (isFile(template) ? Deno.readTextFileSync(template) : undefined),
-  );
+  const talking = withTemplate(tokenizer, ofData ?? templateIn(directory));
   const files = (start = tokenizer.bos) => ({
     ...talking.files(start),
     [generation]: json({ ...settings, bos_token_id: start, eos_token_id }),

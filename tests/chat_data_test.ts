@@ -45,6 +45,10 @@ Deno.test("the chat template of a dataset is in the checkpoint, in its GGUF, and
   const shape = SHORT.filter((flag) => !/--n_|--head_dim/.test(flag));
   await succeed("train", `--data_dir=${plain}`, `--out_dir=${out}`, `--init_from=${checkpoint}`, ...shape);
   assertEquals(Deno.readTextFileSync(`${out}/checkpoints/${checkpointOf(3)}/${name}`), source);
+
+  const run = checkpoint.replace(/\/checkpoints.*/, "");
+  await succeed("train", `--resume=${run}`, `--data_dir=${plain}`, "--max_iters=6");
+  assertEquals(Deno.readTextFileSync(`${run}/checkpoints/${checkpointOf(6)}/${name}`), source);
 });
 
 Deno.test("train refuses to evaluate on windows in which nothing is trained on: their loss of 0 would be the best", async () => {
