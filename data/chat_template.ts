@@ -245,8 +245,8 @@ function stripAsPython(node: unknown): void {
   for (const child of Object.values(node)) stripAsPython(child);
 }
 
-/** What Python's strip() takes for blanks. */
-const BLANKS =
+/** What Python's strip() takes for blanks, and its split(). JavaScript knows U+FEFF for one, and neither U+0085 nor U+001C to 1F. */
+export const BLANKS =
   "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a" +
   "\u2028\u2029\u202f\u205f\u3000";
 
@@ -256,7 +256,8 @@ function lstrip(text: string, characters: string | null = BLANKS): string {
   return text.slice(from);
 }
 
-function rstrip(text: string, characters: string | null = BLANKS): string {
+/** Python's rstrip(). */
+export function rstrip(text: string, characters: string | null = BLANKS): string {
   let to = text.length;
   while (to > 0 && (characters ?? BLANKS).includes(text[to - 1]!)) to--;
   return text.slice(0, to);

@@ -1,6 +1,7 @@
 // How well a model does on tasks (data/tasks.ts): which choice it finds likeliest, and how likely it finds texts. Tokens, windows
 // and scores are those of lm-eval.
 import { UserError } from "../base/errors.ts";
+import { BLANKS, rstrip } from "../data/chat_template.ts";
 import { GPT_2_VOCABULARY, type Task } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { copyToDevice, logprobs } from "../ffi/library.ts";
@@ -108,7 +109,8 @@ function ofTexts(
   )
     .map((pair) => ({ pairs: [pair], tally: (logprobs: number[]) => logprobs }));
   const total = (size: (text: string) => number) => texts.reduce((sum, text) => sum + size(text), 0);
-  const words = total((text) => text.split(/\s+/).length),
+  const blanks = new RegExp(`[${BLANKS}]+`); // as lm-eval, which is in Python, has them
+  const words = total((text) => text.split(blanks).length),
     bytes = total((text) => new TextEncoder().encode(text).length);
   const score = ([sum = NaN]: number[]) => ({
     task: name,
@@ -129,7 +131,7 @@ export function cutsOf(tasks: readonly PreparedTask[], { block_size }: LlamaConf
 
 /** A context and what follows it in tokens. Blanks at the end of the context belong to the word behind them. */
 function pairOf(tokenizer: Tokenizer, context: string, continuation: string): Pair {
-  const end = context.trimEnd().length,
+  const end = rstrip(context).length,
     before = context.slice(0, end),
     behind = context.slice(end) + continuation;
   if (before === "") return { context: [tokenizer.bos], continuation: Array.from(tokenizer.encode(behind)) };

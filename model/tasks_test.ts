@@ -193,6 +193,24 @@ Deno.test("prepareTask() refuses a choice that the model cannot see whole, and o
   );
 });
 
+Deno.test("prepareTask() takes for blanks what lm-eval does, whose language is Python", () => {
+  const pairOf = (context: string) => {
+    const item = { place: "", context, choices: ["b", "c"], target_delimiter: " ", label: 0 };
+    const { units } = prepareTask({ name: "a", kind: "questions", items: [item] }, bytes, c);
+    return units[0]!.pairs[0]!;
+  };
+  for (const blank of [" ", "\x85", "\x1c", "\u3000"]) {
+    assertEquals(pairOf(`a${blank}`), { context: [START, ...idsOf("a")], continuation: idsOf(`${blank} b`) });
+  }
+  assertEquals(pairOf("a\ufeff"), { context: [START, ...idsOf("a\ufeff")], continuation: idsOf(" b") });
+  const wordsOf = (text: string) => {
+    const { score } = prepareTask({ name: "a", kind: "texts", items: [{ place: "", text }] }, bytes, c);
+    return 1 / Math.log(score([-1]).word_perplexity!);
+  };
+  const texts = ["hi there", "  lead", "one\x85two three", "a\ufeffb", "a\x1cb c"]; // len(re.split(r"\s+", text))
+  texts.forEach((text, i) => assertAlmostEquals(wordsOf(text), [2, 2, 3, 1, 3][i]!, 1e-9, text));
+});
+
 Deno.test("the score of a model whose logits are not finite is none", async () => {
   const w = model.norm, values = w.toArray();
   writeFloats(w.address, values.map(() => NaN), "act");
