@@ -1415,8 +1415,8 @@ PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, co
 //
 // Every product goes through strip(), TILE_ROWS rows at a time; each strip leaves out what the causal mask hides.
 // Query row m of a block sees key row n of a block where n <= m + shift: shift is position of query 0 - of key 0. Where a row
-// of the batch holds several documents, n >= begins[m] + shift too. Blocks of keys before the document of the first query are
-// left out: the later ones begin no earlier.
+// of the batch holds several documents, n >= begins[m] + shift too. As later queries begin no earlier, blocks of keys before the
+// document of the first one are left out, and the others are for the queries up to the last that sees any of their keys.
 
 enum { BLOCK = 64 };
 
@@ -1538,6 +1538,12 @@ struct Begins {
     first_key = starts[0] / BLOCK * BLOCK;
     begins = of;
   }
+
+  /// How many of the queries, the first ones, see any of a block of keys: later documents begin after it.
+  int64_t rows(int64_t queries, int64_t keys, int64_t shift) const {
+    while (begins && begins[queries - 1] + shift >= keys) queries--;
+    return queries;
+  }
 };
 
 /// In the W queries from m on: the keys that a query does not see get `hidden`; those that none of them sees, from the
@@ -1601,6 +1607,11 @@ static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t 
   }
 }
 
+/// The rows of x (queries, D) from `rows` on become 0: of queries that see none of the first keys.
+static void clear_rows(float* x, int64_t rows, int64_t queries, int64_t D) {
+  memset(x + rows * D, 0, (queries - rows) * D * sizeof(float));
+}
+
 static void scale_row(float* to, const float* x, int64_t D, float factor) {
   for (int64_t d = 0; d < D; d += PIECE) store(to + d, load<piece>(x + d) * factor);
 }
@@ -1629,14 +1640,16 @@ static void attend(float* out, size_t out_row, float* lse, const float* q, size_
   Softmax state;
   const Begins seen(starts, queries, position);
   transpose(scratch.qt, q, q_row, queries, D, 1.0f / sqrtf((float)D));
-  int64_t columns = round_up(queries, W), all_keys = position + queries;
+  int64_t all_keys = position + queries;
   for (int64_t key = seen.first_key; key < all_keys; key += BLOCK) {
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
+    int64_t rows = seen.rows(queries, keys, shift), columns = round_up(rows, W);
     bool again = key > seen.first_key;
     multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);
     online_softmax(&state, scratch.scores, keys, columns, shift, seen.begins);
-    if (again) rescale(scratch.result, state, queries, D);
-    multiply_queries(scratch.result, scratch.scores, v + key * D, keys, queries, D, shift, again);
+    if (again) rescale(scratch.result, state, rows, D);
+    multiply_queries(scratch.result, scratch.scores, v + key * D, keys, rows, D, shift, again);
+    if (!again) clear_rows(scratch.result, rows, queries, D);
   }
   divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
@@ -1755,14 +1768,16 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
   const Begins seen(starts, queries, position);
   for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * q_row, D, 1.0f / sqrtf((float)D));
   pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
-  int64_t columns = round_up(queries, W), all_keys = position + queries;
+  int64_t all_keys = position + queries;
   for (int64_t key = seen.first_key; key < all_keys; key += BLOCK) {
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
+    int64_t rows = seen.rows(queries, keys, shift), columns = round_up(rows, W);
     bool again = key > seen.first_key;
     pair_scores(scratch.scores, k + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);
     pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift, seen.begins);
-    if (again) rescale(scratch.result, state, queries, D);
-    pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, queries, D, shift, again);
+    if (again) rescale(scratch.result, state, rows, D);
+    pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, rows, D, shift, again);
+    if (!again) clear_rows(scratch.result, rows, queries, D);
   }
   divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
@@ -1856,7 +1871,7 @@ static void read_stats(float* lse, float* delta, const AttentionHead& head, int6
 /// The queries [t, t + queries): writes their dq and delta, adds to dk and dv of all keys they see. k, v (T, D) are dense.
 static void attend_backward(const AttentionHead& head, const float* k, const float* v, const AttentionSize& size, int64_t t,
                             int64_t queries, float* memory) {
-  int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
+  int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row();
   AttentionScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
   const Begins seen(head.starts_from(t), queries, t);
@@ -1868,12 +1883,15 @@ static void attend_backward(const AttentionHead& head, const float* k, const flo
   read_stats(lse, delta, head, t, queries, out_row, D);
   for (int64_t key = seen.first_key; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
+    int64_t rows = seen.rows(queries, keys, shift), columns = round_up(rows, W);
+    bool again = key > seen.first_key;
     multiply_scores(scratch.scores, k + key * D, scratch.qt, keys, columns, D, shift);         // S = Q K^T again
     multiply_scores(scratch.dscores, v + key * D, scratch.dout_t, keys, columns, D, shift);    // dP = dO V^T
     softmax_backward(scratch.scores, scratch.dscores, lse, delta, keys, columns, shift, seen.begins, scale);  // P and dS
-    multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, queries, D, shift);        // dV += P^T dO
-    multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, queries, D, shift);          // dK += dS^T Q
-    multiply_queries(scratch.result, scratch.dscores, k + key * D, keys, queries, D, shift, key > seen.first_key);  // dQ += dS K
+    multiply_keys(head.dv + key * D, scratch.scores, scratch.dout, keys, rows, D, shift);        // dV += P^T dO
+    multiply_keys(head.dk + key * D, scratch.dscores, scratch.q, keys, rows, D, shift);          // dK += dS^T Q
+    multiply_queries(scratch.result, scratch.dscores, k + key * D, keys, rows, D, shift, again);  // dQ += dS K
+    if (!again) clear_rows(scratch.result, rows, queries, D);
   }
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
@@ -1958,7 +1976,7 @@ struct PairedHead {
 /// attend_backward() from paired keys and values.
 PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHead& paired, const PairedHeads& heads,
                                        const AttentionSize& size, int64_t t, int64_t queries, uint32_t* memory) {
-  int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row(), columns = round_up(queries, W);
+  int64_t D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row();
   PairScratch scratch(memory, D);
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
   const Begins seen(head.starts_from(t), queries, t);
@@ -1971,13 +1989,16 @@ PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHe
   read_stats(lse, delta, head, t, queries, out_row, D);
   for (int64_t key = seen.first_key; key < t + queries; key += BLOCK) {
     int64_t keys = min(BLOCK, t + queries - key), shift = t - key;
+    int64_t rows = seen.rows(queries, keys, shift), columns = round_up(rows, W);
+    bool again = key > seen.first_key;
     pair_scores(scratch.scores, paired.k_along + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);       // S
     pair_scores(scratch.dscores, paired.v_along + key * heads.row, heads.row, scratch.dout_t, keys, columns, D, shift);  // dP
     pair_softmax_backward(scratch, lse, delta, keys, columns, shift, seen.begins, scale);  // P and dS
-    pair_keys(head.dv + key * D, scratch.p_along, scratch.dout, heads.wide, keys, queries, D, shift);   // dV += P^T dO
-    pair_keys(head.dk + key * D, scratch.ds_along, scratch.q, heads.wide, keys, queries, D, shift);     // dK += dS^T Q
-    pair_queries(scratch.result, scratch.ds_across, paired.k_across + key / 2 * heads.wide, heads.wide, keys, queries, D,
-                 shift, key > seen.first_key);  // dQ += dS K
+    pair_keys(head.dv + key * D, scratch.p_along, scratch.dout, heads.wide, keys, rows, D, shift);   // dV += P^T dO
+    pair_keys(head.dk + key * D, scratch.ds_along, scratch.q, heads.wide, keys, rows, D, shift);     // dK += dS^T Q
+    pair_queries(scratch.result, scratch.ds_across, paired.k_across + key / 2 * heads.wide, heads.wide, keys, rows, D,
+                 shift, again);  // dQ += dS K
+    if (!again) clear_rows(scratch.result, rows, queries, D);
   }
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
