@@ -117,12 +117,16 @@ export async function saveCheckpoint(
   const sums = await sumsOfAll(writePart(runDir, state, part, company), company);
   if (company.rank === 0) publish(runDir, content, keep, sums);
   await company.barrier();
-  return `${runDir}/checkpoints/${checkpointName(state.step)}`;
+  return pathOf(runDir, state);
 }
 
 /** Throws UserError unless all values of a checkpoint are finite. */
-export function requireSavable(runDir: string, { model, optimizer, state }: CheckpointContent): void {
-  requireAllFinite(`${runDir}/checkpoints/${checkpointName(state.step)}`, [...model, ...optimizer]);
+function requireSavable(runDir: string, { model, optimizer, state }: CheckpointContent): void {
+  requireAllFinite(pathOf(runDir, state), [...model, ...optimizer]);
+}
+
+function pathOf(runDir: string, { step }: TrainerState): string {
+  return `${runDir}/checkpoints/${checkpointName(step)}`;
 }
 
 /** What one rank writes: rank 0 the weights to `file`, each its file of the optimizer's tensors, with the metadata of that. */
@@ -198,6 +202,7 @@ function saving<T>(
   } catch (error) {
     if (rank === 0) tryToRemove(temporary);
     if (error instanceof Deno.errors.NotCapable || error instanceof KernelError) throw error;
+    if (error instanceof NotFinite) throw error;
     const { message } = error as Error, earlier = listCheckpoints(runDir).at(-1);
     const isFull = /no space|too large|quota/i.test(message);
     throw new UserError(
@@ -579,12 +584,15 @@ export function requireFinite(cannot: string, tensor: SavedTensor, advice: strin
   const index = from < to ? findNonFinite(address, isBF16 ? BF16 : F32, to - from) : -1;
   if (index < 0) return;
   const [value] = readFloats(address + BigInt((isBF16 ? 2 : 4) * index), 1, dtype);
-  throw new UserError(`${cannot}: element ${from + index} of ${name} (${shape}) is ${value}; ${advice}`);
+  throw new NotFinite(`${cannot}: element ${from + index} of ${name} (${shape}) is ${value}; ${advice}`);
 }
 
+class NotFinite extends UserError {}
+
+const LOWER_RATE = "lower the learning rate, or find the first bad value with --debug";
+
 function requireAllFinite(what: string, tensors: SavedTensor[]): void {
-  const advice = "lower the learning rate, or find the first bad value with --debug";
-  for (const tensor of tensors) requireFinite(`Cannot save ${what}`, tensor, advice);
+  for (const tensor of tensors) requireFinite(`Cannot save ${what}`, tensor, LOWER_RATE);
 }
 
 /**
@@ -615,16 +623,49 @@ export function bytesOf(t: SavedTensor): number {
   return lengthOf(t) * bytesOfElement(t);
 }
 
-/** The entries of copies in the order of copyOf(), which writeSafetensors() takes a piece at a time. */
-export function entriesOf(
-  tensors: Described[],
+/** The part of a rank, of copies in the order of copyOf(). As it is written it throws UserError at a value that is not finite. */
+export function partOfCopies(
+  runDir: string,
+  state: TrainerState,
+  { model, moments, ...rest }: Part<Described>,
   copies: Uint8Array<ArrayBuffer>[],
-): Entry[] {
-  return tensors.map((t, i) => ({ ...t, bytes: () => piecesOf(copies[i]!) }));
+): Part<Entry> {
+  const entry = (t: Described, i: number) => {
+    const place = /^(\d+) of (.+)$/.exec(i < model.length ? "" : rest.metadata[t.name] ?? "");
+    const what = (index: number) =>
+      `element ${Number(place?.[1] ?? 0) + index} of ${t.name} (${place?.[2] ?? t.shape})`;
+    return {
+      ...t,
+      bytes: () => finitePieces(copies[i]!, t.dtype, `Cannot save ${pathOf(runDir, state)}`, what),
+    };
+  };
+  const all = [...model, ...moments].map(entry);
+  return { ...rest, model: all.slice(0, model.length), moments: all.slice(model.length) };
 }
 
-function* piecesOf(bytes: Uint8Array): Generator<Uint8Array> {
-  for (let at = 0; at < bytes.length; at += READ_BYTES) yield bytes.subarray(at, at + READ_BYTES);
+function* finitePieces(
+  bytes: Uint8Array<ArrayBuffer>,
+  dtype: Dtype,
+  cannot: string,
+  what: (index: number) => string,
+): Generator<Uint8Array> {
+  const size = sizeOf(dtype);
+  for (let at = 0; at < bytes.length; at += READ_BYTES) {
+    const piece = bytes.subarray(at, at + READ_BYTES), index = nonFiniteIn(piece, size);
+    if (index >= 0) {
+      const [value] = toFloat32(piece.slice(size * index, size * (index + 1)), dtype);
+      throw new NotFinite(`${cannot}: ${what(at / size + index)} is ${value}; ${LOWER_RATE}`);
+    }
+    yield piece;
+  }
+}
+
+/** Place of the first element of 2 or 4 bytes whose exponent bits are all ones, or -1. */
+function nonFiniteIn({ buffer, byteOffset, length }: Uint8Array<ArrayBuffer>, size: number): number {
+  const isHalf = size === 2, exponent = isHalf ? 0x7f80 : 0x7f800000, n = length / size;
+  const bits = isHalf ? new Uint16Array(buffer, byteOffset, n) : new Int32Array(buffer, byteOffset, n);
+  for (let i = 0; i < n; i++) if ((bits[i]! & exponent) === exponent) return i;
+  return -1;
 }
 
 /** Name, type and shape of a tensor as they are on disk. */

@@ -1,4 +1,4 @@
-// The Worker of a Saver: writes the part of a checkpoint that it is sent, gives the memory back, and says what came of it; and
+// The Worker of a Saver: writes the part of a checkpoint that it is sent if it is finite, gives the memory back, and says what came of it; and
 // publishes what all ranks have written. It leaves the cores to training: a tenth of one goes to it while all are busy, and all
 // that nobody else wants.
 import os from "node:os";
@@ -6,8 +6,8 @@ import { type Failed, failedBy, workerScope } from "../base/worker_scope.ts";
 import {
   type CheckpointContent,
   type Described,
-  entriesOf,
   type Part,
+  partOfCopies,
   type Place,
   publish,
   writePart,
@@ -60,13 +60,8 @@ function act(order: ToMake | ToWrite | ToPublish): Done {
     case "make": // 0 might touch nothing
       return { ...NOTHING, copies: order.sizes.map((bytes) => new Uint8Array(bytes).fill(1)) };
     case "write": {
-      const { runDir, state, part: { model, moments, ...rest }, place, copies } = order;
-      const entries = {
-        ...rest,
-        model: entriesOf(model, copies),
-        moments: entriesOf(moments, copies.slice(model.length)),
-      };
-      return { ...NOTHING, copies, sums: writePart(runDir, state, entries, place) };
+      const { runDir, state, place, copies } = order, part = partOfCopies(runDir, state, order.part, copies);
+      return { ...NOTHING, copies, sums: writePart(runDir, state, part, place) };
     }
     case "publish":
       return { ...NOTHING, path: publish(order.runDir, order.content, order.keep, order.sums) };

@@ -12,7 +12,6 @@ import {
   makeRoom,
   type Part,
   partOf,
-  requireSavable,
   saveCheckpoint,
   type SavedTensor,
   sumsOfAll,
@@ -65,8 +64,8 @@ export class Saver implements AsyncDisposable {
   }
 
   /**
-   * saveCheckpoint(), of which only the copy is made when this returns if prepare() has said so. Waits for the one before.
-   * Throws UserError as saveCheckpoint(), and as finish(). All ranks call it.
+   * saveCheckpoint(), of which only the copy is made when this returns if prepare() has said so: where that is not finite, look()
+   * or finish() say so. Waits for the one before. Throws UserError as saveCheckpoint(), and as finish(). All ranks call it.
    */
   async save(runDir: string, content: CheckpointContent, keep: number): Promise<void> {
     await this.finish();
@@ -74,7 +73,6 @@ export class Saver implements AsyncDisposable {
       const path = await saveCheckpoint(runDir, content, keep, this.#company);
       return this.#isFirst ? this.#tell(path) : undefined;
     }
-    requireSavable(runDir, content);
     const { files, state } = content, { rank, world_size } = this.#company;
     await makeRoom(runDir, state, this.#company);
     const part = partOf(content, this.#company);

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import { freshPath } from "../tests/testing.ts";
 import {
@@ -7,6 +7,7 @@ import {
   type Company,
   listCheckpoints,
   loadCheckpoint,
+  partOfCopies,
   saveCheckpoint,
 } from "./checkpoint.ts";
 import { Saver } from "./saver.ts";
@@ -148,15 +149,66 @@ Deno.test("Savers of several ranks write while training waits where one has no m
   assertEquals(told, [`${run}/checkpoints/step_000001`]);
 });
 
-Deno.test("Saver says what made a save fail at the next look, and at once what is not finite; the earlier one stays", async () => {
+Deno.test("Saver publishes nothing that is not finite, and says of it what saveCheckpoint() says; the earlier one stays", async () => {
+  const run = freshPath(), told: string[] = [];
+  await using saver = new Saver(ALONE, (path) => told.push(path.slice(-1)), 0);
+  await saver.prepare(content(1));
+  await saver.save(run, content(1), 3);
+  for (
+    const [tensor, name, at, value] of [[w, "w", 0, NaN], [m, "m", 999, Infinity], [
+      v,
+      "v",
+      500,
+      -Infinity,
+    ]] as const
+  ) {
+    const before = readFloats(tensor.address, 1, "f32");
+    writeFloats(tensor.address + BigInt(4 * at), new Float32Array([value]), "f32");
+    await saver.save(run, content(2), 3);
+    writeFloats(tensor.address + BigInt(4 * at), before, "f32"); // it is the copy that counts
+    const why =
+      `Cannot save ${run}/checkpoints/step_000002: element ${at} of ${name} (10,100) is ${value}; ` +
+      "lower the learning rate, or find the first bad value with --debug";
+    const { message } = await assertRejects(() => saver.finish(), UserError);
+    assertEquals(message, why);
+    assertEquals(Array.from(Deno.readDirSync(`${run}/checkpoints`), (entry) => entry.name), ["step_000001"]);
+    assertEquals(Deno.readTextFileSync(`${run}/latest`), "checkpoints/step_000001\n");
+  }
+  await saver.save(run, content(2), 3);
+  await saver.finish();
+  assertEquals(told, ["1", "2"]);
+});
+
+Deno.test("partOfCopies() names the element of the whole tensor, in any piece and of both types", () => {
+  const run = "run", { state } = content(1), n = 600_000; // more than a piece
+  const [f32, bf16] = [new Float32Array(n).fill(3e38), new Uint16Array(2 * n).fill(0x7f7f)]; // the largest are finite
+  const copies = [bf16, f32].map(({ buffer }) => new Uint8Array(buffer)), shape = [n];
+  const write = () => {
+    const part = partOfCopies(run, state, {
+      model: [{ name: "w", dtype: "BF16", shape: [2 * n] }],
+      moments: [{ name: "m", dtype: "F32", shape }],
+      file: "model.safetensors",
+      metadata: { m: `5 of 2,${n}` },
+    }, copies);
+    return [...part.model, ...part.moments].map(({ bytes }) =>
+      Array.from(bytes() as Iterable<Uint8Array>, (b) => b.length)
+    );
+  };
+  assertEquals(write(), [[1 << 21, 4 * n - (1 << 21)], [1 << 21, 4 * n - (1 << 21)]]);
+  f32[n - 1] = -Infinity;
+  assertThrows(write, UserError, `: element ${n + 4} of m (2,${n}) is -Infinity; `);
+  bf16[2 * n - 1] = 0xff80;
+  assertThrows(write, UserError, `: element ${2 * n - 1} of w (${2 * n}) is -Infinity; `);
+  bf16[1] = 0x7fc0;
+  assertThrows(write, UserError, `: element 1 of w (${2 * n}) is NaN; `);
+});
+
+Deno.test("Saver says what made a save fail at the next look; the earlier one stays", async () => {
   const run = freshPath();
   await using saver = new Saver(ALONE, () => {}, 0);
   await saver.prepare(content(1));
   await saver.save(run, content(1), 3);
   await saver.finish();
-  fill(m, NaN);
-  await assertRejects(() => saver.save(run, content(2), 3), UserError, "is NaN");
-  fill(m, 2);
   Deno.writeTextFileSync(`${run}/checkpoints/.tmp_step_000002`, "");
   Deno.mkdirSync(`${run}/checkpoints/step_000002/in the way`, { recursive: true });
   await saver.save(run, content(2), 3);
