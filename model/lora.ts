@@ -1,5 +1,5 @@
 // LoRA: what its flags say, and adapters in the layout of PEFT: adapter_model.safetensors, adapter_config.json, and beside them
-// base.json, the sha256 of each file with weights of the model that they are for.
+// base.json, the sha256 of each file of the model that they are for: of its config.json and its weights.
 import { basename } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isDirectory, isFile, sha256OfFile } from "../base/files.ts";
@@ -30,12 +30,12 @@ export function loraOf(
   return { rank, alpha, targets: LORA_TARGETS.filter((target) => wanted.includes(target)) };
 }
 
-/** The model that adapters are for: its directory, and the sha256 of each of its files with weights. */
+/** The model that adapters are for: its directory, and the sha256 of its config.json and of each of its files with weights. */
 export type Base = { path: string; sha256: Record<string, string> };
 
 /** That of an open model. sums: its checksums, which were compared; without them its files are read. */
 export function baseOf(path: string, weights: Map<string, SafetensorsFile>, sums: Sums | undefined): Base {
-  const files = Array.from(new Set(weights.values()), (file) => file.path).sort();
+  const files = [`${path}/config.json`, ...Array.from(new Set(weights.values()), (file) => file.path).sort()];
   const sha256 = files.map((file) => [basename(file), sums?.get(basename(file)) ?? sha256OfFile(file)]);
   return { path, sha256: Object.fromEntries(sha256) };
 }

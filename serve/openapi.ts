@@ -432,7 +432,10 @@ const ask = (summary: string, request: Schema, answer: Schema): Schema => ({
     summary,
     requestBody: { required: true, content: { "application/json": { schema: request } } },
     responses: {
-      200: json("As OpenAI's; where stream is true, server-sent events without usage", answer),
+      200: json(
+        "As OpenAI's; where stream is true, server-sent events, with usage where stream_options asks for it",
+        answer,
+      ),
       429: json("9 requests are under way; Retry-After says when to try again", FAILURE),
       default: json("A failure", FAILURE),
     },

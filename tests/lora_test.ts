@@ -58,7 +58,8 @@ Deno.test("train --lora_rank saves adapters alone, and goes on from them and the
   assert(files.includes("adapter_config.json") && files.includes("base.json"));
   assert(!files.includes("model.safetensors") && !files.includes("config.json")); // transformers would take it for a model
   const { sha256 } = JSON.parse(Deno.readTextFileSync(`${step(whole, 4)}/base.json`));
-  assertEquals(sha256, { "model.safetensors": sha256OfFile(`${base}/model.safetensors`) });
+  const ofBase = ["config.json", "model.safetensors"].map((file) => [file, sha256OfFile(`${base}/${file}`)]);
+  assertEquals(sha256, Object.fromEntries(ofBase));
 
   const adapters = tensorsOf(`${step(whole, 4)}/adapter_model.safetensors`);
   const path = "base_model.model.model.layers.1.self_attn.";
@@ -209,6 +210,14 @@ Deno.test("adapters are refused without their base, with another one, and with o
     assertMatch(said, /it is an adapter for another base: \S+\/model\.safetensors has the sha256 /);
   }
   Deno.writeFileSync(weights, bytes);
+  const shape = `${base}/config.json`, text = Deno.readTextFileSync(shape);
+  assertMatch(text, /"rope_theta": 10000\b/);
+  Deno.writeTextFileSync(shape, text.replaceAll(/"rope_theta": 10000\b/g, '"rope_theta": 20000'));
+  assertMatch(
+    await refuse(...sample),
+    /it is an adapter for another base: \S+\/config\.json has the sha256 /,
+  );
+  Deno.writeTextFileSync(shape, text);
   await succeed(...sample, "--max_new_tokens=1");
 
   const peft = freshPath(), name = "base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight"; // not of a run

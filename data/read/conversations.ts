@@ -31,8 +31,11 @@ const ROLES: Record<string, string> = { human: "user", gpt: "assistant" };
  */
 export function parseConversation(line: string, column: string, place: string): Conversation {
   const row = parseObject(line, place), messages = messagesOf(row, column, place);
-  if (typeof row.system === "string" && messages[0]!.role !== "system") {
-    messages.unshift({ role: "system", content: row.system });
+  const { system } = row;
+  if (typeof system === "string") {
+    if (messages[0]!.role !== "system") messages.unshift({ role: "system", content: system });
+  } else if (system !== undefined && system !== null) {
+    throw new UserError(`Cannot read ${place}: system is ${show(system)}, should be a text`);
   }
   const tools = toolsOf(row.tools, place);
   return { messages, ...tools && { tools } };
@@ -57,14 +60,14 @@ function messagesOf(row: Record<string, unknown>, column: string, place: string)
 
 /** The turns of a prompt or a completion, which are a text or a list of messages. */
 function turnsOf(value: unknown, field: string, role: string, place: string): Message[] {
-  return typeof value === "string" ? [{ role, content: value }] : readList(value, field, place);
+  return typeof value === "string" ? [{ role, content: value }] : readList(value, field, place, "a text or ");
 }
 
-function readList(value: unknown, field: string, place: string): Message[] {
+function readList(value: unknown, field: string, place: string, or = ""): Message[] {
   const wrong = (what: string, should: string) =>
     new UserError(`Cannot read ${place}: ${what}, should be ${should}`);
   const list: unknown = typeof value === "string" && value.startsWith("[") ? tryParse(value) : value;
-  if (!Array.isArray(list)) throw wrong(`${field} is ${show(value)}`, "a list of messages");
+  if (!Array.isArray(list)) throw wrong(`${field} is ${show(value)}`, `${or}a list of messages`);
   if (list.length === 0) throw wrong(`${field} is empty`, "at least one message");
   return list.map((message: unknown, i) => {
     const name = `${field}[${i}]`;

@@ -86,7 +86,8 @@ Deno.test("parseConversation() says of what is none where it is, what it has and
     'the content of messages[0] is [{"type":"image_url"}], should be a text, or parts of type "text"',
   );
   refused({ conversations: [{ from: 1, value: "" }] }, "the role of conversations[0] is 1, should be a text");
-  refused({ prompt: 1, completion: "x" }, "prompt is 1, should be a list of messages");
+  refused({ prompt: 1, completion: "x" }, "prompt is 1, should be a text or a list of messages");
+  refused({ messages: [user("Hi")], system: 3 }, "system is 3, should be a text");
   refused({ messages: [user("Hi")], tools: "f" }, 'tools is "f", should be a list of functions');
   refused("[1]", "it is a list; each line should be one JSON object");
 });
