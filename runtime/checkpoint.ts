@@ -480,7 +480,7 @@ export async function loadCheckpoint(
   const weights = weightsFile(directory);
   readSafetensors(weights); // that it was cut short says more than its sum
   const parts = momentsFiles(directory).map((path) => ({ path, tensors: partsIn(path, moments) }));
-  const files = [{ path: weights, tensors: model }, ...parts];
+  const files = [...parts, { path: weights, tensors: model }]; // the larger ones first: what is read here their sums find in memory
   const wanted = files.filter(({ tensors }) => tensors.length > 0);
   const check = requireSumsOf(wanted.map(({ path }) => path), sums);
   check.catch(() => {}); // it is waited for below
