@@ -485,6 +485,7 @@ export async function loadCheckpoint(
   const check = requireSumsOf(wanted.map(({ path }) => path), sums);
   check.catch(() => {}); // it is waited for below
   try {
+    requireTensors(weights, weightsIn(weights), model); // first: a weight says more than its moments
     requireComplete(directory, moments, parts.flatMap(({ tensors }) => tensors));
     for (const { path, tensors } of wanted) loadTensors(path, tensors, chunk_bytes);
   } catch (error) {
