@@ -223,8 +223,6 @@ class World {
     Deno.writeTextFileSync(`${root}/bin/loam`, loam, { mode: 0o755 });
     const question = { context: "The sky is", choices: ["blue", "square"], label: 0 };
     Deno.writeTextFileSync(`${root}/tasks.jsonl`, JSON.stringify(question));
-    const answers = Array.from({ length: 40 }, (_, i) => ({ prompt: `${i}?`, completion: `${i}.` }));
-    Deno.writeTextFileSync(`${root}/chats.jsonl`, answers.map((line) => JSON.stringify(line)).join("\n"));
     for (const path of ["corpus/a.parquet", "c4/a.parquet", "c4_validation_2k.parquet"]) {
       Deno.copyFileSync(new URL("tests/fixtures/texts_zstd.parquet", ROOT), `${root}/${path}`);
     }
