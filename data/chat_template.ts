@@ -4,6 +4,7 @@ import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { isObject } from "../base/json.ts";
+import { parseJson } from "./tokenizers/tokenizer_file.ts";
 
 /** One turn of a conversation. What else it has, such as tool_calls, goes to the template as it is. */
 export type Message = { role: string; content: string; [more: string]: unknown };
@@ -89,7 +90,7 @@ export class ChatTemplate {
    */
   static read(dir: string, source?: string, name?: string): ChatTemplate {
     const file = `${dir}/chat_template.jinja`, path = `${dir}/tokenizer_config.json`;
-    const config = isFile(path) ? readConfig(path) : {};
+    const config = isFile(path) ? parseJson(path, Deno.readTextFileSync(path)) : {};
     const tokens = specialTokensOf(config);
     if (source !== undefined) return new ChatTemplate(source, tokens, name);
     if (isFile(file)) return new ChatTemplate(Deno.readTextFileSync(file), tokens, `"${file}"`);
@@ -294,20 +295,6 @@ function callsOf({ tool_calls }: Message): string[] {
 
 function reasonOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
-}
-
-function readConfig(path: string): Record<string, unknown> {
-  let json: unknown;
-  try {
-    json = JSON.parse(Deno.readTextFileSync(path));
-  } catch (error) {
-    if (!(error instanceof SyntaxError)) throw error;
-    throw new UserError(`Cannot read "${path}": ${error.message}`);
-  }
-  if (isObject(json)) return json;
-  throw new UserError(
-    `Cannot read "${path}": it is ${JSON.stringify(json).slice(0, 40)}, should be an object`,
-  );
 }
 
 /** A token is a text, or an object with the text in `content`. */
