@@ -8,7 +8,7 @@ import { meant } from "../base/suggest.ts";
 import type { SafetensorsFile } from "../runtime/safetensors.ts";
 import type { Sums } from "../runtime/sums.ts";
 import { json, readJson } from "../runtime/trainer_state.ts";
-import { type Lora, LORA_TARGETS } from "./llama.ts";
+import { type Lora, LORA_TARGETS, type LoraTarget } from "./llama.ts";
 
 /** The variables of train.ts that say what is adapted. */
 export type LoraVariables = { lora_rank: number; lora_alpha: number; lora_targets: string };
@@ -45,7 +45,7 @@ export function baseOf(path: string, weights: Map<string, SafetensorsFile>, sums
 const CONFIG = "adapter_config.json", BASE = "base.json";
 
 /** What each target is to PEFT, which knows the matrices that are stacked in it. */
-const MODULES: Record<string, string[]> = {
+const MODULES: Record<LoraTarget, string[]> = {
   qkv_proj: ["q_proj", "k_proj", "v_proj"],
   o_proj: ["o_proj"],
   gate_up_proj: ["gate_proj", "up_proj"],
@@ -77,7 +77,7 @@ export function adapterFiles(
       r: rank,
       lora_alpha: alpha,
       lora_dropout: 0,
-      target_modules: targets.flatMap((name) => MODULES[name]!),
+      target_modules: targets.flatMap((name) => MODULES[name]),
       inference_mode: true,
       ...PLAIN,
     }),
@@ -103,8 +103,8 @@ export function readAdapterConfig(directory: string): { lora: Lora; path: string
     if (JSON.stringify(said[key] ?? value) !== JSON.stringify(value)) throw wrong(key, JSON.stringify(value));
   }
   const modules = Array.isArray(target_modules) ? target_modules : [];
-  const targets = LORA_TARGETS.filter((name) => MODULES[name]!.every((part) => modules.includes(part)));
-  const known = targets.flatMap((name) => MODULES[name]!);
+  const targets = LORA_TARGETS.filter((name) => MODULES[name].every((part) => modules.includes(part)));
+  const known = targets.flatMap((name) => MODULES[name]);
   if (known.length === 0 || modules.some((name) => !known.includes(name))) {
     throw wrong(
       "target_modules",
