@@ -39,9 +39,9 @@ for (const path of examples) {
 }
 
 Deno.test("examples/own_data.ts learns to write words backwards", async () => {
-  const output = await succeed("deno run -q -P=sample examples/own_data.ts 300");
+  const output = await succeed("deno run -q --seed=1 -P=sample examples/own_data.ts 300");
   const [, loss] = /step 300: loss (\S+)/.exec(output) ?? [];
-  assert(Number(loss) < 0.6, output); // letters at random: ln(8) / 2 = 1.04; of words made by chance, 0.14 to 0.28 was seen
+  assert(Number(loss) < 0.6, output); // letters at random: ln(8) / 2 = 1.04; the words of this seed end at 0.34
 });
 
 Deno.test("examples/qk_norm.ts gives the new weights gradients", async () => {
