@@ -117,24 +117,15 @@ export class Nccl {
 
   /** Queues all that was begun on the second stream, where each waits for its mark alone; later kernels wait for all of it. */
   async reduced(): Promise<void> {
-    const { ncclGroupStart, ncclGroupEnd, ncclReduce } = this.#library;
+    const { ncclReduce } = this.#library, communicator = this.#communicator, side = this.#side;
     for (const [i, pieces] of this.#begun.splice(0).entries()) {
       sideWait(FIRST_MARK + i);
-      this.#check("ncclGroupStart", ncclGroupStart());
-      for (const { address, n, owner } of pieces) {
-        const code = ncclReduce(
-          address,
-          address,
-          BigInt(n),
-          FLOAT32,
-          SUM,
-          owner, // of the sum
-          this.#communicator,
-          this.#side,
-        );
-        if (code !== IN_PROGRESS) this.#check("ncclReduce", code);
-      }
-      await this.#finished("ncclReduce", ncclGroupEnd());
+      await this.#group(
+        "ncclReduce",
+        pieces,
+        ({ address, n, owner }) =>
+          ncclReduce(address, address, BigInt(n), FLOAT32, SUM, owner, communicator, side),
+      );
     }
     sideMark(FIRST_SHARE);
     sideJoin(FIRST_SHARE);
@@ -142,25 +133,17 @@ export class Nccl {
 
   /** Queues it on the second stream, behind the kernels up to the first of such calls. */
   async beginGather(shares: Share[]): Promise<void> {
-    const { ncclGroupStart, ncclGroupEnd, ncclBroadcast } = this.#library;
+    const { ncclBroadcast } = this.#library, communicator = this.#communicator, side = this.#side;
     if (this.#given++ === 0) {
       mark(FIRST_MARK);
       sideWait(FIRST_MARK);
     }
-    this.#check("ncclGroupStart", ncclGroupStart());
-    for (const { address, bytes, owner } of shares) {
-      const code = ncclBroadcast(
-        address,
-        address,
-        BigInt(bytes),
-        INT8,
-        owner,
-        this.#communicator,
-        this.#side,
-      );
-      if (code !== IN_PROGRESS) this.#check("ncclBroadcast", code);
-    }
-    await this.#finished("ncclBroadcast", ncclGroupEnd());
+    await this.#group(
+      "ncclBroadcast",
+      shares,
+      ({ address, bytes, owner }) =>
+        ncclBroadcast(address, address, BigInt(bytes), INT8, owner, communicator, side),
+    );
     sideMark(FIRST_SHARE + this.#given);
   }
 
@@ -169,6 +152,16 @@ export class Nccl {
     sideJoin(FIRST_SHARE + ++this.#gathered);
     if (this.#gathered === this.#given) this.#gathered = this.#given = 0;
     return true;
+  }
+
+  /** Makes a call for each, all as one group, and waits until they are queued. */
+  async #group<T>(name: string, all: T[], call: (one: T) => number): Promise<void> {
+    this.#check("ncclGroupStart", this.#library.ncclGroupStart());
+    for (const one of all) {
+      const code = call(one);
+      if (code !== IN_PROGRESS) this.#check(name, code);
+    }
+    await this.#finished(name, this.#library.ncclGroupEnd());
   }
 
   /** all: size parts of so many bytes. Each rank has its own part and receives the others. */
