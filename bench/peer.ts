@@ -322,7 +322,8 @@ function wallRow(
     const wall = walls[name], side = results[name];
     if (!wall || !side || !best) return ["-", "-", "-"];
     const ratio = tokens / wall / best.tokens_per_sec;
-    const share = `${(100 * wall / side.median_ms).toFixed(0)}%`;
+    const beyond = wall > side.median_ms ? ", disturbed" : ""; // no step is faster than its wall
+    const share = `${(100 * wall / side.median_ms).toFixed(0)}%${beyond}`;
     return [`${wall.toFixed(wall < 100 ? 1 : 0)} ms`, share, `${ratio.toFixed(2)}x`];
   });
   return `| ${[`${o.preset}, V=${V}, B=${B}, T=${T}, ${o.dtype}`, ...cells].join(" | ")} |`;
