@@ -44,8 +44,6 @@ int main(int count, char** args) {
   const double delay_ms = atof(args[3]);
   std::deque<Packet> queues[2];  // on the way from each end
   static char packet[1 << 16];
-  puts("ready");
-  fflush(stdout);
   for (;;) {
     double due_ms = now_ms() + 1000;
     for (auto& queue : queues) {
