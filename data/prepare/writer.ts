@@ -124,9 +124,10 @@ function removeOthers(dir: string, written?: Written): void {
   const kept = new Set(written === undefined ? [] : ["state.json"]);
   for (const split of written === undefined ? [] : SPLITS) {
     const { shards, open } = written![split];
-    const names = shards.map(({ file }) => file);
-    if (open !== null) names.push(shardName(split, shards.length), `${shardName(split, shards.length)}.tmp`);
-    for (const name of names) kept.add(name).add(name.replace(".bin", ".mask"));
+    for (const { file } of shards) kept.add(file).add(maskName(file));
+    if (open === null) continue;
+    const name = shardName(split, shards.length);
+    for (const grows of [name, maskName(name)]) kept.add(grows).add(`${grows}.tmp`);
   }
   for (const { name } of Array.from(Deno.readDirSync(dir))) {
     if (!kept.has(name)) removeTree(join(dir, name));
