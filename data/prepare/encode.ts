@@ -6,7 +6,7 @@ import { endOfLine } from "../read/conversations.ts";
 import { refuseBad } from "../read/documents.ts";
 import { bytesFraction } from "../hash.ts";
 import { type ChatOptions, ConversationEncoder, type Encoded as Conversation } from "./conversations.ts";
-import { TokenBuffer } from "../tokenizers/token_buffer.ts";
+import { grown, TokenBuffer } from "../tokenizers/token_buffer.ts";
 import type { Tokenizer } from "../tokenizer.ts";
 import type { Ids } from "./writer.ts";
 
@@ -158,11 +158,7 @@ class SplitBuffer {
     this.#ids.reserve(ids.length);
     this.#ids.ids.set(ids, at);
     this.#ids.length += ids.length;
-    if (this.#mask.length < this.#ids.length) {
-      const larger = new Uint8Array(this.#ids.ids.length);
-      larger.set(this.#mask);
-      this.#mask = larger;
-    }
+    if (this.#mask.length < this.#ids.length) this.#mask = grown(this.#mask, this.#ids.ids.length);
     this.#mask.set(mask, at);
     this.#mask[at]! |= BEGINS;
     this.#ends.push(this.#ids.length);

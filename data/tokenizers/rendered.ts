@@ -5,7 +5,7 @@ import { UserError } from "../../base/errors.ts";
 import type { Rendered } from "../chat_template.ts";
 import { AddedTokens } from "./added_tokens.ts";
 import { normalizeNfc } from "./nfc.ts";
-import { TokenBuffer } from "./token_buffer.ts";
+import { grown, TokenBuffer } from "./token_buffer.ts";
 import type { Tokenizer } from "./types.ts";
 
 /** A conversation in tokens. */
@@ -64,11 +64,8 @@ export class RenderedEncoder {
 
   /** Writes a text as UTF-8 to #bytes from n on; returns where it ends. */
   #append(text: string, n: number): number {
-    if (n + 3 * text.length > this.#bytes.length) { // the most that it may take
-      const larger = new Uint8Array(2 * (n + 3 * text.length));
-      larger.set(this.#bytes.subarray(0, n));
-      this.#bytes = larger;
-    }
+    const most = n + 3 * text.length; // that it may take
+    if (most > this.#bytes.length) this.#bytes = grown(this.#bytes.subarray(0, n), 2 * most);
     return n + utf8.encodeInto(text, this.#bytes.subarray(n)).written;
   }
 
@@ -105,10 +102,7 @@ export class RenderedEncoder {
 
   /** Makes room in the mask for each id. */
   #reserve(): void {
-    if (this.#mask.length >= this.#ids.length) return;
-    const larger = new Uint8Array(this.#ids.ids.length);
-    larger.set(this.#mask);
-    this.#mask = larger;
+    if (this.#mask.length < this.#ids.length) this.#mask = grown(this.#mask, this.#ids.ids.length);
   }
 }
 

@@ -21,3 +21,10 @@ export class TokenBuffer {
     this.ids[this.length++] = id;
   }
 }
+
+/** A new array of n bytes that begins with those of another and is 0 behind them. */
+export function grown(bytes: Uint8Array, n: number): Uint8Array<ArrayBuffer> {
+  const larger = new Uint8Array(n);
+  larger.set(bytes);
+  return larger;
+}
