@@ -1,6 +1,6 @@
 // A model by chance with a tokenizer and a template of tests/golden/chat answers as OpenAI's API does.
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { modelDirectory } from "../tests/testing.ts";
+import { chatModelDirectory, modelDirectory } from "../tests/testing.ts";
 import { type App, createApp } from "./app.ts";
 import { Model } from "./model.ts";
 import { CHAT_COMPLETION } from "./openapi.ts";
@@ -10,12 +10,7 @@ const GOLDEN = new URL("../tests/golden/chat/", import.meta.url).pathname;
 
 /** A model whose conversations have this template of the goldens. */
 async function modelWith(template: string): Promise<Model> {
-  const directory = await modelDirectory({ vocab_size: 362, block_size: 512 });
-  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
-    Deno.copyFileSync(`${GOLDEN}bytes/${file}`, `${directory}/${file}`);
-  }
-  Deno.copyFileSync(`${GOLDEN}${template}.jinja`, `${directory}/chat_template.jinja`);
-  return await Model.load(directory, "cpu");
+  return await Model.load(await chatModelDirectory(template, { block_size: 512 }), "cpu");
 }
 
 const model = await modelWith("qwen3"), app = createApp({ runs: [], model });

@@ -6,20 +6,13 @@ import { loadModel } from "../model/checkpoint.ts";
 import { openConversations } from "../model/conversations.ts";
 import { generate } from "../model/generate.ts";
 import { openTestDevice } from "../runtime/testing.ts";
-import { modelDirectory, refuse, ROOT, runTyping, taskArgs } from "./testing.ts";
+import { chatModelDirectory, refuse, ROOT, runTyping, taskArgs } from "./testing.ts";
 
 openTestDevice();
 
-const GOLDEN = new URL("tests/golden/chat/", ROOT).pathname;
-
 /** A model by chance, whose conversations have a template of the goldens where one is named. */
 async function modelWith(template?: string, block_size = 512): Promise<string> {
-  const directory = await modelDirectory({ vocab_size: 362, block_size });
-  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
-    Deno.copyFileSync(`${GOLDEN}bytes/${file}`, `${directory}/${file}`);
-  }
-  if (template) Deno.copyFileSync(`${GOLDEN}${template}.jinja`, `${directory}/chat_template.jinja`);
-  return directory;
+  return await chatModelDirectory(template, { block_size });
 }
 
 const MOST = 12; // tokens of an answer

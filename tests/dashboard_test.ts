@@ -19,7 +19,7 @@ import {
   serve,
   SIGHTS,
 } from "./browser.ts";
-import { modelDirectory } from "./testing.ts";
+import { chatModelDirectory, modelDirectory } from "./testing.ts";
 
 if (!CHROMIUM) {
   console.log("ignored for want of Chromium (Debian: chromium): the tests of tests/dashboard_test.ts");
@@ -546,20 +546,9 @@ test("the dashboard asks for the token and keeps it", async () => {
 
 // ---- a model
 
-/** A model by chance, whose conversations have the template of Qwen 3. */
-async function chatModel(): Promise<Model> {
-  const directory = await modelDirectory({ vocab_size: 362, block_size: 512 });
-  const golden = new URL("golden/chat/", import.meta.url).pathname;
-  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
-    Deno.copyFileSync(`${golden}bytes/${file}`, `${directory}/${file}`);
-  }
-  Deno.copyFileSync(`${golden}qwen3.jinja`, `${directory}/chat_template.jinja`);
-  return await Model.load(directory, "cpu");
-}
-
 for (const colorScheme of ["light", "dark"] as const) {
   test(`the page of a model answers in view of what was said, stops, and begins anew, in ${colorScheme}`, async () => {
-    const model = await chatModel();
+    const model = await Model.load(await chatModelDirectory("qwen3", { block_size: 512 }), "cpu");
     await using server = serve({ runs: [], model });
     const settings = { max_tokens: 12, temperature: 0.5, top_p: 0.9, seed: 3 };
     const ask = async (...messages: string[]) => {

@@ -9,7 +9,7 @@ import { createApp } from "../serve/app.ts";
 import { listen } from "../serve/listen.ts";
 import { Model } from "../serve/model.ts";
 import { askLlamaCpp, LLAMA_CPP, type Question } from "./llama_cpp.ts";
-import { command, freshPath, modelDirectory, runTyping, SMALL, succeed } from "./testing.ts";
+import { chatModelDirectory, command, freshPath, runTyping, SMALL, succeed } from "./testing.ts";
 
 const NPM = Deno.env.get("LOAM_NPM_CLIENTS");
 
@@ -52,19 +52,9 @@ async function baseModel(): Promise<string> {
 
 /** A model by chance, of a family that publishes instruct models, with a tokenizer and the template of such a one. */
 async function instructModel(family: "llama" | "qwen3"): Promise<string> {
-  const golden = new URL("golden/chat/", import.meta.url).pathname;
   const llama3 = { rope_type: "llama3" as const, factor: 8, low_freq_factor: 1, high_freq_factor: 4 };
-  const directory = await modelDirectory({
-    ...{
-      family,
-      vocab_size: 362,
-      n_layer: 2,
-      n_embd: 64,
-      n_head: 4,
-      n_kv_head: 2,
-      n_inner: 128,
-      block_size: 256,
-    },
+  const directory = await chatModelDirectory(family === "llama" ? "llama3" : "chatml", {
+    ...{ family, n_layer: 2, n_embd: 64, n_head: 4, n_kv_head: 2, n_inner: 128, block_size: 256 },
     ...family === "llama"
       ? { rope_theta: 500_000, rope_scaling: { ...llama3, original_max_position_embeddings: 128 } }
       : { rope_theta: 1_000_000, head_dim: 32, tie_word_embeddings: true },
@@ -74,13 +64,6 @@ async function instructModel(family: "llama" | "qwen3"): Promise<string> {
     if (shape.length === 1) new Float32Array(bytes.buffer, offset, length / 4).fill(2); // norms, which let tokens be certain
   }
   Deno.writeFileSync(weights, bytes);
-  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
-    Deno.copyFileSync(`${golden}bytes/${file}`, `${directory}/${file}`);
-  }
-  Deno.copyFileSync(
-    `${golden}${family === "llama" ? "llama3" : "chatml"}.jinja`,
-    `${directory}/chat_template.jinja`,
-  );
   Deno.writeTextFileSync(
     `${directory}/generation_config.json`,
     JSON.stringify({ eos_token_id: [0, family === "llama" ? 5 : 2] }),

@@ -355,6 +355,20 @@ export async function modelDirectory(change: Partial<LlamaConfig> = {}): Promise
   return directory;
 }
 
+/** Such a model with the tokenizer of tests/golden/chat, of 362 tokens, and the template of that name there, if any. */
+export async function chatModelDirectory(
+  template?: string,
+  change: Partial<LlamaConfig> = {},
+): Promise<string> {
+  const directory = await modelDirectory({ vocab_size: 362, ...change });
+  const golden = new URL("tests/golden/chat/", ROOT).pathname;
+  for (const file of ["tokenizer.json", "tokenizer_config.json"]) {
+    Deno.copyFileSync(`${golden}bytes/${file}`, `${directory}/${file}`);
+  }
+  if (template) Deno.copyFileSync(`${golden}${template}.jinja`, `${directory}/chat_template.jinja`);
+  return directory;
+}
+
 /** Float32 tensors of a model, uniform between -0.5 and 0.5, by their names in Hugging Face. */
 function randomTensors(config: LlamaConfig): Entry[] {
   let state = 1;
