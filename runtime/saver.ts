@@ -73,13 +73,11 @@ export class Saver implements AsyncDisposable {
       const path = await saveCheckpoint(runDir, content, keep, this.#company);
       return this.#isFirst ? this.#tell(path) : undefined;
     }
-    const { files, state } = content, { rank, world_size } = this.#company;
+    const { files, state } = content, { rank, world_size } = this.#company, place = { rank, world_size };
     await makeRoom(runDir, state, this.#company);
     const part = partOf(content, this.#company);
     const copies = copyOf([...part.model, ...part.moments], await this.#copies);
-    const order: ToWrite = {
-      ...{ kind: "write", runDir, state, part: described(part), place: { rank, world_size }, copies },
-    };
+    const order: ToWrite = { kind: "write", runDir, state, part: described(part), place, copies };
     const pending: Pending = {
       written: this.#ask(order).then(({ sums, copies }) => {
         this.#copies = Promise.resolve(copies);
