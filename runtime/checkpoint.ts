@@ -477,15 +477,14 @@ export async function loadCheckpoint(
   sums: Sums | undefined,
   chunk_bytes: number = READ_BYTES,
 ): Promise<void> {
-  const weights = weightsFile(directory);
-  readSafetensors(weights); // that it was cut short says more than its sum
+  const path = weightsFile(directory), weights = weightsIn(path); // first: that it was cut short says more than its sum
   const parts = momentsFiles(directory).map((path) => ({ path, tensors: partsIn(path, moments) }));
-  const files = [...parts, { path: weights, tensors: model }]; // the larger ones first: what is read here their sums find in memory
+  const files = [...parts, { path, tensors: model }]; // the larger ones first: what is read here their sums find in memory
   const wanted = files.filter(({ tensors }) => tensors.length > 0);
   const check = requireSumsOf(wanted.map(({ path }) => path), sums);
   check.catch(() => {}); // it is waited for below
   try {
-    requireTensors(weights, weightsIn(weights), model); // first: a weight says more than its moments
+    requireTensors(path, weights, model); // first: a weight says more than its moments
     requireComplete(directory, moments, parts.flatMap(({ tensors }) => tensors));
     for (const { path, tensors } of wanted) loadTensors(path, tensors, chunk_bytes);
   } catch (error) {
