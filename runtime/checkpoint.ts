@@ -439,6 +439,7 @@ function momentsFile(rank: number, world_size: number): string {
 
 const MOMENTS = "optimizer.safetensors";
 const MOMENTS_OF_RANK = /^optimizer-(\d{5,})-of-(\d{5,})\.safetensors$/;
+const PLACE = /^(\d+) of ([\d,]+)$/; // of a vector in its tensor, in the metadata; see momentsOf()
 
 /**
  * What this rank writes of the optimizer's tensors, and the metadata of its file. Of a tensor that others have more of it is a
@@ -518,7 +519,7 @@ function partsIn(path: string, tensors: SavedTensor[]): SavedTensor[] {
   const file = readSafetensors(path);
   if (basename(path) === MOMENTS) return tensors;
   return tensors.flatMap((t) => {
-    const found = file.tensors.get(t.name), place = /^(\d+) of ([\d,]+)$/.exec(file.metadata[t.name] ?? "");
+    const found = file.tensors.get(t.name), place = PLACE.exec(file.metadata[t.name] ?? "");
     if (!found || (place?.[2] ?? `${found.shape}`) !== `${t.shape}`) return [];
     const start = Number(place?.[1] ?? 0), { from, to } = t.range ?? whole(t.shape);
     const first = Math.max(from, start), end = Math.min(to, start + whole(found.shape).to);
@@ -631,7 +632,7 @@ export function partOfCopies(
   copies: Uint8Array<ArrayBuffer>[],
 ): Part<Entry> {
   const entry = (t: Described, i: number) => {
-    const place = /^(\d+) of (.+)$/.exec(i < model.length ? "" : rest.metadata[t.name] ?? "");
+    const place = PLACE.exec(i < model.length ? "" : rest.metadata[t.name] ?? "");
     const what = (index: number) =>
       `element ${Number(place?.[1] ?? 0) + index} of ${t.name} (${place?.[2] ?? t.shape})`;
     return {
