@@ -24,7 +24,7 @@ export type ParameterOptions = {
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
   load?: LoadValues | undefined; // instead of initial values
-  half?: boolean; // matrices, or only frozen ones, are bfloat16 beside float32 activations: on a CPU, to write text
+  half?: boolean; // matrices, or only frozen ones, are bfloat16 beside float32 activations: on a CPU, to write text; not with `train`
   trains?: ((name: string) => boolean) | undefined; // the others are frozen: no gradient, master weights or moments
 };
 
@@ -90,8 +90,8 @@ export class Parameters {
     frozen.forEach(place);
 
     const element = bytesPerElement("act");
-    this.#half = options.half && element === 4
-      ? this.#matrices(train || frozen.length > 0)
+    this.#half = options.half && element === 4 && !train
+      ? this.#matrices(frozen.length > 0)
       : { from: 0, to: 0 };
     this.weights = permanent(this.#bytesBefore(offset), "weights");
     this.rest = element === 4 || !train ? undefined : {

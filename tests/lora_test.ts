@@ -159,6 +159,8 @@ Deno.test("a base of bfloat16 is so in memory too to write text, beside adapters
   const idx = tokens([2, 16], Array.from({ length: 32 }, (_, i) => i * 37 % 257));
   const [a, b] = [half!, wide!].map(({ model, config }) => allLogits(model, config, idx));
   assert(relativeError(a!, b!) < 1e-5);
+  const training = loadModel(out, { dtype: "auto", train: true }).model.layers[1]!;
+  assertEquals(training.qkv_proj.buf.isHalf, false); // its backward pass is of float32
 
   const { parameters, config } = wide!, to = freshPath();
   const tokenizer = { bos: 0, eot: 0, files: () => ({}) };
