@@ -35,7 +35,7 @@ import {
   writeGguf,
 } from "./gguf.ts";
 import { ggufTokenizer } from "./gguf_tokenizer.ts";
-import { adapterTensors, type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
+import { adapterNames, adapterTensors, type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
 
 const defaults = {
   checkpoint: "", // a run directory, one of its checkpoints, or a model directory of Hugging Face's
@@ -159,14 +159,14 @@ function* floatsOf(
 
 /** What adds alpha / rank B A to values of a weight from a row on, in float64, so that each is rounded once; undefined without one. */
 function adapterOf({ config, weights }: Source, name: string) {
-  const path = `base_model.model.${name.replace(/\.weight$/, "")}.lora`;
-  if (!config.lora || !weights.has(`${path}_A.weight`)) return undefined;
+  const names = adapterNames(name);
+  if (!config.lora || !weights.has(names.A)) return undefined;
   const { rank, alpha } = config.lora;
   const read = (name: string) => {
     const file = weights.get(name)!;
     return toFloat32(file.read(name), file.tensors.get(name)!.dtype);
   };
-  const A = read(`${path}_A.weight`), B = read(`${path}_B.weight`);
+  const A = read(names.A), B = read(names.B);
   const cols = A.length / rank, sum = new Float64Array(cols);
   return (values: Float32Array, first: number): void => {
     for (let row = 0; row < values.length / cols; row++) {

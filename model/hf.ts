@@ -70,12 +70,18 @@ export function adapterTensors(config: LlamaConfig): HFTensor[] {
   return hfTensors(config).flatMap(({ hf, ours, row, rows, cols }) => {
     const [layer, name] = ours.split(/\.(?=\w+$)/);
     if (!lora?.targets.some((target) => target === name)) return [];
-    const path = `base_model.model.${hf.replace(/\.weight$/, "")}`, own = `${layer}.lora.${name}`;
+    const { A, B } = adapterNames(hf), own = `${layer}.lora.${name}`;
     return [
-      { hf: `${path}.lora_A.weight`, ours: `${own}.A`, row: 0, rows: lora.rank, cols },
-      { hf: `${path}.lora_B.weight`, ours: `${own}.B`, row, rows, cols: lora.rank },
+      { hf: A, ours: `${own}.A`, row: 0, rows: lora.rank, cols },
+      { hf: B, ours: `${own}.B`, row, rows, cols: lora.rank },
     ];
   });
+}
+
+/** What PEFT calls the adapter of a matrix. */
+export function adapterNames(hf: string): { A: string; B: string } {
+  const path = `base_model.model.${hf.replace(/\.weight$/, "")}`;
+  return { A: `${path}.lora_A.weight`, B: `${path}.lora_B.weight` };
 }
 
 /** The shape on disk: [rows, cols], or [rows] for a vector. */
