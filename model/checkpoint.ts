@@ -273,7 +273,7 @@ export function weightsFor(model: Llama, c: LlamaConfig, stored: StoredModel): L
 /** What matrices are in memory on a CPU; auto: bfloat16 where the files hold nothing else, so that no value is rounded. */
 export type WeightType = "auto" | "float32" | "bfloat16";
 
-/** What --dtype of sample and serve may be. */
+/** What --dtype of sample, chat, eval and serve may be. */
 export const WEIGHT_TYPES: readonly WeightType[] = ["auto", "float32", "bfloat16"];
 
 /** Options of loadModel(). train: with gradients, for an AdamW; then weights are float32, or on a GPU bfloat16. */

@@ -49,8 +49,8 @@ const LINKS = [ // bytes a second, of one direction
 const DISK = 1e9; // bytes a second that each rank is taken to write
 
 /**
- * Prints the data, the model, the memory plan by kind, FLOPs, the speed if a device answers, and the first batch decoded. larger:
- * as of configure().
+ * Prints the data, the model, FLOPs, the learning rate by steps, the memory plan by kind, the speed if a device answers, what the
+ * whole run takes and gives, and the first batch decoded. larger: as of configure().
  */
 export async function dryRun<T extends DryRunSettings>(
   config: T,

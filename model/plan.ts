@@ -78,7 +78,10 @@ export function planMemory(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
 
 /** What one of several ranks does in a step besides computing, and what all of them save, in bytes. */
 export type Shared = {
-  /** Sent by each rank, and as many received: gradients in float32, then weights; nothing where it is alone. */
+  /**
+   * Sent by each rank, and as many received: gradients in float32, the matrices of Muon that lie in the parts of several, then
+   * weights; nothing where it is alone.
+   */
   exchanged: number;
   /** model.safetensors, or LoRA's adapter_model.safetensors, which rank 0 writes. */
   model: number;
