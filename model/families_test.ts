@@ -12,7 +12,7 @@ import { generate } from "./generate.ts";
 import { fileTensors } from "./hf.ts";
 import { configFromHF } from "./hf_config.ts";
 import { init, loss, type Recompute } from "./llama.ts";
-import { allLogits, relativeError } from "./testing.ts";
+import { allLogits, followSteps, relativeError } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");
 const ORACLE = new URL("../tests/oracle/families.py", import.meta.url).pathname;
@@ -69,16 +69,7 @@ function checkTraining({ model, parameters, c, idx, targets, floats, about }: Go
   const { betas: [beta1, beta2], ...rest } = about.optimizer;
   const optimizer = new AdamW(parameters, { beta1, beta2, ...rest });
   parameters.zeroGrad();
-  floats("learning_rates").forEach((lr, step) => {
-    const l = loss(model, idx, targets, c);
-    optimizer.addLoss(l, 1, true);
-    backward(l);
-    optimizer.step(lr);
-    endStep();
-    const result = optimizer.result(), norm = floats("grad_norms")[step]!;
-    assertAlmostEquals(result.loss, floats("losses")[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
-    assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
-  });
+  followSteps(optimizer, () => loss(model, idx, targets, c), floats);
 }
 
 /** Saves the model as loam does; what loadModel() reads is the same model. */

@@ -10,7 +10,7 @@ import { modelTensors } from "./checkpoint.ts";
 import { hfTensors } from "./hf.ts";
 import { configFromHF } from "./hf_config.ts";
 import { forward, init, type KVCache, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
-import { allLogits, relativeError } from "./testing.ts";
+import { allLogits, followSteps, relativeError } from "./testing.ts";
 
 openTestDevice();
 const isFloat = device.act === "f32", PYTHON = Deno.env.get("LOAM_PYTHON");
@@ -87,17 +87,7 @@ for (const name of ["llama_tiny", "llama_untied"]) {
         weight_decay,
         grad_clip,
       });
-      floats("learning_rates").forEach((lr, step) => {
-        const l = loss(model, idx, targets, c);
-        optimizer.addLoss(l, 1, true);
-        backward(l);
-        optimizer.step(lr);
-        const result = optimizer.result();
-        assertAlmostEquals(result.loss, floats("losses64")[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
-        const norm = floats("grad_norms64")[step]!;
-        assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
-        endStep();
-      });
+      followSteps(optimizer, () => loss(model, idx, targets, c), floats, "64");
     },
   });
 }
@@ -116,16 +106,7 @@ function checkMuon(path: string): void {
   loadTensors(path, modelTensors(parameters, c));
   const { betas: [beta1, beta2], ...settings } = about.optimizer;
   const optimizer = new AdamW(parameters, { ...settings, beta1, beta2, optimizer: "muon" });
-  floats("learning_rates").forEach((rate, step) => {
-    const l = loss(model, idx!, targets!, c);
-    optimizer.addLoss(l, 1, true);
-    backward(l);
-    endStep();
-    optimizer.step(rate);
-    const result = optimizer.result(), norm = floats("grad_norms64")[step]!;
-    assertAlmostEquals(result.loss, floats("losses64")[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
-    assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
-  });
+  followSteps(optimizer, () => loss(model, idx!, targets!, c), floats, "64");
   for (const { name, address, shape } of modelTensors(parameters, c)) {
     const after = readFloats(address, shape.reduce((a, b) => a * b, 1), "act"), before = floats(name);
     const moved = after.map((w, i) => w - before[i]!);

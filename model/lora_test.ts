@@ -13,7 +13,7 @@ import { modelTensors } from "./checkpoint.ts";
 import { configFromHF } from "./hf_config.ts";
 import { init, type LlamaConfig, type Lora, LORA_TARGETS, loss, RECOMPUTE } from "./llama.ts";
 import { adapterFiles, loraOf, readAdapterConfig } from "./lora.ts";
-import { allLogits, relativeError } from "./testing.ts";
+import { allLogits, followSteps, relativeError } from "./testing.ts";
 import { isAdapter, trainsOf } from "./trained.ts";
 
 openTestDevice();
@@ -70,16 +70,7 @@ Deno.test({
     const { c, model, parameters, floats, about, idx, targets } = open();
     const { betas: [beta1, beta2], ...rest } = about.optimizer;
     const optimizer = new AdamW(parameters, { beta1, beta2, ...rest });
-    floats("learning_rates").forEach((lr, step) => {
-      const l = loss(model, idx, targets, c);
-      optimizer.addLoss(l, 1, true);
-      backward(l);
-      optimizer.step(lr);
-      endStep();
-      const result = optimizer.result(), norm = floats("grad_norms")[step]!;
-      assertAlmostEquals(result.loss, floats("losses")[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
-      assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
-    });
+    followSteps(optimizer, () => loss(model, idx, targets, c), floats);
     for (const { name, tensor } of parameters.trained) {
       assertLess(relativeError(tensor.toArray(), floats(`last.${name}`)), 1e-3, name);
     }

@@ -1,6 +1,7 @@
 // What the tests of the model share.
-import { assertEquals } from "@std/assert";
-import { endStep, noGrad } from "../runtime/tape.ts";
+import { assertAlmostEquals, assertEquals } from "@std/assert";
+import type { AdamW } from "../runtime/optim.ts";
+import { backward, endStep, noGrad } from "../runtime/tape.ts";
 import type { Tensor } from "../runtime/tensor.ts";
 import { forward, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
@@ -25,6 +26,29 @@ export function allLogits(model: Llama, c: LlamaConfig, idx: Tensor): Float32Arr
   endStep();
   const V = c.vocab_size, P = paddedVocab(c);
   return Float32Array.from({ length: idx.size * V }, (_, i) => padded[Math.floor(i / V) * P + i % V]!);
+}
+
+/**
+ * Takes steps at the learning rates of a golden, each on what one function returns, and compares loss and gradient norm with those
+ * that the other one reads by name, losses and grad_norms with this suffix: n steps may differ by n times 1e-5 and 1e-4 of the norm.
+ */
+export function followSteps(
+  optimizer: AdamW,
+  loss: () => Tensor,
+  floats: (name: string) => Float32Array,
+  suffix = "",
+): void {
+  const losses = floats(`losses${suffix}`), norms = floats(`grad_norms${suffix}`);
+  floats("learning_rates").forEach((rate, step) => {
+    const l = loss();
+    optimizer.addLoss(l, 1, true);
+    backward(l);
+    optimizer.step(rate);
+    endStep();
+    const result = optimizer.result(), norm = norms[step]!;
+    assertAlmostEquals(result.loss, losses[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
+    assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
+  });
 }
 
 /** Largest difference, relative to the largest magnitude of the expected values; infinite where a value is not finite. */
