@@ -1,6 +1,6 @@
 // Whether a run does well, in one sentence: what is wrong first, then how its loss, gradient and speed are.
 import { formatCount, formatSeconds } from "../base/format.ts";
-import type { Table } from "./table.ts";
+import { RECENT_OF_RANKS, type Table } from "./table.ts";
 import type { Stats, Trend, Verdict } from "./types.ts";
 
 /** What the sentence is about: what /stats says of a run. */
@@ -189,7 +189,7 @@ function speed(table: Table): Clause[] {
 /** A rank that takes longer than the others, which wait for it, in each of the last lines that say so. */
 function slowRank({ ranks }: Table): Clause[] {
   const slowest = ranks[0]?.slowest;
-  if (slowest === undefined || ranks.length < FEWEST) return [];
+  if (slowest === undefined || ranks.length < RECENT_OF_RANKS) return [];
   const factors = ranks.map(({ step_ms }) =>
     step_ms[slowest]! / median(Float64Array.from(step_ms.filter((_, rank) => rank !== slowest)))
   );

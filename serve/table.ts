@@ -5,7 +5,9 @@ import { type Key, KEYS, type RanksSeen } from "./types.ts";
 export type Line = { step: number; text: string };
 
 const RECENT = 500; // lines kept as text, for clients that connect again
-const RECENT_OF_RANKS = 5; // what ranks said in so many lines tells a slow one from a slow step
+
+/** What ranks said in so many lines tells a slow one from a slow step. */
+export const RECENT_OF_RANKS = 5;
 
 /** Rows of metrics in order of their steps. A value that is missing is NaN; one that was not finite, Infinity. */
 export class Table {
