@@ -29,9 +29,7 @@ export function* chunksOf(shard: Shard, onBytes: (bytes: Uint8Array) => void = (
   using file = orMistake(`Cannot read "${path}"`, () => Deno.openSync(path));
   const read = (length: number) => {
     const bytes = new Uint8Array(buffer, 0, length);
-    if (!orMistake(`Cannot read "${path}"`, () => fill(file, bytes))) {
-      throw damaged(path, `it ended before its ${tokens} tokens, while they were read`);
-    }
+    fill(bytes, file, path, `${tokens} tokens`);
     onBytes(bytes);
   };
   read(header_bytes);
@@ -44,7 +42,8 @@ export function* chunksOf(shard: Shard, onBytes: (bytes: Uint8Array) => void = (
 }
 
 /**
- * The mask of a shard of conversations, in pieces as long as those of chunksOf(); of other shards none.
+ * The mask of a shard of conversations, in pieces as long as those of chunksOf(); of other shards none. Throws UserError as
+ * that does.
  *
  * @param onBytes As of chunksOf().
  */
@@ -58,23 +57,20 @@ export function* masksOf(
   using file = orMistake(`Cannot read "${mask}"`, () => Deno.openSync(mask));
   for (let left = tokens; left > 0;) {
     const bytes = buffer.subarray(0, Math.min(left, buffer.length));
-    if (!orMistake(`Cannot read "${mask}"`, () => fill(file, bytes))) {
-      throw damaged(mask, `it ended before its ${tokens} bytes, while they were read`);
-    }
+    fill(bytes, file, mask, `${tokens} bytes`);
     onBytes(bytes);
     yield bytes;
     left -= bytes.length;
   }
 }
 
-/** Fills bytes from a file. Returns whether there were enough. */
-function fill(file: Deno.FsFile, bytes: Uint8Array): boolean {
+/** Fills bytes from a file, which should hold `all`. Throws UserError if it ends before. */
+function fill(bytes: Uint8Array, file: Deno.FsFile, path: string, all: string): void {
   for (let done = 0; done < bytes.length;) {
-    const n = file.readSync(bytes.subarray(done));
-    if (n === null) return false;
+    const n = orMistake(`Cannot read "${path}"`, () => file.readSync(bytes.subarray(done)));
+    if (n === null) throw damaged(path, `it ended before its ${all}, while they were read`);
     done += n;
   }
-  return true;
 }
 
 /** What is counted of the tokens of a dataset. */
