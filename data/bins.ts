@@ -79,7 +79,12 @@ export function tokenBytes(vocab_size: number): 2 | 4 {
  */
 export function bitsPerByte(loss: number, { val, val_bytes }: Dataset): number | undefined {
   if (!val_bytes || val.some(({ mask }) => mask !== undefined)) return undefined;
-  return loss / Math.LN2 * val.reduce((sum, { tokens }) => sum + tokens, 0) / val_bytes;
+  return loss / Math.LN2 * tokensIn(val) / val_bytes;
+}
+
+/** How many tokens some shards hold. */
+export function tokensIn(shards: Shard[]): number {
+  return shards.reduce((sum, { tokens }) => sum + tokens, 0);
 }
 
 /**

@@ -2,7 +2,7 @@
 import { formatCount, formatFlops, formatSeconds } from "../base/format.ts";
 import loam from "../deno.json" with { type: "json" };
 import type { Values } from "../base/flags.ts";
-import { type Assumed, bitsPerByte, type Dataset } from "../data/bins.ts";
+import { type Assumed, bitsPerByte, type Dataset, tokensIn } from "../data/bins.ts";
 import type { Loader } from "../data/loader.ts";
 import { device } from "../ffi/library.ts";
 import type { TrainerState } from "../runtime/trainer_state.ts";
@@ -130,8 +130,7 @@ const SAID = ["preset", "out_dir", "resume", "document_mask"]; // in a line of i
 export function dataFacts(dataset: Dataset): string {
   const { dir, format, tokenizer, vocab_size, bos, eot, assumed } = dataset;
   const mark = (what: Assumed) => assumed.includes(what) ? " (assumed)" : "";
-  const tokens = (split: "train" | "val") =>
-    formatCount(dataset[split].reduce((sum, { tokens }) => sum + tokens, 0));
+  const tokens = (split: "train" | "val") => formatCount(tokensIn(dataset[split]));
   const name = tokenizer === null ? "not known" : tokenizer + mark("tokenizer");
   return `${dir}: ${format} bins${
     assumed.includes("dtype") ? " of uint16 (assumed)" : ""

@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { relative } from "node:path";
 import { UserError } from "../../base/errors.ts";
 import { oneLine, visible } from "../../base/visible.ts";
-import { type Dataset, maskName, type Shard } from "../bins.ts";
+import { type Dataset, maskName, type Shard, tokensIn } from "../bins.ts";
 import {
   documentLine,
   frequentTokens,
@@ -89,7 +89,7 @@ function readSplit(
   };
   if (meta) {
     differs("documents", tally.lengths.count, meta[split].documents);
-    differs("tokens", tokensOf(dataset[split]), meta[split].tokens);
+    differs("tokens", tokensIn(dataset[split]), meta[split].tokens);
     const { trained } = meta[split];
     if (trained !== undefined) differs("tokens that are trained on", tally.trained, trained);
   }
@@ -120,10 +120,6 @@ function outsideText({ dir, vocab_size, ...shards }: Dataset, split: Split, coun
     `the first is ${first.id} at token ${token} of ${relative(dir, shard.path)}`;
 }
 
-function tokensOf(shards: Shard[]): number {
-  return shards.reduce((sum, { tokens }) => sum + tokens, 0);
-}
-
 /** Bytes of text by token, those between documents included; null without tokens or where nothing says how to decode them. */
 function bytesPerToken(
   dataset: Dataset,
@@ -131,7 +127,7 @@ function bytesPerToken(
   meta: Record<Split, SplitSize> | null,
   tokenizer: Tokenizer | null,
 ): number | null {
-  const tokens = tokensOf(dataset[split]);
+  const tokens = tokensIn(dataset[split]);
   if (tokens === 0) return null;
   if (meta) return meta[split].bytes / tokens;
   if (!tokenizer) return null;

@@ -1,6 +1,6 @@
 // The words and tables of `deno task data`.
 import { formatCount } from "../../base/format.ts";
-import type { Assumed, Dataset, Shard } from "../bins.ts";
+import { type Assumed, type Dataset, type Shard, tokensIn } from "../bins.ts";
 import type { Lengths } from "./lengths.ts";
 import type { Tally } from "./scan.ts";
 import type { Tokenizer } from "../tokenizer.ts";
@@ -51,7 +51,7 @@ export function splitTable(
   const isChat = dataset.template !== undefined;
   const rows = (["train", "val"] as const).map((split) => {
     const shards = dataset[split], { lengths } = tallies[split], bytes = bytesPerToken(split);
-    const tokens = shards.reduce((sum, { tokens }) => sum + tokens, 0);
+    const tokens = tokensIn(shards);
     return [
       split,
       formatCount(lengths.count),
