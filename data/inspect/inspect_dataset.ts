@@ -103,14 +103,15 @@ function readShard(
   tally: Tally,
   hashed: boolean,
 ): { ids: string | undefined; mask: string | undefined } {
-  const hash = hashed ? createHash("sha256") : undefined, ofMask = shard.mask && createHash("sha256");
-  const masks = masksOf(shard, (bytes) => ofMask && ofMask.update(bytes));
+  const hash = hashed ? createHash("sha256") : undefined;
+  const ofMask = shard.mask === undefined ? undefined : createHash("sha256");
+  const masks = masksOf(shard, (bytes) => ofMask?.update(bytes));
   for (const ids of chunksOf(shard, (bytes) => hash?.update(bytes))) {
     const { value } = masks.next();
     tally.add(ids, value || undefined);
   }
   masks.return(undefined); // which closes the file
-  return { ids: hash?.digest("hex"), mask: ofMask ? ofMask.digest("hex") : undefined };
+  return { ids: hash?.digest("hex"), mask: ofMask?.digest("hex") };
 }
 
 function outsideText({ dir, vocab_size, ...shards }: Dataset, split: Split, count: number): string {
