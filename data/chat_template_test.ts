@@ -1,35 +1,18 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
-import {
-  ChatTemplate,
-  DEFAULT_TEMPLATE,
-  type Message,
-  type RenderOptions,
-  type TextSpan,
-} from "./chat_template.ts";
-import { inDirectory } from "./testing.ts";
+import { ChatTemplate, DEFAULT_TEMPLATE, type Message } from "./chat_template.ts";
+import { type ChatCase, chatCases, inDirectory } from "./testing.ts";
 
 const GOLDEN = new URL("../tests/golden/chat/", import.meta.url).pathname;
 
-/** What transformers makes of a conversation (tests/oracle/chat.py). */
-type Case = {
-  tokenizer: string;
-  template: string;
-  messages: Message[];
-  options: RenderOptions;
-  text: string;
-  spans: TextSpan[];
-};
-
-const CASES = Deno.readTextFileSync(`${GOLDEN}/rendered.jsonl`).trimEnd().split("\n")
-  .map((line) => JSON.parse(line) as Case);
+const CASES = chatCases();
 
 const SPECIAL: Record<string, Record<string, string>> = {
   bytes: { bos_token: "<|endoftext|>", eos_token: "<|endoftext|>" },
   characters: { bos_token: "<s>", eos_token: "</s>", unk_token: "<unk>" },
 };
 
-function templateOf({ tokenizer, template }: Case): ChatTemplate {
+function templateOf({ tokenizer, template }: ChatCase): ChatTemplate {
   return new ChatTemplate(Deno.readTextFileSync(`${GOLDEN}/${template}.jinja`), SPECIAL[tokenizer]!);
 }
 

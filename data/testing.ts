@@ -1,4 +1,5 @@
-// For the tests of data/: directories that are removed again.
+// For the tests of data/: directories that are removed again, and what transformers makes of conversations.
+import type { Message, RenderOptions, TextSpan } from "./chat_template.ts";
 
 /** Runs in an empty directory. */
 export async function inDirectory(run: (directory: string) => void | Promise<void>): Promise<void> {
@@ -29,4 +30,22 @@ export async function withFiles(
 /** The names in a directory, sorted. */
 export function names(directory: string): string[] {
   return Array.from(Deno.readDirSync(directory), (entry) => entry.name).sort();
+}
+
+/** A conversation, and what transformers makes of it (tests/oracle/chat.py): spans in characters, a digit of the mask for each id. */
+export type ChatCase = {
+  tokenizer: string;
+  template: string;
+  messages: Message[];
+  options: RenderOptions;
+  text: string;
+  spans: TextSpan[];
+  ids: number[];
+  mask: string;
+};
+
+/** All of them in tests/golden/chat, where their tokenizers and templates are too. */
+export function chatCases(): ChatCase[] {
+  const path = new URL("../tests/golden/chat/rendered.jsonl", import.meta.url);
+  return Deno.readTextFileSync(path).trimEnd().split("\n").map((line) => JSON.parse(line));
 }

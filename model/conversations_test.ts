@@ -1,20 +1,12 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
-import { DEFAULT_TEMPLATE, type Message } from "../data/chat_template.ts";
+import { DEFAULT_TEMPLATE } from "../data/chat_template.ts";
+import { chatCases } from "../data/testing.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { copy } from "../tests/testing.ts";
 import { type Conversations, openConversations } from "./conversations.ts";
 
 const GOLDEN = new URL("../tests/golden/chat/", import.meta.url).pathname;
-
-/** What transformers makes of a conversation (tests/oracle/chat.py). */
-type Case = {
-  tokenizer: string;
-  template: string;
-  messages: Message[];
-  options: { add_generation_prompt?: boolean; tools?: unknown[] };
-  ids: number[];
-};
 
 /** A directory with a tokenizer of the goldens, and with one of their templates or another one. */
 function directoryWith(tokenizer: string, template?: string): string {
@@ -34,10 +26,7 @@ async function conversationsWith(tokenizer: string, template?: string): Promise<
 }
 
 Deno.test("a conversation's prompt has the ids of transformers' apply_chat_template()", async () => {
-  const cases = Deno.readTextFileSync(`${GOLDEN}rendered.jsonl`).trimEnd().split("\n").map((line) =>
-    JSON.parse(line) as Case
-  );
-  const asked = cases.filter(({ options }) => options.add_generation_prompt);
+  const asked = chatCases().filter(({ options }) => options.add_generation_prompt);
   assertEquals(asked.length, 7);
   for (const { tokenizer, template, messages, options, ids } of asked) {
     assertEquals(

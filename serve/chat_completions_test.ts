@@ -1,12 +1,11 @@
 // A model by chance with a tokenizer and a template of tests/golden/chat answers as OpenAI's API does.
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { chatCases } from "../data/testing.ts";
 import { chatModelDirectory, modelDirectory } from "../tests/testing.ts";
 import { type App, createApp } from "./app.ts";
 import { Model } from "./model.ts";
 import { CHAT_COMPLETION } from "./openapi.ts";
 import { violations } from "./testing_schema.ts";
-
-const GOLDEN = new URL("../tests/golden/chat/", import.meta.url).pathname;
 
 /** A model whose conversations have this template of the goldens. */
 async function modelWith(template: string): Promise<Model> {
@@ -16,10 +15,7 @@ async function modelWith(template: string): Promise<Model> {
 const model = await modelWith("qwen3"), app = createApp({ runs: [], model });
 Deno.test.afterAll(() => model.close());
 
-// What transformers makes of a conversation, and its tokens (tests/oracle/chat.py).
-const golden: { template: string; messages: unknown[]; options: Record<string, unknown>; ids: number[] }[] =
-  Deno
-    .readTextFileSync(`${GOLDEN}rendered.jsonl`).trimEnd().split("\n").map((line) => JSON.parse(line));
+const golden = chatCases();
 const { messages, ids } = golden.find(({ template, options }) =>
   template === "qwen3" && options.add_generation_prompt
 )!;

@@ -5,23 +5,10 @@ import { BEGINS, openDataset, readTokens, TRAINED, verifyDataset } from "../bins
 import type { Message } from "../chat_template.ts";
 import { documentText, inspectDataset } from "../inspect/inspect_dataset.ts";
 import { openTokenizer } from "../tokenizer.ts";
-import { inDirectory, names } from "../testing.ts";
+import { chatCases, inDirectory, names } from "../testing.ts";
 import { fails, interrupt, readAll, runMerge, runPrepare } from "./testing.ts";
 
 const GOLDEN = new URL("../../tests/golden/chat/", import.meta.url).pathname;
-
-/** What transformers makes of a conversation (tests/oracle/chat.py). */
-type Case = {
-  tokenizer: string;
-  template: string;
-  messages: Message[];
-  options: { tools?: unknown[]; add_generation_prompt?: boolean };
-  ids: number[];
-  mask: string;
-};
-
-const CASES = Deno.readTextFileSync(`${GOLDEN}/rendered.jsonl`).trimEnd().split("\n")
-  .map((line) => JSON.parse(line) as Case);
 
 /** Writes one conversation a line. */
 function conversations(path: string, rows: unknown[]): void {
@@ -44,9 +31,10 @@ function contents(dir: string, split: "train" | "val"): { ids: number[]; mask: n
 
 Deno.test("prepare --chat writes the ids and masks of transformers' apply_chat_template()", () =>
   inDirectory(async (dir) => {
-    for (const name of new Set(CASES.map(({ tokenizer, template }) => `${tokenizer}/${template}`))) {
+    const cases = chatCases();
+    for (const name of new Set(cases.map(({ tokenizer, template }) => `${tokenizer}/${template}`))) {
       const [tokenizer, template] = name.split("/") as [string, string];
-      const own = CASES.filter((each) => each.tokenizer === tokenizer && each.template === template)
+      const own = cases.filter((each) => each.tokenizer === tokenizer && each.template === template)
         .filter(({ options }) => !options.add_generation_prompt);
       conversations(`${dir}/a.jsonl`, own.map(({ messages, options }) => ({ messages, ...options })));
       const flags = [`--tokenizer=${GOLDEN}/${tokenizer}`, `--chat_template=${GOLDEN}/${template}.jinja`];

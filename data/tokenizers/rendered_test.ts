@@ -1,15 +1,11 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { UserError } from "../../base/errors.ts";
-import { ChatTemplate, type Message } from "../chat_template.ts";
+import { ChatTemplate } from "../chat_template.ts";
+import { chatCases } from "../testing.ts";
 import { openTokenizer } from "../tokenizer.ts";
 import { RenderedEncoder } from "./rendered.ts";
 
 const GOLDEN = new URL("../../tests/golden/chat/", import.meta.url).pathname;
-
-type Case = { tokenizer: string; template: string; messages: Message[]; ids: number[]; mask: string };
-
-const CASES = Deno.readTextFileSync(`${GOLDEN}/rendered.jsonl`).trimEnd().split("\n")
-  .map((line) => JSON.parse(line) as Case & { options: Record<string, never> });
 
 Deno.test("RenderedEncoder gives the ids and the mask of transformers' apply_chat_template()", async () => {
   for (const name of ["bytes", "characters"]) {
@@ -17,7 +13,7 @@ Deno.test("RenderedEncoder gives the ids and the mask of transformers' apply_cha
     const { bos_token, eos_token } = JSON.parse(
       Deno.readTextFileSync(`${GOLDEN}/${name}/tokenizer_config.json`),
     );
-    for (const each of CASES.filter(({ tokenizer }) => tokenizer === name)) {
+    for (const each of chatCases().filter(({ tokenizer }) => tokenizer === name)) {
       const source = Deno.readTextFileSync(`${GOLDEN}/${each.template}.jinja`);
       const template = new ChatTemplate(source, { bos_token, eos_token });
       const { ids, mask } = encoder.encode(template.renderWithSpans(each.messages, each.options));
