@@ -59,7 +59,7 @@ export type Dataset = {
   val: Shard[];
   /** UTF-8 text in the documents of val; undefined where it is not known, as of llm.c's and nanoGPT's. */
   val_bytes?: number | undefined;
-  /** The chat template of a dataset of conversations. */
+  /** The chat template of a dataset of conversations, or of a mix with some. */
   template?: string;
   /** Identifies the data: SHA-256 by file name, as meta.json has it. Empty for llm.c's and nanoGPT's. */
   sha256: Record<string, string>;

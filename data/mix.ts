@@ -26,7 +26,7 @@ export type Part = {
 /**
  * Opens what a data_dir names: the directory of a dataset, or several as "DIR:WEIGHT,DIR:WEIGHT". Shares are the
  * weights over their sum, rounded to ten-thousandths. Throws UserError as open(), for weights that are missing or too
- * small, and for datasets that differ in tokenizer, vocabulary or end-of-text token.
+ * small, and for datasets that differ in tokenizer, vocabulary, end-of-text token or, of conversations, chat template.
  *
  * @param open How to open one directory: openDataset or verifyDataset.
  */
@@ -49,11 +49,6 @@ export function openData(data_dir: string, open: (dir: string) => Dataset): Data
 /** The datasets that a dataset consists of: those of a mix, or itself. */
 export function partsOf(dataset: Dataset | Mix): Part[] {
   return "parts" in dataset ? dataset.parts : [{ dataset, slots: CYCLE }];
-}
-
-/** Whether a dataset, or one of a mix, holds conversations, each of them a document. */
-export function holdsConversations(dataset: Dataset | Mix): boolean {
-  return partsOf(dataset).some(({ dataset: { template } }) => template !== undefined);
 }
 
 /** verifyDataset() of what is open, with several shards at a time. Throws UserError as that does. */
