@@ -3,7 +3,7 @@ import { KernelError, UserError } from "../base/errors.ts";
 import { device, logprobs, sample, type Sampling } from "../ffi/library.ts";
 import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, tensor, writeFloats } from "../runtime/tensor.ts";
+import { tensor, writeFloats } from "../runtime/tensor.ts";
 import { memoryByKind, release } from "../runtime/memory.ts";
 import { headSize, integers, normal, openTestDevice, tokens, uniform } from "../runtime/testing.ts";
 import {
@@ -19,6 +19,7 @@ import {
   type Text,
 } from "./generate.ts";
 import { forward, init, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
+import { emptyCache } from "./testing.ts";
 
 openTestDevice();
 
@@ -53,11 +54,6 @@ function uncached(text: number[]): Float32Array[] {
   return text.map((_, t) => all.subarray(t * V, t * V + config.vocab_size));
 }
 
-function freshCache(): KVCache {
-  const heads = () => [fixed([config.n_kv_head, config.block_size, config.head_dim], "act", "cache")];
-  return { pos: [0], layers: Array.from({ length: config.n_layer }, () => ({ k: heads(), v: heads() })) };
-}
-
 /** Logits (V) of the token that follows `fresh`, which continue what the cache holds. */
 function lastLogits(fresh: number[], cache: KVCache): Float32Array {
   const all = noGrad(() =>
@@ -76,7 +72,7 @@ function assertNear(actual: Float32Array, expected: Float32Array, what: string):
 Deno.test("cached logits equal those of the whole sequence at every position, however it is cut", () => {
   const text = integers(config.block_size, config.vocab_size, 2), expected = uncached(text);
   for (const pieces of [Array(24).fill(1), [24], [10, 1, 1, 12], [1, 23], [23, 1], [7, 8, 9]] as number[][]) {
-    const cache = freshCache();
+    const cache = emptyCache(config);
     let done = 0;
     for (const n of pieces) {
       const last = lastLogits(text.slice(done, done + n), cache);
@@ -92,7 +88,7 @@ Deno.test("cached logits equal those of the whole sequence at every position, ho
 });
 
 Deno.test("forward() with a full cache refuses another token", () => {
-  const cache = freshCache();
+  const cache = emptyCache(config);
   lastLogits(integers(config.block_size, config.vocab_size, 2), cache);
   assertThrows(
     () => lastLogits([1], cache),

@@ -4,13 +4,13 @@ import { loadTensors } from "../runtime/checkpoint.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
 import { readSafetensors, toFloat32 } from "../runtime/safetensors.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, readFloats, type Tensor } from "../runtime/tensor.ts";
+import { readFloats, type Tensor } from "../runtime/tensor.ts";
 import { openTestDevice, readMasters, startsOf, tokens as ids } from "../runtime/testing.ts";
 import { modelTensors } from "./checkpoint.ts";
 import { hfTensors } from "./hf.ts";
 import { configFromHF } from "./hf_config.ts";
-import { forward, init, type KVCache, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
-import { allLogits, followSteps, relativeError } from "./testing.ts";
+import { forward, init, type LlamaConfig, logits, loss, type Recompute } from "./llama.ts";
+import { allLogits, emptyCache, followSteps, relativeError } from "./testing.ts";
 
 openTestDevice();
 const isFloat = device.act === "f32", PYTHON = Deno.env.get("LOAM_PYTHON");
@@ -174,11 +174,6 @@ Deno.test("forward() is causal: a later token changes no earlier logit", () => {
   assertEquals(a.subarray(0, 25 * row), b.subarray(0, 25 * row));
   assert(relativeError(a.subarray(25 * row), b.subarray(25 * row)) > 1e-3);
 });
-
-function emptyCache(c: LlamaConfig): KVCache {
-  const heads = () => [fixed([c.n_kv_head, c.block_size, c.head_dim], "act", "cache")];
-  return { pos: [0], layers: Array.from({ length: c.n_layer }, () => ({ k: heads(), v: heads() })) };
-}
 
 Deno.test("a document in a window of several has the logits, loss and gradients of the document alone", () => {
   const c = { ...tiny, block_size: 208 }, begins = [0, 1, 38, 64, 130, 207], T = 208; // 64: where a tile of a CPU begins

@@ -2,8 +2,8 @@
 import { assertAlmostEquals, assertEquals } from "@std/assert";
 import type { AdamW } from "../runtime/optim.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import type { Tensor } from "../runtime/tensor.ts";
-import { forward, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
+import { fixed, type Tensor } from "../runtime/tensor.ts";
+import { forward, type KVCache, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
 /** The preset gpt-270m with the GPT-2 vocabulary, written out, as published figures and memory plans count it. */
 export const GPT_270M: LlamaConfig = {
@@ -49,6 +49,12 @@ export function followSteps(
     assertAlmostEquals(result.loss, losses[step]!, 1e-5 * (1 + step), `loss of step ${step}`);
     assertAlmostEquals(result.grad_norm, norm, 1e-4 * norm * (1 + step), `norm of step ${step}`);
   });
+}
+
+/** A cache of one row that holds block_size positions, and none yet. */
+export function emptyCache(c: LlamaConfig): KVCache {
+  const heads = () => [fixed([c.n_kv_head, c.block_size, c.head_dim], "act", "cache")];
+  return { pos: [0], layers: Array.from({ length: c.n_layer }, () => ({ k: heads(), v: heads() })) };
 }
 
 /** Largest difference, relative to the largest magnitude of the expected values; infinite where a value is not finite. */
