@@ -3,7 +3,7 @@
 import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
-import { isObject } from "../base/json.ts";
+import { isObject, show } from "../base/json.ts";
 import { parseJson } from "./tokenizers/tokenizer_file.ts";
 
 /** One turn of a conversation. What else it has, such as tool_calls, goes to the template as it is. */
@@ -315,7 +315,7 @@ function templateOf({ chat_template }: Record<string, unknown>, path: string): s
   if (typeof named?.template === "string") return named.template;
   throw new UserError(
     `Cannot use "${path}": its chat_template is ${
-      JSON.stringify(chat_template).slice(0, 40)
+      show(chat_template)
     }, should be a text, or a list with one of name "default"`,
   );
 }

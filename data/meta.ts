@@ -2,7 +2,7 @@
 import { hash } from "node:crypto";
 import { join } from "node:path";
 import { UserError } from "../base/errors.ts";
-import { isObject } from "../base/json.ts";
+import { isObject, show } from "../base/json.ts";
 import { isFile } from "../base/files.ts";
 import type { Input } from "./read/inputs.ts";
 import { VOCABULARIES } from "./tokenizer.ts";
@@ -235,9 +235,4 @@ function isShard(value: unknown): value is Meta["shards"][number] {
 
 function isCount(value: unknown): value is number {
   return Number.isSafeInteger(value) && (value as number) >= 0;
-}
-
-/** A value as in the file, cut where it is long. */
-function show(value: unknown): string {
-  return value === undefined ? "missing" : JSON.stringify(value).slice(0, 40);
 }

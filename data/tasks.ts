@@ -3,7 +3,7 @@
 import { basename } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isFile, lookedIn } from "../base/files.ts";
-import { isObject } from "../base/json.ts";
+import { isObject, show } from "../base/json.ts";
 import { orMistake } from "../base/system_error.ts";
 
 /** A question: which of its choices goes on with the context. */
@@ -39,6 +39,8 @@ export type Task =
     | { kind: "token questions"; items: TokenQuestion[] }
     | { kind: "texts"; items: Passage[] }
   );
+
+const SHOWN = 60; // characters of a value in a message
 
 /** Tokens that the ids of llm.c's files are of. */
 export const GPT_2_VOCABULARY = 50257;
@@ -91,7 +93,7 @@ function parse(place: string, line: string): Record<string, unknown> {
   if (isObject(row) && ("choices" in row || "text" in row)) return row;
   const what = isObject(row)
     ? `its fields are ${Object.keys(row).join(", ") || "none"}`
-    : `it is ${show(row)}`;
+    : `it is ${show(row, SHOWN)}`;
   throw unusable(place, `${what}; ${LINES}`);
 }
 
@@ -117,16 +119,11 @@ function passage(place: string, { text }: Record<string, unknown>): Passage {
 }
 
 function wrong(place: string, field: string, value: unknown, should: string): UserError {
-  return unusable(place, `${field} is ${show(value)}, should be ${should}`);
+  return unusable(place, `${field} is ${show(value, SHOWN)}, should be ${should}`);
 }
 
 function unusable(place: string, what: string): UserError {
   return new UserError(`Cannot evaluate on ${place}: ${what}`);
-}
-
-/** A value as in the file, cut where it is long. */
-function show(value: unknown): string {
-  return value === undefined ? "missing" : JSON.stringify(value).slice(0, 60);
 }
 
 // ---- llm.c's evaluation files

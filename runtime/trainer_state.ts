@@ -2,7 +2,7 @@
 // checksum, each key, each type and range, and what the keys say of each other.
 import { basename, resolve } from "node:path";
 import { UserError } from "../base/errors.ts";
-import { isObject } from "../base/json.ts";
+import { isObject, show } from "../base/json.ts";
 import { readSums, requireSums, SUMS } from "./sums.ts";
 
 /** What a run needs to go on, beside the tensors. */
@@ -153,9 +153,4 @@ function noFile(path: string): UserError {
 
 function wrong(path: string, what: string): UserError {
   return new UserError(`Cannot read ${path}: ${what}; use another checkpoint`);
-}
-
-/** A value as in the file, cut where it is long. */
-function show(value: unknown): string {
-  return (JSON.stringify(value) ?? "missing").slice(0, 40);
 }

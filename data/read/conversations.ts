@@ -2,7 +2,7 @@
 // [{"from", "value"}]}, and {"prompt", "completion"}. On its way to an encoder a conversation is its line as it stands, and
 // behind a newline the place that it came from, for messages.
 import { UserError } from "../../base/errors.ts";
-import { isObject } from "../../base/json.ts";
+import { isObject, show } from "../../base/json.ts";
 import type { Message } from "../chat_template.ts";
 import { parseObject } from "./json_lines.ts";
 
@@ -111,8 +111,4 @@ function tryParse(text: string): unknown {
   } catch {
     return undefined;
   }
-}
-
-function show(value: unknown): string {
-  return value === undefined ? "missing" : JSON.stringify(value).slice(0, 40);
 }
