@@ -124,8 +124,7 @@ export async function prepare(
     if (part === null) refuseEmptySplit(run, counts, options);
     const meta = run.publish(counts, tokenizer), all = run.work();
     const seconds = (performance.now() - start) / 1000;
-    const { first_bad = run.first_bad } = counts,
-      work = { tokens: all.tokens - tokens, text: all.text - text };
+    const { first_bad } = counts, work = { tokens: all.tokens - tokens, text: all.text - text };
     return { dir, meta, work: { ...work, seconds, documents_before: documents, first_bad } };
   } catch (error) {
     throw run.explain(error);
@@ -134,8 +133,7 @@ export async function prepare(
 
 /** Gives up a dataset that lacks a split: no other run can make more of it. */
 function refuseEmptySplit(run: Run, counts: ReadCounts, options: SettledOptions): void {
-  const { bad, first_bad = run.first_bad } = counts, all = bad + run.counts.bad;
-  const mistake = splitMistake(run.counts, { bad: all, first_bad }, options);
+  const mistake = splitMistake(run.counts, counts, options);
   if (mistake === undefined) return;
   run.discard();
   throw mistake;
@@ -165,7 +163,7 @@ function conversationCheck(tokenizer: Tokenizer, conversations: ChatOptions): (b
   return (block) => void encoder.encode(block);
 }
 
-/** Reads, encodes and writes the documents that the run has not got yet. */
+/** Reads, encodes and writes the documents that the run has not got yet. Counts what reader and encoders left out. */
 async function encodeAll(
   run: Run,
   sources: Source[],
@@ -183,7 +181,8 @@ async function encodeAll(
   } finally {
     await progress.stop();
   }
-  return counts;
+  const { bad, first_bad = run.first_bad } = counts;
+  return { ...counts, bad: bad + run.counts.bad, first_bad };
 }
 
 /** Passes blocks through encoders, as many at a time as these have room for. */

@@ -97,7 +97,7 @@ export class Run implements Disposable {
     this.#keep = false;
   }
 
-  /** Ends the dataset and puts it in the place of the one that is in the directory. */
+  /** Ends the dataset, of which so many documents were left out, and puts it in the place of the one in the directory. */
   publish({ bad, duplicates }: { bad: number; duplicates: number }, tokenizer: Tokenizer): Meta {
     this.commit();
     const { train, val, empty, cut, too_long } = this.counts, chat = this.#recipe.template !== undefined;
@@ -107,7 +107,7 @@ export class Run implements Disposable {
       ...this.#recipe,
       train,
       val,
-      left_out: { empty, duplicates, bad: bad + this.counts.bad, ...chat && { too_long } },
+      left_out: { empty, duplicates, bad, ...chat && { too_long } },
       ...chat && { cut },
       shards: this.#writer.finish(),
     };

@@ -1,12 +1,13 @@
 // A dataset needs documents to train on and others to evaluate on; says what to change where it lacks either.
 import { UserError } from "../../base/errors.ts";
+import type { ReadCounts } from "../read/documents.ts";
 import type { SettledOptions } from "./options.ts";
 import type { Counts } from "./state.ts";
 
 /** What to say if a split got no documents, naming a val_fraction that gives both some; undefined if both have some. */
 export function splitMistake(
   counts: Counts,
-  { bad, first_bad }: { bad: number; first_bad?: string | undefined },
+  { bad, first_bad }: ReadCounts,
   { input, val_fraction, limit, by_position }: SettledOptions,
 ): UserError | undefined {
   const { train, val, empty, too_long, smallest, largest } = counts;

@@ -46,7 +46,7 @@ export type ReadCounts = {
   /** Documents left out because they cannot be read. */
   bad: number;
   /** What was said of the first of them. */
-  first_bad?: string;
+  first_bad?: string | undefined;
   /** Documents left out because their text came before. */
   duplicates: number;
 };
