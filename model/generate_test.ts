@@ -1,11 +1,10 @@
 import { assert, assertAlmostEquals, assertEquals, assertNotEquals, assertThrows } from "@std/assert";
 import { KernelError, UserError } from "../base/errors.ts";
 import { device, logprobs, sample, type Sampling } from "../ffi/library.ts";
-import { Parameters } from "../runtime/optim.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
-import { tensor, writeFloats } from "../runtime/tensor.ts";
+import { tensor } from "../runtime/tensor.ts";
 import { memoryByKind, release } from "../runtime/memory.ts";
-import { headSize, integers, normal, openTestDevice, tokens, uniform } from "../runtime/testing.ts";
+import { integers, normal, openTestDevice, tokens, uniform } from "../runtime/testing.ts";
 import {
   begin,
   choose,
@@ -18,29 +17,12 @@ import {
   step,
   type Text,
 } from "./generate.ts";
-import { forward, init, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
-import { emptyCache } from "./testing.ts";
+import { forward, type KVCache, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
+import { emptyCache, unevenModel } from "./testing.ts";
 
 openTestDevice();
 
-const config: LlamaConfig = {
-  vocab_size: 61,
-  n_layer: 2,
-  n_embd: 32,
-  n_head: 4,
-  n_kv_head: 2,
-  head_dim: headSize(8),
-  n_inner: 48,
-  block_size: 24,
-  rope_theta: 10000,
-  norm_eps: 1e-6,
-  tie_word_embeddings: false,
-};
-const model = init(config);
-new Parameters(model, { seed: 3, train: false });
-for (const { qkv_proj: w } of model.layers) { // so that attention is far from even, and a wrong key is noticed
-  writeFloats(w.address, w.toArray().map((x) => 12 * x), "act");
-}
+const { model, config } = unevenModel(61);
 const prompt = integers(5, config.vocab_size, 1);
 const plain: GenerateOptions = { max_new_tokens: 40, temperature: 1, top_k: 0, top_p: 1, seed: 7 };
 const greedy = { ...plain, temperature: 0 };

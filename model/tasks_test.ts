@@ -3,10 +3,8 @@ import { UserError } from "../base/errors.ts";
 import type { Task, TokenQuestion } from "../data/tasks.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { device } from "../ffi/library.ts";
-import { Parameters } from "../runtime/optim.ts";
 import { writeFloats } from "../runtime/tensor.ts";
-import { headSize, integers, openTestDevice, tokens } from "../runtime/testing.ts";
-import { init, type LlamaConfig } from "./llama.ts";
+import { integers, openTestDevice, tokens } from "../runtime/testing.ts";
 import {
   type PreparedTask,
   prepareTask,
@@ -15,28 +13,13 @@ import {
   type Sharing,
   taskMetrics,
 } from "./tasks.ts";
-import { allLogits } from "./testing.ts";
+import { allLogits, multiply, unevenModel } from "./testing.ts";
 
 openTestDevice();
 
-const c: LlamaConfig = {
-  vocab_size: 257, // the tokenizer "bytes": a token is a byte, 256 begins a text
-  n_layer: 2,
-  n_embd: 32,
-  n_head: 4,
-  n_kv_head: 2,
-  head_dim: headSize(8),
-  n_inner: 48,
-  block_size: 24,
-  rope_theta: 10000,
-  norm_eps: 1e-6,
-  tie_word_embeddings: false,
-};
-const model = init(c), bytes = await openTokenizer("bytes"), START = 256;
-new Parameters(model, { seed: 3, train: false });
-for (const w of [...model.layers.map(({ qkv_proj }) => qkv_proj), model.lm_head!]) {
-  writeFloats(w.address, w.toArray().map((x) => 12 * x), "act"); // far from even
-}
+// Of the tokenizer "bytes" a token is a byte, and 256 begins a text.
+const { model, config: c } = unevenModel(257), bytes = await openTokenizer("bytes"), START = 256;
+multiply(model.lm_head!, 12); // so that no token is about as likely as another one
 const idsOf = (text: string) => Array.from(new TextEncoder().encode(text));
 
 /** The logarithm of the probability of the last n of some ids, from the logits of a pass of their own, in float64. */

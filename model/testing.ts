@@ -1,9 +1,10 @@
 // What the tests of the model share.
 import { assertAlmostEquals, assertEquals } from "@std/assert";
-import type { AdamW } from "../runtime/optim.ts";
+import { type AdamW, Parameters } from "../runtime/optim.ts";
 import { backward, endStep, noGrad } from "../runtime/tape.ts";
-import { fixed, type Tensor } from "../runtime/tensor.ts";
-import { forward, type KVCache, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
+import { fixed, type Tensor, writeFloats } from "../runtime/tensor.ts";
+import { headSize } from "../runtime/testing.ts";
+import { forward, init, type KVCache, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
 
 /** The preset gpt-270m with the GPT-2 vocabulary, written out, as published figures and memory plans count it. */
 export const GPT_270M: LlamaConfig = {
@@ -19,6 +20,32 @@ export const GPT_270M: LlamaConfig = {
   norm_eps: 1e-6,
   tie_word_embeddings: true,
 };
+
+/** A small model and its shape. Its attention is far from even, so that a wrong key is noticed. A device must be open. */
+export function unevenModel(vocab_size: number): { model: Llama; config: LlamaConfig } {
+  const config: LlamaConfig = {
+    vocab_size,
+    n_layer: 2,
+    n_embd: 32,
+    n_head: 4,
+    n_kv_head: 2,
+    head_dim: headSize(8),
+    n_inner: 48,
+    block_size: 24,
+    rope_theta: 10000,
+    norm_eps: 1e-6,
+    tie_word_embeddings: false,
+  };
+  const model = init(config);
+  new Parameters(model, { seed: 3, train: false });
+  for (const { qkv_proj } of model.layers) multiply(qkv_proj, 12);
+  return { model, config };
+}
+
+/** Multiplies a weight by a number. */
+export function multiply(w: Tensor, by: number): void {
+  writeFloats(w.address, w.toArray().map((x) => by * x), "act");
+}
 
 /** Logits (B * T, V) of token ids (B, T), without the padding of the vocabulary. Ends the step. */
 export function allLogits(model: Llama, c: LlamaConfig, idx: Tensor): Float32Array {
