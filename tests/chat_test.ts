@@ -6,7 +6,7 @@ import { loadModel } from "../model/checkpoint.ts";
 import { openConversations } from "../model/conversations.ts";
 import { generate } from "../model/generate.ts";
 import { openTestDevice } from "../runtime/testing.ts";
-import { chatModelDirectory, refuse, ROOT, runTyping, taskArgs } from "./testing.ts";
+import { chatModelDirectory, refuse, ROOT, runTyping, taskArgs, terminalArgs } from "./testing.ts";
 
 openTestDevice();
 
@@ -135,8 +135,12 @@ class Terminal implements AsyncDisposable {
 
   constructor(directory: string, ...flags: string[]) {
     const words = [Deno.execPath(), ...taskArgs("chat", [`--checkpoint=${directory}`, ...FLAGS, ...flags])];
-    const args = ["-qec", words.map((word) => `'${word}'`).join(" "), "/dev/null"];
-    this.#child = new Deno.Command("script", { args, cwd: ROOT, stdin: "piped", stdout: "piped" }).spawn();
+    this.#child = new Deno.Command("script", {
+      args: terminalArgs(words),
+      cwd: ROOT,
+      stdin: "piped",
+      stdout: "piped",
+    }).spawn();
     this.#keys = this.#child.stdin.getWriter();
     this.#shown = this.#child.stdout.pipeThrough(new TextDecoderStream()).getReader();
   }

@@ -134,8 +134,15 @@ export async function runOnTerminal(options: string[], task: Task, ...args: stri
 
 /** The same, to be started. before: words in front of the program there, such as env NO_COLOR=1. */
 export function onTerminal(before: string[], task: Task, ...args: string[]): Deno.Command {
-  const words = [...before, Deno.execPath(), ...taskArgs(task, args)].map((word) => `'${word}'`).join(" ");
-  return command("script", ["-qec", words, "/dev/null"]);
+  return command("script", terminalArgs([...before, Deno.execPath(), ...taskArgs(task, args)]));
+}
+
+/**
+ * script's arguments to run a program on a terminal, with its exit code. No shell stays beside the program: some, such as dash,
+ * end with 130 after Ctrl-C, whatever the program's code was.
+ */
+export function terminalArgs(words: string[]): string[] {
+  return ["-qec", `exec ${words.map((word) => `'${word}'`).join(" ")}`, "/dev/null"];
 }
 
 /** Runs a task that has to succeed and print nothing to stderr; returns stdout. */
