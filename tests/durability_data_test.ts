@@ -23,7 +23,14 @@ type Case = {
 };
 
 /** Checks all moments at which the work of a case may end, and all changes that the system may refuse. */
-function check({ name, before, work, use, replaces = false, refused = true }: Case): void {
+function check({ name, before, work: given, use, replaces = false, refused = true }: Case): void {
+  const work = async (out: string) => {
+    try {
+      await given(out);
+    } finally {
+      await new Promise((resolve) => setTimeout(resolve, 0)); // Deno ends what listened for signals, some at a time
+    }
+  };
   const may = refused ? "be killed, lose power and be refused any change" : "be killed and lose power";
   Deno.test(`${name} may ${may}`, async () => {
     const fresh = async () => {
@@ -72,7 +79,6 @@ function check({ name, before, work, use, replaces = false, refused = true }: Ca
         Deno.removeSync(root, { recursive: true });
       }
     }
-    await new Promise((resolve) => setTimeout(resolve, 0)); // until Deno has ended what listened for signals
   });
 }
 
