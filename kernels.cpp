@@ -60,6 +60,7 @@ static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+static int64_t first_tile(int64_t row, int64_t rows) { return max(0, row) / rows * rows; }  // where the tile of a row begins
 
 static void zero(void* to, int64_t bytes) {
   const int64_t step = 1 << 20;
@@ -1359,9 +1360,10 @@ static int64_t take_strip(int thread, int threads, int64_t n) {
   return -1;
 }
 
-/// c (m, n) = add + op(a) op(b), each rounded to bfloat16; add (m, n) may be 0, or c. See gemm().
+/// c (m, n) = add + op(a) op(b), each rounded to bfloat16; add (m, n) may be 0, or c. See gemm(). lower: of c only the tiles with
+/// elements (i, j), j <= i.
 PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b, const float* add,
-                           float* c) {
+                           float* c, bool lower = false) {
   const int threads = team(m * n * k / 64);
   const int64_t block_k = round_up(divide_up(k, divide_up(k, BLOCK_K)), 32);  // of nearly one size
   const int64_t tiles = divide_up(m, PAIR_ROWS);  // of rows
@@ -1390,7 +1392,7 @@ PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, co
         if (ta) pack_pairs_across(packed_a, STRIP_M, a + p0 * m + i0, m, depth, rows);
         else pack_pairs_along(packed_a, ROW_PAIRS, a + i0 * k + p0, k, depth, rows);
         for (int64_t j = 0; j < columns; j += PAIR_COLUMNS) {
-          for (int64_t i = 0; i < rows; i += PAIR_ROWS) {
+          for (int64_t i = lower ? first_tile(j0 + j - i0, PAIR_ROWS) : 0; i < rows; i += PAIR_ROWS) {
             const size_t at = (i0 + i) * n + j0 + j;
             pair_strip(c + at, n, before ? before + at : nullptr, n, packed_a + i * (ta ? 1 : ROW_PAIRS), ta ? 1 : ROW_PAIRS,
                        ta ? STRIP_M : 1, packed_b + j * (BLOCK_K / 2), PAIR_COLUMNS, min(PAIR_ROWS, rows - i),
@@ -2139,16 +2141,16 @@ static void packed_tile(float* c, size_t c_row, const float* a, const float* b, 
   }
 }
 
-/// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS, and for a b of bf16.
+/// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS, and for a b of bf16. lower: as pair_gemm() has it.
 template <class T>
 static int builtin_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, bool accumulate,
-                        float* c) {
+                        float* c, bool lower = false) {
   const size_t a_floats = PANEL_M * PANEL_K, b_floats = PANEL_N * PANEL_K;
   float* packed_b = (float*)workspace((b_floats + thread_count * a_floats) * sizeof(float));
   if (!packed_b) return 1;
   size_t a_row = ta ? 1 : k, a_step = ta ? m : 1, b_row = tb ? 1 : n, b_step = tb ? k : 1;
   int threads = team(m * n * k / 64);
-  int64_t panel_m = min(PANEL_M, round_up(divide_up(m, 2 * threads), TILE_ROWS));  // at least two panels a thread
+  int64_t panel_m = min(PANEL_M, round_up(divide_up(m, (lower ? 4 : 2) * threads), TILE_ROWS));  // so many panels a thread
   for (int64_t j0 = 0; j0 < n; j0 += PANEL_N) {
     int64_t columns = min(PANEL_N, n - j0);
     for (int64_t p0 = 0; p0 < k; p0 += PANEL_K) {
@@ -2161,13 +2163,13 @@ static int builtin_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const
           pack_b_panel(packed_b + j * PANEL_K, b + p0 * b_row + (j0 + j) * b_step, b_row, b_step, depth, columns - j);
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t i0 = 0; i0 < m; i0 += panel_m) {
+        for (int64_t i0 = round_up(m, panel_m) - panel_m; i0 >= 0; i0 -= panel_m) {  // the last are the most where lower
           int64_t rows = min(panel_m, m - i0);
           for (int64_t i = 0; i < rows; i += TILE_ROWS) {
             pack_a_panel(packed_a + i * PANEL_K, a + (i0 + i) * a_row + p0 * a_step, a_row, a_step, depth, rows - i);
           }
           for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
-            for (int64_t i = 0; i < rows; i += TILE_ROWS) {
+            for (int64_t i = lower ? first_tile(j0 + j - i0, TILE_ROWS) : 0; i < rows; i += TILE_ROWS) {
               packed_tile(c + (i0 + i) * n + j0 + j, n, packed_a + i * PANEL_K, packed_b + j * PANEL_K,
                           min(TILE_ROWS, rows - i), min(TILE_COLUMNS, columns - j), depth, accumulate || p0 > 0);
             }
@@ -2239,6 +2241,16 @@ static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* 
   round_all(a16, a, m * k);
   round_all(b16, b, k * n);
   return blas_gemm(blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
+}
+
+/// c (n, n) = x x^T, or x^T x where transposed, on and below its diagonal at least: half a product of this file's own is sooner
+/// done than a whole one of a BLAS, but not than one by bfloat16 tiles.
+static int lower_gram(float* c, const float* x, int64_t n, int64_t k, bool transposed) {
+#ifdef HAS_PAIR_PRODUCTS
+  if (use_pair_gemm) return pair_gemm(transposed, !transposed, n, n, k, x, x, nullptr, c, true);
+#endif
+  if (use_bf16_gemm) return gemm(transposed, !transposed, n, n, k, x, x, nullptr, c);
+  return builtin_gemm(transposed, !transposed, n, n, k, x, x, false, c, true);
 }
 
 /// Rows that a product may have to be one of few, as when text is written: up to 8 texts at a time.
@@ -2437,6 +2449,25 @@ int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, i
   for (int64_t start = 0; start < N; start += step) {
     TRY(gemm(true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
              accumulate || start > 0 ? dweight : nullptr, dweight));
+  }
+  return 0;
+}
+
+int gram(float* out, const float* x, const float* add, int32_t N, int32_t C, int32_t transposed, float alpha, float beta) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, x));
+  if (out == x || out == add) FAIL("out may be neither x nor add (N=%d C=%d)", N, C);
+  TRY(lower_gram(out, x, N, C, transposed != 0));
+  const int64_t tile = 16;  // whose columns stay in the cache while they become rows
+#pragma omp parallel for num_threads(team((int64_t)N * N)) schedule(dynamic)
+  for (int64_t i0 = round_up(N, tile) - tile; i0 >= 0; i0 -= tile) {
+    for (int64_t j0 = 0; j0 <= i0; j0 += tile) {
+      for (int64_t i = i0; i < min(N, i0 + tile); i++) {
+        for (int64_t j = j0; j < min(i + 1, j0 + tile); j++) {
+          const float sum = alpha * out[i * N + j] + (add ? beta * add[i * N + j] : 0.0f);
+          out[i * N + j] = out[j * N + i] = sum;
+        }
+      }
+    }
   }
   return 0;
 }

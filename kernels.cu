@@ -1833,8 +1833,8 @@ static bool is_timed(const Product& p) { return (double)p.m * p.n * p.k >= TIMED
   } while (0)
 
 static int run_product(const Plan& plan, const Product& p, const cublasLtMatmulAlgo_t& algo, const void* a,
-                       const void* b, const void* c, void* d) {
-  float alpha = 1, beta = p.adds ? 1 : 0;
+                       const void* b, const void* c, void* d, float alpha = 1, float beta = 1) {
+  if (!p.adds) beta = 0;
   BLAS(blas.cublasLtMatmul(blas.handle, plan.operation, &alpha, a, plan.a, b, plan.b, &beta, c, plan.d, d, plan.d,
                            &algo, gpu.workspace, WORKSPACE_BYTES, gpu.stream));
   return 0;
@@ -2041,8 +2041,9 @@ int gemm_choose(int32_t* refused, const char* lines, int32_t times) {
   return 0;
 }
 
-/// d = op(a) op(b), plus c if the product adds; c and d have the same layout and may be one array.
-static int multiply_matrices(const Product& p, const void* a, const void* b, const void* c, void* d) {
+/// d = alpha op(a) op(b), plus beta c if the product adds; c and d have the same layout and may be one array.
+static int multiply_matrices(const Product& p, const void* a, const void* b, const void* c, void* d, float alpha = 1,
+                             float beta = 1) {
   auto at = plans.find(key_of(p));
   if (at == plans.end()) {
     Plan plan;
@@ -2050,7 +2051,7 @@ static int multiply_matrices(const Product& p, const void* a, const void* b, con
     TRY(choose_algorithm(&plan, p, a, b, c, d));
     at = plans.emplace(key_of(p), plan).first;
   }
-  return run_product(at->second, p, at->second.algo, a, b, c, d);
+  return run_product(at->second, p, at->second.algo, a, b, c, d, alpha, beta);
 }
 
 int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT) {
@@ -2074,6 +2075,13 @@ int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));
   return multiply_matrices({false, true, IN, OUT, N, true, accumulate != 0}, x, dout, dweight, dweight);
+}
+
+int gram(act* out, const act* x, const act* add, int32_t N, int32_t C, int32_t transposed, float alpha, float beta) {
+  BEGIN(SIZES(N, C), ADDRESSES(out, x));
+  CHECK(out != x && out != add, "out may be neither x nor add (%s)", SIZE_TEXT(N, C));
+  const bool turned = transposed != 0;
+  return multiply_matrices({!turned, turned, N, N, C, false, add != nullptr}, x, x, add ? add : out, out, alpha, beta);
 }
 
 // ---- swiglu: h = silu(gate) * up -----------------------------------------------------------------------------------

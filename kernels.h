@@ -30,7 +30,7 @@ typedef float act;
 #endif
 #define HOST
 
-#define LOAM_ABI_VERSION 9
+#define LOAM_ABI_VERSION 10
 #define LOAM_F32 0   // element types of convert() and find_nonfinite()
 #define LOAM_BF16 1
 #define LOAM_AUTO 2   // of bf16_gemm in device_open()
@@ -264,6 +264,10 @@ int linear_forward(act* out, const act* x, const act* weight, const act* residua
 /// out_o = sum over i of x_i * weight_oi: dx = dout weight, dweight = dout^T x; the gradient of the residual is dout.
 int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
+
+/// out (N, N) = alpha x x^T + beta add, which is symmetric, as add (N, N) should be: a CPU multiplies for one half of it. x is
+/// (N, C), or (C, N) where transposed: then x^T x. add may be 0; out may be neither x nor add.
+int gram(act* out, const act* x, const act* add, int32_t N, int32_t C, int32_t transposed, float alpha, float beta);
 
 /// Which algorithm a GPU multiplies with, chosen at the first product of a shape: another one adds up in another order. lines =
 /// a line for each shape so far whose candidates are timed (at most capacity bytes, ends with 0); "" on a CPU. They hold for

@@ -293,6 +293,20 @@ export function linear_wgrad(
   check(s.linear_wgrad(dweight, dout, x, N, IN, OUT, accumulate));
 }
 
+/** out (N, N) = alpha x x^T + beta add, of x (N, C); of x (C, N), transposed, x^T x. add is symmetric, or 0n. */
+export function gram(
+  out: Address,
+  x: Address,
+  add: Address,
+  N: number,
+  C: number,
+  transposed: number,
+  alpha: number,
+  beta: number,
+): void {
+  check(s.gram(out, x, add, N, C, transposed, alpha, beta));
+}
+
 // ---- swiglu: h = silu(gate) * up
 /** h (N, F); a row of gate_up (N, 2F) is F gates, then F ups. */
 export function swiglu_forward(h: Address, gate_up: Address, N: number, F: number): void {

@@ -33,7 +33,7 @@ export type OpenOptions = {
 };
 
 /** LOAM_ABI_VERSION in kernels.h; a library with another one does not open. */
-export const ABI_VERSION = 9;
+export const ABI_VERSION = 10;
 /** Element types in kernels.h: float32. */
 export const F32 = 0;
 /** bfloat16. */

@@ -74,6 +74,7 @@ export const symbols = {
   linear_forward: fn(PTR, PTR, PTR, PTR, I32, I32, I32),
   linear_dgrad: fn(PTR, PTR, PTR, I32, I32, I32, I32),
   linear_wgrad: fn(PTR, PTR, PTR, I32, I32, I32, I32),
+  gram: fn(PTR, PTR, PTR, I32, I32, I32, F32, F32),
   gemm_choices: fn(HOST, I32),
   gemm_choose: fn(HOST, HOST, I32),
   // swiglu: h = silu(gate) * up

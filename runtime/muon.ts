@@ -4,7 +4,7 @@
 // learning rate and weight decay serve both. Products are of the act type: bfloat16 on a GPU.
 import { UserError } from "../base/errors.ts";
 import * as k from "../ffi/kernels.ts";
-import { BF16, F32, UNARY } from "../ffi/library.ts";
+import { UNARY } from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
 import { type Block, permanent, release, take } from "./memory.ts";
 import { type Address, bytesPerElement, type Tensor } from "./tensor.ts";
@@ -112,7 +112,7 @@ export class Muon {
       );
       release(direction);
       const [n, m] = [matrix.rows, matrix.columns].toSorted((a, b) => a - b) as [number, number];
-      flops += STEPS * (4 * n * n * m + 2 * n ** 3);
+      flops += STEPS * (3 * n * n * m + n ** 3); // of x x^T and of its square a half
     }
     timeOther("muon", 0, flops);
   }
@@ -127,27 +127,20 @@ export class Muon {
   /** x (rows, columns), float32, by its norm, and then STEPS times a x + b (x x^T) x + c (x x^T)^2 x. */
   #orthogonalize(values: Address, { rows, columns }: Matrix): Block {
     const size = rows * columns, side = Math.min(rows, columns), isWide = rows === side;
-    const act = bytesPerElement("act"), square = BigInt(side * side);
+    const act = bytesPerElement("act");
     let x = take(act * size), next = take(act * size);
-    const [s, bs, cs] = [0, 1, 2].map(() => take(act * side * side)) as [Block, Block, Block];
-    const sums = isWide ? undefined : take(4 * side * side); // of a gradient of weights, which is float32
+    const s = take(act * side * side), sum = take(act * side * side);
     k.grad_sumsq(this.#sumsq.address, values, BigInt(size), 0);
     k.normalize(x.address, values, this.#sumsq.address, BigInt(size));
     for (let step = 0; step < STEPS; step++) {
-      if (!sums) k.linear_forward(s.address, x.address, x.address, 0n, rows, columns, rows); // s = x x^T
-      else { // s = x^T x, as x is tall: x s is what s x is there
-        k.linear_wgrad(sums.address, x.address, x.address, rows, columns, columns, 0);
-        k.convert(s.address, sums.address, act === 2 ? BF16 : F32, F32, square);
-      }
-      k.unary_forward(bs.address, s.address, UNARY.scale, B, square);
-      k.unary_forward(cs.address, s.address, UNARY.scale, C, square);
-      k.linear_dgrad(bs.address, cs.address, s.address, side, side, side, 1); // b s + c s s
+      k.gram(s.address, x.address, 0n, side, size / side, isWide ? 0 : 1, 1, 0); // s = x x^T; of a tall x x^T x, and x s for s x
+      k.gram(sum.address, s.address, s.address, side, side, 0, C, B); // b s + c s s, as s is s^T
       k.unary_forward(next.address, x.address, UNARY.scale, A, BigInt(size));
-      if (isWide) k.linear_dgrad(next.address, bs.address, x.address, rows, columns, rows, 1);
-      else k.linear_dgrad(next.address, x.address, bs.address, rows, columns, columns, 1);
+      const [left, right] = isWide ? [sum, x] : [x, sum];
+      k.linear_dgrad(next.address, left.address, right.address, rows, columns, side, 1);
       [x, next] = [next, x];
     }
-    for (const block of [next, s, bs, cs, ...sums ? [sums] : []]) release(block);
+    for (const block of [next, s, sum]) release(block);
     return x;
   }
 

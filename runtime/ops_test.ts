@@ -1,6 +1,7 @@
 // Every op against the float64 reference and against finite differences, on odd shapes; then causality, wrong shapes, values
 // that are not finite, equal bits, and the same tests on every instruction set. What ops do together is in tape_test.ts.
 import { assert, assertEquals, assertThrows } from "@std/assert";
+import * as k from "../ffi/kernels.ts";
 import { libraryExists, open } from "../ffi/library.ts";
 import {
   add,
@@ -1050,6 +1051,48 @@ Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number
       assertEquals(out, Float32Array.from(ref.linear(x, w, IN, residual)), `out of ${N} ${IN} ${OUT}`);
       assertEquals(grads[0], Float32Array.from(dx), `dx of ${N} ${IN} ${OUT}`);
       assertEquals(grads[1], Float32Array.from(dw), `dw of ${N} ${IN} ${OUT}`);
+    }
+  });
+});
+
+/** gram() of whole numbers, whose sums are exact in float32: both triangles, of rows and of columns, alone and with another matrix. */
+function checkGram(N: number, C: number): void {
+  const [x, half] = [integers(N * C, 17, 1), integers(N * N, 17, 2)].map((ids) =>
+    Float32Array.from(ids, (v) => v - 8)
+  );
+  const add = half!.map((_, at) => half![Math.max(at, at % N * N + Math.floor(at / N))]!); // a symmetric one
+  const [from, base] = [tensor([N, C], x!), tensor([N, N], add)], out = tensor([N, N], add.map(() => NaN));
+  for (const transposed of [0, 1]) {
+    const at = (i: number, p: number) => transposed ? x![p * N + i]! : x![i * C + p]!;
+    const product = add.map((_, e) =>
+      Array(C).keys().reduce((sum, p) => sum + at(Math.floor(e / N), p) * at(e % N, p), 0)
+    );
+    for (const beta of [0, 3]) {
+      k.gram(out.address, from.address, beta ? base.address : 0n, N, C, transposed, 0.5, beta);
+      const what = `N=${N} C=${C} transposed=${transposed} beta=${beta}`;
+      const expected = product.map((sum, e) => 0.5 * sum + beta * add[e]!);
+      if (device.act === "f32") assertEquals(out.toArray(), expected, what);
+      else close(out.toArray(), expected, 1, what);
+    }
+  }
+  endStep();
+}
+
+const GRAMS = [[1, 5], [7, 1], [16, 3], [66, 40], [130, 9], [20, 800]] as const; // N beside the edges of tiles of any kind
+
+Deno.test("gram() is exact where every sum is a whole number, of rows and of columns", () => {
+  GRAMS.forEach(([N, C]) => checkGram(N, C));
+  const x = tensor([2, 2], [1, 2, 3, 4]), { address } = x;
+  const message = "out may be neither x nor add (N=2 C=2)";
+  assertThrows(() => k.gram(address, address, 0n, 2, 2, 0, 1, 0), Error, message);
+  endStep();
+});
+
+Deno.test("gram() by bfloat16 pairs likewise", () => {
+  withPairs((reopen) => {
+    for (const threads of [1, 2]) {
+      reopen(threads);
+      GRAMS.forEach(([N, C]) => checkGram(N, C));
     }
   });
 });

@@ -168,6 +168,12 @@ function cases(): Case[] {
       (s, _, dweight, dout, x) => s.linear_wgrad(dweight!, dout!, x!, N, IN, OUT, 1),
     ),
     kernel(
+      "gram",
+      [result("act", N * N), result("act", N * N), act(N * IN)],
+      (s, _, sum, product, x) =>
+        s.gram(product!, x!, 0n, N, IN, 1, 1, 0) || s.gram(sum!, x!, product!, N, IN, 0, 0.5, -2),
+    ),
+    kernel(
       "swiglu_forward",
       [result("act", N * F), act(N * 2 * F)],
       (s, _, h, gate_up) => s.swiglu_forward(h!, gate_up!, N, F),
