@@ -7,6 +7,7 @@
 // --bf16_seeds=1337,1338,1339 compares loam with itself instead, without PyTorch: for each seed a run with float32 and one
 // with bfloat16 matrix products (--bf16_gemm), and says how far they are apart beside how far the seeds are.
 // --muon_rates=1e-3,2e-3,4e-3 compares AdamW with Muon: a run of each with each learning rate, whose min_lr is a tenth of it.
+// --adamw_rates=... are AdamW's, where they are others, and --muon_seeds=1337,1338 takes each run once for each seed.
 import { openDataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
 import { runMain, UserError } from "../base/errors.ts";
@@ -21,7 +22,10 @@ import { writeSafetensors } from "../runtime/safetensors.ts";
 import settings from "../deno.json" with { type: "json" };
 
 /** Flags of this program; every other flag goes to train.ts. */
-const OWN = { json: "", dtype: "", threads: navigator.hardwareConcurrency, bf16_seeds: "", muon_rates: "" };
+const OWN = {
+  ...{ json: "", dtype: "", threads: navigator.hardwareConcurrency, bf16_seeds: "" },
+  ...{ muon_rates: "", adamw_rates: "", muon_seeds: "1337" },
+};
 
 /** Losses of both sides, step by step. relative differences are |loam - torch| / torch. */
 export type Curve = {
@@ -143,7 +147,7 @@ async function compareProducts(seeds: number[], flags: string[], dir: string, js
 // ---- Muon beside AdamW
 
 /** A run of --muon_rates. val_losses: one each eval_interval steps. */
-type RateRun = { optimizer: string; learning_rate: number; val_losses: number[] };
+type RateRun = { optimizer: string; learning_rate: number; seed: number; val_losses: number[] };
 
 /**
  * After which step a run was at a loss: between two evaluations, of which there is one each `every` steps, on the line from one to
@@ -156,34 +160,63 @@ export function stepsTo(val_losses: number[], every: number, loss: number): numb
   return every * (i + (before - loss) / (before - after));
 }
 
-/** Trains with both optimizers at every rate, and says after which step Muon's best run is where AdamW's best one ends. */
-async function compareOptimizers(rates: number[], flags: string[], dir: string, json: string): Promise<void> {
+/**
+ * Trains with each optimizer at each of its rates, for every seed, and says after which step Muon's best run is where AdamW's best
+ * one ends, of the rates that are best over the seeds.
+ */
+async function compareOptimizers(
+  rates: Record<string, number[]>,
+  seeds: number[],
+  flags: string[],
+  dir: string,
+  json: string,
+): Promise<void> {
   const runs: RateRun[] = [];
   let steps = 0;
-  for (const optimizer of ["adamw", "muon"]) {
-    for (const rate of rates) {
-      const own = [`--optimizer=${optimizer}`, `--learning_rate=${rate}`, `--min_lr=${rate / 10}`];
-      const { losses, val_losses } = await trainHere([...flags, ...own], `${dir}/${optimizer}-${rate}`);
+  for (const [optimizer, its] of Object.entries(rates)) {
+    for (const [learning_rate, seed] of its.flatMap((rate) => seeds.map((seed) => [rate, seed] as const))) {
+      const own = [
+        `--optimizer=${optimizer}`,
+        `--learning_rate=${learning_rate}`,
+        `--min_lr=${learning_rate / 10}`,
+      ];
+      const out_dir = `${dir}/${optimizer}-${learning_rate}-${seed}`;
+      const { losses, val_losses } = await trainHere([...flags, ...own, `--seed=${seed}`], out_dir);
       steps = losses.length;
-      runs.push({ optimizer, learning_rate: rate, val_losses });
+      runs.push({ optimizer, learning_rate, seed, val_losses });
     }
   }
-  const last = ({ val_losses }: RateRun) => val_losses.at(-1)!;
-  const of = (optimizer: string) => runs.filter((run) => run.optimizer === optimizer);
-  const best = (optimizer: string) => of(optimizer).reduce((a, b) => last(b) < last(a) ? b : a);
-  const eval_interval = steps / runs[0]!.val_losses.length;
-  const reached = stepsTo(best("muon").val_losses, eval_interval, last(best("adamw")));
-  const row = (
-    rate: number,
-    i: number,
-  ) => [`${rate}`, ...["adamw", "muon"].map((name) => last(of(name)[i]!).toFixed(4))];
-  console.log(table([["learning_rate", "adamw", "muon"], ...rates.map(row)]));
-  console.log(
-    `Muon's best is where AdamW's best ends after ${reached?.toFixed(0) ?? "none"} of ${steps} steps`,
+  const last = (run?: RateRun) => run?.val_losses.at(-1) ?? NaN;
+  const of = (optimizer: string, rate: number) =>
+    runs.filter((run) => run.optimizer === optimizer && run.learning_rate === rate);
+  const best = Object.fromEntries(
+    Object.entries(rates).map(([name, its]) => {
+      const losses = its.map((rate) => mean(of(name, rate).map(last)));
+      return [name, its[losses.indexOf(Math.min(...losses))]!];
+    }),
   );
+  const eval_interval = steps / runs[0]!.val_losses.length;
+  const reached = seeds.map((_, i) => {
+    const [adamw, muon] = ["adamw", "muon"].map((name) => of(name, best[name]!)[i]!);
+    return stepsTo(muon!.val_losses, eval_interval, last(adamw));
+  });
+  const all = [...new Set(Object.values(rates).flat())].toSorted((a, b) => a - b);
+  const row = (rate: number, seed: number) => {
+    const losses = ["adamw", "muon"].map((name) => last(of(name, rate).find((run) => run.seed === seed)));
+    return [`${rate}`, `${seed}`, ...losses.map((loss) => Number.isNaN(loss) ? "-" : loss.toFixed(4))];
+  };
+  console.log(table([
+    ["learning_rate", "seed", "adamw", "muon"],
+    ...all.flatMap((rate) => seeds.map((seed) => row(rate, seed))),
+  ]));
+  const after = reached.map((step) => step?.toFixed(0) ?? "none").join(", ");
+  console.log(`Muon's best is where AdamW's best ends after ${after} of ${steps} steps`);
   const command = `bench/curve.ts ${Deno.args.join(" ")}`;
   if (json) {
-    Deno.writeTextFileSync(json, JSON.stringify({ command, steps, eval_interval, reached, runs }) + "\n");
+    Deno.writeTextFileSync(
+      json,
+      JSON.stringify({ command, steps, eval_interval, best, reached, runs }) + "\n",
+    );
   }
 }
 
@@ -293,7 +326,9 @@ if (import.meta.main) {
         return await compareProducts(own.bf16_seeds.split(",").map(Number), flags, dir, own.json);
       }
       if (own.muon_rates) {
-        return await compareOptimizers(own.muon_rates.split(",").map(Number), flags, dir, own.json);
+        const numbers = (text: string) => text.split(",").map(Number), muon = numbers(own.muon_rates);
+        const rates = { adamw: own.adamw_rates ? numbers(own.adamw_rates) : muon, muon };
+        return await compareOptimizers(rates, numbers(own.muon_seeds), flags, dir, own.json);
       }
       const loam = await trainHere([`--bf16_gemm=${own.dtype === "bfloat16"}`, ...flags], `${dir}/run`);
       const config: Config = JSON.parse(Deno.readTextFileSync(`${dir}/run/config.json`));

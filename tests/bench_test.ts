@@ -490,6 +490,8 @@ Deno.test("curve.ts trains with AdamW and with Muon at every rate, and says wher
   const printed = await bench(
     "curve",
     "--muon_rates=1e-3,1e-2",
+    "--adamw_rates=1e-3",
+    "--muon_seeds=1,2",
     ...flags,
     "--device=cpu",
     "--threads=1",
@@ -497,10 +499,13 @@ Deno.test("curve.ts trains with AdamW and with Muon at every rate, and says wher
   );
   assertMatch(
     printed,
-    /^learning_rate +adamw +muon\n +0\.001( +[\d.]+){2}\n +0\.01( +[\d.]+){2}\nMuon's best .* of 4 steps$/m,
+    /^learning_rate +seed +adamw +muon\n +0\.001 +1( +[\d.]+){2}\n.*\n +0\.01 +1 +- +[\d.]+\n.*\nMuon's .* (\d+|none), (\d+|none) of 4 steps$/m,
   );
-  const { eval_interval, runs } = JSON.parse(Deno.readTextFileSync(json));
-  assertEquals([eval_interval, runs.length, runs[3].optimizer, runs[3].val_losses.length], [2, 4, "muon", 2]);
+  const { eval_interval, runs, best } = JSON.parse(Deno.readTextFileSync(json));
+  assertEquals([eval_interval, runs.length, best.adamw], [2, 6, 0.001]);
+  const [first, other] = [2, 3].map((i) => runs[i]); // Muon's at its first rate
+  assertEquals([first.optimizer, first.seed, other.seed, first.val_losses.length], ["muon", 1, 2, 2]);
+  assert(first.val_losses[1] !== other.val_losses[1]);
 });
 
 Deno.test({
