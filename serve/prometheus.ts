@@ -3,178 +3,132 @@ import { statsOf } from "./stats.ts";
 import type { Run } from "./runs.ts";
 import { type RanksSeen, STATES, type Stats, type Verdict } from "./types.ts";
 
-/** A metric; value gives null where a run does not know it. */
+type Labels = Record<string, string>;
+
+/** A metric. values: of a run, each with the labels that tell it from others of the run; null where the run does not know it. */
 type Metric = {
   name: string;
   type: "gauge" | "counter";
   help: string;
-  value: (stats: Stats) => number | null;
+  values: (stats: Stats) => [labels: Labels, value: number | null][];
 };
-
-const METRICS: Metric[] = [
-  { name: "loam_steps_total", type: "counter", help: "Optimizer steps done.", value: (s) => s.step },
-  {
-    name: "loam_max_steps",
-    type: "gauge",
-    help: "Steps after which the run ends.",
-    value: (s) => s.max_iters,
-  },
-  { name: "loam_tokens_total", type: "counter", help: "Tokens trained on.", value: (s) => s.tokens },
-  {
-    name: "loam_epochs",
-    type: "gauge",
-    help: "Passes over the training data so far, with a fraction.",
-    value: (s) => s.epoch,
-  },
-  {
-    name: "loam_loss",
-    type: "gauge",
-    help: "Training cross entropy of the last step, in nats a token.",
-    value: (s) => s.loss,
-  },
-  {
-    name: "loam_validation_loss",
-    type: "gauge",
-    help: "Cross entropy over the evaluation windows when it was last measured, in nats a token.",
-    value: (s) => s.val_loss,
-  },
-  {
-    name: "loam_validation_bits_per_byte",
-    type: "gauge",
-    help: "The same in bits per byte of text.",
-    value: (s) => s.val_bpb,
-  },
-  {
-    name: "loam_best_validation_loss",
-    type: "gauge",
-    help: "The least so far.",
-    value: (s) => s.best_val_loss,
-  },
-  { name: "loam_learning_rate", type: "gauge", help: "Learning rate of the last step.", value: (s) => s.lr },
-  {
-    name: "loam_gradient_norm",
-    type: "gauge",
-    help: "Norm of the gradient of the last step before clipping.",
-    value: (s) => s.grad_norm,
-  },
-  {
-    name: "loam_tokens_per_second",
-    type: "gauge",
-    help: "Tokens trained on in the last step over its duration.",
-    value: (s) => s.tokens_per_sec,
-  },
-  {
-    name: "loam_step_duration_seconds",
-    type: "gauge",
-    help: "Duration of the last step.",
-    value: (s) => s.step_ms === null ? null : s.step_ms / 1000,
-  },
-  {
-    name: "loam_model_flops_utilization_ratio",
-    type: "gauge",
-    help: "FLOPs of the model in the last step over what the device could have done.",
-    value: (s) => s.mfu,
-  },
-  {
-    name: "loam_memory_bytes",
-    type: "gauge",
-    help: "Resident memory of the trainer on a CPU, peak of allocated memory on a GPU.",
-    value: (s) => s.memory_bytes,
-  },
-  {
-    name: "loam_skipped_updates_total",
-    type: "counter",
-    help: "Updates left out because loss or gradient norm was not finite.",
-    value: (s) => s.skipped,
-  },
-  {
-    name: "loam_steps_duration_seconds_total",
-    type: "counter",
-    help: "Time spent in steps.",
-    value: (s) => s.elapsed_s,
-  },
-  {
-    name: "loam_last_step_age_seconds",
-    type: "gauge",
-    help: "Time since the last step was written.",
-    value: (s) => s.age_s,
-  },
-  {
-    name: "loam_remaining_seconds",
-    type: "gauge",
-    help: "Expected time until the run ends.",
-    value: (s) => s.eta_s,
-  },
-];
 
 const LEVELS: Verdict["level"][] = ["good", "warn", "bad"];
 
-/** A metric of each rank of a run. */
-type RankMetric = Omit<Metric, "value"> & { values: (ranks: RanksSeen) => number[] };
-
-const RANK_METRICS: RankMetric[] = [
-  {
-    name: "loam_rank_step_duration_seconds",
-    type: "gauge",
-    help: "Duration of a rank's own work in a step, without waiting for the others.",
-    values: ({ step_ms }) => step_ms.map((ms) => ms / 1000),
-  },
-  {
-    name: "loam_rank_memory_bytes",
-    type: "gauge",
-    help: "Memory of a rank, as loam_memory_bytes.",
-    values: ({ memory_bytes }) => memory_bytes,
-  },
-  {
-    name: "loam_rank_slowest",
-    type: "gauge",
-    help: "Whether a rank's own work took longest: 1 for one of them, else 0.",
-    values: ({ step_ms, slowest }) => step_ms.map((_, rank) => Number(rank === slowest)),
-  },
+const METRICS: Metric[] = [
+  counter("loam_steps_total", "Optimizer steps done.", (s) => s.step),
+  gauge("loam_max_steps", "Steps after which the run ends.", (s) => s.max_iters),
+  counter("loam_tokens_total", "Tokens trained on.", (s) => s.tokens),
+  gauge("loam_epochs", "Passes over the training data so far, with a fraction.", (s) => s.epoch),
+  gauge("loam_loss", "Training cross entropy of the last step, in nats a token.", (s) => s.loss),
+  gauge(
+    "loam_validation_loss",
+    "Cross entropy over the evaluation windows when it was last measured, in nats a token.",
+    (s) => s.val_loss,
+  ),
+  gauge("loam_validation_bits_per_byte", "The same in bits per byte of text.", (s) => s.val_bpb),
+  gauge("loam_best_validation_loss", "The least so far.", (s) => s.best_val_loss),
+  gauge("loam_learning_rate", "Learning rate of the last step.", (s) => s.lr),
+  gauge("loam_gradient_norm", "Norm of the gradient of the last step before clipping.", (s) => s.grad_norm),
+  gauge(
+    "loam_tokens_per_second",
+    "Tokens trained on in the last step over its duration.",
+    (s) => s.tokens_per_sec,
+  ),
+  gauge(
+    "loam_step_duration_seconds",
+    "Duration of the last step.",
+    (s) => s.step_ms === null ? null : s.step_ms / 1000,
+  ),
+  gauge(
+    "loam_model_flops_utilization_ratio",
+    "FLOPs of the model in the last step over what the device could have done.",
+    (s) => s.mfu,
+  ),
+  gauge(
+    "loam_memory_bytes",
+    "Resident memory of the trainer on a CPU, peak of allocated memory on a GPU.",
+    (s) => s.memory_bytes,
+  ),
+  counter(
+    "loam_skipped_updates_total",
+    "Updates left out because loss or gradient norm was not finite.",
+    (s) => s.skipped,
+  ),
+  counter("loam_steps_duration_seconds_total", "Time spent in steps.", (s) => s.elapsed_s),
+  gauge("loam_last_step_age_seconds", "Time since the last step was written.", (s) => s.age_s),
+  gauge("loam_remaining_seconds", "Expected time until the run ends.", (s) => s.eta_s),
+  ofRanks(
+    "loam_rank_step_duration_seconds",
+    "Duration of a rank's own work in a step, without waiting for the others.",
+    ({ step_ms }) => step_ms.map((ms) => ms / 1000),
+  ),
+  ofRanks(
+    "loam_rank_memory_bytes",
+    "Memory of a rank, as loam_memory_bytes.",
+    ({ memory_bytes }) => memory_bytes,
+  ),
+  ofRanks(
+    "loam_rank_slowest",
+    "Whether a rank's own work took longest: 1 for one of them, else 0.",
+    ({ step_ms, slowest }) => step_ms.map((_, rank) => Number(rank === slowest)),
+  ),
+  oneOf("loam_run_state", "is in this state", "state", STATES, (s) => s.state),
+  oneOf(
+    "loam_run_health",
+    "does so well, as the sentence of /stats says",
+    "level",
+    LEVELS,
+    (s) => s.health.level,
+  ),
 ];
+
+function gauge(name: string, help: string, of: (stats: Stats) => number | null): Metric {
+  return { name, type: "gauge", help, values: (stats) => [[{}, of(stats)]] };
+}
+
+function counter(name: string, help: string, of: (stats: Stats) => number | null): Metric {
+  return { ...gauge(name, help, of), type: "counter" };
+}
+
+/** A value for each rank of a run. */
+function ofRanks(name: string, help: string, of: (ranks: RanksSeen) => number[]): Metric {
+  const values = ({ ranks }: Stats): [Labels, number][] =>
+    (ranks ? of(ranks) : []).map((value, rank) => [{ rank: `${rank}` }, value]);
+  return { name, type: "gauge", help, values };
+}
+
+/** Which of some words is that of a run. */
+function oneOf(
+  name: string,
+  what: string,
+  label: string,
+  words: readonly string[],
+  of: (stats: Stats) => string,
+): Metric {
+  const values = (stats: Stats): [Labels, number][] =>
+    words.map((word) => [{ [label]: word }, Number(word === of(stats))]);
+  return { name, type: "gauge", help: `Whether the run ${what}: 1 for one of them, else 0.`, values };
+}
 
 /** The text for some runs as they stand at their last refresh. */
 export function prometheusText(runs: Run[]): string {
   const stats = runs.map(statsOf);
-  const blocks = METRICS.map((metric) => {
-    const samples = stats.flatMap((s) => sample(metric.name, { run: s.run }, metric.value(s)));
-    return block(metric, samples);
-  });
-  const ofRanks = RANK_METRICS.map((metric) => {
-    const samples = stats.flatMap(({ run, ranks }) =>
-      ranks
-        ? metric.values(ranks).flatMap((value, rank) =>
-          sample(metric.name, { run, rank: String(rank) }, value)
-        )
-        : []
-    );
-    return block(metric, samples);
-  });
-  const states = stats.flatMap((s) =>
-    STATES.flatMap((state) => sample("loam_run_state", { run: s.run, state }, Number(s.state === state)))
-  );
-  const levels = stats.flatMap(({ run, health }) =>
-    LEVELS.flatMap((level) => sample("loam_run_health", { run, level }, Number(health.level === level)))
-  );
-  const oneOf = (name: string, what: string, samples: string[]) =>
-    block({ name, type: "gauge", help: `Whether the run ${what}: 1 for one of them, else 0.` }, samples);
-  const ofRuns = [
-    oneOf("loam_run_state", "is in this state", states),
-    oneOf("loam_run_health", "does so well, as the sentence of /stats says", levels),
-  ];
-  return [...blocks, ...ofRanks, ...ofRuns].join("");
+  return METRICS.map((metric) => block(metric, stats)).join("");
 }
 
 /** The lines of a metric; none where no run knows its value. */
-function block({ name, type, help }: Omit<Metric, "value">, samples: string[]): string {
+function block({ name, type, help, values }: Metric, stats: Stats[]): string {
+  const samples = stats.flatMap((s) =>
+    values(s).filter(([, value]) => value !== null)
+      .map(([labels, value]) => `${name}{${labelled({ run: s.run, ...labels })}} ${value}`)
+  );
   if (samples.length === 0) return "";
   return [`# HELP ${name} ${help}`, `# TYPE ${name} ${type}`, ...samples, ""].join("\n");
 }
 
-function sample(name: string, labels: Record<string, string>, value: number | null): string[] {
-  if (value === null) return [];
-  const text = Object.entries(labels).map(([label, of]) => `${label}="${escapeLabel(of)}"`).join(",");
-  return [`${name}{${text}} ${value}`];
+function labelled(labels: Labels): string {
+  return Object.entries(labels).map(([label, of]) => `${label}="${escapeLabel(of)}"`).join(",");
 }
 
 function escapeLabel(value: string): string {
