@@ -6,7 +6,7 @@ import { bodyOf, reply, tooLong, type Wording } from "./completions.ts";
 import type { Conversations } from "../model/conversations.ts";
 import type { Model } from "./model.ts";
 import { Refusal } from "./refusal.ts";
-import type { ToldTokens } from "./told.ts";
+import type { ToldToken } from "./told.ts";
 
 /**
  * Answers a request for the next message of a conversation: at once when it is whole, or piece by piece.
@@ -65,11 +65,11 @@ function wordingOf(top: number): Wording {
 }
 
 /** What is told of tokens, as chats have it. */
-function told(tokens: ToldTokens | null, top: number) {
+function told(tokens: ToldToken[] | null, most: number) {
   if (!tokens) return null;
-  const content = tokens.tokens.map((token, i) => ({
-    ...entry(token, tokens.token_logprobs[i]!),
-    top_logprobs: Object.entries(tokens.top_logprobs[i]!).sort(([, a], [, b]) => b - a).slice(0, top)
+  const content = tokens.map(({ token, logprob, top }) => ({
+    ...entry(token, logprob!),
+    top_logprobs: Object.entries(top!).sort(([, a], [, b]) => b - a).slice(0, most)
       .map(([token, logprob]) => entry(token, logprob)),
   }));
   return { content, refusal: null };

@@ -7,7 +7,7 @@ import { MOST_TEXTS } from "../model/generate.ts";
 import type { Model, Order } from "./model.ts";
 import { Refusal } from "./refusal.ts";
 import { StopStrings } from "../model/stop_strings.ts";
-import { joined, Told, type ToldTokens } from "./told.ts";
+import { Told, type ToldToken } from "./told.ts";
 
 /** stop: the model ended the text, or a stop string came; length: max_tokens are written. */
 export type FinishReason = "stop" | "length";
@@ -22,7 +22,7 @@ type Reader = {
 };
 
 /** A piece of a text, and what is told of its tokens where that was asked for. */
-export type Piece = { text: string; logprobs: ToldTokens | null };
+export type Piece = { text: string; logprobs: ToldToken[] | null };
 
 /** A text to write: what was asked to go on with, its tokens, and a seed. */
 type Text = { asked: Prompt; prompt: number[]; seed: number };
@@ -167,7 +167,7 @@ function streamed(
       const sendChoice = (choice: unknown) => send({ ...head, choices: [choice] });
       stop = write(model, settings, texts, {
         onText: (index, piece) => {
-          if (piece.text || piece.logprobs?.tokens.length) sendChoice(wording.piece(index, piece, null));
+          if (piece.text || piece.logprobs?.length) sendChoice(wording.piece(index, piece, null));
         },
         onEnd: (index, reason) => sendChoice(wording.piece(index, NOTHING, reason)),
         onDone: (usage) => {
@@ -291,13 +291,23 @@ function answer(model: Model, { id }: Wording, object: string) {
 const NOTHING: Piece = { text: "", logprobs: null };
 
 function whole(pieces: Piece[]): Piece {
-  const told = pieces.flatMap(({ logprobs }) => logprobs ?? []);
+  const told = pieces.flatMap(({ logprobs }) => logprobs === null ? [] : [logprobs]);
   return {
     text: pieces.map(({ text }) => text).join(""),
-    logprobs: told.length > 0 ? joined(told) : null,
+    logprobs: told.length > 0 ? told.flat() : null,
   };
 }
 
 function choice(index: number, { text, logprobs }: Piece, finish_reason: FinishReason | null) {
-  return { index, text, logprobs, finish_reason };
+  return { index, text, logprobs: logprobs && inColumns(logprobs), finish_reason };
+}
+
+/** OpenAI's logprobs object. */
+function inColumns(tokens: ToldToken[]) {
+  return {
+    tokens: tokens.map(({ token }) => token),
+    token_logprobs: tokens.map(({ logprob }) => logprob),
+    top_logprobs: tokens.map(({ top }) => top),
+    text_offset: tokens.map(({ offset }) => offset),
+  };
 }

@@ -9,7 +9,6 @@ import { Model } from "./model.ts";
 import { COMPLETION } from "./openapi.ts";
 import { violations } from "./testing_schema.ts";
 import { statusOf } from "./testing.ts";
-import { joined, type ToldTokens } from "./told.ts";
 
 const run = freshPath();
 await succeed(
@@ -43,6 +42,24 @@ function capture(): { text(): string } {
       console.error = error;
       return printed.map((line) => `${line}\n`).join("");
     },
+  };
+}
+
+/** OpenAI's logprobs object: an entry of each list for each token. */
+type ToldTokens = {
+  tokens: string[];
+  token_logprobs: (number | null)[];
+  top_logprobs: (Record<string, number> | null)[];
+  text_offset: number[];
+};
+
+/** What pieces of a text tell, one after the other. */
+function joined(pieces: ToldTokens[]): ToldTokens {
+  return {
+    tokens: pieces.flatMap(({ tokens }) => tokens),
+    token_logprobs: pieces.flatMap(({ token_logprobs }) => token_logprobs),
+    top_logprobs: pieces.flatMap(({ top_logprobs }) => top_logprobs),
+    text_offset: pieces.flatMap(({ text_offset }) => text_offset),
   };
 }
 

@@ -2,17 +2,17 @@
 import type { Tokenizer } from "../data/tokenizer.ts";
 import type { Logprobs } from "../model/generate.ts";
 
-/** OpenAI's logprobs object: an entry for each token. null: of the first token of a prompt nothing is known. */
-export type ToldTokens = {
-  tokens: string[];
-  token_logprobs: (number | null)[];
-  top_logprobs: (Record<string, number> | null)[];
-  text_offset: number[]; // where the token begins in the text
+/** A token. Of the first one of a prompt nothing is known: null. */
+export type ToldToken = {
+  token: string;
+  logprob: number | null;
+  top: Record<string, number> | null; // the likeliest in its place, and itself
+  offset: number; // where it begins in the text
 };
 
 /** Collects what is told of the tokens of a text. */
 export class Told {
-  #tokens = empty();
+  #tokens: ToldToken[] = [];
   #names = new Map<number, string>();
 
   /** Reads tokens with this tokenizer. */
@@ -20,18 +20,13 @@ export class Told {
 
   /** Adds a token that begins at an offset of the text. name: what it reads as, if not by itself. */
   add(token: number, offset: number, told: Logprobs | undefined, name = this.#nameOf(token)): void {
-    const { tokens, token_logprobs, top_logprobs, text_offset } = this.#tokens;
-    tokens.push(name);
-    token_logprobs.push(told?.target ?? null);
-    top_logprobs.push(told ? this.#topOf(token, told) : null);
-    text_offset.push(offset);
+    const top = told ? this.#topOf(token, told) : null;
+    this.#tokens.push({ token: name, logprob: told?.target ?? null, top, offset });
   }
 
   /** What was not taken yet, of tokens that begin before the end of the text so far. */
-  take(end: number): ToldTokens {
-    const all = this.#tokens, n = all.text_offset.filter((offset) => offset < end).length;
-    this.#tokens = part(all, n, all.tokens.length);
-    return part(all, 0, n);
+  take(end: number): ToldToken[] {
+    return this.#tokens.splice(0, this.#tokens.filter(({ offset }) => offset < end).length);
   }
 
   /** The likeliest tokens, and the one that is there. Of two that read alike the likelier is told. */
@@ -53,31 +48,4 @@ export class Told {
     this.#names.set(id, name);
     return name;
   }
-}
-
-function empty(): ToldTokens {
-  return { tokens: [], token_logprobs: [], top_logprobs: [], text_offset: [] };
-}
-
-function part(
-  { tokens, token_logprobs, top_logprobs, text_offset }: ToldTokens,
-  from: number,
-  to: number,
-): ToldTokens {
-  return {
-    tokens: tokens.slice(from, to),
-    token_logprobs: token_logprobs.slice(from, to),
-    top_logprobs: top_logprobs.slice(from, to),
-    text_offset: text_offset.slice(from, to),
-  };
-}
-
-/** What pieces of a text tell, one after the other. */
-export function joined(pieces: ToldTokens[]): ToldTokens {
-  return {
-    tokens: pieces.flatMap(({ tokens }) => tokens),
-    token_logprobs: pieces.flatMap(({ token_logprobs }) => token_logprobs),
-    top_logprobs: pieces.flatMap(({ top_logprobs }) => top_logprobs),
-    text_offset: pieces.flatMap(({ text_offset }) => text_offset),
-  };
 }
