@@ -1,15 +1,6 @@
 // What a graphics card reports of itself, through NVIDIA's management library, which comes with the driver. Opened at run
 // time; where it is missing there is nothing to report.
-
-/** How a card is doing. */
-export type GpuState = {
-  /** Share of the last moments in which a kernel was running, 0 to 1. */
-  utilization: number | null;
-  /** Watts. */
-  power_w: number | null;
-  /** Degrees Celsius. */
-  temperature_c: number | null;
-};
+import type { Gpu } from "./types.ts";
 
 const symbols = {
   nvmlInit_v2: { parameters: [], result: "i32" },
@@ -39,7 +30,7 @@ let library: Library | null | undefined; // undefined: not looked for yet
  * @param uuid "GPU-..." as in device_info().
  * @param path The library; "" for the driver's.
  */
-export function gpuState(uuid: string, path = ""): GpuState | null {
+export function gpuState(uuid: string, path = ""): Gpu | null {
   if (library === undefined || path) library = openFirst(path ? [path] : PLACES);
   if (library === null) return null;
   const handle = new BigUint64Array(1), name = new TextEncoder().encode(uuid + "\0");

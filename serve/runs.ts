@@ -1,4 +1,5 @@
 // A run as its directory shows it. Nothing here needs the trainer: it reads the files that runtime/metrics.ts writes.
+import { isObject } from "../base/json.ts";
 import { lastLines, openRegular, readSmall, Tail } from "./tail.ts";
 import { type Line, Table } from "./table.ts";
 import type { RunState, Sample } from "./types.ts";
@@ -173,7 +174,7 @@ function readObject(path: string): Record<string, unknown> | undefined {
 function parseObject(text: string): Record<string, unknown> | undefined {
   try {
     const value: unknown = JSON.parse(text);
-    return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
+    return isObject(value) ? value : undefined;
   } catch {
     return undefined; // half-written, or not ours
   }

@@ -1,10 +1,11 @@
 // GET /stats and GET /runs: a run as one object.
+import { isObject } from "../base/json.ts";
 import { trendOf, verdictOf } from "./health.ts";
 import { gpuState } from "./nvml.ts";
 import { listCheckpoints } from "../runtime/checkpoint.ts";
 import type { Run } from "./runs.ts";
 import type { Table } from "./table.ts";
-import type { Gpu, RunSummary, Stats } from "./types.ts";
+import type { RunSummary, Stats } from "./types.ts";
 
 const RECENT = 100; // steps whose speed tells when the run ends
 
@@ -52,7 +53,7 @@ function withoutVerdict(run: Run): Omit<Stats, "health"> {
     bad_lines: table.badLines,
     checkpoint: listCheckpoints(run.dir).at(-1) ?? null,
     sample: run.sample,
-    gpu: run.state === "running" ? gpuOf(text(facts.gpu)) : null,
+    gpu: run.state === "running" && typeof facts.gpu === "string" ? gpuState(facts.gpu) : null,
     versions: withoutHome(object(facts.versions)) as Record<string, string>,
     config: withoutHome(config),
   };
@@ -88,11 +89,6 @@ function overhead(table: Table, facts: Run["facts"], age_s: number): number {
   return Number.isFinite(ratio) ? Math.max(1, ratio) : 1;
 }
 
-/** What the graphics card of a run reports, if it is in this machine. */
-function gpuOf(uuid: string | null): Gpu | null {
-  return uuid === null ? null : gpuState(uuid);
-}
-
 /** A copy of a value in which home directories read "~": they name the user. */
 export function withoutHome<T>(value: T): T {
   if (typeof value === "string") return value.replaceAll(HOME, "~") as T;
@@ -116,7 +112,7 @@ function text(value: unknown): string | null {
 }
 
 function object(value: unknown): Record<string, unknown> {
-  return typeof value === "object" && value !== null ? value as Record<string, unknown> : {};
+  return isObject(value) ? value : {};
 }
 
 function numbers(value: unknown): Record<string, number> | null {

@@ -1,4 +1,5 @@
 // The lines of metrics.jsonl as columns of numbers, with the sums that every answer needs.
+import { isObject } from "../base/json.ts";
 import { type Key, KEYS, type RanksSeen } from "./types.ts";
 
 /** A line as it stands in metrics.jsonl. */
@@ -92,15 +93,14 @@ function parse(text: string): Row | undefined {
   } catch {
     return undefined;
   }
-  if (typeof row !== "object" || row === null || !("step" in row)) return undefined;
-  const numbers = row as Record<string, unknown>;
-  const isRow = KEYS.every((key) => numbers[key] == null || typeof numbers[key] === "number"); // null: not finite
-  return isRow && Number.isSafeInteger(numbers.step) ? row as Row : undefined;
+  if (!isObject(row) || !Number.isSafeInteger(row.step)) return undefined;
+  const isRow = KEYS.every((key) => row[key] == null || typeof row[key] === "number"); // null: not finite
+  return isRow ? row as Row : undefined;
 }
 
 function ranksOf(row: Row & { ranks?: unknown }): RanksSeen | undefined {
-  if (typeof row.ranks !== "object" || row.ranks === null) return undefined;
-  const { step_ms, memory_bytes } = row.ranks as Record<string, unknown>;
+  if (!isObject(row.ranks)) return undefined;
+  const { step_ms, memory_bytes } = row.ranks;
   if (!isNumbers(step_ms) || !isNumbers(memory_bytes) || step_ms.length !== memory_bytes.length) {
     return undefined;
   }

@@ -33,9 +33,9 @@ export type Sample = { step: number; text: string };
 
 /** What the graphics card reports; null where it does not. */
 export type Gpu = {
-  utilization: number | null; // 0 to 1
-  power_w: number | null;
-  temperature_c: number | null;
+  utilization: number | null; // share of the last moments in which a kernel was running, 0 to 1
+  power_w: number | null; // watts
+  temperature_c: number | null; // degrees Celsius
 };
 
 /** Whether a run does well, in one sentence. bad: it has failed, stands still or computes nothing; warn: worth a look. */

@@ -4,35 +4,9 @@
 
 /** @typedef {import("./series.js").Measured} Measured */
 /** @typedef {import("./series.js").StepRange} StepRange */
-/** @typedef {"running" | "stalled" | "stopped" | "finished" | "failed"} State */
-
-/**
- * What /stats answers; null where it is not known yet.
- * @typedef {{
- *   run: string, state: State, error: string | null, health: Health, trend: Trend | null, started: string | null, ended_at: string | null, age_s: number,
- *   device: string | null, model: string | null,
- *   step: number, max_iters: number | null, epoch: number | null, tokens: number | null, loss: number | null,
- *   val_loss: number | null, val_bpb: number | null, best_val_loss: number | null, best_step: number | null, lr: number | null,
- *   grad_norm: number | null, tokens_per_sec: number | null, step_ms: number | null, mfu: number | null,
- *   memory_bytes: number | null, memory: Record<string, number> | null, skipped: number, elapsed_s: number,
- *   ranks: { slowest: number, step_ms: number[], memory_bytes: number[] } | null,
- *   eta_s: number | null, bad_lines: number, checkpoint: string | null, sample: Sample | null,
- *   gpu: { utilization: number | null, power_w: number | null, temperature_c: number | null } | null,
- *   versions: Record<string, string>, config: Record<string, unknown>,
- * }} Stats
- */
-
-/** @typedef {{ step: number, text: string }} Sample */
-/** @typedef {{ level: "good" | "warn" | "bad", text: string }} Health */
-/** @typedef {{ is: "falling" | "flat" | "rising", change: number, steps: number }} Trend */
-
-/**
- * One run as /runs lists it.
- * @typedef {{
- *   name: string, state: State, error: string | null, health: Health, ended_at: string | null, eta_s: number | null, step: number, max_iters: number | null, loss: number | null, val_loss: number | null,
- *   tokens_per_sec: number | null, started: string | null, preset: string | null,
- * }} RunSummary
- */
+/** @typedef {import("../types.ts").Stats} Stats */
+/** @typedef {import("../types.ts").Sample} Sample */
+/** @typedef {import("../types.ts").RunSummary} RunSummary */
 
 /** @typedef {{ step: number } & Record<string, number | null>} StepLine a line of metrics.jsonl */
 

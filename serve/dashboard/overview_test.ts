@@ -14,7 +14,14 @@ const RUNS: RunSummary[] = [
   },
   { name: "wide", state: "running", loss: 1.5, started: "2026-03-02T00:00:00Z", preset: "small" },
 ].map((run) => ({
-  ...{ error: null, health: { level: "good", text: "" }, step: 1, max_iters: null, val_loss: null },
+  ...{
+    error: null,
+    health: { level: "good", text: "" },
+    step: 1,
+    max_iters: null,
+    val_loss: null,
+    val_bpb: null,
+  },
   ...{ tokens_per_sec: null, eta_s: null, ended_at: null },
   ...run as Pick<RunSummary, "name" | "state" | "loss" | "started" | "preset">,
 }));
