@@ -1,13 +1,22 @@
 // GET /openapi.json: every route and every field with its unit. The tests hold the answers against it.
-import { KEYS, STATES } from "./types.ts";
+import { KEYS, LISTED, STATES } from "./types.ts";
 
 /** A JSON schema. */
 export type Schema = Record<string, unknown>;
 
 // ---- schemas of values
 
-const number = (description: string): Schema => ({ type: "number", description });
-const whole = (description: string): Schema => ({ type: "integer", description });
+const number = (description: string, limits: Schema = {}): Schema => ({
+  type: "number",
+  ...limits,
+  description,
+});
+const whole = (description: string, limits: Schema = {}): Schema => ({
+  type: "integer",
+  ...limits,
+  description,
+});
+const flag = (description: string): Schema => ({ type: "boolean", default: false, description });
 const text = (description: string): Schema => ({ type: "string", description });
 const list = (items: Schema, description?: string): Schema => ({
   type: "array",
@@ -35,51 +44,32 @@ const STATE: Schema = {
     "(at least 30 s; 10 min before the first step); stopped: by a signal, say; finished: max_iters is reached; " +
     "failed: over an error, or its process was killed",
 };
-const ERROR = maybe(text("Why it failed, in one line; null unless it did"));
-const HEALTH_OF_RUN = object({
-  level: {
-    enum: ["good", "warn", "bad"],
-    description: "bad: it has failed, stands still or computes nothing; warn: worth a look",
-  },
-  text: text("What is wrong first, then how loss, gradient norm and speed are, and the time left"),
-}, "Whether the run does well, in one sentence");
-const ENDED_AT = maybe(text("When that process ended, where it could still say so; ISO 8601"));
-const STEP = whole("Optimizer steps done");
-const MAX_ITERS = maybe(whole("Steps after which the run ends"));
-const LOSS = maybe(number("Mean training cross entropy of the last step, nats a token"));
-const VAL_LOSS = maybe(
-  number("Mean cross entropy over the evaluation windows when last measured, nats a token"),
-);
-const VAL_BPB = maybe(
-  number("The same in bits per byte of text; null where the dataset does not say its bytes"),
-);
-const SPEED = maybe(number("Tokens per second in the last step"));
-const STARTED = maybe(text("When the process began that trains the run, or trained it last; ISO 8601"));
 const AGE_S = number("Seconds since the last step was written");
-const ETA_S = maybe(
-  number(
-    "Seconds until max_iters is reached, evaluation, samples and checkpoints included; null unless the run is running",
-  ),
-);
 
 const SAMPLE = { step: whole("After which step"), text: text("What the model wrote") };
 
-const STATS = object({
+const STATS_FIELDS = {
   run: text("Name of the run"),
   state: STATE,
-  error: ERROR,
-  health: HEALTH_OF_RUN,
-  started: STARTED,
-  ended_at: ENDED_AT,
+  error: maybe(text("Why it failed, in one line; null unless it did")),
+  health: object({
+    level: {
+      enum: ["good", "warn", "bad"],
+      description: "bad: it has failed, stands still or computes nothing; warn: worth a look",
+    },
+    text: text("What is wrong first, then how loss, gradient norm and speed are, and the time left"),
+  }, "Whether the run does well, in one sentence"),
+  started: maybe(text("When the process began that trains the run, or trained it last; ISO 8601")),
+  ended_at: maybe(text("When that process ended, where it could still say so; ISO 8601")),
   age_s: AGE_S,
   device: maybe(text("Device that trains it")),
   model: maybe(text("Size of the model, to print")),
   parameters: maybe(whole("Trainable values")),
-  step: STEP,
-  max_iters: MAX_ITERS,
+  step: whole("Optimizer steps done"),
+  max_iters: maybe(whole("Steps after which the run ends")),
   epoch: maybe(number("Passes over the training data so far, with a fraction")),
   tokens: maybe(whole("Tokens trained on so far")),
-  loss: LOSS,
+  loss: maybe(number("Mean training cross entropy of the last step, nats a token")),
   trend: maybe(
     object({
       is: {
@@ -90,13 +80,17 @@ const STATS = object({
       steps: whole("Steps between the two"),
     }, "Mean loss of the last tenth of the steps against the tenth before; null before 50 steps"),
   ),
-  val_loss: VAL_LOSS,
-  val_bpb: VAL_BPB,
+  val_loss: maybe(
+    number("Mean cross entropy over the evaluation windows when last measured, nats a token"),
+  ),
+  val_bpb: maybe(
+    number("The same in bits per byte of text; null where the dataset does not say its bytes"),
+  ),
   best_val_loss: maybe(number("The least val_loss so far")),
   best_step: maybe(whole("Step of best_val_loss")),
   lr: maybe(number("Learning rate of the last step")),
   grad_norm: maybe(number("Norm of the gradient of the last step, before clipping")),
-  tokens_per_sec: SPEED,
+  tokens_per_sec: maybe(number("Tokens per second in the last step")),
   step_ms: maybe(number("Milliseconds that the last step took")),
   mfu: maybe(
     number("Model FLOPs utilization in the last step, 0 to 1: FLOPs of the model over the device's peak"),
@@ -117,7 +111,11 @@ const STATS = object({
   }, "The processes that train together, in order of their numbers; null for one")),
   skipped: whole("Updates left out because loss or gradient norm was not finite"),
   elapsed_s: number("Seconds spent in steps, by all processes that trained the run"),
-  eta_s: ETA_S,
+  eta_s: maybe(
+    number(
+      "Seconds until max_iters is reached, evaluation, samples and checkpoints included; null unless the run is running",
+    ),
+  ),
   bad_lines: whole("Lines of metrics.jsonl that could not be read"),
   checkpoint: maybe(text("Name of the newest checkpoint")),
   sample: maybe(object(SAMPLE, "The latest sample")),
@@ -135,23 +133,13 @@ const STATS = object({
     type: "object",
     description: "Variables of the run, as in its config.json; home directories read ~",
   },
-});
+};
+const STATS = object(STATS_FIELDS);
 
 const RUNS = object({
   runs: list(object({
     name: text("Name of the run, for ?run="),
-    state: STATE,
-    error: ERROR,
-    health: HEALTH_OF_RUN,
-    started: STARTED,
-    ended_at: ENDED_AT,
-    step: STEP,
-    max_iters: MAX_ITERS,
-    loss: LOSS,
-    val_loss: VAL_LOSS,
-    val_bpb: VAL_BPB,
-    tokens_per_sec: SPEED,
-    eta_s: ETA_S,
+    ...Object.fromEntries(LISTED.map((name) => [name, STATS_FIELDS[name]])),
     preset: maybe(text("Preset that it was configured with")),
   })),
 });
@@ -208,24 +196,14 @@ const TOKENS: Schema = { type: "array", items: { type: "integer", minimum: 0 }, 
 
 /** Fields of requests of both kinds. */
 const SHARED = {
-  temperature: {
-    type: "number",
-    minimum: 0,
-    maximum: 2,
-    default: 1,
-    description: "0: always the likeliest token",
-  },
+  temperature: number("0: always the likeliest token", { minimum: 0, maximum: 2, default: 1 }),
   top_p: { type: "number", exclusiveMinimum: 0, maximum: 1, default: 1 },
   seed: whole("The same seed writes the same text; a random one if left out"),
   stop: {
     anyOf: [{ type: "string" }, { type: "array", items: { type: "string" }, maxItems: 4 }],
     description: "The text ends before the first of these",
   },
-  stream: {
-    type: "boolean",
-    default: false,
-    description: "Pieces as server-sent events, the last one is [DONE]",
-  },
+  stream: flag("Pieces as server-sent events, the last one is [DONE]"),
   stream_options: {
     type: "object",
     properties: { include_usage: { type: "boolean", description: "Counts as the last piece but one" } },
@@ -248,32 +226,16 @@ const COMPLETION_REQUEST: Schema = {
         "Texts or tokens to go on with; none writes a document from its start. Before a text stands the token with " +
         "which the tokenizer begins texts, tokens are read as they are",
     },
-    n: {
-      type: "integer",
-      minimum: 1,
-      maximum: 32,
-      default: 1,
-      description:
-        "Texts of each prompt; 32 of all prompts at most. The second has the seed after that of the first",
-    },
-    max_tokens: {
-      type: "integer",
-      minimum: 0,
-      maximum: 4096,
-      default: 16,
-      description: "At least 1, or 0 with echo",
-    },
-    logprobs: {
-      type: "integer",
+    n: whole(
+      "Texts of each prompt; 32 of all prompts at most. The second has the seed after that of the first",
+      { minimum: 1, maximum: 32, default: 1 },
+    ),
+    max_tokens: whole("At least 1, or 0 with echo", { minimum: 0, maximum: 4096, default: 16 }),
+    logprobs: whole("Tell the probability of each token, and so many of the likeliest in its place", {
       minimum: 0,
       maximum: 5,
-      description: "Tell the probability of each token, and so many of the likeliest in its place",
-    },
-    echo: {
-      type: "boolean",
-      default: false,
-      description: "Begin the text with its prompt, whose tokens logprobs tells of too",
-    },
+    }),
+    echo: flag("Begin the text with its prompt, whose tokens logprobs tells of too"),
     ...SHARED,
   },
   description: "best_of, suffix, logit_bias and penalties are refused unless they ask for nothing",
@@ -344,29 +306,19 @@ const CHAT_REQUEST: Schema = {
       { type: "object" },
       "Functions of which the template tells the model; what it writes of them is text of the answer",
     ),
-    n: {
-      type: "integer",
-      minimum: 1,
-      maximum: 32,
-      default: 1,
-      description: "Answers; each has a seed of its own",
-    },
-    max_completion_tokens: {
-      type: "integer",
+    n: whole("Answers; each has a seed of its own", { minimum: 1, maximum: 32, default: 1 }),
+    max_completion_tokens: whole("Of an answer, which ends before where its context is full", {
       minimum: 1,
       maximum: 4096,
       default: 4096,
-      description: "Of an answer, which ends before where its context is full",
-    },
-    max_tokens: { type: "integer", minimum: 1, maximum: 4096, description: "The same by its earlier name" },
-    logprobs: { type: "boolean", default: false, description: "Tell the probability of each token" },
-    top_logprobs: {
-      type: "integer",
+    }),
+    max_tokens: whole("The same by its earlier name", { minimum: 1, maximum: 4096 }),
+    logprobs: flag("Tell the probability of each token"),
+    top_logprobs: whole("And of so many of the likeliest in its place", {
       minimum: 0,
       maximum: 20,
       default: 0,
-      description: "And of so many of the likeliest in its place",
-    },
+    }),
     ...SHARED,
   },
   required: ["messages"],

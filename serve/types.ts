@@ -92,24 +92,14 @@ export type Stats = {
   config: Record<string, unknown>;
 };
 
+/** What the list of runs has of each as /stats has it. */
+export const LISTED = [
+  ...["state", "error", "health", "started", "ended_at", "step", "max_iters"] as const,
+  ...["loss", "val_loss", "val_bpb", "tokens_per_sec", "eta_s"] as const,
+] as const;
+
 /** A run in the list of GET /runs. */
-export type RunSummary =
-  & Pick<
-    Stats,
-    | "state"
-    | "error"
-    | "health"
-    | "started"
-    | "ended_at"
-    | "step"
-    | "max_iters"
-    | "loss"
-    | "val_loss"
-    | "val_bpb"
-    | "tokens_per_sec"
-    | "eta_s"
-  >
-  & { name: string; preset: string | null };
+export type RunSummary = Pick<Stats, typeof LISTED[number]> & { name: string; preset: string | null };
 
 /** GET /runs */
 export type Runs = { runs: RunSummary[] };
