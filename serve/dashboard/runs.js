@@ -119,13 +119,16 @@ function runRow(run) {
   box.checked = isDrawn;
   box.disabled = run.name === current || (!isDrawn && compared.length + 1 >= MOST_RUNS);
   box.addEventListener("change", () => onCompare(run.name, box.checked));
-  const mark = make("span", { class: isDrawn ? `swatch run-${place + 1}` : "swatch" });
   const link = make("a", { href: `?${new URLSearchParams({ run: run.name })}` }, run.name);
   if (run.name === current) link.setAttribute("aria-current", "page");
   return make(
     "tr",
     {},
-    make("th", { scope: "row" }, make("span", { class: "drawn" }, box, mark, link)),
+    make(
+      "th",
+      { scope: "row" },
+      make("span", { class: "drawn" }, box, swatch(isDrawn ? place + 1 : 0), link),
+    ),
     make(
       "td",
       { "data-state": run.state, "data-level": run.health.level, title: run.health.text },
@@ -139,6 +142,13 @@ function runRow(run) {
     make("td", {}, run.preset ?? "–"),
     make("td", {}, run.started ? clock(new Date(run.started)) : "–"),
   );
+}
+
+/** A mark in the colour of a run. @param {number} place among those that are drawn, from 1; 0 where it is not */
+function swatch(place) {
+  const mark = make("span", { class: "swatch" });
+  if (place > 0) mark.style.background = `var(--run-${place})`;
+  return mark;
 }
 
 /** @param {RunSummary} run */
@@ -159,7 +169,7 @@ function showDifferences(drawn) {
     make(
       "th",
       { scope: "col" },
-      make("span", { class: "drawn" }, make("span", { class: `swatch run-${place}` }), name),
+      make("span", { class: "drawn" }, swatch(place), name),
     )
   );
   const rows = found.map(({ name, values }) =>
