@@ -12,6 +12,7 @@ Deno.test("every metric of the Grafana dashboard is one of /metrics", () => {
   );
   assert(asked.length >= 8);
   assertEquals(asked.filter((name) => !NAMES.has(name)), []);
+  assert(asked.includes("loam_validation_bits_per_byte"));
 });
 
 Deno.test("every panel of the Grafana dashboard shows the runs that are chosen, in a place of its own", () => {
