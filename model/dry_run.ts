@@ -13,6 +13,7 @@ import { describeStored } from "./checkpoint.ts";
 import { type DeviceSettings, openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 import { plotSchedule, type Schedule } from "../runtime/schedule.ts";
+import { cutsOf, tasksOf } from "./tasks.ts";
 import { describeTrained } from "./trained.ts";
 import { dataFacts } from "./report.ts";
 import {
@@ -35,6 +36,8 @@ export type DryRunSettings = StepSettings & DeviceSettings & Schedule & {
   block_size: number;
   init_from: string;
   eval_interval: number;
+  eval_tasks: string;
+  eval_only: boolean;
   save_interval: number;
   keep_checkpoints: number;
 };
@@ -49,7 +52,7 @@ const LINKS = [ // bytes a second, of one direction
 const DISK = 1e9; // bytes a second that each rank is taken to write
 
 /**
- * Prints the data, the model, FLOPs, the learning rate by steps, the memory plan by kind, the speed if a device answers, what the
+ * Prints the data, the model, tasks, FLOPs, the learning rate by steps, the memory plan by kind, the speed if a device answers, what the
  * whole run takes and gives, and the first batch decoded. larger: as of configure().
  */
 export async function dryRun<T extends DryRunSettings>(
@@ -61,6 +64,7 @@ export async function dryRun<T extends DryRunSettings>(
   tokenizer: Tokenizer | undefined,
 ): Promise<void> {
   const model = init(c); // refuses what no device computes
+  const tasks = tasksOf(config, tokenizer, c); // and what cannot be scored
   const wanted = config.device || chooseDevice().name;
   const opened = tryToOpen(config);
   const isOpen = "description" in opened, none = { config, reason: "" };
@@ -74,6 +78,12 @@ export async function dryRun<T extends DryRunSettings>(
   row("model", modelSize(c));
   if (s.init_from) row("from", describeStored(s.init_from));
   if (s.train || c.lora) row("train", describeTrained(model, s.train ?? ""));
+  if (tasks.length > 0) {
+    const names = tasks.map(({ name }) => name).join(", "),
+      n = tasks.reduce((sum, { units }) => sum + units.length, 0);
+    row("tasks", `${names}: ${formatCount(n)} questions or stretches of text at each evaluation`);
+    for (const text of cutsOf(tasks, c)) row("", text);
+  }
   row(
     "FLOPs",
     `${(flops / 1e9).toFixed(4)} GFLOP a token, ${

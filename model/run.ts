@@ -3,7 +3,6 @@ import type { Values } from "../base/flags.ts";
 import { UserError } from "../base/errors.ts";
 import type { Dataset } from "../data/bins.ts";
 import { Loader } from "../data/loader.ts";
-import { readTasks } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import type { Ranks } from "../dist/ranks.ts";
 import { tokenSource } from "../ffi/library.ts";
@@ -18,7 +17,7 @@ import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts
 import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
 import { keepsApart } from "./documents.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
-import { cutsOf, type PreparedTask, prepareTask } from "./tasks.ts";
+import { cutsOf, type PreparedTask, tasksOf } from "./tasks.ts";
 import { type Base, baseOf } from "./lora.ts";
 import type { StepSettings } from "./plan.ts";
 import { Progress } from "./progress.ts";
@@ -83,7 +82,7 @@ export async function makeParts(
   const data = new Loader(tokenSource, dataset, { ...shape, split: "train" });
   const val = evaluates ? new Loader(tokenSource, dataset, { ...shape, split: "val" }) : undefined;
   if (val) requireTrained(config, val);
-  const tasks = eval_only || config.eval_interval > 0 ? tasksOf(config.eval_tasks, tokenizer, c) : [];
+  const tasks = tasksOf(config, tokenizer, c);
   const micro_steps = ranks.share(config.gradient_accumulation_steps).length;
   const inputs = new Inputs(batch_size, block_size, micro_steps, keepsApart(config));
   const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
@@ -126,15 +125,6 @@ function requireTrained({ data_dir, block_size, eval_batches, eval_only }: RunCo
   throw new UserError(
     `Cannot evaluate on ${data_dir}: no token in the first ${batches} batches of its val split is trained on; ` +
       `use a larger --block_size than ${block_size} or more --eval_batches, or --eval_interval=0 for no val_loss`,
-  );
-}
-
-/** The tasks in files with commas between their names, in tokens. */
-function tasksOf(names: string, tokenizer: Tokenizer | undefined, c: LlamaConfig): PreparedTask[] {
-  if (names === "") return [];
-  if (tokenizer) return readTasks(names.split(",")).map((task) => prepareTask(task, tokenizer, c));
-  throw new UserError(
-    `Cannot evaluate on ${names}: the tokenizer of the data is not known; leave --eval_tasks out`,
   );
 }
 

@@ -2,7 +2,7 @@
 // and scores are those of lm-eval.
 import { UserError } from "../base/errors.ts";
 import { BLANKS, rstrip } from "../data/chat_template.ts";
-import { GPT_2_VOCABULARY, type Task } from "../data/tasks.ts";
+import { GPT_2_VOCABULARY, readTasks, type Task } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { copyToDevice, logprobs } from "../ffi/library.ts";
 import { ALONE } from "../runtime/checkpoint.ts";
@@ -49,6 +49,22 @@ export type PreparedTask = {
   cut: number; // contexts that lost their beginning, since they are longer than block_size
   score: (sums: number[]) => Score; // from the sums over the tallies of all units
 };
+
+/**
+ * The tasks of a run in tokens: eval_tasks are files with commas between their names. None where it is never evaluated. Throws
+ * UserError as readTasks() and prepareTask(), and where the tokenizer is not known.
+ */
+export function tasksOf(
+  { eval_tasks, eval_interval, eval_only }: { eval_tasks: string; eval_interval: number; eval_only: boolean },
+  tokenizer: Tokenizer | undefined,
+  c: LlamaConfig,
+): PreparedTask[] {
+  if (eval_tasks === "" || !eval_only && eval_interval === 0) return [];
+  if (tokenizer) return readTasks(eval_tasks.split(",")).map((task) => prepareTask(task, tokenizer, c));
+  throw new UserError(
+    `Cannot evaluate on ${eval_tasks}: the tokenizer of the data is not known; leave --eval_tasks out`,
+  );
+}
 
 /** Tokenizes a task for a model. Throws UserError for what does not fit into it, and for tokens of another vocabulary. */
 export function prepareTask(task: Task, tokenizer: Tokenizer, c: LlamaConfig): PreparedTask {

@@ -1,5 +1,5 @@
 // deno task eval against lm-eval (tests/golden/lm_eval, and live where LOAM_PYTHON has it), and what it refuses.
-import { assert, assertAlmostEquals, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertAlmostEquals, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { readTasks } from "../data/tasks.ts";
 import { openTokenizer } from "../data/tokenizer.ts";
 import { open } from "../ffi/library.ts";
@@ -153,12 +153,16 @@ Deno.test("train --eval_tasks scores the model where it is evaluated, as eval sc
   assertStringIncludes(await succeed("train", `--resume=${out}`, "--eval_only"), `\ntasks ${said}`);
 });
 
-Deno.test("train --eval_tasks refuses what it cannot score before it begins, and needs no val split", async () => {
+Deno.test("train --eval_tasks refuses what it cannot score before it begins, as --dry_run does, and needs no val split", async () => {
   const data = await dataset(),
     out = freshPath(),
     flags = [`--data_dir=${data}`, `--out_dir=${out}`, ...SMALL];
-  const refused = async (...more: string[]) =>
-    await refuse("train", ...flags, "--eval_interval=2", "--max_iters=2", ...more);
+  const refused = async (...more: string[]) => {
+    const args = [...flags, "--eval_interval=2", "--max_iters=2", ...more],
+      message = await refuse("train", ...args);
+    assertEquals(await refuse("train", ...args, "--dry_run"), message);
+    return message;
+  };
   assertStringIncludes(
     await refused(`--eval_tasks=${out}.jsonl`),
     `Cannot read "${out}.jsonl": there is no such file`,
@@ -172,11 +176,34 @@ Deno.test("train --eval_tasks refuses what it cannot score before it begins, and
     await refused(`--eval_tasks=${out}.jsonl`),
     `Cannot evaluate on "${out}.jsonl", line 1: ${why}`,
   );
+  Deno.writeTextFileSync(`${out}.jsonl`, JSON.stringify({ context: "a", choices: ["b"], label: 0 }));
+  assertStringIncludes(await refused(`--eval_tasks=${out}.jsonl`), "should be a list of at least two texts");
   assertEquals(list(out), []);
   const none = freshPath(), text = `${none}.txt`;
   Deno.writeTextFileSync(text, "So much of a text. ".repeat(100));
   await succeed("prepare", "--input", text, "--tokenizer=bytes", "--out", none, "--val_fraction=0");
-  Deno.writeTextFileSync(`${out}.jsonl`, JSON.stringify({ context: "a", choices: ["b", "c"], label: 0 }));
+  const short = JSON.stringify({ context: "a", choices: ["b", "c"], label: 0 }),
+    long = { task: "long", context: "a".repeat(16) };
+  Deno.writeTextFileSync(
+    `${out}.jsonl`,
+    `${short}\n${JSON.stringify({ ...long, choices: ["b", "c"], label: 0 })}`,
+  );
+  const planned = await succeed(
+    "train",
+    ...flags,
+    `--eval_tasks=${out}.jsonl`,
+    "--eval_interval=2",
+    "--dry_run",
+  );
+  const name = out.split("/").at(-1)!;
+  assertMatch(
+    planned,
+    new RegExp(
+      `^tasks {2}${name}, long: 2 questions or stretches of text at each evaluation\n {7}the model sees 16 tokens: 1 contexts of long lose`,
+      "m",
+    ),
+  );
+  Deno.writeTextFileSync(`${out}.jsonl`, short);
   await succeed(
     "train",
     ...flags,
