@@ -8,7 +8,7 @@ import type { Message } from "../data/chat_template.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
 import { loadModel, tokenizerFor, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
 import { type Conversations, NO_TEMPLATE, openConversations } from "./conversations.ts";
-import { openDevice, requireDevice } from "./device.ts";
+import { openDevice } from "./device.ts";
 import { begin, step, type Text } from "./generate.ts";
 import type { Llama, LlamaConfig } from "./llama.ts";
 import { print } from "./sample.ts";
@@ -49,7 +49,6 @@ export async function main(args: string[]): Promise<void> {
   }
   const o = { ...defaults, ...readFlags(args, defaults, { ranges }) };
   if (!o.checkpoint) throw new UserError("Cannot chat: name a model with --checkpoint=runs/...");
-  requireDevice(o.device);
   openDevice(o.device);
   const { model, config, directory } = loadModel(o.checkpoint, { dtype: o.dtype as WeightType });
   const tokenizer = await tokenizerFor("chat", directory, config),

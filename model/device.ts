@@ -20,6 +20,7 @@ export function requireDevice(name: string): void {
 
 /** Opens the named device, or else the one that answers, and says why it is that one. Throws UserError if it does not open. */
 export function openDevice(named: string, options: OpenOptions = {}): DeviceInfo & { reason: string } {
+  requireDevice(named);
   const { name, reason } = named
     ? { name: named as DeviceName, reason: "as asked" }
     : chooseDevice(options.index);

@@ -3,7 +3,7 @@ import { runMain, UserError } from "../base/errors.ts";
 import { visible } from "../base/visible.ts";
 import { between, each, help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { endsOf, loadModel, tokenizerFor, WEIGHT_TYPES, type WeightType } from "./checkpoint.ts";
-import { openDevice, requireDevice } from "./device.ts";
+import { openDevice } from "./device.ts";
 import { generateAll } from "./generate.ts";
 
 const defaults = {
@@ -39,7 +39,6 @@ export async function main(args: string[]): Promise<void> {
   if (o.prompt && o.prompt_file) {
     throw new UserError("Cannot sample from both --prompt and --prompt_file: leave one of them out");
   }
-  requireDevice(o.device);
   openDevice(o.device);
   const { model, config, directory } = loadModel(o.checkpoint, { dtype: o.dtype as WeightType });
   const tokenizer = await tokenizerFor("sample", directory, config);

@@ -375,7 +375,11 @@ Deno.test("a client that goes away ends its text, and the server answers others 
 
 Deno.test("Model.load() says what is wrong with a path", async () => {
   await assertRejects(() => Model.load(freshPath(), "cpu"), UserError, "Cannot find a checkpoint in");
-  await assertRejects(() => Model.load(run, "tpu"), UserError);
+  await assertRejects(
+    () => Model.load(run, "tpu"),
+    UserError,
+    'Cannot use device "tpu": it must be cpu or cuda',
+  );
 });
 
 Deno.test("a tokenizer that fails costs one text, and its message and stack stay in the terminal", async () => {
