@@ -37,7 +37,8 @@ import {
 import { ggufTokenizer } from "./gguf_tokenizer.ts";
 import { adapterNames, adapterTensors, type FileTensor, hfShape, hfTensors, requireWeights } from "./hf.ts";
 
-const defaults = {
+/** The flags of export. */
+export const defaults = {
   checkpoint: "", // a run directory, one of its checkpoints, or a model directory of Hugging Face's
   format: "gguf", // gguf: one file for llama.cpp; hf: a directory for transformers
   merge: false, // LoRA: the adapters go into their base, as they do in gguf; format is hf then, unless given
@@ -47,14 +48,7 @@ const defaults = {
 };
 
 /** What exportModel() is asked for, as the flags of the command. */
-export type Options = {
-  checkpoint: string;
-  format: string;
-  merge: boolean;
-  dtype: string;
-  out: string;
-  overwrite: boolean;
-};
+export type Options = typeof defaults;
 
 const ranges: Ranges<Options> = { format: ["gguf", "hf"], dtype: ["", "f32", "bf16", "f16", "q8_0"] };
 

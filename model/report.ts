@@ -10,19 +10,14 @@ import { memoryByKind } from "../runtime/memory.ts";
 import { type Log, memoryBytes, type RunFacts, type StepMetrics } from "../runtime/metrics.ts";
 import type { Parameters, StepResult } from "../runtime/optim.ts";
 import { type Peak, peakFlops, utilization } from "../runtime/peak.ts";
-import { tokensPerStep } from "./consumed.ts";
+import { type BatchConfig, tokensPerStep } from "./consumed.ts";
 import { keepsApart } from "./documents.ts";
 import type { LlamaConfig } from "./llama.ts";
 import { measureModel, modelSize } from "./plan.ts";
 import { type PresetName, presets } from "./presets.ts";
 
 /** What is read here of the variables of train.ts. */
-export type RunConfig = {
-  batch_size: number;
-  gradient_accumulation_steps: number;
-  block_size: number;
-  out_dir: string;
-};
+export type RunConfig = BatchConfig & { out_dir: string };
 
 /** Of what a run depends on. */
 export const VERSIONS: Record<string, string> = { loam: loam.version, deno: Deno.version.deno };

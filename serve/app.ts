@@ -182,10 +182,7 @@ function healthOf(runs: Run[], isAsked: boolean): Health {
 /** The last step that a client of /events knows: what its browser says when it connects again, or what it asks for. */
 function lastSeen(c: Context): number | undefined {
   const header = c.req.header("Last-Event-ID") ?? "";
-  if (/^\d{1,15}$/.test(header)) return Number(header);
-  return c.req.query("since") === undefined
-    ? undefined
-    : wholeNumber(c, "since", 0, 0, Number.MAX_SAFE_INTEGER);
+  return /^\d{1,15}$/.test(header) ? Number(header) : stepParameter(c, "since");
 }
 
 function requireKey(name: string): Key {

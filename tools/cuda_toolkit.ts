@@ -132,15 +132,11 @@ function codeThatRunsOn(number: string, archs: string[]): string | undefined {
   );
 }
 
-/** Compute capabilities of the GPUs here without the point, "120"; empty where nvidia-smi does not answer. */
-async function gpuArchs(): Promise<string[]> {
-  const text = await answer("nvidia-smi", ["--query-gpu=compute_cap", "--format=csv,noheader"]) ?? "";
-  return [...new Set(text.split("\n").map((line) => line.trim().replace(".", "")))].filter(Boolean);
-}
-
+/** Compute capabilities of the GPUs here without the point, "120". Throws UserError where nvidia-smi names none. */
 async function nativeArchs(): Promise<string[]> {
-  const archs = await gpuArchs();
-  if (archs.length > 0) return archs;
+  const text = await answer("nvidia-smi", ["--query-gpu=compute_cap", "--format=csv,noheader"]) ?? "";
+  const archs = new Set(text.split("\n").map((line) => line.trim().replace(".", "")).filter(Boolean));
+  if (archs.size > 0) return [...archs];
   throw new UserError(
     "Cannot build for --arch=native: nvidia-smi shows no GPU; name its architecture, such as --arch=120, or --arch=all",
   );
