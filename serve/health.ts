@@ -24,7 +24,10 @@ export type Facts = Pick<
 >;
 
 type Level = Verdict["level"];
-type Clause = { level: Level; text: string };
+
+const good = (text: string): Verdict => ({ level: "good", text });
+const warn = (text: string): Verdict => ({ level: "warn", text });
+const bad = (text: string): Verdict => ({ level: "bad", text });
 
 const FEWEST = 5; // steps in a mean of the trend
 const RISEN = 0.02, MOVED = 0.001; // relative changes from which a loss has risen, and has changed at all
@@ -40,7 +43,7 @@ const TAIL = 0.02; // of the values at either end, that a mean leaves out
 /** The sentence, and how urgent it is: bad if the run has failed, stands still or computes nothing; warn: worth a look. */
 export function verdictOf(facts: Facts, table: Table): Verdict {
   const { state, step } = facts;
-  if (step === 0 && state === "running") return { level: "good", text: "It has begun: no step yet" };
+  if (step === 0 && state === "running") return good("It has begun: no step yet");
   const found = [
     stateOf(facts),
     ...lost(facts),
@@ -63,38 +66,35 @@ export function verdictOf(facts: Facts, table: Table): Verdict {
 const LEADS = { good: "Healthy", warn: "Worth a look", bad: "In trouble" };
 
 /** What the run does, or how it ended. */
-function stateOf(facts: Facts): Clause {
+function stateOf(facts: Facts): Verdict {
   const { state, error, age_s, step, max_iters, checkpoint } = facts;
   const where = `after step ${formatCount(step)}${max_iters === null ? "" : ` of ${formatCount(max_iters)}`}`;
   const onward = checkpoint === null ? "no checkpoint was saved" : `--resume goes on from ${checkpoint}`;
   switch (state) {
     case "failed":
-      if (error?.includes("--resume")) return { level: "bad", text: `Failed ${where}: ${error}` }; // it says so itself
-      return { level: "bad", text: `Failed ${where}: ${error}; ${onward}` };
+      if (error?.includes("--resume")) return bad(`Failed ${where}: ${error}`); // it says so itself
+      return bad(`Failed ${where}: ${error}; ${onward}`);
     case "stalled":
-      return {
-        level: "bad",
-        text: `Stalled: no step for ${formatSeconds(age_s)}, but the trainer is still there`,
-      };
+      return bad(`Stalled: no step for ${formatSeconds(age_s)}, but the trainer is still there`);
     case "stopped":
-      return { level: "warn", text: `Stopped ${where}; ${onward}` };
+      return warn(`Stopped ${where}; ${onward}`);
     case "finished":
-      return { level: "good", text: `Finished after ${formatCount(step)} steps` };
+      return good(`Finished after ${formatCount(step)} steps`);
     case "running":
-      return { level: "good", text: "" };
+      return good("");
   }
 }
 
-function lost({ step, loss, grad_norm }: Facts): Clause[] {
+function lost({ step, loss, grad_norm }: Facts): Verdict[] {
   if (step === 0 || (loss !== null && grad_norm !== null)) return [];
   const what = loss === null ? "loss" : "the gradient norm";
-  return [{ level: "bad", text: `${what} is not finite at step ${formatCount(step)}` }];
+  return [bad(`${what} is not finite at step ${formatCount(step)}`)];
 }
 
-function skipped({ skipped }: Facts): Clause[] {
+function skipped({ skipped }: Facts): Verdict[] {
   if (skipped === 0) return [];
   const what = count(skipped, "update was", "updates were");
-  return [{ level: "warn", text: `${what} skipped, because loss or gradient norm was not finite` }];
+  return [warn(`${what} skipped, because loss or gradient norm was not finite`)];
 }
 
 /**
@@ -113,18 +113,15 @@ export function trendOf(table: Table): Trend | null {
   return { is, change, steps: step.at(-1)! - step.at(-1 - n)! };
 }
 
-function trendClause({ state, loss, trend }: Facts, table: Table): Clause[] {
+function trendClause({ state, loss, trend }: Facts, table: Table): Verdict[] {
   const jump = loss === null ? 0 : jumpOf(table);
   if (jump > JUMPED) {
-    return [{
-      level: "warn",
-      text: `loss has jumped: ${percent(jump)} above what it was ${RECENT} steps ago`,
-    }];
+    return [warn(`loss has jumped: ${percent(jump)} above what it was ${RECENT} steps ago`)];
   }
   if (!trend || loss === null) return [];
   const { is, change, steps } = trend, how = `${percent(Math.abs(change))} in ${formatCount(steps)} steps`;
   const verb = state === "running" ? "is" : "was";
-  if (is === "flat") return [{ level: "good", text: `loss ${verb} flat over ${formatCount(steps)} steps` }];
+  if (is === "flat") return [good(`loss ${verb} flat over ${formatCount(steps)} steps`)];
   return [{ level: is === "rising" ? "warn" : "good", text: `loss ${verb} ${is}, ${how}` }];
 }
 
@@ -138,23 +135,23 @@ function jumpOf(table: Table): number {
 }
 
 /** The validation loss against its best, and else against the training loss around the step where it was measured. */
-function validation({ val_loss, best_val_loss, best_step, trend }: Facts, table: Table): Clause[] {
+function validation({ val_loss, best_val_loss, best_step, trend }: Facts, table: Table): Verdict[] {
   if (val_loss === null || best_val_loss === null) return [];
   const above = val_loss / best_val_loss - 1;
   if (above > OVERFITTED) {
     const best = `its best, of step ${formatCount(best_step ?? 0)}`;
     const why = trend?.is === "falling" ? ", while training loss falls: it overfits" : "";
-    return [{ level: "warn", text: `validation loss is ${percent(above)} above ${best}${why}` }];
+    return [warn(`validation loss is ${percent(above)} above ${best}${why}`)];
   }
   const row = table.column("val_loss").findLastIndex(Number.isFinite), around = Math.ceil(table.length / 100);
   const { mean } = moments(table.column("loss").subarray(Math.max(0, row - around), row + around + 1));
   if (Number.isNaN(mean)) return [];
   const gap = val_loss - mean, side = gap < 0 ? "below" : "above";
-  return [{ level: "good", text: `validation loss is ${Math.abs(gap).toFixed(2)} ${side} training loss` }];
+  return [good(`validation loss is ${Math.abs(gap).toFixed(2)} ${side} training loss`)];
 }
 
 /** Gradient norms of the last tenth of the steps that are many times their median. */
-function spikes(table: Table): Clause[] {
+function spikes(table: Table): Verdict[] {
   const n = Math.min(WINDOW, Math.max(100, Math.ceil(table.length / 10)));
   const norms = table.column("grad_norm").subarray(-n), steps = table.column("step").subarray(-n);
   const middle = median(norms);
@@ -162,7 +159,7 @@ function spikes(table: Table): Clause[] {
   const high = Array.from(norms.keys()).filter((i) =>
     norms[i]! > SPIKE * middle && Number.isFinite(norms[i])
   );
-  if (high.length === 0) return [{ level: "good", text: "the gradient norm is steady" }];
+  if (high.length === 0) return [good("the gradient norm is steady")];
   const highest = high.reduce((a, b) => norms[b]! > norms[a]! ? b : a);
   const times = `${formatCount(norms[highest]! / middle)} times its median at step ${
     formatCount(steps[highest]!)
@@ -172,22 +169,22 @@ function spikes(table: Table): Clause[] {
     : `the gradient norm jumped ${high.length} times in the last ${
       formatCount(norms.length)
     } steps, to ${times}`;
-  return [{ level: "warn", text }];
+  return [warn(text)];
 }
 
 /** The speed of the last steps against the median of all. */
-function speed(table: Table): Clause[] {
+function speed(table: Table): Verdict[] {
   const all = table.column("tokens_per_sec"), usual = median(all), now = median(all.subarray(-RECENT));
   if (table.length < 2 * RECENT || Number.isNaN(now / usual)) return [];
   const of = `its median of ${formatCount(usual)} tokens a second`,
     change = percent(Math.abs(now / usual - 1));
-  if (now < SLOWER * usual) return [{ level: "warn", text: `speed is ${change} below ${of}` }];
-  if (now > FASTER * usual) return [{ level: "good", text: `speed is ${change} above ${of}` }];
-  return [{ level: "good", text: `speed is near ${of}` }];
+  if (now < SLOWER * usual) return [warn(`speed is ${change} below ${of}`)];
+  if (now > FASTER * usual) return [good(`speed is ${change} above ${of}`)];
+  return [good(`speed is near ${of}`)];
 }
 
 /** A rank that takes longer than the others, which wait for it, in each of the last lines that say so. */
-function slowRank({ ranks }: Table): Clause[] {
+function slowRank({ ranks }: Table): Verdict[] {
   const slowest = ranks[0]?.slowest;
   if (slowest === undefined || ranks.length < RECENT_OF_RANKS) return [];
   const factors = ranks.map(({ step_ms }) =>
@@ -195,19 +192,18 @@ function slowRank({ ranks }: Table): Clause[] {
   );
   const least = Math.min(...factors);
   if (!(least > SLOW_RANK)) return [];
-  return [{
-    level: "warn",
-    text: `the other ranks wait for rank ${slowest}, whose own work takes ${percent(least - 1)} longer`,
-  }];
+  return [
+    warn(`the other ranks wait for rank ${slowest}, whose own work takes ${percent(least - 1)} longer`),
+  ];
 }
 
-function unread({ bad_lines }: Facts): Clause[] {
+function unread({ bad_lines }: Facts): Verdict[] {
   if (bad_lines === 0) return [];
-  return [{ level: "warn", text: `${count(bad_lines, "line", "lines")} of metrics.jsonl could not be read` }];
+  return [warn(`${count(bad_lines, "line", "lines")} of metrics.jsonl could not be read`)];
 }
 
-function timeLeft({ eta_s }: Facts): Clause[] {
-  return eta_s === null ? [] : [{ level: "good", text: `${formatSeconds(eta_s)} left` }];
+function timeLeft({ eta_s }: Facts): Verdict[] {
+  return eta_s === null ? [] : [good(`${formatSeconds(eta_s)} left`)];
 }
 
 /** Mean and variance of n finite values, without the outermost, such as a spike; NaN where there is none. */
