@@ -106,25 +106,11 @@ export const ROUND = Array.from({ length: 16 }, (_, i) => [1, 2, 5].map((n) => n
 
 /** Of seconds, minutes, hours and days. */
 export const ROUND_TIMES = [
-  1,
-  2,
-  5,
-  10,
-  15,
-  30,
-  60,
-  120,
-  300,
-  600,
-  900,
-  1800,
-  3600,
-  7200,
-  10800,
-  21600,
-  43200,
-]
-  .concat([1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days));
+  ...[1, 2, 5, 10, 15, 30],
+  ...[1, 2, 5, 10, 15, 30].map((minutes) => 60 * minutes),
+  ...[1, 2, 3, 6, 12].map((hours) => 3600 * hours),
+  ...[1, 2, 5, 10, 20, 50, 100].map((days) => 86400 * days),
+];
 
 /**
  * Round numbers of a logarithmic axis: 2, 3, 5, 10, 20, … or, where it spans little, as on a linear one.
