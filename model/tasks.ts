@@ -4,11 +4,11 @@ import { UserError } from "../base/errors.ts";
 import { BLANKS, rstrip } from "../data/chat_template.ts";
 import { GPT_2_VOCABULARY, readTasks, type Task } from "../data/tasks.ts";
 import type { Tokenizer } from "../data/tokenizer.ts";
-import { copyToDevice, logprobs } from "../ffi/library.ts";
+import { copyToDevice, device, logprobs } from "../ffi/library.ts";
 import { ALONE } from "../runtime/checkpoint.ts";
 import { release } from "../runtime/memory.ts";
 import type { StepMetrics } from "../runtime/metrics.ts";
-import { embedding } from "../runtime/ops.ts";
+import { embedding, type LayerCache } from "../runtime/ops.ts";
 import { endStep, noGrad } from "../runtime/tape.ts";
 import { empty, rows, type Tensor } from "../runtime/tensor.ts";
 import { forward, type Llama, type LlamaConfig, logits, paddedVocab } from "./llama.ts";
@@ -180,7 +180,7 @@ function tallyOf(label: number, lengths: number[]): Unit["tally"] {
 
 const TOKENS_AT_ONCE = 4096; // of a pass, filled up to the longest
 const ROWS_AT_ONCE = 256; // whose logits are in memory together
-const ROUND_UP = 16; // tokens: a GPU chooses how to multiply for each shape that it meets
+const ROUND_UP = 16; // tokens, on a GPU: it chooses how to multiply for each shape that it meets
 
 /**
  * The scores of a model on tasks. Ranks share the passes. Undefined when isAsked(), which all ranks call after each of theirs,
@@ -195,12 +195,12 @@ export async function scoreTasks(
 ): Promise<Score[] | undefined> {
   const scores: Score[] = [];
   for (const { units, score } of tasks) {
-    const passes = passesOf(units), sums = [0, 0];
+    const passes = passesOf(units, c.block_size), sums = [0, 0];
     for (let first = 0; first < passes.length; first += ranks.world_size) {
       const pass = passes[first + ranks.rank] ?? [];
-      const logprobs = logLikelihoods(model, c, pass.flatMap(({ pairs }) => pairs));
-      for (const { pairs, tally } of pass) {
-        tally(logprobs.splice(0, pairs.length)).forEach((value, i) => sums[i]! += value);
+      const logprobs = logLikelihoods(model, c, pass.flatMap(({ rows }) => rows));
+      for (const { unit: { pairs, tally } } of pass) {
+        tally(pairs.map((pair) => logprobs.get(pair)!)).forEach((value, i) => sums[i]! += value);
       }
       if (await isAsked()) return undefined;
     }
@@ -231,60 +231,111 @@ export function scoresInWords(scores: readonly Score[]): string {
   }).join("; ");
 }
 
+/** Pairs of one context, which a model reads once for all of them. */
+export type Row = { context: number[]; pairs: Pair[] };
+
+/** The pairs of a unit by their contexts, of which one that is too long has lost its beginning: as many as each pair leaves room for. */
+export function rowsOf({ pairs }: Unit, block_size: number): Row[] {
+  const contextOf = ({ context, continuation }: Pair) =>
+    context.slice(-(block_size + 1 - continuation.length));
+  return [...Map.groupBy(pairs, (pair) => contextOf(pair).join()).values()]
+    .map((pairs) => ({ context: contextOf(pairs[0]!), pairs }));
+}
+
+/** A unit, and what of it the model reads. */
+type Work = { unit: Unit; rows: Row[] };
+
 /** Units of about the same length together, as many as a pass takes; the longest first. */
-function passesOf(units: readonly Unit[]): Unit[][] {
-  const longest = ({ pairs }: Unit) =>
-    Math.max(...pairs.map(({ context, continuation }) => context.length + continuation.length));
-  const passes: Unit[][] = [];
-  let room = 0, length = 0; // pairs that the last pass still takes, and the tokens of its longest
-  for (const unit of units.toSorted((a, b) => longest(b) - longest(a))) {
-    if (unit.pairs.length > room) {
+function passesOf(units: readonly Unit[], block_size: number): Work[][] {
+  const works = units.map((unit) => ({ unit, rows: rowsOf(unit, block_size) }));
+  const longest = ({ rows }: Work) =>
+    Math.max(
+      ...rows.flatMap(({ context, pairs }) =>
+        pairs.map(({ continuation }) => context.length + continuation.length)
+      ),
+    );
+  const passes: Work[][] = [];
+  let room = 0; // rows that the last pass still takes
+  for (const work of works.toSorted((a, b) => longest(b) - longest(a))) {
+    if (work.rows.length > room) {
       passes.push([]);
-      length = longest(unit);
-      room = Math.max(unit.pairs.length, Math.floor(TOKENS_AT_ONCE / length));
+      room = Math.max(work.rows.length, Math.floor(TOKENS_AT_ONCE / longest(work)));
     }
-    passes.at(-1)!.push(unit);
-    room -= unit.pairs.length;
+    passes.at(-1)!.push(work);
+    room -= work.rows.length;
   }
   return passes;
 }
 
-/** The natural logarithm of the probability of each continuation. A context that is too long loses its beginning. */
-function logLikelihoods(model: Llama, c: LlamaConfig, pairs: readonly Pair[]): number[] {
-  if (pairs.length === 0) return [];
-  const inputs = pairs.map(({ context, continuation }) =>
-    [...context, ...continuation].slice(-c.block_size - 1, -1)
-  );
-  const longest = Math.max(...inputs.map(({ length }) => length));
-  const B = pairs.length, T = Math.min(c.block_size, Math.ceil(longest / ROUND_UP) * ROUND_UP), C = c.n_embd;
-  const ids = new Int32Array(B * T); // what stands behind an input is not seen by it
-  inputs.forEach((input, b) => ids.set(input, b * T));
-  const targets = pairs.flatMap(({ continuation }) => continuation);
-  const places = inputs.flatMap(({ length }, b) => {
-    const n = pairs[b]!.continuation.length;
-    return Array.from({ length: n }, (_, i) => b * T + length - n + i); // the row that predicts target i
-  });
+/**
+ * The natural logarithm of the probability of each continuation. A context with several is read into a cache, all but its last
+ * token, and each of them behind it; that of one alone is read with it.
+ */
+function logLikelihoods(model: Llama, c: LlamaConfig, all: readonly Row[]): Map<Pair, number> {
+  const found = new Map<Pair, number>();
+  const known = all.map(({ context, pairs }) => pairs.length > 1 ? context.length - 1 : 0); // tokens in the cache
+  const read = (inputs: number[][], T: number, pos: number[], layers: LayerCache[]) => {
+    const ids = new Int32Array(inputs.length * T); // what stands behind an input is not seen by it
+    inputs.forEach((input, b) => ids.set(input, b * T));
+    const cache = layers.length > 0 ? { cache: { pos, layers } } : {};
+    return forward(model, onDevice([inputs.length, T], ids), c, cache).view(inputs.length * T, c.n_embd);
+  };
+  const step = device.library === "cpu" ? 1 : ROUND_UP;
+  const lengthOf = (inputs: number[][]) =>
+    Math.min(c.block_size, Math.ceil(Math.max(...inputs.map(({ length }) => length)) / step) * step);
   try {
-    const chosen = noGrad(() => {
-      const idx = onDevice([B, T], ids);
-      return embedding(
-        onDevice([places.length], Int32Array.from(places)),
-        forward(model, idx, c).view(B * T, C),
-      ); // (N, C)
-    });
-    const logs: number[] = [];
-    for (let row = 0; row < targets.length; row += ROWS_AT_ONCE) {
-      const some = targets.slice(row, row + ROWS_AT_ONCE),
-        values = noGrad(() => logits(model, rows(chosen, row, some.length)));
-      logs.push(
-        ...logprobs(values.address, some, c.vocab_size, paddedVocab(c), 0).map(({ target }) => target),
+    const contexts = all.map(({ context }, b) => context.slice(0, known[b])),
+      hasCache = known.some((n) => n > 0);
+    const most = Math.max(0, ...all.map(({ pairs }) => pairs.length));
+    const layers = hasCache ? cachesOf(c, all) : [];
+    if (hasCache) noGrad(() => read(contexts, lengthOf(contexts), known.map(() => 0), layers));
+    for (let i = 0; i < most; i++) {
+      const pairs = all.map(({ pairs }) => pairs[i]);
+      const tokens = all.map(({ context }, b) =>
+        pairs[b] ? [...context, ...pairs[b].continuation].slice(0, -1) : []
       );
-      release(values.buf.block);
+      const T = lengthOf(tokens.map((ids, b) => ids.slice(known[b])));
+      const pos = known.map((n) => Math.min(n, c.block_size - T)); // a few tokens again rather than too many positions
+      const places = tokens.flatMap(({ length }, b) => {
+        const n = pairs[b]?.continuation.length ?? 0;
+        return Array.from({ length: n }, (_, t) => b * T + length - pos[b]! - n + t); // the row that predicts token t
+      });
+      const chosen = noGrad(() => {
+        const hidden = read(tokens.map((ids, b) => ids.slice(pos[b])), T, pos, layers);
+        return embedding(onDevice([places.length], Int32Array.from(places)), hidden); // (N, C)
+      });
+      const logs = logprobsAt(model, c, chosen, pairs.flatMap((pair) => pair?.continuation ?? []));
+      for (const pair of pairs) {
+        if (pair) found.set(pair, logs.splice(0, pair.continuation.length).reduce((a, b) => a + b, 0));
+      }
     }
-    return pairs.map(({ continuation: { length } }) => logs.splice(0, length).reduce((a, b) => a + b, 0));
+    return found;
   } finally {
     endStep();
   }
+}
+
+/** Room for what a pass reads, in step memory. */
+function cachesOf(c: LlamaConfig, all: readonly Row[]): LayerCache[] {
+  const [context, continuation] = [
+    all.map(({ context }) => context.length),
+    all.flatMap(({ pairs }) => pairs.map(({ continuation }) => continuation.length)),
+  ].map((lengths) => Math.max(...lengths)) as [number, number];
+  const T_max = Math.min(c.block_size, context + continuation + ROUND_UP);
+  const heads = () => all.map(() => empty([c.n_kv_head, T_max, c.head_dim]));
+  return Array.from({ length: c.n_layer }, () => ({ k: heads(), v: heads() }));
+}
+
+/** The logarithm of the probability of each target, of hidden states (N, C). */
+function logprobsAt(model: Llama, c: LlamaConfig, hidden: Tensor, targets: number[]): number[] {
+  const logs: number[] = [];
+  for (let row = 0; row < targets.length; row += ROWS_AT_ONCE) {
+    const some = targets.slice(row, row + ROWS_AT_ONCE),
+      values = noGrad(() => logits(model, rows(hidden, row, some.length)));
+    logs.push(...logprobs(values.address, some, c.vocab_size, paddedVocab(c), 0).map(({ target }) => target));
+    release(values.buf.block);
+  }
+  return logs;
 }
 
 function onDevice(shape: number[], ids: Int32Array<ArrayBuffer>): Tensor {
