@@ -75,7 +75,8 @@ export async function main([name, ...args]: string[]): Promise<void> {
   try {
     await (await subcommands[found].load())(args);
   } catch (error) {
-    throw error instanceof UserError ? new UserError(asTyped(error.message)) : error;
+    if (error instanceof UserError) error.message = asTyped(error.message); // of its own kind, which exitCodeOf() tells apart
+    throw error;
   }
 }
 

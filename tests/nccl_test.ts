@@ -255,6 +255,17 @@ Deno.test("a rank says which it is in front of an error of NCCL", async () => {
   );
 });
 
+Deno.test("a rank that waits in vain says so with 75, in the binary too", async () => {
+  const env = { LOAM_NCCL: library, WORLD_SIZE: "2", RANK: "0", LOCAL_RANK: "0", MASTER_PORT: masterPort() };
+  const flags = [...FLAGS, "--dist_timeout_s=1", `--out_dir=${freshPath()}`];
+  const binary = ["run", "-q", "-P=loam", "mod.ts", "train", ...flags];
+  for (const args of [taskArgs("train:dist", flags), binary]) {
+    const { code, stderr } = resultOf(await command(Deno.execPath(), args, env).output());
+    assertEquals(code, 75);
+    assertMatch(errorLine(stderr), /^Cannot start 2 ranks: rank 0 waited 1 s at port \d+ for rank 1; /);
+  }
+});
+
 /** What two ranks print and end with where a function of NCCL stalls in one of them, or what it begins there. */
 async function stalled(name: string, rank: number, fault = ""): Promise<string[]> {
   const program = `
