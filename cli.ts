@@ -9,53 +9,30 @@ import { meant } from "./base/suggest.ts";
 type Main = (args: string[]) => unknown;
 type Name = typeof SUBCOMMANDS[number] | "completions";
 
-const subcommands: Record<Name, { what: string; load: () => Main | Promise<Main> }> = {
-  prepare: {
-    what: "Turn parquet, jsonl or text into token bins",
-    load: async () => (await import("./data/prepare.ts")).main,
-  },
-  tokenizer: {
-    what: "Train a tokenizer on your own text",
-    load: async () => (await import("./data/train_tokenizer.ts")).main,
-  },
-  data: {
-    what: "Show what a dataset holds, and check it",
-    load: async () => (await import("./data/inspect.ts")).main,
-  },
-  download: {
-    what: "Fetch a model from the Hugging Face hub, to train or sample",
-    load: async () => (await import("./model/download.ts")).main,
-  },
-  train: { what: "Train a model", load: async () => (await import("./train.ts")).train },
-  sample: {
-    what: "Write text with a trained model",
-    load: async () => (await import("./model/sample.ts")).main,
-  },
-  chat: {
-    what: "Talk to a trained model in the terminal",
-    load: async () => (await import("./model/chat.ts")).main,
-  },
-  eval: {
-    what: "Score models on tasks: multiple choice, perplexity of texts",
-    load: async () => (await import("./model/eval.ts")).main,
-  },
-  export: {
-    what: "Write a model for llama.cpp (GGUF) or transformers",
-    load: async () => (await import("./model/export.ts")).main,
-  },
-  serve: {
-    what: "Show runs in a browser, or let others talk to a model",
-    load: async () => (await import("./serve.ts")).serve,
-  },
-  runs: {
-    what: "List the runs with step, loss, speed and state",
-    load: async () => (await import("./serve/list.ts")).main,
-  },
-  doctor: {
-    what: "Say what is installed here and what to do about what is missing",
-    load: async () => (await import("./tools/doctor.ts")).main,
-  },
-  completions: { what: "Print completions for bash, zsh or fish", load: () => printCompletions },
+/** What each does, and the module whose main() does it. */
+const subcommands: Record<Name, [what: string, load: () => Promise<{ main: Main }>]> = {
+  prepare: ["Turn parquet, jsonl or text into token bins", () => import("./data/prepare.ts")],
+  tokenizer: ["Train a tokenizer on your own text", () => import("./data/train_tokenizer.ts")],
+  data: ["Show what a dataset holds, and check it", () => import("./data/inspect.ts")],
+  download: [
+    "Fetch a model from the Hugging Face hub, to train or sample",
+    () => import("./model/download.ts"),
+  ],
+  train: ["Train a model", async () => ({ main: (await import("./train.ts")).train })],
+  sample: ["Write text with a trained model", () => import("./model/sample.ts")],
+  chat: ["Talk to a trained model in the terminal", () => import("./model/chat.ts")],
+  eval: ["Score models on tasks: multiple choice, perplexity of texts", () => import("./model/eval.ts")],
+  export: ["Write a model for llama.cpp (GGUF) or transformers", () => import("./model/export.ts")],
+  serve: [
+    "Show runs in a browser, or let others talk to a model",
+    async () => ({ main: (await import("./serve.ts")).serve }),
+  ],
+  runs: ["List the runs with step, loss, speed and state", () => import("./serve/list.ts")],
+  doctor: [
+    "Say what is installed here and what to do about what is missing",
+    () => import("./tools/doctor.ts"),
+  ],
+  completions: ["Print completions for bash, zsh or fish", () => Promise.resolve({ main: printCompletions })],
 };
 
 const names: Name[] = [...SUBCOMMANDS, "completions"];
@@ -73,7 +50,8 @@ export async function main([name, ...args]: string[]): Promise<void> {
     );
   }
   try {
-    await (await subcommands[found].load())(args);
+    const [, load] = subcommands[found];
+    await (await load()).main(args);
   } catch (error) {
     if (error instanceof UserError) error.message = asTyped(error.message); // of its own kind, which exitCodeOf() tells apart
     throw error;
@@ -85,7 +63,7 @@ function help(): string {
   return [
     `loam ${loam.version} trains Llama-style language models`,
     "",
-    ...names.map((name) => line(name, subcommands[name].what)),
+    ...names.map((name) => line(name, subcommands[name][0])),
     "",
     "Each has --help. From text to a model that writes:",
     "",
@@ -96,6 +74,6 @@ function help(): string {
 }
 
 function printCompletions(args: string[]): void {
-  const descriptions = names.map((name) => [name, subcommands[name].what] as const);
+  const descriptions = names.map((name) => [name, subcommands[name][0]] as const);
   console.log(completions(args, descriptions));
 }
