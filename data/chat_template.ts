@@ -4,6 +4,7 @@ import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { isObject, show } from "../base/json.ts";
+import { LOOKS_AHEAD, markTurns, readTurns, type Turn } from "./chat_turns.ts";
 import { parseJson } from "./tokenizers/tokenizer_file.ts";
 
 /** One turn of a conversation. What else it has, such as tool_calls, goes to the template as it is. */
@@ -45,6 +46,8 @@ const USUAL = ["user", "assistant", "tool"];
 /** What marks the beginning and the end of the assistant's words in a text: noncharacters, which a text should not have. */
 const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
 
+type Program = ReturnType<typeof parse>;
+
 const GENERATION_TAG = /\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}/g;
 
 /** A chat template, parsed. */
@@ -52,8 +55,11 @@ export class ChatTemplate {
   /** The Jinja text. */
   readonly source: string;
   readonly #name: string;
-  readonly #program: ReturnType<typeof parse>;
+  readonly #program: Program;
   readonly #marks: boolean;
+  readonly #turns: Program; // the same with marks at the turns
+  readonly #first: number; // messages before a turn that these tell
+  #looksAhead = false;
   readonly #globals = new Environment(); // the variables that are the same for every conversation
 
   /**
@@ -76,9 +82,14 @@ export class ChatTemplate {
         `Cannot use ${name}: its {% generation %} and {% endgeneration %} do not alternate`,
       );
     }
+    this.#globals.set(LOOKS_AHEAD, () => {
+      this.#looksAhead = true;
+      throw new Error(LOOKS_AHEAD);
+    });
     try {
-      this.#program = parse(tokenize(withMarks(source), { trim_blocks: true, lstrip_blocks: true }));
-      stripAsPython(this.#program);
+      this.#program = parseTemplate(source);
+      this.#turns = parseTemplate(source);
+      this.#first = markTurns(this.#turns);
     } catch (error) {
       throw new UserError(`Cannot use ${name}: it is not the Jinja of chat templates: ${reasonOf(error)}`);
     }
@@ -114,7 +125,7 @@ export class ChatTemplate {
    * a call that it leaves out without a word.
    */
   render(messages: Message[], options: RenderOptions = {}): string {
-    const text = this.#run(messages, options, "", "");
+    const text = this.#run(this.#program, messages, options);
     this.#requireAll(messages, text);
     return text;
   }
@@ -131,36 +142,61 @@ export class ChatTemplate {
           "Cannot render a conversation: it has U+FDD0 or U+FDD1, which are no characters and mark here what the assistant says",
         );
       }
-      const rendered = readMarks(this.#run(messages, options, BEGIN, END));
+      const rendered = readMarks(this.#run(this.#program, messages, options, BEGIN, END));
       this.#requireAll(messages, rendered.text);
       return rendered;
     }
-    const text = this.render(messages, options), spans: TextSpan[] = [];
-    for (const [i, { role }] of messages.entries()) {
-      if (role === "assistant") spans.push(this.#turnOf(messages, i, text, options));
-    }
+    const assistant = [...messages.keys()].filter((i) => messages[i]!.role === "assistant");
+    const isKnown = (i: number) => i >= this.#first;
+    const known = assistant.some(isKnown)
+      ? this.#renderTurns(messages, assistant.length, options)
+      : undefined;
+    const text = known?.text ?? this.#run(this.#program, messages, options);
+    this.#requireAll(messages, text);
+    const spans = assistant.map((i, nth) => {
+      const turn = known && isKnown(i) ? known.turns[nth]! : this.#turnOf(messages, i, text, options);
+      return this.#spanOf(turn, i, text);
+    });
     return { text, spans };
   }
 
+  /** The text of a conversation and its turns, in one rendering; undefined where that cannot be. */
+  #renderTurns(
+    messages: Message[],
+    count: number,
+    options: RenderOptions,
+  ): { text: string; turns: Turn[] } | undefined {
+    this.#looksAhead = false;
+    try {
+      return readTurns(this.#run(this.#turns, messages, options), count);
+    } catch (error) {
+      if (this.#looksAhead) return undefined;
+      throw error;
+    }
+  }
+
+  /** Where message i begins and ends, by what the template makes of the messages before it, and of those up to it. */
+  #turnOf(messages: Message[], i: number, text: string, options: RenderOptions): Turn {
+    const of = (n: number, add_generation_prompt: boolean) =>
+      this.#run(this.#program, messages.slice(0, n), { ...options, add_generation_prompt });
+    const isLast = i === messages.length - 1 && !options.add_generation_prompt;
+    return { at: 0, prompt: of(i, true), own: isLast ? text : of(i + 1, false) };
+  }
+
   /** Where message i is in the text of all: it begins behind the prompt for it. */
-  #turnOf(messages: Message[], i: number, text: string, options: RenderOptions): TextSpan {
+  #spanOf({ at, prompt, own }: Turn, i: number, text: string): TextSpan {
     const refused = `Cannot find message ${i + 1} in what ${this.#name} makes of the conversation`;
     const advice =
       "put {% generation %} and {% endgeneration %} around the assistant's words in the template";
-    const before = this.#run(messages.slice(0, i), { ...options, add_generation_prompt: true }, "", "");
-    if (!text.startsWith(before)) {
+    if (!text.startsWith(prompt, at)) {
       throw new UserError(`${refused}: the text before it changes with what follows; ${advice}`);
     }
     // A template may leave out of an earlier turn what the last one has, such as its thoughts: the rest of the turn, with which
     // the text of the messages up to it ends, is then what the whole text goes on with.
-    const upTo = i === messages.length - 1 && !options.add_generation_prompt
-      ? text
-      : this.#run(messages.slice(0, i + 1), { ...options, add_generation_prompt: false }, "", "");
-    for (let from = before.length; from < upTo.length; from++) {
-      const turn = upTo.slice(from);
-      if (text.startsWith(turn, before.length) && turn.trim() !== "") {
-        return [before.length, before.length + turn.length];
-      }
+    const begin = at + prompt.length;
+    for (let from = prompt.length; from < own.length; from++) {
+      const turn = own.slice(from);
+      if (text.startsWith(turn, begin) && turn.trim() !== "") return [begin, begin + turn.length];
     }
     throw new UserError(`${refused}: its own text changes with what follows; ${advice}`);
   }
@@ -175,7 +211,7 @@ export class ChatTemplate {
     throw new UserError(`Cannot render a conversation: its template leaves out ${what}`);
   }
 
-  #run(messages: Message[], options: RenderOptions, begin: string, end: string): string {
+  #run(program: Program, messages: Message[], options: RenderOptions, begin = "", end = ""): string {
     const environment = new Environment(this.#globals);
     environment.set("strftime_now", (format: string) => strftime(options.now ?? new Date(), format));
     environment.set("messages", messages);
@@ -184,11 +220,17 @@ export class ChatTemplate {
     environment.set("loam_begin", begin);
     environment.set("loam_end", end);
     try {
-      return (new Interpreter(environment).run(this.#program) as unknown as { value: string }).value;
+      return (new Interpreter(environment).run(program) as unknown as { value: string }).value;
     } catch (error) {
       throw new UserError(`Cannot render a conversation: ${this.#name} says: ${reasonOf(error)}`);
     }
   }
+}
+
+function parseTemplate(source: string): Program {
+  const program = parse(tokenize(withMarks(source), { trim_blocks: true, lstrip_blocks: true }));
+  stripAsPython(program);
+  return program;
 }
 
 /** What every template may use. The names of Python's constants are in both spellings, as in Jinja. */
