@@ -8,9 +8,9 @@ type Kind = "act" | "f32" | "f64" | "i32";
 /** An array that kernels read (values), write (n values, NaN before), or both. */
 type Operand = { kind: Kind; values: ArrayLike<number>; isResult: boolean };
 
-/** A call of one kernel, or of one that reads what the other wrote. cpu: of the CPU library. */
+/** A call of one kernel, or of one that reads what the other wrote. */
 type Case = { kernels: string; operands: Operand[]; call: Call };
-type Call = (s: Symbols, cpu: boolean, ...addresses: bigint[]) => number;
+type Call = (s: Symbols, ...addresses: bigint[]) => number;
 
 /** What each result may differ by, relative to its norm: one rounding to bfloat16 is 0.002, and float sums err less than 1e-5. */
 const TOLERANCE: Record<Kind, number> = { act: 0.01, f32: 1e-4, f64: 1e-5, i32: 0 };
@@ -76,7 +76,7 @@ function attentionCase(D: number, begins: number[]): Case {
       f32(stats),
       given("i32", starts),
     ],
-    (s, _, out, lse, dqkv, qkv, dout, scratch, starts) => {
+    (s, out, lse, dqkv, qkv, dout, scratch, starts) => {
       const from = begins.length > 0 ? starts! : 0n;
       return s.attention_forward(out!, lse!, qkv!, from, B, T, H, K, D) ||
         s.attention_backward(dqkv!, scratch!, dout!, out!, lse!, qkv!, from, B, T, H, K, D);
@@ -90,7 +90,7 @@ function ropeCase(inverse: number): Case {
   return kernel(
     "rope",
     [changed("act", normal(B * T * (H + 2 * K) * D)), given("f32", turns)],
-    (s, _, qkv, table) => s.rope(qkv!, table!, 0n, B, T, 0, H, K, D, inverse),
+    (s, qkv, table) => s.rope(qkv!, table!, 0n, B, T, 0, H, K, D, inverse),
   );
 }
 
@@ -100,21 +100,21 @@ function cases(): Case[] {
   const rows = 5, columns = 4099, stride = 4160; // of logits
   const control = [1e-3, 2.5, 1, 0.5, 3, 0, 0, 0.271, 0.142625, ...Array<number>(7).fill(0)]; // CONTROL_* of kernels.h
   return [
-    kernel("init_normal", [result("f32", n)], (s, _, dst) => s.init_normal(dst!, BigInt(n), 0.02, 7n, 5n)),
+    kernel("init_normal", [result("f32", n)], (s, dst) => s.init_normal(dst!, BigInt(n), 0.02, 7n, 5n)),
     kernel(
       "embedding_forward",
       [result("act", N * C), ids(N, V), act(V * C)],
-      (s, _, out, ids, weight) => s.embedding_forward(out!, ids!, weight!, N, V, C),
+      (s, out, ids, weight) => s.embedding_forward(out!, ids!, weight!, N, V, C),
     ),
     kernel(
       "embedding_backward",
       [changed("f32", normal(V * C)), act(N * C), ids(N, V - 3)],
-      (s, _, dweight, dout, ids) => s.embedding_backward(dweight!, dout!, ids!, N, V, C, 1),
+      (s, dweight, dout, ids) => s.embedding_backward(dweight!, dout!, ids!, N, V, C, 1),
     ),
     kernel(
       "rmsnorm_forward",
       [result("act", N * C), result("f32", N), act(N * C), act(C)],
-      (s, _, out, rstd, x, weight) => s.rmsnorm_forward(out!, rstd!, x!, weight!, N, C, 1, C, 1e-6),
+      (s, out, rstd, x, weight) => s.rmsnorm_forward(out!, rstd!, x!, weight!, N, C, 1, C, 1e-6),
     ),
     kernel(
       "rmsnorm_backward",
@@ -127,14 +127,13 @@ function cases(): Case[] {
         act(C),
         f32(N),
       ],
-      (s, _, dx, dweight, out, dout, x, weight, rstd) =>
+      (s, dx, dweight, out, dout, x, weight, rstd) =>
         s.rmsnorm_backward(dx!, dweight!, out!, dout!, x!, weight!, rstd!, N, C, 1, C, 1, 1),
     ),
     kernel(
       "layernorm_forward",
       [result("act", N * C), result("f32", 2 * N), act(N * C), act(C), act(C)],
-      (s, _, out, stats, x, weight, bias) =>
-        s.layernorm_forward(out!, stats!, x!, weight!, bias!, N, C, 1e-6),
+      (s, out, stats, x, weight, bias) => s.layernorm_forward(out!, stats!, x!, weight!, bias!, N, C, 1e-6),
     ),
     kernel(
       "layernorm_backward",
@@ -147,7 +146,7 @@ function cases(): Case[] {
         act(C),
         f32(2 * N),
       ],
-      (s, _, dx, dweight, dbias, dout, x, weight, stats) =>
+      (s, dx, dweight, dbias, dout, x, weight, stats) =>
         s.layernorm_backward(dx!, dweight!, dbias!, dout!, x!, weight!, stats!, N, C, 1, 1),
     ),
     ...[0, 1].map(ropeCase),
@@ -155,90 +154,90 @@ function cases(): Case[] {
     kernel(
       "linear_forward",
       [result("act", N * OUT), act(N * IN), act(OUT * IN), act(N * OUT)],
-      (s, _, out, x, weight, residual) => s.linear_forward(out!, x!, weight!, residual!, N, IN, OUT),
+      (s, out, x, weight, residual) => s.linear_forward(out!, x!, weight!, residual!, N, IN, OUT),
     ),
     kernel(
       "linear_dgrad",
       [changed("act", normal(N * IN)), act(N * OUT), act(OUT * IN)],
-      (s, _, dx, dout, weight) => s.linear_dgrad(dx!, dout!, weight!, N, IN, OUT, 1),
+      (s, dx, dout, weight) => s.linear_dgrad(dx!, dout!, weight!, N, IN, OUT, 1),
     ),
     kernel(
       "linear_wgrad",
       [changed("f32", normal(OUT * IN)), act(N * OUT), act(N * IN)],
-      (s, _, dweight, dout, x) => s.linear_wgrad(dweight!, dout!, x!, N, IN, OUT, 1),
+      (s, dweight, dout, x) => s.linear_wgrad(dweight!, dout!, x!, N, IN, OUT, 1),
     ),
     kernel(
       "gram",
       [result("act", N * N), result("act", N * N), act(N * IN)],
-      (s, _, sum, product, x) =>
+      (s, sum, product, x) =>
         s.gram(product!, x!, 0n, N, IN, 1, 1, 0) || s.gram(sum!, x!, product!, N, IN, 0, 0.5, -2),
     ),
     kernel(
       "swiglu_forward",
       [result("act", N * F), act(N * 2 * F)],
-      (s, _, h, gate_up) => s.swiglu_forward(h!, gate_up!, N, F),
+      (s, h, gate_up) => s.swiglu_forward(h!, gate_up!, N, F),
     ),
     kernel(
       "swiglu_backward",
       [result("act", N * 2 * F), result("act", N * F), act(N * F), act(N * 2 * F)],
-      (s, _, dgate_up, h, dh, gate_up) => s.swiglu_backward(dgate_up!, h!, dh!, gate_up!, N, F),
+      (s, dgate_up, h, dh, gate_up) => s.swiglu_backward(dgate_up!, h!, dh!, gate_up!, N, F),
     ),
     kernel(
       "add",
       [result("act", n), act(n), act(n)],
-      (s, _, out, a, b) => s.add(out!, a!, b!, BigInt(n)),
+      (s, out, a, b) => s.add(out!, a!, b!, BigInt(n)),
     ),
     ...Object.values(UNARY).flatMap((kind) => [
       kernel(
         "unary_forward",
         [result("act", n), act(n)],
-        (s, _, out, x) => s.unary_forward(out!, x!, kind, 1.5, BigInt(n)),
+        (s, out, x) => s.unary_forward(out!, x!, kind, 1.5, BigInt(n)),
       ),
       kernel(
         "unary_backward",
         [result("act", n), act(n), act(n)],
-        (s, _, dx, dout, x) => s.unary_backward(dx!, dout!, x!, kind, 1.5, BigInt(n)),
+        (s, dx, dout, x) => s.unary_backward(dx!, dout!, x!, kind, 1.5, BigInt(n)),
       ),
     ]),
     kernel(
       "mul",
       [result("act", n), act(n), act(n)],
-      (s, _, out, a, b) => s.mul(out!, a!, b!, BigInt(n)),
+      (s, out, a, b) => s.mul(out!, a!, b!, BigInt(n)),
     ),
     kernel(
       "dropout",
       [result("act", n), act(n)],
-      (s, _, out, x) => s.dropout(out!, x!, BigInt(n), 0.25, 7n),
+      (s, out, x) => s.dropout(out!, x!, BigInt(n), 0.25, 7n),
     ),
     kernel(
       "bias_forward",
       [result("act", N * C), act(N * C), act(C)],
-      (s, _, out, x, bias) => s.bias_forward(out!, x!, bias!, N, C),
+      (s, out, x, bias) => s.bias_forward(out!, x!, bias!, N, C),
     ),
     kernel(
       "bias_backward",
       [changed("f32", normal(C)), act(N * C)],
-      (s, _, dbias, dout) => s.bias_backward(dbias!, dout!, N, C, 1),
+      (s, dbias, dout) => s.bias_backward(dbias!, dout!, N, C, 1),
     ),
     kernel(
       "copy_columns",
       [changed("act", normal(N * C)), act(N * F)],
-      (s, _, dst, src) => s.copy_columns(dst!, src!, N, F, C, F, 1),
+      (s, dst, src) => s.copy_columns(dst!, src!, N, F, C, F, 1),
     ),
     kernel(
       "softmax_forward",
       [result("act", N * C), act(N * C)],
-      (s, _, out, x) => s.softmax_forward(out!, x!, N, C),
+      (s, out, x) => s.softmax_forward(out!, x!, N, C),
     ),
     kernel(
       "softmax_backward",
       [result("act", N * C), act(N * C), act(N * C)],
-      (s, _, dx, dout, out) => s.softmax_backward(dx!, dout!, out!, N, C),
+      (s, dx, dout, out) => s.softmax_backward(dx!, dout!, out!, N, C),
     ),
     kernel(
       "logsumexp_forward",
       [result("act", rows), result("f32", rows), act(rows * stride)],
-      (s, _, out, lse, x) => s.logsumexp_forward(out!, lse!, x!, rows, columns, stride),
+      (s, out, lse, x) => s.logsumexp_forward(out!, lse!, x!, rows, columns, stride),
     ),
     kernel(
       "logsumexp_backward",
@@ -248,33 +247,33 @@ function cases(): Case[] {
         given("f32", Array<number>(rows).fill(8)),
         act(rows * stride),
       ],
-      (s, _, dx, dout, lse, x) => s.logsumexp_backward(dx!, dout!, lse!, x!, rows, columns, stride),
+      (s, dx, dout, lse, x) => s.logsumexp_backward(dx!, dout!, lse!, x!, rows, columns, stride),
     ),
     kernel(
       "cross_entropy",
       [changed("act", normal(rows * stride)), result("f32", rows), given("i32", [0, 4098, -1, 17, 4095])],
-      (s, _, logits, losses, targets) =>
+      (s, logits, losses, targets) =>
         s.cross_entropy(logits!, losses!, targets!, rows, columns, stride, 0.25, 1),
     ),
     kernel(
       "sum_scaled",
       [changed("f32", [2]), given("f32", normal(n).map(Math.abs))],
-      (s, _, out, x) => s.sum_scaled(out!, x!, n, 0.5, 1),
+      (s, out, x) => s.sum_scaled(out!, x!, n, 0.5, 1),
     ),
     kernel(
       "grad_sumsq",
       [changed("f64", [2]), f32(n)],
-      (s, _, sumsq, grad) => s.grad_sumsq(sumsq!, grad!, BigInt(n), 1),
+      (s, sumsq, grad) => s.grad_sumsq(sumsq!, grad!, BigInt(n), 1),
     ),
     kernel(
       "step_control",
       [changed("f32", control), given("f64", [9.5])],
-      (s, _, control, sumsq) => s.step_control(control!, sumsq!, 1, 0.9, 0.95),
+      (s, control, sumsq) => s.step_control(control!, sumsq!, 1, 0.9, 0.95),
     ),
     kernel(
       "split_master or join_master",
       [result("i32", n), result("act", n), given("i32", masters(n)), f32(n), f32(n)],
-      (s, _, joined, weight, master, rest, ties) =>
+      (s, joined, weight, master, rest, ties) =>
         s.split_master(weight!, rest!, ties!, master!, BigInt(n)) ||
         s.join_master(joined!, weight!, rest!, ties!, BigInt(n)),
     ),
@@ -290,7 +289,7 @@ function cases(): Case[] {
         f32(n), // for rest and ties
         f32(n),
       ],
-      (s, _, weight, master, m, v, grad, control, rest, ties) =>
+      (s, weight, master, m, v, grad, control, rest, ties) =>
         s.split_master(weight!, rest!, ties!, master!, BigInt(n)) ||
         s.adamw(weight!, rest!, ties!, m!, v!, grad!, control!, BigInt(n), 0.9, 0.95, 1e-8, 0.1) ||
         s.join_master(master!, weight!, rest!, ties!, BigInt(n)),
@@ -304,7 +303,7 @@ function cases(): Case[] {
         given("f32", control),
         given("f64", [9.5]),
       ],
-      (s, _, out, m, grad, control, sumsq) =>
+      (s, out, m, grad, control, sumsq) =>
         s.muon_momentum(m!, grad!, control!, BigInt(n), 0.95) || s.normalize(out!, grad!, sumsq!, BigInt(n)),
     ),
     kernel(
@@ -317,7 +316,7 @@ function cases(): Case[] {
         f32(n), // for rest and ties
         f32(n),
       ],
-      (s, _, weight, master, direction, control, rest, ties) =>
+      (s, weight, master, direction, control, rest, ties) =>
         s.split_master(weight!, rest!, ties!, master!, BigInt(n)) ||
         s.muon_update(weight!, rest!, ties!, direction!, control!, BigInt(n), 0.2, 0.1) ||
         s.join_master(master!, weight!, rest!, ties!, BigInt(n)),
@@ -354,7 +353,7 @@ function run({ operands, call }: Case, s: Symbols, cpu: boolean): Bytes[] {
   data.forEach((array, i) =>
     check(s.copy_to_device(addresses[i]!, copy(array), BigInt(array.byteLength)), s)
   );
-  check(call(s, cpu, ...addresses), s);
+  check(call(s, ...addresses), s);
   data.forEach((array, i) => check(s.copy_to_host(copy(array), addresses[i]!, BigInt(array.byteLength)), s));
   check(s.mem_free(address[0]!), s);
   return data.filter((_, i) => operands[i]!.isResult);
