@@ -1212,11 +1212,28 @@ PAIRS static inline __m512i pairs_along(const float* x, int64_t n) {
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
+/// The same of 32 that are rounded already.
+PAIRS static inline __m512i pairs_along(const bf16* x, int64_t n) {
+  return _mm512_maskz_loadu_epi16(first_lanes(n) | (__mmask32)first_lanes(n - 16) << 16, x);
+}
+
 /// 16 pairs (even[i], odd[i]).
 PAIRS static inline __m512i pairs_across(__m512 even, __m512 odd) {
   const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                          20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
+}
+
+/// The same of two rows, of which the lanes count; odd may be 0.
+PAIRS static inline __m512i pairs_across(const float* even, const float* odd, __mmask16 lanes) {
+  const __m512 second = odd ? _mm512_maskz_loadu_ps(lanes, odd) : _mm512_setzero_ps();
+  return pairs_across(_mm512_maskz_loadu_ps(lanes, even), second);
+}
+
+PAIRS static inline __m512i pairs_across(const bf16* even, const bf16* odd, __mmask16 lanes) {
+  const __m512i first = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, even));
+  if (!odd) return first;
+  return _mm512_or_si512(first, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, odd)), 16));
 }
 
 /// Rows become columns, of 16 x 16 dwords.
@@ -1308,14 +1325,13 @@ PAIRS static void pair_strip(float* c, size_t c_row, const float* add, size_t ad
 }
 
 /// to (divide_up(depth, 2), to_row) = pairs of rows of x (depth, n), floats x_row apart, in whole vectors.
-PAIRS static void pack_pairs_across(uint32_t* to, size_t to_row, const float* x, size_t x_row, int64_t depth, int64_t n) {
+template <class T>
+PAIRS static void pack_pairs_across(uint32_t* to, size_t to_row, const T* x, size_t x_row, int64_t depth, int64_t n) {
   for (int64_t p = 0; p < depth; p += 2) {
     for (int64_t j = 0; j < n; j += 16) {
-      const float* from = x + p * x_row + j;
-      __mmask16 lanes = first_lanes(n - j);
-      __m512 even = _mm512_maskz_loadu_ps(lanes, from);
-      __m512 odd = p + 1 < depth ? _mm512_maskz_loadu_ps(lanes, from + x_row) : _mm512_setzero_ps();
-      _mm512_storeu_si512(to + p / 2 * to_row + j, pairs_across(even, odd));
+      const T* from = x + p * x_row + j;
+      const __m512i pairs = pairs_across(from, p + 1 < depth ? from + x_row : nullptr, first_lanes(n - j));
+      _mm512_storeu_si512(to + p / 2 * to_row + j, pairs);
     }
   }
 }
@@ -1331,7 +1347,8 @@ PAIRS static void pack_pairs_along(uint32_t* to, size_t to_row, const float* x, 
 
 /// to (divide_up(depth, 2), to_row) = pairs along the rows of x (n, depth), transposed; in columns n to whole vectors 0.
 /// Writes whole vectors of rows, too: up to round_up(depth, 32) / 2 of them.
-PAIRS static void pack_pairs_transposed(uint32_t* to, size_t to_row, const float* x, size_t x_row, int64_t depth, int64_t n) {
+template <class T>
+PAIRS static void pack_pairs_transposed(uint32_t* to, size_t to_row, const T* x, size_t x_row, int64_t depth, int64_t n) {
   for (int64_t j = 0; j < n; j += 16) {
     for (int64_t p = 0; p < depth; p += 32) {
       __m512i rows[16];
@@ -1360,9 +1377,10 @@ static int64_t take_strip(int thread, int threads, int64_t n) {
   return -1;
 }
 
-/// c (m, n) = add + op(a) op(b), each rounded to bfloat16; add (m, n) may be 0, or c. See gemm(). lower: of c only the tiles with
-/// elements (i, j), j <= i.
-PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b, const float* add,
+/// c (m, n) = add + op(a) op(b), each rounded to bfloat16, as a b of bf16 is already; add (m, n) may be 0, or c. See gemm().
+/// lower: of c only the tiles with elements (i, j), j <= i.
+template <class T>
+PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add,
                            float* c, bool lower = false) {
   const int threads = team(m * n * k / 64);
   const int64_t block_k = round_up(divide_up(k, divide_up(k, BLOCK_K)), 32);  // of nearly one size
@@ -2224,23 +2242,29 @@ static void copy_floats(float* to, const float* from, int64_t n) {
   for (int64_t i = 0; i < n; i += step) memcpy(to + i, from + i, min(step, n - i) * sizeof(float));
 }
 
+/// n values as bfloat16: rounded to `to`, or where they lie.
+static const bf16* rounded(bf16* to, const float* from, int64_t n) {
+  round_all(to, from, n);
+  return to;
+}
+
+static const bf16* rounded(bf16*, const bf16* from, int64_t) { return from; }
+
 /// c (m, n) = add + op(a) op(b); add (m, n) may be 0, or c. op(a) is (m, k), stored (k, m) where ta; op(b) is (k, n), stored
-/// (n, k) where tb.
-static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const float* b, const float* add,
-                float* c) {
+/// (n, k) where tb, of float or bf16.
+template <class T>
+static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add, float* c) {
 #ifdef HAS_PAIR_PRODUCTS
   if (use_pair_gemm) return pair_gemm(ta, tb, m, n, k, a, b, add, c);
 #endif
-  const bool accumulate = add != nullptr;
+  const bool accumulate = add != nullptr, is_half = sizeof(T) == sizeof(bf16);
   if (add && add != c) copy_floats(c, add, m * n);
-  if (!blas.kind) return builtin_gemm(ta, tb, m, n, k, a, b, accumulate, c);
+  if (!blas.kind || (is_half && !use_bf16_gemm)) return builtin_gemm(ta, tb, m, n, k, a, b, accumulate, c);
   if (!use_bf16_gemm) return blas_gemm(blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
-  bf16* a16 = (bf16*)workspace((m * k + k * n) * sizeof(bf16));
+  bf16* a16 = (bf16*)workspace((m * k + (is_half ? 0 : k * n)) * sizeof(bf16));
   if (!a16) return 1;
-  bf16* b16 = a16 + m * k;
   round_all(a16, a, m * k);
-  round_all(b16, b, k * n);
-  return blas_gemm(blas.bf16_gemm, ta, tb, m, n, k, a16, b16, accumulate, c);
+  return blas_gemm(blas.bf16_gemm, ta, tb, m, n, k, a16, rounded(a16 + m * k, b, k * n), accumulate, c);
 }
 
 /// c (n, n) = x x^T, or x^T x where transposed, on and below its diagonal at least: half a product of this file's own is sooner
@@ -2430,15 +2454,20 @@ int linear_forward_bf16(float* out, const float* x, const void* weight, const fl
     few_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
     return 0;
   }
-  if (N <= SOME_ROWS) return some_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
-  if (residual) copy_floats(out, residual, (int64_t)N * OUT);
-  return builtin_gemm(false, true, N, OUT, IN, x, (const bf16*)weight, residual != nullptr, out);
+  if (!use_bf16_gemm && N <= SOME_ROWS) return some_rows(out, x, (const bf16*)weight, residual, N, IN, OUT);
+  return gemm(false, true, N, OUT, IN, x, (const bf16*)weight, residual, out);
 }
 
 int linear_dgrad(float* dx, const float* dout, const float* weight, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dx, dout, weight));
   return gemm(false, false, N, IN, OUT, dout, weight, accumulate ? dx : nullptr, dx);
+}
+
+int linear_dgrad_bf16(float* dx, const float* dout, const void* weight, int32_t N, int32_t IN, int32_t OUT,
+                      int32_t accumulate) {
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(dx, dout, weight));
+  return gemm(false, false, N, IN, OUT, dout, (const bf16*)weight, accumulate ? dx : nullptr, dx);
 }
 
 int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, int32_t IN, int32_t OUT,

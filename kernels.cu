@@ -2071,6 +2071,12 @@ int linear_dgrad(act* dx, const act* dout, const act* weight, int32_t N, int32_t
   return multiply_matrices({false, false, IN, N, OUT, false, accumulate != 0}, weight, dout, dx, dx);
 }
 
+int linear_dgrad_bf16(act* dx, const act* dout, const void* weight, int32_t N, int32_t IN, int32_t OUT,
+                      int32_t accumulate) {
+  BEGIN(SIZES(N, IN, OUT), ADDRESSES(dx, dout, weight));
+  return linear_dgrad(dx, dout, (const act*)weight, N, IN, OUT, accumulate);
+}
+
 int linear_wgrad(float* dweight, const act* dout, const act* x, int32_t N, int32_t IN, int32_t OUT,
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));

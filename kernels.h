@@ -150,12 +150,13 @@ int convert(void* dst, const void* src, int32_t dst_type, int32_t src_type, int6
 /// *index = place of the first element of x that is NaN or infinite, or -1. Waits. type is LOAM_F32 or LOAM_BF16.
 int find_nonfinite(HOST int64_t* index, const void* x, int32_t type, int64_t n);
 
-// ---- weights of two bytes beside float activations, to write text on a CPU -----------------------------------------------
+// ---- frozen weights of two bytes beside float activations, on a CPU ----------------------------------------------------------
 
-/// embedding_forward() and linear_forward() whose weight is bfloat16 whatever act is. Nothing else is rounded: they give what a
-/// float weight of these values gives, to the bit up to 8 rows.
+/// embedding_forward(), linear_forward() and linear_dgrad() whose weight is bfloat16 whatever act is. They give what a float
+/// weight of these values gives, to the bit where the inputs of products are rounded, and in any case up to 8 rows forward.
 int embedding_forward_bf16(act* out, const int32_t* ids, const void* weight, int32_t N, int32_t V, int32_t C);
 int linear_forward_bf16(act* out, const act* x, const void* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT);
+int linear_dgrad_bf16(act* dx, const act* dout, const void* weight, int32_t N, int32_t IN, int32_t OUT, int32_t accumulate);
 
 // ---- random numbers --------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ export function convert(dst: Address, src: Address, dst_type: number, src_type: 
   check(s.convert(dst, src, dst_type, src_type, n));
 }
 
-// ---- weights of two bytes beside float activations, to write text on a CPU
+// ---- frozen weights of two bytes beside float activations, on a CPU
 
 /** out (N, C) = weight (V, C), bfloat16, at ids (N). */
 export function embedding_forward_bf16(
@@ -46,6 +46,19 @@ export function linear_forward_bf16(
   OUT: number,
 ): void {
   check(s.linear_forward_bf16(out, x, weight, residual, N, IN, OUT));
+}
+
+/** dx (N, IN) = dout (N, OUT) weight (OUT, IN), or adds that, of a bfloat16 weight. */
+export function linear_dgrad_bf16(
+  dx: Address,
+  dout: Address,
+  weight: Address,
+  N: number,
+  IN: number,
+  OUT: number,
+  accumulate: 0 | 1,
+): void {
+  check(s.linear_dgrad_bf16(dx, dout, weight, N, IN, OUT, accumulate));
 }
 
 // ---- random numbers

@@ -43,9 +43,10 @@ export const symbols = {
   fill_zero: fn(PTR, I64),
   convert: fn(PTR, PTR, I32, I32, I64),
   find_nonfinite: fn(HOST, PTR, I32, I64),
-  // weights of two bytes beside float activations, to write text on a CPU
+  // frozen weights of two bytes beside float activations, on a CPU
   embedding_forward_bf16: fn(PTR, PTR, PTR, I32, I32, I32),
   linear_forward_bf16: fn(PTR, PTR, PTR, PTR, I32, I32, I32),
+  linear_dgrad_bf16: fn(PTR, PTR, PTR, I32, I32, I32, I32),
   // random numbers
   init_normal: fn(PTR, I64, F32, U64, U64),
   init_constant: fn(PTR, I64, F32),

@@ -239,9 +239,9 @@ export function storedConfig(directory: string): LlamaConfig {
   return { ...storedConfig(baseDirectory(directory, adapter.path)), lora: adapter.lora };
 }
 
-/** What a model directory holds, in words. Throws UserError as openModel(), and as weightsFor() at first. */
-export function describeStored(path: string): string {
-  const stored = openModel(path), { directory, config, weights } = stored;
+/** What a model directory holds, in words. Throws UserError as weightsFor() at first. */
+export function describeStored(stored: StoredModel): string {
+  const { directory, config, weights } = stored;
   weightsFor(init(config), config, stored);
   const types = new Set(Array.from(weights, ([name, { tensors }]) => tensors.get(name)!.dtype));
   return `${directory}: ${config.family ?? "llama"}, weights of ${Array.from(types).join(" and ")}`;
@@ -270,6 +270,21 @@ export function weightsFor(model: Llama, c: LlamaConfig, stored: StoredModel): L
   };
 }
 
+/** Whether the files hold nothing but bfloat16 for the matrices of a model, adapters aside. */
+function isHalf({ weights }: StoredModel): boolean {
+  return Array.from(weights, ([name, { tensors }]) => ({ name, ...tensors.get(name)! }))
+    .filter(({ name, shape }) => shape.length > 1 && !/\.lora_[AB]\./.test(name))
+    .every(({ dtype }) => dtype === "BF16");
+}
+
+/**
+ * Whether the base of adapters is bfloat16 in the memory of a CPU while they train: where its files hold nothing else, and
+ * products round their inputs anyway, so that it changes no bit.
+ */
+export function trainsOnHalf(c: LlamaConfig, stored: StoredModel): boolean {
+  return c.lora !== undefined && device.bf16_gemm === true && isHalf(stored);
+}
+
 /** What matrices are in memory on a CPU; auto: bfloat16 where the files hold nothing else, so that no value is rounded. */
 export type WeightType = "auto" | "float32" | "bfloat16";
 
@@ -288,12 +303,9 @@ export type LoadedModel = { model: Llama; config: LlamaConfig; parameters: Param
  * computed.
  */
 export function loadModel(path: string, { train = false, dtype = "float32" }: LoadOptions = {}): LoadedModel {
-  const stored = openModel(path), { directory, config, weights } = stored, model = init(config);
+  const stored = openModel(path), { directory, config } = stored, model = init(config);
   const load = weightsFor(model, config, stored);
-  const matrices = Array.from(weights, ([name, { tensors }]) => ({ name, ...tensors.get(name)! }))
-    .filter(({ name, shape }) => shape.length > 1 && !/\.lora_[AB]\./.test(name));
-  const isStoredSo = matrices.every(({ dtype }) => dtype === "BF16");
-  const half = dtype === "bfloat16" || dtype === "auto" && isStoredSo;
+  const half = !train && (dtype === "bfloat16" || dtype === "auto" && isHalf(stored));
   const trains = trainsOf(model, "");
   return {
     model,

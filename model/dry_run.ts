@@ -9,7 +9,7 @@ import { chooseDevice, memoryUse, open, tokenSource } from "../ffi/library.ts";
 import { oneLine } from "../base/visible.ts";
 import { LEAST_KEPT } from "../runtime/checkpoint.ts";
 import { peakFlops } from "../runtime/peak.ts";
-import { describeStored } from "./checkpoint.ts";
+import { describeStored, openModel, trainsOnHalf } from "./checkpoint.ts";
 import { type DeviceSettings, openAndDescribe } from "./device.ts";
 import { init, type LlamaConfig } from "./llama.ts";
 import { plotSchedule, type Schedule } from "../runtime/schedule.ts";
@@ -70,13 +70,14 @@ export async function dryRun<T extends DryRunSettings>(
   const isOpen = "description" in opened, none = { config, reason: "" };
   const ranks = { world_size, least: (n: number) => Promise.resolve(n) }; // all are taken to be like this one
   const { config: chosen, reason } = isOpen ? await chooseBatch(config, larger, c, ranks) : none;
-  const s = { ...chosen, world_size };
+  const stored = chosen.init_from ? openModel(chosen.init_from) : undefined;
+  const s = { ...chosen, world_size, half: stored && trainsOnHalf(c, stored) };
   const micro = s.batch_size * s.block_size, step = micro * s.gradient_accumulation_steps; // tokens
   const flops = measureModel(c).flops_per_token;
   const row = (what: string, text: string) => console.log(`${what.padEnd(6)} ${oneLine(text)}`);
   row("data", dataFacts(dataset));
   row("model", modelSize(c));
-  if (s.init_from) row("from", describeStored(s.init_from));
+  if (stored) row("from", describeStored(stored));
   if (s.train || c.lora) row("train", describeTrained(model, s.train ?? ""));
   if (tasks.length > 0) {
     const names = tasks.map(({ name }) => name).join(", "),

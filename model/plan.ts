@@ -24,6 +24,7 @@ export type StepSettings = AdamWOptions & {
   recompute: string;
   seed: number;
   train?: string; // names of weights, "" = all
+  half?: boolean | undefined; // of LoRA: the base is bfloat16 beside float32 activations
   document_mask?: string; // not set: they are not kept apart
   zero_stage?: number; // 1: of several ranks, each keeps optimizer state of a part of the weights
   world_size?: number; // how many there are; 1 where it is not said
@@ -277,7 +278,8 @@ function microSteps(c: LlamaConfig, s: StepSettings, n: number): StepTimes[] {
   const model = init(c);
   const trains = trainsOf(model, s.train ?? "");
   const ranks = { world_size: s.world_size ?? 1, zero_stage: s.zero_stage ?? 0 };
-  const optimizer = new AdamW(new Parameters(model, { seed: s.seed, train: true, trains, ...ranks }), s);
+  const parameters = new Parameters(model, { seed: s.seed, train: true, trains, half: s.half, ...ranks });
+  const optimizer = new AdamW(parameters, s);
   return Array.from({ length: n }, () => {
     const begun = performance.now();
     const l = loss(model, inputs.idx, inputs.targets, c, {

@@ -14,7 +14,7 @@ import { AdamW, Parameters } from "../runtime/optim.ts";
 import type { Saver } from "../runtime/saver.ts";
 import type { Schedule } from "../runtime/schedule.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
-import { openModel, resumeFrom, type RunToSave, weightsFor } from "./checkpoint.ts";
+import { openModel, resumeFrom, type RunToSave, trainsOnHalf, weightsFor } from "./checkpoint.ts";
 import { keepsApart } from "./documents.ts";
 import { init, type Llama, type LlamaConfig } from "./llama.ts";
 import { cutsOf, type PreparedTask, tasksOf } from "./tasks.ts";
@@ -90,7 +90,8 @@ export async function makeParts(
   const load = stored && weightsFor(model, c, stored);
   const base = c.lora && stored && (stored.base ?? baseOf(stored.directory, stored.weights, stored.sums));
   const trains = trainsOf(model, config.train);
-  const parameters = new Parameters(model, { seed, train: true, trains, load, rank, world_size, zero_stage });
+  const ofRank = { rank, world_size, zero_stage }, half = stored && trainsOnHalf(c, stored);
+  const parameters = new Parameters(model, { seed, train: true, trains, load, half, ...ofRank });
   const optimizer = new AdamW(parameters, config);
   if (rank === 0 && !eval_only) requireIdle(config.out_dir);
   const saved = checkpoint ? readTrainerState(checkpoint) : undefined;

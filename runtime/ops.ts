@@ -106,8 +106,9 @@ function multiply(out: Address, x: Address, w: Tensor, residual: Address, N: num
 
 /** dx = dout w, or adds that, for what multiply() did; outerGrad() comes before. dout (N, OUT), dx (N, IN) */
 function inputGrad(dx: Address, dout: Address, w: Tensor, N: number, add: 0 | 1, low?: LowRank): void {
-  const [OUT, IN] = w.shape as [number, number];
-  k.linear_dgrad(dx, dout, w.address, N, IN, OUT, add);
+  const [OUT, IN] = w.shape as [number, number],
+    product = w.buf.isHalf ? k.linear_dgrad_bf16 : k.linear_dgrad;
+  product(dx, dout, w.address, N, IN, OUT, add);
   if (low) k.linear_dgrad(dx, low.u.address, low.A.address, N, IN, low.A.shape[0]!, 1);
 }
 
@@ -780,7 +781,7 @@ export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, option
   const dx = train ? take(x.bytes) : undefined;
   for (let row = 0; row < N; row += chunk) {
     const n = Math.min(chunk, N - row), offset = BigInt(row * C * act), offset4 = BigInt(4 * row);
-    k.linear_forward(logits.address, x.address + offset, w.address, 0n, n, C, V_padded);
+    multiply(logits.address, x.address + offset, w, 0n, n);
     k.cross_entropy(
       logits.address,
       losses.address + offset4,
@@ -792,7 +793,7 @@ export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, option
       train ? 1 : 0,
     );
     if (!dx) continue;
-    k.linear_dgrad(dx.address + offset, logits.address, w.address, n, C, V_padded, 0);
+    inputGrad(dx.address + offset, logits.address, w, n, 0);
     productGrad(w, logits.address, x.address + offset, n);
   }
   const loss = empty([1], "f32");

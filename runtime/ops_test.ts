@@ -185,11 +185,10 @@ Deno.test("linear() and embedding() of a bfloat16 weight give the bits of a floa
     const toBf16 = (x: number) => Math.round(x * 16) / 16,
       values = normal(OUT * IN, 1).map(toBf16); // few bits
     const vector = normal(IN, 5),
-      half = { w: param([OUT, IN], { value: 0 }), norm: param([IN], { value: 1 }) };
-    new Parameters(half, {
-      ...{ seed: 0, train: false, half: true },
-      load: (name, at) => writeFloats(at, name === "w" ? values : vector, "f32"),
-    });
+      half = frozenHalf(
+        { w: param([OUT, IN], { value: 0 }), norm: param([IN], { value: 1 }) },
+        (name) => name === "w" ? values : vector,
+      );
     const w = weight([OUT, IN], values),
       x = normal(11 * IN, 2),
       residual = normal(11 * OUT, 3),
@@ -206,9 +205,19 @@ Deno.test("linear() and embedding() of a bfloat16 weight give the bits of a floa
     close(run(half.w, 0, 11), alone, IN, "11 rows");
     assertEquals(embedding(tokens([2], ids), half.w).toArray(), embedding(tokens([2], ids), w).toArray());
     assertEquals(half.norm.toArray(), vector, "vectors stay float32");
+    const rows = tensor([11, IN], x, true), dout = normal(11 * OUT, 4);
+    const { grads: [dx] } = forwardBackward(() => linear(rows, half.w), [rows], dout);
+    close(dx!, ref.linearBackward(dout, x, values, IN).dx, OUT, "dx");
     endStep();
   }
 });
+
+/** A model whose matrices are bfloat16, and not trained. */
+function frozenHalf<T>(model: T, valuesOf: (name: string) => Float32Array<ArrayBuffer>): T {
+  const load = (name: string, at: bigint) => writeFloats(at, valuesOf(name), "f32");
+  new Parameters(model, { seed: 0, train: false, half: true, load });
+  return model;
+}
 
 Deno.test("rope() turns each row of the batch from a position of its own", () => {
   const B = 3, T = 2, H = 3, K = 1, D = 8, width = (H + 2 * K) * D, pos = [4, 0, 7], table = rotations(9, D);
@@ -1051,6 +1060,10 @@ Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number
       assertEquals(out, Float32Array.from(ref.linear(x, w, IN, residual)), `out of ${N} ${IN} ${OUT}`);
       assertEquals(grads[0], Float32Array.from(dx), `dx of ${N} ${IN} ${OUT}`);
       assertEquals(grads[1], Float32Array.from(dw), `dw of ${N} ${IN} ${OUT}`);
+      const { w: half } = frozenHalf({ w: param([OUT, IN], { value: 0 }) }, () => w);
+      const [rows, more] = [tensor([N, IN], x, true), tensor([N, OUT], residual)];
+      const same = forwardBackward(() => linear(rows, half, more), [rows], dout);
+      assertEquals(same, { out, grads: [grads[0]!] }, `by weights of bfloat16, ${N} ${IN} ${OUT}`);
     }
   });
 });

@@ -1,9 +1,19 @@
 // Parameters in flat buffers, AdamW over them, gradient clipping. muon.ts takes matrices from it where that is asked for.
 import { createHash } from "node:crypto";
 import * as k from "../ffi/kernels.ts";
-import { BF16, CONTROL, copyToDevice, copyToHost, F32, readSnapshot, snapshot } from "../ffi/library.ts";
+import {
+  allocate,
+  BF16,
+  CONTROL,
+  copyToDevice,
+  copyToHost,
+  F32,
+  free,
+  readSnapshot,
+  snapshot,
+} from "../ffi/library.ts";
 import { timeOther } from "./debug.ts";
-import { type Block, permanent, release, take } from "./memory.ts";
+import { type Block, permanent } from "./memory.ts";
 import { isHidden, Muon, type MuonOptions } from "./muon.ts";
 import type { Follower } from "./tape.ts";
 import { type Address, type Buffer, bytesPerElement, isPlaced, named, type Tensor } from "./tensor.ts";
@@ -24,7 +34,7 @@ export type ParameterOptions = {
   world_size?: number;
   zero_stage?: number; // 1: master weights and moments of this rank's part only
   load?: LoadValues | undefined; // instead of initial values
-  half?: boolean; // matrices, or only frozen ones, are bfloat16 beside float32 activations: on a CPU, to write text; not with `train`
+  half?: boolean | undefined; // matrices, or only frozen ones as always where some are trained, are bfloat16 beside float32 activations: on a CPU
   trains?: ((name: string) => boolean) | undefined; // the others are frozen: no gradient, master weights or moments
 };
 
@@ -90,8 +100,8 @@ export class Parameters {
     frozen.forEach(place);
 
     const element = bytesPerElement("act");
-    this.#half = options.half && element === 4 && !train
-      ? this.#matrices(frozen.length > 0)
+    this.#half = options.half && element === 4
+      ? this.#matrices(train || frozen.length > 0)
       : { from: 0, to: 0 };
     this.weights = permanent(this.#bytesBefore(offset), "weights");
     this.rest = element === 4 || !train ? undefined : {
@@ -150,13 +160,13 @@ export class Parameters {
   /** Has write() put the float32 values of a parameter where they are zero before; keeps those that this rank has room for. */
   #setValues(offset: number, size: number, write: (values: Address) => void): void {
     if (bytesPerElement("act") === 4 && !this.#isHalf(offset)) return write(this.weightAt(offset));
-    const staging = take(4 * size), { from, to } = this.updated;
-    k.fill_zero(staging.address, BigInt(4 * size));
-    write(staging.address);
-    k.convert(this.weightAt(offset), staging.address, BF16, F32, BigInt(size));
+    const staging = allocate(4 * size), { from, to } = this.updated; // as step memory it would stay
+    k.fill_zero(staging, BigInt(4 * size));
+    write(staging);
+    k.convert(this.weightAt(offset), staging, BF16, F32, BigInt(size));
     const first = Math.max(offset, from), n = Math.min(offset + size, to) - first;
-    if (n > 0 && this.rest) this.setMasters(first, n, staging.address + BigInt(4 * (first - offset)));
-    release(staging);
+    if (n > 0 && this.rest) this.setMasters(first, n, staging + BigInt(4 * (first - offset)));
+    free(staging);
   }
 
   /** Where the weight of an element is, in the act type, or bfloat16 where it is half of that. */

@@ -39,7 +39,7 @@ export class Buffer {
   uses = 0;
   /** Parameters: their path, "layers.3.qkv_proj". */
   name = "";
-  /** Parameters: bfloat16 beside float32 activations, which linear() and embedding() alone read. */
+  /** Parameters: bfloat16 beside float32 activations; embedding() and ops that multiply by a matrix read them. */
   isHalf = false;
   /** Parameters: how they start. */
   init: Init | undefined;

@@ -3,6 +3,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows }
 import { basename } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { sha256OfFile } from "../base/files.ts";
+import { formatBytes } from "../base/format.ts";
 import { open } from "../ffi/library.ts";
 import { loadModel, saveModel } from "../model/checkpoint.ts";
 import { allLogits, relativeError } from "../model/testing.ts";
@@ -22,6 +23,7 @@ import {
   succeed,
 } from "./testing.ts";
 
+const hasPairs = open("cpu", { bf16_gemm: "auto" }).bf16_gemm;
 open("cpu", { bf16_gemm: false });
 const mpi = { ignore: !isInstalled("mpirun") };
 const PYTHON = Deno.env.get("LOAM_PYTHON");
@@ -160,7 +162,7 @@ Deno.test("a base of bfloat16 is so in memory too to write text, beside adapters
   const [a, b] = [half!, wide!].map(({ model, config }) => allLogits(model, config, idx));
   assert(relativeError(a!, b!) < 1e-5);
   const training = loadModel(out, { dtype: "auto", train: true }).model.layers[1]!;
-  assertEquals(training.qkv_proj.buf.isHalf, false); // its backward pass is of float32
+  assertEquals(training.qkv_proj.buf.isHalf, false); // what a program does with them is not known
 
   const { parameters, config } = wide!, to = freshPath();
   const tokenizer = { bos: 0, eot: 0, files: () => ({}) };
@@ -169,6 +171,34 @@ Deno.test("a base of bfloat16 is so in memory too to write text, beside adapters
     UserError,
     `Cannot write ${to}: the model has adapters beside its weights; merge them: deno task export --merge`,
   );
+});
+
+Deno.test({
+  name: "adapters train beside a base of bfloat16 to the bits that one of float32 gives, in half its memory",
+  ignore: !hasPairs,
+  async fn() {
+    const data = await dataset({ words: 500 }), [half, wide] = [freshPath(), freshPath()];
+    const hf = ["--format=hf", "--dtype=bf16"],
+      flags = [...FLAGS, ...LORA, "--max_iters=3", "--save_interval=3"];
+    await succeed("export", `--checkpoint=${await modelDirectory(SHAPE)}`, ...hf, `--out=${half}`);
+    await succeed("export", `--checkpoint=${half}`, "--format=hf", "--dtype=f32", `--out=${wide}`);
+    const runs = await Promise.all([half, wide].map(async (base) => {
+      const out = freshPath(), from = [`--data_dir=${data}`, `--init_from=${base}`, ...flags];
+      const plan = await succeed("train", ...from, "--dry_run");
+      await succeed("train", ...from, `--out_dir=${out}`);
+      const losses = metrics(out).map(({ loss, val_loss }) => [loss, val_loss]);
+      return { losses, adapters: tensorsOf(`${step(out, 3)}/adapter_model.safetensors`), plan };
+    }));
+    const [a, b] = runs.map(({ losses, adapters }) => ({ losses, adapters }));
+    assertEquals(a, b);
+    const matrices = 2 * 320 * 32 + 2 * (64 + 32 + 96 + 48) * 32, rest = 4 * (2944 + 64 * 5); // 257 rows are 320
+    const [of16, of32] = [2 * matrices + rest, 4 * matrices + rest].map(formatBytes);
+    assertMatch(runs[0]!.plan, new RegExp(`^ +weights +${of16}$`, "m"));
+    assertMatch(runs[1]!.plan, new RegExp(`^ +weights +${of32}$`, "m"));
+    const plain = ["--dry_run", "--bf16_gemm=false"]; // products round nothing there: a float32 base is faster
+    const plan = await succeed("train", `--data_dir=${data}`, `--init_from=${half}`, ...flags, ...plain);
+    assertMatch(plan, new RegExp(`^ +weights +${of32}$`, "m"));
+  },
 });
 
 Deno.test("adapters are refused without their base, with another one, and with other settings", async () => {
