@@ -214,11 +214,17 @@ Deno.test({
   },
 });
 
-Deno.test("documents.ts times attention within documents", async () => {
-  const json = freshPath(), flags = ["--block_size=64,128", "--tokens=256", "--rounds=2", `--json=${json}`];
-  const text = await bench("documents", `--data_dir=${await dataset({ words: 500 })}`, ...flags);
-  assertMatch(text, /^ *128 +\d+\.\d\d +backward( +\d+\.\d\d){3}( +[-+]?\d+\.\d%){2}$/m);
+Deno.test("documents.ts times attention within documents, and whole steps", async () => {
+  const json = freshPath(), data = `--data_dir=${await dataset({ words: 500 })}`;
+  const flags = ["--tokens=256", "--rounds=2", `--json=${json}`];
+  const rest = String.raw`( +\d+\.\d\d){3}( +[-+]?\d+\.\d% \([-+]?\d+\.\d to [-+]?\d+\.\d\)){2}$`;
+  const attention = await bench("documents", data, "--block_size=64,128", ...flags);
+  assertMatch(attention, new RegExp(String.raw`^ *128 +\d+\.\d\d +backward${rest}`, "m"));
   assertEquals(JSON.parse(Deno.readTextFileSync(json)).rows.length, 2);
+  const steps = await bench("documents", data, "--block_size=64", "--preset=tiny", ...flags);
+  assertMatch(steps, new RegExp(String.raw`^ *64 +\d+\.\d\d +step${rest}`, "m"));
+  const [row] = JSON.parse(Deno.readTextFileSync(json)).rows;
+  assertEquals([row.times.step.apart.length, row.times.step.without.length], [2, 2]);
 });
 
 Deno.test("checkpoint.ts times saving and resuming", async () => {
