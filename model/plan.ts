@@ -98,9 +98,9 @@ export function planShared(c: LlamaConfig, s: StepSettings, act: "f32" | "bf16")
     const p = new Parameters(model, { seed: 0, train: true, trains, world_size, zero_stage: 1 });
     const bytes = (4 + (zero_stage === 1 ? element : 4)) * p.total; // reduce-scatter, all-gather
     const hidden = s.optimizer === "muon" ? p.trained.filter(isHidden) : [];
-    const divided = hidden.length > 0 && zero_stage === 1 ? dividedMatrices(p) : []; // each is summed up once more
+    const divided = hidden.length > 0 && zero_stage === 1 ? dividedMatrices(p) : []; // all ranks get them whole
     return {
-      exchanged: (bytes + 8 * divided.reduce((sum, { from, to }) => sum + to - from, 0)) * (world_size - 1) /
+      exchanged: (bytes + 4 * divided.reduce((sum, { from, to }) => sum + to - from, 0)) * (world_size - 1) /
         world_size,
       model: element * elements(fileTensors(declaredBy(c.lora ? p.trained : p.slots), c)),
       optimizer: (act === "bf16" ? 12 : 8) * elements(declaredBy(p.trained)) -

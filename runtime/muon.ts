@@ -28,16 +28,19 @@ export type NamedTensor = { name: string; tensor: Tensor; offset: number };
 /** What is read here of Parameters. */
 export type FlatParameters = {
   readonly trained: readonly NamedTensor[];
-  readonly part: { from: number; to: number };
   readonly updated: { from: number };
   own(range: { from: number; to: number }): { from: number; to: number };
+  partsOf(range: { from: number; to: number }): { from: number; to: number; owner: number }[];
   gradAt(element: number): Address;
   weightAt(element: number): Address;
   restAt(element: number): [halves: Address, ties: Address];
 };
 
-/** A Sum of float32, see Exchange.allReduce(). */
-export type FloatSum = { address: Address; n: number; type: "float" };
+/** What is read here of an Exchange. */
+export type Gathering = {
+  beginGather(shares: { address: Address; bytes: number; owner: number }[]): Promise<void>;
+  gathered(): void;
+};
 
 /** Whether Muon updates a parameter: a matrix in one of a list of layers, such as layers.3.o_proj. */
 export function isHidden({ name, tensor }: NamedTensor): boolean {
@@ -46,10 +49,7 @@ export function isHidden({ name, tensor }: NamedTensor): boolean {
 
 /** Matrices that lie in the parts of several ranks. */
 export function dividedMatrices(p: FlatParameters): Matrix[] {
-  const part = p.part.to - p.part.from;
-  return p.trained.filter(isHidden).flatMap(matricesOf).filter(({ from, to }) =>
-    Math.floor(from / part) < Math.floor((to - 1) / part)
-  );
+  return p.trained.filter(isHidden).flatMap(matricesOf).filter((matrix) => p.partsOf(matrix).length > 1);
 }
 
 /** What Muon updates of the parameters of an AdamW, whose first moments m are its momentum. */
@@ -78,19 +78,13 @@ export class Muon {
   }
 
   /** Gives all ranks the whole of each matrix that is divided; any other is needed by the one rank that has it. */
-  async share(ranks: { allReduce(...sums: FloatSum[]): Promise<void> }): Promise<void> {
-    const p = this.parameters, divided = dividedMatrices(p);
-    for (const { from, to } of divided) {
-      const own = p.own({ from, to });
-      this.#clear(from, own.from);
-      this.#clear(own.to, to);
-    }
-    const sums = divided.map(({ from, to }) => ({
-      address: p.gradAt(from),
-      n: to - from,
-      type: "float" as const,
-    }));
-    if (sums.length > 0) await ranks.allReduce(...sums); // of values and zeros
+  async share(ranks: Gathering): Promise<void> {
+    const p = this.parameters, parts = dividedMatrices(p).flatMap((matrix) => p.partsOf(matrix));
+    if (parts.length === 0) return;
+    await ranks.beginGather(
+      parts.map(({ from, to, owner }) => ({ address: p.gradAt(from), bytes: 4 * (to - from), owner })),
+    );
+    ranks.gathered();
   }
 
   /** Moves what is this rank's of each matrix along its direction. */
@@ -146,10 +140,6 @@ export class Muon {
 
   #momentumAt(element: number): Address {
     return this.m.address + BigInt(4 * (element - this.parameters.updated.from));
-  }
-
-  #clear(from: number, to: number): void {
-    if (from < to) k.fill_zero(this.parameters.gradAt(from), BigInt(4 * (to - from)));
   }
 }
 

@@ -185,6 +185,17 @@ export class Parameters {
     return { from: first, to: Math.max(first, Math.min(to, updated.to)) };
   }
 
+  /** What of a range is in the parts of which ranks. */
+  partsOf({ from, to }: Range): (Range & { owner: number })[] {
+    const size = length(this.part), parts = [];
+    for (let at = from; at < to;) {
+      const owner = Math.floor(at / size), end = Math.min(to, (owner + 1) * size);
+      parts.push({ from: at, to: end, owner });
+      at = end;
+    }
+    return parts;
+  }
+
   /** Where rest.halves and rest.ties of an element are; 0 where there is none. It must be in `updated`, and a multiple of 8. */
   restAt(element: number): [halves: Address, ties: Address] {
     if (!this.rest) return [0n, 0n];
@@ -366,21 +377,10 @@ export class AdamW {
   }
 
   #beginBucket(exchange: Exchange): void {
-    const parts = this.#partsOf(this.#buckets[this.#begun++]!);
+    const parts = this.parameters.partsOf(this.#buckets[this.#begun++]!);
     exchange.beginReduce(
       parts.map(({ from, to, owner }) => ({ address: this.parameters.gradAt(from), n: to - from, owner })),
     );
-  }
-
-  /** What of a range is in the parts of which ranks. */
-  #partsOf({ from, to }: Range): (Range & { owner: number })[] {
-    const size = length(this.parameters.part), parts = [];
-    for (let at = from; at < to;) {
-      const owner = Math.floor(at / size), end = Math.min(to, (owner + 1) * size);
-      parts.push({ from: at, to: end, owner });
-      at = end;
-    }
-    return parts;
   }
 
   /**
@@ -390,7 +390,7 @@ export class AdamW {
   async #beginGathers(exchange: Exchange): Promise<void> {
     const { parameters: p } = this, element = bytesPerElement("act");
     for (const bucket of this.#buckets.toReversed()) {
-      const shares = this.#partsOf(bucket).map(({ from, to, owner }) => (
+      const shares = p.partsOf(bucket).map(({ from, to, owner }) => (
         { address: p.weightAt(from), bytes: element * (to - from), owner }
       ));
       await exchange.beginGather(shares);
