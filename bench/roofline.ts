@@ -17,9 +17,9 @@ import { help, readFlags } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import { answer } from "../base/programs.ts";
 import { measureModel } from "../model/plan.ts";
-import { type KernelCode, type Loop, parseSass, type Use } from "../tools/sass.ts";
 import { allCases, type Case, type Sizes, weightCount } from "./cases.ts";
 import { reportHead, saveReport } from "./report.ts";
+import { type KernelCode, type Loop, parseSass, type Use } from "./sass.ts";
 import { modelOf, SHAPES } from "./shapes.ts";
 
 const defaults = {

@@ -36,7 +36,7 @@ import {
 } from "../bench/roofline.ts";
 import { SHAPES } from "../bench/shapes.ts";
 import { libraryExists } from "../ffi/library.ts";
-import type { KernelCode } from "../tools/sass.ts";
+import type { KernelCode } from "../bench/sass.ts";
 import { dataset, emptyDirectory, freshPath, ROOT } from "./testing.ts";
 
 const PYTHON = Deno.env.get("LOAM_PYTHON");

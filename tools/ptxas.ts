@@ -3,11 +3,6 @@
 /** Resources of one kernel on one architecture. */
 export type KernelUse = { kernel: string; arch: string; registers: number; spill_bytes: number };
 
-/** What ptxas says of products by wgmma that it cannot leave running, and of setmaxnreg that it ignores. */
-export function wgmmaRemarks(report: string): string[] {
-  return report.split("\n").filter((line) => /\(C75\d\d\)/.test(line));
-}
-
 /** Every kernel in the report, sorted by name and architecture. spill_bytes: stored or loaded, whichever is more. */
 export function parsePtxas(report: string): KernelUse[] {
   const found: KernelUse[] = [];

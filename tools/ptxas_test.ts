@@ -1,6 +1,6 @@
 // What ptxas says about kernels.cu: no kernel may keep registers in slow local memory.
 import { assert, assertEquals } from "@std/assert";
-import { type KernelUse, parsePtxas, ptxasTable, wgmmaRemarks } from "./ptxas.ts";
+import { type KernelUse, parsePtxas, ptxasTable } from "./ptxas.ts";
 
 const SAMPLE = `nvcc kernels.cu
 ptxas info    : 24 bytes gmem, 8 bytes cmem[4]
@@ -35,6 +35,11 @@ Deno.test("parsePtxas() reads kernel, architecture, registers and spills", () =>
   );
   assertEquals(wgmmaRemarks(SAMPLE).length, 1);
 });
+
+/** What ptxas says of products by wgmma that it cannot leave running, and of setmaxnreg that it ignores. */
+function wgmmaRemarks(report: string): string[] {
+  return report.split("\n").filter((line) => /\(C75\d\d\)/.test(line));
+}
 
 /** The report of the last build, or "" where the CUDA library was not built or for other architectures. */
 function lastReport(): string {

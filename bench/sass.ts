@@ -1,6 +1,6 @@
 // Reads the machine code that `cuobjdump -sass -res-usage` lists, and counts what each loop of a kernel asks of an SM's units.
 import { UserError } from "../base/errors.ts";
-import { kernelName } from "./ptxas.ts";
+import { kernelName } from "../tools/ptxas.ts";
 
 /** What one warp asks for when it runs a piece of code once. */
 export type Use = {
