@@ -1,5 +1,5 @@
-// `loam completions SHELL`: a script that completes subcommands, their flags, presets and file names. It asks `loam train
-// --help` for the flags of train when it needs them, so that it never goes out of date.
+// `loam completions SHELL`: a script that completes subcommands, their flags, presets and file names. It asks the --help of a
+// subcommand for its flags when it needs them, so that it never goes out of date.
 import { UserError } from "./base/errors.ts";
 import { meant } from "./base/suggest.ts";
 import { presets } from "./model/presets.ts";

@@ -28,7 +28,7 @@ type Ready = Extract<Said, { kind: "ready" }>;
 export class Model {
   /** What requests call it. */
   readonly name: string;
-  /** When, in seconds since 1970. */
+  /** When its directory was written, in seconds since 1970. */
   readonly created: number;
   /** Tokens of the longest text. */
   readonly block_size: number;
