@@ -363,18 +363,23 @@ export function normLinear(
   }
   const out = empty([...x.shape.slice(0, -1), OUT]);
   const rstd = take(4 * N), low = lowRank("normLinear", w, adapter, N), rows = take(x.bytes);
-  k.rmsnorm_forward(rows.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
+  const normalise = (to: Block) =>
+    k.rmsnorm_forward(to.address, rstd.address, x.address, norm.address, N, C, 1, C, eps);
+  normalise(rows);
   multiply(out.address, rows.address, w, 0n, N, low);
   if (!keep) release(rows);
   return record("normLinear", out, [x, norm, w, ...weightsOf(low)], () => {
-    const drows = take(x.bytes), again = keep ? rows : take(x.bytes);
+    const again = keep ? rows : take(x.bytes);
     if (low) outerGrad(low, grad(out), N);
-    inputGrad(drows.address, grad(out), w, N, 0, low);
-    rmsnormBackward(x, norm, rstd, drows.address, keep ? 0n : again.address);
+    if (x.buf.needsGrad || norm.buf.needsGrad) {
+      const drows = take(x.bytes);
+      inputGrad(drows.address, grad(out), w, N, 0, low);
+      rmsnormBackward(x, norm, rstd, drows.address, keep ? 0n : again.address);
+      release(drows);
+    } else if (!keep) normalise(again);
     productGrad(w, grad(out), again.address, N);
     if (low) innerGrad(low, again.address, N);
     release(again);
-    release(drows);
   }, { flops: productFlops(w, N, low) });
 }
 
