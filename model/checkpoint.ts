@@ -206,22 +206,25 @@ export type StoredModel = {
 
 /**
  * Opens a run directory, one of its checkpoints, or a Hugging Face directory of a class that loam computes. Reads headers, and
- * compares what has a checksum. Throws UserError for what is missing, damaged or not computed.
+ * compares what has a checksum; readsAll = false: of small files alone, and no base, as for ranks whose weights are then compared
+ * with the first one's. Throws UserError for what is missing, damaged or not computed.
  */
-export function openModel(path: string): StoredModel {
+export function openModel(path: string, readsAll = true): StoredModel {
   const directory = resolveCheckpoint(path), sums = readSums(directory);
   if (sums) requireSums(directory, sums, (name) => /\.json$/.test(name) && isFile(`${directory}/${name}`));
   const adapter = readAdapterConfig(directory);
-  const model = adapter && openModel(baseDirectory(directory, adapter.path));
+  const model = adapter && openModel(baseDirectory(directory, adapter.path), readsAll);
   const config = storedConfig(directory);
   const weights = adapter ? weightsIn(weightsFile(directory)) : readWeights(directory);
-  if (sums) {
+  if (sums && readsAll) {
     for (const { path } of new Set(weights.values())) requireSum(path, sums.get(basename(path)));
   }
   if (!model) return { directory, config, weights, sums };
+  const both = { directory, config, weights: new Map([...model.weights, ...weights]), sums };
+  if (!readsAll) return both;
   const base = baseOf(model.directory, model.weights, model.sums);
   requireSameBase(directory, base);
-  return { directory, config, weights: new Map([...model.weights, ...weights]), sums, base };
+  return { ...both, base };
 }
 
 /** Where the model is that the adapters in a directory are for. */

@@ -45,7 +45,7 @@ export type RunConfig = RunToSave["config"] & DirectoryConfig & StepSettings & S
 export type Parts = {
   config: RunConfig;
   c: LlamaConfig;
-  base: Base | undefined; // that adapters are for
+  base: Base | undefined; // that adapters are for; the first rank writes it down
   dataset: Dataset;
   tokenizer: Tokenizer | undefined;
   data: Loader;
@@ -86,9 +86,10 @@ export async function makeParts(
   const micro_steps = ranks.share(config.gradient_accumulation_steps).length;
   const inputs = new Inputs(batch_size, block_size, micro_steps, keepsApart(config));
   const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
-  const stored = from ? openModel(from) : undefined; // of LoRA that goes on: its base too
+  const stored = from ? openModel(from, rank === 0) : undefined; // of LoRA that goes on: its base too; all compare weights later
   const load = stored && weightsFor(model, c, stored);
-  const base = c.lora && stored && (stored.base ?? baseOf(stored.directory, stored.weights, stored.sums));
+  const isNew = c.lora && stored && rank === 0 && !stored.base;
+  const base = isNew ? baseOf(stored.directory, stored.weights, stored.sums) : stored?.base;
   const trains = trainsOf(model, config.train);
   const ofRank = { rank, world_size, zero_stage }, half = stored && trainsOnHalf(c, stored);
   const parameters = new Parameters(model, { seed, train: true, trains, load, half, ...ofRank });
@@ -130,10 +131,16 @@ function requireTrained({ data_dir, block_size, eval_batches, eval_only }: RunCo
 }
 
 /** The log of the first rank in the run directory, which it opens; that of another one. All must begin alike. */
-export async function openLog({ config, dataset, optimizer, ranks, saved }: Parts): Promise<Log> {
+export async function openLog({ config, c, dataset, optimizer, ranks, saved }: Parts): Promise<Log> {
   if (!ranks.isAlone) { // else nobody compares them, and a sum of the weights takes about a second a GB
     const weights = optimizer.parameters.sha256();
-    await ranks.requireSame({ config, data: dataset.sha256, versions: VERSIONS, weights });
+    await ranks.requireSame({
+      config,
+      data: dataset.sha256,
+      versions: VERSIONS,
+      weights,
+      model: JSON.stringify(c),
+    });
   }
   return ranks.rank === 0 ? await openRun(config, saved) : logOfRank(ranks.rank, config.out_dir);
 }
