@@ -72,6 +72,7 @@ export class Progress {
   #queueing: Disposable | undefined; // behind it
   #read_step: number; // the last one whose result was read
   #memory_bytes = 0; // most of all steps
+  #hasWarned = false; // of a step without a trained token
   #waited_ms = 0; // for the weights of the last step
   #own = { step_ms: 0, memory_bytes: 0 }; // of the last step that was read
   readonly #begun_ms = performance.now();
@@ -183,6 +184,13 @@ export class Progress {
     if (isLine) log.line(this.#lines.line(metrics));
     else log.live(() => this.#lines.text(metrics));
     guard(config, read, () => placesOf(data, config, this.consumed(step - 1).samples), log);
+    const { loss, grad_norm } = read.result;
+    if (loss !== 0 || grad_norm !== 0 || this.#hasWarned) return;
+    this.#hasWarned = true;
+    log.warn(
+      `no token of step ${step} is trained on: its loss is 0, which is no merit of the model, and only moments and weight decay ` +
+        `move the weights; a larger --block_size than ${config.block_size}, or more windows a step, would reach some`,
+    );
   }
 
   /** Prints the profile and writes profile.json where --debug=profile has all steps it wants. Returns whether: the run ends then. */
