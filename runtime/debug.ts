@@ -118,23 +118,17 @@ function unravel(index: number, shape: readonly number[]): number[] {
 }
 
 function time(op: Op, pass: Timed["pass"]): void {
-  synchronizeNow();
-  const now = performance.now();
   const tensors = [...op.inputs, ...(op.inPlace ? [] : [op.out])];
   const bytes = tensors.reduce((sum, t) => sum + t.bytes, 0) * (pass === "forward" ? 1 : 2); // backward also moves gradients
   const backwardShare = op.name === "attention" ? 2.5 : op.name === "linearCrossEntropy" ? 0 : 2; // the head's runs forward
   const flops = op.flops * (pass === "forward" ? 1 : backwardShare);
-  timed.push({
-    name: op.name,
-    layer: layerOf(op),
-    pass,
-    step: debug.step,
-    begin: lastMark,
-    shape: `(${op.out.shape.join(", ")})`,
-    bytes,
-    flops,
-    ms: now - lastMark,
-  });
+  note({ name: op.name, layer: layerOf(op), pass, shape: `(${op.out.shape.join(", ")})`, bytes, flops });
+}
+
+/** Notes what has run since the last mark, and sets the next. */
+function note(what: Omit<Timed, "step" | "begin" | "ms">): void {
+  synchronizeNow();
+  timed.push({ ...what, step: debug.step, begin: lastMark, ms: performance.now() - lastMark });
   lastMark = performance.now();
 }
 
@@ -146,19 +140,7 @@ export function skipTime(): void {
 /** Counts the time since the last mark, and what was moved and computed, to something that is not on the tape, such as the optimizer. */
 export function timeOther(name: string, bytes: number, flops = 0): void {
   if (debug.mode !== "profile" && debug.mode !== "tape") return;
-  synchronizeNow();
-  timed.push({
-    name,
-    layer: "",
-    pass: "update",
-    step: debug.step,
-    begin: lastMark,
-    shape: "",
-    bytes,
-    flops,
-    ms: performance.now() - lastMark,
-  });
-  lastMark = performance.now();
+  note({ name, layer: "", pass: "update", shape: "", bytes, flops });
 }
 
 const PROFILE_STEPS = 4;
@@ -239,30 +221,22 @@ function toMicroseconds(ms: number): number {
 
 /** Time by op and by layer since startTiming(), longest first, divided by the number of steps. */
 export function profileReport(steps: number): string {
-  const total = timed.reduce((sum, t) => sum + t.ms, 0);
+  const sum = (list: Timed[], key: "ms" | "flops" | "bytes") => list.reduce((sum, t) => sum + t[key], 0);
+  const total = sum(timed, "ms");
   const section = (title: string, key: (t: Timed) => string) => {
-    const groups = Map.groupBy(timed.filter((t) => key(t)), key);
-    const rows = [...groups].map(([name, list]) => {
-      const ms = list.reduce((sum, t) => sum + t.ms, 0);
-      const flops = list.reduce((sum, t) => sum + t.flops, 0),
-        bytes = list.reduce((sum, t) => sum + t.bytes, 0);
-      return {
+    const groups = [...Map.groupBy(timed.filter((t) => key(t)), key)];
+    const rows = groups.sort(([, a], [, b]) => sum(b, "ms") - sum(a, "ms")).map(([name, list]) => {
+      const ms = sum(list, "ms"), flops = sum(list, "flops");
+      return [
         name,
-        ms,
-        cells: [
-          name,
-          (list.length / steps).toFixed(0),
-          (ms / steps).toFixed(2),
-          `${(100 * ms / total).toFixed(1)}%`,
-          flops ? (flops / ms / 1e6).toFixed(0) : "",
-          (bytes / ms / 1e6).toFixed(1),
-        ],
-      };
-    }).sort((a, b) => b.ms - a.ms);
-    return table([
-      [title, "calls", "ms a step", "share", "GFLOP/s", "GB/s"],
-      ...rows.map((row) => row.cells),
-    ]);
+        (list.length / steps).toFixed(0),
+        (ms / steps).toFixed(2),
+        `${(100 * ms / total).toFixed(1)}%`,
+        flops ? (flops / ms / 1e6).toFixed(0) : "",
+        (sum(list, "bytes") / ms / 1e6).toFixed(1),
+      ];
+    });
+    return table([[title, "calls", "ms a step", "share", "GFLOP/s", "GB/s"], ...rows]);
   };
   return [
     section("op", (t) => t.pass === "update" ? t.name : `${t.name} ${t.pass}`),
