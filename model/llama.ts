@@ -73,20 +73,11 @@ export function paddedVocab(c: LlamaConfig): number {
 
 /** Stops with one line when the numbers of a configuration do not fit together. */
 function validate(c: LlamaConfig): void {
-  for (
-    const key of [
-      "vocab_size",
-      "n_layer",
-      "n_embd",
-      "n_head",
-      "n_kv_head",
-      "head_dim",
-      "n_inner",
-      "block_size",
-    ] as const
-  ) {
-    if (!Number.isInteger(c[key]) || c[key] < 1) {
-      throw new UserError(`Cannot build the model: ${key} is ${c[key]}, it must be a whole number above 0`);
+  const { vocab_size, n_layer, n_embd, n_head, n_kv_head, head_dim, n_inner, block_size } = c;
+  const sizes = { vocab_size, n_layer, n_embd, n_head, n_kv_head, head_dim, n_inner, block_size };
+  for (const [key, size] of Object.entries(sizes)) {
+    if (!Number.isInteger(size) || size < 1) {
+      throw new UserError(`Cannot build the model: ${key} is ${size}, it must be a whole number above 0`);
     }
   }
   if (c.n_head % c.n_kv_head !== 0) {
