@@ -86,7 +86,8 @@ export async function makeParts(
   const micro_steps = ranks.share(config.gradient_accumulation_steps).length;
   const inputs = new Inputs(batch_size, block_size, micro_steps, keepsApart(config));
   const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
-  const stored = from ? openModel(from, rank === 0) : undefined; // of LoRA that goes on: its base too; all compare weights later
+  const readsAll = rank === 0 || eval_only; // else openLog() compares what the others have
+  const stored = from ? openModel(from, readsAll) : undefined; // of LoRA that goes on: its base too
   const load = stored && weightsFor(model, c, stored);
   const isNew = c.lora && stored && rank === 0 && !stored.base;
   const base = isNew ? baseOf(stored.directory, stored.weights, stored.sums) : stored?.base;
@@ -134,13 +135,7 @@ function requireTrained({ data_dir, block_size, eval_batches, eval_only }: RunCo
 export async function openLog({ config, c, dataset, optimizer, ranks, saved }: Parts): Promise<Log> {
   if (!ranks.isAlone) { // else nobody compares them, and a sum of the weights takes about a second a GB
     const weights = optimizer.parameters.sha256();
-    await ranks.requireSame({
-      config,
-      data: dataset.sha256,
-      versions: VERSIONS,
-      weights,
-      model: JSON.stringify(c),
-    });
+    await ranks.requireSame({ config, model: c, data: dataset.sha256, versions: VERSIONS, weights });
   }
   return ranks.rank === 0 ? await openRun(config, saved) : logOfRank(ranks.rank, config.out_dir);
 }
