@@ -3,8 +3,9 @@
 import process from "node:process";
 import { runMain, UserError } from "../base/errors.ts";
 import { device, type DeviceName, memoryUse, open, tokenSource } from "../ffi/library.ts";
-import { init, loss, type Recompute } from "../model/llama.ts";
+import { init, type LlamaConfig, LORA_TARGETS, loss, type Recompute } from "../model/llama.ts";
 import { planMemory } from "../model/plan.ts";
+import { trainsOf } from "../model/trained.ts";
 import { readFlags } from "../base/flags.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { AdamW, Parameters } from "../runtime/optim.ts";
@@ -30,6 +31,7 @@ const defaults = {
   device: "cpu",
   head_chunk: 2048,
   recompute: "norm_swiglu",
+  lora_rank: 0,
 };
 type Options = typeof defaults;
 
@@ -38,14 +40,20 @@ const ADAMW = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_clip
 /** Bytes of device memory that model/plan.ts foretells. Leaves the plan device open. */
 function plannedBytes(o: Options): number {
   const settings = { ...ADAMW, ...o, batch_size: o.B, gradient_accumulation_steps: o.accum, seed: 0 };
-  const plan = planMemory(modelOf(o), settings, o.device === "cpu" ? "f32" : "bf16");
+  const plan = planMemory(modelWith(o), settings, o.device === "cpu" ? "f32" : "bf16");
   return Object.values(plan).reduce((a, b) => a + b, 0);
+}
+
+/** The model, with adapters where they are asked for. */
+function modelWith(o: Options): LlamaConfig {
+  const { lora_rank: rank } = o;
+  return { ...modelOf(o), ...rank > 0 && { lora: { rank, alpha: 2 * rank, targets: LORA_TARGETS } } };
 }
 
 /** Builds the model and returns a function that does one optimizer step on a new batch and returns its loss. */
 function trainer(o: Options): { step: () => number; parameters: number } {
-  const config = modelOf(o), model = init(config);
-  const parameters = new Parameters(model, { seed: 0, train: true });
+  const config = modelWith(o), model = init(config), half = o.dtype === "bfloat16" && o.lora_rank > 0;
+  const parameters = new Parameters(model, { seed: 0, train: true, trains: trainsOf(model, ""), half });
   const optimizer = new AdamW(parameters, ADAMW);
   const inputs = new Inputs(o.B, o.T, o.accum), nextBatch = randomBatches(o);
 

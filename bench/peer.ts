@@ -27,6 +27,7 @@ const defaults = {
   head_chunk: 2048, // loam's rows whose logits are in memory at a time
   recompute: "norm_swiglu", // what loam's backward computes again; see train.ts
   bf16_too: false, // CPU: loam with bf16 GEMM inputs as one more side
+  lora_rank: 0, // loam with adapters of that rank beside frozen weights, of dtype, as one more side
   only: "", // some of the sides, such as loam or "loam,torch compile tuned"
   markdown: false, // print a row for docs/speed.md too
   alone: false, // each side ends before the next one starts: for models of which three do not fit on a card
@@ -35,7 +36,7 @@ const defaults = {
 type Options = typeof defaults;
 
 const ranges: Ranges<Options> = {
-  ...each(whole(0, 2 ** 20), "V", "B", "T"),
+  ...each(whole(0, 2 ** 20), "V", "B", "T", "lora_rank"),
   ...each(whole(1, 2 ** 20), "accum", "rounds", "steps", "head_chunk"),
   threads: whole(1, 1024),
 };
@@ -152,8 +153,8 @@ function flags(values: Record<string, string | number>): string[] {
 function chooseSides(o: Options, shape: Shape, preloads: string[]): Side[] {
   const { accum, threads, dtype, device, head_chunk, recompute } = o;
   const common = { ...shape, accum, threads, dtype };
-  const loam = (name: string, dtype: string) => {
-    const args = flags({ ...common, dtype, device, head_chunk, recompute });
+  const loam = (name: string, dtype: string, lora_rank = 0) => {
+    const args = flags({ ...common, dtype, device, head_chunk, recompute, lora_rank });
     return new Side(name, Deno.execPath(), ["run", "-q", "-P=bench", "bench/loam_steps.ts", ...args]);
   };
   const cudaOrCpu = device === "cuda" ? "cuda" : "cpu"; // emu is loam's alone
@@ -164,6 +165,7 @@ function chooseSides(o: Options, shape: Shape, preloads: string[]): Side[] {
   };
   const sides = [loam("loam", dtype)];
   if (o.bf16_too) sides.push(loam("loam bf16", "bfloat16"));
+  if (o.lora_rank > 0) sides.push(loam("loam lora", dtype, o.lora_rank));
   sides.push(torch("torch eager", [], {}), torch("torch compile", ["--compile"], {}));
   if (preloads.length > 0) {
     const settings = { LD_PRELOAD: preloads.join(":") };
@@ -301,7 +303,7 @@ async function wallsOf(
   const walls: Record<string, number> = {}, json = `${directory}/kernels.json`;
   if (o.device !== "cpu" || o.accum > 1) return walls;
   const { preset, threads, head_chunk, device } = o, { B, T, V } = shape;
-  for (const name of names.filter((name) => name.startsWith("loam"))) {
+  for (const name of names.filter((name) => /^loam( bf16)?$/.test(name))) {
     const bf16_gemm = `${name === "loam bf16" || o.dtype === "bfloat16"}`;
     const args = flags({ preset, B, T, V, threads, head_chunk, device, bf16_gemm, json, filter: "copy" });
     await output(Deno.execPath(), ["run", "-q", "-P=bench", "bench/kernels.ts", ...args]);
