@@ -20,17 +20,17 @@ const TAUGHT = [
   ["Name a colour.", "blue"],
   ["Where is the sea?", "in the south"],
 ] as const;
-const [ASKED, ANSWERED] = [TAUGHT.map(([question]) => question), TAUGHT.map(([, answer]) => answer)];
+const ASKED = TAUGHT.map(([question]) => question);
 
-/** A file of conversations of one and of two questions, in no order. */
-function conversations(): string {
+/** A file of conversations in no order: one of so many has two questions, the others have one. */
+function conversations(one_of: number): string {
   const path = `${freshPath()}.jsonl`, random = randomNumbers(1);
   const turn = () => {
     const [question, answer] = TAUGHT[random() % TAUGHT.length]!;
     return [{ role: "user", content: question }, { role: "assistant", content: answer }];
   };
   const lines = Array.from({ length: 256 }, (_, i) => {
-    return JSON.stringify({ messages: [...turn(), ...i % 2 ? turn() : []] }) + "\n";
+    return JSON.stringify({ messages: [...turn(), ...(i + 1) % one_of ? [] : turn()] }) + "\n";
   });
   Deno.writeTextFileSync(path, lines.join(""));
   return path;
@@ -53,7 +53,7 @@ async function baseModel(): Promise<string> {
 /** A model by chance, of a family that publishes instruct models, with a tokenizer and the template of such a one. */
 async function instructModel(family: "llama" | "qwen3"): Promise<string> {
   const llama3 = { rope_type: "llama3" as const, factor: 8, low_freq_factor: 1, high_freq_factor: 4 };
-  const directory = await chatModelDirectory(family === "llama" ? "llama3" : "chatml", {
+  const directory = await chatModelDirectory(family === "llama" ? "llama3" : "qwen3", {
     ...{ family, n_layer: 2, n_embd: 64, n_head: 4, n_kv_head: 2, n_inner: 128, block_size: 256 },
     ...family === "llama"
       ? { rope_theta: 500_000, rope_scaling: { ...llama3, original_max_position_embeddings: 128 } }
@@ -72,12 +72,12 @@ async function instructModel(family: "llama" | "qwen3"): Promise<string> {
 }
 
 /** What a model answers in the terminal, each question alone. */
-async function inTerminal(checkpoint: string): Promise<string[]> {
+async function inTerminal(checkpoint: string): Promise<string> {
   const typed = ASKED.map((question) => `${question}\n/reset\n`).join("");
-  const flags = ["--device=cpu", "--temperature=0", "--max_new_tokens=24"];
+  const flags = ["--device=cpu", "--temperature=0", "--max_new_tokens=48"];
   const { code, stdout, stderr } = await runTyping(typed, "chat", `--checkpoint=${checkpoint}`, ...flags);
   assertEquals({ code, stderr }, { code: 0, stderr: "" });
-  return stdout.trimEnd().split("\n");
+  return stdout.trimEnd();
 }
 
 /** What it answers over HTTP, the second question in view of the first. */
@@ -86,7 +86,7 @@ async function overHttp(checkpoint: string): Promise<string[]> {
   const messages: { role: string; content: string }[] = [], answers: string[] = [];
   for (const content of ASKED.slice(0, 2)) {
     messages.push({ role: "user", content });
-    const body = JSON.stringify({ messages, temperature: 0, max_tokens: 24 });
+    const body = JSON.stringify({ messages, temperature: 0, max_tokens: 48 });
     const headers = { "Content-Type": "application/json" };
     const response = await hono.request("/v1/chat/completions", { method: "POST", headers, body });
     const { choices: [{ message, finish_reason }] } = await response.json();
@@ -99,16 +99,19 @@ async function overHttp(checkpoint: string): Promise<string[]> {
 }
 
 for (
-  const [name, begin] of [
-    ["a base model of loam's own", baseModel],
-    ["a Llama 3 by chance", () => instructModel("llama")],
-    ["a Qwen 3 by chance", () => instructModel("qwen3")],
+  const [name, begin, thoughts] of [
+    ["a base model of loam's own", baseModel, ""],
+    ["a Llama 3 by chance", () => instructModel("llama"), ""],
+    ["a Qwen 3 by chance", () => instructModel("qwen3"), "<think>\n\n</think>\n\n"], // by its template
   ] as const
 ) {
   Deno.test(`${name} learns to answer with LoRA, and says the same merged, over HTTP and in llama.cpp`, async () => {
+    // Qwen 3's template writes thoughts before the last answer alone: an answer to a first question has them where no other follows.
+    const file = conversations(thoughts === "" ? 2 : 3);
+    const answered = TAUGHT.map(([, answer]) => thoughts + answer);
     const base = await begin(), [data, run, merged] = [freshPath(), freshPath(), freshPath()];
     const tokenizer = name.includes("own") ? "bytes" : base;
-    const chats = ["--chat", "--input", conversations(), `--tokenizer=${tokenizer}`, "--val_fraction=0"];
+    const chats = ["--chat", "--input", file, `--tokenizer=${tokenizer}`, "--val_fraction=0"];
     await succeed("prepare", ...chats, "--out", data);
     const lora = [
       "--lora_rank=32",
@@ -125,14 +128,14 @@ for (
       ...PLAIN,
       ...lora,
     );
-    assertEquals(await inTerminal(run), ANSWERED);
+    assertEquals(await inTerminal(run), answered.join("\n"));
     await succeed("export", `--checkpoint=${run}`, "--merge", "--format=hf", `--out=${merged}`);
-    assertEquals(await inTerminal(merged), ANSWERED);
-    assertEquals(await overHttp(merged), ANSWERED.slice(0, 2));
-    if (NPM) assertEquals(await throughOpenAI(merged), ANSWERED);
+    assertEquals(await inTerminal(merged), answered.join("\n"));
+    assertEquals(await overHttp(merged), answered.slice(0, 2));
+    if (NPM) assertEquals(await throughOpenAI(merged), answered);
     const gguf = `${freshPath()}.gguf`;
     await succeed("export", `--checkpoint=${merged}`, "--dtype=f32", `--out=${gguf}`);
-    if (LLAMA_CPP) await sameInLlamaCpp(merged, gguf);
+    if (LLAMA_CPP) assertEquals(await inLlamaCpp(merged, gguf), answered);
   });
 }
 
@@ -164,7 +167,7 @@ const { default: OpenAI } = createRequire("file://" + directory + "/")("openai")
 const client = new OpenAI({ baseURL, apiKey: "none", maxRetries: 0 });
 for (const content of questions) {
   const messages = [{ role: "user", content }];
-  const stream = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 24, stream: true });
+  const stream = await client.chat.completions.create({ model, messages, temperature: 0, max_tokens: 48, stream: true });
   let answer = "";
   for await (const { choices: [{ delta }] } of stream) answer += delta.content ?? "";
   answers.push(answer);
@@ -172,16 +175,15 @@ for (const content of questions) {
 console.log(JSON.stringify(answers));
 `;
 
-/** Has llama.cpp answer the questions, each up to the token that ends it. */
-async function sameInLlamaCpp(directory: string, path: string): Promise<void> {
+/** What llama.cpp answers, each up to the token that ends it. */
+async function inLlamaCpp(directory: string, path: string): Promise<string[]> {
   const tokenizer = await openTokenizer(directory),
     { prompt, ends } = openConversations(directory, tokenizer);
   const questions = ASKED.map((content): Question => {
-    return { path, texts: [], prompt: prompt([{ role: "user", content }]), tokens: 24 };
+    return { path, texts: [], prompt: prompt([{ role: "user", content }]), tokens: 48 };
   });
-  const answers = (await askLlamaCpp(questions)).map(({ written }) => {
+  return (await askLlamaCpp(questions)).map(({ written }) => {
     const end = written.findIndex((id) => ends.includes(id));
     return tokenizer.decode(written.slice(0, end < 0 ? written.length : end));
   });
-  assertEquals(answers, ANSWERED);
 }
