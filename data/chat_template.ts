@@ -4,7 +4,7 @@ import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 import { UserError } from "../base/errors.ts";
 import { isFile } from "../base/files.ts";
 import { isObject, show } from "../base/json.ts";
-import { LOOKS_AHEAD, markTurns, readTurns, type Turn } from "./chat_turns.ts";
+import { BEGIN, END, LOOKS_AHEAD, markTurns, readTurns, type Turn } from "./chat_turns.ts";
 import { parseJson } from "./tokenizers/tokenizer_file.ts";
 
 /** One turn of a conversation. What else it has, such as tool_calls, goes to the template as it is. */
@@ -42,9 +42,6 @@ const SPECIAL = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 
 /** Roles of which a template may leave out a part, such as thoughts. */
 const USUAL = ["user", "assistant", "tool"];
-
-/** What marks the beginning and the end of the assistant's words in a text: noncharacters, which a text should not have. */
-const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
 
 type Program = ReturnType<typeof parse>;
 
@@ -137,7 +134,7 @@ export class ChatTemplate {
    */
   renderWithSpans(messages: Message[], options: RenderOptions = {}): Rendered {
     if (this.#marks) {
-      if (/[\uFDD0\uFDD1]/.test(JSON.stringify([messages, options.tools]))) {
+      if (hasMarks([messages, options.tools])) {
         throw new UserError(
           "Cannot render a conversation: it has U+FDD0 or U+FDD1, which are no characters and mark here what the assistant says",
         );
@@ -289,7 +286,7 @@ function stripAsPython(node: unknown): void {
 }
 
 /** What Python's strip() takes for blanks, and its split(). JavaScript knows U+FEFF for one, and neither U+0085 nor U+001C to 1F. */
-export const BLANKS =
+export const BLANKS: string =
   "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a" +
   "\u2028\u2029\u202f\u205f\u3000";
 
@@ -311,6 +308,13 @@ function withMarks(source: string): string {
   return source.replace(GENERATION_TAG, (_, left: string, end: string | undefined, right: string) => {
     return `{%${left} if true %}{{ ${end === undefined ? "loam_begin" : "loam_end"} }}{% endif ${right}%}`;
   });
+}
+
+/** Whether a text of JSON, in whatever it is, has a character of the marks. */
+function hasMarks(value: unknown): boolean {
+  if (typeof value === "string") return /[\uFDD0\uFDD1]/.test(value);
+  return typeof value === "object" && value !== null &&
+    Object.entries(value).some(([name, each]) => hasMarks(name) || hasMarks(each));
 }
 
 /** Takes the marks out of a text. */

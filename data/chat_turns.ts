@@ -21,8 +21,8 @@ export const LOOKS_AHEAD = "loam_looks_ahead";
 type Node = { type: string; [field: string]: unknown };
 type Loop = { loopvar: Node; iterable: Node; body: Node[]; defaultBlock: Node[] };
 
-/** Stand around what is written at a turn only to be looked at: noncharacters. */
-const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
+/** Begins and ends a part of a text that is marked: noncharacters, which a text should not have. */
+export const BEGIN = "\uFDD0\uFDD1", END = "\uFDD1\uFDD0";
 
 /** What of `loop` does not depend on what follows. */
 const PAST: unknown[] = ["index", "index0", "first", "previtem"];
