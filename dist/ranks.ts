@@ -46,6 +46,7 @@ const NOTHING: Engine = {
 const MAX_SUMS = 8; // numbers that sum() takes
 const END = "the end of the run";
 const GATHER = "gathering of weights";
+const MARGIN = 1.25; // of a deadline over the time in which mpirun notices why ranks wait
 const LEAVE_MS = 10_000; // for NCCL or MPI, and what runs at the end of a process, to end one that has failed
 const WATCH_MS = 500; // between two looks at whether it goes on
 const ANSWER_MS = 5000; // a rank that waits for so long says so in its file
@@ -340,9 +341,18 @@ function flat(value: unknown, name = ""): Record<string, string> {
 
 /**
  * Joins the other ranks. The device must be open: CPUs meet through MPI, GPUs through NCCL. Throws UserError where
- * the library is missing, or does not see the ranks that the launcher announced, TransientError where they do not come.
+ * the library is missing, does not see the ranks that the launcher announced, or a rank would end before the launcher notices why;
+ * TransientError where they do not come.
  */
 export async function joinRanks(world: World, timeout_s: number): Promise<Ranks> {
+  const least_s = Math.ceil(MARGIN * world.notice_s);
+  if (timeout_s > 0 && timeout_s < least_s) {
+    throw new UserError(
+      `Cannot train on several hosts with --dist_timeout_s=${timeout_s}: mpirun notices after ${world.notice_s} s that a host ` +
+        `has gone, and hangs where a rank ends itself before; set it to ${least_s} or more, or give mpirun --mca ` +
+        "oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 5",
+    );
+  }
   const isGpu = device.library === "cuda" || Deno.env.get("LOAM_NCCL"); // a library named for a test on the emulator
   try {
     return new Ranks(world, await (isGpu ? joinNccl : joinMpi)(world, timeout_s), timeout_s);

@@ -18,6 +18,11 @@ export type World = {
   master_addr: string;
   /** TCP ports of which it takes the first that is free: MASTER_PORT alone where that says one. */
   master_ports: number[];
+  /**
+   * Seconds that mpirun may take to notice that a host has gone, and for ever where a rank ends itself before; 0 where there is one
+   * host, and of launchers that do not wait so.
+   */
+  notice_s: number;
 };
 
 // Names of rank, size and local rank. Open MPI's come before Slurm's: mpirun inside a Slurm job sees both.
@@ -28,11 +33,15 @@ const LAUNCHERS = [
   ["Slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"],
 ] as const;
 
+const KEEPALIVE = "OMPI_MCA_oob_tcp_keepalive_"; // what mpirun --mca sets
+
 /** The variables that findWorld() reads, for permissions. */
 export const WORLD_VARIABLES = [
   ...LAUNCHERS.flatMap(([, ...names]) => names),
   "MASTER_ADDR",
   "MASTER_PORT",
+  ...["time", "intvl", "probes"].map((name) => KEEPALIVE + name),
+  "OMPI_MCA_orte_num_nodes",
   "PMIX_NAMESPACE",
   "SLURM_JOB_ID",
   "SLURM_JOB_NODELIST",
@@ -61,7 +70,7 @@ export function findWorld(get: (name: string) => string | undefined): World {
   });
   const first = found[0];
   if (first === undefined) {
-    return { rank: 0, world_size: 1, local_rank: 0, launcher: "", ...meetingPlace(get, "") };
+    return { rank: 0, world_size: 1, local_rank: 0, launcher: "", ...meetingPlace(get, ""), notice_s: 0 };
   }
   for (const other of found.slice(1)) {
     // A launcher that starts another one leaves its own variables behind: srun starts one torchrun on each node, or mpirun's
@@ -74,7 +83,7 @@ export function findWorld(get: (name: string) => string | undefined): World {
         "variables of the other",
     );
   }
-  return { ...first, ...meetingPlace(get, first.launcher) };
+  return { ...first, ...meetingPlace(get, first.launcher), notice_s: noticeOf(get) };
 }
 
 /** The value of an environment variable, undefined if it is not set. */
@@ -117,6 +126,13 @@ function meetingPlace(
       (isOneNode ? "127.0.0.1" : firstHost(nodes)),
     master_ports: portsOf(get, launcher, job),
   };
+}
+
+/** By the keepalives of the mpirun of Open MPI up to 4; without them it would not notice at all. */
+function noticeOf(get: Get): number {
+  if (Number(get("OMPI_MCA_orte_num_nodes") ?? 1) === 1) return 0;
+  const of = (name: string, usual: number) => Number(get(KEEPALIVE + name) ?? usual), time = of("time", 300);
+  return time > 0 ? time + of("intvl", 20) * of("probes", 9) : Infinity;
 }
 
 /** By the launcher alone: of the variables of another one that it was started by, not all ranks need have the same. */

@@ -1,6 +1,7 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { UserError } from "../base/errors.ts";
 import settings from "../deno.json" with { type: "json" };
+import { joinRanks } from "./ranks.ts";
 import { findWorld, firstHost, WORLD_VARIABLES } from "./world.ts";
 
 type Variables = Record<string, string>;
@@ -41,6 +42,7 @@ Deno.test("findWorld() is rank 0 of 1 where no launcher is at work", () => {
     job: "",
     master_addr: "127.0.0.1",
     master_ports: [29500, 29501, 29502, 29503, 29504, 29505, 29506, 29507],
+    notice_s: 0,
   };
   assertEquals(world({}), alone as never);
   assertEquals(world(batch), { ...alone, master_addr: "gpu03" } as never); // the script of sbatch, not a task of srun
@@ -104,6 +106,39 @@ Deno.test("findWorld() has ports of its own for each job and each of its steps",
     world({ ...torchrun, ...srun, SLURM_STEP_NUM_NODES: "4", TORCHELASTIC_RUN_ID: "c4" }).job,
     "c4",
   );
+});
+
+Deno.test("joinRanks() refuses a deadline in which the mpirun of several hosts does not notice a cut cable", async () => {
+  const of = (hosts: number, ...keepalives: number[]) =>
+    world({
+      ...openMpi,
+      OMPI_MCA_orte_num_nodes: `${hosts}`,
+      ...Object.fromEntries(
+        ["time", "intvl", "probes"].map((
+          name,
+          i,
+        ) => [`OMPI_MCA_oob_tcp_keepalive_${name}`, `${keepalives[i]}`])
+          .slice(0, keepalives.length),
+      ),
+    });
+  assertEquals([of(1, 3, 1, 5), of(2), of(2, 3, 1, 5), of(2, 60), of(2, 0)].map(({ notice_s }) => notice_s), [
+    0,
+    480,
+    8,
+    240,
+    Infinity,
+  ]);
+  const refused = (keepalives: number[], timeout_s: number) =>
+    assertRejects(() => joinRanks(of(2, ...keepalives), timeout_s), UserError);
+  const { message } = await refused([3, 1, 5], 9);
+  assertEquals(
+    message,
+    "Cannot train on several hosts with --dist_timeout_s=9: mpirun notices after 8 s that a host has gone, and hangs where a " +
+      "rank ends itself before; set it to 10 or more, or give mpirun --mca oob_tcp_keepalive_time 3 --mca " +
+      "oob_tcp_keepalive_intvl 1 --mca oob_tcp_keepalive_probes 5",
+  );
+  await refused([], 599); // the default, 600, is not
+  await refused([0], 100_000);
 });
 
 Deno.test("train may read the variables of all launchers", () => {
