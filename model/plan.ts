@@ -38,7 +38,8 @@ const measured = new WeakMap<LlamaConfig, ModelSize>();
 /**
  * What init() declares, and what the ops of one forward pass compute; backward computes twice as much again. embeddings are
  * the parameters with a row for each token. Of the Llama in model/llama.ts, FLOPs are 6 for each weight of a matrix (the
- * head's included, with its padding) and 6 L H D (T + 1) for causal attention: 2.2344 GFLOP for gpt-270m.
+ * head's included, with its padding) and 6 L H D (T + 1) for causal attention, whatever document_mask leaves out of it: 2.2344
+ * GFLOP for gpt-270m.
  */
 export function measureModel(c: LlamaConfig): ModelSize {
   const known = measured.get(c);

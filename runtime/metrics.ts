@@ -17,7 +17,7 @@ export type StepMetrics = {
   tokens: number; // trained on so far
   tokens_per_sec: number; // of this step, without evaluation and checkpoints
   step_ms: number; // likewise
-  mfu: number | null; // model FLOPs / peak FLOPs, 0 to 1; null where the peak is unknown
+  mfu: number | null; // model FLOPs / peak FLOPs, 0 to 1; attention counts whatever document_mask leaves out; null where the peak is unknown
   memory_bytes: number; // CPU: resident set of the process; GPU: peak allocated
   skipped: number; // updates skipped so far because loss or norm was not finite
   val_loss?: number; // mean over the evaluation windows, where evaluated
