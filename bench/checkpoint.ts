@@ -7,7 +7,15 @@ import { runMain } from "../base/errors.ts";
 import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
 import { open } from "../ffi/library.ts";
-import { ALONE, type CheckpointContent, loadCheckpoint, saveCheckpoint } from "../runtime/checkpoint.ts";
+import {
+  ALONE,
+  type CheckpointContent,
+  loadCheckpoint,
+  momentsFiles,
+  READ_BYTES,
+  saveCheckpoint,
+  weightsFile,
+} from "../runtime/checkpoint.ts";
 import { Saver } from "../runtime/saver.ts";
 import { readSums } from "../runtime/sums.ts";
 import { fixed, writeFloats } from "../runtime/tensor.ts";
@@ -57,9 +65,9 @@ async function timed(act: () => unknown): Promise<Cost> {
 
 /** Reads the large files of a checkpoint and does nothing with them. */
 function readOnce(directory: string): void {
-  const buffer = new Uint8Array(1 << 21);
-  for (const name of ["model", "optimizer"]) {
-    using file = Deno.openSync(`${directory}/${name}.safetensors`);
+  const buffer = new Uint8Array(READ_BYTES);
+  for (const path of [weightsFile(directory), ...momentsFiles(directory)]) {
+    using file = Deno.openSync(path);
     while (file.readSync(buffer) !== null);
   }
 }

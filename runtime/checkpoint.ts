@@ -1,6 +1,6 @@
 // Checkpoints. Each is a Hugging Face model directory (config.json, model.safetensors, tokenizer) with three files beside
-// it: optimizer.safetensors (float32 master weights where they differ, m, v; of several ranks each has a file with its part),
-// trainer_state.json, and SHA256SUMS of all of them. It is written under a temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the
+// it: optimizer.safetensors (float32 master weights where they differ, m, v; where it would be large several files with a part
+// each, of several ranks at least one of each), trainer_state.json, and SHA256SUMS of all of them. It is written under a temporary name, synced, and renamed; `latest` then names it. A kill at any moment leaves the
 // previous one whole.
 import { basename, dirname } from "node:path";
 import { KernelError, UserError } from "../base/errors.ts";
@@ -59,6 +59,10 @@ export type CheckpointContent = {
   state: TrainerState;
 };
 
+/** What is large: a smaller checkpoint is written before a Worker would have started, and has one file of moments a rank. */
+export const LARGE_BYTES: number = 1 << 26;
+
+const FILES = 8; // of large moments: so many cores, which go on from them, sum them up at a time
 const CHUNK_BYTES = 1 << 24; // staging between device and file; a multiple of 32: masters go by eights
 
 /** Staging the other way, in bytes: what stays in a processor's cache until it is converted. */
@@ -101,7 +105,7 @@ export const ALONE: Company = {
  * Writes runDir/checkpoints/step_000123 and moves `latest` (and `best`) to it, then removes all but the newest `keep`
  * checkpoints and the best. Returns its path. Throws UserError when it cannot be written, or a value is not finite; the
  * previous ones stay as they are.
- * Of several ranks all call it: each writes a file with its ranges of the optimizer's tensors, rank 0 everything else.
+ * Of several ranks all call it: each writes files with its ranges of the optimizer's tensors, rank 0 everything else.
  */
 export async function saveCheckpoint(
   runDir: string,
@@ -109,10 +113,12 @@ export async function saveCheckpoint(
   keep: number,
   company: Company = ALONE,
   chunk_bytes: number = CHUNK_BYTES,
+  large_bytes: number = LARGE_BYTES,
 ): Promise<string> {
   requireSavable(runDir, content);
-  const { state } = content, { model, moments, ...rest } = partOf(content, company);
-  const part = { ...rest, model: entries(model, chunk_bytes), moments: entries(moments, chunk_bytes) };
+  const { state } = content, staging = new Uint8Array(chunk_bytes);
+  const part = partOf(content, company, large_bytes)
+    .map((file) => ({ ...file, tensors: entries(file.tensors, staging) }));
   await makeRoom(runDir, state, company);
   const sums = await sumsOfAll(writePart(runDir, state, part, company), company);
   if (company.rank === 0) publish(runDir, content, keep, sums);
@@ -129,17 +135,18 @@ function pathOf(runDir: string, { step }: TrainerState): string {
   return `${runDir}/checkpoints/${checkpointName(step)}`;
 }
 
-/** What one rank writes: rank 0 the weights to `file`, each its file of the optimizer's tensors, with the metadata of that. */
-export type Part<T> = { model: T[]; file: string; moments: T[]; metadata: Record<string, string> };
+/** A file that a rank writes. */
+export type Part<T> = { file: string; tensors: T[]; metadata: Record<string, string> };
 
-/** The part of a rank. */
+/** The files that a rank writes: rank 0 the weights, then each its ranges of the optimizer's tensors. */
 export function partOf(
   { model, optimizer, files }: Omit<CheckpointContent, "state">,
   company: Place,
-): Part<SavedTensor> {
-  const [moments, metadata] = momentsOf(optimizer, company);
+  large_bytes: number,
+): Part<SavedTensor>[] {
   const file = "adapter_config.json" in files ? ADAPTERS : MODEL;
-  return { model: company.rank === 0 ? model : [], file, moments, metadata };
+  const weights = company.rank === 0 ? [{ file, tensors: model, metadata: {} }] : [];
+  return [...weights, ...momentsOf(optimizer, company, large_bytes)];
 }
 
 /** Makes the directory in which all ranks write their parts, for which they wait. */
@@ -153,21 +160,20 @@ export async function makeRoom(runDir: string, state: TrainerState, company: Com
   await company.barrier();
 }
 
-/** Writes the part of a rank; uses no device and waits for nobody. Returns the sums of its files. */
-export function writePart(runDir: string, state: TrainerState, part: Part<Entry>, place: Place): Sums {
-  return saving(runDir, state, place, ({ temporary }) => {
-    const sums: Sums = new Map(), own = momentsFile(place.rank, place.world_size);
-    if (place.rank === 0) sums.set(part.file, writeSafetensors(`${temporary}/${part.file}`, part.model));
-    return sums.set(own, writeSafetensors(`${temporary}/${own}`, part.moments, part.metadata));
-  });
+/** Writes the files of a rank; uses no device and waits for nobody. Returns their sums. */
+export function writePart(runDir: string, state: TrainerState, part: Part<Entry>[], place: Place): Sums {
+  return saving(runDir, state, place, ({ temporary }) =>
+    new Map(part.map(({ file, tensors, metadata }) => [
+      file,
+      writeSafetensors(`${temporary}/${file}`, tensors, metadata),
+    ])));
 }
 
-/** The sums of the parts of all ranks, on each; they have written them then. */
+/** The sums of the files of all ranks, on each; they have written them then. */
 export async function sumsOfAll(own: Sums, company: Company): Promise<Sums> {
   const sums: Sums = new Map(own);
-  for (let of = 0; of < company.world_size; of++) {
-    const file = momentsFile(of, company.world_size), words = wordsOf(own.get(file) ?? NOT_ITS_OWN);
-    sums.set(file, hexOf(await company.sum(...words)));
+  for (const file of momentsAmong([...own.keys()])) {
+    sums.set(file, hexOf(await company.sum(...wordsOf(own.get(file) ?? NOT_ITS_OWN))));
   }
   return sums;
 }
@@ -431,39 +437,65 @@ function put(read: Uint8Array<ArrayBuffer>, stored: Dtype, t: SavedTensor, first
 
 // ---- the optimizer's part of a rank
 
-/** The file of a rank: optimizer.safetensors, or of several optimizer-00001-of-00002.safetensors. */
-function momentsFile(rank: number, world_size: number): string {
-  const number = (n: number) => `${n}`.padStart(5, "0");
-  return world_size === 1 ? MOMENTS : `optimizer-${number(rank + 1)}-of-${number(world_size)}.safetensors`;
-}
-
 const MOMENTS = "optimizer.safetensors";
-const MOMENTS_OF_RANK = /^optimizer-(\d{5,})-of-(\d{5,})\.safetensors$/;
+const MOMENTS_PART = /^optimizer-(\d{5,})-of-(\d{5,})\.safetensors$/;
 const PLACE = /^(\d+) of ([\d,]+)$/; // of a vector in its tensor, in the metadata; see momentsOf()
 
+/** A file of moments: optimizer.safetensors, or of several optimizer-00001-of-00002.safetensors. */
+function momentsFile(i: number, files: number): string {
+  const number = (n: number) => `${n}`.padStart(5, "0");
+  return files === 1 ? MOMENTS : `optimizer-${number(i + 1)}-of-${number(files)}.safetensors`;
+}
+
 /**
- * What this rank writes of the optimizer's tensors, and the metadata of its file. Of a tensor that others have more of it is a
- * vector, whose place is in the metadata: "3 of 4,5" for its element 3 and those behind it.
+ * What this rank writes of the optimizer's tensors, in files of about the same size. Of a tensor that other files have more of
+ * one has a vector, whose place is in the metadata: "3 of 4,5" for its element 3 and those behind it.
  */
 function momentsOf(
   tensors: SavedTensor[],
-  { world_size }: Place,
-): [held: SavedTensor[], metadata: Record<string, string>] {
-  const metadata: Record<string, string> = {};
-  const held = tensors.flatMap((t) => {
-    const { from, to } = t.range ?? whole(t.shape);
-    if (world_size === 1 || to - from === whole(t.shape).to) return [t];
-    if (to > from) metadata[t.name] = `${from} of ${t.shape}`;
-    return to > from ? [{ ...t, shape: [to - from], range: { from: 0, to: to - from } }] : [];
+  { rank, world_size }: Place,
+  large_bytes: number,
+): Part<SavedTensor>[] {
+  const share = tensors.reduce((sum, t) => sum + bytesOf({ ...t, range: whole(t.shape) }), 0) / world_size;
+  const n = Math.max(1, Math.min(Math.ceil(FILES / world_size), Math.floor(share / large_bytes))); // the same on all
+  const own_bytes = tensors.reduce((sum, t) => sum + bytesOf(t), 0);
+  return Array.from({ length: n }, (_, i) => {
+    const metadata: Record<string, string> = {};
+    let bytes = 0; // of what this rank has of the tensors before
+    const held = tensors.flatMap((t) => {
+      const { from, to } = t.range ?? whole(t.shape);
+      const splitAt = (bytes_before: number) => { // an element; masters go by eights
+        const elements = Math.max(0, bytes_before - bytes) / bytesOfElement(t);
+        return Math.min(to, from + 8 * Math.ceil(elements / 8));
+      };
+      const first = splitAt(own_bytes * i / n), end = splitAt(own_bytes * (i + 1) / n);
+      bytes += bytesOf(t);
+      if (end - first === whole(t.shape).to) return [t];
+      if (end > first) metadata[t.name] = `${first} of ${t.shape}`;
+      const shape = [end - first];
+      return end > first ? [{ ...cut(t, first, end), shape, range: whole(shape) }] : [];
+    });
+    return { file: momentsFile(rank * n + i, world_size * n), tensors: held, metadata };
   });
-  return [held, metadata];
+}
+
+/** What this process holds of a tensor from an element up to another one. */
+function cut(t: SavedTensor, from: number, to: number): SavedTensor {
+  const range = { from, to }, skipped = from - (t.range?.from ?? 0);
+  if ("masters" in t) return { ...t, range, element: t.element + skipped };
+  return { ...t, range, address: t.address + BigInt(skipped * bytesPerElement(t.dtype)) };
 }
 
 /** The files in which a checkpoint has the optimizer's tensors, whether they are there or not. */
 export function momentsFiles(directory: string): string[] {
-  const [name] = namesIn(directory).filter((name) => MOMENTS_OF_RANK.test(name)).sort();
-  const world_size = name === undefined ? 1 : Number(MOMENTS_OF_RANK.exec(name)![2]);
-  return Array.from({ length: world_size }, (_, rank) => `${directory}/${momentsFile(rank, world_size)}`);
+  return momentsAmong(namesIn(directory)).map((name) => `${directory}/${name}`);
+}
+
+/** The names of all files of moments, of which some are among others. */
+function momentsAmong(names: string[]): string[] {
+  const [name = MOMENTS] = names.filter((name) => MOMENTS_PART.test(name)).sort();
+  const files = Number(MOMENTS_PART.exec(name)?.[2] ?? 1);
+  return Array.from({ length: files }, (_, i) => momentsFile(i, files));
 }
 
 /**
@@ -524,10 +556,7 @@ function partsIn(path: string, tensors: SavedTensor[]): SavedTensor[] {
     const start = Number(place?.[1] ?? 0), { from, to } = t.range ?? whole(t.shape);
     const first = Math.max(from, start), end = Math.min(to, start + whole(found.shape).to);
     if (first >= end) return [];
-    const rest = "masters" in t
-      ? { ...t, element: t.element + first - from }
-      : { ...t, address: t.address + BigInt((first - from) * bytesPerElement(t.dtype)) };
-    return [{ ...rest, shape: found.shape, range: { from: first - start, to: end - start } }];
+    return [{ ...cut(t, first, end), shape: found.shape, range: { from: first - start, to: end - start } }];
   });
 }
 
@@ -624,24 +653,24 @@ export function bytesOf(t: SavedTensor): number {
   return lengthOf(t) * bytesOfElement(t);
 }
 
-/** The part of a rank, of copies in the order of copyOf(). As it is written it throws UserError at a value that is not finite. */
+/** The files of a rank, of copies in the order of copyOf(). As they are written UserError is thrown at a value that is not finite. */
 export function partOfCopies(
   runDir: string,
   state: TrainerState,
-  { model, moments, ...rest }: Part<Described>,
+  part: Part<Described>[],
   copies: Uint8Array<ArrayBuffer>[],
-): Part<Entry> {
-  const entry = (t: Described, i: number) => {
-    const place = PLACE.exec(i < model.length ? "" : rest.metadata[t.name] ?? "");
-    const what = (index: number) =>
-      `element ${Number(place?.[1] ?? 0) + index} of ${t.name} (${place?.[2] ?? t.shape})`;
-    return {
-      ...t,
-      bytes: () => finitePieces(copies[i]!, t.dtype, `Cannot save ${pathOf(runDir, state)}`, what),
-    };
-  };
-  const all = [...model, ...moments].map(entry);
-  return { ...rest, model: all.slice(0, model.length), moments: all.slice(model.length) };
+): Part<Entry>[] {
+  let at = 0;
+  return part.map(({ tensors, metadata, file }) => ({
+    file,
+    metadata,
+    tensors: tensors.map((t) => {
+      const copy = copies[at++]!, place = PLACE.exec(metadata[t.name] ?? "");
+      const what = (index: number) =>
+        `element ${Number(place?.[1] ?? 0) + index} of ${t.name} (${place?.[2] ?? t.shape})`;
+      return { ...t, bytes: () => finitePieces(copy, t.dtype, `Cannot save ${pathOf(runDir, state)}`, what) };
+    }),
+  }));
 }
 
 function* finitePieces(
@@ -678,8 +707,7 @@ export function describeTensor(t: SavedTensor): Described {
 }
 
 /** The tensors as writeSafetensors() wants them; they share one staging buffer. */
-function entries(tensors: SavedTensor[], chunk_bytes: number = CHUNK_BYTES): Entry[] {
-  const staging = new Uint8Array(chunk_bytes);
+function entries(tensors: SavedTensor[], staging = new Uint8Array(CHUNK_BYTES)): Entry[] {
   return tensors.map((t) => ({
     ...describeTensor(t),
     bytes: () => fromDevice(t, staging),

@@ -146,11 +146,23 @@ Deno.test("resolveCheckpoint() says that a run has no best, and that one has no 
 });
 
 /** Saves a checkpoint of several ranks, without the time of syncs. */
-async function putTogether(run: string, step: number, world_size: number): Promise<string> {
+async function putTogether(
+  run: string,
+  step: number,
+  world_size: number,
+  large_bytes?: number,
+): Promise<string> {
   const saves = () =>
     Promise.all(
       companies(world_size).map((company) =>
-        saveCheckpoint(run, content(step, null, company.rank, world_size), 2, company, CHUNK_BYTES)
+        saveCheckpoint(
+          run,
+          content(step, null, company.rank, world_size),
+          2,
+          company,
+          CHUNK_BYTES,
+          large_bytes,
+        )
       ),
     );
   return (await unsynced(saves))[0]!;
@@ -164,11 +176,17 @@ Deno.test("loadCheckpoint() takes any range from the files of any number of rank
     await loadCheckpoint(directory, [saved("w", w)], [{ ...tensor, address: m.address }], sums, CHUNK_BYTES);
     return [...readFloats(m.address, to - from, "f32")];
   };
-  for (const world_size of [1, 2, 3, 7]) {
-    const directory = await putTogether(freshPath(), 1, world_size);
+  const usual = [[1, undefined, 1], [2, undefined, 2], [3, undefined, 3], [7, undefined, 7]] as const;
+  const large = [[1, 8, 8], [2, 8, 8], [3, 8, 9], [7, 8, 14], [1, 100, 4], [2, 101, 4], [2, 102, 2]] as const; // of 404 bytes
+  for (const [world_size, large_bytes, n] of [...usual, ...large]) {
+    const directory = await putTogether(freshPath(), 1, world_size, large_bytes);
     const command = new Deno.Command("sha256sum", { args: ["-c", "SHA256SUMS"], cwd: directory });
     const printed = new TextDecoder().decode((await command.output()).stdout);
-    assertEquals(printed.match(/: OK$/gm)?.length, 3 + world_size);
+    assertEquals(printed.match(/: OK$/gm)?.length, 3 + n);
+    const places = momentsFiles(directory).map((path) => readSafetensors(path).metadata.m ?? "0 of 101");
+    if (world_size === 1) { // masters go by eights
+      assertEquals(places.map((place) => Number.parseInt(place) % 8), Array(n).fill(0), `${places}`);
+    }
     for (const [from, to] of ranges) {
       assertEquals(await load(directory, from, to), numbers(101, -1).slice(from, to));
     }

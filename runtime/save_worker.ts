@@ -18,12 +18,12 @@ import type { TrainerState } from "./trainer_state.ts";
 /** Memory to make and to touch, for the copies of the first checkpoint: bytes of each. */
 export type ToMake = { kind: "make"; sizes: number[] };
 
-/** What writePart() writes, with the tensors of the model and then the moments in `copies`. */
+/** What writePart() writes, with the tensors of its files in `copies`. */
 export type ToWrite = {
   kind: "write";
   runDir: string;
   state: TrainerState;
-  part: Part<Described>;
+  part: Part<Described>[];
   place: Place;
   copies: Uint8Array<ArrayBuffer>[];
 };

@@ -9,17 +9,15 @@ import {
   type Company,
   copyOf,
   describeTensor,
+  LARGE_BYTES,
   makeRoom,
-  type Part,
   partOf,
   saveCheckpoint,
-  type SavedTensor,
   sumsOfAll,
 } from "./checkpoint.ts";
 import type { Done, ToMake, ToPublish, ToWrite } from "./save_worker.ts";
 import type { Sums } from "./sums.ts";
 
-const LARGE_BYTES = 1 << 26; // a smaller checkpoint is written before a Worker would have started
 const SPARE = 1.25; // free memory over the bytes of a copy, for what the system keeps of files
 
 /** A save that is under way. */
@@ -41,7 +39,7 @@ export class Saver implements AsyncDisposable {
   #pending: Pending | undefined;
   #failure: unknown;
 
-  /** tell: told, on rank 0, of each checkpoint that is whole. large_bytes: from where on a Worker writes it. */
+  /** tell: told, on rank 0, of each checkpoint that is whole. large_bytes: from where on a Worker writes it, and what its files hold. */
   constructor(company: Company, tell: (path: string) => void, large_bytes: number = LARGE_BYTES) {
     this.#company = company;
     this.#tell = tell;
@@ -53,8 +51,8 @@ export class Saver implements AsyncDisposable {
    * parts, which others may share with it. Has the Worker make its own, which takes longer than the copy. All ranks call it.
    */
   async prepare(content: Pick<CheckpointContent, "model" | "optimizer">): Promise<void> {
-    const { model, moments } = partOf({ ...content, files: {} }, this.#company),
-      sizes = [...model, ...moments].map(bytesOf);
+    const part = partOf({ ...content, files: {} }, this.#company, this.#large_bytes);
+    const sizes = part.flatMap(({ tensors }) => tensors.map(bytesOf));
     const [bytes = 0] = await this.#company.sum(sizes.reduce((a, b) => a + b, 0));
     const hasRoom = hostLimits().free > SPARE * bytes, [n] = await this.#company.sum(Number(hasRoom));
     this.#isBeside = bytes >= this.#large_bytes && n === this.#company.world_size;
@@ -70,14 +68,15 @@ export class Saver implements AsyncDisposable {
   async save(runDir: string, content: CheckpointContent, keep: number): Promise<void> {
     await this.finish();
     if (!this.#isBeside) {
-      const path = await saveCheckpoint(runDir, content, keep, this.#company);
+      const path = await saveCheckpoint(runDir, content, keep, this.#company, undefined, this.#large_bytes);
       return this.#isFirst ? this.#tell(path) : undefined;
     }
     const { files, state } = content, { rank, world_size } = this.#company, place = { rank, world_size };
     await makeRoom(runDir, state, this.#company);
-    const part = partOf(content, this.#company);
-    const copies = copyOf([...part.model, ...part.moments], await this.#copies);
-    const order: ToWrite = { kind: "write", runDir, state, part: described(part), place, copies };
+    const part = partOf(content, this.#company, this.#large_bytes);
+    const copies = copyOf(part.flatMap(({ tensors }) => tensors), await this.#copies);
+    const described = part.map((file) => ({ ...file, tensors: file.tensors.map(describeTensor) }));
+    const order: ToWrite = { kind: "write", runDir, state, part: described, place, copies };
     const pending: Pending = {
       written: this.#ask(order).then(({ sums, copies }) => {
         this.#copies = Promise.resolve(copies);
@@ -168,8 +167,4 @@ export class Saver implements AsyncDisposable {
     if (!("error" in answer)) return answer;
     throw errorOf(answer);
   }
-}
-
-function described({ model, moments, ...rest }: Part<SavedTensor>): ToWrite["part"] {
-  return { ...rest, model: model.map(describeTensor), moments: moments.map(describeTensor) };
 }

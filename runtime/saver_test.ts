@@ -56,7 +56,7 @@ Deno.test("Saver writes the values of the moment, the same bytes as saveCheckpoi
     await saver.prepare(content(1));
     for (const step of [1, 2, 3]) {
       fill(w, step);
-      await saveCheckpoint(other, content(step), 3);
+      await saveCheckpoint(other, content(step), 3, ALONE, undefined, 0);
       await saver.save(run, content(step), 3);
       assertEquals(told.length, step - 1); // the one before is whole, this one has not been told of
       fill(w, 1000);
@@ -109,7 +109,9 @@ Deno.test("Savers of several ranks publish a checkpoint once all have said that 
   await all((saver, rank) => saver.prepare(contentOf(rank, 1)));
   for (const step of [1, 2, 3]) {
     fill(w, step), fill(m, -step);
-    await Promise.all(companies(3).map((rank) => saveCheckpoint(other, contentOf(rank, step), 3, rank)));
+    await Promise.all(
+      companies(3).map((rank) => saveCheckpoint(other, contentOf(rank, step), 3, rank, undefined, 0)),
+    );
     await all((saver, rank) => saver.save(run, contentOf(rank, step), 3));
     fill(w, 1000), fill(m, 1000);
     if (step === 1) {
@@ -184,13 +186,15 @@ Deno.test("partOfCopies() names the element of the whole tensor, in any piece an
   const [f32, bf16] = [new Float32Array(n).fill(3e38), new Uint16Array(2 * n).fill(0x7f7f)]; // the largest are finite
   const copies = [bf16, f32].map(({ buffer }) => new Uint8Array(buffer)), shape = [n];
   const write = () => {
-    const part = partOfCopies(run, state, {
-      model: [{ name: "w", dtype: "BF16", shape: [2 * n] }],
-      moments: [{ name: "m", dtype: "F32", shape }],
-      file: "model.safetensors",
-      metadata: { m: `5 of 2,${n}` },
-    }, copies);
-    return [...part.model, ...part.moments].map(({ bytes }) =>
+    const part = partOfCopies(run, state, [
+      { file: "model.safetensors", tensors: [{ name: "w", dtype: "BF16", shape: [2 * n] }], metadata: {} },
+      {
+        file: "optimizer.safetensors",
+        tensors: [{ name: "m", dtype: "F32", shape }],
+        metadata: { m: `5 of 2,${n}` },
+      },
+    ], copies);
+    return part.flatMap(({ tensors }) => tensors).map(({ bytes }) =>
       Array.from(bytes() as Iterable<Uint8Array>, (b) => b.length)
     );
   };
