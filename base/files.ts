@@ -186,6 +186,18 @@ export function sha256OfFile(path: string): string {
   return hash.digest("hex");
 }
 
+/** Files that several threads sum up, each taking the next one that is left. */
+export type SharedFiles = { paths: string[]; taken: Int32Array };
+
+/** sha256OfFile() of files that nobody has taken yet, by path, until none is left. */
+export function sha256OfShared({ paths, taken }: SharedFiles): Map<string, string> {
+  const sums = new Map<string, string>();
+  for (let i = Atomics.add(taken, 0, 1); i < paths.length; i = Atomics.add(taken, 0, 1)) {
+    sums.set(paths[i]!, sha256OfFile(paths[i]!));
+  }
+  return sums;
+}
+
 /** Hands all bytes of a file over, at most 1 MiB at a time in one buffer. Throws UserError where the system refuses. */
 export function readPieces(path: string, take: (piece: Uint8Array) => void): void {
   const buffer = new Uint8Array(1 << 20);

@@ -1,9 +1,9 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { UserError } from "./errors.ts";
 import { sha256OfFile } from "./files.ts";
-import { sha256OfFiles } from "./sha256.ts";
+import { beginSums } from "./sha256.ts";
 
-Deno.test("sha256OfFiles() sums up many bytes in Workers, and says which file cannot be read", async () => {
+Deno.test("beginSums() sums up many bytes in Workers, and says which file cannot be read", async () => {
   const dir = Deno.makeTempDirSync();
   const [empty, small, large] = ["empty", "small", "large"].map((name) => `${dir}/${name}`) as [
     string,
@@ -18,12 +18,12 @@ Deno.test("sha256OfFiles() sums up many bytes in Workers, and says which file ca
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
   ];
-  assertEquals(await sha256OfFiles([empty, small]), sums);
-  const [zeros, ...others] = await sha256OfFiles([large, empty, small, empty]);
+  assertEquals(await beginSums([empty, small])(), sums);
+  const [zeros, ...others] = await beginSums([large, empty, small, empty])();
   assertEquals(zeros, sha256OfFile(large));
   assertEquals(others, [...sums, sums[0]!]);
   await assertRejects(
-    () => sha256OfFiles([large, `${dir}/no`]),
+    beginSums([large, `${dir}/no`]),
     UserError,
     `Cannot read ${dir}/no: No such file`,
   );

@@ -1,15 +1,16 @@
-// A Worker that sums up files: each message is a path, each answer its sha256, or why it cannot be read.
-import { sha256OfFile } from "./files.ts";
+// A Worker that sums up files: the message is what several share, the answer the sha256 of those that it took, or why one cannot be
+// read.
+import { sha256OfShared, type SharedFiles } from "./files.ts";
 import { type Failed, failedBy, workerScope } from "./worker_scope.ts";
 
 /** An answer. */
-export type Summed = { sha256: string } | Failed;
+export type Summed = { sums: Map<string, string> } | Failed;
 
 const worker = workerScope();
 
-worker.onmessage = ({ data }: MessageEvent<string>) => {
+worker.onmessage = ({ data }: MessageEvent<SharedFiles>) => {
   try {
-    worker.postMessage({ sha256: sha256OfFile(data) } satisfies Summed);
+    worker.postMessage({ sums: sha256OfShared(data) } satisfies Summed);
   } catch (error) {
     worker.postMessage(failedBy(error) satisfies Summed);
   }

@@ -2,10 +2,14 @@
 // once, from the disk where this may drop its cache (root on Linux). Prints a table; each line is the median of the rounds.
 //
 //   deno run -q -P=bench bench/checkpoint.ts --mb=1000
+//
+// With --train=tiny,small,85M runs of these sizes in its place: steps beside which a checkpoint is written against those before, and how long a
+// process takes to its first step, of a new run and of one that goes on, whose files come from the disk.
 import process from "node:process";
-import { runMain } from "../base/errors.ts";
+import { runMain, UserError } from "../base/errors.ts";
 import { help, type Ranges, readFlags, whole } from "../base/flags.ts";
 import { table } from "../base/format.ts";
+import { lines } from "../base/lines.ts";
 import { open } from "../ffi/library.ts";
 import {
   ALONE,
@@ -13,6 +17,7 @@ import {
   loadCheckpoint,
   momentsFiles,
   READ_BYTES,
+  resolveCheckpoint,
   saveCheckpoint,
   weightsFile,
 } from "../runtime/checkpoint.ts";
@@ -27,8 +32,9 @@ const defaults = {
   mb: 1000, // of a checkpoint: a third are weights, the others moments
   rounds: 5, // of each line
   threads: navigator.hardwareConcurrency, // of the CPU
+  train: "", // times runs of train.ts instead, of these models, such as tiny,small,85M
   work_dir: "/tmp", // gets a directory for the time of the run
-  json: "", // where the results go; "" = bench/results/checkpoint-DATE.json
+  json: "", // where the results go; "" = bench/results/checkpoint-DATE.json, with --train resume-DATE.json
 };
 type Options = typeof defaults;
 
@@ -78,7 +84,102 @@ function dropCache(): boolean {
   return new Deno.Command("sh", { args, stderr: "null" }).outputSync().success;
 }
 
+const TRAIN = "run -q -P=train train.ts --device=cpu --eval_interval=0 --sample_interval=0".split(" ");
+const MODELS: Record<string, string[]> = { // beside the presets
+  "85M": "--preset=small --n_layer=12 --n_embd=768 --n_head=12 --n_kv_head=12 --n_inner=2048 --batch_size=1"
+    .split(" "),
+};
+const SAVES_AFTER = 12; // steps, of which the first four are left out
+
+/** Seconds of a run of train.ts from its start to its first step, and of each step: which it was, and whether a save went on. */
+async function timeRun(
+  flags: string[],
+): Promise<{ first: number; steps: [n: number, s: number, saving: boolean][] }> {
+  const start = performance.now(), steps: [number, number, boolean][] = [];
+  const child = new Deno.Command(Deno.execPath(), { args: [...TRAIN, ...flags], stdout: "piped" }).spawn();
+  let first = 0, last = start, saving = false;
+  for await (const line of lines(child.stdout)) {
+    const now = performance.now(), [, step] = /^step +(\d+)\//.exec(line) ?? [];
+    if (line.startsWith("saved ")) saving = false;
+    if (step === undefined) continue;
+    first ||= (now - start) / 1000;
+    steps.push([Number(step), (now - last) / 1000, saving]);
+    if (Number(step) % SAVES_AFTER === 0) saving = true;
+    last = now;
+  }
+  if (!(await child.status).success) throw new UserError(`Cannot measure: deno ${flags.join(" ")} failed`);
+  return { first, steps };
+}
+
+/** Prints and keeps what runs of each size take. */
+async function timeRuns(o: Options): Promise<void> {
+  const head = reportHead("deno run -q -P=bench bench/checkpoint.ts"), rows = [];
+  warnOfLoad(head.load_before);
+  for (const model of o.train.split(",")) {
+    const shape = MODELS[model] ?? [`--preset=${model}`];
+    const run = Deno.makeTempDirSync({ dir: o.work_dir, prefix: "loam_checkpoint_" });
+    try {
+      const flags = [
+        ...shape,
+        `--threads=${o.threads}`,
+        "--gradient_accumulation_steps=1",
+        `--out_dir=${run}/run`,
+      ];
+      const fresh = await timeRun([
+        ...flags,
+        `--max_iters=${3 * SAVES_AFTER}`,
+        `--save_interval=${SAVES_AFTER}`,
+      ]);
+      const directory = resolveCheckpoint(`${run}/run`);
+      dropCache();
+      const read = await timed(() => readOnce(directory));
+      dropCache();
+      const resumed = await timeRun([`--resume=${run}/run`, `--max_iters=${3 * SAVES_AFTER + 2}`]);
+      const of = (isSaving: boolean) =>
+        fresh.steps.filter(([n, , saving]) => saving === isSaving && n > 4 && n % SAVES_AFTER !== 1 // the copy is made before that one
+        ).map(([, seconds]) => seconds);
+      const bytes = [weightsFile(directory), ...momentsFiles(directory)].reduce(
+        (n, path) => n + Deno.statSync(path).size,
+        0,
+      );
+      rows.push({
+        model,
+        megabytes: bytes / 1e6,
+        start_to_first_step_s: fresh.first,
+        read_once_s: read.seconds,
+        resume_to_first_step_s: resumed.first,
+        step_s: of(false),
+        step_while_saving_s: of(true),
+      });
+    } finally {
+      Deno.removeSync(run, { recursive: true });
+    }
+  }
+  const ms = (seconds: number[]) =>
+    seconds.length === 0 ? "" : `${(1000 * median(seconds)).toFixed(1)} (${seconds.length})`;
+  const titles = [
+    "",
+    "MB",
+    "new: s to first step",
+    "read once, s",
+    "resumed: s to first step",
+    "ms a step (of)",
+    "while saving (of)",
+  ];
+  console.log(table([
+    titles,
+    ...rows.map((r) => [
+      r.model,
+      r.megabytes.toFixed(0),
+      ...[r.start_to_first_step_s, r.read_once_s, r.resume_to_first_step_s].map((s) => s.toFixed(2)),
+      ...[ms(r.step_s), ms(r.step_while_saving_s)],
+    ]),
+  ]));
+  console.log(`written to ${saveReport({ ...head, options: o, rows }, `resume-${head.date}`, o.json)}`);
+}
+
 async function main(o: Options): Promise<void> {
+  if (o.train !== "") return await timeRuns(o);
   const head = reportHead("deno run -q -P=bench bench/checkpoint.ts");
   warnOfLoad(head.load_before);
   open("cpu", { threads: o.threads });

@@ -3,7 +3,7 @@
 import { join, resolve } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isDirectory, isFile, sha256OfFile } from "../base/files.ts";
-import { sha256OfFiles } from "../base/sha256.ts";
+import { beginSums } from "../base/sha256.ts";
 import { type Dataset, requireShard } from "./bins.ts";
 import { verifyMeta } from "./meta.ts";
 import { CYCLE, slotsOf } from "./order.ts";
@@ -55,7 +55,7 @@ export function partsOf(dataset: Dataset | Mix): Part[] {
 export async function verifyShards(dataset: Dataset | Mix): Promise<void> {
   for (const { dataset: { dir, format, sha256 } } of partsOf(dataset)) {
     if (format === "loam") verifyMeta(dir);
-    const files = Object.keys(sha256), actual = await sha256OfFiles(files.map((file) => join(dir, file)));
+    const files = Object.keys(sha256), actual = await beginSums(files.map((file) => join(dir, file)))();
     files.forEach((file, i) => requireShard(dir, file, actual[i]!, sha256[file]!));
   }
 }

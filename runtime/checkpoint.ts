@@ -31,7 +31,7 @@ import {
   writeSafetensors,
 } from "./safetensors.ts";
 import { release, take } from "./memory.ts";
-import { requireSumsOf, SUMS, type Sums, writeSums } from "./sums.ts";
+import { beginCheck, SUMS, type Sums, writeSums } from "./sums.ts";
 import { type Address, bytesPerElement, readFloats } from "./tensor.ts";
 import { checkpointName, json, type TrainerState } from "./trainer_state.ts";
 
@@ -514,18 +514,17 @@ export async function loadCheckpoint(
   const parts = momentsFiles(directory).map((path) => ({ path, tensors: partsIn(path, moments) }));
   const files = [...parts, { path, tensors: model }]; // the larger ones first: what is read here their sums find in memory
   const wanted = files.filter(({ tensors }) => tensors.length > 0);
-  const check = requireSumsOf(wanted.map(({ path }) => path), sums);
-  check.catch(() => {}); // it is waited for below
+  const endCheck = beginCheck(wanted.map(({ path }) => path), sums);
   try {
     requireTensors(path, weights, model); // first: a weight says more than its moments
     requireComplete(directory, moments, parts.flatMap(({ tensors }) => tensors));
     for (const { path, tensors } of wanted) loadTensors(path, tensors, chunk_bytes);
   } catch (error) {
-    await check; // what is damaged may name other tensors
-    await requireSumsOf(parts.map(({ path }) => path), sums);
+    await endCheck(); // what is damaged may name other tensors
+    await beginCheck(parts.map(({ path }) => path), sums)();
     throw error;
   }
-  await check;
+  await endCheck();
 }
 
 function requireComplete(directory: string, wanted: SavedTensor[], found: SavedTensor[]): void {

@@ -2,7 +2,7 @@
 import { basename } from "node:path";
 import { UserError } from "../base/errors.ts";
 import { isFile, sha256OfFile, writeSynced } from "../base/files.ts";
-import { sha256OfFiles } from "../base/sha256.ts";
+import { beginSums } from "../base/sha256.ts";
 
 /** Its name. */
 export const SUMS = "SHA256SUMS";
@@ -72,13 +72,17 @@ export function requireSum(path: string, sha256: string | undefined): void {
 }
 
 /**
- * requireSum() of several files that are there, with several at a time where they are large. Does nothing without sums.
+ * Begins requireSum() of several files that are there, beside this thread where they are large. What is returned says how it ended.
+ * Does nothing without sums.
  */
-export async function requireSumsOf(paths: string[], sums: Sums | undefined): Promise<void> {
-  if (!sums) return;
-  for (const [i, sha256] of (await sha256OfFiles(paths)).entries()) {
-    if (sha256 !== sums.get(basename(paths[i]!))) throw damaged(paths[i]!);
-  }
+export function beginCheck(paths: string[], sums: Sums | undefined): () => Promise<void> {
+  if (!sums) return () => Promise.resolve();
+  const end = beginSums(paths);
+  return async () => {
+    for (const [i, sha256] of (await end()).entries()) {
+      if (sha256 !== sums.get(basename(paths[i]!))) throw damaged(paths[i]!);
+    }
+  };
 }
 
 function damaged(path: string): UserError {
