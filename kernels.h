@@ -259,7 +259,7 @@ int attention_cached(act* out, act* k_cache, act* v_cache, const act* qkv, int32
 
 // ---- linear: out = x weight^T (+ residual) ------------------------------------------------------------------------------
 
-/// x (N, IN), weight (OUT, IN), out and residual (N, OUT). residual may be 0; it may not be out.
+/// x (N, IN), weight (OUT, IN), out and residual (N, OUT). residual may be 0, or out.
 int linear_forward(act* out, const act* x, const act* weight, const act* residual, int32_t N, int32_t IN, int32_t OUT);
 
 /// out_o = sum over i of x_i * weight_oi: dx = dout weight, dweight = dout^T x; the gradient of the residual is dout.

@@ -267,7 +267,7 @@ export function attention_cached(
 }
 
 // ---- linear: out = x weight^T (+ residual)
-/** out, residual (N, OUT); x (N, IN); weight (OUT, IN). residual may be 0; it may not be out. */
+/** out, residual (N, OUT); x (N, IN); weight (OUT, IN). residual may be 0, or out. */
 export function linear_forward(
   out: Address,
   x: Address,

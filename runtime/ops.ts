@@ -96,12 +96,10 @@ function multiply(out: Address, x: Address, w: Tensor, residual: Address, N: num
   const [OUT, IN] = w.shape as [number, number],
     product = w.buf.isHalf ? k.linear_forward_bf16 : k.linear_forward;
   if (!low) return product(out, x, w.address, residual, N, IN, OUT);
-  const added = take(N * OUT * bytesPerElement("act"));
   multiply(low.u.address, x, low.A, 0n, N);
   scaleInPlace(low, N);
-  multiply(added.address, low.u.address, low.B, residual, N);
-  product(out, x, w.address, added.address, N, IN, OUT);
-  release(added);
+  multiply(out, low.u.address, low.B, residual, N);
+  product(out, x, w.address, out, N, IN, OUT);
 }
 
 /** dx = dout w, or adds that, for what multiply() did; outerGrad() comes before. dout (N, OUT), dx (N, IN) */

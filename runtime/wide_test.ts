@@ -343,11 +343,14 @@ Deno.test(
         half: allocate(2 * w.length),
       };
       k.convert(at.half, at.w, BF16, F32, BigInt(w.length));
-      for (const add of [0n, at.residual]) {
+      for (const add of [0n, at.residual, at.out]) {
         const expected = Float32Array.from(ref.linear(x, w, IN, add ? residual : undefined));
+        const begin = () =>
+          add === at.out ? copyToDevice(at.out, residual) : k.fill_zero(at.out, BigInt(4 * N * OUT));
+        begin();
         k.linear_forward(at.out, at.x, at.w, add, N, IN, OUT);
         assertEquals(read(at.out, N * OUT), expected, `float, ${N} ${IN} ${OUT}`);
-        k.fill_zero(at.out, BigInt(4 * N * OUT));
+        begin();
         k.linear_forward_bf16(at.out, at.x, at.half, add, N, IN, OUT);
         assertEquals(read(at.out, N * OUT), expected, `bfloat16, ${N} ${IN} ${OUT}`);
       }
