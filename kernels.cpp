@@ -294,6 +294,25 @@ static inline bf16 to_bf16(float x) {
   return (bf16)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
+// ---- helpers: memory that is read next --------------------------------------------------------------------------------
+//
+// The processor fetches ahead of what is read in order, but ends at each page of 4 KiB, which one row or a few fill here.
+
+enum { FETCH = 64 };  // floats
+
+/// Asks for FETCH floats.
+static inline void fetch(const float* x) {
+  for (int i = 0; i < FETCH; i += 16) __builtin_prefetch(x + i, 0, 2);
+}
+
+/// Asks for rows of `columns` floats, `row` apart.
+static inline void fetch_rows(const float* x, size_t row, int64_t rows, int64_t columns) {
+  for (int64_t i = 0; i < rows; i++) {
+    for (int64_t j = 0; j < columns; j += 16) __builtin_prefetch(x + i * row + j, 0, 2);
+  }
+  asm volatile("");  // GCC leaves out calls of a function that does nothing else
+}
+
 // ---- helpers: the inner loop of every matrix product ----------------------------------------------------------------
 
 #define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
@@ -1597,9 +1616,9 @@ struct Softmax {
   }
 };
 
-/// Of W queries and the first `end` keys, and of what was there before.
-static inline vec largest_score(const float* column, int64_t end, vec before) {
-  vec even = before, odd = before;  // two maxima, as each waits for the one before it
+/// Of W queries and the first `end` keys.
+static inline vec largest_score(const float* column, int64_t end) {
+  vec even = vec{} - INFINITY, odd = even;  // two maxima, as each waits for the one before it
   for (int64_t n = 0; n + 1 < end; n += 2) {
     even = larger(load(column + n * BLOCK), even);
     odd = larger(load(column + (n + 1) * BLOCK), odd);
@@ -1614,7 +1633,7 @@ static void online_softmax(Softmax* state, float* scores, int64_t keys, int64_t 
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift, begins);
     float* column = scores + m;
-    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top);
+    vec before = load(state->top + m), top = larger(before, largest_score(column, end)), factor = fast_exp(before - top);
     vec sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < end; n++) {
       vec p = fast_exp(load(column + n * BLOCK) - top);
@@ -1674,18 +1693,40 @@ static void attend(float* out, size_t out_row, float* lse, const float* q, size_
   divide_by_sums(out, out_row, lse, scratch.result, state, queries, D);
 }
 
+/// A block of queries of one head: a task of the forward pass.
+struct QueryBlock {
+  int64_t b, head, t, queries;
+  QueryBlock(const AttentionSize& size, int64_t task) {
+    int64_t n_blocks = size.n_blocks();
+    b = task / n_blocks / size.H, head = task / n_blocks % size.H;
+    t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
+    queries = min(BLOCK, size.T - t);
+  }
+};
+
+/// Tasks that a thread takes at a time, so that it knows the next one.
+static int64_t tasks_at_once(int64_t tasks) { return max(1, min(4, tasks / (8 * thread_count))); }
+
+/// Asks for where a task writes to, and for the queries of the next.
+static void fetch_queries(const float* out, const float* qkv, const AttentionSize& size, int64_t task) {
+  const QueryBlock here(size, task), next(size, min(task + 1, size.B * size.H * size.n_blocks() - 1));
+  const int64_t out_row = size.out_row(), qkv_row = size.qkv_row(), D = size.D;
+  fetch_rows(out + (here.b * size.T + here.t) * out_row + here.head * D, out_row, here.queries, D);
+  fetch_rows(qkv + (next.b * size.T + next.t) * qkv_row + next.head * D, qkv_row, next.queries, D);
+}
+
 /// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
 static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v, const int32_t* starts,
                        const AttentionSize& size, int64_t pos, int64_t T_max, float* memory) {
-  int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks();
-#pragma omp parallel for num_threads(team(B * H * T * (pos + T) * D / 16)) schedule(dynamic)
-  for (int64_t task = 0; task < n_blocks * B * H; task++) {
-    int64_t b = task / n_blocks / H, head = task / n_blocks % H;
-    int64_t t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
+  int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, tasks = size.n_blocks() * B * H;
+#pragma omp parallel for num_threads(team(B * H * T * (pos + T) * D / 16)) schedule(dynamic, tasks_at_once(tasks))
+  for (int64_t task = 0; task < tasks; task++) {
+    const auto [b, head, t, queries] = QueryBlock(size, task);
     int64_t row = b * T + t, kv = (b * K + size.kv_head(head)) * T_max * D;
+    fetch_queries(out, qkv, size, task);
     attend(out + row * size.out_row() + head * D, size.out_row(), lse ? lse + (b * H + head) * T + t : nullptr,
            qkv + row * size.qkv_row() + head * D, size.qkv_row(), k + kv, v + kv, starts ? starts + row : nullptr,
-           min(BLOCK, T - t), pos + t, D, memory + omp_get_thread_num() * AttentionScratch::floats(D));
+           queries, pos + t, D, memory + omp_get_thread_num() * AttentionScratch::floats(D));
   }
 }
 
@@ -1708,17 +1749,17 @@ struct PairedHeads {
 /// Scratch memory of one thread for one block of queries.
 struct PairScratch {
   float *scores, *dscores;       // (BLOCK keys, BLOCK queries)
-  float *rows, *result;          // (BLOCK, D): queries times the scale; out in the forward pass, dq in the backward pass
+  float* result;                 // (BLOCK, D): out in the forward pass, dq in the backward pass
   uint32_t *qt, *dout_t;         // pairs along D, transposed: (D / 2, BLOCK)
   uint32_t *q, *dout;            // pairs across queries: (BLOCK / 2, D)
   uint32_t *p_across, *ds_across;  // pairs across keys: (BLOCK / 2, BLOCK queries)
   uint32_t *p_along, *ds_along;    // pairs across queries: (BLOCK keys, BLOCK / 2)
-  static size_t dwords(int64_t D) { return 4 * BLOCK * BLOCK + 4 * BLOCK * round_up(D, 32); }
+  static size_t dwords(int64_t D) { return 4 * BLOCK * BLOCK + 3 * BLOCK * round_up(D, 32); }
   PairScratch(uint32_t* memory, int64_t D) {
     const int64_t square = BLOCK * BLOCK, half = square / 2, block = BLOCK * round_up(D, 32);
     scores = (float*)memory, dscores = scores + square;
     p_across = memory + 2 * square, ds_across = p_across + half, p_along = ds_across + half, ds_along = p_along + half;
-    rows = (float*)(ds_along + half), result = rows + block;
+    result = (float*)(ds_along + half);
     qt = (uint32_t*)(result + block), dout_t = qt + block / 2, q = dout_t + block / 2, dout = q + block / 2;
   }
 };
@@ -1757,18 +1798,18 @@ PAIRS static void pair_keys(float* out, const uint32_t* scores, const uint32_t* 
   }
 }
 
-/// online_softmax() whose exponentials are left as pairs across keys.
+/// online_softmax() of scores times the scale, whose exponentials are left as pairs across keys.
 PAIRS static void pair_softmax(Softmax* state, uint32_t* pairs, float* scores, int64_t keys, int64_t queries, int64_t shift,
-                               const int32_t* begins) {
+                               const int32_t* begins, float scale) {
   for (int64_t m = 0; m < queries; m += W) {
     int64_t end = mask(scores, -INFINITY, keys, m, shift, begins);
     const float* column = scores + m;
-    vec before = load(state->top + m), top = largest_score(column, end, before), factor = fast_exp(before - top);
+    vec before = load(state->top + m), top = larger(before, scale * largest_score(column, end)), factor = fast_exp(before - top);
     vec sum = load(state->sum + m) * factor;
     for (int64_t n = 0; n < keys; n += 2) {
       vec p = {}, next = {};
-      if (n < end) p = fast_exp(load(column + n * BLOCK) - top);
-      if (n + 1 < end) next = fast_exp(load(column + (n + 1) * BLOCK) - top);
+      if (n < end) p = fast_exp(scale * load(column + n * BLOCK) - top);
+      if (n + 1 < end) next = fast_exp(scale * load(column + (n + 1) * BLOCK) - top);
       sum += p;
       sum += next;
       _mm512_storeu_si512(pairs + n / 2 * BLOCK + m, pairs_across((__m512)p, (__m512)next));
@@ -1786,15 +1827,14 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
   PairScratch scratch(memory, D);
   Softmax state;
   const Begins seen(starts, queries, position);
-  for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * q_row, D, 1.0f / sqrtf((float)D));
-  pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
+  pack_pairs_transposed(scratch.qt, BLOCK, q, q_row, D, queries);
   int64_t all_keys = position + queries;
   for (int64_t key = seen.first_key; key < all_keys; key += BLOCK) {
     int64_t keys = min(BLOCK, all_keys - key), shift = position - key;
     int64_t rows = seen.rows(queries, keys, shift), columns = round_up(rows, W);
     bool again = key > seen.first_key;
     pair_scores(scratch.scores, k + key * heads.row, heads.row, scratch.qt, keys, columns, D, shift);
-    pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift, seen.begins);
+    pair_softmax(&state, scratch.p_across, scratch.scores, keys, columns, shift, seen.begins, 1.0f / sqrtf((float)D));
     if (again) rescale(scratch.result, state, rows, D);
     pair_queries(scratch.result, scratch.p_across, v + key / 2 * heads.wide, heads.wide, keys, rows, D, shift, again);
     if (!again) clear_rows(scratch.result, rows, queries, D);
@@ -1804,7 +1844,8 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
 
 PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv, const int32_t* starts,
                                         const AttentionSize& size) {
-  const int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, n_blocks = size.n_blocks(), row = size.qkv_row();
+  const int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, row = size.qkv_row();
+  const int64_t tasks = size.n_blocks() * B * H;
   const PairedHeads heads(size);
   const size_t scratch = PairScratch::dwords(D);
   uint32_t* memory = (uint32_t*)workspace((thread_count * scratch + B * K * (heads.along + heads.across)) * sizeof(uint32_t));
@@ -1818,14 +1859,14 @@ PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv
       pack_pairs_along(k + pair * heads.along, heads.row, from, row, D, T);
       pack_pairs_across(v + pair * heads.across, heads.wide, from + K * D, row, T, D);
     }
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < n_blocks * B * H; task++) {
-      int64_t b = task / n_blocks / H, head = task / n_blocks % H;
-      int64_t t = (n_blocks - 1 - task % n_blocks) * BLOCK;  // the longest first
+#pragma omp for schedule(dynamic, tasks_at_once(tasks))
+    for (int64_t task = 0; task < tasks; task++) {
+      const auto [b, head, t, queries] = QueryBlock(size, task);
       int64_t at = b * T + t, pair = b * K + size.kv_head(head);
+      fetch_queries(out, qkv, size, task);
       pair_attend(out + at * size.out_row() + head * D, size.out_row(), lse + (b * H + head) * T + t,
                   qkv + at * row + head * D, row, k + pair * heads.along, v + pair * heads.across, heads,
-                  starts ? starts + at : nullptr, min(BLOCK, T - t), t, D, memory + omp_get_thread_num() * scratch);
+                  starts ? starts + at : nullptr, queries, t, D, memory + omp_get_thread_num() * scratch);
     }
   }
   return 0;
@@ -1916,56 +1957,81 @@ static void attend_backward(const AttentionHead& head, const float* k, const flo
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
 
-/// Adds up the parts of dk and dv, (B, K, parts, 2, T, D), in order into the key and value heads of dqkv.
-static void sum_kv_parts(float* dqkv, const float* partials, const AttentionSize& size, int64_t parts) {
-  int64_t T = size.T, K = size.K, D = size.D, rows = size.B * K * T;
-#pragma omp parallel for num_threads(team(rows * D))
-  for (int64_t row = 0; row < rows; row++) {
-    int64_t pair = row / T, t = row % T;
-    for (int64_t is_v = 0; is_v < 2; is_v++) {
-      const float* from = partials + ((pair * parts * 2 + is_v) * T + t) * D;
-      float* to = dqkv + (pair / K * T + t) * size.qkv_row() + (size.H + is_v * K + pair % K) * D;
-      for (int64_t d = 0; d < D; d += PIECE) {
-        piece sum = load<piece>(from + d);
-        for (int64_t part = 1; part < parts; part++) sum += load<piece>(from + part * 2 * T * D + d);
-        store(to + d, sum);
-      }
+/// Row t of the key and value heads of dqkv that `pair` of (B, K) is = the sum in order of the parts of dk and dv, (parts, 2, T, D).
+static void sum_kv_row(float* dqkv, const float* partials, const AttentionSize& size, int64_t parts, int64_t pair, int64_t t) {
+  int64_t T = size.T, K = size.K, D = size.D;
+  for (int64_t is_v = 0; is_v < 2; is_v++) {
+    const float* from = partials + (is_v * T + t) * D;
+    float* to = dqkv + (pair / K * T + t) * size.qkv_row() + (size.H + is_v * K + pair % K) * D;
+    for (int64_t d = 0; d < D; d += PIECE) {
+      piece sum = load<piece>(from + d);
+      for (int64_t part = 1; part < parts; part++) sum += load<piece>(from + part * 2 * T * D + d);
+      store(to + d, sum);
     }
   }
 }
 
-/// The backward pass over all queries, a block at a time: block(head, pair, t, queries) for those from t on of a query head
-/// that reads key/value head `pair` of (B, K).
+/// Tasks that one key/value head of one batch row is cut into.
+static int64_t backward_parts(const AttentionSize& size) {
+  int64_t pairs = size.B * size.K, wanted = 4 * thread_count;
+  return pairs >= wanted ? 1 : min(size.H / size.K * size.n_blocks(), divide_up(wanted, pairs));
+}
+
+/// Floats of dk and dv in all parts.
+static int64_t partial_floats(const AttentionSize& size, int64_t parts) {
+  return (parts > 1 ? size.B * size.K * parts : thread_count) * 2 * size.T * size.D;
+}
+
+/// The backward pass over all queries, a block at a time: prepare(k) reads a key head, behind which the value head stands, and
+/// block(head, t, queries) goes over the queries from t on of a query head that uses it.
 ///
 /// A task is one key/value head of one batch row with all queries that use it, so that dk and dv have one writer. Where
 /// that makes too few tasks for the threads, each is cut into `parts`, which sum dk and dv apart in `partials`, to be added
 /// in order.
-template <class Block>
+template <class Prepare, class Block>
 static void attend_backward_all(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
                                 const float* qkv, const int32_t* starts, const AttentionSize& size, int64_t parts,
-                                float* partials, const Block& block) {
-  int64_t T = size.T, H = size.H, K = size.K, D = size.D;
+                                float* partials, const Prepare& prepare, const Block& block) {
+  int64_t T = size.T, H = size.H, K = size.K, D = size.D, qkv_row = size.qkv_row(), out_row = size.out_row();
   int64_t n_blocks = size.n_blocks(), group = H / K, head_floats = T * D;
+  auto head_of = [&](int64_t pair, int64_t item, float* dk) {
+    int64_t b = pair / K, head = pair % K * group + item / n_blocks;
+    int64_t q_at = b * T * qkv_row + head * D, out_at = b * T * out_row + head * D, row_at = (b * H + head) * T;
+    return AttentionHead{qkv + q_at, dout + out_at, out + out_at, lse + row_at, dqkv + q_at, dk, dk + head_floats,
+                         delta + row_at, starts ? starts + b * T : nullptr};
+  };
+  auto fetch_block = [&](const AttentionHead& head, int64_t t) {
+    fetch_rows(head.q + t * qkv_row, qkv_row, min(BLOCK, T - t), D);
+    fetch_rows(head.dout + t * out_row, out_row, min(BLOCK, T - t), D);
+    fetch_rows(head.out + t * out_row, out_row, min(BLOCK, T - t), D);
+  };
 #pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
   for (int64_t task = 0; task < size.B * K * parts; task++) {
-    int64_t pair = task / parts, b = pair / K;
-    float* dk = partials + task * 2 * head_floats;
+    int64_t pair = task / parts;
+    float* dk = partials + (parts > 1 ? task : omp_get_thread_num()) * 2 * head_floats;
     memset(dk, 0, 2 * head_floats * sizeof(float));
+    prepare(qkv + pair / K * T * qkv_row + (H + pair % K) * D);
     for (int64_t item = task % parts; item < group * n_blocks; item += parts) {
-      int64_t head = pair % K * group + item / n_blocks, t = item % n_blocks * BLOCK;
-      int64_t q_at = b * T * size.qkv_row() + head * D, out_at = b * T * size.out_row() + head * D;
-      int64_t row_at = (b * H + head) * T;
-      block(AttentionHead{qkv + q_at, dout + out_at, out + out_at, lse + row_at, dqkv + q_at, dk, dk + head_floats,
-                          delta + row_at, starts ? starts + b * T : nullptr},
-            pair, t, min(BLOCK, T - t));
+      int64_t t = item % n_blocks * BLOCK, next = item + parts;
+      AttentionHead head = head_of(pair, item, dk);
+      fetch_rows(head.dq + t * qkv_row, qkv_row, min(BLOCK, T - t), D);
+      if (next < group * n_blocks) fetch_block(head_of(pair, next, dk), next % n_blocks * BLOCK);
+      block(head, t, min(BLOCK, T - t));
     }
+    for (int64_t t = 0; parts == 1 && t < T; t++) sum_kv_row(dqkv, dk, size, parts, pair, t);
   }
-  sum_kv_parts(dqkv, partials, size, parts);
+  if (parts == 1) return;
+  int64_t rows = size.B * K * T;
+#pragma omp parallel for num_threads(team(rows * D))
+  for (int64_t row = 0; row < rows; row++) {
+    int64_t pair = row / T;
+    sum_kv_row(dqkv, partials + pair * parts * 2 * head_floats, size, parts, pair, row % T);
+  }
 }
 
 #ifdef HAS_PAIR_PRODUCTS
 
-/// softmax_backward() that leaves P as pairs across queries and dS as pairs both ways.
+/// softmax_backward() of scores times the scale, that leaves P as pairs across queries and dS as pairs both ways.
 PAIRS static void pair_softmax_backward(const PairScratch& scratch, const float* lse, const float* delta, int64_t keys,
                                         int64_t queries, int64_t shift, const int32_t* begins, float scale) {
   for (int64_t m = 0; m < queries; m += W) {
@@ -1976,7 +2042,7 @@ PAIRS static void pair_softmax_backward(const PairScratch& scratch, const float*
       vec p[2] = {}, ds[2] = {};
       UNROLL for (int i = 0; i < 2; i++) {
         if (n + i < end) {
-          p[i] = fast_exp(load(scratch.scores + (n + i) * BLOCK + m) - l);
+          p[i] = fast_exp(scale * load(scratch.scores + (n + i) * BLOCK + m) - l);
           ds[i] = p[i] * (load(scratch.dscores + (n + i) * BLOCK + m) - d) * scale;
         }
         const int64_t at = ((n + i) * BLOCK + m) / 2;
@@ -1990,7 +2056,7 @@ PAIRS static void pair_softmax_backward(const PairScratch& scratch, const float*
 
 /// Keys and values of one head as pairs.
 struct PairedHead {
-  const uint32_t *k_along, *k_across, *v_along;
+  uint32_t *k_along, *k_across, *v_along;
 };
 
 /// attend_backward() from paired keys and values.
@@ -2001,8 +2067,7 @@ PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHe
   alignas(64) float lse[BLOCK] = {}, delta[BLOCK] = {};
   const Begins seen(head.starts_from(t), queries, t);
   const float scale = 1.0f / sqrtf((float)D), *q = head.q + t * qkv_row, *dout = head.dout + t * out_row;
-  for (int64_t m = 0; m < queries; m++) scale_row(scratch.rows + m * D, q + m * qkv_row, D, scale);
-  pack_pairs_transposed(scratch.qt, BLOCK, scratch.rows, D, D, queries);
+  pack_pairs_transposed(scratch.qt, BLOCK, q, qkv_row, D, queries);
   pack_pairs_transposed(scratch.dout_t, BLOCK, dout, out_row, D, queries);
   pack_pairs_across(scratch.q, heads.wide, q, qkv_row, queries, D);
   pack_pairs_across(scratch.dout, heads.wide, dout, out_row, queries, D);
@@ -2023,31 +2088,28 @@ PAIRS static void pair_attend_backward(const AttentionHead& head, const PairedHe
   copy_rows(head.dq + t * qkv_row, qkv_row, scratch.result, D, queries, D);
 }
 
-/// attention_backward() by pairs; `parts` as it says.
 PAIRS static int pair_attention_backward(float* dqkv, float* delta, const float* dout, const float* out, const float* lse,
-                                         const float* qkv, const int32_t* starts, const AttentionSize& size,
-                                         int64_t parts) {
-  const int64_t K = size.K, T = size.T, D = size.D, row = size.qkv_row(), heads_in_all = size.B * K;
+                                         const float* qkv, const int32_t* starts, const AttentionSize& size) {
+  const int64_t K = size.K, T = size.T, D = size.D, row = size.qkv_row(), parts = backward_parts(size);
   const PairedHeads heads(size);
-  const size_t scratch = PairScratch::dwords(D), part_floats = 2 * parts * size.kv_floats();
-  const size_t head_dwords = heads_in_all * (2 * heads.along + heads.across);
-  uint32_t* memory = (uint32_t*)workspace((thread_count * scratch + part_floats + head_dwords) * sizeof(uint32_t));
+  const size_t scratch = PairScratch::dwords(D), own = scratch + 2 * heads.along + heads.across;
+  uint32_t* memory = (uint32_t*)workspace((thread_count * own + partial_floats(size, parts)) * sizeof(uint32_t));
   if (!memory) return 1;
-  float* partials = (float*)(memory + thread_count * scratch);
-  uint32_t* k_along = (uint32_t*)(partials + part_floats);
-  uint32_t *v_along = k_along + heads_in_all * heads.along, *k_across = v_along + heads_in_all * heads.along;
-#pragma omp parallel for num_threads(team(size.kv_floats()))
-  for (int64_t pair = 0; pair < heads_in_all; pair++) {
-    const float* from = qkv + pair / K * T * row + (size.H + pair % K) * D;
-    pack_pairs_along(k_along + pair * heads.along, heads.row, from, row, D, T);
-    pack_pairs_along(v_along + pair * heads.along, heads.row, from + K * D, row, D, T);
-    pack_pairs_across(k_across + pair * heads.across, heads.wide, from, row, T, D);
-  }
-  auto block = [&](const AttentionHead& head, int64_t pair, int64_t t, int64_t queries) {
-    PairedHead paired = {k_along + pair * heads.along, k_across + pair * heads.across, v_along + pair * heads.along};
-    pair_attend_backward(head, paired, heads, size, t, queries, memory + omp_get_thread_num() * scratch);
+  auto paired = [&] {
+    uint32_t* k_along = memory + omp_get_thread_num() * own + scratch;
+    return PairedHead{k_along, k_along + 2 * heads.along, k_along + heads.along};
   };
-  attend_backward_all(dqkv, delta, dout, out, lse, qkv, starts, size, parts, partials, block);
+  auto prepare = [&](const float* k) {
+    const PairedHead to = paired();
+    pack_pairs_along(to.k_along, heads.row, k, row, D, T);
+    pack_pairs_along(to.v_along, heads.row, k + K * D, row, D, T);
+    pack_pairs_across(to.k_across, heads.wide, k, row, T, D);
+  };
+  auto block = [&](const AttentionHead& head, int64_t t, int64_t queries) {
+    pair_attend_backward(head, paired(), heads, size, t, queries, memory + omp_get_thread_num() * own);
+  };
+  attend_backward_all(dqkv, delta, dout, out, lse, qkv, starts, size, parts, (float*)(memory + thread_count * own), prepare,
+                      block);
   return 0;
 }
 
@@ -2058,21 +2120,22 @@ int attention_backward(float* dqkv, float* delta, const float* dout, const float
   BEGIN(SIZES(B, T, H, K, D), ADDRESSES(dqkv, delta, dout, out, lse, qkv));
   TRY(check_attention(B, T, H, K, D));
   AttentionSize size = {B, T, H, K, D};
-  int64_t pairs = (int64_t)B * K, head_floats = (int64_t)T * D;
-  int64_t parts = pairs >= 4 * thread_count ? 1 : min(H / K * size.n_blocks(), divide_up(4 * thread_count, pairs));
 #ifdef HAS_PAIR_PRODUCTS
-  if (use_pairs) return pair_attention_backward(dqkv, delta, dout, out, lse, qkv, starts, size, parts);
+  if (use_pairs) return pair_attention_backward(dqkv, delta, dout, out, lse, qkv, starts, size);
 #endif
-  size_t scratch = AttentionScratch::floats(D), thread_floats = thread_count * scratch;
-  float* memory = (float*)workspace((thread_floats + 2 * (1 + parts) * size.kv_floats()) * sizeof(float));
+  const int64_t head_floats = (int64_t)T * D, row = size.qkv_row(), parts = backward_parts(size);
+  const size_t scratch = AttentionScratch::floats(D), own = scratch + 2 * head_floats;
+  float* memory = (float*)workspace((thread_count * own + partial_floats(size, parts)) * sizeof(float));
   if (!memory) return 1;
-  float *k = memory + thread_floats, *v = k + size.kv_floats(), *partials = v + size.kv_floats();
-  copy_kv_heads(k, v, qkv, size, 0, T);
-  attend_backward_all(dqkv, delta, dout, out, lse, qkv, starts, size, parts, partials,
-                      [&](const AttentionHead& head, int64_t pair, int64_t t, int64_t queries) {
-                        attend_backward(head, k + pair * head_floats, v + pair * head_floats, size, t, queries,
-                                        memory + omp_get_thread_num() * scratch);
-                      });
+  auto keys = [&] { return memory + omp_get_thread_num() * own + scratch; };
+  auto prepare = [&](const float* k) {
+    copy_rows(keys(), D, k, row, T, D);
+    copy_rows(keys() + head_floats, D, k + K * D, row, T, D);
+  };
+  auto block = [&](const AttentionHead& head, int64_t t, int64_t queries) {
+    attend_backward(head, keys(), keys() + head_floats, size, t, queries, keys() - scratch);
+  };
+  attend_backward_all(dqkv, delta, dout, out, lse, qkv, starts, size, parts, memory + thread_count * own, prepare, block);
   return 0;
 }
 
@@ -2517,31 +2580,41 @@ int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
   for (int i = 0; i < N; i++) {
     const float* gate = gate_up + (size_t)i * 2 * F;
     const float* up = gate + F;
-    float* to = h + (size_t)i * F;
+    float* out = h + (size_t)i * F;
+    for (int from = 0; from < F; from += FETCH) {
+      const int to = (int)min(F, from + FETCH);
+      fetch(gate + from + 2 * F), fetch(up + from + 2 * F);
 #pragma omp simd
-    for (int f = 0; f < F; f++) to[f] = gate[f] * sigmoid(gate[f]) * up[f];
+      for (int f = from; f < to; f++) out[f] = gate[f] * sigmoid(gate[f]) * up[f];
+    }
   }
   return 0;
+}
+
+/// One row; h is written again where AGAIN.
+template <bool AGAIN>
+static void swiglu_backward_row(float* dgate, float* h, const float* dh, const float* gate, int F) {
+  for (int from = 0; from < F; from += FETCH) {
+    const int to = (int)min(F, from + FETCH);
+    fetch(gate + from + 2 * F), fetch(gate + from + 3 * F), fetch(dh + from + F);
+#pragma omp simd
+    for (int f = from; f < to; f++) {
+      float g = gate[f], u = gate[F + f], d = dh[f], s = sigmoid(g);  // all are read before either place is written
+      if (AGAIN) h[f] = g * s * u;
+      dgate[f] = d * u * s * (1.0f + g * (1.0f - s));  // silu' = s + g s', and s' = s (1 - s)
+      dgate[F + f] = d * g * s;                         // h is linear in up
+    }
+  }
 }
 
 int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gate_up, int32_t N, int32_t F) {
   BEGIN(SIZES(N, F), ADDRESSES(dgate_up, dh, gate_up));
 #pragma omp parallel for num_threads(team((int64_t)N * F))
-  for (int i = 0; i < N; i++) {
-    const float* gate = gate_up + (size_t)i * 2 * F;
-    float* dgate = dgate_up + (size_t)i * 2 * F;
-    const float* grad = dh + (size_t)i * F;
-    if (h) {
-      float* to = h + (size_t)i * F;
-#pragma omp simd
-      for (int f = 0; f < F; f++) to[f] = gate[f] * sigmoid(gate[f]) * gate[F + f];
-    }
-#pragma omp simd
-    for (int f = 0; f < F; f++) {
-      float g = gate[f], u = gate[F + f], d = grad[f], s = sigmoid(g);  // all are read before either place is written
-      dgate[f] = d * u * s * (1.0f + g * (1.0f - s));  // silu' = s + g s', and s' = s (1 - s)
-      dgate[F + f] = d * g * s;                         // h is linear in up
-    }
+  for (int64_t i = 0; i < N; i++) {
+    const float *gate = gate_up + i * 2 * F, *grad = dh + i * F;
+    float* dgate = dgate_up + i * 2 * F;
+    if (h) swiglu_backward_row<true>(dgate, h + i * F, grad, gate, F);
+    else swiglu_backward_row<false>(dgate, nullptr, grad, gate, F);
   }
   return 0;
 }

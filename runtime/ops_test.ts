@@ -262,6 +262,7 @@ Deno.test("attention() agrees with float64 for head groups of 1, 2, 3 and every 
       compareAttention({ B: T === 130 ? 1 : 2, T, H, K, D });
     }
   }
+  compareAttention({ B: 2, T: 67, H: 8, K: 4, D: headSize(8) }); // key heads enough for two threads
 });
 
 /** Documents that begin where a tile does, beside it and at random, one of them of one token, and the last token. */
@@ -1121,6 +1122,7 @@ Deno.test("attention() of bfloat16 pairs agrees with float64 but for the roundin
         [131, 3, 1, 40, true],
         [197, 2, 2, 8, true],
         [65, 1, 1, 136, false],
+        [67, 8, 4, 40, false], // key heads enough for two threads
       ] as const
     ) {
       const size = { B: 2, T, H, K, D, ...(apart ? { starts: documents(T) } : {}) };
