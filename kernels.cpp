@@ -1068,7 +1068,9 @@ int rmsnorm_forward(float* out, float* rstd, const float* x, const float* weight
   return 0;
 }
 
-/// One row: dx = rstd * (g - n * mean(g * n)) and dweight += dout * n, with n = x * rstd and g = dout * weight.
+/// One row: dx = rstd * (g - n * mean(g * n)) and dweight += dout * n, with n = x * rstd and g = dout * weight; out = n * weight
+/// again, where AGAIN.
+template <bool AGAIN>
 static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const float* dout, const float* x,
                                  const float* weight, float rstd, int C, bool accumulate_dx) {
   float sum = 0.0f;
@@ -1080,11 +1082,10 @@ static void rmsnorm_backward_row(float* dx, float* dweight, float* out, const fl
     float d = dout[c];  // dx may be dout
     // The first term is as if rstd were a constant; the second takes out what changes the row's length, not its direction.
     dx[c] = (accumulate_dx ? dx[c] : 0.0f) + rstd * (d * weight[c] - x[c] * factor);
-    dweight[c] += d * (x[c] * rstd);  // out = n * weight: its derivative is n
+    float n = x[c] * rstd;
+    dweight[c] += d * n;  // out = n * weight: its derivative is n
+    if (AGAIN) out[c] = n * weight[c];
   }
-  if (!out) return;
-#pragma omp simd
-  for (int c = 0; c < C; c++) out[c] = x[c] * rstd * weight[c];
 }
 
 int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, const float* x, const float* weight,
@@ -1101,8 +1102,8 @@ int rmsnorm_backward(float* dx, float* dweight, float* out, const float* dout, c
     memset(sums, 0, C * sizeof(float));
     for (int64_t i = block * SUM_ROWS; i < min(N, (block + 1) * SUM_ROWS); i++) {
       size_t at = row_at(i, C, group, stride);
-      rmsnorm_backward_row(dx + at, sums, out ? out + at : nullptr, dout + at, x + at, weight, rstd[i], C,
-                           accumulate_dx);
+      auto row = out ? rmsnorm_backward_row<true> : rmsnorm_backward_row<false>;
+      row(dx + at, sums, out ? out + at : nullptr, dout + at, x + at, weight, rstd[i], C, accumulate_dx);
     }
   }
   sum_rows(dweight, partial, n_blocks, C, C, accumulate_dweight);
