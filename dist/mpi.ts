@@ -193,7 +193,7 @@ export class Mpi {
 
   /** Waits until all are done, and takes them out. */
   async #wait(requests: Request[]): Promise<void> {
-    for (; requests.length > 0; requests.shift()) {
+    for (; !this.#isDone(requests); requests.shift()) { // on another thread only for what is not here yet
       const { name, request } = requests[0]!;
       this.#check(name, await this.#library.MPI_Wait(request, this.#handles.statusIgnore));
     }
