@@ -10,7 +10,7 @@ import { settle } from "../runtime/checkpoint.ts";
 import { type DebugMode, setDebug } from "../runtime/debug.ts";
 import { Inputs } from "../runtime/inputs.ts";
 import { type Log, logOfRank, requireIdle } from "../runtime/metrics.ts";
-import { AdamW, Parameters } from "../runtime/optim.ts";
+import { AdamW, type LoadValues, Parameters } from "../runtime/optim.ts";
 import type { Saver } from "../runtime/saver.ts";
 import type { Schedule } from "../runtime/schedule.ts";
 import { readTrainerState, type TrainerState } from "../runtime/trainer_state.ts";
@@ -88,7 +88,7 @@ export async function makeParts(
   const model = init(c), from = checkpoint === undefined ? config.init_from : c.lora && checkpoint;
   const readsAll = rank === 0 || eval_only; // else openLog() compares what the others have
   const stored = from ? openModel(from, readsAll) : undefined; // of LoRA that goes on: its base too
-  const load = stored && weightsFor(model, c, stored);
+  const load = stored ? weightsFor(model, c, stored) : checkpoint === undefined ? undefined : loadLater;
   const isNew = c.lora && stored && rank === 0 && !stored.base;
   const base = isNew ? baseOf(stored.directory, stored.weights, stored.sums) : stored?.base;
   const trains = trainsOf(model, config.train);
@@ -118,6 +118,9 @@ export async function makeParts(
     saved,
   };
 }
+
+/** Of a run that goes on resumeFrom() brings all values: making others by chance first took as long as that. */
+const loadLater: LoadValues = () => undefined;
 
 /** A val_loss over no token would be 0, and the best one. */
 function requireTrained({ data_dir, block_size, eval_batches, eval_only }: RunConfig, val: Loader): void {
