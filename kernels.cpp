@@ -1188,6 +1188,7 @@ int rope(float* qkv, const float* table, const int32_t* starts, int32_t B, int32
 #pragma omp parallel for num_threads(team(rows * (H + K) * D))
   for (int64_t i = 0; i < rows; i++) {
     const float* cosines = table + (pos + i % T - (starts ? starts[i] : 0)) * D;
+    fetch_rows(qkv + (i + 4) * (H + 2 * K) * D, 0, 1, (H + K) * D);  // values lie between, where the processor's own order ends
     const float* sines = cosines + half;
     for (int head = 0; head < H + K; head++) {
       float* x = qkv + (i * (H + 2 * K) + head) * D;
