@@ -177,20 +177,22 @@ export class ChatTemplate {
     const of = (n: number, add_generation_prompt: boolean) =>
       this.#run(this.#program, messages.slice(0, n), { ...options, add_generation_prompt });
     const isLast = i === messages.length - 1 && !options.add_generation_prompt;
-    return { at: 0, prompt: of(i, true), own: isLast ? text : of(i + 1, false) };
+    return { at: 0, prompt: of(i, true), end: 0, rest: isLast ? text : of(i + 1, false) };
   }
 
   /** Where message i is in the text of all: it begins behind the prompt for it. */
-  #spanOf({ at, prompt, own }: Turn, i: number, text: string): TextSpan {
+  #spanOf({ at, prompt, end, rest }: Turn, i: number, text: string): TextSpan {
     const refused = `Cannot find message ${i + 1} in what ${this.#name} makes of the conversation`;
     const advice =
       "put {% generation %} and {% endgeneration %} around the assistant's words in the template";
     if (!text.startsWith(prompt, at)) {
       throw new UserError(`${refused}: the text before it changes with what follows; ${advice}`);
     }
+    const begin = at + prompt.length;
+    if (rest === "" && text.slice(begin, end).trim() !== "") return [begin, end];
     // A template may leave out of an earlier turn what the last one has, such as its thoughts: the rest of the turn, with which
     // the text of the messages up to it ends, is then what the whole text goes on with.
-    const begin = at + prompt.length;
+    const own = text.slice(at, end) + rest;
     for (let from = prompt.length; from < own.length; from++) {
       const turn = own.slice(from);
       if (text.startsWith(turn, begin) && turn.trim() !== "") return [begin, begin + turn.length];

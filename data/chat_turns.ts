@@ -10,8 +10,10 @@ export type Turn = {
   at: number;
   /** What the text of the messages before the turn, with the generation prompt, has from there on. */
   prompt: string;
-  /** What the text of the messages up to the turn has from there on. */
-  own: string;
+  /** How far the text of the messages up to the turn has the same from there on, */
+  end: number;
+  /** and what it has then. */
+  rest: string;
 };
 
 /** The function that a marked template calls where it does what may depend on the messages that follow. */
@@ -71,8 +73,8 @@ export function readTurns(marked: string, count: number): { text: string; turns:
   const isWhole = looks.length === 2 * count && looks.every(({ isWhole }) => isWhole);
   if (!isWhole) return undefined; // a mark of the conversation is one too many, and cannot hide one of ours
   const turns = Array.from({ length: count }, (_, i) => {
-    const { at, look: prompt } = looks[2 * i]!, end = looks[2 * i + 1]!;
-    return { at, prompt, own: text.slice(at, end.at) + end.look };
+    const { at, look: prompt } = looks[2 * i]!, { at: end, look: rest } = looks[2 * i + 1]!;
+    return { at, prompt, end, rest };
   });
   return { text, turns };
 }

@@ -46,6 +46,7 @@ export class AddedTokens {
   // By first byte, the longest first. Special tokens are among them, since their text hides others that overlap it.
   readonly #byFirst: ({ bytes: Uint8Array; id: number; special: boolean }[] | undefined)[] = [];
   readonly #begins = new Uint8Array(256); // 1 for bytes with which a token begins
+  #begin = -1; // the one with which all begin, if there is one
 
   /** tokens: special ones are not found, but hide others that overlap them. */
   constructor(tokens: AddedToken[]) {
@@ -57,6 +58,8 @@ export class AddedTokens {
     }
     for (const list of this.#byFirst) list?.sort((a, b) => b.bytes.length - a.bytes.length);
     this.#byFirst.forEach((_, byte) => this.#begins[byte] = 1);
+    const first = this.#begins.indexOf(1);
+    if (first === this.#begins.lastIndexOf(1)) this.#begin = first;
   }
 
   /** Whether there are any to be found. */
@@ -67,6 +70,11 @@ export class AddedTokens {
   /** Finds the first token in bytes[from, to) and sets start, end and id; false if there is none. */
   next(bytes: Uint8Array, from: number, to: number): boolean {
     for (let i = from; i < to;) {
+      if (this.#begin >= 0) {
+        const next = bytes.subarray(i, to).indexOf(this.#begin); // which is faster than to look at each byte here
+        if (next < 0) return false;
+        i += next;
+      }
       const token = this.#begins[bytes[i]!] === 0 ? undefined : this.#at(bytes, i, to);
       if (token === undefined) {
         i++;

@@ -85,6 +85,10 @@ export class RenderedEncoder {
     for (let i = first, span = 0; i < end; i++, at += width) {
       width = this.#widthOf(list[i]!);
       while (near[span + 1]! <= at) span += 2;
+      if (near[span]! <= at && near[span + 1]! >= to) {
+        mask.fill(1, i, end);
+        return;
+      }
       mask[i] = near[span]! < at + width && near[span + 1]! > from ? 1 : 0; // false behind the last span
     }
   }
