@@ -3,7 +3,7 @@ import { UserError } from "../../base/errors.ts";
 import { BEGINS } from "../bins.ts";
 import type { Block } from "../read/block.ts";
 import { endOfLine } from "../read/conversations.ts";
-import { refuseBad } from "../read/documents.ts";
+import { refuseBad } from "../read/utf8.ts";
 import { bytesFraction } from "../hash.ts";
 import { type ChatOptions, ConversationEncoder, type Encoded as Conversation } from "./conversations.ts";
 import { grown, TokenBuffer } from "../tokenizers/token_buffer.ts";

@@ -1,7 +1,7 @@
 // The documents of all inputs in the order in which they are encoded, as blocks of UTF-8.
 import { UserError } from "../../base/errors.ts";
 import type { Block } from "./block.ts";
-import type { ReportBad } from "./utf8.ts";
+import { refuseBad, type ReportBad } from "./utf8.ts";
 import { concatenate } from "./bytes.ts";
 import { decompress } from "./compression.ts";
 import { type Format, formatOf, type Input, openInput, type Source } from "./inputs.ts";
@@ -163,11 +163,6 @@ function refuseOthers(sources: Source[]): void {
     }, should be .jsonl with ` +
       "messages in each line; convert it, or leave --chat out",
   );
-}
-
-/** Throws UserError for what cannot be read, with the advice that holds for all of it. */
-export function refuseBad(message: string): never {
-  throw new UserError(`${message}, or leave it out with --skip_bad`);
 }
 
 /** A file of text, decompressed while it is read. */

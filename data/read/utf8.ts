@@ -1,9 +1,15 @@
 // Text in another encoding than UTF-8, which is refused where it shows: a repair would destroy it.
 import { Buffer, isUtf8 } from "node:buffer";
+import { UserError } from "../../base/errors.ts";
 import { type Chunks, concatenate } from "./bytes.ts";
 
 /** Called with what cannot be read and how many documents that is. Throws unless they may be left out. */
 export type ReportBad = (message: string, documents: number) => void;
+
+/** Throws UserError for what cannot be read, with the advice that holds for all of it. */
+export function refuseBad(message: string): never {
+  throw new UserError(`${message}, or leave it out with --skip_bad`);
+}
 
 /** A text behind the byte-order mark that it may have. */
 export type Marked = {

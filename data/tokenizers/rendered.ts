@@ -79,18 +79,19 @@ export class RenderedEncoder {
       this.#mask.fill(near.length > 0 ? 1 : 0, first, ids.length);
       return;
     }
-    const mask = this.#mask, list = ids.ids, end = ids.length;
-    let width = 0, at = to; // before `from` where the tokenizer begins the text with a blank
-    for (let i = first; i < end; i++) at -= this.#widthOf(list[i]!);
-    for (let i = first, span = 0; i < end; i++, at += width) {
-      width = this.#widthOf(list[i]!);
+    const end = this.#markFrom(from, first, near, from);
+    if (end !== to) this.#markFrom(from + to - end, first, near, from); // the tokenizer begins the text with a blank
+  }
+
+  /** Marks the ids from the first on, of which the tokens begin at a byte; returns where the last ends. */
+  #markFrom(at: number, first: number, near: number[], from: number): number {
+    const mask = this.#mask, { ids, length } = this.#ids;
+    for (let i = first, span = 0, width = 0; i < length; i++, at += width) {
+      width = this.#widthOf(ids[i]!);
       while (near[span + 1]! <= at) span += 2;
-      if (near[span]! <= at && near[span + 1]! >= to) {
-        mask.fill(1, i, end);
-        return;
-      }
       mask[i] = near[span]! < at + width && near[span + 1]! > from ? 1 : 0; // false behind the last span
     }
+    return at;
   }
 
   #widthOf(id: number): number {
