@@ -6,7 +6,7 @@ import { errorOf } from "./worker_scope.ts";
 const MANY_BYTES = 1 << 28; // that take longer than it takes to start a Worker
 
 /**
- * Begins to sum up files, the largest ones first, in Workers where there is much to read: one fewer than there are cores. Call what
+ * Begins to sum up files, the largest ones first, in Workers where there is much to read: as many as cores, since a disk keeps some waiting. Call what
  * is returned for the sha256 of each; this thread helps them then. That throws UserError where the system refuses a file.
  */
 export function beginSums(paths: string[]): () => Promise<string[]> {
@@ -14,7 +14,7 @@ export function beginSums(paths: string[]): () => Promise<string[]> {
   const bytes = sizes.values().reduce((sum, size) => sum + size, 0);
   const largestFirst = [...sizes.keys()].sort((a, b) => sizes.get(b)! - sizes.get(a)!);
   const shared = { paths: largestFirst, taken: new Int32Array(new SharedArrayBuffer(4)) };
-  const helpers = bytes < MANY_BYTES ? 0 : Math.min(navigator.hardwareConcurrency, largestFirst.length) - 1;
+  const helpers = bytes < MANY_BYTES ? 0 : Math.min(navigator.hardwareConcurrency, largestFirst.length);
   const others = Promise.allSettled(Array.from({ length: helpers }, () => sumUpInWorker(shared)));
   return async () => {
     const own = await Promise.allSettled([Promise.try(sha256OfShared, shared)]);
