@@ -1,8 +1,8 @@
 // kernels.cpp: every function of kernels.h for the CPU.
 //
 // One source, compiled once for each instruction set (portable, avx2, avx512, arm64): the vector width W below follows
-// from the compiler's flags, and no function chooses at run time. Matrix products go to the first BLAS found on the
-// machine, or to the built-in one, which shares its inner loop with attention.
+// from the compiler's flags, and no function chooses at run time. Matrix products go to a BLAS found on the machine, or
+// to the built-in one, which shares its inner loops with attention.
 //
 // Rows are spread over threads with OpenMP. Each result is written by one thread and summed in a fixed order, which
 // makes every function deterministic. Nothing throws: all memory comes from allocate(), which says when there is none.
@@ -286,6 +286,14 @@ static inline vec load(const bf16* address) {
   return bit_cast<vec>(__builtin_convertvector(v, Lanes<W>::bits) << 16);
 }
 
+/// The first n < W values; the others are 0.
+template <class T>
+static vec load_first(const T* address, int64_t n) {
+  T values[W] = {};
+  for (int64_t i = 0; i < n; i++) values[i] = address[i];
+  return load(values);
+}
+
 /// Rounds to nearest, ties to even; NaN stays NaN.
 static inline bf16 to_bf16(float x) {
   uint32_t bits = bit_cast<uint32_t>(x);
@@ -317,57 +325,80 @@ static inline void fetch_rows(const float* x, size_t row, int64_t rows, int64_t 
 
 #define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
 
-/// c (R, columns) = a b, or += where accumulate, with R * NV vectors of sums in registers. Element (i, p) of a lies at
-/// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns) and c lie b_row and c_row apart.
+/// Lines of the cache that are needed soon, asked for one by one while a tile is summed; 0: none.
+struct Ahead {
+  const float* line = nullptr;
+  size_t step = 0;  // floats from one to the next
+};
+
+/// c (R, columns) = add + a b with R * NV vectors of sums in registers; add may be 0, or c. Element (i, p) of a lies at
+/// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns), c and add lie b_row, c_row, add_row apart.
+/// Asks for what is ahead every 16 elements of depth.
 template <class V, int R, int NV>
-static inline void tile(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b,
-                        size_t b_row, int64_t depth, bool accumulate) {
+static inline void tile(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
+                        const float* b, size_t b_row, int64_t depth, Ahead ahead = {}) {
   const int width = sizeof(V) / sizeof(float);
   V sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int j = 0; j < NV; j++) sum[i][j] = accumulate ? load<V>(c + i * c_row + j * width) : V{};
+    UNROLL for (int j = 0; j < NV; j++) {
+      sum[i][j] = V{};
+      __builtin_prefetch(c + i * c_row + j * width, 1);  // it is there when the sums are
+      if (add) __builtin_prefetch(add + i * add_row + j * width);
+    }
   }
-  for (int64_t p = 0; p < depth; p++) {
-    V row[NV];
-    UNROLL for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
-    UNROLL for (int i = 0; i < R; i++) {
-      UNROLL for (int j = 0; j < NV; j++) sum[i][j] += a[i * a_row + p * a_step] * row[j];
+  if (!ahead.line) ahead.line = b;
+  for (int64_t p = 0; p < depth; ahead.line += ahead.step) {
+    __builtin_prefetch(ahead.line);
+    for (const int64_t end = min(p + 16, depth); p < end; p++) {
+      V row[NV];
+      UNROLL for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
+      UNROLL for (int i = 0; i < R; i++) {
+        UNROLL for (int j = 0; j < NV; j++) sum[i][j] += a[i * a_row + p * a_step] * row[j];
+      }
     }
   }
   UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int j = 0; j < NV; j++) store(c + i * c_row + j * width, sum[i][j]);
+    UNROLL for (int j = 0; j < NV; j++) {
+      if (add) sum[i][j] += load<V>(add + i * add_row + j * width);
+      store(c + i * c_row + j * width, sum[i][j]);
+    }
   }
 }
 
-/// The same for any number of columns that is a multiple of PIECE.
+/// The same for any number of columns; b has whole pieces.
 template <int R>
-static void strip_of(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
-                     int64_t columns, int64_t depth, bool accumulate) {
+static void strip_of(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
+                     const float* b, size_t b_row, int64_t columns, int64_t depth, Ahead ahead = {}) {
   int64_t j = 0;
+  auto at = [&](int64_t j) { return add ? add + j : nullptr; };
   for (; j + TILE_VECTORS * W <= columns; j += TILE_VECTORS * W) {
-    tile<vec, R, TILE_VECTORS>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+    tile<vec, R, TILE_VECTORS>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth, ahead);
   }
   for (; j + 2 * W <= columns; j += 2 * W) {
-    tile<vec, R, 2>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+    tile<vec, R, 2>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth);
   }
-  for (; j + W <= columns; j += W) {
-    tile<vec, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  for (; j + W <= columns; j += W) tile<vec, R, 1>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth);
+  for (; j + PIECE <= columns; j += PIECE) {
+    tile<piece, R, 1>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth);
   }
-  for (; j < columns; j += PIECE) {
-    tile<piece, R, 1>(c + j, c_row, a, a_row, a_step, b + j, b_row, depth, accumulate);
+  if (j == columns) return;
+  float edge[R * PIECE];
+  tile<piece, R, 1>(edge, PIECE, nullptr, 0, a, a_row, a_step, b + j, b_row, depth);
+  for (int64_t i = 0; i < R; i++) {
+    for (int64_t q = j; q < columns; q++) c[i * c_row + q] = (add ? add[i * add_row + q] : 0.0f) + edge[i * PIECE + q - j];
   }
 }
 
 /// The same for 1 to TILE_ROWS rows.
-static void strip(float* c, size_t c_row, const float* a, size_t a_row, size_t a_step, const float* b, size_t b_row,
-                  int64_t rows, int64_t columns, int64_t depth, bool accumulate) {
+static void strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
+                  const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, Ahead ahead = {}) {
   switch (rows) {
-    case 1: return strip_of<1>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
-    case 2: return strip_of<2>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
-    case 3: return strip_of<3>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
-    case 4: return strip_of<4>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
-    case 5: return strip_of<5>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
-    default: return strip_of<6>(c, c_row, a, a_row, a_step, b, b_row, columns, depth, accumulate);
+    case 1: return strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
+    case 2: return strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
+    case 3: return strip_of<3>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
+    case 4: return strip_of<4>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
+    case 5: return strip_of<5>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
+    default: return strip_of<6>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
   }
 }
 
@@ -501,10 +532,13 @@ struct FoundText {
   }
 };
 
-/// The BLAS called `name`, or where name is "" the first one that will do; of no kind where this file's own product will.
+static bool is_auto(const char* blas) { return !strcmp(blas, "auto"); }
+
+/// The BLAS called `name`, or where that is "" or "auto" the first one that will do; of no kind where this file's own product will.
 static int choose_blas(const char* name, bool bf16_wanted, bool own_pairs, Blas* chosen) {
-  bool any = !name[0], builtin = !strcmp(name, "builtin"), known = any || builtin;
-  if (any && bf16_wanted && own_pairs && !has_bf16_tiles()) return 0;  // as fast as the best of them, without packing twice
+  bool any = !name[0] || is_auto(name), builtin = !strcmp(name, "builtin"), known = any || builtin;
+  // As fast as the best of them, where it was measured, and no signal can meet it.
+  if (any && (bf16_wanted || is_auto(name)) && own_pairs && !has_bf16_tiles()) return 0;
   for (const BlasKind& kind : BLAS_KINDS) {
     if (!any && strcmp(name, kind.name)) continue;
     known = true;
@@ -514,7 +548,7 @@ static int choose_blas(const char* name, bool bf16_wanted, bool own_pairs, Blas*
     break;
   }
   if (!known) {
-    FAIL("blas=\"%s\" is not known; choose builtin, onednn, mkl, openblas, blis, accelerate", name);
+    FAIL("blas=\"%s\" is not known; choose auto, builtin, onednn, mkl, openblas, blis, accelerate", name);
   }
   if (!any && !builtin && !chosen->kind) {
     FAIL("blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
@@ -709,7 +743,7 @@ int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* n
   op = __func__;
   if (index != 0) FAIL("index=%d, but the CPU library has one device, 0", index);
   if (threads < 0 || threads > MAX_THREADS) FAIL("threads=%d must be 0 (all) to %d", threads, MAX_THREADS);
-  if (!name) FAIL("the address of blas is 0; pass \"\" for the first one found");
+  if (!name) FAIL("the address of blas is 0; pass \"auto\" for the fastest");
   if (attention && *attention && strcmp(attention, "auto") && strcmp(attention, "portable"))
     FAIL("attention=%s: a CPU has one kind, leave it at auto", attention);
   if (bf16_gemm < 0 || bf16_gemm > LOAM_AUTO) FAIL("bf16_gemm=%d must be 0, 1 or %d (auto)", bf16_gemm, LOAM_AUTO);
@@ -718,11 +752,11 @@ int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, const char* n
 #else
   const bool own_pairs = false;
 #endif
-  const bool named = name[0] && strcmp(name, "builtin"), is_auto = bf16_gemm == LOAM_AUTO;
+  const bool named = name[0] && !is_auto(name) && strcmp(name, "builtin"), choose = bf16_gemm == LOAM_AUTO;
   Blas chosen;
-  TRY(choose_blas(name, is_auto ? own_pairs && !named : bf16_gemm, own_pairs, &chosen));
+  TRY(choose_blas(name, choose ? own_pairs && !named : bf16_gemm, own_pairs, &chosen));
   blas = chosen;
-  use_bf16_gemm = is_auto ? own_pairs && (!named || chosen.bf16_gemm) : bf16_gemm;
+  use_bf16_gemm = choose ? own_pairs && (!named || chosen.bf16_gemm) : bf16_gemm;
   use_pairs = use_bf16_gemm && own_pairs;
   use_pair_gemm = use_pairs && !chosen.kind;
   thread_count = threads ? threads : default_threads();
@@ -1218,12 +1252,6 @@ int rope(float* qkv, const float* table, const int32_t* starts, int32_t B, int32
 #define PAIRS __attribute__((target("avx512bf16,prfchw")))
 
 enum { PAIR_ROWS = 6, PAIR_VECTORS = 4, PAIR_COLUMNS = 16 * PAIR_VECTORS };
-enum {
-  BLOCK_K = 768,   // depth that is summed in registers
-  BLOCK_N = 4096,  // columns of b that are packed at a time, for all threads
-  STRIP_M = 96,    // rows of a, by each thread
-  ROW_PAIRS = BLOCK_K / 2 + 16,  // dwords of a packed row of a: no power of two, which would share few sets of the cache
-};
 
 static inline __mmask16 first_lanes(int64_t n) { return n >= 16 ? 0xffff : (__mmask16)((1u << max(0, n)) - 1); }
 
@@ -1288,7 +1316,7 @@ static inline void transpose16(__m512i r[16]) {
 /// rows of b are b_row pairs apart.
 template <int R, int NV>
 PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last) {
+                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last, Ahead ahead = {}) {
   __m512 sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
     UNROLL for (int j = 0; j < NV; j++) {
@@ -1297,12 +1325,16 @@ PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, siz
       if (add) __builtin_prefetch(add + i * add_row + j * 16);
     }
   }
-  for (int64_t p = 0; p < pairs; p++) {
-    __m512bh row[NV];
-    UNROLL for (int j = 0; j < NV; j++) row[j] = (__m512bh)_mm512_loadu_si512(b + p * b_row + j * 16);
-    UNROLL for (int i = 0; i < R; i++) {
-      __m512bh pair = (__m512bh)_mm512_set1_epi32((int)a[i * a_row + p * a_step]);
-      UNROLL for (int j = 0; j < NV; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], pair, row[j]);
+  if (!ahead.line) ahead.line = (const float*)b;
+  for (int64_t p = 0; p < pairs; ahead.line += ahead.step) {
+    __builtin_prefetch(ahead.line);
+    for (const int64_t end = min(p + 8, pairs); p < end; p++) {
+      __m512bh row[NV];
+      UNROLL for (int j = 0; j < NV; j++) row[j] = (__m512bh)_mm512_loadu_si512(b + p * b_row + j * 16);
+      UNROLL for (int i = 0; i < R; i++) {
+        __m512bh pair = (__m512bh)_mm512_set1_epi32((int)a[i * a_row + p * a_step]);
+        UNROLL for (int j = 0; j < NV; j++) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], pair, row[j]);
+      }
     }
   }
   UNROLL for (int i = 0; i < R; i++) {
@@ -1317,31 +1349,31 @@ PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, siz
 /// The same for any number of columns of which b has whole vectors.
 template <int R>
 PAIRS static void pair_strip_of(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs) {
+                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs, Ahead ahead = {}) {
   int64_t j = 0;
   for (; j + PAIR_COLUMNS <= columns; j += PAIR_COLUMNS) {
-    pair_tile<R, PAIR_VECTORS>(c + j, c_row, add ? add + j : nullptr, add_row, a, a_row, a_step, b + j, b_row, pairs, 0xffff);
+    pair_tile<R, PAIR_VECTORS>(c + j, c_row, add ? add + j : nullptr, add_row, a, a_row, a_step, b + j, b_row, pairs, 0xffff, ahead);
   }
   const __mmask16 last = first_lanes((columns - 1) % 16 + 1);
   const float* rest = add ? add + j : nullptr;
   switch (divide_up(columns - j, 16)) {
-    case 1: return pair_tile<R, 1>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
-    case 2: return pair_tile<R, 2>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
-    case 3: return pair_tile<R, 3>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
-    case 4: return pair_tile<R, 4>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last);
+    case 1: return pair_tile<R, 1>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last, ahead);
+    case 2: return pair_tile<R, 2>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last, ahead);
+    case 3: return pair_tile<R, 3>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last, ahead);
+    case 4: return pair_tile<R, 4>(c + j, c_row, rest, add_row, a, a_row, a_step, b + j, b_row, pairs, last, ahead);
   }
 }
 
 /// The same for 1 to PAIR_ROWS rows.
 PAIRS static void pair_strip(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                             size_t a_step, const uint32_t* b, size_t b_row, int64_t rows, int64_t columns, int64_t pairs) {
+                             size_t a_step, const uint32_t* b, size_t b_row, int64_t rows, int64_t columns, int64_t pairs, Ahead ahead = {}) {
   switch (rows) {
-    case 1: return pair_strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
-    case 2: return pair_strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
-    case 3: return pair_strip_of<3>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
-    case 4: return pair_strip_of<4>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
-    case 5: return pair_strip_of<5>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
-    default: return pair_strip_of<6>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs);
+    case 1: return pair_strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
+    case 2: return pair_strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
+    case 3: return pair_strip_of<3>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
+    case 4: return pair_strip_of<4>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
+    case 5: return pair_strip_of<5>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
+    default: return pair_strip_of<6>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
   }
 }
 
@@ -1380,69 +1412,6 @@ PAIRS static void pack_pairs_transposed(uint32_t* to, size_t to_row, const T* x,
       UNROLL for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + (p / 2 + i) * to_row + j, rows[i]);
     }
   }
-}
-
-/// The strips of a product that a thread has not begun; each has a cache line of its own.
-struct alignas(64) Share {
-  std::atomic<int64_t> next;
-};
-static Share shares[MAX_THREADS];
-
-/// One of n strips, or -1: of its own, which are the same rows in every product and so in its cache, then of what others left.
-static int64_t take_strip(int thread, int threads, int64_t n) {
-  for (int i = 0; i < threads; i++) {
-    const int owner = (thread + i) % threads;
-    const int64_t strip = shares[owner].next.fetch_add(1, std::memory_order_relaxed);
-    if (strip < n * (owner + 1) / threads) return strip;
-  }
-  return -1;
-}
-
-/// c (m, n) = add + op(a) op(b), each rounded to bfloat16, as a b of bf16 is already; add (m, n) may be 0, or c. See gemm().
-/// lower: of c only the tiles with elements (i, j), j <= i.
-template <class T>
-PAIRS static int pair_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add,
-                           float* c, bool lower = false) {
-  const int threads = team(m * n * k / 64);
-  const int64_t block_k = round_up(divide_up(k, divide_up(k, BLOCK_K)), 32);  // of nearly one size
-  const int64_t tiles = divide_up(m, PAIR_ROWS);  // of rows
-  const int64_t strips = min(tiles, round_up(max(divide_up(tiles * PAIR_ROWS, STRIP_M), 4 * threads), threads));
-  const int64_t a_pairs = STRIP_M * ROW_PAIRS, b_pairs = min(BLOCK_N, round_up(n, PAIR_COLUMNS)) * (BLOCK_K / 2);
-  uint32_t* packed_b = (uint32_t*)workspace((b_pairs + threads * a_pairs) * sizeof(uint32_t));
-  if (!packed_b) return 1;
-#pragma omp parallel num_threads(threads)
-  for (int64_t j0 = 0; j0 < n; j0 += BLOCK_N) {
-    const int thread = omp_get_thread_num(), team_size = omp_get_num_threads();
-    uint32_t* packed_a = packed_b + b_pairs + thread * a_pairs;
-    const int64_t columns = min(BLOCK_N, n - j0);
-    for (int64_t p0 = 0; p0 < k; p0 += block_k) {
-      shares[thread].next = strips * thread / team_size;
-      const int64_t depth = min(block_k, k - p0), pairs = divide_up(depth, 2);
-      const float* before = p0 > 0 ? c : add;
-#pragma omp for
-      for (int64_t j = 0; j < columns; j += PAIR_COLUMNS) {
-        uint32_t* to = packed_b + j * (BLOCK_K / 2);
-        const int64_t width = min(PAIR_COLUMNS, columns - j);
-        if (tb) pack_pairs_transposed(to, PAIR_COLUMNS, b + (j0 + j) * k + p0, k, depth, width);
-        else pack_pairs_across(to, PAIR_COLUMNS, b + p0 * n + j0 + j, n, depth, width);
-      }
-      for (int64_t strip; (strip = take_strip(thread, team_size, strips)) >= 0;) {
-        const int64_t i0 = tiles * strip / strips * PAIR_ROWS, rows = min(m, tiles * (strip + 1) / strips * PAIR_ROWS) - i0;
-        if (ta) pack_pairs_across(packed_a, STRIP_M, a + p0 * m + i0, m, depth, rows);
-        else pack_pairs_along(packed_a, ROW_PAIRS, a + i0 * k + p0, k, depth, rows);
-        for (int64_t j = 0; j < columns; j += PAIR_COLUMNS) {
-          for (int64_t i = lower ? first_tile(j0 + j - i0, PAIR_ROWS) : 0; i < rows; i += PAIR_ROWS) {
-            const size_t at = (i0 + i) * n + j0 + j;
-            pair_strip(c + at, n, before ? before + at : nullptr, n, packed_a + i * (ta ? 1 : ROW_PAIRS), ta ? 1 : ROW_PAIRS,
-                       ta ? STRIP_M : 1, packed_b + j * (BLOCK_K / 2), PAIR_COLUMNS, min(PAIR_ROWS, rows - i),
-                       min(PAIR_COLUMNS, columns - j), pairs);
-          }
-        }
-      }
-#pragma omp barrier
-    }
-  }
-  return 0;
 }
 
 #endif
@@ -1542,8 +1511,8 @@ static void multiply_scores(float* scores, const float* x, const float* yt, int6
                             int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
     int64_t first = min(queries, max(0, n - shift) / W * W);
-    strip(scores + n * BLOCK + first, BLOCK, x + n * D, D, 1, yt + first, BLOCK, min(TILE_ROWS, keys - n),
-          queries - first, D, false);
+    strip(scores + n * BLOCK + first, BLOCK, nullptr, 0, x + n * D, D, 1, yt + first, BLOCK, min(TILE_ROWS, keys - n),
+          queries - first, D);
   }
 }
 
@@ -1552,7 +1521,8 @@ static void multiply_queries(float* out, const float* scores, const float* x, in
                              int64_t shift, bool accumulate) {
   for (int64_t m = 0; m < queries; m += TILE_ROWS) {
     int64_t seen = max(0, min(keys, m + TILE_ROWS + shift));
-    strip(out + m * D, D, scores + m, 1, BLOCK, x, D, min(TILE_ROWS, queries - m), D, seen, accumulate);
+    float* to = out + m * D;
+    strip(to, D, accumulate ? to : nullptr, D, scores + m, 1, BLOCK, x, D, min(TILE_ROWS, queries - m), D, seen);
   }
 }
 
@@ -1561,8 +1531,8 @@ static void multiply_keys(float* out, const float* scores, const float* x, int64
                           int64_t shift) {
   for (int64_t n = 0; n < keys; n += TILE_ROWS) {
     int64_t first = min(queries, max(0, n - shift));
-    strip(out + n * D, D, scores + n * BLOCK + first, BLOCK, 1, x + first * D, D, min(TILE_ROWS, keys - n), D,
-          queries - first, true);
+    float* to = out + n * D;
+    strip(to, D, to, D, scores + n * BLOCK + first, BLOCK, 1, x + first * D, D, min(TILE_ROWS, keys - n), D, queries - first);
   }
 }
 
@@ -2159,102 +2129,153 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
 
 // ---- linear: out = x weight^T ---------------------------------------------------------------------------------------
 
-/// Blocks of the built-in product: a (PANEL_M, PANEL_K) and b (PANEL_K, PANEL_N) are copied into the order of use.
-enum { PANEL_M = TILE_ROWS * 16, PANEL_N = TILE_VECTORS * W * 16, PANEL_K = 384, TILE_COLUMNS = TILE_VECTORS * W };
+/// Blocks of a product, in rows, columns and cells of depth: of 4 bytes each, a float or a pair of bfloat16.
+enum {
+  TILE_COLUMNS = TILE_VECTORS * W,
+  BLOCK_CELLS = 384,  // that are summed in registers
+  B_CELLS = BLOCK_CELLS * 512,  // of b that are packed at a time, by each thread
+  STRIP_M = 96,       // rows of a, by each thread
+  A_ROW = BLOCK_CELLS + 16,  // cells of a packed row of a: no power of two, which would share few sets of the cache
+};
 
 /// Four floats, from float or bf16.
 static inline vec4 load4(const float* x) { return load<vec4>(x); }
 static inline vec4 load4(const bf16* x) { return vec4{as_float(x[0]), as_float(x[1]), as_float(x[2]), as_float(x[3])}; }
 
-/// Copies rows [0, depth) of op(b), of float or bf16, into panels of TILE_COLUMNS columns; columns from n on become 0.
+/// to (depth, to_row) = rows of x (depth, n), of float or bf16 and x_row apart, in whole vectors.
 template <class T>
-static void pack_b_panel(float* to, const T* b, size_t row, size_t step, int64_t depth, int64_t n) {
-  int64_t p = 0;
-  if (step == 1 && n >= TILE_COLUMNS) {
-    for (; p < depth; p++) {
-      UNROLL for (int j = 0; j < TILE_COLUMNS; j += W) store(to + p * TILE_COLUMNS + j, load(b + p * row + j));
+static void pack_across(float* to, size_t to_row, const T* x, size_t x_row, int64_t depth, int64_t n) {
+  for (int64_t p = 0; p < depth; p++) {
+    for (int64_t j = 0; j < n; j += W) {
+      const T* from = x + p * x_row + j;
+      store(to + p * to_row + j, j + W <= n ? load(from) : load_first(from, n - j));
     }
-  } else if (row == 1 && n >= TILE_COLUMNS) {
-    for (; p + 4 <= depth; p += 4) {
-      for (int64_t j = 0; j < TILE_COLUMNS; j += 4) {
+  }
+}
+
+/// to (depth, to_row) = x (n, depth) transposed, of float or bf16; columns from n to a whole vector become 0.
+template <class T>
+static void pack_transposed(float* to, size_t to_row, const T* x, size_t x_row, int64_t depth, int64_t n) {
+  for (int64_t j = 0; j < n; j += W) {
+    int64_t p = 0;
+#ifdef HAS_PAIR_PRODUCTS
+    for (; j + 16 <= n && p + 16 <= depth; p += 16) {
+      __m512i rows[16];
+      UNROLL for (int i = 0; i < 16; i++) rows[i] = (__m512i)load(x + (j + i) * x_row + p);
+      transpose16(rows);
+      UNROLL for (int i = 0; i < 16; i++) store(to + (p + i) * to_row + j, (vec)rows[i]);
+    }
+#endif
+    for (; j + W <= n && p + 4 <= depth; p += 4) {
+      for (int64_t q = j; q < j + W; q += 4) {
         vec4 in[4];
-        for (int i = 0; i < 4; i++) in[i] = load4(b + p + (j + i) * step);
-        store_transposed(to + p * TILE_COLUMNS + j, TILE_COLUMNS, in);
+        for (int i = 0; i < 4; i++) in[i] = load4(x + (q + i) * x_row + p);
+        store_transposed(to + p * to_row + q, to_row, in);
       }
     }
-  }
-  for (; p < depth; p++) {
-    for (int64_t j = 0; j < TILE_COLUMNS; j++) to[p * TILE_COLUMNS + j] = j < n ? as_float(b[p * row + j * step]) : 0.0f;
-  }
-}
-
-/// Likewise columns [0, depth) of op(a), into panels of TILE_ROWS rows.
-static void pack_a_panel(float* to, const float* a, size_t row, size_t step, int64_t depth, int64_t m) {
-  int64_t p = 0;
-  for (; step == 1 && m >= TILE_ROWS && p + 4 <= depth; p += 4) {
-    vec4 in[4];
-    for (int i = 0; i < 4; i++) in[i] = load<vec4>(a + i * row + p);
-    store_transposed(to + p * TILE_ROWS, TILE_ROWS, in);
-    for (int64_t i = 4; i < TILE_ROWS; i++) {
-      for (int64_t q = p; q < p + 4; q++) to[q * TILE_ROWS + i] = a[i * row + q];
-    }
-  }
-  for (; p < depth; p++) {
-    for (int64_t i = 0; i < TILE_ROWS; i++) to[p * TILE_ROWS + i] = i < m ? a[i * row + p * step] : 0.0f;
-  }
-}
-
-/// One tile of c with m <= TILE_ROWS rows and n <= TILE_COLUMNS columns from packed panels.
-static void packed_tile(float* c, size_t c_row, const float* a, const float* b, int64_t m, int64_t n, int64_t depth,
-                        bool accumulate) {
-  if (m == TILE_ROWS && n == TILE_COLUMNS) {
-    for (int64_t i = 0; i < TILE_ROWS; i++) {
-      for (int64_t j = 0; j < TILE_COLUMNS; j += 16) __builtin_prefetch(c + i * c_row + j, 1);
-    }
-    tile<vec, TILE_ROWS, TILE_VECTORS>(c, c_row, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, accumulate);
-    return;
-  }
-  float edge[TILE_ROWS * TILE_COLUMNS];
-  tile<vec, TILE_ROWS, TILE_VECTORS>(edge, TILE_COLUMNS, a, 1, TILE_ROWS, b, TILE_COLUMNS, depth, false);
-  for (int64_t i = 0; i < m; i++) {
-    for (int64_t j = 0; j < n; j++) {
-      float before = accumulate ? c[i * c_row + j] : 0.0f;
-      c[i * c_row + j] = before + edge[i * TILE_COLUMNS + j];
+    for (; p < depth; p++) {
+      for (int64_t q = j; q < j + W; q++) to[p * to_row + q] = q < n ? as_float(x[q * x_row + p]) : 0.0f;
     }
   }
 }
 
-/// c (m, n) = op(a) op(b) or += where accumulate, for machines without a BLAS, and for a b of bf16. lower: as pair_gemm() has it.
+/// How product() keeps its operands, here as floats; b is of T, float or bf16. Rows of a are multiplied where they lie, its
+/// columns are packed.
 template <class T>
-static int builtin_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, bool accumulate,
-                        float* c, bool lower = false) {
-  const size_t a_floats = PANEL_M * PANEL_K, b_floats = PANEL_N * PANEL_K;
-  float* packed_b = (float*)workspace((b_floats + thread_count * a_floats) * sizeof(float));
-  if (!packed_b) return 1;
-  size_t a_row = ta ? 1 : k, a_step = ta ? m : 1, b_row = tb ? 1 : n, b_step = tb ? k : 1;
-  int threads = team(m * n * k / 64);
-  int64_t panel_m = min(PANEL_M, round_up(divide_up(m, (lower ? 4 : 2) * threads), TILE_ROWS));  // so many panels a thread
-  for (int64_t j0 = 0; j0 < n; j0 += PANEL_N) {
-    int64_t columns = min(PANEL_N, n - j0);
-    for (int64_t p0 = 0; p0 < k; p0 += PANEL_K) {
-      int64_t depth = min(PANEL_K, k - p0);
+struct Floats {
+  typedef float Cell;
+  enum { DEPTH = 1 };  // elements of depth in a cell
+  static constexpr auto a_across = pack_across<float>;
+  static constexpr auto b_across = pack_across<T>;
+  static constexpr auto b_transposed = pack_transposed<T>;
+  static constexpr auto multiply = strip;
+  static const float* a_rows(float*, size_t*, const float* a, int64_t, int64_t) { return a; }
+};
+
+#ifdef HAS_PAIR_PRODUCTS
+/// The same rounded to bfloat16, as a b of bf16 is already, in pairs.
+template <class T>
+struct Pairs {
+  typedef uint32_t Cell;
+  enum { DEPTH = 2 };
+  static constexpr auto a_across = pack_pairs_across<float>;
+  static constexpr auto b_across = pack_pairs_across<T>;
+  static constexpr auto b_transposed = pack_pairs_transposed<T>;
+  static constexpr auto multiply = pair_strip;
+  static const uint32_t* a_rows(uint32_t* to, size_t* row, const float* a, int64_t depth, int64_t rows) {
+    pack_pairs_along(to, A_ROW, a, *row, depth, rows);
+    *row = A_ROW;
+    return to;
+  }
+};
+#endif
+
+/// How many of the threads stand side by side over the columns of a product, the others below each other over its rows, so that
+/// the one with the most has the least to multiply and to pack. Whole rows stay in the cache of the thread that goes on with them.
+static int threads_across(int threads, int64_t m, int64_t n) {
+  const bool is_kept = m * n < 8 << 20;  // 32 MB
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int across = 1; across <= threads; across++) {
+    const int64_t w = divide_up(divide_up(n, TILE_COLUMNS), across), h = divide_up(divide_up(m, TILE_ROWS), threads / across);
+    // In 3 clocks a step of depth: a tile of c, a panel of b, a tile's rows of a.
+    const int64_t cost = 8 * w * h + 32 * w + 3 * h + (across > 1 && is_kept ? w * h / 2 : 0);
+    if (threads % across == 0 && cost < least) best = across, least = cost;
+  }
+  return best;
+}
+
+/// c (m, n) = add + op(a) op(b); add (m, n) may be 0, or c. See gemm(). Each thread has a part of c of its own and packs all that
+/// it reads: two that share what one has packed wait for each other and for their caches, which takes longer. lower: of c only the
+/// tiles with elements (i, j), j <= i.
+template <class Kind, class T>
+static int product(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add, float* c,
+                   bool lower = false) {
+  typedef typename Kind::Cell Cell;
+  const int threads = team(m * n * k / 64);
+  const int64_t max_depth = BLOCK_CELLS * Kind::DEPTH, lines = max_depth / 16;  // of the cache, of a row of a
+  const int64_t block_k = round_up(divide_up(k, divide_up(k, max_depth)), 32);  // of nearly one size
+  const int64_t b_row = block_k / Kind::DEPTH, block_n = B_CELLS / b_row / TILE_COLUMNS * TILE_COLUMNS;
+  const int64_t a_cells = STRIP_M * A_ROW, b_cells = min(block_n, round_up(n, TILE_COLUMNS)) * b_row;
+  Cell* packed = (Cell*)workspace(threads * (a_cells + b_cells) * sizeof(Cell));
+  if (!packed) return 1;
 #pragma omp parallel num_threads(threads)
-      {
-        float* packed_a = packed_b + b_floats + omp_get_thread_num() * a_floats;
-#pragma omp for
-        for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
-          pack_b_panel(packed_b + j * PANEL_K, b + p0 * b_row + (j0 + j) * b_step, b_row, b_step, depth, columns - j);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t i0 = round_up(m, panel_m) - panel_m; i0 >= 0; i0 -= panel_m) {  // the last are the most where lower
-          int64_t rows = min(panel_m, m - i0);
-          for (int64_t i = 0; i < rows; i += TILE_ROWS) {
-            pack_a_panel(packed_a + i * PANEL_K, a + (i0 + i) * a_row + p0 * a_step, a_row, a_step, depth, rows - i);
-          }
-          for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
-            for (int64_t i = lower ? first_tile(j0 + j - i0, TILE_ROWS) : 0; i < rows; i += TILE_ROWS) {
-              packed_tile(c + (i0 + i) * n + j0 + j, n, packed_a + i * PANEL_K, packed_b + j * PANEL_K,
-                          min(TILE_ROWS, rows - i), min(TILE_COLUMNS, columns - j), depth, accumulate || p0 > 0);
+  {
+    const int thread = omp_get_thread_num(), across = lower ? 1 : threads_across(omp_get_num_threads(), m, n);
+    const int down = omp_get_num_threads() / across, row = thread / across, column = thread % across;
+    const int64_t tiles = divide_up(m, TILE_ROWS), panels = divide_up(n, TILE_COLUMNS);
+    auto first_row = [&](double share) { return (int64_t)(tiles * (lower ? sqrt(share) : share)) * TILE_ROWS; };
+    const int64_t m0 = first_row((double)row / down), m1 = min(m, first_row((row + 1.0) / down));
+    const int64_t n0 = panels * column / across * TILE_COLUMNS;
+    const int64_t n1 = min(lower ? m1 : n, panels * (column + 1) / across * TILE_COLUMNS);
+    Cell *packed_a = packed + thread * (a_cells + b_cells), *packed_b = packed_a + a_cells;
+    for (int64_t j0 = n0; j0 < n1; j0 += block_n) {
+      const int64_t j1 = min(n1, j0 + block_n);
+      for (int64_t p0 = 0; p0 < k; p0 += block_k) {
+        const int64_t depth = min(block_k, k - p0);
+        const float* before = p0 > 0 ? c : add;
+        for (int64_t i0 = m0; i0 < m1; i0 += STRIP_M) {
+          const int64_t i1 = min(m1, i0 + STRIP_M);
+          const Cell* strip_a = packed_a;
+          size_t a_row = ta ? 1 : k;
+          if (ta) Kind::a_across(packed_a, STRIP_M, a + p0 * m + i0, m, depth, i1 - i0);
+          else strip_a = Kind::a_rows(packed_a, &a_row, a + i0 * k + p0, depth, i1 - i0);
+          int64_t left = divide_up(j1 - j0, TILE_COLUMNS) * divide_up(i1 - i0, TILE_ROWS);  // tiles; the last fetch the next strip
+          for (int64_t j = j0; j < j1; j += TILE_COLUMNS) {
+            Cell* panel = packed_b + (j - j0) * b_row;
+            const int64_t width = min(TILE_COLUMNS, j1 - j);
+            if (i0 == m0 && tb) Kind::b_transposed(panel, TILE_COLUMNS, b + j * k + p0, k, depth, width);
+            if (i0 == m0 && !tb) Kind::b_across(panel, TILE_COLUMNS, b + p0 * n + j, n, depth, width);
+            for (int64_t i = lower ? i0 + first_tile(j - i0, TILE_ROWS) : i0; i < i1; i += TILE_ROWS) {
+              Ahead ahead;
+              left--;
+              if (left < STRIP_M && i1 + left < m1) {
+                if (ta) ahead = {a + (p0 + left / 6 * lines) * m + i1 + left % 6 * 16, (size_t)m};  // 96 columns are 6 lines
+                else ahead = {a + (i1 + left) * k + p0, 16};
+              }
+              const size_t at = i * n + j;
+              Kind::multiply(c + at, n, before ? before + at : nullptr, n, strip_a + (i - i0) * a_row, a_row, ta ? STRIP_M : 1,
+                             panel, TILE_COLUMNS, min(TILE_ROWS, i1 - i), width, divide_up(depth, Kind::DEPTH), ahead);
             }
           }
         }
@@ -2320,11 +2341,12 @@ static const bf16* rounded(bf16*, const bf16* from, int64_t) { return from; }
 template <class T>
 static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add, float* c) {
 #ifdef HAS_PAIR_PRODUCTS
-  if (use_pair_gemm) return pair_gemm(ta, tb, m, n, k, a, b, add, c);
+  if (use_pair_gemm) return product<Pairs<T>>(ta, tb, m, n, k, a, b, add, c);
 #endif
-  const bool accumulate = add != nullptr, is_half = sizeof(T) == sizeof(bf16);
+  const bool is_half = sizeof(T) == sizeof(bf16);
+  if (!blas.kind || (is_half && !use_bf16_gemm)) return product<Floats<T>>(ta, tb, m, n, k, a, b, add, c);
+  const bool accumulate = add != nullptr;
   if (add && add != c) copy_floats(c, add, m * n);
-  if (!blas.kind || (is_half && !use_bf16_gemm)) return builtin_gemm(ta, tb, m, n, k, a, b, accumulate, c);
   if (!use_bf16_gemm) return blas_gemm(blas.gemm, ta, tb, m, n, k, a, b, accumulate, c);
   bf16* a16 = (bf16*)workspace((m * k + (is_half ? 0 : k * n)) * sizeof(bf16));
   if (!a16) return 1;
@@ -2336,10 +2358,10 @@ static int gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* 
 /// done than a whole one of a BLAS, but not than one by bfloat16 tiles.
 static int lower_gram(float* c, const float* x, int64_t n, int64_t k, bool transposed) {
 #ifdef HAS_PAIR_PRODUCTS
-  if (use_pair_gemm) return pair_gemm(transposed, !transposed, n, n, k, x, x, nullptr, c, true);
+  if (use_pair_gemm) return product<Pairs<float>>(transposed, !transposed, n, n, k, x, x, nullptr, c, true);
 #endif
   if (use_bf16_gemm) return gemm(transposed, !transposed, n, n, k, x, x, nullptr, c);
-  return builtin_gemm(transposed, !transposed, n, n, k, x, x, false, c, true);
+  return product<Floats<float>>(transposed, !transposed, n, n, k, x, x, nullptr, c, true);
 }
 
 /// Rows that a product may have to be one of few, as when text is written: up to 8 texts at a time.
@@ -2355,14 +2377,6 @@ static inline float sum_of(V v) {
   } halves;
   memcpy(&halves, &v, sizeof v);
   return sum_of(halves.low + halves.high);
-}
-
-/// The first n < W values; the others are 0.
-template <class T>
-static vec load_first(const T* address, int64_t n) {
-  T values[W] = {};
-  for (int64_t i = 0; i < n; i++) values[i] = address[i];
-  return load(values);
 }
 
 /// OUTS columns of R rows of out = x weight^T (+ residual), the weight of float or bf16. What a row gets does not depend on R
@@ -2477,7 +2491,7 @@ static int some_rows(float* out, const float* x, const T* weight, const float* r
   {
     float *sums = packed_x + x_floats + omp_get_thread_num() * scratch, *rows_of = sums + WEIGHT_STRIP * TILE_COLUMNS;
 #pragma omp for
-    for (int64_t j = 0; j < N; j += TILE_COLUMNS) pack_b_panel(packed_x + j * IN, x + j * IN, 1, IN, IN, N - j);
+    for (int64_t j = 0; j < N; j += TILE_COLUMNS) pack_transposed(packed_x + j * IN, TILE_COLUMNS, x + j * IN, IN, IN, min(TILE_COLUMNS, N - j));
 #pragma omp for schedule(dynamic)
     for (int64_t o = 0; o < OUT; o += WEIGHT_STRIP) {
       const int64_t columns = min(WEIGHT_STRIP, OUT - o);
@@ -2487,8 +2501,9 @@ static int some_rows(float* out, const float* x, const T* weight, const float* r
           size_t row;
           const float* w = weight_rows(rows_of, weight + o * IN + p, columns, IN, depth, &row);
           for (int64_t i = 0; i < columns; i += TILE_ROWS) {
-            strip(sums + i * TILE_COLUMNS, TILE_COLUMNS, w + i * row, row, 1, packed_x + j * IN + p * TILE_COLUMNS, TILE_COLUMNS,
-                  min(TILE_ROWS, columns - i), TILE_COLUMNS, depth, p > 0);
+            float* to = sums + i * TILE_COLUMNS;
+            strip(to, TILE_COLUMNS, p > 0 ? to : nullptr, TILE_COLUMNS, w + i * row, row, 1, packed_x + j * IN + p * TILE_COLUMNS,
+                  TILE_COLUMNS, min(TILE_ROWS, columns - i), TILE_COLUMNS, depth);
           }
         }
         const float* add = residual ? residual + j * OUT + o : nullptr;
@@ -2537,7 +2552,7 @@ int linear_wgrad(float* dweight, const float* dout, const float* x, int32_t N, i
                  int32_t accumulate) {
   BEGIN(SIZES(N, IN, OUT), ADDRESSES(dweight, dout, x));
   // Of the rows: columns of dout and x that a BLAS reads row by row then stay in the cache.
-  const int64_t step = use_pair_gemm ? N : 512;
+  const int64_t step = blas.kind ? 512 : N;
   for (int64_t start = 0; start < N; start += step) {
     TRY(gemm(true, false, OUT, IN, min(step, N - start), dout + start * OUT, x + start * IN,
              accumulate || start > 0 ? dweight : nullptr, dweight));

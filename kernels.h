@@ -71,9 +71,11 @@ int last_error(HOST char* text, int32_t capacity);
 /// as there are processors that this process may run on, or its quota of them, rounded up.
 /// bf16_gemm 1: the CPU library rounds the inputs of matrix products, attention's too, to bfloat16 (sums stay float), but for
 /// few rows; LOAM_AUTO: where the processor has a unit for it (AVX512-BF16); ignored on CUDA.
-/// blas: which BLAS the CPU library uses: "" = the first found, "builtin", "onednn", "mkl", "openblas", "blis",
-/// "accelerate". attention: which kernels a GPU uses for it: "portable", "hopper" (sm_90, H100 and H200, for head sizes 64 and
-/// 128), or "auto" and "" = Hopper's where they agree with the portable ones when the device opens. The CPU has one kind.
+/// blas: what the CPU library multiplies matrices with: "builtin", its own product; "onednn", "mkl", "openblas", "blis",
+/// "accelerate"; "" = the first of those that is found, or the own one for bfloat16; "auto" = the own one on processors where
+/// that is as fast (AVX512-BF16 without AMX), else as "".
+/// attention: which kernels a GPU uses for it: "portable", "hopper" (sm_90, H100 and H200, for head sizes 64 and 128), or "auto"
+/// and "" = Hopper's where they agree with the portable ones when the device opens. The CPU has one kind.
 /// Calling it again reopens with the new settings; memory stays valid.
 int device_open(int32_t index, int32_t threads, int32_t bf16_gemm, HOST const char* blas, HOST const char* attention);
 

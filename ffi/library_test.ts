@@ -201,7 +201,7 @@ Deno.test("open() throws KernelError with the library's own words", loads, () =>
   assertThrows(
     () => open("cpu", { blas: "lapack" }),
     KernelError,
-    'blas="lapack" is not known; choose builtin, onednn',
+    'blas="lapack" is not known; choose auto, builtin, onednn',
   );
   assertThrows(() => open("cpu", { blas: "accelerate" }), KernelError, "not found on this machine; found:");
   assertThrows(() => open("cpu", { index: 1 }), KernelError, "index=1");

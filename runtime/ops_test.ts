@@ -1023,32 +1023,41 @@ Deno.test("every op gives the same bits twice", () => {
   assertEquals(step(), step());
 });
 
-// ---- products of bfloat16 pairs
+// ---- the CPU's own products
 
 /** Opens the CPU with matrix products of bfloat16 inputs for as long as f runs, where it has a unit for them. */
-function withPairs(f: (reopen: (threads: number) => void) => void): void {
+function withPairs(f: () => void): void {
   const opened = device.library === "cpu" ? open("cpu", { threads: 2, bf16_gemm: "auto" }) : undefined;
   if (!opened?.bf16_gemm) return;
   try {
-    f((threads) => open("cpu", { threads, bf16_gemm: true }));
+    f();
   } finally {
     openTestDevice();
   }
 }
 
-Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number, for every edge of a block", () => {
-  withPairs(() => {
+/** Opens the CPU with its own products of floats, then of bfloat16 pairs where it has them; f may open it with other threads. */
+function withOwnProducts(f: (reopen: (threads: number) => void, inputs: string) => void): void {
+  if (device.library !== "cpu") return;
+  const openFloats = (threads: number) => open("cpu", { threads, blas: "builtin" });
+  try {
+    openFloats(2);
+    f(openFloats, "float");
+  } finally {
+    openTestDevice();
+  }
+  withPairs(() => f((threads) => open("cpu", { threads, bf16_gemm: true }), "bfloat16"));
+}
+
+Deno.test("linear() by the CPU's own product is exact where every sum is a whole number, for every edge of a block", () => {
+  withOwnProducts((reopen, type) => {
     const small = (n: number, seed: number) => Float32Array.from(integers(n, 17, seed), (x) => x - 8);
-    const shapes = [[9, 1, 1], [17, 13, 7], [97, 33, 66], [13, 771, 31], [11, 23, 9], [10, 97, 129], [
-      9,
-      3,
-      4130,
-    ], [
-      1600,
-      5,
-      3,
-    ]];
-    for (const [N, IN, OUT] of shapes as [number, number, number][]) {
+    const edges = Array.from({ length: 70 }, (_, s) => [s + 1, s * 29 % 70 + 1, s * 43 % 70 + 1]);
+    const rows = Array.from({ length: 24 }, (_, s) => [257 + s, 3 * s + 1, 70 - 3 * s]); // floats of fewer take another way
+    const blocks = [[13, 600, 768], [300, 387, 129], [97, 33, 66], [31, 13, 4130], [1600, 5, 3]];
+    const shapes = [...edges, ...rows, ...blocks, [13, 4130, 31]] as [number, number, number][];
+    for (const [i, [N, IN, OUT]] of shapes.entries()) {
+      reopen(1 + i % 2);
       const [x, w, residual, dout] = [
         small(N * IN, 1),
         small(OUT * IN, 2),
@@ -1058,13 +1067,14 @@ Deno.test("linear() of bfloat16 pairs is exact where every sum is a whole number
       const inputs = [tensor([N, IN], x, true), weight([OUT, IN], w)] as const;
       const r = tensor([N, OUT], residual, true), { dx, dw } = ref.linearBackward(dout, x, w, IN);
       const { out, grads } = forwardBackward(() => linear(...inputs, r), [...inputs], dout);
-      assertEquals(out, Float32Array.from(ref.linear(x, w, IN, residual)), `out of ${N} ${IN} ${OUT}`);
-      assertEquals(grads[0], Float32Array.from(dx), `dx of ${N} ${IN} ${OUT}`);
-      assertEquals(grads[1], Float32Array.from(dw), `dw of ${N} ${IN} ${OUT}`);
+      const what = `of ${N} ${IN} ${OUT} by ${type} inputs`;
+      assertEquals(out, Float32Array.from(ref.linear(x, w, IN, residual)), `out ${what}`);
+      assertEquals(grads[0], Float32Array.from(dx), `dx ${what}`);
+      assertEquals(grads[1], Float32Array.from(dw), `dw ${what}`);
       const { w: half } = frozenHalf({ w: param([OUT, IN], { value: 0 }) }, () => w);
       const [rows, more] = [tensor([N, IN], x, true), tensor([N, OUT], residual)];
       const same = forwardBackward(() => linear(rows, half, more), [rows], dout);
-      assertEquals(same, { out, grads: [grads[0]!] }, `by weights of bfloat16, ${N} ${IN} ${OUT}`);
+      assertEquals(same, { out, grads: [grads[0]!] }, `by weights of bfloat16, ${what}`);
     }
   });
 });
@@ -1102,8 +1112,8 @@ Deno.test("gram() is exact where every sum is a whole number, of rows and of col
   endStep();
 });
 
-Deno.test("gram() by bfloat16 pairs likewise", () => {
-  withPairs((reopen) => {
+Deno.test("gram() by the CPU's own products likewise", () => {
+  withOwnProducts((reopen) => {
     for (const threads of [1, 2]) {
       reopen(threads);
       GRAMS.forEach(([N, C]) => checkGram(N, C));
@@ -1143,8 +1153,8 @@ Deno.test("attention() of bfloat16 pairs agrees with float64 but for the roundin
   });
 });
 
-Deno.test("bfloat16 pairs give the same bits for any number of threads", () => {
-  withPairs((reopen) => {
+Deno.test("the CPU's own products give the same bits for any number of threads", () => {
+  withOwnProducts((reopen) => {
     const H = { n_head: 6, n_kv_head: 2, head_dim: 40 }, T = 130, C = 96;
     const runs = [1, 2, 3].map((threads) => {
       reopen(threads);

@@ -197,7 +197,7 @@ Deno.test("meantFlag() knows what other programs call the variables of train", (
 
 Deno.test("train --blas=nonsense lists the libraries there are", async () => {
   const line = await refuseToTrain("--blas=nonsense");
-  assertMatch(line, /^Cannot open device cpu: .*"nonsense" is not known; choose builtin, onednn, mkl/);
+  assertMatch(line, /^Cannot open device cpu: .*"nonsense" is not known; choose auto, builtin, onednn, mkl/);
 });
 
 Deno.test({
