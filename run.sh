@@ -81,12 +81,12 @@ find_compiler() {
   apt_install g++ || die "Cannot find a C++ compiler: install g++ (Debian: apt-get install g++; macOS: xcode-select --install)"
 }
 
-# Matrix products go through the first BLAS found at run time; without one they take the built-in way, 5% slower in float32.
+# But for processors with AVX512-BF16, matrix products go through the first BLAS found at run time, else the built-in way.
 find_blas() {
   if [ "$(uname -s)" = Darwin ]; then return; fi # Accelerate is always there
   if PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | grep -Eq 'lib(dnnl|mkl_rt|openblas|blis)'; then return; fi
   apt_install libdnnl-dev ||
-    say "no BLAS found, training in float32 will be about 5% slower: install oneDNN or OpenBLAS (Debian: apt-get install libdnnl-dev)"
+    say "no BLAS found, training in float32 may be slower: install oneDNN or OpenBLAS (Debian: apt-get install libdnnl-dev)"
 }
 
 # What some tests drive, and skip where it is missing.

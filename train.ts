@@ -92,7 +92,7 @@ export const variables = {
   // machine
   threads: 0, // CPU threads, 0 = one for each CPU that this process may use
   bf16_gemm: "auto", // CPU: round the inputs of matrix products to bfloat16: true, false, or auto = where it has a unit for it
-  blas: "", // CPU: "" = the first of onednn, mkl, openblas, blis, accelerate that is found, else builtin
+  blas: "auto", // CPU: builtin, onednn, mkl, openblas, blis, accelerate; auto = builtin with AVX512-BF16, else the first found
   attention: "", // GPU: portable or hopper kernels; "" = hopper on H100 and H200 where it agrees with portable at start
   self_check: true, // GPU: compare every kernel of a step with the CPU's at start, in about a second
   head_chunk: 2048, // rows whose logits are in memory at a time; 512 on a CPU for more than 8192 tokens, where none is given
@@ -241,6 +241,7 @@ export async function train(args: string[]): Promise<void> {
   }
   const description = openAndDescribe(config.device, { ...config, index: world.local_rank });
   config.bf16_gemm = `${device.bf16_gemm ?? config.bf16_gemm}`; // what a resumed run has to keep
+  if (device.library === "cpu") config.blas = device.blas!.split(" ")[0]!;
   const ranks = world.world_size > 1 ? await joinRanks(world, config.dist_timeout_s) : Ranks.alone();
   using stop = new Stop(ranks); // until all ranks have left: a late signal must not fail one of them
   try {

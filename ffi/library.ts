@@ -27,7 +27,7 @@ export type OpenOptions = {
   index?: number; // which GPU
   threads?: number; // CPU threads, 0 = all
   bf16_gemm?: boolean | "auto"; // CPU: round the inputs of matrix products to bfloat16; auto = where it has a unit for it
-  blas?: string; // CPU: "" = the first found; see kernels.h
+  blas?: string; // CPU: auto where it is not given, "" = the first found; see kernels.h
   attention?: string; // GPU: portable, hopper, "" or auto = the faster that is right; see kernels.h
   act?: "f32" | "bf16"; // plan: the type of weights and activations to count with
 };
@@ -105,7 +105,8 @@ export function open(name: DeviceName, options: OpenOptions = {}): DeviceInfo {
   limitSpinning();
   s = load(name);
   if (name === "cpu") loadVariant(environment("LOAM_ISA"));
-  const blas = options.blas || environment("LOAM_BLAS");
+  const { blas: asked = "auto" } = options;
+  const blas = ["", "auto"].includes(asked) ? environment("LOAM_BLAS") || asked : asked;
   const attention = options.attention || environment("LOAM_ATTENTION");
   check(
     s.device_open(

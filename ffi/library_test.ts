@@ -172,6 +172,21 @@ Deno.test("open() takes the BLAS that it is told, else that of LOAM_BLAS", loads
   assertThrows(() => open("cpu", { threads: 2 }), KernelError, 'blas="lapack" is not known');
 });
 
+Deno.test(
+  "open() takes the library's own product on processors that it was measured on, unless it is told",
+  loads,
+  () => {
+    if (Deno.build.os !== "linux") return;
+    const isMeasured = / avx512_bf16\b/.test(cpuinfo()) && !/ amx_tile\b/.test(cpuinfo());
+    using _ = environment({ LOAM_BLAS: "", LOAM_ISA: "" });
+    const found = open("cpu", { threads: 2, blas: "" }).blas!;
+    assertEquals(open("cpu", { threads: 2 }).blas, isMeasured ? "builtin" : found);
+    assertEquals(open("cpu", { threads: 2, blas: "auto" }).blas, isMeasured ? "builtin" : found);
+    using __ = environment({ LOAM_BLAS: found.split(" ")[0]! });
+    assertEquals(open("cpu", { threads: 2 }).blas, found);
+  },
+);
+
 Deno.test("open() has idle OpenMP threads sleep, unless the user says how they wait", loads, () => {
   const set = (values: Record<string, string>) => {
     using _ = environment({ GOMP_SPINCOUNT: "", OMP_WAIT_POLICY: "", ...values });

@@ -3,7 +3,7 @@ import { assert, assertEquals } from "@std/assert";
 import { open } from "../ffi/library.ts";
 import { ROOT } from "./testing.ts";
 
-const { blas = "" } = open("cpu", { threads: 2 });
+const { blas = "" } = open("cpu", { threads: 2, blas: "" });
 
 /** Repeats one matrix product for two seconds, in a process that handles a signal. */
 const PRODUCTS = `
@@ -12,7 +12,7 @@ const PRODUCTS = `
   import { endStep, noGrad } from "./runtime/tape.ts";
   import { tensor } from "./runtime/tensor.ts";
   Deno.addSignalListener("SIGWINCH", () => {});
-  open("cpu", { threads: 2 });
+  open("cpu", { threads: 2, blas: "" });
   const numbers = (n: number) => Float32Array.from({ length: n }, (_, i) => (i % 13) / 8);
   const x = numbers(2048 * 128), weight = numbers(384 * 128);
   const product = () => {

@@ -31,11 +31,11 @@ function cpuLibrary(): Finding[] {
     return [{ what: "CPU library", found: "not built", advice: "run: deno task build", needed: true }];
   }
   try {
-    open("cpu");
+    open("cpu", { bf16_gemm: "auto" });
   } catch (error) {
     return [{ what: "CPU library", found: "does not open", advice: (error as Error).message, needed: true }];
   }
-  const { name, isa, isa_best, threads, blas } = device;
+  const { name, isa, isa_best, threads, blas, bf16_gemm } = device;
   const remedy = variants.includes(`cpu_${isa_best}`) ? "unset LOAM_ISA" : "run deno task build";
   return [
     { what: "CPU library", found: `${variants.join(", ")} in ${isBinary ? "this program" : "build/"}` },
@@ -47,7 +47,7 @@ function cpuLibrary(): Finding[] {
     {
       what: "BLAS",
       found: blas ?? "none",
-      ...(blas?.startsWith("builtin")
+      ...(blas?.startsWith("builtin") && !bf16_gemm // else its own product is as fast
         ? {
           advice:
             "install oneDNN for faster training (Debian: apt-get install libdnnl-dev), or OpenBLAS (libopenblas-dev)",
