@@ -89,7 +89,8 @@ const MODELS: Record<string, string[]> = { // beside the presets
   "85M": "--preset=small --n_layer=12 --n_embd=768 --n_head=12 --n_kv_head=12 --n_inner=2048 --batch_size=1"
     .split(" "),
 };
-const SAVES_AFTER = 12; // steps, of which the first four are left out
+const SAVES_AFTER = 50; // steps, of which the first four are left out; a save of 1 GB takes some forty of 85M
+const SAVES = 2;
 
 /** Seconds of a run of train.ts from its start to its first step, and of each step: which it was, and whether a save went on. */
 async function timeRun(
@@ -127,14 +128,14 @@ async function timeRuns(o: Options): Promise<void> {
       ];
       const fresh = await timeRun([
         ...flags,
-        `--max_iters=${3 * SAVES_AFTER}`,
+        `--max_iters=${SAVES * SAVES_AFTER}`,
         `--save_interval=${SAVES_AFTER}`,
       ]);
       const directory = resolveCheckpoint(`${run}/run`);
       dropCache();
       const read = await timed(() => readOnce(directory));
       dropCache();
-      const resumed = await timeRun([`--resume=${run}/run`, `--max_iters=${3 * SAVES_AFTER + 2}`]);
+      const resumed = await timeRun([`--resume=${run}/run`, `--max_iters=${SAVES * SAVES_AFTER + 2}`]);
       const of = (isSaving: boolean) =>
         fresh.steps.filter(([n, , saving]) => saving === isSaving && n > 4 && n % SAVES_AFTER !== 1 // the copy is made before that one
         ).map(([, seconds]) => seconds);

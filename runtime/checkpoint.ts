@@ -658,6 +658,7 @@ export function partOfCopies(
   state: TrainerState,
   part: Part<Described>[],
   copies: Uint8Array<ArrayBuffer>[],
+  pause: () => void = () => {},
 ): Part<Entry>[] {
   let at = 0;
   return part.map(({ tensors, metadata, file }) => ({
@@ -667,7 +668,8 @@ export function partOfCopies(
       const copy = copies[at++]!, place = PLACE.exec(metadata[t.name] ?? "");
       const what = (index: number) =>
         `element ${Number(place?.[1] ?? 0) + index} of ${t.name} (${place?.[2] ?? t.shape})`;
-      return { ...t, bytes: () => finitePieces(copy, t.dtype, `Cannot save ${pathOf(runDir, state)}`, what) };
+      const pieces = () => finitePieces(copy, t.dtype, `Cannot save ${pathOf(runDir, state)}`, what, pause);
+      return { ...t, bytes: pieces };
     }),
   }));
 }
@@ -677,6 +679,7 @@ function* finitePieces(
   dtype: Dtype,
   cannot: string,
   what: (index: number) => string,
+  pause: () => void,
 ): Generator<Uint8Array> {
   const size = sizeOf(dtype);
   for (let at = 0; at < bytes.length; at += READ_BYTES) {
@@ -686,6 +689,7 @@ function* finitePieces(
       throw new NotFinite(`${cannot}: ${what(at / size + index)} is ${value}; ${LOWER_RATE}`);
     }
     yield piece;
+    pause();
   }
 }
 

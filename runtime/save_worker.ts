@@ -1,6 +1,6 @@
 // The Worker of a Saver: writes the part of a checkpoint that it is sent if it is finite, gives the memory back, and says what came of it; and
-// publishes what all ranks have written. It leaves the cores to training: a tenth of one goes to it while all are busy, and all
-// that nobody else wants.
+// publishes what all ranks have written. It leaves the cores to training: it gives way to all else and rests after each
+// piece, until somebody waits for it.
 import os from "node:os";
 import { type Failed, failedBy, workerScope } from "../base/worker_scope.ts";
 import {
@@ -18,7 +18,10 @@ import type { TrainerState } from "./trainer_state.ts";
 /** Memory to make and to touch, for the copies of the first checkpoint: bytes of each. */
 export type ToMake = { kind: "make"; sizes: number[] };
 
-/** What writePart() writes, with the tensors of its files in `copies`. */
+/**
+ * What writePart() writes, with the tensors of its files in `copies`. After each piece it rests for `rests` times as long as that
+ * took, unless the number in `hurry` is not 0.
+ */
 export type ToWrite = {
   kind: "write";
   runDir: string;
@@ -26,6 +29,8 @@ export type ToWrite = {
   part: Part<Described>[];
   place: Place;
   copies: Uint8Array<ArrayBuffer>[];
+  rests: number;
+  hurry: Int32Array<SharedArrayBuffer>;
 };
 
 /** What publish() takes. */
@@ -60,12 +65,21 @@ function act(order: ToMake | ToWrite | ToPublish): Done {
     case "make": // 0 might touch nothing
       return { ...NOTHING, copies: order.sizes.map((bytes) => new Uint8Array(bytes).fill(1)) };
     case "write": {
-      const { runDir, state, place, copies } = order, part = partOfCopies(runDir, state, order.part, copies);
+      const { runDir, state, place, copies } = order;
+      const part = partOfCopies(runDir, state, order.part, copies, resting(order));
       return { ...NOTHING, copies, sums: writePart(runDir, state, part, place) };
     }
     case "publish":
       return { ...NOTHING, path: publish(order.runDir, order.content, order.keep, order.sums) };
   }
+}
+
+function resting({ rests, hurry }: ToWrite): () => void {
+  let since = performance.now();
+  return () => {
+    Atomics.wait(hurry, 0, 0, rests * (performance.now() - since));
+    since = performance.now();
+  };
 }
 
 function beNice(): void {

@@ -2,7 +2,7 @@
 // What all ranks do together they do at the same places of the loop: they begin, and once each has said in a step that its
 // part is written, rank 0 gives the checkpoint its name.
 import { errorOf, type Failed } from "../base/worker_scope.ts";
-import { hostLimits } from "../ffi/library.ts";
+import { device, hostLimits } from "../ffi/library.ts";
 import {
   bytesOf,
   type CheckpointContent,
@@ -18,6 +18,7 @@ import {
 import type { Done, ToMake, ToPublish, ToWrite } from "./save_worker.ts";
 import type { Sums } from "./sums.ts";
 
+const RESTS = 19; // where the model computes on the cores: a twentieth of one is for saving
 const SPARE = 1.25; // free memory over the bytes of a copy, for what the system keeps of files
 
 /** A save that is under way. */
@@ -33,17 +34,28 @@ export class Saver implements AsyncDisposable {
   readonly #company: Company;
   readonly #tell: (path: string) => void;
   readonly #large_bytes: number;
+  readonly #rests: number;
+  readonly #hurry = new Int32Array(new SharedArrayBuffer(4)); // 1: somebody waits for the save under way
   #worker: Worker | undefined;
   #isBeside = false; // agreed on by all ranks
   #copies: Promise<Uint8Array<ArrayBuffer>[]> = Promise.resolve([]); // of the last checkpoint, for the next one
   #pending: Pending | undefined;
   #failure: unknown;
 
-  /** tell: told, on rank 0, of each checkpoint that is whole. large_bytes: from where on a Worker writes it, and what its files hold. */
-  constructor(company: Company, tell: (path: string) => void, large_bytes: number = LARGE_BYTES) {
+  /**
+   * tell: told, on rank 0, of each checkpoint that is whole. large_bytes: from where on a Worker writes it, and what its files hold.
+   * rests: how often the time of a piece that is written beside training passes before the next one is.
+   */
+  constructor(
+    company: Company,
+    tell: (path: string) => void,
+    large_bytes: number = LARGE_BYTES,
+    rests: number = device.library === "cuda" ? 0 : RESTS,
+  ) {
     this.#company = company;
     this.#tell = tell;
     this.#large_bytes = large_bytes;
+    this.#rests = rests;
   }
 
   /**
@@ -76,7 +88,9 @@ export class Saver implements AsyncDisposable {
     const part = partOf(content, this.#company, this.#large_bytes);
     const copies = copyOf(part.flatMap(({ tensors }) => tensors), await this.#copies);
     const described = part.map((file) => ({ ...file, tensors: file.tensors.map(describeTensor) }));
-    const order: ToWrite = { kind: "write", runDir, state, part: described, place, copies };
+    const pace = { rests: this.#rests, hurry: this.#hurry };
+    const order: ToWrite = { kind: "write", runDir, state, part: described, place, copies, ...pace };
+    Atomics.store(this.#hurry, 0, 0);
     const pending: Pending = {
       written: this.#ask(order).then(({ sums, copies }) => {
         this.#copies = Promise.resolve(copies);
@@ -120,12 +134,18 @@ export class Saver implements AsyncDisposable {
   async finish(): Promise<void> {
     const pending = this.#pending;
     if (!pending) return this.#throwFailure();
+    this.#hurryUp();
     await pending.written;
     this.#throwFailure();
     if (!pending.published) await this.#publishTogether();
     await pending.published;
     this.#pending = undefined;
     this.#throwFailure();
+  }
+
+  #hurryUp(): void {
+    Atomics.store(this.#hurry, 0, 1);
+    Atomics.notify(this.#hurry, 0);
   }
 
   /** Rank 0 gives the checkpoint under way its name, which all have written; that it has done so finish() waits for. */
@@ -145,6 +165,7 @@ export class Saver implements AsyncDisposable {
 
   /** Waits until the Worker has done what it was asked to; whether it fails is of no use any more. */
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#hurryUp();
     await this.#copies;
     await this.#pending?.written;
     await this.#pending?.published;

@@ -90,6 +90,22 @@ Deno.test("Saver waits for the last checkpoint at its end, and leaves small ones
   assertEquals(told.map((path) => path.slice(-1)), ["1", "2"]);
 });
 
+Deno.test("Saver rests while it writes beside training, and no longer once somebody waits", async () => {
+  const run = freshPath(), FOREVER = 1e9;
+  for (const wait of [(saver: Saver) => saver.finish(), (saver: Saver) => saver[Symbol.asyncDispose]()]) {
+    await using saver = new Saver(ALONE, () => {}, 0, FOREVER);
+    await saver.prepare(content(1));
+    for (const step of [1, 2]) {
+      await saver.save(run, content(step), 3); // of the second one the first is waited for
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      assertEquals([listCheckpoints(run).length, saver.hasWritten], [step - 1, false]);
+    }
+    await wait(saver);
+    assertEquals(listCheckpoints(run), ["step_000001", "step_000002"]);
+    Deno.removeSync(run, { recursive: true });
+  }
+});
+
 /** What a rank saves: its part of m and v. */
 function contentOf({ rank, world_size }: Company, step: number): CheckpointContent {
   const { model, optimizer, ...rest } = content(step), part = (n: number) => Math.floor(N * n / world_size);
