@@ -20,6 +20,7 @@ import {
   runWithoutStdout,
   SMALL,
   succeed,
+  sum,
 } from "./testing.ts";
 
 open("cpu", { threads: 1 });
@@ -563,11 +564,6 @@ Deno.test("each file that a checkpoint lacks is named", async () => {
     assertStringIncludes(await refuse("train", `--resume=${run}`), `Cannot read ${run}/${LAST}/${file}: `);
   }
 });
-
-/** Writes the checksums of a checkpoint anew, as one does who means a change. */
-function sum(dir: string): void {
-  new Deno.Command("sh", { args: ["-c", 'cd "$0" && sha256sum *.* > SHA256SUMS', dir] }).outputSync();
-}
 
 Deno.test("a trainer_state.json that was changed is refused", async () => {
   const state = `${LAST}/trainer_state.json`;

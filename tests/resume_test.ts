@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch, assertNotEquals, assertStringIncludes } from "@std/assert";
 import { openDataset } from "../data/bins.ts";
 import { permute } from "../data/order.ts";
+import { open } from "../ffi/library.ts";
 import {
   checkpointOf,
   copy,
@@ -15,9 +16,14 @@ import {
   refuse,
   run,
   Running,
+  runWith,
   SMALL,
   succeed,
+  sum,
 } from "./testing.ts";
+
+/** What a run multiplies with: the usual library, and the first BLAS that is found. */
+const [usual, found] = ["auto", ""].map((blas) => open("cpu", { threads: 1, blas }).blas!.split(" ")[0]!);
 
 /** Flags of a run that passes its data more than once and updates on two micro-steps. */
 async function flags(...more: string[]): Promise<string[]> {
@@ -75,6 +81,24 @@ Deno.test("a run goes on with its own optimizer", async () => {
     await refuse("train", `--resume=${out}`, "--max_iters=2", "--optimizer=muon"),
     `Cannot set optimizer with --resume: the run in ${out} keeps its own; leave --optimizer out`,
   );
+});
+
+Deno.test("a run keeps the library that it multiplied with, until it is told another", async () => {
+  const other = usual === found ? "builtin" : found;
+  const out = freshPath(), recorded = () => JSON.parse(Deno.readTextFileSync(`${out}/config.json`)).blas;
+  const goOn = async (step: number, ...more: string[]) => {
+    await succeed("train", `--resume=${out}`, `--max_iters=${step}`, ...more);
+    return recorded();
+  };
+  const given = await flags("--max_iters=1", "--save_interval=1", "--bf16_gemm=false", "--blas=auto");
+  await runWith([`LOAM_BLAS=${other}`], "train", `--out_dir=${out}`, ...given);
+  assertEquals(recorded(), other);
+  assertEquals(await goOn(2), other);
+  assertEquals(await goOn(3, "--blas=auto"), usual);
+  const old = `${out}/checkpoints/${checkpointOf(3)}`, state = `${old}/trainer_state.json`;
+  Deno.writeTextFileSync(state, Deno.readTextFileSync(state).replace(`"blas": "${usual}"`, '"blas": ""'));
+  sum(old);
+  assertEquals(await goOn(4), found); // as before the usual one had a name
 });
 
 Deno.test("a run with --document_mask keeps it, and goes on to the same bits", async () => {

@@ -433,6 +433,11 @@ export function copyInto(from: string, to: string): void {
   }
 }
 
+/** Writes the checksums of a checkpoint anew, as one does who means a change. */
+export function sum(dir: string): void {
+  new Deno.Command("sh", { args: ["-c", 'cd "$0" && sha256sum *.* > SHA256SUMS', dir] }).outputSync();
+}
+
 /** Writes a NaN over an element of a weight of the newest checkpoint, whose checksum then fits again. */
 export function plantNaN(out: string, name: string, index: number): void {
   const dir = `${out}/checkpoints/${list(`${out}/checkpoints`).at(-1)}`, path = `${dir}/model.safetensors`;
