@@ -89,7 +89,7 @@ const MODELS: Record<string, string[]> = { // beside the presets
   "85M": "--preset=small --n_layer=12 --n_embd=768 --n_head=12 --n_kv_head=12 --n_inner=2048 --batch_size=1"
     .split(" "),
 };
-const SAVES_AFTER = 50; // steps, of which the first four are left out; a save of 1 GB takes some forty of 85M
+const SAVES_AFTER = 70; // steps, of which the first four are left out; a save of 1 GB takes some fifty of 85M
 const SAVES = 2;
 
 /** Seconds of a run of train.ts from its start to its first step, and of each step: which it was, and whether a save went on. */

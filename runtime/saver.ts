@@ -18,7 +18,7 @@ import {
 import type { Done, ToMake, ToPublish, ToWrite } from "./save_worker.ts";
 import type { Sums } from "./sums.ts";
 
-const RESTS = 19; // where the model computes on the cores: a twentieth of one is for saving
+const RESTS = 39; // where the model computes on the cores: a fortieth of one is for saving, and a step waits for its slowest thread
 const SPARE = 1.25; // free memory over the bytes of a copy, for what the system keeps of files
 
 /** A save that is under way. */
