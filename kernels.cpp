@@ -13,7 +13,6 @@
 #include "formulas.h"
 #include "host.h"
 
-#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
