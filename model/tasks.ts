@@ -198,7 +198,8 @@ export async function scoreTasks(
     const passes = passesOf(units, c.block_size), sums = [0, 0];
     for (let first = 0; first < passes.length; first += ranks.world_size) {
       const pass = passes[first + ranks.rank] ?? [];
-      const logprobs = logLikelihoods(model, c, pass.flatMap(({ rows }) => rows));
+      const alike = Map.groupBy(pass.flatMap(({ rows }) => rows), ({ pairs }) => pairs.length);
+      const logprobs = new Map([...alike.values()].flatMap((rows) => logLikelihoods(model, c, rows)));
       for (const { unit: { pairs, tally } } of pass) {
         tally(pairs.map((pair) => logprobs.get(pair)!)).forEach((value, i) => sums[i]! += value);
       }
@@ -268,11 +269,11 @@ function passesOf(units: readonly Unit[], block_size: number): Work[][] {
 }
 
 /**
- * The natural logarithm of the probability of each continuation. A context with several is read into a cache, all but its last
- * token, and each of them behind it; that of one alone is read with it.
+ * The natural logarithm of the probability of each continuation, of contexts that have as many of them as one another. One with
+ * several is read into a cache, all but its last token, and each of them behind it; that of one alone is read with it.
  */
-function logLikelihoods(model: Llama, c: LlamaConfig, all: readonly Row[]): Map<Pair, number> {
-  const found = new Map<Pair, number>();
+function logLikelihoods(model: Llama, c: LlamaConfig, all: readonly Row[]): [Pair, number][] {
+  const found: [Pair, number][] = [];
   const known = all.map(({ context, pairs }) => pairs.length > 1 ? context.length - 1 : 0); // tokens in the cache
   const read = (inputs: number[][], T: number, pos: number[], layers: LayerCache[]) => {
     const ids = new Int32Array(inputs.length * T); // what stands behind an input is not seen by it
@@ -286,27 +287,24 @@ function logLikelihoods(model: Llama, c: LlamaConfig, all: readonly Row[]): Map<
   try {
     const contexts = all.map(({ context }, b) => context.slice(0, known[b])),
       hasCache = known.some((n) => n > 0);
-    const most = Math.max(0, ...all.map(({ pairs }) => pairs.length));
     const layers = hasCache ? cachesOf(c, all) : [];
     if (hasCache) noGrad(() => read(contexts, lengthOf(contexts), known.map(() => 0), layers));
-    for (let i = 0; i < most; i++) {
-      const pairs = all.map(({ pairs }) => pairs[i]);
-      const tokens = all.map(({ context }, b) =>
-        pairs[b] ? [...context, ...pairs[b].continuation].slice(0, -1) : []
-      );
+    for (let i = 0; i < all[0]!.pairs.length; i++) {
+      const pairs = all.map(({ pairs }) => pairs[i]!);
+      const tokens = all.map(({ context }, b) => [...context, ...pairs[b]!.continuation].slice(0, -1));
       const T = lengthOf(tokens.map((ids, b) => ids.slice(known[b])));
       const pos = known.map((n) => Math.min(n, c.block_size - T)); // a few tokens again rather than too many positions
       const places = tokens.flatMap(({ length }, b) => {
-        const n = pairs[b]?.continuation.length ?? 0;
+        const n = pairs[b]!.continuation.length;
         return Array.from({ length: n }, (_, t) => b * T + length - pos[b]! - n + t); // the row that predicts token t
       });
       const chosen = noGrad(() => {
         const hidden = read(tokens.map((ids, b) => ids.slice(pos[b])), T, pos, layers);
         return embedding(onDevice([places.length], Int32Array.from(places)), hidden); // (N, C)
       });
-      const logs = logprobsAt(model, c, chosen, pairs.flatMap((pair) => pair?.continuation ?? []));
+      const logs = logprobsAt(model, c, chosen, pairs.flatMap(({ continuation }) => continuation));
       for (const pair of pairs) {
-        if (pair) found.set(pair, logs.splice(0, pair.continuation.length).reduce((a, b) => a + b, 0));
+        found.push([pair, logs.splice(0, pair.continuation.length).reduce((a, b) => a + b, 0)]);
       }
     }
     return found;

@@ -3,6 +3,7 @@ import { UserError } from "../base/errors.ts";
 import type { Task, TokenQuestion } from "../data/tasks.ts";
 import { openTokenizer, type Tokenizer } from "../data/tokenizer.ts";
 import { device } from "../ffi/library.ts";
+import { flopsOf } from "../runtime/tape.ts";
 import { writeFloats } from "../runtime/tensor.ts";
 import { integers, openTestDevice, tokens } from "../runtime/testing.ts";
 import {
@@ -164,6 +165,24 @@ Deno.test("scoreTasks() on two ranks adds up to what one alone finds, and stops 
   const total = [0, 1].map((i) => sums[0]![i]! + sums[1]![i]!), { n, acc, acc_norm } = whole.score;
   assertEquals(total, [Math.round(acc! * n), Math.round(acc_norm! * n)]);
   assertEquals(await scoreTasks(model, c, [task], undefined, () => Promise.resolve(true)), undefined);
+});
+
+Deno.test("scoreTasks() computes no more for questions of different kinds together than for each kind alone", async () => {
+  const kinds = [
+    question("y".repeat(10), ["ab", "cd"], 0),
+    question("y".repeat(10), ["ab", "cd", "ef", "gh"], 0),
+    question("y".repeat(99), ["a", "bc", "def"], 0), // loses its beginning, as much as each choice leaves no room for
+  ];
+  const flops = async (items: typeof kinds) => {
+    const task = prepareTask({ name: "q", kind: "questions", items }, bytes, c);
+    let scored;
+    const n = flopsOf(() => scored = scoreTasks(model, c, [task])); // in one pass, which is before anything is waited for
+    await scored;
+    return n;
+  };
+  const alone = await Promise.all(kinds.map((kind) => flops([kind])));
+  assert(alone.every((n) => n > 0));
+  assertEquals(await flops(kinds), alone.reduce((sum, n) => sum + n));
 });
 
 /** Enough tokens for several passes. */
