@@ -550,7 +550,7 @@ static int choose_blas(const char* name, bool bf16_wanted, bool own_pairs, Blas*
     FAIL("blas=\"%s\" is not known; choose auto, builtin, onednn, mkl, openblas, blis, accelerate", name);
   }
   if (!any && !builtin && !chosen->kind) {
-    FAIL("blas=\"%s\" was not found on this machine; found: %s", name, FoundText(false).text);
+    FAIL("blas=\"%s\" was not found on this machine; found: %s; auto chooses one", name, FoundText(false).text);
   }
   if (bf16_wanted && !chosen->bf16_gemm && (chosen->kind || !own_pairs)) {
     const char* used = chosen->kind ? chosen->kind->name : "builtin";
