@@ -46,6 +46,7 @@ export type ToPublish = {
 export type Done = { copies: Uint8Array<ArrayBuffer>[]; sums: Sums; path: string };
 
 const NICENESS = 10; // a weight of 110 against 1024
+const PIECE_MS = 100; // a piece that took longer was held up, by the disk or as the process was stopped
 const NOTHING: Done = { copies: [], sums: new Map(), path: "" };
 
 const worker = workerScope();
@@ -77,7 +78,7 @@ function act(order: ToMake | ToWrite | ToPublish): Done {
 function resting({ rests, hurry }: ToWrite): () => void {
   let since = performance.now();
   return () => {
-    Atomics.wait(hurry, 0, 0, rests * (performance.now() - since));
+    Atomics.wait(hurry, 0, 0, rests * Math.min(performance.now() - since, PIECE_MS));
     since = performance.now();
   };
 }
