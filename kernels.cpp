@@ -2607,30 +2607,25 @@ int swiglu_forward(float* h, const float* gate_up, int32_t N, int32_t F) {
   return 0;
 }
 
-/// One row; h is written again where AGAIN.
-template <bool AGAIN>
-static void swiglu_backward_row(float* dgate, float* h, const float* dh, const float* gate, int F) {
-  for (int from = 0; from < F; from += FETCH) {
-    const int to = (int)min(F, from + FETCH);
-    fetch(gate + from + 2 * F), fetch(gate + from + 3 * F), fetch(dh + from + F);
-#pragma omp simd
-    for (int f = from; f < to; f++) {
-      float g = gate[f], u = gate[F + f], d = dh[f], s = sigmoid(g);  // all are read before either place is written
-      if (AGAIN) h[f] = g * s * u;
-      dgate[f] = d * u * s * (1.0f + g * (1.0f - s));  // silu' = s + g s', and s' = s (1 - s)
-      dgate[F + f] = d * g * s;                         // h is linear in up
-    }
-  }
-}
-
 int swiglu_backward(float* dgate_up, float* h, const float* dh, const float* gate_up, int32_t N, int32_t F) {
   BEGIN(SIZES(N, F), ADDRESSES(dgate_up, dh, gate_up));
 #pragma omp parallel for num_threads(team((int64_t)N * F))
   for (int64_t i = 0; i < N; i++) {
     const float *gate = gate_up + i * 2 * F, *grad = dh + i * F;
-    float* dgate = dgate_up + i * 2 * F;
-    if (h) swiglu_backward_row<true>(dgate, h + i * F, grad, gate, F);
-    else swiglu_backward_row<false>(dgate, nullptr, grad, gate, F);
+    float *dgate = dgate_up + i * 2 * F, unwanted[FETCH];  // other code without h might round otherwise
+    for (int from = 0; from < F; from += FETCH) {
+      const int n = (int)min(F - from, FETCH);
+      const float *gates = gate + from, *ups = gates + F, *dhs = grad + from;
+      float *dgates = dgate + from, *again = h ? h + i * F + from : unwanted;
+      fetch(gates + 2 * F), fetch(ups + 2 * F), fetch(dhs + F);
+#pragma omp simd
+      for (int f = 0; f < n; f++) {
+        float g = gates[f], u = ups[f], d = dhs[f], s = sigmoid(g);  // all are read before either place is written
+        again[f] = g * s * u;
+        dgates[f] = d * u * s * (1.0f + g * (1.0f - s));  // silu' = s + g s', and s' = s (1 - s)
+        dgates[F + f] = d * g * s;                         // h is linear in up
+      }
+    }
   }
   return 0;
 }

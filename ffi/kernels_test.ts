@@ -58,6 +58,7 @@ const OPTIONAL = [
   "rope starts",
   "attention_forward starts",
   "attention_backward starts",
+  "gram add",
   "swiglu_backward h",
 ]; // addresses that may be 0
 const UNUSED = /^(split_master|join_master|adamw|muon_update) (rest|ties)$/; // by the CPU library
