@@ -324,18 +324,25 @@ static inline void fetch_rows(const float* x, size_t row, int64_t rows, int64_t 
 
 #define UNROLL _Pragma("GCC unroll 16")  // keeps an array of vectors in registers
 
-/// Lines of the cache that are needed soon, asked for one by one while a tile is summed; 0: none.
+/// Groups of lines of the cache that are needed soon, asked for one after the other while a tile is summed.
 struct Ahead {
-  const float* line = nullptr;
-  size_t step = 0;  // floats from one to the next
+  const char* group = nullptr;
+  size_t step = 0;   // bytes from a group to the next
+  size_t apart = 0;  // and between the lines of a group
+  int lines = 0;
+
+  void fetch() {
+    for (int i = 0; i < lines; i++) __builtin_prefetch(group + i * apart);
+    group += step;
+  }
 };
 
 /// c (R, columns) = add + a b with R * NV vectors of sums in registers; add may be 0, or c. Element (i, p) of a lies at
 /// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns), c and add lie b_row, c_row, add_row apart.
-/// Asks for what is ahead every 16 elements of depth.
+/// Asks for a group of what is ahead every 16 elements of depth.
 template <class V, int R, int NV>
 static inline void tile(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                        const float* b, size_t b_row, int64_t depth, Ahead ahead = {}) {
+                        const float* b, size_t b_row, int64_t depth, Ahead ahead) {
   const int width = sizeof(V) / sizeof(float);
   V sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
@@ -345,9 +352,8 @@ static inline void tile(float* c, size_t c_row, const float* add, size_t add_row
       if (add) __builtin_prefetch(add + i * add_row + j * width);
     }
   }
-  if (!ahead.line) ahead.line = b;
-  for (int64_t p = 0; p < depth; ahead.line += ahead.step) {
-    __builtin_prefetch(ahead.line);
+  for (int64_t p = 0; p < depth;) {
+    ahead.fetch();
     for (const int64_t end = min(p + 16, depth); p < end; p++) {
       V row[NV];
       UNROLL for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
@@ -367,30 +373,30 @@ static inline void tile(float* c, size_t c_row, const float* add, size_t add_row
 /// The same for any number of columns; b has whole pieces.
 template <int R>
 static void strip_of(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                     const float* b, size_t b_row, int64_t columns, int64_t depth, Ahead ahead = {}) {
+                     const float* b, size_t b_row, int64_t columns, int64_t depth, Ahead ahead) {
   int64_t j = 0;
   auto at = [&](int64_t j) { return add ? add + j : nullptr; };
   for (; j + TILE_VECTORS * W <= columns; j += TILE_VECTORS * W) {
     tile<vec, R, TILE_VECTORS>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth, ahead);
   }
   for (; j + 2 * W <= columns; j += 2 * W) {
-    tile<vec, R, 2>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth);
+    tile<vec, R, 2>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth, ahead);
   }
-  for (; j + W <= columns; j += W) tile<vec, R, 1>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth);
+  for (; j + W <= columns; j += W) tile<vec, R, 1>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth, ahead);
   for (; j + PIECE <= columns; j += PIECE) {
-    tile<piece, R, 1>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth);
+    tile<piece, R, 1>(c + j, c_row, at(j), add_row, a, a_row, a_step, b + j, b_row, depth, ahead);
   }
   if (j == columns) return;
   float edge[R * PIECE];
-  tile<piece, R, 1>(edge, PIECE, nullptr, 0, a, a_row, a_step, b + j, b_row, depth);
+  tile<piece, R, 1>(edge, PIECE, nullptr, 0, a, a_row, a_step, b + j, b_row, depth, ahead);
   for (int64_t i = 0; i < R; i++) {
     for (int64_t q = j; q < columns; q++) c[i * c_row + q] = (add ? add[i * add_row + q] : 0.0f) + edge[i * PIECE + q - j];
   }
 }
 
 /// The same for 1 to TILE_ROWS rows.
-static void strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                  const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, Ahead ahead = {}) {
+static __attribute__((noinline)) void part_strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
+                  const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, Ahead ahead) {
   switch (rows) {
     case 1: return strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
     case 2: return strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
@@ -399,6 +405,21 @@ static void strip(float* c, size_t c_row, const float* add, size_t add_row, cons
     case 5: return strip_of<5>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
     default: return strip_of<6>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
   }
+}
+
+/// The same where it is a whole tile, as it mostly is: 4% of tiny's products are spent on the way through strip_of().
+static __attribute__((noinline)) void whole_strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a,
+                                                  size_t a_row, size_t a_step, const float* b, size_t b_row, int64_t depth,
+                                                  const Ahead& ahead) {
+  tile<vec, TILE_ROWS, TILE_VECTORS>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, depth, ahead);
+}
+
+static inline void strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
+                         const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, const Ahead& ahead = {}) {
+  if (rows == TILE_ROWS && columns == TILE_VECTORS * W) {
+    return whole_strip(c, c_row, add, add_row, a, a_row, a_step, b, b_row, depth, ahead);
+  }
+  part_strip(c, c_row, add, add_row, a, a_row, a_step, b, b_row, rows, columns, depth, ahead);
 }
 
 // ---- device: instruction sets, BLAS ---------------------------------------------------------------------------------
@@ -1315,7 +1336,7 @@ static inline void transpose16(__m512i r[16]) {
 /// rows of b are b_row pairs apart.
 template <int R, int NV>
 PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last, Ahead ahead = {}) {
+                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last, Ahead ahead) {
   __m512 sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
     UNROLL for (int j = 0; j < NV; j++) {
@@ -1324,9 +1345,8 @@ PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, siz
       if (add) __builtin_prefetch(add + i * add_row + j * 16);
     }
   }
-  if (!ahead.line) ahead.line = (const float*)b;
-  for (int64_t p = 0; p < pairs; ahead.line += ahead.step) {
-    __builtin_prefetch(ahead.line);
+  for (int64_t p = 0; p < pairs;) {
+    ahead.fetch();
     for (const int64_t end = min(p + 8, pairs); p < end; p++) {
       __m512bh row[NV];
       UNROLL for (int j = 0; j < NV; j++) row[j] = (__m512bh)_mm512_loadu_si512(b + p * b_row + j * 16);
@@ -1348,7 +1368,7 @@ PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, siz
 /// The same for any number of columns of which b has whole vectors.
 template <int R>
 PAIRS static void pair_strip_of(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs, Ahead ahead = {}) {
+                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs, const Ahead& ahead) {
   int64_t j = 0;
   for (; j + PAIR_COLUMNS <= columns; j += PAIR_COLUMNS) {
     pair_tile<R, PAIR_VECTORS>(c + j, c_row, add ? add + j : nullptr, add_row, a, a_row, a_step, b + j, b_row, pairs, 0xffff, ahead);
@@ -1365,7 +1385,11 @@ PAIRS static void pair_strip_of(float* c, size_t c_row, const float* add, size_t
 
 /// The same for 1 to PAIR_ROWS rows.
 PAIRS static void pair_strip(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                             size_t a_step, const uint32_t* b, size_t b_row, int64_t rows, int64_t columns, int64_t pairs, Ahead ahead = {}) {
+                             size_t a_step, const uint32_t* b, size_t b_row, int64_t rows, int64_t columns, int64_t pairs,
+                             const Ahead& ahead = {}) {
+  if (rows == PAIR_ROWS && columns == PAIR_COLUMNS) {  // as it mostly is
+    return pair_tile<PAIR_ROWS, PAIR_VECTORS>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, pairs, 0xffff, ahead);
+  }
   switch (rows) {
     case 1: return pair_strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
     case 2: return pair_strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, pairs, ahead);
@@ -2224,6 +2248,14 @@ static int threads_across(int threads, int64_t m, int64_t n) {
   return best;
 }
 
+/// How many of the threads stand behind each other over the depth of a product of columns, as a weight's gradient is: each then
+/// reads the rows that it wrote itself, and packs nothing twice, but there are as many sums to add up.
+static int threads_deep(int threads, int64_t m, int64_t k) {
+  int deep = threads;
+  while (deep > 1 && (threads % deep > 0 || k < deep * max(m, 64))) deep--;
+  return deep;
+}
+
 /// c (m, n) = add + op(a) op(b); add (m, n) may be 0, or c. See gemm(). Each thread has a part of c of its own and packs all that
 /// it reads: two that share what one has packed wait for each other and for their caches, which takes longer. lower: of c only the
 /// tiles with elements (i, j), j <= i.
@@ -2231,53 +2263,74 @@ template <class Kind, class T>
 static int product(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add, float* c,
                    bool lower = false) {
   typedef typename Kind::Cell Cell;
-  const int threads = team(m * n * k / 64);
-  const int64_t max_depth = BLOCK_CELLS * Kind::DEPTH, lines = max_depth / 16;  // of the cache, of a row of a
-  const int64_t block_k = round_up(divide_up(k, divide_up(k, max_depth)), 32);  // of nearly one size
+  const int threads = team(m * n * k / 64), parts = ta && !lower ? threads_deep(threads, m, k) : 1;
+  const int64_t max_depth = BLOCK_CELLS * Kind::DEPTH, part_k = divide_up(k, parts);
+  const int64_t block_k = round_up(divide_up(part_k, divide_up(part_k, max_depth)), 32);  // of nearly one size
   const int64_t b_row = block_k / Kind::DEPTH, block_n = B_CELLS / b_row / TILE_COLUMNS * TILE_COLUMNS;
   const int64_t a_cells = STRIP_M * A_ROW, b_cells = min(block_n, round_up(n, TILE_COLUMNS)) * b_row;
-  Cell* packed = (Cell*)workspace(threads * (a_cells + b_cells) * sizeof(Cell));
+  Cell* packed = (Cell*)workspace(threads * (a_cells + b_cells) * sizeof(Cell) + (parts - 1) * m * n * sizeof(float));
   if (!packed) return 1;
+  float* sums = (float*)(packed + threads * (a_cells + b_cells));  // of the parts of the depth behind the first
 #pragma omp parallel num_threads(threads)
   {
-    const int thread = omp_get_thread_num(), across = lower ? 1 : threads_across(omp_get_num_threads(), m, n);
-    const int down = omp_get_num_threads() / across, row = thread / across, column = thread % across;
+    const int count = omp_get_num_threads(), number = omp_get_thread_num(), deep = count == threads ? parts : 1;
+    const int part = number % deep, thread = number / deep, across = lower ? 1 : threads_across(count / deep, m, n);
+    const int down = count / deep / across, row = thread / across, column = thread % across;
     const int64_t tiles = divide_up(m, TILE_ROWS), panels = divide_up(n, TILE_COLUMNS);
     auto first_row = [&](double share) { return (int64_t)(tiles * (lower ? sqrt(share) : share)) * TILE_ROWS; };
     const int64_t m0 = first_row((double)row / down), m1 = min(m, first_row((row + 1.0) / down));
     const int64_t n0 = panels * column / across * TILE_COLUMNS;
     const int64_t n1 = min(lower ? m1 : n, panels * (column + 1) / across * TILE_COLUMNS);
-    Cell *packed_a = packed + thread * (a_cells + b_cells), *packed_b = packed_a + a_cells;
+    const int64_t k0 = k / 32 * part / deep * 32, k1 = part + 1 < deep ? k / 32 * (part + 1) / deep * 32 : k;
+    float* to = part > 0 ? sums + (part - 1) * m * n : c;
+    Cell *packed_a = packed + number * (a_cells + b_cells), *packed_b = packed_a + a_cells;
+    // What the tile t of the 16 of a strip asks for: its share of a panel or strip that is packed soon.
+    auto panel_ahead = [&](int64_t j, int64_t p, int64_t t) -> Ahead {
+      const int64_t size = sizeof(T);
+      if (tb) return {(const char*)(b + (j + 4 * t) * k + p), (size_t)(16 * size), (size_t)(k * size), 4};
+      return {(const char*)(b + (p + block_k / 16 * t) * n + j), (size_t)(n * size), (size_t)(16 * size), 4};
+    };
+    auto strip_ahead = [&](int64_t i, int64_t p, int64_t t) -> Ahead {
+      if (!ta) return {(const char*)(a + (i + TILE_ROWS * t) * k + p), 64, (size_t)(4 * k), TILE_ROWS};
+      return {(const char*)(a + (p + block_k / 16 * t) * m + i), (size_t)(4 * m), 64, STRIP_M / 16};
+    };
     for (int64_t j0 = n0; j0 < n1; j0 += block_n) {
       const int64_t j1 = min(n1, j0 + block_n);
-      for (int64_t p0 = 0; p0 < k; p0 += block_k) {
-        const int64_t depth = min(block_k, k - p0);
-        const float* before = p0 > 0 ? c : add;
+      for (int64_t p0 = k0; p0 < k1; p0 += block_k) {
+        const int64_t depth = min(block_k, k1 - p0), after_p = p0 + block_k < k1 ? p0 + block_k : k0;
+        const int64_t after_j = after_p > k0 ? j0 : j0 + block_n;  // (after_j, after_p): the next block
+        const float* before = p0 > k0 ? to : part > 0 ? nullptr : add;
         for (int64_t i0 = m0; i0 < m1; i0 += STRIP_M) {
           const int64_t i1 = min(m1, i0 + STRIP_M);
           const Cell* strip_a = packed_a;
           size_t a_row = ta ? 1 : k;
           if (ta) Kind::a_across(packed_a, STRIP_M, a + p0 * m + i0, m, depth, i1 - i0);
           else strip_a = Kind::a_rows(packed_a, &a_row, a + i0 * k + p0, depth, i1 - i0);
-          int64_t left = divide_up(j1 - j0, TILE_COLUMNS) * divide_up(i1 - i0, TILE_ROWS);  // tiles; the last fetch the next strip
           for (int64_t j = j0; j < j1; j += TILE_COLUMNS) {
             Cell* panel = packed_b + (j - j0) * b_row;
-            const int64_t width = min(TILE_COLUMNS, j1 - j);
+            const int64_t width = min(TILE_COLUMNS, j1 - j), panels_left = (j1 - 1 - j) / TILE_COLUMNS;
             if (i0 == m0 && tb) Kind::b_transposed(panel, TILE_COLUMNS, b + j * k + p0, k, depth, width);
             if (i0 == m0 && !tb) Kind::b_across(panel, TILE_COLUMNS, b + p0 * n + j, n, depth, width);
             for (int64_t i = lower ? i0 + first_tile(j - i0, TILE_ROWS) : i0; i < i1; i += TILE_ROWS) {
+              const int64_t t = (i - i0) / TILE_ROWS, at = i * n + j;
               Ahead ahead;
-              left--;
-              if (left < STRIP_M && i1 + left < m1) {
-                if (ta) ahead = {a + (p0 + left / 6 * lines) * m + i1 + left % 6 * 16, (size_t)m};  // 96 columns are 6 lines
-                else ahead = {a + (i1 + left) * k + p0, 16};
-              }
-              const size_t at = i * n + j;
-              Kind::multiply(c + at, n, before ? before + at : nullptr, n, strip_a + (i - i0) * a_row, a_row, ta ? STRIP_M : 1,
+              if (i0 == m0 && panels_left > 0) ahead = panel_ahead(j + TILE_COLUMNS, p0, t);
+              else if (i1 < m1 && panels_left == 0) ahead = strip_ahead(i1, p0, t);
+              else if (i1 == m1 && after_j < n1 && panels_left == 0) ahead = panel_ahead(after_j, after_p, t);
+              else if (i1 == m1 && after_j < n1 && panels_left == 1) ahead = strip_ahead(m0, after_p, t);
+              Kind::multiply(to + at, n, before ? before + at : nullptr, n, strip_a + (i - i0) * a_row, a_row, ta ? STRIP_M : 1,
                              panel, TILE_COLUMNS, min(TILE_ROWS, i1 - i), width, divide_up(depth, Kind::DEPTH), ahead);
             }
           }
         }
+      }
+    }
+    if (deep > 1) {
+#pragma omp barrier
+      const int64_t from = m * n * number / count, end = m * n * (number + 1) / count;
+      for (int i = 0; i < deep - 1; i++) {
+#pragma omp simd
+        for (int64_t e = from; e < end; e++) c[e] += sums[i * m * n + e];
       }
     }
   }

@@ -1055,7 +1055,12 @@ Deno.test("linear() by the CPU's own product is exact where every sum is a whole
     const edges = Array.from({ length: 70 }, (_, s) => [s + 1, s * 29 % 70 + 1, s * 43 % 70 + 1]);
     const rows = Array.from({ length: 24 }, (_, s) => [257 + s, 3 * s + 1, 70 - 3 * s]); // floats of fewer take another way
     const blocks = [[13, 600, 768], [300, 387, 129], [97, 33, 66], [31, 13, 4130], [1600, 5, 3]];
-    const shapes = [...edges, ...rows, ...blocks, [13, 4130, 31]] as [number, number, number][];
+    const tall = Array.from({ length: 4 }, (_, s) => [2200 + s, 21, 30]); // rows enough for threads to share a gradient's depth
+    const shapes = [...edges, ...rows, ...blocks, [13, 4130, 31], ...tall, [260, 384, 600]] as [
+      number,
+      number,
+      number,
+    ][];
     for (const [i, [N, IN, OUT]] of shapes.entries()) {
       reopen([1, 2, 6, 7][i % 4]!);
       const [x, w, residual, dout] = [
@@ -1153,7 +1158,7 @@ Deno.test("attention() of bfloat16 pairs agrees with float64 but for the roundin
   });
 });
 
-Deno.test("the CPU's own products give the same bits for any number of threads", () => {
+Deno.test("the CPU's own products, but gradients over many rows, give the same bits for any number of threads", () => {
   withOwnProducts((reopen) => {
     const H = { n_head: 6, n_kv_head: 2, head_dim: 40 }, T = 130, C = 96;
     const runs = [1, 2, 3].map((threads) => {
