@@ -13,6 +13,7 @@
 #include "formulas.h"
 #include "host.h"
 
+#include <atomic>
 #include <cfloat>
 #include <cmath>
 #include <cstdlib>
@@ -1699,8 +1700,28 @@ struct QueryBlock {
   }
 };
 
-/// Tasks that a thread takes at a time, so that it knows the next one.
-static int64_t tasks_at_once(int64_t tasks) { return max(1, min(4, tasks / (8 * thread_count))); }
+/// The tasks of a parallel region. A thread takes those of its own part in order, whose rows it has from products, then what is
+/// left of the others' parts.
+class Tasks {
+  struct alignas(64) Part {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  std::vector<Part> parts;
+
+ public:
+  Tasks(int64_t tasks, int64_t threads) : parts(threads) {
+    for (int64_t i = 0; i < threads; i++) parts[i].next = tasks * i / threads, parts[i].end = tasks * (i + 1) / threads;
+  }
+
+  template <class Run>
+  void share(const Run& run) {
+    for (size_t i = 0; i < parts.size(); i++) {
+      Part& part = parts[(omp_get_thread_num() + i) % parts.size()];
+      for (int64_t task; (task = part.next++) < part.end;) run(task);
+    }
+  }
+};
 
 /// Asks for where a task writes to, and for the queries of the next.
 static void fetch_queries(const float* out, const float* qkv, const AttentionSize& size, int64_t task) {
@@ -1713,16 +1734,18 @@ static void fetch_queries(const float* out, const float* qkv, const AttentionSiz
 /// All queries of qkv, the first at `pos`, to keys and values (B, K, T_max, D). memory: scratch for every thread.
 static void attend_all(float* out, float* lse, const float* qkv, const float* k, const float* v, const int32_t* starts,
                        const AttentionSize& size, int64_t pos, int64_t T_max, float* memory) {
-  int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, tasks = size.n_blocks() * B * H;
-#pragma omp parallel for num_threads(team(B * H * T * (pos + T) * D / 16)) schedule(dynamic, tasks_at_once(tasks))
-  for (int64_t task = 0; task < tasks; task++) {
+  int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D;
+  const int threads = team(B * H * T * (pos + T) * D / 16);
+  Tasks tasks(size.n_blocks() * B * H, threads);
+#pragma omp parallel num_threads(threads)
+  tasks.share([&](int64_t task) {
     const auto [b, head, t, queries] = QueryBlock(size, task);
     int64_t row = b * T + t, kv = (b * K + size.kv_head(head)) * T_max * D;
     fetch_queries(out, qkv, size, task);
     attend(out + row * size.out_row() + head * D, size.out_row(), lse ? lse + (b * H + head) * T + t : nullptr,
            qkv + row * size.qkv_row() + head * D, size.qkv_row(), k + kv, v + kv, starts ? starts + row : nullptr,
            queries, pos + t, D, memory + omp_get_thread_num() * AttentionScratch::floats(D));
-  }
+  });
 }
 
 // ---- attention by bfloat16 pairs ------------------------------------------------------------------------------------
@@ -1840,13 +1863,14 @@ PAIRS static void pair_attend(float* out, size_t out_row, float* lse, const floa
 PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv, const int32_t* starts,
                                         const AttentionSize& size) {
   const int64_t B = size.B, T = size.T, H = size.H, K = size.K, D = size.D, row = size.qkv_row();
-  const int64_t tasks = size.n_blocks() * B * H;
+  const int threads = team(size.work() * D / 16);
+  Tasks tasks(size.n_blocks() * B * H, threads);
   const PairedHeads heads(size);
   const size_t scratch = PairScratch::dwords(D);
   uint32_t* memory = (uint32_t*)workspace((thread_count * scratch + B * K * (heads.along + heads.across)) * sizeof(uint32_t));
   if (!memory) return 1;
   uint32_t *k = memory + thread_count * scratch, *v = k + B * K * heads.along;
-#pragma omp parallel num_threads(team(size.work() * D / 16))
+#pragma omp parallel num_threads(threads)
   {
 #pragma omp for
     for (int64_t pair = 0; pair < B * K; pair++) {
@@ -1854,15 +1878,14 @@ PAIRS static int pair_attention_forward(float* out, float* lse, const float* qkv
       pack_pairs_along(k + pair * heads.along, heads.row, from, row, D, T);
       pack_pairs_across(v + pair * heads.across, heads.wide, from + K * D, row, T, D);
     }
-#pragma omp for schedule(dynamic, tasks_at_once(tasks))
-    for (int64_t task = 0; task < tasks; task++) {
+    tasks.share([&](int64_t task) {
       const auto [b, head, t, queries] = QueryBlock(size, task);
       int64_t at = b * T + t, pair = b * K + size.kv_head(head);
       fetch_queries(out, qkv, size, task);
       pair_attend(out + at * size.out_row() + head * D, size.out_row(), lse + (b * H + head) * T + t,
                   qkv + at * row + head * D, row, k + pair * heads.along, v + pair * heads.across, heads,
                   starts ? starts + at : nullptr, queries, t, D, memory + omp_get_thread_num() * scratch);
-    }
+    });
   }
   return 0;
 }
@@ -2000,8 +2023,10 @@ static void attend_backward_all(float* dqkv, float* delta, const float* dout, co
     fetch_rows(head.dout + t * out_row, out_row, min(BLOCK, T - t), D);
     fetch_rows(head.out + t * out_row, out_row, min(BLOCK, T - t), D);
   };
-#pragma omp parallel for num_threads(team(size.work())) schedule(dynamic)
-  for (int64_t task = 0; task < size.B * K * parts; task++) {
+  const int threads = team(size.work());
+  Tasks tasks(size.B * K * parts, threads);
+#pragma omp parallel num_threads(threads)
+  tasks.share([&](int64_t task) {
     int64_t pair = task / parts;
     float* dk = partials + (parts > 1 ? task : omp_get_thread_num()) * 2 * head_floats;
     memset(dk, 0, 2 * head_floats * sizeof(float));
@@ -2014,7 +2039,7 @@ static void attend_backward_all(float* dqkv, float* delta, const float* dout, co
       block(head, t, min(BLOCK, T - t));
     }
     for (int64_t t = 0; parts == 1 && t < T; t++) sum_kv_row(dqkv, dk, size, parts, pair, t);
-  }
+  });
   if (parts == 1) return;
   int64_t rows = size.B * K * T;
 #pragma omp parallel for num_threads(team(rows * D))
