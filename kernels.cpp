@@ -340,21 +340,22 @@ struct Ahead {
 
 /// c (R, columns) = add + a b with R * NV vectors of sums in registers; add may be 0, or c. Element (i, p) of a lies at
 /// a[i * a_row + p * a_step], so a may be read transposed; rows of b (depth, columns), c and add lie b_row, c_row, add_row apart.
-/// Asks for a group of what is ahead every 16 elements of depth.
+/// Asks for c and add, and for a group of what is ahead every 16 elements of depth; ahead is 0 where all is at hand.
 template <class V, int R, int NV>
 static inline void tile(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                        const float* b, size_t b_row, int64_t depth, Ahead ahead) {
+                        const float* b, size_t b_row, int64_t depth, const Ahead* ahead) {
   const int width = sizeof(V) / sizeof(float);
+  Ahead soon = ahead ? *ahead : Ahead{};
   V sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
     UNROLL for (int j = 0; j < NV; j++) {
       sum[i][j] = V{};
-      __builtin_prefetch(c + i * c_row + j * width, 1);  // it is there when the sums are
-      if (add) __builtin_prefetch(add + i * add_row + j * width);
+      if (ahead) __builtin_prefetch(c + i * c_row + j * width, 1);  // it is there when the sums are
+      if (ahead && add) __builtin_prefetch(add + i * add_row + j * width);
     }
   }
   for (int64_t p = 0; p < depth;) {
-    ahead.fetch();
+    soon.fetch();
     for (const int64_t end = min(p + 16, depth); p < end; p++) {
       V row[NV];
       UNROLL for (int j = 0; j < NV; j++) row[j] = load<V>(b + p * b_row + j * width);
@@ -374,7 +375,7 @@ static inline void tile(float* c, size_t c_row, const float* add, size_t add_row
 /// The same for any number of columns; b has whole pieces.
 template <int R>
 static void strip_of(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                     const float* b, size_t b_row, int64_t columns, int64_t depth, Ahead ahead) {
+                     const float* b, size_t b_row, int64_t columns, int64_t depth, const Ahead* ahead) {
   int64_t j = 0;
   auto at = [&](int64_t j) { return add ? add + j : nullptr; };
   for (; j + TILE_VECTORS * W <= columns; j += TILE_VECTORS * W) {
@@ -396,8 +397,8 @@ static void strip_of(float* c, size_t c_row, const float* add, size_t add_row, c
 }
 
 /// The same for 1 to TILE_ROWS rows.
-static __attribute__((noinline)) void part_strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                  const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, Ahead ahead) {
+static void part_strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
+                       const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, const Ahead* ahead) {
   switch (rows) {
     case 1: return strip_of<1>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
     case 2: return strip_of<2>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, columns, depth, ahead);
@@ -408,15 +409,16 @@ static __attribute__((noinline)) void part_strip(float* c, size_t c_row, const f
   }
 }
 
-/// The same where it is a whole tile, as it mostly is: 4% of tiny's products are spent on the way through strip_of().
-static __attribute__((noinline)) void whole_strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a,
+/// The same for a whole tile.
+__attribute__((noinline)) static void whole_strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a,
                                                   size_t a_row, size_t a_step, const float* b, size_t b_row, int64_t depth,
-                                                  const Ahead& ahead) {
+                                                  const Ahead* ahead) {
   tile<vec, TILE_ROWS, TILE_VECTORS>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, depth, ahead);
 }
 
+/// The same. Nearly all are whole: the way through part_strip() takes 4% of tiny's products.
 static inline void strip(float* c, size_t c_row, const float* add, size_t add_row, const float* a, size_t a_row, size_t a_step,
-                         const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, const Ahead& ahead = {}) {
+                         const float* b, size_t b_row, int64_t rows, int64_t columns, int64_t depth, const Ahead* ahead = nullptr) {
   if (rows == TILE_ROWS && columns == TILE_VECTORS * W) {
     return whole_strip(c, c_row, add, add_row, a, a_row, a_step, b, b_row, depth, ahead);
   }
@@ -1337,17 +1339,19 @@ static inline void transpose16(__m512i r[16]) {
 /// rows of b are b_row pairs apart.
 template <int R, int NV>
 PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last, Ahead ahead) {
+                                   size_t a_step, const uint32_t* b, size_t b_row, int64_t pairs, __mmask16 last,
+                                   const Ahead* ahead) {
+  Ahead soon = ahead ? *ahead : Ahead{};
   __m512 sum[R][NV];
   UNROLL for (int i = 0; i < R; i++) {
     UNROLL for (int j = 0; j < NV; j++) {
       sum[i][j] = _mm512_setzero_ps();
-      __builtin_prefetch(c + i * c_row + j * 16, 1);  // 4% of a product's time: it is there when the sums are
-      if (add) __builtin_prefetch(add + i * add_row + j * 16);
+      if (ahead) __builtin_prefetch(c + i * c_row + j * 16, 1);  // 4% of a product's time: it is there when the sums are
+      if (ahead && add) __builtin_prefetch(add + i * add_row + j * 16);
     }
   }
   for (int64_t p = 0; p < pairs;) {
-    ahead.fetch();
+    soon.fetch();
     for (const int64_t end = min(p + 8, pairs); p < end; p++) {
       __m512bh row[NV];
       UNROLL for (int j = 0; j < NV; j++) row[j] = (__m512bh)_mm512_loadu_si512(b + p * b_row + j * 16);
@@ -1369,7 +1373,8 @@ PAIRS static inline void pair_tile(float* c, size_t c_row, const float* add, siz
 /// The same for any number of columns of which b has whole vectors.
 template <int R>
 PAIRS static void pair_strip_of(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
-                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs, const Ahead& ahead) {
+                                size_t a_step, const uint32_t* b, size_t b_row, int64_t columns, int64_t pairs,
+                                const Ahead* ahead) {
   int64_t j = 0;
   for (; j + PAIR_COLUMNS <= columns; j += PAIR_COLUMNS) {
     pair_tile<R, PAIR_VECTORS>(c + j, c_row, add ? add + j : nullptr, add_row, a, a_row, a_step, b + j, b_row, pairs, 0xffff, ahead);
@@ -1387,7 +1392,7 @@ PAIRS static void pair_strip_of(float* c, size_t c_row, const float* add, size_t
 /// The same for 1 to PAIR_ROWS rows.
 PAIRS static void pair_strip(float* c, size_t c_row, const float* add, size_t add_row, const uint32_t* a, size_t a_row,
                              size_t a_step, const uint32_t* b, size_t b_row, int64_t rows, int64_t columns, int64_t pairs,
-                             const Ahead& ahead = {}) {
+                             const Ahead* ahead = nullptr) {
   if (rows == PAIR_ROWS && columns == PAIR_COLUMNS) {  // as it mostly is
     return pair_tile<PAIR_ROWS, PAIR_VECTORS>(c, c_row, add, add_row, a, a_row, a_step, b, b_row, pairs, 0xffff, ahead);
   }
@@ -2344,7 +2349,7 @@ static int product(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const floa
               else if (i1 == m1 && after_j < n1 && panels_left == 0) ahead = panel_ahead(after_j, after_p, t);
               else if (i1 == m1 && after_j < n1 && panels_left == 1) ahead = strip_ahead(m0, after_p, t);
               Kind::multiply(to + at, n, before ? before + at : nullptr, n, strip_a + (i - i0) * a_row, a_row, ta ? STRIP_M : 1,
-                             panel, TILE_COLUMNS, min(TILE_ROWS, i1 - i), width, divide_up(depth, Kind::DEPTH), ahead);
+                             panel, TILE_COLUMNS, min(TILE_ROWS, i1 - i), width, divide_up(depth, Kind::DEPTH), &ahead);
             }
           }
         }
