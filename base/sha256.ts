@@ -1,7 +1,7 @@
 // Checksums of several files at a time.
 import { isFile, sha256OfShared, type SharedFiles } from "./files.ts";
-import type { Summed } from "./sha256_worker.ts";
-import { errorOf } from "./worker_scope.ts";
+import type { SharedSums } from "./sha256_worker.ts";
+import { ask } from "./worker_scope.ts";
 
 const MANY_BYTES = 1 << 28; // that take longer than it takes to start a Worker
 
@@ -29,16 +29,7 @@ export function beginSums(paths: string[]): () => Promise<string[]> {
 async function sumUpInWorker(shared: SharedFiles): Promise<Map<string, string>> {
   const worker = new Worker(new URL("./sha256_worker.ts", import.meta.url), { type: "module" });
   try {
-    const { promise, resolve, reject } = Promise.withResolvers<Summed>();
-    worker.onmessage = ({ data }: MessageEvent<Summed>) => resolve(data);
-    worker.onerror = (event) => {
-      event.preventDefault();
-      reject(new Error(`A Worker failed: ${event.message}`));
-    };
-    worker.postMessage(shared);
-    const answer = await promise;
-    if ("error" in answer) throw errorOf(answer);
-    return answer.sums;
+    return (await ask<SharedSums>(worker, shared)).sums;
   } finally {
     worker.terminate();
   }

@@ -4,14 +4,14 @@ import { sha256OfShared, type SharedFiles } from "./files.ts";
 import { type Failed, failedBy, workerScope } from "./worker_scope.ts";
 
 /** An answer. */
-export type Summed = { sums: Map<string, string> } | Failed;
+export type SharedSums = { sums: Map<string, string> };
 
 const worker = workerScope();
 
 worker.onmessage = ({ data }: MessageEvent<SharedFiles>) => {
   try {
-    worker.postMessage({ sums: sha256OfShared(data) } satisfies Summed);
+    worker.postMessage({ sums: sha256OfShared(data) } satisfies SharedSums);
   } catch (error) {
-    worker.postMessage(failedBy(error) satisfies Summed);
+    worker.postMessage(failedBy(error) satisfies Failed);
   }
 };

@@ -33,3 +33,26 @@ export function failedBy(error: unknown): Failed {
 export function errorOf({ error, isUserError }: Failed): Error {
   return isUserError ? new UserError(error) : new Error(error);
 }
+
+/** Gives a Worker an order and waits for its answer. Throws errorOf() of what failed in it, an Error where it ended otherwise. */
+export async function ask<Answer extends object>(
+  worker: Worker,
+  order: object,
+  transfer: Transferable[] = [],
+): Promise<Answer> {
+  const { promise, resolve, reject } = Promise.withResolvers<Answer | Failed>();
+  worker.onmessage = ({ data }: MessageEvent<Answer | Failed>) => resolve(data);
+  worker.onmessageerror = () => reject(new Error("The answer of a Worker cannot be read"));
+  worker.onerror = (event) => {
+    event.preventDefault();
+    reject(new Error(`A Worker failed: ${event.message}`));
+  };
+  worker.postMessage(order, transfer);
+  const answer = await promise;
+  if (isFailed(answer)) throw errorOf(answer);
+  return answer;
+}
+
+function isFailed(answer: object): answer is Failed {
+  return "error" in answer;
+}

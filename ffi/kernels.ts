@@ -56,7 +56,7 @@ export function linear_dgrad_bf16(
   N: number,
   IN: number,
   OUT: number,
-  accumulate: 0 | 1,
+  accumulate: number,
 ): void {
   check(s.linear_dgrad_bf16(dx, dout, weight, N, IN, OUT, accumulate));
 }

@@ -1,7 +1,7 @@
 // Saves checkpoints beside training: each rank makes a copy of its part at once, and a Worker writes it while the next steps run.
 // What all ranks do together they do at the same places of the loop: they begin, and once each has said in a step that its
 // part is written, rank 0 gives the checkpoint its name.
-import { errorOf, type Failed } from "../base/worker_scope.ts";
+import { ask } from "../base/worker_scope.ts";
 import { device, hostLimits } from "../ffi/library.ts";
 import {
   bytesOf,
@@ -176,16 +176,6 @@ export class Saver implements AsyncDisposable {
     const worker = this.#worker ??= new Worker(new URL("./save_worker.ts", import.meta.url), {
       type: "module",
     });
-    const { promise, resolve, reject } = Promise.withResolvers<Done | Failed>();
-    worker.onmessage = ({ data }: MessageEvent<Done | Failed>) => resolve(data);
-    worker.onmessageerror = () => reject(new Error("The Worker that saves said what cannot be read"));
-    worker.onerror = (event) => {
-      event.preventDefault();
-      reject(new Error(`The Worker that saves failed: ${event.message}`));
-    };
-    worker.postMessage(order, "copies" in order ? order.copies.map(({ buffer }) => buffer) : []);
-    const answer = await promise;
-    if (!("error" in answer)) return answer;
-    throw errorOf(answer);
+    return await ask(worker, order, "copies" in order ? order.copies.map(({ buffer }) => buffer) : []);
   }
 }
