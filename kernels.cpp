@@ -2185,8 +2185,8 @@ int attention_cached(float* out, float* k_cache, float* v_cache, const float* qk
 /// Blocks of a product, in rows, columns and cells of depth: of 4 bytes each, a float or a pair of bfloat16.
 enum {
   TILE_COLUMNS = TILE_VECTORS * W,
-  BLOCK_CELLS = 384,  // that are summed in registers
-  B_CELLS = BLOCK_CELLS * 512,  // of b that are packed at a time, by each thread
+  BLOCK_CELLS = 512,  // that are summed in registers
+  B_CELLS = BLOCK_CELLS * 384,  // of b that are packed at a time, by each thread
   STRIP_M = 96,       // rows of a, by each thread
   A_ROW = BLOCK_CELLS + 16,  // cells of a packed row of a: no power of two, which would share few sets of the cache
 };
