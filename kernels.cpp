@@ -330,10 +330,10 @@ struct Ahead {
   const char* group = nullptr;
   size_t step = 0;   // bytes from a group to the next
   size_t apart = 0;  // and between the lines of a group
-  int lines = 0;
+  int64_t lines = 0;
 
   void fetch() {
-    for (int i = 0; i < lines; i++) __builtin_prefetch(group + i * apart);
+    for (int64_t i = 0; i < lines; i++) __builtin_prefetch(group + i * apart);
     group += step;
   }
 };
@@ -2286,9 +2286,9 @@ static int threads_deep(int threads, int64_t m, int64_t k) {
   return deep;
 }
 
-/// c (m, n) = add + op(a) op(b); add (m, n) may be 0, or c. See gemm(). Each thread has a part of c of its own and packs all that
-/// it reads: two that share what one has packed wait for each other and for their caches, which takes longer. lower: of c only the
-/// tiles with elements (i, j), j <= i.
+/// c (m, n) = add + op(a) op(b); add (m, n) may be 0, or c. See gemm(). Each thread has a part of c of its own, or of what is
+/// added to c at the end, and packs all that it reads: two that share what one has packed wait for each other and for their
+/// caches, which takes longer. lower: of c only the tiles with elements (i, j), j <= i.
 template <class Kind, class T>
 static int product(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const float* a, const T* b, const float* add, float* c,
                    bool lower = false) {
@@ -2316,9 +2316,9 @@ static int product(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const floa
     Cell *packed_a = packed + number * (a_cells + b_cells), *packed_b = packed_a + a_cells;
     // What the tile t of the 16 of a strip asks for: its share of a panel or strip that is packed soon.
     auto panel_ahead = [&](int64_t j, int64_t p, int64_t t) -> Ahead {
-      const int64_t size = sizeof(T);
-      if (tb) return {(const char*)(b + (j + 4 * t) * k + p), (size_t)(16 * size), (size_t)(k * size), 4};
-      return {(const char*)(b + (p + block_k / 16 * t) * n + j), (size_t)(n * size), (size_t)(16 * size), 4};
+      const int64_t size = sizeof(T), lines = TILE_COLUMNS / 16;
+      if (tb) return {(const char*)(b + (j + lines * t) * k + p), (size_t)(16 * size), (size_t)(k * size), lines};
+      return {(const char*)(b + (p + block_k / 16 * t) * n + j), (size_t)(n * size), (size_t)(16 * size), lines};
     };
     auto strip_ahead = [&](int64_t i, int64_t p, int64_t t) -> Ahead {
       if (!ta) return {(const char*)(a + (i + TILE_ROWS * t) * k + p), 64, (size_t)(4 * k), TILE_ROWS};
